@@ -1,0 +1,197 @@
+"""``sdpo check``: everything a person should see before money is spent."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from flows.commands import scratch_run
+from flows.console import table
+from sdpo.batching import HEAD_CHUNK_BYTES, micro_batch_tokens, optimizer_steps
+from sdpo.config import RunConfig, TrainingConfig
+from sdpo.digest import read_config, tensor_entries
+from sdpo.nodes import prepare_data, reserve, tokenise
+from sdpo.planning import check, needs_gamma, partition
+from sdpo.run import Context
+from sdpo.spec import ViewSpec
+from sdpo.tokens.store import LengthSummary, TokenFile
+
+_GIB = 2**30
+_SHOWN_CHARS = 1200
+
+
+def check_recipe(config: RunConfig, *, console: Console) -> None:
+    """Prepare and tokenise the data in a scratch run and print what a run would work with.
+
+    Raises:
+        UserError: what the run itself would refuse.
+    """
+    with scratch_run(config, console=console) as context:
+        data = prepare_data(context)
+        tokens = TokenFile.open(tokenise(context))
+        record = reserve(context)
+        console.print(table(_source_rows(data["outputs"], record["outputs"]), title="Data"))
+        _print_pair(context, tokens, console)
+        lengths = tokens.length_summary()
+        console.print(table(_length_rows(lengths), title="Lengths, in tokens"))
+        console.print(
+            f"truncated: {lengths.chosen_truncated:.1%} of the chosen, "
+            f"{lengths.rejected_truncated:.1%} of the rejected completions "
+            f"(data.max_length {config.data.max_length})",
+            highlight=False,
+        )
+        check(context)
+        if needs_gamma(context):
+            console.print("the order of steps needs gamma under M_0: `sdpo run` measures it")
+        else:
+            steps = [(step.step, step.pairs) for step in partition(context).steps]
+            rows = [_step_row(context, number, pairs) for number, pairs in steps]
+            console.print(table(rows, title="Steps"))
+        memory = estimate_memory(context, context.config.training)
+        console.print(table(memory.rows(), title="Memory per device, estimated"))
+
+
+def _source_rows(data: dict[str, Any], reserved: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": source["name"],
+            "read as": f"{source['format']}: {source['layout']}",
+            "rows": source["read"],
+            "pairs": source["kept"],
+            "reserved": reserved["reserved"][source["name"]],
+            "rejected": ", ".join(f"{n} {reason}" for reason, n in source["rejected"].items()),
+            "unused columns": ", ".join(source["unused_columns"]),
+        }
+        for source in data["sources"]
+    ]
+
+
+def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
+    row = int(np.flatnonzero(tokens.usable)[0])
+    spec = ViewSpec(
+        name="view",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        tokenizer=context.resolved.model,
+        tokens=tokens.path,
+        row=row,
+    )
+    pair = context.stage(spec)["pair"]
+    prompt = escape(_shortened(pair["prompt"]["text"]))
+    for side in ("chosen", "rejected"):
+        view = pair[side]
+        cut = " (truncated)" if view["truncated"] else ""
+        title = f"{side}: {pair['prompt']['tokens']} + {view['tokens']} tokens scored{cut}"
+        body = f"[dim]{prompt}[/][bold red]│[/]{escape(_shortened(view['text']))}"
+        ends = f"last tokens: {' '.join(view['last'])}"
+        console.print(Panel(body, title=title, subtitle=escape(ends), title_align="left"))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    half = _SHOWN_CHARS // 2
+    return f"{text[:half]} […{len(text) - _SHOWN_CHARS} characters…] {text[-half:]}"
+
+
+def _length_rows(lengths: LengthSummary) -> list[dict[str, Any]]:
+    return [
+        {
+            "of": name,
+            "median": round(quantiles.median),
+            "p95": round(quantiles.p95),
+            "max": quantiles.maximum,
+        }
+        for name in ("prompt", "chosen", "rejected", "sequence")
+        for quantiles in [getattr(lengths, name)]
+    ]
+
+
+def _step_row(context: Context, number: int, pairs: int) -> dict[str, Any]:
+    training = context.config.training_of(number)
+    steps = optimizer_steps(
+        pairs,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+    )
+    return {
+        "step": number,
+        "pairs": pairs,
+        "optimizer steps": steps,
+        "objective": f"{training.objective}, beta {training.beta:g}",
+        "learning rate": f"{training.learning_rate:g}",
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes of one device while it trains. Activations are a rule of thumb, the rest is counted."""
+
+    parameters: int
+    trained: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    head_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.head_bytes
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For a table."""
+        parts = {
+            f"weights ({self.parameters:,} parameters, fp32)": self.weights_bytes,
+            f"gradients ({self.trained:,} trained)": self.gradients_bytes,
+            "optimizer state": self.optimizer_bytes,
+            "activations of a micro-batch": self.activations_bytes,
+            "head, in chunks": self.head_bytes,
+            "in all": self.total_bytes,
+        }
+        return [{"what": what, "GiB": f"{size / _GIB:.2f}"} for what, size in parts.items()]
+
+
+def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimate:
+    """What training takes on one device, from the model's files and the settings.
+
+    Activations: per token and layer about 14 hidden and 4 feed-forward widths are kept for the
+    backward pass (one hidden width with gradient checkpointing), in the arithmetic's precision.
+    """
+    config = read_config(context.resolved.model)
+    text = config.get("text_config", config)
+    parameters = sum(entry.elements for entry in tensor_entries(context.resolved.model))
+    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
+    inner = int(text.get("intermediate_size") or 4 * hidden)
+    trained = parameters
+    if training.lora_r:
+        # all-linear: q, k, v, o and three feed-forward matrices of each layer
+        trained = layers * training.lora_r * (8 * hidden + 3 * (hidden + inner))
+    width = hidden if training.gradient_checkpointing else 14 * hidden + 4 * inner
+    tokens = micro_batch_tokens(
+        training.micro_batch_tokens, device=str(context.config.launch.device)
+    )
+    bytes_each = 2 if training.precision == "bf16" else 4
+    states = 2 if training.optimizer == "adamw" else 1
+    return MemoryEstimate(
+        parameters=parameters,
+        trained=trained,
+        weights_bytes=4 * parameters,
+        gradients_bytes=4 * trained,
+        optimizer_bytes=4 * states * trained,
+        activations_bytes=math.ceil(tokens * layers * width * bytes_each),
+        head_bytes=3 * HEAD_CHUNK_BYTES,
+    )

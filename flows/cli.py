@@ -1,0 +1,224 @@
+"""The command line: ``sdpo``. Exit codes: 0 done, 1 a fault, 2 the user's mistake, 130 interrupted.
+
+Commands load what they need when they are called: ``--help`` must not wait for anything, and
+Prefect is loaded only where it is asked for.
+"""
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from partitions import PartitionError
+from sdpo import __version__
+from sdpo.config import RunConfig, StoreConfig
+from sdpo.errors import Interrupted, SdpoError, UserError
+from sdpo.recipe import check_run_name, load_recipe
+
+_INTERRUPTED = 130
+_PLAIN_COLUMNS = 120
+
+app = typer.Typer(
+    help="Stepwise DPO: align a model in steps, each step's model the next step's reference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A console whose tables are not cut where the output goes to a file or a pipe."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if terminal else max(_PLAIN_COLUMNS, shutil.get_terminal_size().columns)
+    return Console(stderr=stderr, width=width)
+
+
+out = _console()
+err = _console(stderr=True)
+
+Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: group.key=value; may be given many times."),
+]
+Name = Annotated[str, typer.Option("--name", help="Name of the run; else the recipe's.")]
+Limit = Annotated[int, typer.Option("--limit", help="Pairs per source, for a smoke run; 0: all.")]
+RunsDir = Annotated[
+    Path | None, typer.Option("--runs-dir", help="Folder of the runs; else the recipe's, or runs/.")
+]
+
+
+def _config(
+    recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
+) -> RunConfig:
+    settings = list(overrides or [])
+    if name:
+        settings.append(f"name={json.dumps(check_run_name(name))}")
+    if limit:
+        settings.append(f"data.limit={limit}")
+    if runs_dir is not None:
+        settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
+    return load_recipe(recipe, overrides=settings)
+
+
+def _run_folder(run: str, runs_dir: Path | None) -> Path:
+    """A run's folder, given by name or, as shells complete it, by path."""
+    if "/" in run and Path(run).is_dir():
+        return Path(run)
+    return (runs_dir or Path(StoreConfig().runs_dir)) / check_run_name(run)
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    name: Name = "",
+    limit: Limit = 0,
+    runs_dir: RunsDir = None,
+    prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
+) -> None:
+    """Run a recipe to its last step; what is done already is not done again."""
+    from flows.commands import run_recipe
+
+    run_recipe(_config(recipe, overrides, name, limit, runs_dir), console=out, prefect=prefect)
+
+
+@app.command()
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    limit: Limit = 0,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Look before training: data, one pair decoded, lengths, truncation, memory."""
+    from flows.check import check_recipe
+
+    check_recipe(_config(recipe, overrides, "", limit, runs_dir), console=out)
+
+
+@app.command()
+def partition(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    name: Name = "",
+    limit: Limit = 0,
+    runs_dir: RunsDir = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="Where plan.json goes; else the run's folder.")
+    ] = None,
+) -> None:
+    """Plan which pair goes to which step, without loading a model."""
+    from flows.commands import plan_recipe
+
+    config = _config(recipe, overrides, name, limit, runs_dir)
+    plan_recipe(config, console=out, target=target)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    step: Annotated[int | None, typer.Option("--step", help="Step; else the last.")] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16 or float16.")
+    ] = "bfloat16",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Write a copy of a step's model in another precision."""
+    from flows.commands import export_model
+
+    export_model(_run_folder(run, runs_dir), folder, step=step, dtype=dtype, console=out)
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(help="Run, by name; else all runs.")] = "",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Show how far a run is, or list the runs."""
+    from flows.commands import show_status
+
+    folder = _run_folder(run, runs_dir) if run else None
+    show_status(folder, runs_dir=runs_dir or Path(StoreConfig().runs_dir), console=out)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
+) -> None:
+    """Write report.html anew from what is in the run's folder."""
+    from flows.commands import render
+
+    render(_run_folder(run, runs_dir), console=out)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
+    raise Interrupted("terminated")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; what went wrong is told on stderr."""
+    try:
+        code = app(args=arguments, prog_name="sdpo", standalone_mode=False)
+    except (UserError, PartitionError) as error:
+        err.print(f"[red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        return 2
+    except typer.TyperException as error:
+        err.print(f"[red]error:[/] {_escaped(error)} (see `sdpo --help`)", highlight=False)
+        return 2
+    except (KeyboardInterrupt, Interrupted):
+        return _interrupted()
+    except SdpoError as error:
+        err.print(f"[red]failed:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        return 1
+    if code == _INTERRUPTED:  # typer turns a KeyboardInterrupt into this code
+        return _interrupted()
+    return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    err.print("interrupted: what was complete stands; run the same command to go on")
+    return _INTERRUPTED
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What the commands do."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.console import RunConsole, table
+from flows.tables import gamma_rows, partition_rows
+from sdpo.chain import run_chain
+from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
+from sdpo.errors import UserError
+from sdpo.nodes import prepare_data, reserve, tokens_path
+from sdpo.planning import needs_gamma, partition, plan_on_text
+from sdpo.report import write_report
+from sdpo.resolve import cache_dir
+from sdpo.run import Context, open_run
+from sdpo.spec import ExportSpec
+from sdpo.store import RunFolder
+from sdpo.supervisor import run_stage
+
+
+def run_recipe(config: RunConfig, *, console: Console, prefect: bool) -> None:
+    """Run the chain, then print its tables and where the report is."""
+    if prefect:
+        # Prefect is loaded only where it is asked for: two seconds and a server.
+        from flows.align import align
+
+        result = align(**{name: getattr(config, name) for name in RunConfig.model_fields})
+    else:
+        with RunConsole(console) as listen:
+            result = run_chain(config, listen=listen)
+    if not result.executed:
+        console.print(f"run {config.name} is complete: nothing to do", highlight=False)
+    console.print()
+    console.print(table(partition_rows(result.run), title="Partitions"))
+    console.print(table(gamma_rows(result.run), title="gamma, in nats, by model and probe"))
+    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
+    """A run in a temporary folder, with the real caches: for looking, not for keeping."""
+    with tempfile.TemporaryDirectory(prefix="sdpo-") as folder, RunConsole(console) as listen:
+        store = StoreConfig(runs_dir=folder, cache_dir=str(cache_dir(config)))
+        with open_run(config.model_copy(update={"store": store}), listen=listen) as context:
+            yield context
+
+
+def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> None:
+    """Print the partition plan and write plan.json; on text alone where no tokens are cached."""
+    with scratch_run(config, console=console) as context:
+        prepare_data(context)
+        if needs_gamma(context):
+            console.print(
+                "this strategy needs gamma of every pair under M_0, which must be measured first: "
+                "`sdpo run` measures it and plans with it",
+                soft_wrap=True,
+            )
+            return
+        if tokens_path(context).is_file():
+            reserve(context)
+            partition(context)
+        else:
+            plan_on_text(context)
+            console.print("token lengths are not cached yet: lengths are in characters")
+        rows = partition_rows(context.run.path)
+        content = context.run.plan_file.read_text(encoding="utf-8")
+    console.print(table(rows, title=f"Partition plan: {config.partition.strategy}"))
+    run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
+    if target is None and run.run_file.is_file():
+        console.print(f"run {run.name} keeps its own plan: {run.plan_file}", soft_wrap=True)
+        return
+    where = target or run.plan_file
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text(content, encoding="utf-8")
+    console.print(f"plan: {where}", highlight=False, soft_wrap=True)
+
+
+def export_model(
+    run: Path, folder: Path, *, step: int | None, dtype: str, console: Console
+) -> None:
+    """Write M_step as ``folder`` in ``dtype``."""
+    known = get_args(ExportSpec.model_fields["dtype"].annotation)
+    if dtype not in known:
+        raise UserError(f"--dtype {dtype}: known are {', '.join(known)}")
+    if folder.exists():
+        raise UserError(f"{folder} exists already: name a new folder")
+    stored = RunFolder(run)
+    config = RunConfig.model_validate(stored.read_run()["config"])
+    done = stored.complete_steps()
+    number = step if step is not None else (done[-1] if done else -1)
+    if number not in done:
+        listed = ", ".join(map(str, done)) or "none"
+        raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
+    with RunConsole(console) as listen:
+        run_stage(
+            ExportSpec(
+                name=f"export-{number}",
+                run=run.absolute(),
+                model=ModelConfig(trust_remote_code=config.model.trust_remote_code),
+                launch=LaunchConfig(device="cpu", strategy="single", threads=1),
+                source=stored.model(number).absolute(),
+                out=folder.absolute(),
+                dtype=dtype,
+            ),
+            listen=listen,
+        )
+    console.print(f"M_{number} in {dtype}: {folder}", highlight=False, soft_wrap=True)
+
+
+def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
+    """One run in detail, or a line for each."""
+    if run is None:
+        rows = [_status_row(RunFolder(p.parent)) for p in sorted(runs_dir.glob("*/run.yaml"))]
+        if rows:
+            console.print(table(rows))
+        else:
+            console.print(f"no runs in {runs_dir.absolute()}", soft_wrap=True)
+        return
+    stored = RunFolder(run)
+    content = stored.read_run()
+    console.print(f"[bold]{escape(content['name'])}[/], created {content['created']}")
+    rows = [_step_row(stored, number) for number in stored.complete_steps()]
+    if rows:
+        console.print(table(rows))
+    planned = _planned_steps(stored)
+    console.print(f"{sum(row['step'] > 0 for row in rows)} of {planned or '?'} steps are complete")
+
+
+def _planned_steps(run: RunFolder) -> int:
+    plan = run.read_record("plan")
+    return int(plan["outputs"]["steps"]) if plan else 0
+
+
+def _status_row(run: RunFolder) -> dict[str, Any]:
+    done = [number for number in run.complete_steps() if number]
+    return {
+        "run": run.name,
+        "created": run.read_run()["created"],
+        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
+        "report": "yes" if run.report.is_file() else "",
+    }
+
+
+def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
+    record = run.read_record(f"step-{number}")
+    assert record is not None, "only complete steps are shown"
+    seconds = sum(record["timings_s"].values())
+    return {
+        "step": number,
+        "kind": record["kind"],
+        "optimizer steps": record["optimizer_steps"],
+        "seconds": round(seconds, 1),
+        "model": record["outputs"]["model"][:16],
+        "finished": datetime.fromisoformat(record["created"]).strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def render(run: Path, *, console: Console) -> None:
+    """Write the report anew."""
+    RunFolder(run).read_run()
+    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,123 @@
+"""What a person at a terminal sees of a run: one line per node, a bar with the time left."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from sdpo.events import Event
+
+_PLAIN_EVERY_S = 5.0
+"""Seconds between progress lines where the output is not a terminal."""
+
+
+class RunConsole:
+    """Listens to a run's events. Use it as a context manager around the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._phase = ""
+        self._bar: TaskID | None = None
+        self._started_s = self._printed_s = time.monotonic()
+
+    def __enter__(self) -> "RunConsole":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event["event"]:
+            case "node":
+                self._node(event)
+            case "progress":
+                self._show_progress(event)
+            case "warning":
+                message = escape(event["message"])
+                self._console.print(f"[yellow]warning:[/] {message}", highlight=False)
+            case "published":
+                self._console.print(
+                    f"  published M_{event['step']} [dim]{event['model'][:16]}", highlight=False
+                )
+            case _:
+                pass
+
+    def _node(self, event: Event) -> None:
+        if event["status"] == "reuse":
+            self._console.print(f"[green]✓[/] {event['node']} [dim]is done", highlight=False)
+        else:
+            why = event["reason"]
+            reason = "" if why in ("", "not done yet") else f" [dim]({escape(why)})"
+            self._console.print(f"[cyan]▶[/] {event['node']}{reason}", highlight=False)
+
+    def _show_progress(self, event: Event) -> None:
+        if event["phase"] != self._phase:
+            self._new_phase(event)
+        done, total = event["done"], event["total"]
+        if self._bar is not None:
+            self._progress.update(
+                self._bar, completed=done, total=total, note=event.get("note", "")
+            )
+        elif time.monotonic() - self._printed_s > _PLAIN_EVERY_S:
+            self._printed_s = time.monotonic()
+            self._console.print(self._plain(event), highlight=False)
+        if done == total and self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._phase, self._bar = "", None
+
+    def _new_phase(self, event: Event) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+        self._phase, self._bar = event["phase"], None
+        self._started_s = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = self._progress.add_task(
+                event["phase"], total=event["total"], unit=event["unit"], note=""
+            )
+
+    def _plain(self, event: Event) -> str:
+        done, total = event["done"], event["total"]
+        line = f"  {event['phase']}: {done}/{total or '?'} {event['unit']}"
+        if total and done:
+            left = (time.monotonic() - self._started_s) * (total - done) / done
+            line += f", about {left:.0f} s left"
+        return f"{line} {event.get('note', '')}".rstrip()
+
+
+def table(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> Table:
+    """A table of mappings with the same keys."""
+    rows = list(rows)
+    made = Table(title=title or None, title_justify="left", header_style="bold")
+    for name in rows[0] if rows else []:
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        made.add_column(str(name), justify="right" if numeric else "left")
+    for row in rows:
+        made.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
+    return made

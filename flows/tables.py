@@ -1,0 +1,50 @@
+"""Rows of the tables that the command line prints and the Prefect UI shows."""
+
+from pathlib import Path
+from typing import Any
+
+from sdpo.files import read_json
+from sdpo.store import RunFolder
+
+Row = dict[str, Any]
+
+
+def partition_rows(run: Path) -> list[Row]:
+    """Per step: pairs, pairs of each source, tokens (or characters) of a pair."""
+    plan = read_json(RunFolder(run).plan_file)
+    return [_partition_row(entry, plan.get("unit", "tokens")) for entry in plan["steps"]]
+
+
+def _partition_row(entry: Row, unit: str) -> Row:
+    lengths = entry["lengths"]["sequence"]
+    return {
+        "step": entry["step"],
+        "pairs": entry["pairs"],
+        "sources": ", ".join(f"{name} {count}" for name, count in entry["sources"].items()),
+        f"{unit} median": round(lengths["median"]),
+        f"{unit} p95": round(lengths["p95"]),
+        f"{unit} max": lengths["maximum"],
+    }
+
+
+def gamma_rows(run: Path) -> list[Row]:
+    """Per model and probe: mean gamma, standard error, accuracies; of the last finished step."""
+    views = sorted(run.glob("step-*/gamma.json"), key=lambda path: int(path.parent.name[5:]))
+    if not views:
+        return []
+    return [
+        {
+            "model": entry["model"],
+            "probe": entry["probe"],
+            "pairs": entry["pairs"],
+            "mean gamma": _rounded(entry["mean"]),
+            "se": _rounded(entry["se"]),
+            "ranking": _rounded(entry["ranking_accuracy"]),
+            "vs S": _rounded(entry.get("accuracy_vs_S")),
+        }
+        for entry in read_json(views[-1])
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

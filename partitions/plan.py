@@ -1,0 +1,184 @@
+"""The plan: which pair goes to which step, checked, and in a form that can be stored and explained.
+
+This module owns the invariants of a plan, whatever strategy made it: every pair has exactly one
+step, and no step is empty.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.errors import PartitionError
+from partitions.pairs import Ids, Pairs, argsort_ids, ids_to_bytes, run_starts
+from partitions.registry import Assignment, PartitionSettings, Strategy, get
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of a plan.
+
+    step: from 1.
+    contents: what the step is made of, in words.
+    pairs: number of pairs.
+    sources: pairs per source, of the sources that the step has pairs of, in the recipe's order.
+    digest: sha256 (hex) over the step's pair ids, ascending, 16 bytes big-endian each.
+    """
+
+    step: int
+    contents: str
+    pairs: int
+    sources: Mapping[str, int]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A checked assignment of pairs to steps.
+
+    step_of: int32[n], the step of each pair from 1, in the order of the pairs' rows.
+    steps: one entry per step, in order.
+    measured: summaries of the features that the plan rests on; empty where it rests on none.
+    ignored_settings: names of settings that were changed and have no effect on this strategy.
+    """
+
+    settings: PartitionSettings
+    step_of: NDArray[np.int32]
+    steps: tuple[StepPlan, ...]
+    measured: Mapping[str, Mapping[str, float]]
+    ignored_settings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan without its rows, of JSON types, independent of the rows' order."""
+        settings = asdict(self.settings)
+        return {
+            "strategy": settings.pop("strategy"),
+            "settings": {
+                **settings,
+                "groups": [list(group) for group in self.settings.groups],
+                "fractions": list(self.settings.fractions),
+                "strata": list(self.settings.strata),
+            },
+            "ignored_settings": list(self.ignored_settings),
+            "measured": {name: dict(values) for name, values in self.measured.items()},
+            "pairs": len(self.step_of),
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
+    """Assign every pair to a step as ``settings`` say, and check the result.
+
+    Raises :class:`PartitionError` for settings that cannot be followed, a feature that is not
+    measured yet (``get(settings.strategy).needs(settings)`` names them), and an empty step.
+    """
+    strategy = get(settings.strategy)
+    if len(pairs) == 0:
+        raise PartitionError(
+            "there are no pairs to partition: see which rows were not used, and why"
+        )
+    if missing := strategy.needs(settings) - pairs.features.keys():
+        raise PartitionError(
+            f"strategy `{strategy.name}` with these settings needs {', '.join(sorted(missing))} "
+            "of every pair: measure it under M_0 first"
+        )
+    assignment = strategy.assign(pairs, settings)
+    counts = _checked_counts(assignment, pairs, strategy)
+    digests = _digests(pairs.ids, assignment.step_of, len(counts))
+    return Plan(
+        settings=settings,
+        step_of=assignment.step_of,
+        steps=tuple(
+            StepPlan(
+                step=step,
+                contents=assignment.contents[step - 1],
+                pairs=int(row.sum()),
+                sources={
+                    name: int(count)
+                    for name, count in zip(pairs.source_names, row, strict=True)
+                    if count
+                },
+                digest=digests[step - 1],
+            )
+            for step, row in enumerate(counts, 1)
+        ),
+        measured=assignment.measured,
+        ignored_settings=tuple(name for name in settings.changed() if name not in strategy.uses),
+    )
+
+
+def _checked_counts(assignment: Assignment, pairs: Pairs, strategy: Strategy) -> NDArray[np.int64]:
+    """Pairs per step and source, int64[steps, sources], of an assignment that holds up."""
+    step_of, n_steps = assignment.step_of, len(assignment.contents)
+    if step_of.dtype != np.int32 or step_of.shape != (len(pairs),):
+        raise PartitionError(
+            f"strategy `{strategy.name}` returned {step_of.dtype}{list(step_of.shape)} where "
+            f"int32[{len(pairs)}] was due"
+        )
+    if step_of.min() < 1 or step_of.max() > n_steps:
+        raise PartitionError(
+            f"strategy `{strategy.name}` made {n_steps} steps but assigned pairs to steps "
+            f"{step_of.min()} to {step_of.max()}"
+        )
+    n_sources = len(pairs.source_names)
+    cell = (step_of - np.int32(1)) * np.int64(n_sources) + pairs.source
+    counts = np.bincount(cell, minlength=n_steps * n_sources).reshape(n_steps, n_sources)
+    for step in np.flatnonzero(counts.sum(axis=1) == 0) + 1:
+        raise PartitionError(
+            f"step {step} ({assignment.contents[step - 1]}) has none of the {len(pairs)} pairs: "
+            f"{strategy.when_empty}"
+        )
+    return counts
+
+
+def _digests(ids: Ids, step_of: NDArray[np.int32], n_steps: int) -> list[str]:
+    """sha256 (hex) over the sorted ids of each step."""
+    order = argsort_ids(ids)
+    digests = []
+    for step in range(1, n_steps + 1):
+        rows = order[step_of[order] == step]
+        sha = hashlib.sha256()
+        for start in range(0, len(rows), _CHUNK):
+            sha.update(ids_to_bytes(ids[rows[start : start + _CHUNK]]))
+        digests.append(sha.hexdigest())
+    return digests
+
+
+class Overlap(TypedDict):
+    """Prompts that occur in exactly these steps, and the pairs that have them."""
+
+    steps: list[int]
+    prompts: int
+    pairs: int
+
+
+def prompt_overlap(prompt_ids: Ids, step_of: NDArray[np.int32]) -> list[Overlap]:
+    """Prompts that occur in more than one partition, counted by the steps they occur in.
+
+    prompt_ids: uint64[n, 2], the id of each pair's prompt. step_of: int32[n], from 1.
+    """
+    if len(prompt_ids) == 0:
+        return []
+    order = argsort_ids(prompt_ids)
+    starts = run_starts(prompt_ids[order])
+    steps = step_of[order]
+    repeats = np.diff(starts, append=len(order))
+    # Only prompts in several steps go on: in most data they are few.
+    spread = np.minimum.reduceat(steps, starts) != np.maximum.reduceat(steps, starts)
+    steps = steps[np.repeat(spread, repeats)]
+    pairs_of_prompt = repeats[spread]
+    occurs = np.zeros((len(pairs_of_prompt), int(step_of.max())), dtype=bool)
+    occurs[np.repeat(np.arange(len(pairs_of_prompt)), pairs_of_prompt), steps - 1] = True
+    patterns, pattern_of = np.unique(occurs, axis=0, return_inverse=True)
+    prompts = np.bincount(pattern_of, minlength=len(patterns))
+    pairs = np.bincount(pattern_of, weights=pairs_of_prompt, minlength=len(patterns))
+    overlaps = [
+        Overlap(steps=(np.flatnonzero(pattern) + 1).tolist(), prompts=int(k), pairs=int(m))
+        for pattern, k, m in zip(patterns, prompts, pairs, strict=True)
+    ]
+    return sorted(overlaps, key=lambda overlap: overlap["steps"])

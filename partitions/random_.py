@@ -1,0 +1,19 @@
+"""The random partition: fractions of all pairs together, the control for every other strategy."""
+
+from partitions.draw import draw_fractions
+from partitions.pairs import Pairs
+from partitions.registry import Assignment, PartitionSettings, Strategy
+
+
+def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:
+    return draw_fractions(pairs, settings, strata=())
+
+
+RANDOM = Strategy(
+    name="random",
+    description="fractions of everything: the control",
+    uses=frozenset({"fractions", "seed"}),
+    when_empty="raise its share in partition.fractions, or add pairs",
+    needs=lambda settings: frozenset(),
+    assign=_assign,
+)

@@ -1,0 +1,117 @@
+"""What a partition strategy is, the settings it reads, and the strategies there are.
+
+This module owns the settings' form and the registry. What a strategy does stands in its own file.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.errors import PartitionError
+from partitions.pairs import Pairs
+
+ORDERS = ("given", "easy_first")
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """Which pair goes to which step, as a recipe says it. Lists become tuples.
+
+    strategy: name of a registered strategy.
+    order: order of natural steps, ``given`` or ``easy_first``.
+    groups: natural steps made of several sources, by name; empty: one source per step.
+    fractions: share of the pairs per step, for drawn strategies; sums to 1.
+    strata: columns whose values are spread evenly over the steps.
+    seed: seed of the draw, 0 to 2**64 - 1.
+    """
+
+    strategy: str = "natural"
+    order: str = "given"
+    groups: tuple[tuple[str, ...], ...] = ()
+    fractions: tuple[float, ...] = (0.1667, 0.8333)
+    strata: tuple[str, ...] = ("source",)
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(tuple(group) for group in self.groups))
+        object.__setattr__(self, "fractions", tuple(float(share) for share in self.fractions))
+        object.__setattr__(self, "strata", tuple(self.strata))
+        if self.order not in ORDERS:
+            raise PartitionError(f"partition.order: {unknown(self.order, ORDERS)}")
+        if not 0 <= self.seed < 2**64:
+            raise PartitionError(f"partition.seed must be from 0 to 2**64 - 1, not {self.seed}")
+
+    def changed(self) -> list[str]:
+        """Names of the settings that do not stand at their default, ``strategy`` aside."""
+        return [
+            f.name
+            for f in fields(self)
+            if f.name != "strategy" and getattr(self, f.name) != f.default
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """What a strategy decided.
+
+    step_of: int32[n], the step of each pair, from 1.
+    contents: what each step is made of, in words; as many as there are steps.
+    measured: summaries of the features that the decision rests on, so that it can be explained:
+        name of the summary -> what it is of -> value.
+    """
+
+    step_of: NDArray[np.int32]
+    contents: tuple[str, ...]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to assign pairs to steps.
+
+    uses: the settings that it reads, besides ``strategy``.
+    when_empty: what the user can change where a step is left without pairs.
+    needs: names of the features that must be measured before ``assign`` can be called.
+    assign: the decision. It depends on the pairs and the settings, never on the order of rows; the
+        caller checks what comes back.
+    """
+
+    name: str
+    description: str
+    uses: frozenset[str]
+    when_empty: str
+    needs: Callable[[PartitionSettings], frozenset[str]]
+    assign: Callable[[Pairs, PartitionSettings], Assignment]
+
+
+_STRATEGIES: dict[str, Strategy] = {}
+
+
+def register(strategy: Strategy) -> None:
+    """Make a strategy known by its name; a name that is taken is refused."""
+    if strategy.name in _STRATEGIES:
+        raise PartitionError(f"a partition strategy `{strategy.name}` is registered already")
+    _STRATEGIES[strategy.name] = strategy
+
+
+def get(name: str) -> Strategy:
+    """The strategy of this name; :class:`PartitionError` names the nearest known one."""
+    if name not in _STRATEGIES:
+        raise PartitionError(f"partition.strategy: {unknown(name, names())}")
+    return _STRATEGIES[name]
+
+
+def names() -> tuple[str, ...]:
+    """Names of the registered strategies, in the order of registration."""
+    return tuple(_STRATEGIES)
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Say that ``name`` is not known, which names are, and which of them is nearest."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"`{name}` is not known (known: {', '.join(known) or 'none'}){hint}"

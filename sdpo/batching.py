@@ -1,0 +1,78 @@
+"""Which pairs are computed together: global batches, ranks, micro-batches.
+
+Pure functions of lengths and seeds, so every rank computes the same answer for all ranks, and a
+replay computes it again. The loss does not depend on how a global batch was cut.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+CPU_MICRO_BATCH_TOKENS = 2048
+GPU_MICRO_BATCH_TOKENS = 16384
+"""Padded tokens of one micro-batch where the recipe sets none. On CPU a fixed number, since another
+composition of a micro-batch changes the last bits of its sums."""
+
+HEAD_CHUNK_BYTES = 32 * 2**20
+"""Bytes of one chunk of the head's fp32 logits."""
+
+GRADIENT_FREE_FACTOR = 4
+"""A forward without gradient holds no activations: so many times the tokens fit on a GPU."""
+
+
+def micro_batch_tokens(setting: int, *, device: str) -> int:
+    """Token budget of a micro-batch: as set, or by the device."""
+    return setting or (CPU_MICRO_BATCH_TOKENS if device == "cpu" else GPU_MICRO_BATCH_TOKENS)
+
+
+def optimizer_steps(items: int, *, batch_size: int, epochs: int, max_steps: int) -> int:
+    """Optimizer steps of a stage: the last batch of an epoch may be smaller."""
+    steps = math.ceil(items / batch_size) * epochs
+    return min(steps, max_steps) if max_steps else steps
+
+
+def epoch_order(items: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of ``range(items)`` for an epoch (from 0)."""
+    return np.random.default_rng([seed, epoch]).permutation(items)
+
+
+def global_batch(step: int, *, items: int, batch_size: int, seed: int) -> tuple[np.ndarray, int]:
+    """Items of optimizer step ``step`` (from 0), and its epoch (from 0)."""
+    per_epoch = math.ceil(items / batch_size)
+    epoch, index = divmod(step, per_epoch)
+    order = epoch_order(items, seed=seed, epoch=epoch)
+    return order[index * batch_size : (index + 1) * batch_size], epoch
+
+
+def micro_batches(
+    items: np.ndarray, lengths: np.ndarray, *, budget: int, rows: int, ranks: int
+) -> list[list[np.ndarray]]:
+    """Cut ``items`` into micro-batches, for every rank equally many.
+
+    ``lengths[i]`` are the tokens of item i's longest row, ``rows`` the rows per item; a micro-batch
+    of k items costs ``k * rows * longest`` tokens and holds at least one item. Items go to ranks by
+    falling length, each to the rank with least tokens. A rank with less work gets empty arrays.
+    """
+    by_length = items[np.argsort(-lengths[items], kind="stable")]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for item in by_length:
+        rank = min(range(ranks), key=load.__getitem__)
+        shares[rank].append(int(item))
+        load[rank] += int(lengths[item])
+    cut = [_pack(share, lengths, budget=budget, rows=rows) for share in shares]
+    most = max(len(batches) for batches in cut)
+    empty = np.empty(0, dtype=np.int64)
+    return [batches + [empty] * (most - len(batches)) for batches in cut]
+
+
+def _pack(items: Sequence[int], lengths: np.ndarray, *, budget: int, rows: int) -> list[np.ndarray]:
+    """Greedy packing of items that come longest first."""
+    batches: list[np.ndarray] = []
+    start = 0
+    while start < len(items):
+        fit = max(1, budget // (int(lengths[items[start]]) * rows))
+        batches.append(np.array(items[start : start + fit], dtype=np.int64))
+        start += fit
+    return batches

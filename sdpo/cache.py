@@ -1,0 +1,126 @@
+"""The per-row cache of log-probs: what a model gives a pair is computed once.
+
+A cache folder belongs to one key: model digest, arithmetic, device type, attention kernel, layout
+and scoring version, and nothing else (not beta, not the learning rate, not the objective). Its rows
+are found by row digest (token ids and boundary) and stored in parts of a few hundred; a part is
+published whole and named by its content, so a damaged one is noticed and left out. A reference and
+a probe read the same rows: what is measured of M_t on D_{t+1} is the next step's reference.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.files import digest_of, publish_file, write_json
+
+SCORING_VERSION = 1
+"""Raised when a change of this project's code changes the log-probs it computes."""
+
+_SCHEMA = pa.schema(
+    [
+        ("row_digest", pa.binary(16)),
+        ("chosen_logps", pa.float32()),
+        ("rejected_logps", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogps:
+    """Log-probs of rows in nats, fp32 ``[rows]`` each; NaN in both where a row is not there."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool ``[rows]``: whether the row was found."""
+        present: np.ndarray = ~np.isnan(self.chosen)
+        return present
+
+
+def scoring_key(
+    model_digest: str, *, precision: str, device: str, attention: str, layout: str
+) -> dict[str, str | int]:
+    """What a row's log-probs depend on besides the row itself."""
+    return {
+        "model": model_digest,
+        "precision": precision,
+        "device": device,
+        "attention": attention,
+        "layout": layout,
+        "scoring_version": SCORING_VERSION,
+    }
+
+
+class LogpCache:
+    """Rows of one key below ``root``."""
+
+    def __init__(self, root: Path, key: Mapping[str, str | int]) -> None:
+        self.folder = root / "logps" / digest_of(dict(key))[:32]
+        self.damaged: list[Path] = []
+        if not (self.folder / "key.json").is_file():
+            write_json(self.folder / "key.json", dict(key))
+        self._digests = np.empty(0, dtype="S16")
+        self._logps = np.empty((0, 2), dtype=np.float32)
+        self._read: set[str] = set()
+        self._reported: set[str] = set()
+
+    def add(self, row_digests: Sequence[bytes], chosen: np.ndarray, rejected: np.ndarray) -> None:
+        """Publish rows as one part."""
+        table = pa.table(
+            [
+                pa.array(list(row_digests), pa.binary(16)),
+                pa.array(chosen, pa.float32()),
+                pa.array(rejected, pa.float32()),
+            ],
+            schema=_SCHEMA,
+        )
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        content = buffer.getvalue()
+        name = f"{hashlib.sha256(content).hexdigest()}.parquet"
+        with publish_file(self.folder / name) as temporary:
+            temporary.write_bytes(content)
+
+    def lookup(self, row_digests: Sequence[bytes]) -> RowLogps:
+        """The rows that are there; NaN for those that are not."""
+        self._refresh()
+        wanted = np.array(list(row_digests), dtype="S16")
+        logps = np.full((len(wanted), 2), np.nan, dtype=np.float32)
+        if len(self._digests) and len(wanted):
+            at = np.minimum(np.searchsorted(self._digests, wanted), len(self._digests) - 1)
+            found = self._digests[at] == wanted
+            logps[found] = self._logps[at[found]]
+        return RowLogps(logps[:, 0], logps[:, 1])
+
+    def _refresh(self) -> None:
+        """Read the parts that came since the last look, this process's or another's."""
+        new: list[pa.Table] = []
+        for part in sorted(self.folder.glob("[!.]*.parquet")):
+            if part.name in self._read:
+                continue
+            content = part.read_bytes()
+            if hashlib.sha256(content).hexdigest() != part.stem:
+                # Looked at again next time: the same rows computed again take its place.
+                if part.name not in self._reported:
+                    self.damaged.append(part)
+                    self._reported.add(part.name)
+                continue
+            self._read.add(part.name)
+            new.append(pq.read_table(io.BytesIO(content), schema=_SCHEMA))
+        if not new:
+            return
+        table = pa.concat_tables(new)
+        digests = np.array(table["row_digest"].to_pylist(), dtype="S16")
+        logps = np.stack([table["chosen_logps"].to_numpy(), table["rejected_logps"].to_numpy()], 1)
+        digests = np.concatenate([self._digests, digests])
+        logps = np.concatenate([self._logps, logps])
+        self._digests, first = np.unique(digests, return_index=True)
+        self._logps = logps[first]

@@ -1,0 +1,69 @@
+"""The model card and lineage file that travel with every published model."""
+
+from pathlib import Path
+from typing import Any
+
+from sdpo.digest import read_config
+from sdpo.files import write_json, write_text
+from sdpo.store import Record, RunFolder
+
+
+def lineage(run: RunFolder, record: Record) -> list[dict[str, Any]]:
+    """How the model of ``record`` came to be: one entry per step since S, oldest first."""
+    earlier = [run.read_record(f"step-{number}") for number in range(record["step"])]
+    return [_entry(step) for step in [*earlier, record] if step]
+
+
+def _entry(record: Record) -> dict[str, Any]:
+    return {
+        "step": record["step"],
+        "kind": record["kind"],
+        "inputs": record["inputs"],
+        "outputs": record["outputs"],
+        "identity": record["identity"],
+        "identity_digest": record["identity_digest"],
+    }
+
+
+def write_card(run: RunFolder, record: Record, *, name: str) -> None:
+    """Write ``README.md`` and ``lineage.json`` into the model folder of ``record``'s step."""
+    folder = run.model(record["step"])
+    chain = lineage(run, record)
+    write_json(folder / "lineage.json", {"run": run.name, "model": name, "steps": chain})
+    write_text(folder / "README.md", _card(run.name, record, chain, name=name, folder=folder))
+
+
+def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:
+    architecture = ", ".join(read_config(folder).get("architectures") or ["a language model"])
+    training = record["training"]
+    rows = "\n".join(
+        f"| M_{entry['step']} | {entry['kind']} | `{_short(entry['inputs'].get('reference'))}` | "
+        f"`{_short(entry['inputs'].get('partition'))}` | `{_short(entry['outputs']['model'])}` |"
+        for entry in chain
+    )
+    how = (
+        f"{training['objective'].upper()} with beta {training['beta']:g}"
+        if record["kind"] == "preference"
+        else "supervised fine-tuning"
+    )
+    return f"""---
+library_name: transformers
+tags: [sdpo, {"preference-optimization" if record["kind"] == "preference" else "sft"}]
+---
+
+# {name} of run {run}
+
+{architecture}, fp32. Step {record["step"]}: {how}, learning rate {training["learning_rate"]:g},
+{record["optimizer_steps"]} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): every step's
+reference and initial target is the model of the step before.
+
+| model | made by | reference and initial target | partition | digest |
+|---|---|---|---|---|
+{rows}
+
+Digests cover tensors and configuration, not files; `lineage.json` has them in full.
+"""
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "-"

@@ -1,0 +1,363 @@
+"""The recipe: one schema for the YAML file, the flow's parameters and ``--set`` overrides.
+
+This module owns the fields, their defaults and the checks that need nothing but the recipe itself.
+Reading files and resolving hub names is :mod:`sdpo.recipe`; what the values do is said by the
+modules that use them. Defaults are the sDPO paper's recipe (arXiv 2403.19270, which follows
+Zephyr: 2310.16944) wherever the paper has one.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+Strategy = Literal["natural", "stratified", "random"]
+Objective = Literal["dpo"]
+LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_zero3"]
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Group(BaseModel):
+    """A group of settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class ModelConfig(Group):
+    """The base model: M_0 where there is no supervised stage."""
+
+    name_or_path: str = Field(
+        "",
+        description="Folder of a model with its tokenizer, a Hugging Face hub name, or "
+        "`demo:tiny-llama` for the tiny random model of the demo.",
+    )
+    revision: str = Field(
+        "", description="Branch, tag or commit of a hub model; empty: its default branch."
+    )
+    chat_template: str = Field(
+        "",
+        description="Path of a Jinja chat template to use instead of the tokenizer's own; "
+        "empty: the tokenizer's.",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="Attention kernel, for scoring and training alike."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Off unless you trust it."
+    )
+
+
+class ColumnsConfig(Group):
+    """Where a source keeps its fields, as dotted paths; empty: recognised by itself."""
+
+    prompt: str = Field("", description="Column of the prompt (text or messages).")
+    chosen: str = Field("", description="Column of the preferred answer (text or messages).")
+    rejected: str = Field("", description="Column of the other answer (text or messages).")
+    system: str = Field("", description="Column of the system message.")
+    chosen_score: str = Field("", description="Column of the chosen answer's score.")
+    rejected_score: str = Field("", description="Column of the rejected answer's score.")
+
+
+class SourceConfig(Group):
+    """One source of preference pairs."""
+
+    name: str = Field("", description="Name of the source; empty: the file's or data set's name.")
+    path: str = Field(
+        "",
+        description="JSON, JSONL (also .gz), CSV, Parquet or Arrow file, a folder saved by "
+        "`datasets`, a hub name, or `demo:<name>` for data that the demo generates.",
+    )
+    revision: str = Field("", description="Branch, tag or commit of a hub data set.")
+    subset: str = Field("", description="Configuration name of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set or saved folder.")
+    format: Literal["auto", "chat", "text"] = Field(
+        "auto",
+        description="`chat`: through the chat template; `text`: prompt and prompt + completion "
+        "encoded as they are; `auto`: chat where the tokenizer has a template.",
+    )
+    columns: ColumnsConfig = Field(
+        ColumnsConfig(), description="Where the fields are, if they are not found by themselves."
+    )
+    max_pairs: int = Field(
+        0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
+    )
+
+
+class ReserveConfig(Group):
+    """Pairs set aside before anything is trained: the fixed probe of every model.
+
+    Per source the pairs with the smallest prompt hashes, until
+    max(fraction, min(min_pairs, max_fraction)) of them are set aside.
+    """
+
+    fraction: float = Field(0.03, ge=0, lt=1, description="Share of each source, at least.")
+    min_pairs: int = Field(64, ge=0, description="Pairs of each source wanted, at least.")
+    max_fraction: float = Field(
+        0.10, ge=0, lt=1, description="Share of a source that `min_pairs` may take, at most."
+    )
+    key: str = Field("sdpo", description="Key of the hash that chooses the reserved prompts.")
+
+
+class DataConfig(Group):
+    """Preference data and how it becomes tokens."""
+
+    sources: list[SourceConfig] = Field(
+        [], description="Sources of preference pairs, in order; the first one keeps a duplicate."
+    )
+    reserve: ReserveConfig = Field(ReserveConfig(), description="Pairs that are never trained on.")
+    max_length: int = Field(
+        1024, ge=8, description="Tokens of prompt + completion that are kept, from the start."
+    )
+    seed: int = Field(42, ge=0, description="Seed of `max_pairs` and `limit`.")
+    limit: int = Field(0, ge=0, description="Pairs per source for a smoke run; 0: all.")
+
+
+class SupervisedConfig(Group):
+    """Supervised fine-tuning before the first step; its output is S = M_0."""
+
+    enabled: bool = Field(False, description="Run the supervised stage (step 0).")
+    on: Literal["chosen", "source"] = Field(
+        "chosen", description="Train on the chosen sides of all sources, or on `path`."
+    )
+    path: str = Field(
+        "",
+        description="File, folder or hub name with `messages`, or `prompt` and `completion`; "
+        "or `demo:<name>`. Used when `on` is `source`.",
+    )
+    revision: str = Field("", description="Branch, tag or commit of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set or saved folder.")
+    format: Literal["auto", "chat", "text"] = Field(
+        "auto", description="As for a preference source."
+    )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the examples to train on, drawn by the seed."
+    )
+    learning_rate: float = Field(6e-6, gt=0, description="Peak learning rate.")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Learning rate after the warmup."
+    )
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps with warmup.")
+    batch_size: int = Field(32, ge=1, description="Examples per optimizer step, all processes.")
+    epochs: int = Field(1, ge=1, description="Passes over the examples.")
+    max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
+
+
+class PartitionConfig(Group):
+    """Which pair goes to which step."""
+
+    strategy: Strategy = Field(
+        "natural",
+        description="`natural`: one source per step; `stratified`: fractions within strata; "
+        "`random`: fractions of everything (the control).",
+    )
+    order: Literal["given", "easy_first"] = Field(
+        "given",
+        description="Order of natural steps: as the sources stand in the recipe, or by the share "
+        "of pairs with gamma_S > 0, largest first (sDPO v2).",
+    )
+    groups: list[list[str]] = Field(
+        [], description="Natural steps made of several sources, by name; empty: one source each."
+    )
+    fractions: list[float] = Field(
+        [0.1667, 0.8333],
+        description="Share of the pairs per step, for `stratified` and `random`; sums to 1.",
+    )
+    strata: list[str] = Field(
+        ["source"],
+        description="Columns whose values are spread evenly over the steps (`stratified`): "
+        "`source`, or a dotted path of the data.",
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the draw.")
+
+
+class TrainingConfig(Group):
+    """How one step trains. Any of these may differ by step: see `steps`."""
+
+    objective: Objective = Field("dpo", description="Preference objective.")
+    beta: float = Field(0.1, gt=0, description="DPO temperature: strength of the reference.")
+    learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW and RMSprop: epsilon.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay, not applied to biases and norms."
+    )
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Learning rate after the warmup."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of the optimizer steps with linear warmup."
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm clipped to this; 0: off.")
+    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step, over all processes.")
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens (padding included) in one forward of one process; 0: chosen by the "
+        "device. Does not change the loss beyond rounding.",
+    )
+    epochs: int = Field(1, ge=1, description="Passes over the partition.")
+    max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
+    seed: int = Field(42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Arithmetic: bf16 is autocast over fp32 weights; `auto`: bf16 on a GPU that "
+        "has it, else fp32. Weights are always kept and published in fp32.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    lora_r: int = Field(0, ge=0, description="Rank of LoRA adapters; 0: full fine-tuning.")
+    lora_alpha: int = Field(16, ge=1, description="LoRA scale: alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_target_modules: list[str] = Field(
+        ["all-linear"], description="Module names that get adapters, or `all-linear`."
+    )
+
+
+def _step_overrides() -> type[Group]:
+    fields: dict[str, Any] = {}
+    for name, field in TrainingConfig.model_fields.items():
+        annotation: Any = field.annotation
+        if field.metadata:
+            annotation = Annotated[annotation, *field.metadata]
+        description = f"{field.description} Empty: as in `training`."
+        fields[name] = (annotation | None, Field(None, description=description))
+    return create_model(
+        "StepConfig",
+        __base__=Group,
+        __doc__="Training settings of one step that differ from `training`.",
+        **fields,
+    )
+
+
+StepConfig = _step_overrides()
+
+
+class EvaluationConfig(Group):
+    """Evaluation on the reserve while a step trains."""
+
+    every: int = Field(
+        0, ge=0, description="Optimizer steps between evaluations; 0: only at the end of a step."
+    )
+
+
+class ProbeConfig(Group):
+    """What is measured of every model M_0..M_T."""
+
+    max_pairs: int = Field(
+        512, ge=1, description="Pairs of each partition on which every model is measured."
+    )
+    bootstrap_resamples: int = Field(
+        2000, ge=100, description="Resamples of the prompt-clustered bootstrap intervals."
+    )
+    completions: int = Field(
+        5,
+        ge=0,
+        description="Reserved prompts that every model completes, greedily, for the report.",
+    )
+    completion_tokens: int = Field(96, ge=1, description="Tokens of such a completion, at most.")
+    seed: int = Field(42, ge=0, description="Seed of the probe's sample and of the bootstrap.")
+
+
+class LaunchConfig(Group):
+    """Processes and devices of the stages."""
+
+    processes: int = Field(1, ge=1, description="Processes (one per device) of a training stage.")
+    strategy: LaunchStrategy = Field(
+        "auto",
+        description="How processes share the work; `auto`: single for one process, else ddp.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the stages.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of each process; 0: cores divided by processes."
+    )
+
+
+class StoreConfig(Group):
+    """Where runs and caches are kept. Never part of a result's identity."""
+
+    runs_dir: str = Field("runs", description="Folder of the runs.")
+    cache_dir: str = Field("", description="Folder of the caches; empty: `cache` beside the runs.")
+
+
+class TrackingConfig(Group):
+    """Where metrics go besides the run's own `metrics.jsonl`."""
+
+    tools: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="Trackers that accelerate feeds; each must be installed."
+    )
+    project: str = Field("sdpo", description="Project name for the trackers.")
+
+
+class RunConfig(Group):
+    """A whole run, from preference data to M_T."""
+
+    name: str = Field("", description="Name of the run; empty: the recipe's file name.")
+    model: ModelConfig = Field(ModelConfig(), description="Base model and tokenizer.")
+    data: DataConfig = Field(DataConfig(), description="Preference data.")
+    supervised: SupervisedConfig = Field(
+        SupervisedConfig(), description="Supervised stage before step 1."
+    )
+    partition: PartitionConfig = Field(PartitionConfig(), description="Pairs to steps.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Preference training.")
+    steps: list[StepConfig] = Field(  # type: ignore[valid-type]
+        [], description="Per step, in order: training settings that differ from `training`."
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    probe: ProbeConfig = Field(ProbeConfig(), description="Measurements of every model.")
+    launch: LaunchConfig = Field(LaunchConfig(), description="Processes and devices.")
+    store: StoreConfig = Field(StoreConfig(), description="Folders.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Metric trackers.")
+
+    def training_of(self, step: int) -> TrainingConfig:
+        """Training settings of step ``step`` (from 1), overrides applied."""
+        if step > len(self.steps):
+            return self.training
+        overrides = self.steps[step - 1].model_dump(exclude_none=True)  # type: ignore[attr-defined]
+        return TrainingConfig.model_validate(self.training.model_dump() | overrides)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunConfig":
+        for problem in _impossible(self):
+            raise ValueError(problem)
+        return self
+
+
+def _impossible(config: RunConfig) -> list[str]:
+    """Combinations that can be refused from the recipe alone, each with what to do."""
+    problems: list[str] = []
+    reserve, partition, supervised = config.data.reserve, config.partition, config.supervised
+    if reserve.fraction > reserve.max_fraction:
+        problems.append(
+            f"data.reserve.fraction ({reserve.fraction}) is above data.reserve.max_fraction "
+            f"({reserve.max_fraction}): raise the latter or lower the former"
+        )
+    if partition.strategy != "natural":
+        total = sum(partition.fractions)
+        if not partition.fractions or min(partition.fractions) <= 0:
+            problems.append("partition.fractions must be positive numbers, one per step")
+        elif abs(total - 1) > 1e-6:
+            problems.append(f"partition.fractions sum to {total:g}, not 1: {partition.fractions}")
+    if supervised.enabled and supervised.on == "source" and not supervised.path:
+        problems.append(
+            "supervised.on is `source` but supervised.path is empty: name the data, or set "
+            "supervised.on to `chosen`"
+        )
+    launch = config.launch
+    if launch.strategy == "single" and launch.processes > 1:
+        problems.append(
+            f"launch.strategy is `single` with launch.processes {launch.processes}: use `ddp`"
+        )
+    sharded = launch.strategy.startswith("deepspeed")
+    trainings = [config.training, *(config.training_of(i + 1) for i in range(len(config.steps)))]
+    if sharded and any(training.lora_r for training in trainings):
+        problems.append(
+            "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
+            "use `ddp`"
+        )
+    return problems
+
+
+STRATEGIES: tuple[str, ...] = get_args(Strategy)

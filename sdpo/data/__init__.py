@@ -1,0 +1,1 @@
+"""Reading preference data of any known format and normalising it to pairs."""

@@ -1,0 +1,141 @@
+"""Which pairs stay when all are compared with each other: decided on key columns alone.
+
+Texts stay on disk; here a pair is 33 bytes of keys and 8 bytes of row number (and 8 more where a
+source draws some of its pairs).
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sdpo.data.keys import PairKeys, draw_key
+
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT = range(5)
+"""Decisions about a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """For every pair, in the order they were added: the decision and the pair it is about.
+
+    ``other`` is the index of the pair that a duplicate repeats or a contradictory one contradicts,
+    else -1.
+    """
+
+    decision: npt.NDArray[np.uint8]
+    other: Indices
+    repeated_prompts: int
+
+
+class KeyTable:
+    """The keys of all pairs, source after source."""
+
+    def __init__(self) -> None:
+        # A pair and its swap share the smaller of their two keys and differ in which one it is.
+        self._unordered = bytearray()
+        self._is_swapped = bytearray()
+        self._prompts = bytearray()
+        self._rows = array("q")
+        self._draws: dict[int, array[int]] = {}
+        self._starts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def start_source(self, *, draws: bool) -> None:
+        """The pairs added from here on are of the next source, which ``draws`` from its pairs."""
+        self._starts.append(len(self))
+        if draws:
+            self._draws[len(self._starts) - 1] = array("Q")
+
+    def add(self, keys: PairKeys, *, row: int, seed: int) -> None:
+        """Add one pair of the current source."""
+        self._unordered += min(keys.pair, keys.swapped)
+        self._is_swapped.append(keys.swapped < keys.pair)
+        self._prompts += keys.prompt
+        self._rows.append(row)
+        draws = self._draws.get(len(self._starts) - 1)
+        if draws is not None:
+            draws.append(draw_key(seed, keys.pair))
+
+    def row(self, index: int) -> int:
+        """Row number of a pair in its source."""
+        return self._rows[index]
+
+    def source(self, index: int) -> int:
+        """Index of a pair's source."""
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def span(self, source: int) -> slice:
+        """The pairs of a source."""
+        stops = [*self._starts[1:], len(self)]
+        return slice(self._starts[source], stops[source])
+
+    def decide(self, *, max_pairs: Sequence[int], limit: int) -> Decisions:
+        """Duplicates first, then contradictions, then the draws of each source (0: no bound)."""
+        decision = np.full(len(self), KEPT, np.uint8)
+        other = np.full(len(self), -1, np.int64)
+        self._duplicates(decision, other)
+        self._contradictions(decision, other)
+        for source, bound in enumerate(max_pairs):
+            self._draw(decision, source, bound, MAX_PAIRS)
+            self._draw(decision, source, limit, LIMIT)
+        prompts = _words(self._prompts)[decision == KEPT]
+        repeated = len(prompts) - _count_distinct(prompts)
+        return Decisions(decision, other, repeated)
+
+    def _duplicates(self, decision: npt.NDArray[np.uint8], other: Indices) -> None:
+        swapped = np.frombuffer(self._is_swapped, np.uint8)
+        order, new = _grouped(_words(self._unordered), swapped)
+        first = order[new][np.cumsum(new) - 1]  # the sort is stable, so a group's first is earliest
+        later = order != first
+        decision[order[later]] = DUPLICATE
+        other[order[later]] = first[later]
+
+    def _contradictions(self, decision: npt.NDArray[np.uint8], other: Indices) -> None:
+        # Among pairs without duplicates, two with the same unordered key are swapped.
+        kept = np.flatnonzero(decision == KEPT)
+        order, new = _grouped(_words(self._unordered)[kept])
+        second = np.flatnonzero(~new)
+        left, right = kept[order[second - 1]], kept[order[second]]
+        decision[left] = decision[right] = CONTRADICTORY
+        other[left], other[right] = right, left
+
+    def _draw(self, decision: npt.NDArray[np.uint8], source: int, bound: int, reason: int) -> None:
+        if not bound:
+            return
+        span = self.span(source)
+        kept = np.flatnonzero(decision[span] == KEPT)
+        draws = np.array(self._draws[source], np.uint64)[kept]
+        keys = _words(self._unordered)[span][kept]
+        order = np.lexsort((keys[:, 1], keys[:, 0], draws))
+        decision[span.start + kept[order[bound:]]] = reason
+
+
+def _words(keys: bytearray) -> npt.NDArray[np.uint64]:
+    """The 128-bit keys as rows of two words."""
+    return np.frombuffer(keys, np.uint64).reshape(-1, 2)
+
+
+def _grouped(
+    keys: npt.NDArray[np.uint64], minor: npt.NDArray[np.uint8] | None = None
+) -> tuple[Indices, Mask]:
+    """A stable order in which equal keys stand together, and where each group begins in it."""
+    columns = [keys[:, 0], keys[:, 1]] + ([] if minor is None else [minor])
+    order = np.lexsort(columns)
+    new = np.ones(len(order), np.bool_)
+    new[1:] = False
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= ordered[1:] != ordered[:-1]
+    return order, new
+
+
+def _count_distinct(keys: npt.NDArray[np.uint64]) -> int:
+    return int(_grouped(keys)[1].sum())

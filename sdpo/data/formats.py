@@ -1,0 +1,243 @@
+"""Normalising the rows of a source to pairs, in the layout that its columns were recognised as.
+
+Where the sides are whole dialogues, they carry the prompt; of a prompt column beside them only a
+system message that they lack is taken. Ranked ``answers`` are paired best against worst. Text is
+never changed: in a ``chat`` source a text prompt becomes a user's turn and a text answer an
+assistant's, in a ``text`` source every part stays the text that it is.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdpo.config import ColumnsConfig
+from sdpo.data.layouts import Layout, prompt_column, recognise, score_columns, with_scores
+from sdpo.data.messages import (
+    NotText,
+    best_and_worst,
+    is_conversation,
+    messages_of,
+    open_transcript,
+    plain_text,
+    split_dialogues,
+    split_texts,
+    transcript_answer,
+    transcript_prompt,
+)
+from sdpo.data.prompts import (
+    Rejection,
+    Row,
+    all_blank,
+    blank,
+    chat_prompt,
+    columns_of,
+    has_path,
+    lookup,
+    no_question,
+    refuse_conversation,
+    refuse_media,
+    system_text,
+    text_prompt,
+    with_system,
+)
+from sdpo.data.schema import Format, Message
+from sdpo.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row that is a pair, before it is compared with the others."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    chosen_score: float | None
+    rejected_score: float | None
+
+
+class PairNormaliser:
+    """Turns the rows of one source into pairs, one at a time; remembers the columns it saw."""
+
+    def __init__(self, *, format: Format, columns: ColumnsConfig, strata: Sequence[str] = ()):
+        self.layout: Layout | None = None
+        self._format = format
+        self._mapping = columns
+        self._strata = list(strata)
+        self._columns: dict[str, None] = {}
+        self._absent = [*([columns.system] if columns.system else []), *self._strata]
+        if columns.chosen_score:
+            self._absent += [columns.chosen_score, columns.rejected_score]
+
+    def convert(self, row: Row) -> Candidate | Rejection:
+        """The pair in ``row``, or why it is none.
+
+        Raises:
+            DataError: the source cannot be used at all (the message does not name the row).
+        """
+        layout = self._look_at(row)
+        try:
+            return self._pair(row, layout)
+        except NotText as reason:
+            return Rejection("not_text", str(reason))
+
+    def strata_of(self, row: Row) -> dict[str, str]:
+        """The values of the strata columns as text; "" for null."""
+        values = {path: lookup(row, path) for path in self._strata}
+        return {path: "" if value is None else str(value) for path, value in values.items()}
+
+    def finish(self) -> None:
+        """Call after the last row.
+
+        Raises:
+            DataError: a column that was asked for was in no row.
+        """
+        if self._absent:
+            raise DataError(
+                f"no row has the column `{self._absent[0]}` that the recipe names. Columns seen: "
+                f"{', '.join(self._columns) or 'none'}"
+            )
+
+    def unused_columns(self) -> tuple[str, ...]:
+        """The top-level columns that no part of a pair was read from."""
+        paths = [*(self.layout.paths() if self.layout else []), *self._strata]
+        used = {path if path in self._columns else path.split(".")[0] for path in paths}
+        return tuple(name for name in self._columns if name not in used)
+
+    def _look_at(self, row: Row) -> Layout:
+        if self.layout is None:
+            self.layout = recognise(row, self._mapping)
+        known = row.keys() <= self._columns.keys()
+        if not known:
+            self._columns.update(dict.fromkeys(row))
+            if not self.layout.fields.prompt and prompt_column(row):
+                raise DataError(
+                    f"rows of two formats: the first has no prompt column, this one has "
+                    f"`{prompt_column(row)}`. Split the file, or set the source's `columns`"
+                )
+        if not self.layout.chosen_score and (not known or "metadata" in row):
+            # Not every row need have scores; the first that has them shows where they are.
+            self.layout = with_scores(self.layout, score_columns(row))
+        if self._absent:
+            self._absent = [path for path in self._absent if not has_path(row, path)]
+        return self.layout
+
+    def _pair(self, row: Row, layout: Layout) -> Candidate | Rejection:
+        refuse_media(row)
+        if layout.answers:
+            sides = best_and_worst(lookup(row, layout.answers))
+            chosen, rejected, chosen_score, rejected_score = sides
+        else:
+            chosen, rejected = lookup(row, layout.chosen), lookup(row, layout.rejected)
+            chosen_score = self._score(row, layout.chosen_score)
+            rejected_score = self._score(row, layout.rejected_score)
+        if not layout.fields.prompt and (
+            problem := _implicit_problem(row, layout, chosen, rejected)
+        ):
+            return problem
+        read = _as_chat if self._format == "chat" else _as_text
+        pair = Candidate(*read(row, layout, chosen, rejected), chosen_score, rejected_score)
+        return _problem(row, layout, pair) or pair
+
+    def _score(self, row: Row, path: str) -> float | None:
+        value = lookup(row, path) if path else None
+        if value is None or value == "" or isinstance(value, bool):
+            return None
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            if path in (self._mapping.chosen_score, self._mapping.rejected_score):
+                raise DataError(f"the score `{path}` is {value!r}, not a number") from None
+            return None
+        return score if math.isfinite(score) else None
+
+
+_Parts = tuple[list[Message], list[Message], list[Message]]
+
+
+def _as_text(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
+    refuse_conversation(chosen, layout.chosen or layout.answers)
+    refuse_conversation(rejected, layout.rejected or layout.answers)
+    left = plain_text(chosen, f"`{layout.chosen}`")
+    right = plain_text(rejected, f"`{layout.rejected}`")
+    if layout.fields.prompt:
+        prompt = text_prompt(row, layout.fields)
+    else:
+        prompt, left, right = split_texts(left, right)
+        system = system_text(row, layout.fields)
+        prompt = f"{system}\n\n{prompt}" if system and prompt else prompt
+    return [Message("text", prompt)], [Message("text", left)], [Message("text", right)]
+
+
+def _as_chat(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
+    if is_conversation(chosen) or is_conversation(rejected):
+        parts = _from_messages(row, layout, chosen, rejected)
+    else:
+        parts = _from_strings(row, layout, chosen, rejected)
+    return with_system(parts[0], system_text(row, layout.fields)), parts[1], parts[2]
+
+
+def _from_messages(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
+    left = messages_of(chosen, f"`{layout.chosen}`", role="assistant")
+    right = messages_of(rejected, f"`{layout.rejected}`", role="assistant")
+    prompt = chat_prompt(row, layout.fields) if layout.fields.prompt else []
+    if prompt and not any(m and m[0].role != "assistant" for m in (left, right)):
+        return prompt, left, right
+    cut = split_dialogues(left, right)
+    if cut is None:
+        return [], left, right
+    lead = prompt[0].content if prompt and prompt[0].role == "system" else ""
+    return with_system(left[:cut], lead), left[cut:], right[cut:]
+
+
+def _from_strings(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
+    left = plain_text(chosen, f"`{layout.chosen or layout.answers}`")
+    right = plain_text(rejected, f"`{layout.rejected or layout.answers}`")
+    if layout.fields.prompt:
+        prompt = lookup(row, layout.fields.prompt)
+    else:
+        prompt, left, right = split_texts(left, right)
+    if isinstance(prompt, str) and open_transcript(prompt):
+        return transcript_prompt(prompt), transcript_answer(left), transcript_answer(right)
+    turns = chat_prompt(row, layout.fields) if layout.fields.prompt else [Message("user", prompt)]
+    return turns, [Message("assistant", left)], [Message("assistant", right)]
+
+
+def _implicit_problem(
+    row: Row, layout: Layout, chosen: object, rejected: object
+) -> Rejection | None:
+    """What is wrong with two whole texts or dialogues before their prompt is split off."""
+    for path, side, reason in (
+        (layout.chosen, chosen, "empty_chosen"),
+        (layout.rejected, rejected, "empty_rejected"),
+    ):
+        if not side or (isinstance(side, str) and blank(side)):
+            return Rejection(reason, _missing(row, path))
+    if chosen == rejected:
+        return Rejection("equal_sides", "chosen and rejected are the same text")
+    return None
+
+
+def _problem(row: Row, layout: Layout, pair: Candidate) -> Rejection | None:
+    if no_question(pair.prompt):
+        return Rejection("empty_prompt", _no_prompt(row, layout))
+    if all_blank(pair.chosen):
+        return Rejection("empty_chosen", _missing(row, layout.chosen))
+    if all_blank(pair.rejected):
+        return Rejection("empty_rejected", _missing(row, layout.rejected))
+    if pair.chosen == pair.rejected:
+        return Rejection("equal_sides", "chosen and rejected are the same text")
+    if pair.chosen_score is not None and pair.chosen_score == pair.rejected_score:
+        return Rejection("tie", f"both sides score {pair.chosen_score:g}")
+    return None
+
+
+def _no_prompt(row: Row, layout: Layout) -> str:
+    if layout.fields.prompt:
+        return _missing(row, layout.fields.prompt)
+    return "the sides share no beginning that could be the prompt"
+
+
+def _missing(row: Row, path: str) -> str:
+    if not path or has_path(row, path):
+        return f"`{path}` says nothing" if path else "the answer says nothing"
+    return f"the row has no `{path}`; its columns are: {columns_of(row)}"

@@ -1,0 +1,99 @@
+"""Keys by which pairs and prompts are recognised as the same, wherever they come from.
+
+Text is compared after Unicode NFC and with every run of white space as one space; the keys are
+128-bit BLAKE2b. They depend on roles and text alone: never on the source, the row or the scores.
+The text that is trained on is never changed.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdpo.data.schema import Message
+
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PairKeys:
+    """Keys of one pair, 16 bytes each; ``swapped`` is that of the pair with sides exchanged."""
+
+    prompt: bytes
+    pair: bytes
+    swapped: bytes
+
+
+def squash(text: str) -> str:
+    """``text`` in NFC, every run of white space one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def messages_key(messages: Sequence[Message], *, text_role: str) -> bytes:
+    """Key of a list of messages; plain text counts as a turn of ``text_role``.
+
+    So a prompt has one key whether its source is encoded as text or as chat, and one that is
+    reserved in one source is reserved in all.
+
+    Raises:
+        UnicodeEncodeError: half of a surrogate pair, which is no text.
+    """
+    # Squashed text holds neither \x1e nor \x1f (both are white space), so the join is unambiguous.
+    turns = [
+        f"{text_role if m.role == 'text' else m.role}\x1f{squash(m.content)}" for m in messages
+    ]
+    return _hash("\x1e".join(turns).encode())
+
+
+def pair_keys(
+    prompt: Sequence[Message], *, chosen: Sequence[Message], rejected: Sequence[Message]
+) -> PairKeys:
+    """All keys of a pair.
+
+    Raises:
+        UnicodeEncodeError: half of a surrogate pair, which is no text.
+    """
+    prompt_part = messages_key(prompt, text_role="user")
+    chosen_part = messages_key(chosen, text_role="assistant")
+    rejected_part = messages_key(rejected, text_role="assistant")
+    return PairKeys(
+        prompt_part,
+        _hash(prompt_part + chosen_part + rejected_part),
+        _hash(prompt_part + rejected_part + chosen_part),
+    )
+
+
+def pair_id(
+    prompt: Sequence[Message], *, chosen: Sequence[Message], rejected: Sequence[Message]
+) -> str:
+    """Identity of a pair: 32 hex digits."""
+    return pair_keys(prompt, chosen=chosen, rejected=rejected).pair.hex()
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """Identity of a prompt: 32 hex digits."""
+    return messages_key(prompt, text_role="user").hex()
+
+
+def example_key(prompt_part: bytes, completion: Sequence[Message]) -> bytes:
+    """Key of a supervised example from its prompt's key and its completion."""
+    return _hash(prompt_part + messages_key(completion, text_role="assistant"))
+
+
+def draw_key(seed: int, key: bytes) -> int:
+    """A 64-bit number by which ``seed`` orders pairs, whatever order they come in."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()).digest())
+
+
+def content_digest(strings: Sequence[str]) -> bytes:
+    """16 bytes over the exact strings, unambiguous: their lengths stand in front.
+
+    Raises:
+        UnicodeEncodeError: half of a surrogate pair, which is no text.
+    """
+    lengths = ",".join([str(len(s)) for s in strings])
+    return _hash(f"{lengths};{''.join(strings)}".encode())
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()

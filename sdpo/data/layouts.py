@@ -1,0 +1,158 @@
+"""Recognising by its columns where preference data keeps the parts of a pair.
+
+Accepted without being told which (columns in any order, others beside them):
+
+- TRL: ``prompt``/``chosen``/``rejected`` as text or messages, or ``chosen``/``rejected`` alone
+  (whole texts or whole dialogues, the prompt being what both sides share);
+- LLaMA-Factory: ``instruction``[/``input``][/``system``][/``history``] or ``conversations`` with
+  ``chosen``/``rejected``;
+- axolotl: ``messages``, ``conversation``, ``question``, ``input`` or ``instruction`` with
+  ``chosen``/``rejected`` or ``chosen_response``/``rejected_response``, and ``prompt``/``answers``;
+- OpenAI: ``input.messages``/``preferred_output``/``non_preferred_output``;
+- Anthropic HH transcripts, UltraFeedback, Intel Orca, ``request``/``chosen``/``rejected``.
+
+The first row decides which format a source has; anything else goes by the source's ``columns``.
+"""
+
+from dataclasses import dataclass, replace
+
+from sdpo.config import ColumnsConfig
+from sdpo.data.prompts import PromptFields, Row, columns_of, has_path
+from sdpo.errors import DataError
+
+_SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
+_PROMPTS = (
+    "prompt",
+    "messages",
+    "conversations",
+    "conversation",
+    "input.messages",
+    "question",
+    "request",
+    "instruction",
+    "input",
+)
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+    ("metadata.score_chosen", "metadata.score_rejected"),
+    ("metadata.chosen_score", "metadata.rejected_score"),
+)
+_KNOWN = (
+    "Known are `chosen` and `rejected` (or `chosen_response`/`rejected_response`, "
+    "`preferred_output`/`non_preferred_output`), with the prompt in `prompt`, `messages`, "
+    "`conversations`, `conversation`, `input.messages`, `question`, `request`, `instruction` or "
+    "`input`, or inside both sides; and `prompt` with ranked `answers`"
+)
+_MAP = "For other names set the source's `columns`"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a source keeps the parts of a pair, as dotted paths.
+
+    ``fields.prompt`` is "" where the sides carry the prompt; ``answers`` is set instead of
+    ``chosen`` and ``rejected`` for ranked lists; the scores are both set or both "".
+    """
+
+    fields: PromptFields
+    chosen: str = ""
+    rejected: str = ""
+    answers: str = ""
+    chosen_score: str = ""
+    rejected_score: str = ""
+
+    @property
+    def name(self) -> str:
+        """The columns it reads, for people: ``prompt/chosen/rejected``."""
+        parts = (self.fields.prompt, self.chosen, self.rejected, self.answers)
+        return "/".join([part for part in parts if part])
+
+    def paths(self) -> list[str]:
+        """All paths that are set."""
+        own = (self.chosen, self.rejected, self.answers, self.chosen_score, self.rejected_score)
+        return self.fields.paths() + [path for path in own if path]
+
+
+def recognise(row: Row, columns: ColumnsConfig) -> Layout:
+    """The layout of the source whose first row this is.
+
+    Raises:
+        DataError: a mapped column that is not there, data that is not paired, no known columns.
+    """
+    _check_mapped(row, columns)
+    recognised = next((s for s in _SIDES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
+    chosen, rejected = columns.chosen or recognised[0], columns.rejected or recognised[1]
+    prompt = columns.prompt or prompt_column(row)
+    if chosen and rejected:
+        found = Layout(_prompt_fields(prompt), chosen, rejected)
+    elif has_path(row, "answers") and prompt:
+        found = Layout(_prompt_fields(prompt), answers="answers")
+    else:
+        raise DataError(_not_paired(row))
+    if columns.system:
+        found = replace(found, fields=replace(found.fields, system=columns.system))
+    if columns.chosen_score:
+        return with_scores(found, (columns.chosen_score, columns.rejected_score))
+    return with_scores(found, score_columns(row))
+
+
+def score_columns(row: Row) -> tuple[str, str]:
+    """The columns of a row that are known to hold both sides' scores, or "" twice."""
+    return next((s for s in _SCORES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
+
+
+def with_scores(layout: Layout, scores: tuple[str, str]) -> Layout:
+    """``layout`` with the columns of the two scores."""
+    return replace(layout, chosen_score=scores[0], rejected_score=scores[1])
+
+
+def prompt_column(row: Row) -> str:
+    """The first column of a row that is known to hold a prompt, or ""."""
+    return next((name for name in _PROMPTS if has_path(row, name)), "")
+
+
+def _prompt_fields(prompt: str) -> PromptFields:
+    if prompt == "instruction":
+        return PromptFields(prompt, context="input", system="system", history="history")
+    return PromptFields(prompt, system="system")
+
+
+def _check_mapped(row: Row, columns: ColumnsConfig) -> None:
+    if bool(columns.chosen_score) != bool(columns.rejected_score):
+        raise DataError("columns.chosen_score and columns.rejected_score are set together or not")
+    for field in ("prompt", "chosen", "rejected"):
+        path = getattr(columns, field)
+        if path and not has_path(row, path):
+            raise DataError(f"columns.{field} is `{path}`, but the columns are: {columns_of(row)}")
+
+
+def _not_paired(row: Row) -> str:
+    seen = f"Columns seen: {columns_of(row)}"
+    for kind, wanted in _UNPAIRED:
+        if all(has_path(row, name) for name in wanted):
+            return f"this is {kind}, not preference pairs. {seen}. {_KNOWN}. {_MAP}"
+    return f"no preference columns recognised. {seen}. {_KNOWN}. {_MAP}"
+
+
+_UNPAIRED = (
+    ("unpaired preference data (KTO, `kto_tag`)", ("kto_tag",)),
+    ("unpaired preference data (`completion` and `label`)", ("completion", "label")),
+    ("stepwise supervision (`completions` and `labels`)", ("completions", "labels")),
+    ("supervised data (`prompt` and `completion`)", ("prompt", "completion")),
+    ("supervised data (`prompt` and `response`)", ("prompt", "response")),
+    ("supervised data (`instruction` and `output`)", ("instruction", "output")),
+    ("supervised data (`messages`)", ("messages",)),
+    ("supervised data (`conversations`)", ("conversations",)),
+    ("one side alone (`chosen` without `rejected`)", ("chosen",)),
+    ("one side alone (`rejected` without `chosen`)", ("rejected",)),
+    ("prompts alone", ("prompt",)),
+    ("plain text", ("text",)),
+)

@@ -1,0 +1,207 @@
+"""Turning the values that data files hold (text, messages, transcripts) into messages.
+
+Text goes through unchanged. What is not text (images, tool calls) raises :class:`NotText`; which
+column means what is :mod:`sdpo.data.formats`.
+"""
+
+import re
+from typing import Any
+
+from sdpo.data.schema import Message
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+}
+_TOOL_ROLES = {"tool", "tools", "function", "function_call", "observation", "ipython"}
+_NOT_CONTENT = ("tool_calls", "function_call", "thinking", "reasoning_content")
+"""Parts of a message that carry meaning outside its text, so that dropping them would be a loss."""
+
+_ASSISTANT_MARK = "\n\nAssistant:"
+_MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_TRANSCRIPT = re.compile(r"\s*Human:")
+_OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
+
+
+class NotText(ValueError):
+    """The row holds something besides text; the message says what."""
+
+
+def is_conversation(value: object) -> bool:
+    """Whether ``value`` is a message or a list of messages rather than text."""
+    return isinstance(value, list | dict)
+
+
+def plain_text(value: object, name: str) -> str:
+    """``value`` as text: itself; a list of text parts joined; "" for what is missing.
+
+    Raises:
+        NotText: anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "".join([_part_text(part, name) for part in value])
+    raise NotText(f"{name} is {_kind(value)}")
+
+
+def _part_text(part: object, name: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        kind = part.get("type", "text")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+        raise NotText(f"{name} holds a part of type `{kind}`")
+    raise NotText(f"{name} holds {_kind(part)}")
+
+
+def _kind(value: object) -> str:
+    names = {bool: "true/false", int: "a number", float: "a number", bytes: "binary data"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def messages_of(value: object, name: str, *, role: str) -> list[Message]:
+    """Messages of a column: a list of them, a single one, or text as a turn of ``role``.
+
+    Messages are ``role``/``content`` or ``from``/``value`` objects.
+
+    Raises:
+        NotText: tool calls, content that is not text, an unknown role.
+    """
+    if isinstance(value, list):
+        return [_message(item, name) for item in value]
+    if isinstance(value, dict):
+        return [_message(value, name)]
+    return [Message(role, plain_text(value, name))]
+
+
+def _message(item: object, name: str) -> Message:
+    if not isinstance(item, dict):
+        raise NotText(f"{name} holds {_kind(item)} where a message is expected")
+    for key in _NOT_CONTENT:
+        if item.get(key):
+            raise NotText(f"a message of {name} has `{key}`")
+    role = _role(item.get("role", item.get("from")), name)
+    content = item["content"] if "content" in item else item.get("value")
+    return Message(role, plain_text(content, f"a message of {name}"))
+
+
+def _role(value: object, name: str) -> str:
+    known = _ROLES.get(value) if isinstance(value, str) else None
+    if known:
+        return known
+    lower = str(value).strip().lower()
+    if lower in _TOOL_ROLES:
+        raise NotText(f"{name} holds a tool call (role `{lower}`)")
+    if lower not in _ROLES:
+        raise NotText(f"{name} holds a message of unknown role `{value}`")
+    return _ROLES[lower]
+
+
+def is_message(value: object) -> bool:
+    """Whether ``value`` looks like one message."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
+def split_dialogues(chosen: list[Message], rejected: list[Message]) -> int | None:
+    """Length of the prompt that two whole dialogues share, or None where they share none.
+
+    It is the longest common beginning after which both go on with an assistant's turn.
+    """
+    best = None
+    for index, (left, right) in enumerate(zip(chosen, rejected, strict=False)):
+        if left.role == right.role == "assistant":
+            best = index
+        if left != right:
+            break
+    return best
+
+
+def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected of two whole texts.
+
+    A ``Human:``/``Assistant:`` transcript is split after the last assistant mark that both sides
+    share. Any other text is split as TRL does: after the longest common beginning, a space at its
+    end going to the answers.
+    """
+    shared = _common_length(chosen, rejected)
+    if _TRANSCRIPT.match(chosen):
+        mark = chosen.rfind(_ASSISTANT_MARK, 0, shared)
+        if mark >= 0:
+            shared = mark + len(_ASSISTANT_MARK)
+            return chosen[:shared], chosen[shared:], rejected[shared:]
+    if shared and chosen[shared - 1] == " ":
+        shared -= 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _common_length(left: str, right: str) -> int:
+    """Length of the longest common beginning; bisected, as slices compare at memory speed."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def open_transcript(prompt: str) -> bool:
+    """Whether ``prompt`` is a transcript that ends where the assistant is to go on."""
+    return bool(_TRANSCRIPT.match(prompt) and _OPEN_END.search(prompt))
+
+
+def transcript_prompt(prompt: str) -> list[Message]:
+    """The turns of an open transcript, its open end left out."""
+    return _turns(_OPEN_END.sub("", prompt))
+
+
+def transcript_answer(answer: str) -> list[Message]:
+    """The turns that follow the open end of a transcript, the assistant's first."""
+    return _turns(f"{_ASSISTANT_MARK}{answer}")
+
+
+def _turns(text: str) -> list[Message]:
+    pieces = _MARK.split(text)
+    # pieces: what stands before the first mark (nothing), then mark and text in turn; the one
+    # space after a mark belongs to the mark.
+    return [
+        Message(_ROLES[mark.lower()], content.removeprefix(" "))
+        for mark, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def best_and_worst(answers: Any) -> tuple[object, object, float | None, float | None]:
+    """Pair a ranked list: the best answer against the worst.
+
+    Answers are ``{"answer": ..., "rank": ...}`` objects, rank 1 the best. Of several at the best
+    rank the first in the list is taken, at the worst the last. Ranks are returned as scores
+    (negated, so that more is better); all answers at one rank come out as a tie.
+
+    Raises:
+        NotText: not a list of at least two ranked answers.
+    """
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise NotText("`answers` is not a list of at least two ranked answers")
+    ranked: list[tuple[float, object]] = []
+    for item in answers:
+        rank = item.get("rank") if isinstance(item, dict) else None
+        if not isinstance(rank, int | float) or isinstance(rank, bool):
+            raise NotText("`answers` holds an answer without a numeric `rank`")
+        ranked.append((float(rank), item.get("answer")))
+    best = min(ranked, key=lambda entry: entry[0])
+    worst = max(reversed(ranked), key=lambda entry: entry[0])
+    return best[1], worst[1], -best[0], -worst[0]

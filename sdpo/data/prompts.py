@@ -1,0 +1,169 @@
+"""Looking values up in a row, and putting a prompt together from the fields that make it up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
+from sdpo.data.schema import Message
+from sdpo.errors import DataError
+
+Row = Mapping[str, Any]
+
+_MISSING = object()
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio", "tools")
+"""Columns whose content is part of the prompt without being text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a row is not used: ``reason`` is a slug that is counted, ``detail`` is for people."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFields:
+    """Dotted paths of what makes up a prompt; "" where a format has no such field.
+
+    ``context`` is Alpaca's ``input``, appended to the instruction after a line break; ``history``
+    is LLaMA-Factory's list of earlier (question, answer) turns.
+    """
+
+    prompt: str
+    context: str = ""
+    system: str = ""
+    history: str = ""
+
+    def paths(self) -> list[str]:
+        """The paths that are set."""
+        return [p for p in (self.prompt, self.context, self.system, self.history) if p]
+
+
+def lookup(row: Row, path: str) -> Any:
+    """The value at a dotted path, or None; a column whose own name has dots comes first."""
+    value = _find(row, path)
+    return None if value is _MISSING else value
+
+
+def has_path(row: Row, path: str) -> bool:
+    """Whether the row has something (be it null) at a dotted path."""
+    return _find(row, path) is not _MISSING
+
+
+def _find(row: Row, path: str) -> Any:
+    if path in row:
+        return row[path]
+    if "." not in path:
+        return _MISSING
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def columns_of(row: Row) -> str:
+    """The columns of a row for a message, those of nested objects as dotted paths."""
+    names = []
+    for name, value in row.items():
+        nested = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
+        names.extend(nested or [name])
+    return ", ".join(names) or "none"
+
+
+def refuse_media(row: Row) -> None:
+    """Raise :class:`NotText` where the row has images, sound or tools beside its text."""
+    for name in _MEDIA:
+        if row.get(name):
+            raise NotText(f"the row has `{name}`, which is not text")
+    if lookup(row, "input.tools"):
+        raise NotText("the row has `input.tools`, which is not text")
+
+
+def blank(text: str) -> bool:
+    """Whether there is nothing but white space."""
+    return not text or text.isspace()
+
+
+def all_blank(messages: list[Message]) -> bool:
+    """Whether no message says anything."""
+    return all(blank(message.content) for message in messages)
+
+
+def no_question(prompt: list[Message]) -> bool:
+    """Whether a prompt asks nothing: it is empty, or has a system message alone."""
+    return all(message.role == "system" or blank(message.content) for message in prompt)
+
+
+def chat_prompt(row: Row, fields: PromptFields) -> list[Message]:
+    """The prompt as messages, without the ``system`` column (see :func:`with_system`).
+
+    Raises:
+        NotText: something besides text.
+    """
+    value = lookup(row, fields.prompt) if fields.prompt else None
+    if is_conversation(value):
+        messages = messages_of(value, f"`{fields.prompt}`", role="user")
+    else:
+        messages = [Message("user", _text_prompt(row, fields, value))]
+    return _history(row, fields) + messages
+
+
+def text_prompt(row: Row, fields: PromptFields) -> str:
+    """The prompt as one text: a system text first, after it an empty line.
+
+    Raises:
+        NotText: something besides text.
+        DataError: messages.
+    """
+    value = lookup(row, fields.prompt)
+    refuse_conversation(value, fields.prompt)
+    if fields.history:
+        refuse_conversation(lookup(row, fields.history) or None, fields.history)
+    text, system = _text_prompt(row, fields, value), system_text(row, fields)
+    return f"{system}\n\n{text}" if text and system else text
+
+
+def refuse_conversation(value: object, name: str) -> None:
+    """Raise DataError where a ``text`` source holds messages."""
+    if is_conversation(value):
+        raise DataError(
+            f"conversations without a chat template: `{name}` holds messages, and this source is "
+            "encoded as plain text. Use a model whose tokenizer has a chat template, or give one "
+            "with model.chat_template (and leave the source's format at `auto` or `chat`)"
+        )
+
+
+def system_text(row: Row, fields: PromptFields) -> str:
+    """The text of the system column; "" where there is none or it is blank."""
+    text = plain_text(lookup(row, fields.system), f"`{fields.system}`") if fields.system else ""
+    return "" if blank(text) else text
+
+
+def with_system(messages: list[Message], system: str) -> list[Message]:
+    """``messages`` led by the system text, unless they bring a system message of their own."""
+    if system and not (messages and messages[0].role == "system"):
+        return [Message("system", system), *messages]
+    return messages
+
+
+def _text_prompt(row: Row, fields: PromptFields, value: object) -> str:
+    text = plain_text(value, f"`{fields.prompt}`")
+    if not fields.context:
+        return text
+    context = plain_text(lookup(row, fields.context), f"`{fields.context}`")
+    return "\n".join([part for part in (text, context) if part])
+
+
+def _history(row: Row, fields: PromptFields) -> list[Message]:
+    turns = lookup(row, fields.history) if fields.history else None
+    messages = []
+    for turn in turns or []:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise NotText(f"`{fields.history}` is not a list of (question, answer) turns")
+        for role, text in zip(("user", "assistant"), turn, strict=True):
+            messages.append(Message(role, plain_text(text, f"`{fields.history}`")))
+    return messages

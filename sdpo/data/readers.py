@@ -1,0 +1,282 @@
+"""Reading rows from files, saved data sets and the hub, one by one, whatever their format.
+
+JSON is read here line by line and not by pyarrow: its JSON reader turns text that looks like a
+date into timestamps, and its errors name no line. For the same reason CSV values stay text.
+Pickles are never read.
+"""
+
+import csv
+import difflib
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.data.json_array import json_rows
+from sdpo.errors import DataError
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+_LINES = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv")
+_ARROW = (".parquet", ".arrow")
+_KNOWN = (*_LINES, ".json", *_TABLES, *_ARROW)
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_BATCH_ROWS = 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_rows(path: str, *, split: str = "train", subset: str = "", revision: str = "") -> Rows:
+    """Rows of a source with their numbers: lines from 1 for JSONL and CSV, else rows from 0.
+
+    ``path`` is a data file, a folder saved by ``datasets``, a folder of data files (rows numbered
+    through, in the order of the names) or a hub name; ``subset`` and ``revision`` are for the hub.
+
+    Raises:
+        DataError: missing, empty or malformed data; the message names file and line.
+    """
+    local = Path(path)
+    if local.is_file():
+        rows = _file_rows(local)
+    elif local.is_dir():
+        rows = _folder_rows(local, split)
+    elif not local.is_absolute() and _HUB_NAME.fullmatch(path) and _suffix(local) not in _KNOWN:
+        rows = _hub_rows(path, split=split, subset=subset, revision=revision)
+    else:
+        raise DataError(_not_found(local))
+    return _not_empty(rows, path)
+
+
+def place(path: str, row: int) -> str:
+    """Where a row stands, for a message: ``file.jsonl, line 3``."""
+    word = "line" if _suffix(Path(path)) in (*_LINES, *_TABLES) else "row"
+    return f"{path}, {word} {row}"
+
+
+def default_name(path: str) -> str:
+    """The name of a file without the endings of data files, or of a folder or hub data set."""
+    name = Path(path).name
+    suffix = _suffix(Path(path))
+    if suffix not in _KNOWN:
+        return name
+    return name[: name.lower().rindex(suffix)]
+
+
+def _not_empty(rows: Rows, path: str) -> Rows:
+    empty = True
+    for item in rows:
+        empty = False
+        yield item
+    if empty:
+        raise DataError(f"{path} is empty: it has no rows")
+
+
+def _not_found(path: Path) -> str:
+    path = path.absolute()
+    if not path.parent.is_dir():
+        return f"no such file or folder: {path} (the folder {path.parent} does not exist either)"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    near = difflib.get_close_matches(path.name, names, n=3)
+    hint = f"; nearby: {', '.join(near)}" if near else ""
+    return f"no such file or folder: {path}{hint}"
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _file_rows(path: Path) -> Rows:
+    suffix = _suffix(path)
+    if suffix in _PICKLES:
+        raise DataError(
+            f"{path}: pickles are never read, as they can run code. Save the data as JSONL or "
+            "Parquet"
+        )
+    if suffix in _ARROW:
+        return _arrow_rows(path, suffix)
+    if suffix in _KNOWN:
+        return _text_rows(path, suffix)
+    raise DataError(f"{path} is no data file that is known: {', '.join(_KNOWN)} (also .gz)")
+
+
+def _text_rows(path: Path, suffix: str) -> Rows:
+    zipped = path.name.lower().endswith(".gz")
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as opened:
+            file = cast(BinaryIO, opened)
+            if suffix in _LINES:
+                yield from _jsonl_rows(file, path)
+            elif suffix == ".json":
+                yield from json_rows(file, path)
+            else:
+                yield from _csv_rows(file, path, delimiter="\t" if suffix == ".tsv" else ",")
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path} is damaged or no gzip file: {error}") from error
+
+
+def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
+    """Lines from 1, split at line feeds alone: JSON text may hold U+2028 and its like.
+
+    Raises:
+        DataError: a line that is not UTF-8.
+    """
+    for number, line in enumerate(file, start=1):
+        raw = line.removeprefix(_BOM) if number == 1 else line
+        try:
+            yield number, raw.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). Save "
+                "the file as UTF-8"
+            ) from error
+
+
+def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
+    for number, line in text_lines(file, path):
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if not line.strip():
+                continue
+            raise DataError(f"{path}, line {number}: malformed JSON: {error}") from error
+        if not isinstance(value, dict):
+            hint = ". A JSON array belongs in a .json file" if isinstance(value, list) else ""
+            raise DataError(
+                f"{path}, line {number}: not an object with columns but a "
+                f"{type(value).__name__}{hint}"
+            )
+        yield number, value
+
+
+def _csv_rows(file: BinaryIO, path: Path, *, delimiter: str) -> Rows:
+    csv.field_size_limit(sys.maxsize)  # the default, 131072 characters, is less than one story
+    lines = (line for _, line in text_lines(file, path))
+    # strict: without it a quote that is never closed swallows the rest of the file unnoticed.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    number = 1
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header) or "" in header:
+            raise DataError(f"{path}, line 1: column names are missing or repeated: {header}")
+        number = reader.line_num + 1
+        for values in reader:
+            if values and len(values) != len(header):
+                raise DataError(
+                    f"{path}, line {number}: {len(values)} fields, but the header has "
+                    f"{len(header)} ({', '.join(header)})"
+                )
+            if values:
+                yield number, dict(zip(header, values, strict=True))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number}: malformed CSV: {error}") from error
+
+
+def _arrow_rows(path: Path, suffix: str) -> Rows:
+    try:
+        if suffix == ".parquet":
+            with pq.ParquetFile(path, memory_map=True) as file:
+                yield from _batch_rows(file.iter_batches(batch_size=_BATCH_ROWS))
+        else:
+            with pa.memory_map(str(path)) as source:
+                yield from _batch_rows(_ipc_batches(source))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as {suffix[1:].title()}: {error}") from error
+
+
+def _ipc_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    """Batches of an Arrow file, which may be of the file or of the stream format."""
+    if source.read(6) == b"ARROW1":
+        reader = pa.ipc.open_file(source)
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        source.seek(0)
+        yield from pa.ipc.open_stream(source)
+
+
+def _batch_rows(batches: Iterable[pa.RecordBatch]) -> Rows:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+                yield number, row
+                number += 1
+
+
+def _folder_rows(folder: Path, split: str) -> Rows:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        if split not in splits:
+            raise DataError(f"{folder} has no split `{split}`, but: {', '.join(splits)}")
+        return _saved_rows(folder / split)
+    if (folder / "state.json").is_file():
+        return _saved_rows(folder)
+    files = _data_files(folder, split)
+    numbered = (row for file in files for _, row in _file_rows(file))
+    return enumerate(numbered)
+
+
+def _data_files(folder: Path, split: str) -> list[Path]:
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and _suffix(file) in _KNOWN and file.name not in _NOT_DATA
+    ]
+    if not files and (folder / "data").is_dir():
+        return _data_files(folder / "data", split)
+    if not files:
+        names = sorted(entry.name for entry in folder.iterdir())[:8]
+        raise DataError(
+            f"{folder} holds no data file ({', '.join(_KNOWN)}); it holds: "
+            f"{', '.join(names) or 'nothing'}"
+        )
+    of_split = [file for file in files if re.match(rf"{re.escape(split)}[-._]", file.name)]
+    others = [f for f in files if re.match(rf"({'|'.join(_SPLITS)})[-._]", f.name)]
+    if others and not of_split:
+        raise DataError(
+            f"{folder} has no file of the split `{split}`; its files: "
+            f"{', '.join(file.name for file in files[:8])}"
+        )
+    return of_split or files
+
+
+def _saved_rows(folder: Path) -> Rows:
+    import datasets  # takes more than a second; only saved folders and hub names need it
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} is not a data set saved by `datasets`: {error}") from error
+    return _dataset_rows(saved)
+
+
+def _hub_rows(name: str, *, split: str, subset: str, revision: str) -> Rows:
+    import datasets  # see above
+
+    where = f"`{name}`" + (f" at {revision}" if revision else "")
+    try:
+        loaded = datasets.load_dataset(
+            name, name=subset or None, split=split, revision=revision or None
+        )
+    except Exception as error:
+        # The client raises errors of many kinds, its HTTP library's own among them.
+        raise DataError(
+            f"the data set {where} (subset `{subset or 'default'}`, split `{split}`) could not be "
+            f"read: there is no such file or folder here, and the hub said: {error}"
+        ) from error
+    return _dataset_rows(loaded)
+
+
+def _dataset_rows(dataset: Any) -> Rows:
+    tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    return _batch_rows(batch for table in tables for batch in table.to_batches())

@@ -1,0 +1,61 @@
+"""The one form that every preference pair takes, whatever file it came from."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+Format = Literal["chat", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; in a ``text`` pair the only one, with role ``text``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A normalised preference pair.
+
+    ``row`` is the line (JSONL, CSV: from 1) or row (other files: from 0) it was read from.
+    ``pair_id`` is 32 hex digits over the normalised text, so equal pairs have equal ids wherever
+    they come from; ``prompt_key`` likewise over the prompt alone.
+    """
+
+    pair_id: str
+    prompt_key: str
+    source: str
+    row: int
+    format: Format
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    strata: dict[str, str] = field(default_factory=dict)
+
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt_key", pa.string()),
+        ("source", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int64()),
+        ("format", pa.dictionary(pa.int32(), pa.string())),
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
+        ("strata", pa.map_(pa.string(), pa.string())),
+        ("chosen_chars", pa.int32()),
+        ("rejected_chars", pa.int32()),
+        ("prompt_chars", pa.int32()),
+    ]
+)
+"""Columns of ``pairs.parquet``."""

@@ -1,0 +1,218 @@
+"""Supervised examples: reading a data set for the supervised stage, as pairs are read.
+
+Accepted: ``messages`` or ``conversations`` (the last assistant turn is the completion),
+``prompt``/``completion`` as text or messages, ``prompt``/``response``, and Alpaca's
+``instruction``[/``input``][/``system``][/``history``] with ``output``.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sdpo.config import SupervisedConfig
+from sdpo.data.keys import content_digest, example_key, messages_key
+from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
+from sdpo.data.pairs_file import BatchWriter
+from sdpo.data.prepare import Progress, rejection_line
+from sdpo.data.prompts import (
+    PromptFields,
+    Rejection,
+    Row,
+    all_blank,
+    chat_prompt,
+    columns_of,
+    has_path,
+    lookup,
+    no_question,
+    refuse_conversation,
+    refuse_media,
+    system_text,
+    text_prompt,
+    with_system,
+)
+from sdpo.data.readers import place, read_rows
+from sdpo.data.schema import MESSAGES, Format, Message
+from sdpo.errors import ConfigError, DataError
+from sdpo.files import publish_file
+
+SUPERVISED_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("prompt_key", pa.string()),
+        ("row", pa.int64()),
+        ("format", pa.dictionary(pa.int32(), pa.string())),
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+    ]
+)
+"""Columns of ``supervised.parquet``."""
+
+_DIALOGUES = ("messages", "conversations")
+_COMPLETIONS = (
+    (PromptFields("prompt", system="system"), "completion"),
+    (PromptFields("prompt", system="system"), "response"),
+    (PromptFields("instruction", context="input", system="system", history="history"), "output"),
+)
+_PROGRESS_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSupervised:
+    """The supervised examples; ``digest`` as in :class:`~sdpo.data.prepare.PreparedPairs`."""
+
+    path: Path
+    rejected_path: Path
+    read: int
+    kept: int
+    rejected: dict[str, int]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    prompt: list[Message]
+    completion: list[Message]
+
+
+def prepare_supervised(
+    config: SupervisedConfig,
+    *,
+    default_format: Format,
+    out: Path,
+    on_progress: Progress | None = None,
+) -> PreparedSupervised:
+    """Publish ``supervised.parquet`` and ``rejected_supervised_rows.jsonl`` in ``out``.
+
+    All examples are written: ``fraction`` and the reserve are applied by whoever trains on them.
+
+    Raises:
+        ConfigError: no path.
+        DataError: data that cannot be read, or of which nothing is left. Nothing is published.
+    """
+    if not config.path:
+        raise ConfigError("supervised.path is empty: name the supervised data")
+    out.mkdir(parents=True, exist_ok=True)
+    path, rejected_path = out / "supervised.parquet", out / "rejected_supervised_rows.jsonl"
+    format_: Format = default_format if config.format == "auto" else config.format
+    with (
+        publish_file(path) as examples,
+        publish_file(rejected_path) as rejections,
+        rejections.open("w", encoding="utf-8") as rejected,
+        BatchWriter(examples, SUPERVISED_SCHEMA) as writer,
+    ):
+        reading = _Reading(format_, writer, Path(config.path).name)
+        for number, row in read_rows(config.path, split=config.split, revision=config.revision):
+            try:
+                rejected.write(reading.add(number, row))
+            except DataError as error:
+                raise DataError(f"{place(config.path, number)}: {error}") from error
+            if on_progress and reading.read % _PROGRESS_ROWS == 0:
+                on_progress("supervised", reading.read, None)
+        if on_progress:
+            on_progress("supervised", reading.read, reading.read)
+        if not reading.kept:
+            raise DataError(f"{config.path}: no supervised example is left: {reading.reasons()}")
+    return PreparedSupervised(
+        path=path,
+        rejected_path=rejected_path,
+        read=reading.read,
+        kept=reading.kept,
+        rejected=dict(sorted(reading.rejected.items())),
+        digest=reading.digest.hexdigest(),
+    )
+
+
+class _Reading:
+    """Writes the examples of a data set as they come and counts what it leaves out."""
+
+    def __init__(self, format_: Format, writer: BatchWriter, name: str):
+        self.read = self.kept = 0
+        self.rejected: Counter[str] = Counter()
+        self.digest = hashlib.sha256()
+        self._format = format_
+        self._writer = writer
+        self._name = name
+        self._layout: tuple[PromptFields, str] | None = None
+        self._rows: dict[bytes, int] = {}
+
+    def reasons(self) -> str:
+        """Counts by reason, for a message."""
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
+        return f"of {self.read} rows {counts}"
+
+    def add(self, number: int, row: Row) -> str:
+        """Write an example, or return the line that says why it is not used."""
+        self.read += 1
+        if self._layout is None:
+            self._layout = _recognise(row)
+        try:
+            refuse_media(row)
+            problem = self._write(number, _example(row, *self._layout, self._format))
+        except NotText as reason:
+            problem = Rejection("not_text", str(reason))
+        except UnicodeEncodeError:
+            problem = Rejection("not_text", "the text holds half of a surrogate pair")
+        if problem is None:
+            self.kept += 1
+            return ""
+        self.rejected[problem.reason] += 1
+        return rejection_line(self._name, number, problem)
+
+    def _write(self, number: int, example: _Example) -> Rejection | None:
+        if no_question(example.prompt):
+            return Rejection("empty_prompt", "there is no prompt")
+        if all_blank(example.completion):
+            return Rejection("empty_completion", "there is nothing to learn after the prompt")
+        prompt = messages_key(example.prompt, text_role="user")
+        key = example_key(prompt, example.completion)
+        first = self._rows.setdefault(key, number)
+        if first != number:
+            return Rejection("duplicate", f"the same example as row {first}")
+        strings = [self._format, str(len(example.prompt))]
+        for message in (*example.prompt, *example.completion):
+            strings += (message.role, message.content)
+        self.digest.update(content_digest(strings))
+        values = (key.hex(), prompt.hex(), number, self._format, example.prompt, example.completion)
+        self._writer.add(values, chars=sum(len(s) for s in strings))
+        return None
+
+
+def _recognise(row: Row) -> tuple[PromptFields, str]:
+    for column in ("label", "kto_tag"):
+        if has_path(row, column) and not has_path(row, "messages"):
+            raise DataError(
+                f"this is unpaired preference data (`{column}`), not supervised data. Columns "
+                f"seen: {columns_of(row)}"
+            )
+    for fields, completion in _COMPLETIONS:
+        if has_path(row, fields.prompt) and has_path(row, completion):
+            return fields, completion
+    for name in _DIALOGUES:
+        if has_path(row, name):
+            return PromptFields("", system="system"), name
+    raise DataError(
+        f"no supervised columns recognised. Columns seen: {columns_of(row)}. Known are `messages`, "
+        "`conversations`, `prompt` and `completion` or `response`, and `instruction` and `output`"
+    )
+
+
+def _example(row: Row, fields: PromptFields, column: str, format_: Format) -> _Example:
+    value: Any = lookup(row, column)
+    if format_ == "text":
+        refuse_conversation(value, column)
+        completion = plain_text(value, f"`{column}`")
+        prompt = text_prompt(row, fields)
+        return _Example([Message("text", prompt)], [Message("text", completion)])
+    turns = messages_of(value, f"`{column}`", role="assistant")
+    if fields.prompt:
+        messages = chat_prompt(row, fields)
+    else:
+        if not is_conversation(value):
+            raise NotText(f"`{column}` is not a list of messages")
+        last = len(turns) - 1 if turns and turns[-1].role == "assistant" else len(turns)
+        messages, turns = turns[:last], turns[last:]
+    return _Example(with_system(messages, system_text(row, fields)), turns)

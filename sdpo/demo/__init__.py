@@ -1,0 +1,60 @@
+"""What the demo recipe needs and nothing has to be downloaded for: a tiny model and its data.
+
+This package owns the names that start with ``demo:`` and where their files lie. The model is made
+by :mod:`sdpo.demo.model`, the text by :mod:`sdpo.demo.text`, without torch or transformers.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sdpo.demo.model import write_model
+from sdpo.demo.text import dialogues, questions, requests
+from sdpo.errors import ConfigError
+from sdpo.files import publish_folder, write_text
+
+GENERATOR_VERSION = 1
+"""Raised with every change of what is generated: files of another version are not reused."""
+
+_MODEL = "demo:tiny-llama"
+_ROWS: Mapping[str, Callable[[], list[dict[str, str]]]] = {
+    "demo:questions": questions,
+    "demo:requests": requests,
+    "demo:dialogues": dialogues,
+}
+
+NAMES: tuple[str, ...] = (_MODEL, *_ROWS)
+"""A model folder; two files of preference pairs; a file of prompts with completions."""
+
+
+def materialise(name: str, directory: Path) -> Path:
+    """Write what ``name`` stands for below ``directory``, unless it is there, and say where it is.
+
+    The bytes depend on the name and on ``GENERATOR_VERSION`` alone.
+
+    Raises:
+        ConfigError: there is no such name.
+    """
+    stem = f"{name.removeprefix('demo:')}-v{GENERATOR_VERSION}"
+    if name == _MODEL:
+        return _model_folder(directory / stem)
+    if name not in _ROWS:
+        raise ConfigError(f"the demo has no {name!r}; it has {', '.join(NAMES)}")
+    path = directory / f"{stem}.jsonl"
+    if not path.is_file():
+        rows = _ROWS[name]()
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def _model_folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    texts = [text for rows in _ROWS.values() for row in rows() for text in row.values()]
+    try:
+        with publish_folder(path) as folder:
+            write_model(folder, texts)
+    except OSError:
+        if not path.is_dir():  # else another process has just published the same bytes
+            raise
+    return path

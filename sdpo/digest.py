@@ -1,0 +1,141 @@
+"""What a model is, as one digest: its tensors and its configuration, not its files.
+
+A save rewrites configuration files and resharding moves bytes, so file digests serve only to verify
+that a file is intact. The digest here covers the sorted (tensor name, dtype, shape, bytes) of all
+safetensors files and the configuration without version and path keys. It reads the files as they
+are and needs neither torch nor transformers.
+"""
+
+import hashlib
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import ModelError
+from sdpo.files import canonical_json, read_json
+
+_NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
+"""Keys of config.json that a save rewrites without changing what the model computes: the weights
+carry their own dtype, and the cache setting is a matter of generation speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor in a safetensors file: where its bytes are."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+def tensor_entries(folder: Path) -> list[TensorEntry]:
+    """All tensors of the safetensors files of a model folder, sorted by name.
+
+    Raises:
+        ModelError: no safetensors file, or one that is damaged.
+    """
+    entries: list[TensorEntry] = []
+    for file in _weight_files(folder):
+        entries.extend(_header_entries(file))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{folder}: {index.name} names files that are not there: {missing}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = sorted(p.name for p in folder.glob("*.bin"))
+    hint = (
+        f"it has {pickles}, and pickles are never loaded: convert the model to safetensors"
+        if pickles
+        else "a model folder has model.safetensors (or shards with an index) and config.json"
+    )
+    raise ModelError(f"no safetensors weights in {folder}: {hint}")
+
+
+def _header_entries(file: Path) -> list[TensorEntry]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header: dict[str, Any] = json.loads(handle.read(min(length, size)))
+        header.pop("__metadata__", None)
+        entries = [_entry(file, 8 + length, name, entry) for name, entry in header.items()]
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged: its safetensors header cannot be read") from error
+    for entry in entries:
+        if entry.end > size:
+            raise ModelError(
+                f"{file} is cut short: {entry.name} ends at byte {entry.end} of {size}"
+            )
+    return entries
+
+
+def _entry(file: Path, base: int, name: str, entry: dict[str, Any]) -> TensorEntry:
+    start, end = entry["data_offsets"]
+    return TensorEntry(name, entry["dtype"], tuple(entry["shape"]), file, base + start, base + end)
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over the tensors and the configuration of the model in ``folder``."""
+    total = hashlib.sha256()
+    total.update(canonical_json(_identity_config(folder)).encode())
+    maps: dict[Path, mmap.mmap] = {}
+    try:
+        for entry in tensor_entries(folder):
+            if entry.file not in maps:
+                with entry.file.open("rb") as handle:
+                    maps[entry.file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            view = memoryview(maps[entry.file])[entry.start : entry.end]
+            content = hashlib.sha256(view).hexdigest()
+            view.release()
+            total.update(canonical_json([entry.name, entry.dtype, entry.shape, content]).encode())
+    finally:
+        for mapped in maps.values():
+            mapped.close()
+    return total.hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    config: dict[str, Any] = read_json(path)
+    return config
+
+
+def _identity_config(folder: Path) -> object:
+    return _without(read_config(folder), _NOT_IDENTITY)
+
+
+def _without(value: object, keys: set[str]) -> object:
+    if isinstance(value, dict):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    if isinstance(value, list):
+        return [_without(item, keys) for item in value]
+    return value

@@ -1,0 +1,49 @@
+"""The errors this project raises: one root, and beneath it whose mistake it was.
+
+A :class:`UserError` ends the command line with exit code 2 and its message alone; a :class:`Fault`
+ends it with exit code 1. Each is also the stdlib error that a library user would catch.
+"""
+
+
+class SdpoError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class UserError(SdpoError, ValueError):
+    """Something the user gave cannot be used. The message says what, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A recipe, an override or a combination of settings that is not possible."""
+
+
+class DataError(UserError):
+    """Preference data that cannot be read or used."""
+
+
+class ModelError(UserError):
+    """A model or tokenizer that cannot be used."""
+
+
+class RunExistsError(UserError):
+    """A run of this name exists and was made from something else."""
+
+
+class Fault(SdpoError, RuntimeError):
+    """Something went wrong that is not the user's mistake."""
+
+
+class IntegrityError(Fault):
+    """A file is not what its record says it is."""
+
+
+class GateError(Fault):
+    """Policy and cached reference log-probs disagree before the first optimizer step."""
+
+
+class DivergedError(Fault):
+    """The loss became NaN or infinite."""
+
+
+class Interrupted(SdpoError):
+    """The user or the system asked to stop."""

@@ -1,0 +1,133 @@
+"""What a node's result depends on, in full: the payloads that records keep and hashes come from.
+
+Configuration literals that change the result, content digests, versions of this code. Never paths,
+host names or the time. A setting at its default is left out, so that a setting which comes later
+keeps old results valid.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from sdpo.batching import micro_batch_tokens
+from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
+from sdpo.files import digest_of
+
+TRAINER_VERSION = 1
+"""Raised when a change of this project's code changes what a step publishes."""
+DATA_VERSION = 1
+"""Raised when a change changes which pairs come out of the same files."""
+TOKENS_VERSION = 1
+"""Raised when a change changes the token ids that come out of the same text."""
+
+Payload = dict[str, Any]
+
+_NO_IDENTITY = {"name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"}
+"""Names and places: what stands there bears identity by its content digest."""
+
+_PREFERENCE_ONLY = ("objective", "beta")
+"""Training settings without effect on the supervised stage: a sweep over them keeps S."""
+
+
+def changed_settings(group: BaseModel) -> Payload:
+    """Settings that are not at their default, without names and places; groups within likewise."""
+    payload: Payload = {}
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if name in _NO_IDENTITY or value == field.default:
+            continue
+        if isinstance(value, BaseModel):
+            payload |= {name: inner} if (inner := changed_settings(value)) else {}
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            payload[name] = [changed_settings(item) for item in value]
+        else:
+            payload[name] = value
+    return payload
+
+
+def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:
+    """By what a run of the same name is known to be the same."""
+    sources = [source.name for source in config.data.sources]
+    return {"settings": changed_settings(config), "sources": sources, "inputs": inputs}
+
+
+def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
+    """Of the normalised pairs."""
+    data = changed_settings(config.data)
+    data.pop("reserve", None)
+    data.pop("max_length", None)
+    return {
+        "data_version": DATA_VERSION,
+        "data": data,
+        "names": [source.name for source in config.data.sources],
+        "format": default_format,
+        "strata": [name for name in config.partition.strata if name != "source"],
+        "inputs": {name: digest for name, digest in inputs.items() if name.startswith("data.")},
+    }
+
+
+def tokens_identity(
+    config: RunConfig,
+    *,
+    content: str,
+    tokenizer: str,
+    clock: str,
+    ends: Sequence[int],
+) -> Payload:
+    """Of token ids; ``content`` is the digest of the pairs or examples."""
+    return {
+        "tokens_version": TOKENS_VERSION,
+        "content": content,
+        "tokenizer": tokenizer,
+        "max_length": config.data.max_length,
+        "clock": clock,
+        "end_token_ids": list(ends),
+    }
+
+
+def step_identity(
+    training: TrainingConfig,
+    *,
+    launch: LaunchConfig,
+    model: ModelConfig,
+    inputs: dict[str, str],
+) -> Payload:
+    """Of a model that a step publishes; ``inputs``: digests of reference, target, partition."""
+    return {
+        "trainer_version": TRAINER_VERSION,
+        "inputs": inputs,
+        "training": changed_settings(training)
+        | {
+            "micro_batch_tokens": micro_batch_tokens(
+                training.micro_batch_tokens, device=str(launch.device)
+            )
+        },
+        "arithmetic": {
+            "attention": model.attention,
+            "device": launch.device,
+            "processes": launch.processes,
+            "strategy": launch.strategy,
+            "threads": launch.threads,
+        },
+    }
+
+
+def supervised_identity(
+    supervised: SupervisedConfig,
+    training: TrainingConfig,
+    *,
+    launch: LaunchConfig,
+    model: ModelConfig,
+    inputs: dict[str, str],
+) -> Payload:
+    """Of S; ``training`` are the settings the supervised stage trains with."""
+    payload = step_identity(training, launch=launch, model=model, inputs=inputs)
+    for name in _PREFERENCE_ONLY:
+        payload["training"].pop(name, None)
+    return payload | {"supervised": {"on": supervised.on, "fraction": supervised.fraction}}
+
+
+def rows_digest(row_digests: Sequence[bytes]) -> str:
+    """Digest of a set of token rows, in the order given."""
+    return digest_of([digest.hex() for digest in row_digests])

@@ -1,0 +1,245 @@
+"""The nodes that make data ready: pairs, tokens, reserve.
+
+All but tokenising happen in this process, without a model.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from partitions import ids_from_hex, reserve_mask
+from sdpo.data.prepare import prepare_pairs
+from sdpo.data.schema import Format
+from sdpo.data.supervised import prepare_supervised
+from sdpo.errors import DataError
+from sdpo.files import digest_of, publish_file, read_json
+from sdpo.identity import data_identity, tokens_identity
+from sdpo.run import Context, run_once
+from sdpo.spec import TokeniseSpec
+from sdpo.store import Record
+from sdpo.tokens.store import TokenFile
+
+Outcome = tuple[dict[str, Any], list[Path]]
+
+
+def prepare_data(context: Context) -> Record:
+    """``pairs.parquet``, the list of rows not used, and the supervised source's examples."""
+    default_format: Format = "chat" if context.resolved.has_template else "text"
+    identity = data_identity(
+        context.config, dict(context.resolved.inputs), default_format=default_format
+    )
+    supervised = context.config.supervised
+    from_source = supervised.enabled and supervised.on == "source"
+
+    def progress(source: str, done: int, total: int | None) -> None:
+        context.listen(_progress(f"read {source}", done, total))
+
+    def make() -> Outcome:
+        out = context.run.path
+        prepared = prepare_pairs(
+            context.config.data,
+            default_format=default_format,
+            strata=context.config.partition.strata,
+            out=out,
+            on_progress=progress,
+        )
+        rejected = context.run.rejected_data
+        rejected.parent.mkdir(exist_ok=True)
+        prepared.rejected_path.replace(rejected)
+        files = [prepared.path, rejected]
+        outputs: dict[str, Any] = {
+            "digest": prepared.digest,
+            "pairs": prepared.pairs,
+            "sources": [asdict(source) for source in prepared.sources],
+            "repeated_prompt_share": prepared.repeated_prompt_share,
+        }
+        if from_source:
+            examples = prepare_supervised(
+                supervised, default_format=default_format, out=out, on_progress=progress
+            )
+            files += [examples.path, examples.rejected_path]
+            outputs["supervised"] = {
+                "digest": examples.digest,
+                "read": examples.read,
+                "kept": examples.kept,
+                "rejected": examples.rejected,
+            }
+        return outputs, files
+
+    return run_once(context, "data", identity, make)
+
+
+def _progress(phase: str, done: int, total: int | None) -> Mapping[str, Any]:
+    return {
+        "event": "progress",
+        "phase": phase,
+        "done": done,
+        "total": total,
+        "unit": "rows",
+        "note": "",
+    }
+
+
+def tokens_path(context: Context, kind: str = "pairs") -> Path:
+    """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
+    data = context.run.read_record("data")
+    assert data is not None, "tokens come after data"
+    content = data["outputs"]["digest"]
+    if kind == "supervised":
+        content = data["outputs"]["supervised"]["digest"]
+    identity = tokens_identity(
+        context.config,
+        content=content,
+        tokenizer=context.resolved.inputs["tokenizer"],
+        clock=context.clock if template_uses_clock(context) else "",
+        ends=end_token_ids(context.resolved.model),
+    )
+    return context.cache / "tokens" / f"{digest_of(identity)[:32]}.arrow"
+
+
+def template_uses_clock(context: Context) -> bool:
+    """Whether the chat template may print the date, so that tokens depend on the run's clock."""
+    model, given = context.resolved.model, context.config.model.chat_template
+    files = [Path(given)] if given else [*model.glob("*.jinja"), model / "tokenizer_config.json"]
+    return any(
+        "strftime_now" in path.read_text(encoding="utf-8") for path in files if path.is_file()
+    )
+
+
+def end_token_ids(folder: Path) -> list[int]:
+    """Tokens at which generation stops, by generation_config.json."""
+    path = folder / "generation_config.json"
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
+    if ends is None:
+        return []
+    return list(ends) if isinstance(ends, list) else [int(ends)]
+
+
+def tokenise(context: Context) -> Path:
+    """Token ids of every pair, in the cache: made in a stage where they are not there."""
+    pairs = tokens_path(context)
+    supervised = context.config.supervised
+    from_source = supervised.enabled and supervised.on == "source"
+    examples = tokens_path(context, "supervised") if from_source else None
+    missing = [path for path in (pairs, examples) if path and not path.is_file()]
+    status = "run" if missing else "reuse"
+    context.listen({"event": "node", "node": "tokens", "status": status, "reason": "not cached"})
+    if missing:
+        context.executed.append("tokens")
+        context.stage(
+            TokeniseSpec(
+                name="tokenise",
+                run=context.run.path,
+                model=context.config.model,
+                launch=context.config.launch,
+                tokenizer=context.resolved.model,
+                pairs=context.run.pairs,
+                out=pairs,
+                supervised=context.run.path / "supervised.parquet" if examples else None,
+                supervised_out=examples,
+                max_length=context.config.data.max_length,
+                clock=context.clock,
+                end_token_ids=end_token_ids(context.resolved.model),
+            )
+        )
+    return pairs
+
+
+def reserve(context: Context) -> Record:
+    """``usable.parquet``: pairs that can be used, those of reserved prompts marked.
+
+    ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
+    """
+    settings = context.config.data.reserve
+    tokens = TokenFile.open(tokens_path(context))
+    # The name of the token file is the digest of everything it was made from.
+    identity = {"tokens": tokens_path(context).stem, "reserve": settings.model_dump()}
+
+    def make() -> Outcome:
+        pairs = pq.read_table(
+            context.run.pairs,
+            columns=["pair_id", "prompt_key", "source", "row", "chosen_chars", "rejected_chars"],
+        )
+        names = source_names(context)
+        kept = np.flatnonzero(tokens.usable)
+        pairs = pairs.append_column("token_row", pa.array(np.arange(pairs.num_rows)))
+        usable = pairs.take(pa.array(kept))
+        source = codes(usable["source"].to_pylist(), names)
+        unusable = _unusable(tokens, pairs, names)
+        _check_sources_left(source, names, unusable)
+        mask = reserve_mask(
+            ids_from_hex(usable["prompt_key"].to_pylist()),
+            source,
+            n_sources=len(names),
+            fraction=settings.fraction,
+            min_pairs=settings.min_pairs,
+            max_fraction=settings.max_fraction,
+            key=settings.key,
+        )
+        usable = usable.append_column("reserved", pa.array(mask))
+        usable = usable.set_column(
+            usable.schema.get_field_index("source"), "source", usable["source"].cast(pa.string())
+        ).sort_by("pair_id")
+        with publish_file(context.run.usable) as temporary:
+            pq.write_table(usable, temporary)
+        _publish_rejected(context, tokens, pairs)
+        counts = np.bincount(source[mask], minlength=len(names))
+        return {
+            "usable": usable.num_rows,
+            "reserved": dict(zip(names, counts.tolist(), strict=True)),
+            "unusable": unusable,
+        }, [context.run.usable, context.run.rejected]
+
+    return run_once(context, "reserve", identity, make)
+
+
+def _publish_rejected(context: Context, tokens: TokenFile, pairs: pa.Table) -> None:
+    """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
+    rows = pairs.select(["source", "row"]).take(pa.array(np.flatnonzero(~tokens.usable)))
+    reasons = [tokens.reasons[tokens.pair_ids[i]] for i in np.flatnonzero(~tokens.usable)]
+    with publish_file(context.run.rejected) as temporary:
+        shutil.copyfile(context.run.rejected_data, temporary)
+        with temporary.open("a", encoding="utf-8") as file:
+            for row, reason in zip(rows.to_pylist(), reasons, strict=True):
+                line = {**row, "reason": reason, "detail": ""}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def source_names(context: Context) -> list[str]:
+    """Names of the sources, in the recipe's order."""
+    return [source.name for source in context.config.data.sources]
+
+
+def codes(values: list[str], names: list[str]) -> np.ndarray:
+    """Position of each value among ``names``, int32 ``[values]``."""
+    code = {name: index for index, name in enumerate(names)}
+    return np.array([code[value] for value in values], dtype=np.int32)
+
+
+def _unusable(tokens: TokenFile, pairs: pa.Table, names: list[str]) -> dict[str, dict[str, int]]:
+    """Per source, how many pairs the tokenizer rejects for which reason."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    source = dict(zip(pairs["pair_id"].to_pylist(), pairs["source"].to_pylist(), strict=True))
+    for pair_id, reason in tokens.reasons.items():
+        counts[source[pair_id]][reason] += 1
+    return {name: dict(counter) for name, counter in counts.items()}
+
+
+def _check_sources_left(
+    source: np.ndarray, names: list[str], unusable: dict[str, dict[str, int]]
+) -> None:
+    for code, name in enumerate(names):
+        if not (source == code).any():
+            counts = ", ".join(f"{n} {reason}" for reason, n in unusable[name].items())
+            raise DataError(
+                f"source {name} has no pairs left after tokenisation ({counts}): "
+                "raise data.max_length, or leave the source out"
+            )

@@ -1,0 +1,139 @@
+"""Loading a policy, giving it adapters, and publishing it.
+
+Weights are fp32 from load to publication: at the paper's learning rate a bf16 copy loses nearly all
+of a step's change (see the design's precision test). Adapters are merged before publication, so
+"M_{t-1}" means one set of tensors.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from sdpo.config import ModelConfig, TrainingConfig
+from sdpo.errors import ConfigError, ModelError
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.jinja",
+    "*.model",
+    "additional_chat_templates",
+)
+
+
+def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: bool = False) -> Any:
+    """The causal language model in ``folder``, fp32, without dropout.
+
+    Raises:
+        ModelError: it is not a causal language model, or its weights do not fit its configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        policy, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the weights in {folder} lack {len(missing)} tensors of its architecture "
+            f"({', '.join(missing[:3])} ...): they would be random"
+        )
+    _disable_dropout(policy)
+    if gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def _disable_dropout(policy: nn.Module) -> None:
+    """Reference and policy must agree before training, so the model's own dropout is off."""
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # hidden_dropout, layerdrop, ...
+                setattr(module, name, 0.0)
+
+
+def add_adapters(policy: Any, training: TrainingConfig) -> Any:
+    """``policy`` with fresh LoRA adapters, whose initial output is zero.
+
+    Raises:
+        ConfigError: no module has one of the names, or one is the output head.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = training.lora_target_modules
+    head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
+    tied = head.weight is embedding.weight
+    try:
+        adapted = get_peft_model(
+            policy,
+            LoraConfig(
+                r=training.lora_r,
+                lora_alpha=training.lora_alpha,
+                lora_dropout=training.lora_dropout,
+                target_modules="all-linear" if names == ["all-linear"] else names,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(f"training.lora_target_modules: {error}") from error
+    # The head's log-probs are computed in chunks, past an adapter's forward.
+    scored = [policy.get_output_embeddings(), *([policy.get_input_embeddings()] if tied else [])]
+    if any(hasattr(module, "lora_A") for module in scored):
+        raise ConfigError(
+            f"training.lora_target_modules: {', '.join(names)}: adapters on the output head, or on "
+            "an embedding that is tied to it, are not supported; leave it out"
+        )
+    return adapted
+
+
+def merge_adapters(policy: Any) -> Any:
+    """The model with its adapters merged in fp32; a model without adapters as it is."""
+    return policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
+
+
+def save_policy(
+    policy: Any,
+    folder: Path,
+    *,
+    tokenizer: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+    chat_template: str = "",
+) -> None:
+    """Write ``policy`` into the existing ``folder``: safetensors, with S's tokenizer files.
+
+    The tokenizer's files are copied byte for byte from ``tokenizer``: a re-save would rewrite them.
+    A template that the recipe gave in place of the tokenizer's own travels with the model.
+    ``weights`` are given where the policy itself holds only a share of them.
+    """
+    policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    copy_tokenizer(tokenizer, folder)
+    if chat_template:
+        shutil.copyfile(chat_template, folder / "chat_template.jinja")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files byte for byte."""
+    for pattern in _TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            elif path.suffix != ".safetensors":
+                shutil.copyfile(path, folder / path.name)

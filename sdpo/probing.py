@@ -1,0 +1,191 @@
+"""Measuring a model on the run's fixed probe sets, and letting it write.
+
+A probe is (model, rows): the reserve of every source, the seeded sample of every partition, and the
+next partition whole, whose log-probs are the next step's reference. Results are a view beside the
+records, in ``probes/``: they can be made again at any time and never touch a step's identity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sdpo.cache import LogpCache
+from sdpo.events import EventWriter
+from sdpo.files import publish_file, write_json
+from sdpo.score import Scorer, score_rows
+from sdpo.tokens.store import TokenFile
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRows:
+    """Rows of the token file with the probe each belongs to."""
+
+    pair_ids: list[str]
+    prompt_keys: list[str]
+    sources: list[str]
+    probes: list[str]
+    sampled: np.ndarray
+    token_rows: np.ndarray
+
+
+def probe_rows(plan: pa.Table, *, step: int) -> ProbeRows:
+    """What model M_``step`` is measured on: see the module's docstring.
+
+    ``plan`` has columns pair_id, prompt_key, source, step (0 = reserve), sampled, token_row.
+    """
+    steps = plan["step"].to_numpy()
+    sampled = plan["sampled"].to_numpy(zero_copy_only=False)
+    chosen = plan.filter(pa.array(sampled | (steps == step + 1)))
+    sources = chosen["source"].to_pylist()
+    names = [
+        f"D_{number}" if number else f"reserve:{source}"
+        for number, source in zip(chosen["step"].to_pylist(), sources, strict=True)
+    ]
+    return ProbeRows(
+        pair_ids=chosen["pair_id"].to_pylist(),
+        prompt_keys=chosen["prompt_key"].to_pylist(),
+        sources=sources,
+        probes=names,
+        sampled=chosen["sampled"].to_numpy(zero_copy_only=False),
+        token_rows=chosen["token_row"].to_numpy(),
+    )
+
+
+def measure(
+    scorer: Scorer,
+    tokens: TokenFile,
+    rows: ProbeRows,
+    *,
+    name: str,
+    cache: LogpCache,
+    out: Path,
+    events: EventWriter,
+) -> int:
+    """Score the probe rows under model ``name`` and publish ``out/<name>.parquet``.
+
+    Returns the number of rows that had to be computed.
+    """
+    at = rows.token_rows.tolist()
+    scored = score_rows(scorer, tokens, at, cache=cache, events=events, phase=f"measure {name}")
+    if scorer.accelerator.is_main_process:
+        pairs = [tokens.row(row) for row in at]
+        table = pa.table(
+            {
+                "pair_id": rows.pair_ids,
+                "prompt_key": rows.prompt_keys,
+                "source": rows.sources,
+                "probe": rows.probes,
+                "sampled": rows.sampled,
+                "chosen_logps": scored.logps.chosen.astype(np.float64),
+                "rejected_logps": scored.logps.rejected.astype(np.float64),
+                "chosen_tokens": pa.array([len(p.chosen_ids) for p in pairs], pa.int32()),
+                "rejected_tokens": pa.array([len(p.rejected_ids) for p in pairs], pa.int32()),
+                "complete": [not (p.chosen_truncated or p.rejected_truncated) for p in pairs],
+            }
+        )
+        with publish_file(out / f"{name}.parquet") as temporary:
+            pq.write_table(table, temporary)
+    return scored.computed
+
+
+def write_completions(
+    policy: Any,
+    tokenizer: Any,
+    prompts: Sequence[dict[str, Any]],
+    *,
+    name: str,
+    max_new_tokens: int,
+    device: torch.device,
+    out: Path,
+    events: EventWriter,
+) -> None:
+    """Publish greedy completions as ``out/<name>.completions.json``.
+
+    ``prompts``: mappings with ``prompt_key``, ``source``, ``prompt`` (text to show) and
+    ``prompt_ids``.
+    """
+    policy.eval()
+    ends = _end_tokens(policy, tokenizer)
+    written: list[dict[str, Any]] = []
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor(prompt["prompt_ids"], dtype=torch.long, device=device)[None]
+        with torch.no_grad():
+            output = policy.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=ends or None,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+            )[0, ids.shape[1] :].tolist()
+        finished = bool(output) and output[-1] in ends
+        written.append(
+            {
+                "prompt_key": prompt["prompt_key"],
+                "source": prompt["source"],
+                "prompt": prompt["prompt"],
+                "completion": tokenizer.decode(output, skip_special_tokens=True),
+                "finished": finished,
+            }
+        )
+        events.progress(f"completions of {name}", index + 1, len(prompts), unit="prompts")
+    write_json(out / f"{name}.completions.json", written)
+
+
+def _end_tokens(policy: Any, tokenizer: Any) -> list[int]:
+    ends = policy.generation_config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return sorted({t for t in [*listed, tokenizer.eos_token_id] if t is not None})
+
+
+def completion_prompts(
+    plan: pa.Table, tokens: TokenFile, pairs: Path, *, count: int
+) -> list[dict[str, Any]]:
+    """``count`` reserved prompts, spread over the sources, the same for every model."""
+    reserve = plan.filter(pa.array(plan["step"].to_numpy() == 0)).to_pylist()
+    reserve.sort(key=lambda row: str(row["pair_id"]))
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    seen: set[str] = set()
+    for row in reserve:
+        if row["prompt_key"] not in seen:
+            seen.add(row["prompt_key"])
+            by_source.setdefault(row["source"], []).append(row)
+    queues = [by_source[name] for name in sorted(by_source)]
+    picked: list[dict[str, Any]] = []
+    while len(picked) < count and any(queues):
+        for queue in queues:
+            if queue and len(picked) < count:
+                picked.append(queue.pop(0))
+    texts = _prompt_texts(pairs, {row["pair_id"] for row in picked})
+    return [
+        {
+            "prompt_key": row["prompt_key"],
+            "source": row["source"],
+            "prompt": texts[row["pair_id"]],
+            "prompt_ids": tokens.row(row["token_row"]).prompt_ids,
+        }
+        for row in picked
+    ]
+
+
+def _prompt_texts(pairs: Path, pair_ids: set[str]) -> dict[str, str]:
+    table = pq.read_table(
+        pairs, columns=["pair_id", "prompt"], filters=[("pair_id", "in", sorted(pair_ids))]
+    )
+    return {
+        row["pair_id"]: "\n\n".join(
+            f"{m['role']}: {m['content']}" if len(row["prompt"]) > 1 else m["content"]
+            for m in row["prompt"]
+        )
+        for row in table.to_pylist()
+    }

@@ -1,0 +1,213 @@
+"""From a recipe file and overrides to a checked :class:`~sdpo.config.RunConfig`.
+
+Relative paths are relative to the working folder, in a recipe as on the command line. What a name
+or path stands for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.resolve`.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sdpo.config import RunConfig
+from sdpo.errors import ConfigError
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 5e-7 as a number (YAML 1.1 wants a dot) and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
+    list("-+0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, Hashable):
+            break  # YAML's own error says where
+        if key in seen:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key `{key}` stands twice")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML recipe, apply ``key=value`` overrides and check it.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, a value is not possible.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe at {path.absolute()}")
+    try:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of groups (model, data, training ...)")
+    values.setdefault("name", path.stem)
+    return make_config(values, overrides=overrides)
+
+
+def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Check ``values`` (groups of settings) with ``key=value`` overrides applied.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    tree = _copy(values)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from error
+    if config.name:
+        check_run_name(config.name)
+    return config
+
+
+def check_run_name(name: str) -> str:
+    """``name`` itself.
+
+    Raises:
+        ConfigError: it could be a path, or is not a plain name.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"`{name}` cannot be the name of a run: use letters, digits, '.', '_' and '-' only "
+            "(a name, not a path; --runs-dir says where runs are kept)"
+        )
+    return name
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return value
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as group.key=value")
+    try:
+        value = _parse(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML ({error})") from error
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _descend(node, part, override=override, following=[*parents, last][depth + 1])
+    if isinstance(node, list):
+        index = _index(node, last, override=override)
+        node[index : index + 1] = [value if value is not None else ""]
+    else:
+        # `key=` empties a text field; YAML alone would make it null.
+        node[last] = "" if value is None and text.strip() == "" else value
+
+
+def _descend(node: Any, part: str, *, override: str, following: str) -> Any:
+    if isinstance(node, list):
+        index = _index(node, part, override=override)
+        node.extend({} for _ in range(index + 1 - len(node)))
+        child = node[index]
+    else:
+        child = node.setdefault(part, [] if following.isdigit() else {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {override}: `{part}` is a value, not a group")
+    return child
+
+
+def _index(node: list[Any], part: str, *, override: str) -> int:
+    """Where ``part`` points in a list: a number, or the name of one of its entries."""
+    if part.isdigit():
+        return int(part)
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
+    if part in names:
+        return names.index(part)
+    raise ConfigError(
+        f"--set {override}: none of the list's {len(node)} entries is named `{part}` "
+        "(a name or a number from 0)"
+    )
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines: list[str] = []
+    for fault in error.errors():
+        location = [str(part) for part in fault["loc"]]
+        where = ".".join(location) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            lines.append(_unknown_key(location))
+        elif fault["type"] == "value_error":
+            lines.append(str(fault["ctx"]["error"]))
+        else:
+            lines.append(f"{where}: {fault['msg']}, got {fault['input']!r}")
+    return list(dict.fromkeys(lines))
+
+
+def _unknown_key(location: list[str]) -> str:
+    group = _group_at(location[:-1])
+    known = list(group.model_fields) if group else []
+    elsewhere = [
+        path
+        for path in _all_keys(RunConfig)
+        if path.split(".")[-1] == location[-1] and not path.startswith("steps.")
+    ]
+    cutoff = 0.8 if elsewhere else 0.5
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=cutoff)
+    nearest = " or ".join(f"`{name}`" for name in [*near, *elsewhere])
+    hint = f"did you mean {nearest}?" if nearest else f"known here: {', '.join(known)}"
+    return f"{'.'.join(location)}: unknown key; {hint}"
+
+
+def _group_at(location: Sequence[str]) -> type[BaseModel] | None:
+    group: type[BaseModel] | None = RunConfig
+    for part in location:
+        if part.isdigit() or group is None:
+            continue
+        field = group.model_fields.get(part)
+        group = _group_type(field.annotation) if field else None
+    return group
+
+
+def _group_type(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, types.UnionType, typing.Union):
+        return next((g for a in typing.get_args(annotation) if (g := _group_type(a))), None)
+    return None
+
+
+def _all_keys(group: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in group.model_fields.items():
+        inner = _group_type(field.annotation)
+        keys += _all_keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return keys

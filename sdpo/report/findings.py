@@ -1,0 +1,255 @@
+"""What the numbers say: the verdict, and what a reader must be warned of.
+
+Nothing here is softer or harder than its interval: an effect is claimed where the 95% interval
+leaves out 0, and where it does not, that is what is said.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sdpo.gamma import RESERVE, Entry
+from sdpo.report.load import RunData
+from sdpo.report.numbers import Numbers
+from sdpo.report.tables import count, interval, model_name, number, percent, probe_name
+
+SMALL_PROBE = 200
+"""Below this many pairs a probe is called small."""
+FEWEST_PAIRS = 20
+"""Below this many pairs nothing is concluded."""
+TRUNCATED_SHARE = 0.05
+"""Above this share of truncated pairs a partition is warned of."""
+GATE_SHARE = 0.5
+"""Above this share of what the gate allows, its difference is warned of."""
+
+Direction = Literal["rose", "fell", "unclear", "unknown"]
+Tone = Literal["good", "mixed", "bad", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The headline, how it ended, and the sentences that carry it."""
+
+    headline: str
+    tone: Tone
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Caveat:
+    """Something that could make a reader draw the wrong conclusion."""
+
+    title: str
+    text: str
+
+
+def verdict(data: RunData, numbers: Numbers) -> Verdict:
+    """Did gamma_ref rise on the partitions to come, and accuracy on the reserve?"""
+    last = data.measured
+    if last < 1 or not data.steps:
+        return Verdict(_unfinished(data), "open", ("Nothing can be compared yet.",))
+    changes = [
+        (step, entry["vs_S"])
+        for step in range(2, last + 2)
+        if (entry := numbers.entries.get((step - 1, f"D_{step}")))
+    ]
+    sentences = [_gamma_sentence(numbers, step) for step, _ in changes]
+    accuracy = numbers.reserve[last]["vs_S"] if last in numbers.reserve else None
+    sentences.append(_accuracy_sentence(numbers, last, accuracy))
+    if data.done < len(data.steps):
+        sentences.insert(0, _unfinished(data))
+    if numbers.before.get(2, {}).get("warning"):
+        headline = "No conclusion: M_1 may have seen D_2, so the rise of its γ_ref shows nothing."
+        return Verdict(headline, "bad", tuple(sentences))
+    headline, tone = _headline(changes[0][1] if changes else None, accuracy, last)
+    return Verdict(headline, tone, tuple(sentences))
+
+
+def caveats(data: RunData, numbers: Numbers) -> list[Caveat]:
+    """Everything that a reader must know before believing the numbers, worst first."""
+    return [
+        *_lineage(data),
+        *_contamination(numbers),
+        *_overlaps(data, numbers),
+        *_truncation(data, numbers),
+        *_gates(data),
+        *_small_probes(data, numbers),
+    ]
+
+
+def direction(low: float | None, high: float | None, *, pairs: int) -> Direction:
+    """What an interval says about a change.
+
+    Resampling a handful of pairs gives intervals that are too narrow, so they say nothing; and a
+    small probe that shows no change does not show that there is none.
+    """
+    if low is None or high is None or pairs < FEWEST_PAIRS:
+        return "unknown"
+    if low <= 0 <= high:
+        return "unclear" if pairs >= SMALL_PROBE else "unknown"
+    return "rose" if low > 0 else "fell"
+
+
+def _headline(gamma: Entry | None, accuracy: Entry | None, last: int) -> tuple[str, Tone]:
+    on_d2 = _gamma_direction(gamma) if gamma else None
+    on_reserve = _accuracy_direction(accuracy)
+    accuracies: dict[Direction, str] = {
+        "rose": "accuracy on the reserve rose",
+        "fell": "accuracy on the reserve fell",
+        "unclear": "accuracy on the reserve did not change measurably",
+        "unknown": "the reserve is too small to tell whether accuracy rose",
+    }
+    if on_d2 is None:
+        tones: dict[Direction, Tone] = {
+            "rose": "good",
+            "fell": "bad",
+            "unclear": "mixed",
+            "unknown": "open",
+        }
+        return f"From S to {model_name(last)}, {accuracies[on_reserve]}.", tones[on_reserve]
+    gammas: dict[Direction, str] = {
+        "rose": "γ_ref on D_2 rose from S to M_1",
+        "fell": "γ_ref on D_2 fell from S to M_1",
+        "unclear": "γ_ref on D_2 did not change measurably from S to M_1",
+        "unknown": "the probe of D_2 is too small to tell whether γ_ref rose",
+    }
+    both = f"{gammas[on_d2]}, {{}} {accuracies[on_reserve]}."
+    if on_d2 == on_reserve == "rose":
+        return "The effect appeared: " + both.format("and"), "good"
+    if "rose" in {on_d2, on_reserve}:
+        return "Half of the effect: " + both.format("but"), "mixed"
+    if "unknown" in {on_d2, on_reserve}:
+        return "Nothing can be concluded: " + both.format("and"), "open"
+    return "The effect did not appear: " + both.format("and"), "bad"
+
+
+def _gamma_direction(difference: Entry) -> Direction:
+    return direction(difference["low"], difference["high"], pairs=difference["pairs"])
+
+
+def _accuracy_direction(difference: Entry | None) -> Direction:
+    if not difference:
+        return "unknown"
+    name = "ranking_accuracy_change"
+    low, high = difference[f"{name}_low"], difference[f"{name}_high"]
+    return direction(low, high, pairs=difference["pairs"])
+
+
+def _unfinished(data: RunData) -> str:
+    if not data.steps:
+        return "Unfinished: the data is not partitioned yet."
+    if data.done == len(data.steps):
+        return "All steps are complete, but their models were not all measured."
+    return f"Unfinished: {data.done} of {len(data.steps)} steps are complete."
+
+
+def _gamma_sentence(numbers: Numbers, step: int) -> str:
+    name = model_name(step - 1)
+    now, before = numbers.entries[step - 1, f"D_{step}"], numbers.entries[0, f"D_{step}"]
+    change = now["vs_S"]
+    verb = {
+        "rose": f"{name}, the reference of step {step}, favours the chosen answers more than S",
+        "fell": f"{name}, the reference of step {step}, favours the chosen answers less than S",
+        "unclear": f"{name}, the reference of step {step}, is not measurably different from S",
+        "unknown": f"Too few pairs to compare {name}, the reference of step {step}, with S",
+    }[_gamma_direction(change)]
+    return (
+        f"{verb}: mean γ on D_{step} is {number(before['mean'])} nats under S and "
+        f"{number(now['mean'])} under {name}, a change of {number(change['mean'], signed=True)} "
+        f"{interval(change['low'], change['high'])} over {count(change['pairs'])} pairs, before "
+        f"step {step} trained on any of them."
+    )
+
+
+def _accuracy_sentence(numbers: Numbers, last: int, difference: Entry | None) -> str:
+    if not difference:
+        return "There is no reserve, so nothing says whether accuracy rose on unseen prompts."
+    now, before = numbers.reserve[last], numbers.reserve[0]
+    name = "ranking_accuracy_change"
+    points = interval(difference[f"{name}_low"], difference[f"{name}_high"], digits=1, scale=100)
+    return (
+        f"Ranking accuracy on the reserve went from {percent(before['ranking_accuracy'])} under S "
+        f"to {percent(now['ranking_accuracy'])} under {model_name(last)}, "
+        f"{number(100 * difference[name], digits=1, signed=True)} points {points} over "
+        f"{count(difference['pairs'])} pairs; γ rose on {percent(difference['accuracy'])} of them."
+    )
+
+
+def _lineage(data: RunData) -> Iterator[Caveat]:
+    for step, record in sorted(data.records.items()):
+        before = data.records.get(step - 1)
+        if step < 2 or not before:
+            continue
+        given, made = record["inputs"]["reference"], before["outputs"]["model"]
+        if given != made:
+            yield Caveat(
+                f"Step {step} did not start from step {step - 1}",
+                f"Its reference is {given[:12]}, but step {step - 1} made {made[:12]}.",
+            )
+
+
+def _contamination(numbers: Numbers) -> Iterator[Caveat]:
+    for step, gap in numbers.before.items():
+        if gap["warning"]:
+            yield Caveat(
+                f"{gap['model']} may have seen D_{step} before step {step}",
+                f"From S it moved by {number(gap['mean'], signed=True)} nats on D_{step} but by "
+                f"{number(gap['reserve_mean'], signed=True)} on the reserve of the same sources: "
+                f"a gap of {number(gap['gap'])} {interval(gap['low'], gap['high'])} where 0 is "
+                f"expected. γ_ref on D_{step} is then no evidence of a better reference.",
+            )
+
+
+def _overlaps(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
+    for overlap in (data.plan or {}).get("overlap", []):
+        names = " and ".join(f"D_{step}" for step in overlap["steps"])
+        yield Caveat(
+            f"Prompts in common: {names}",
+            f"{count(overlap['prompts'])} prompts with {count(overlap['pairs'])} pairs occur in "
+            f"each of them, so a later partition is not wholly new to the model that meets it.",
+        )
+    for step, prompts in numbers.reserve_overlap.items():
+        yield Caveat(
+            f"D_{step} has reserved prompts",
+            f"{count(prompts)} prompts of D_{step} are in the reserve as well: accuracy on the "
+            "reserve is too high.",
+        )
+
+
+def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
+    for plan in data.steps:
+        step = plan["step"]
+        measured, lengths = numbers.references.get(step), plan.get("lengths", {})
+        sides = [lengths.get(f"{side}_truncated", 0.0) for side in ("chosen", "rejected")]
+        share = measured["truncated_share"] if measured else max(sides)
+        if share > TRUNCATED_SHARE:
+            yield Caveat(
+                f"{percent(share)} of D_{step} is truncated",
+                f"A side of these pairs is longer than {count(data.config['data']['max_length'])} "
+                "tokens with its prompt (data.max_length), and was cut.",
+            )
+
+
+def _gates(data: RunData) -> Iterator[Caveat]:
+    for step, record in sorted(data.records.items()):
+        gate = record.get("gate")
+        if gate and gate["max_abs_difference_nats"] > GATE_SHARE * gate["tolerance_nats"]:
+            yield Caveat(
+                f"Step {step} passed its gate narrowly",
+                f"Policy and cached reference differ by {gate['max_abs_difference_nats']:.2g} nats "
+                f"before training; {gate['tolerance_nats']:.2g} is allowed.",
+            )
+
+
+def _small_probes(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
+    sizes = {probe: numbers.entries[0, probe]["pairs"] for probe in numbers.probes}
+    if data.plan and sizes:
+        empty = (name for name, pairs in data.plan.get("reserve", {}).items() if not pairs)
+        sizes |= {f"{RESERVE}{name}": 0 for name in empty}
+    small = [f"{probe_name(p)} ({n} pairs)" for p, n in sizes.items() if n < SMALL_PROBE]
+    if small:
+        yield Caveat(
+            "Small probes",
+            f"With fewer than {SMALL_PROBE} pairs a change has to be large to show: "
+            f"{', '.join(small)}.",
+        )

@@ -1,0 +1,139 @@
+"""What is in a run folder, as far as the run got. Nothing here is computed."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.files import read_json
+from sdpo.store import RunFolder
+
+EXAMPLES = 3
+"""Rejected rows shown per source and reason."""
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """Rows of one source that were rejected for one reason, with the first few of them."""
+
+    source: str
+    reason: str
+    count: int
+    examples: tuple[JsonObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """Everything the report is made from.
+
+    ``probes`` and ``completions`` are by model name, M_0 first, up to the first model that was not
+    measured; ``metrics`` and ``records`` by step number, those that are there. ``sources``: what
+    was read, kept and rejected of each.
+    """
+
+    folder: RunFolder
+    run: JsonObject
+    plan: JsonObject | None
+    probes: dict[str, pa.Table]
+    completions: dict[str, list[JsonObject]]
+    metrics: dict[int, list[JsonObject]]
+    records: dict[int, JsonObject]
+    sources: tuple[JsonObject, ...]
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def config(self) -> JsonObject:
+        """The resolved configuration."""
+        config: JsonObject = self.run["config"]
+        return config
+
+    @property
+    def steps(self) -> list[JsonObject]:
+        """The plan's steps; none before the run is partitioned."""
+        return list(self.plan["steps"]) if self.plan else []
+
+    @property
+    def measured(self) -> int:
+        """Number of the last model that was measured; -1 if none was."""
+        return len(self.probes) - 1
+
+    @property
+    def done(self) -> int:
+        """Steps complete, counted from step 1."""
+        numbers = (step["step"] for step in self.steps)
+        return next((n - 1 for n in numbers if n not in self.records), len(self.steps))
+
+    def training(self, step: int) -> JsonObject:
+        """Training settings of a step, its overrides applied."""
+        if step in self.records:
+            settings: JsonObject = self.records[step]["training"]
+            return settings
+        overrides = self.config.get("steps", [])[step - 1 : step]
+        own = {k: v for override in overrides for k, v in override.items() if v is not None}
+        return {**self.config["training"], **own}
+
+
+def load_run(path: Path) -> RunData:
+    """Read a run folder, finished or not.
+
+    Raises:
+        UserError: there is no run.
+        IntegrityError: a record is not what was written.
+    """
+    folder = RunFolder(path)
+    run = folder.read_run()
+    plan = read_json(folder.plan_file) if folder.plan_file.is_file() else None
+    numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
+    records = {n: record for n in numbers if (record := folder.read_record(f"step-{n}"))}
+    prepared = folder.read_record("data")
+    return RunData(
+        folder=folder,
+        run=run,
+        plan=plan,
+        probes={path.stem: pq.read_table(path) for path in _models(folder.probes, "M_{}.parquet")},
+        completions={
+            path.name.split(".")[0]: read_json(path)
+            for path in _models(folder.probes, "M_{}.completions.json")
+        },
+        metrics={n: list(_json_lines(folder.step(n) / "metrics.jsonl")) for n in numbers},
+        records=records,
+        sources=tuple(prepared["outputs"]["sources"]) if prepared else (),
+        rejected=_rejected(folder.rejected),
+    )
+
+
+def _models(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files of M_0, M_1, ... up to the first that is not there."""
+    number = 0
+    while (path := folder / pattern.format(number)).is_file():
+        yield path
+        number += 1
+
+
+def _json_lines(path: Path) -> Iterator[JsonObject]:
+    """Objects of a JSONL file; a last line that is still being written is left out."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.endswith("\n"))
+
+
+def _rejected(path: Path) -> tuple[Rejected, ...]:
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[JsonObject]] = {}
+    for row in _json_lines(path):
+        key = (row["source"], row["reason"])
+        counts[key] += 1
+        kept = examples.setdefault(key, [])
+        if len(kept) < EXAMPLES:
+            kept.append(row)
+    return tuple(
+        Rejected(source=source, reason=reason, count=n, examples=tuple(examples[source, reason]))
+        for (source, reason), n in counts.most_common()
+    )

@@ -1,0 +1,119 @@
+"""Gamma of a run, measured again from its probes with the recipe's seed.
+
+The same functions and seed as ``gamma.json``, so the same numbers; and the reserve of all sources
+together, which is the report's alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sdpo.gamma import (
+    RESERVE,
+    Entry,
+    Measured,
+    contamination,
+    gamma_view,
+    reference_entry,
+    split_probes,
+)
+from sdpo.report.load import RunData
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Entries as in ``gamma.json``.
+
+    entries: by (model number, probe), on reserves and samples. references: by step, M_{t-1} on D_t
+    whole. reserve: by model number, on the reserve of all sources. before, after: contamination and
+    fit gap by step. samples: by (model number, probe), the measured pairs behind ``entries``.
+    reserve_overlap: by step, prompts of D_t that are in the reserve as well.
+    """
+
+    entries: dict[tuple[int, str], Entry]
+    references: dict[int, Entry]
+    reserve: dict[int, Entry]
+    before: dict[int, Entry]
+    after: dict[int, Entry]
+    samples: dict[tuple[int, str], Measured]
+    reserve_overlap: dict[int, int]
+
+    @property
+    def probes(self) -> list[str]:
+        """Names of all probes: reserves, then partitions in order."""
+        return list(dict.fromkeys(probe for _, probe in self.entries))
+
+
+def measure_run(data: RunData) -> Numbers:
+    """All numbers that the probes of a run give; empty where nothing was measured."""
+    last = data.measured
+    if last < 0:
+        return Numbers(
+            entries={}, references={}, reserve={}, before={}, after={}, samples={},
+            reserve_overlap={},
+        )  # fmt: skip
+    settings = data.config["probe"]
+    resamples, seed = settings["bootstrap_resamples"], settings["seed"]
+    beta = data.training(max(last, 1))["beta"]
+    view = gamma_view(data.probes, step=last, beta=beta, resamples=resamples, seed=seed)
+    pooled = gamma_view(_pooled(data), step=last, beta=beta, resamples=resamples, seed=seed)
+    split = [split_probes(table) for table in data.probes.values()]
+    steps = [step["step"] for step in data.steps]
+    references = {
+        step: entry
+        for step in steps
+        if step <= last + 1
+        and (entry := reference_entry(data.probes, step=step, resamples=resamples, seed=seed))
+    }
+    gaps = {
+        (step, model): gap
+        for step in steps
+        for model in (step - 1, step)
+        if model <= last
+        and (
+            gap := contamination(
+                data.probes, step=step, model=model, resamples=resamples, seed=seed
+            )
+        )
+    }
+    # The view's first entry may be the reference on D_t whole; its sample comes later and stays.
+    return Numbers(
+        entries={(_number(e), e["probe"]): e for e in sorted(view, key=_number)},
+        references=references,
+        reserve={_number(entry): entry for entry in pooled},
+        before={step: gap for (step, model), gap in gaps.items() if model < step},
+        after={step: gap for (step, model), gap in gaps.items() if model == step},
+        samples={
+            (model, probe): rows.take(rows.sampled)
+            for model, probes in enumerate(split)
+            for probe, rows in probes.items()
+        },
+        reserve_overlap=_reserve_overlap(split),
+    )
+
+
+def _number(entry: Entry) -> int:
+    return int(entry["model"].removeprefix("M_"))
+
+
+def _pooled(data: RunData) -> dict[str, pa.Table]:
+    """The probes with the reserves of all sources as one, and nothing else."""
+    tables = {}
+    for model, table in data.probes.items():
+        rows = table.filter(pc.starts_with(table["probe"], RESERVE))
+        probe = pa.array([RESERVE] * len(rows), pa.string())
+        tables[model] = rows.set_column(rows.schema.get_field_index("probe"), "probe", probe)
+    return tables
+
+
+def _reserve_overlap(split: list[dict[str, Measured]]) -> dict[int, int]:
+    reserved = [rows.prompt_key for name, rows in split[0].items() if name.startswith(RESERVE)]
+    keys = np.unique(np.concatenate(reserved)) if reserved else np.array([], dtype=np.str_)
+    overlap = {}
+    for model, probes in enumerate(split):
+        rows = probes.get(f"D_{model + 1}")
+        if rows is not None:
+            overlap[model + 1] = int(np.isin(np.unique(rows.prompt_key), keys).sum())
+    return {step: prompts for step, prompts in overlap.items() if prompts}

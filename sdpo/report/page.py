@@ -1,0 +1,321 @@
+"""Writing ``report.html``: one file, no script, nothing fetched, everything escaped.
+
+Completions and data are other people's text. The page's content security policy allows its own
+style sheet and nothing else, so that even a fault in the escaping could run or load nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup, escape
+
+from sdpo.files import write_text
+from sdpo.gamma import RESERVE, Entry
+from sdpo.report import figures, tables
+from sdpo.report.figures import Curve, Estimate
+from sdpo.report.findings import caveats, verdict
+from sdpo.report.load import RunData, load_run
+from sdpo.report.numbers import Numbers, measure_run
+from sdpo.report.tables import model_name, number, percent, probe_name
+
+CURVES = (
+    (
+        "loss",
+        "Loss",
+        math.log(2),
+        "ln 2",
+        "Each step starts at ln 2, where policy and reference agree.",
+    ),
+    (
+        "rewards/margins",
+        "Reward margin",
+        0.0,
+        "",
+        "β times the change of γ from the step's reference.",
+    ),
+    (
+        "rewards/accuracies",
+        "Reward accuracy",
+        0.5,
+        "",
+        "Share of pairs whose γ rose above the reference's.",
+    ),
+)
+"""Metrics that are drawn: name, title, marked value and its label, caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing with its title and what there is to see in it."""
+
+    title: str
+    drawing: Markup
+    caption: str
+
+
+def write_report(run: Path, *, out: Path | None = None) -> Path:
+    """Write the report of the run in folder ``run``, as far as the run got; returns its path.
+
+    ``out``: the file to write, by default ``report.html`` in the run's folder.
+
+    Raises:
+        UserError: there is no run at ``run``.
+        IntegrityError: a record or a probe is damaged.
+    """
+    data = load_run(run)
+    numbers = measure_run(data)
+    path = out or data.folder.report
+    template = _environment().from_string(_asset("report.html.j2"))
+    summary = (tables.steps_table(data, numbers), tables.reserve_table(data, numbers))
+    counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
+    text = template.render(
+        style=Markup(_asset("report.css")),
+        data=data,
+        facts=_facts(data),
+        verdict=verdict(data, numbers),
+        caveats=caveats(data, numbers),
+        chain=_chain(data, numbers),
+        figures=_figures(data, numbers),
+        gamma_tables=[table for table in summary if table.rows],
+        all_numbers=tables.sources_table(numbers),
+        gaps=tables.gaps_table(numbers),
+        completions=_completions(data),
+        data_tables=[table for table in counts if table.rows],
+        lineage=tables.lineage_table(data),
+        digests=tables.digests_table(data),
+        timings=tables.timings_table(data),
+        configuration=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
+        versions=data.run.get("versions", {}),
+    )
+    write_text(path, text)
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["math"] = _math
+    return environment
+
+
+def _asset(name: str) -> str:
+    return files("sdpo.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _math(text: str) -> Markup:
+    """M_1, D_t and γ_ref with subscripts; everything else escaped as it is."""
+    pattern = r"\b([MD])_(\d+|t)\b|(γ)_(ref)\b"
+    return Markup(
+        re.sub(pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text)))
+    )
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """The line under the title."""
+    config, plan = data.config, data.plan
+    facts = [
+        ("model", str(config["model"]["name_or_path"])),
+        ("created", _date(data.run["created"])),
+    ]
+    if plan:
+        pairs = sum(step["pairs"] for step in plan["steps"])
+        facts.append(("partitions", f"{plan['strategy']}, {tables.count(pairs)} pairs"))
+    training = data.training(1)
+    method = f"{training['objective'].upper()}, β {training['beta']:g}"
+    facts.append(("training", f"{method}, learning rate {training['learning_rate']:g}"))
+    return facts
+
+
+def _date(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
+def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
+    """The models in order, each with the step that made it and what is known of it."""
+    last = len(data.steps)
+    nodes = []
+    for model in range(last + 1):
+        entry = numbers.reserve.get(model)
+        reference = numbers.references.get(model)
+        nodes.append(
+            {
+                "model": model,
+                "name": model_name(model),
+                "there": model <= max(data.done, data.measured),
+                "accuracy": percent(entry["ranking_accuracy"]) if entry else "",
+                "made_by": data.steps[model - 1] if model else None,
+                "gamma_ref": f"{number(reference['mean'])} nats" if reference else "",
+            }
+        )
+    return nodes
+
+
+def _figures(data: RunData, numbers: Numbers) -> dict[str, list[Figure]]:
+    return {
+        "gamma": _gamma_figures(numbers),
+        "histograms": _histograms(data, numbers),
+        "training": _training_figures(data),
+    }
+
+
+def _gamma_figures(numbers: Numbers) -> list[Figure]:
+    if not numbers.entries:
+        return []
+    reserves = [probe for probe in numbers.probes if probe.startswith(RESERVE)]
+    probes = [probe for probe in numbers.probes if probe not in reserves] + reserves
+    gamma = [(probe_name(probe), _of_probe(numbers, probe)) for probe in probes]
+    accuracy = [(probe_name(probe), _of_probe(numbers, probe)) for probe in reserves]
+    if len(reserves) > 1:
+        accuracy.insert(0, ("reserve of all sources", numbers.reserve))
+    drawn = [
+        Figure(
+            "Mean γ of every model on every probe",
+            _estimates(gamma, MEAN, number, label="mean γ, nats"),
+            "How much more likely the chosen answer is than the rejected one. The models before "
+            "M_t have not trained on D_t. Lines: 95% intervals, prompts resampled.",
+        ),
+        Figure(
+            "Ranking accuracy on the reserve",
+            _estimates(accuracy, ACCURACY, percent, label="pairs with γ > 0, %", mark=0.5),
+            "Share of pairs that a model ranks as their judges did. No model has trained on these "
+            "prompts.",
+        ),
+        Figure(
+            "Change of mean γ from S",
+            _estimates(gamma, CHANGE, _nats, label="change of mean γ, nats"),
+            "The same pairs under both models, so smaller changes show than between the means.",
+        ),
+        Figure(
+            "Change of ranking accuracy from S",
+            _estimates(accuracy, ACCURACY_CHANGE, _points, label="change, percentage points"),
+            "The same pairs under both models.",
+        ),
+    ]
+    return [figure for figure in drawn if figure.drawing]
+
+
+Groups = list[tuple[str, dict[int, Entry]]]
+"""Named probes, with the entry of each model."""
+
+MEAN = ("mean", "mean_low", "mean_high")
+ACCURACY = ("ranking_accuracy", "ranking_accuracy_low", "ranking_accuracy_high")
+CHANGE = ("mean", "low", "high")
+ACCURACY_CHANGE = tuple(f"ranking_accuracy_change{end}" for end in ("", "_low", "_high"))
+
+
+def _of_probe(numbers: Numbers, probe: str) -> dict[int, Entry]:
+    return {model: entry for (model, of), entry in numbers.entries.items() if of == probe}
+
+
+def _estimates(
+    groups: Groups,
+    keys: tuple[str, ...],
+    text: Callable[[float], str],
+    *,
+    label: str,
+    mark: float = 0.0,
+) -> Markup:
+    """A figure of the models' own values, or of their differences to S (from M_1 on)."""
+    change = keys in (CHANGE, ACCURACY_CHANGE)
+    rows = []
+    for title, entries in groups:
+        drawn = []
+        for model, entry in entries.items():
+            values = entry["vs_S"] if change else entry
+            if values:
+                value, low, high = (values[key] for key in keys)
+                drawn.append(Estimate(model, model_name(model), value, low, high, text(value)))
+        rows.append((title, drawn))
+    shown = [(title, drawn) for title, drawn in rows if drawn]
+    shares = keys in (ACCURACY, ACCURACY_CHANGE)
+    return figures.estimates(shown, label=label, mark=mark, shares=shares)
+
+
+def _nats(value: float) -> str:
+    return number(value, signed=True)
+
+
+def _points(value: float) -> str:
+    return number(100 * value, digits=1, signed=True)
+
+
+def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:
+    drawn = []
+    for step in (plan["step"] for plan in data.steps):
+        rows = [
+            (model, model_name(model), rows.gamma)
+            for (model, probe), rows in numbers.samples.items()
+            if probe == f"D_{step}" and len(rows)
+        ]
+        if rows:
+            drawn.append(
+                Figure(
+                    f"γ on D_{step}",
+                    figures.histograms(rows, label=f"γ on D_{step}, nats"),
+                    f"The reference of step {step} is {model_name(step - 1)}. Vertical lines: "
+                    f"means. The outermost bars hold what lies beyond.",
+                )
+            )
+    return drawn
+
+
+def _training_figures(data: RunData) -> list[Figure]:
+    drawn = []
+    steps = [step["step"] for step in data.steps]
+    for name, title, mark, mark_label, caption in CURVES:
+        series = [c for step in steps if (c := _curve(data, step, name))]
+        if series:
+            drawing = figures.curves(series, label=title, mark=mark, mark_label=mark_label)
+            evaluated = any(curve.eval_steps for curve in series)
+            marks = "Line: training batches" + ("; circles: the reserve." if evaluated else ".")
+            drawn.append(Figure(title, drawing, f"{caption} {marks}"))
+    supervised = _curve(data, 0, "loss")
+    if supervised:
+        drawing = figures.curves([supervised], label="Supervised loss")
+        drawn.append(Figure("Supervised stage", drawing, "Loss per token in nats, step 0."))
+    return drawn
+
+
+def _curve(data: RunData, step: int, name: str) -> Curve | None:
+    lines = data.metrics.get(step, [])
+    trained = [line for line in lines if name in line]
+    measured = [line for line in lines if f"eval_{name}" in line]
+    if not trained:
+        return None
+    return Curve(
+        step,
+        [line["step"] for line in trained],
+        [line[name] for line in trained],
+        [line["step"] for line in measured],
+        [line[f"eval_{name}"] for line in measured],
+    )
+
+
+def _completions(data: RunData) -> list[dict[str, Any]]:
+    """Per prompt, what each model wrote."""
+    prompts: dict[str, dict[str, Any]] = {}
+    for model, written in data.completions.items():
+        for item in written:
+            prompt = prompts.setdefault(
+                item["prompt_key"],
+                {"prompt": item["prompt"], "source": item["source"], "answers": []},
+            )
+            number_of_model = int(model.removeprefix("M_"))
+            prompt["answers"].append(
+                {
+                    "model": number_of_model,
+                    "name": model_name(number_of_model),
+                    "text": item["completion"],
+                    "finished": item["finished"],
+                }
+            )
+    return list(prompts.values())

@@ -1,0 +1,424 @@
+"""The report's tables as plain text cells; the command line prints the first two as well."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo.gamma import RESERVE, Entry
+from sdpo.report.load import Rejected, RunData, load_run
+from sdpo.report.numbers import Numbers, measure_run
+
+UNKNOWN = "–"
+EQUALS = "\u00a0=\u00a0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of text. The first ``text_columns`` columns are text, the others numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+    note: str = ""
+
+
+def summary_tables(run: Path) -> list[Table]:
+    """Per step what it started from and where it ended; per model its accuracy on the reserve.
+
+    Raises:
+        UserError: there is no run at ``run``.
+    """
+    data = load_run(run)
+    numbers = measure_run(data)
+    return [steps_table(data, numbers), reserve_table(data, numbers)]
+
+
+def number(value: float | None, *, digits: int = 2, signed: bool = False) -> str:
+    """A number with a real minus sign; a dash where there is none."""
+    if value is None:
+        return UNKNOWN
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f}%"
+
+
+def interval(low: float | None, high: float | None, *, digits: int = 2, scale: float = 1) -> str:
+    """``[low, high]``; says so where there are too few prompts for one."""
+    if low is None or high is None:
+        return "(too few to tell)"
+    bounds = [number(scale * bound, digits=digits, signed=low < 0) for bound in (low, high)]
+    return f"[{bounds[0]}, {bounds[1]}]"
+
+
+def count(value: int | None) -> str:
+    """A count with thin spaces between thousands."""
+    return UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def model_name(model: int) -> str:
+    """M_0 is S."""
+    return f"M_{model}" if model else "S"
+
+
+def short(digest: str | None) -> str:
+    """The first twelve digits of a digest."""
+    return digest[:12] if digest else UNKNOWN
+
+
+def steps_table(data: RunData, numbers: Numbers) -> Table:
+    """Gamma_ref on D_t under the step's reference and under S; where the training ended."""
+    rows = []
+    for plan in data.steps:
+        step = plan["step"]
+        reference = numbers.references.get(step)
+        change = reference and reference["vs_S"]
+        rows.append(
+            (
+                f"{step}",
+                count(plan["pairs"]),
+                model_name(step - 1),
+                _estimate(reference, "mean"),
+                _change(change),
+                number(_final(data, step, "loss"), digits=4),
+                number(_final(data, step, "rewards/margins"), digits=3, signed=True),
+                number(_final(data, step, "eval_rewards/margins"), digits=3, signed=True),
+                percent(_final(data, step, "eval_rewards/accuracies")),
+            )
+        )
+    return Table(
+        title="Steps",
+        columns=(
+            "Step",
+            "Pairs",
+            "Reference",
+            "Mean γ_ref on D_t",
+            "Change from S",
+            "Loss",
+            "Margin",
+            "Reserve margin",
+            "Reserve reward accuracy",
+        ),
+        rows=tuple(rows),
+        note="γ in nats with 95% intervals, prompts resampled; the change is over the pairs of D_t "
+        "on which S was measured too. Loss and margin: last batch of the step. Reserve: evaluation "
+        "at the end of the step, rewards against the step's reference.",
+    )
+
+
+def reserve_table(data: RunData, numbers: Numbers) -> Table:
+    """Accuracies of every model on the reserve of all sources, and its implied reward margin."""
+    rows = []
+    for model, entry in numbers.reserve.items():
+        previous, start = entry["vs_previous"], entry["vs_S"]
+        margin = data.training(model)["beta"] * previous["mean"] if previous else None
+        rows.append(
+            (
+                model_name(model),
+                count(entry["pairs"]),
+                _accuracy(entry),
+                percent(entry["accuracy_vs_previous"]),
+                percent(entry["accuracy_vs_S"]),
+                _estimate(entry, "mean"),
+                _change(start),
+                number(margin, digits=3, signed=True),
+            )
+        )
+    return Table(
+        title="Reserve",
+        columns=(
+            "Model",
+            "Pairs",
+            "Ranking accuracy",
+            "γ rose, from previous",
+            "γ rose, from S",
+            "Mean γ",
+            "Change from S",
+            "Implied margin",
+        ),
+        rows=tuple(rows),
+        note="All sources together. Ranking accuracy: share of pairs with γ > 0. γ rose: share of "
+        "pairs whose γ is higher than under that model, ties one half. Implied margin: β times the "
+        "mean change of γ from the previous model.",
+    )
+
+
+def sources_table(numbers: Numbers) -> Table:
+    """Every model on every probe."""
+    rows = []
+    for probe in numbers.probes:
+        for (model, name), entry in numbers.entries.items():
+            if name == probe:
+                rows.append(
+                    (
+                        probe_name(probe),
+                        model_name(model),
+                        count(entry["pairs"]),
+                        _estimate(entry, "mean"),
+                        number(entry["sd"]),
+                        number(entry["quantiles"]["50"]),
+                        number(entry["per_token_mean"], digits=3),
+                        _accuracy(entry),
+                        percent(entry["accuracy_vs_S"]),
+                        number(entry["length_correlation"]),
+                        percent(entry["truncated_share"]),
+                        number(entry["complete"]["mean"]),
+                    )
+                )
+    return Table(
+        title="Every model on every probe",
+        columns=(
+            "Probe",
+            "Model",
+            "Pairs",
+            "Mean γ",
+            "SD",
+            "Median",
+            "Per token",
+            "Ranking accuracy",
+            "γ rose, from S",
+            "Corr. with length",
+            "Truncated",
+            "Mean γ, complete",
+        ),
+        rows=tuple(rows),
+        text_columns=2,
+        note="Partitions on their seeded sample, the same pairs for every model. Per token: mean "
+        "of the chosen side's log-prob per token minus the rejected side's. Complete: pairs with "
+        "neither side truncated.",
+    )
+
+
+def gaps_table(numbers: Numbers) -> Table:
+    """Contamination before, and fit gap after, each step."""
+    rows = []
+    for step in sorted({*numbers.before, *numbers.after}):
+        for gap in (numbers.before.get(step), numbers.after.get(step)):
+            if gap:
+                rows.append(
+                    (
+                        f"D_{step}",
+                        f"{gap['model']}, {'before' if gap['before_training'] else 'after'} "
+                        f"step {step}",
+                        count(gap["pairs"]),
+                        count(gap["reserve_pairs"]),
+                        number(gap["mean"], signed=True),
+                        number(gap["reserve_mean"], signed=True),
+                        f"{number(gap['gap'], signed=True)} {interval(gap['low'], gap['high'])}",
+                        number(100 * gap["share_above_gap"], digits=1, signed=True),
+                    )
+                )
+    return Table(
+        title="Seen or unseen",
+        columns=(
+            "Partition",
+            "Model",
+            "Pairs",
+            "Reserve pairs",
+            "Change of γ from S",
+            "On the reserve",
+            "Gap",
+            "Gap in share risen, points",
+        ),
+        rows=tuple(rows),
+        text_columns=2,
+        note="Before a step the gap should be near 0: a model that moved more on D_t than on the "
+        "reserve has seen D_t. After the step the same number is the fit gap, which is expected.",
+    )
+
+
+def partition_table(data: RunData) -> Table:
+    """Pairs per step and source, with the lengths that the plan knows."""
+    steps, plan = data.steps, data.plan or {}
+    reserve = plan.get("reserve", {})
+    sources = list(dict.fromkeys([name for s in steps for name in s["sources"]] + list(reserve)))
+    rows = [
+        (
+            f"D_{step['step']}",
+            *(count(step["sources"].get(source, 0)) for source in sources),
+            count(step["pairs"]),
+            *_lengths(step.get("lengths", {})),
+            short(step["digest"]),
+        )
+        for step in steps
+    ]
+    held = [reserve.get(source, 0) for source in sources]
+    if steps:
+        rows.append(("reserve", *map(count, held), count(sum(held)), *[UNKNOWN] * 3))
+    unit = plan.get("unit", "tokens").capitalize()
+    return Table(
+        title="Partitions",
+        columns=(
+            "",
+            *sources,
+            "All",
+            f"{unit}: median / 95% / max",
+            "Truncated: chosen / rejected",
+            "Pair ids",
+        ),
+        rows=tuple(rows),
+    )
+
+
+def read_table(data: RunData) -> Table:
+    """Rows read and kept per source."""
+    rows = [
+        (
+            source["name"],
+            count(source["read"]),
+            count(source["kept"]),
+            count(sum(source["rejected"].values())),
+        )
+        for source in data.sources
+    ]
+    return Table(
+        title="Rows",
+        columns=("Source", "Read", "Kept", "Rejected"),
+        rows=tuple(rows),
+        note="As text; rows that the tokenizer rejects come on top, below." if rows else "",
+    )
+
+
+def rejected_table(data: RunData) -> Table:
+    """What was rejected, why, and the first rows of each kind."""
+    rows = [(r.source, r.reason, _examples(r), count(r.count)) for r in data.rejected]
+    return Table(
+        title="Rejected rows",
+        columns=("Source", "Reason", "First rows", "Rows"),
+        rows=tuple(rows),
+        text_columns=3,
+        note="All of them are listed in rejected_rows.jsonl." if rows else "",
+    )
+
+
+def lineage_table(data: RunData) -> Table:
+    """What each model was made from, by digest."""
+    inputs = data.run.get("inputs", {})
+    rows = [("base model", UNKNOWN, UNKNOWN, short(inputs.get("model")), UNKNOWN, UNKNOWN)]
+    for step, record in sorted(data.records.items()):
+        given, scored = record["inputs"], record.get("scored_rows")
+        rows.append(
+            (
+                f"step {step}" if step else "step 0, supervised",
+                short(given.get("reference")),
+                short(given.get("partition")),
+                f"{short(record['outputs']['model'])}{EQUALS}{model_name(step)}",
+                _gate(record.get("gate")),
+                f"{count(scored['computed'])} / {count(scored['cached'])}" if scored else UNKNOWN,
+            )
+        )
+    return Table(
+        title="Models",
+        columns=(
+            "",
+            "Reference and initial target",
+            "Partition",
+            "Model",
+            "Gate: difference / allowed, nats",
+            "Reference rows computed / cached",
+        ),
+        rows=tuple(rows),
+        text_columns=4,
+        note="First twelve digits of content digests; in full below, and in step-t/record.json.",
+    )
+
+
+def digests_table(data: RunData) -> Table:
+    """All digests in full."""
+    named = [(f"input: {key}", str(value)) for key, value in data.run.get("inputs", {}).items()]
+    named += [(f"partition D_{s['step']}", str(s["digest"])) for s in data.steps]
+    for step, record in sorted(data.records.items()):
+        for kind in ("inputs", "outputs"):
+            named += [(f"step {step}, {kind}: {k}", str(v)) for k, v in record[kind].items()]
+    return Table(title="Digests", columns=("Of", "Digest"), rows=tuple(named), text_columns=2)
+
+
+def timings_table(data: RunData) -> Table:
+    """Time of each phase per step."""
+    timings = {step: record["timings_s"] for step, record in sorted(data.records.items())}
+    phases = list(dict.fromkeys(phase for seconds in timings.values() for phase in seconds))
+    rows = [
+        (
+            f"step {step}",
+            *(duration(seconds[phase]) if phase in seconds else UNKNOWN for phase in phases),
+            duration(sum(seconds.values())),
+        )
+        for step, seconds in timings.items()
+    ]
+    return Table(title="Timings", columns=("", *phases, "all"), rows=tuple(rows))
+
+
+def probe_name(probe: str) -> str:
+    """``reserve:ultrafeedback`` in words."""
+    return f"reserve of {probe.removeprefix(RESERVE)}" if probe.startswith(RESERVE) else probe
+
+
+def _final(data: RunData, step: int, name: str) -> float | None:
+    """The last value of a metric in a step."""
+    values = [line[name] for line in data.metrics.get(step, []) if name in line]
+    return values[-1] if values else None
+
+
+def _estimate(entry: Entry | None, name: str) -> str:
+    if not entry:
+        return UNKNOWN
+    bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"])
+    return f"{number(entry[name])} {bounds}"
+
+
+def _accuracy(entry: Entry) -> str:
+    name = "ranking_accuracy"
+    bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"], digits=1, scale=100)
+    return f"{percent(entry[name])} {bounds}"
+
+
+def _change(difference: Entry | None) -> str:
+    if not difference:
+        return UNKNOWN
+    bounds = interval(difference["low"], difference["high"])
+    return f"{number(difference['mean'], signed=True)} {bounds}"
+
+
+def _lengths(lengths: dict[str, Any]) -> tuple[str, str]:
+    """Of prompt plus the longer side; the truncated share of each side."""
+    quantiles, truncated = UNKNOWN, UNKNOWN
+    if "sequence" in lengths:
+        names = ("median", "p95", "maximum")
+        quantiles = " / ".join(count(round(lengths["sequence"][name])) for name in names)
+    if "chosen_truncated" in lengths:
+        sides = (lengths[f"{side}_truncated"] for side in ("chosen", "rejected"))
+        truncated = " / ".join(percent(share) for share in sides)
+    return quantiles, truncated
+
+
+def _gate(gate: dict[str, Any] | None) -> str:
+    if not gate:
+        return UNKNOWN
+    return f"{gate['max_abs_difference_nats']:.1e} / {gate['tolerance_nats']:.1e}"
+
+
+def _examples(rejected: Rejected) -> str:
+    """The first rows, with what was said of them."""
+    details = [str(example.get("detail") or "") for example in rejected.examples]
+    numbers = [str(example["row"]) for example in rejected.examples]
+    more = "; …" if rejected.count > len(numbers) else ""
+    if len(set(details)) == 1:
+        text = ", ".join(numbers) + more
+        return f"{text}: {details[0]}" if details[0] else text
+    named = (f"{n} ({d})" if d else n for n, d in zip(numbers, details, strict=True))
+    return "; ".join(named) + more

@@ -1,0 +1,247 @@
+"""What the names in a recipe stand for: folders, hub commits, this machine's devices.
+
+The resolved configuration is what a run stores. It is reached without torch: models are looked up
+as files, devices through the driver.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo import demo, machine
+from sdpo.config import LaunchConfig, RunConfig, SourceConfig
+from sdpo.digest import model_digest
+from sdpo.errors import ConfigError, DataError, ModelError
+from sdpo.files import digest_of, file_digest, folder_digests
+from sdpo.tokens.digest import has_chat_template, tokenizer_digest
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_BF16_CAPABILITY = (8, 0)  # Ampere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A recipe with everything looked up.
+
+    ``config`` has absolute paths and literal settings. ``inputs`` are the content digests by which
+    the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``.
+    """
+
+    config: RunConfig
+    model: Path
+    inputs: Mapping[str, str]
+    has_template: bool
+
+
+def resolve(config: RunConfig) -> Resolved:
+    """Look up everything that ``config`` names.
+
+    Raises:
+        ModelError, DataError, ConfigError: something is not there or not possible here.
+    """
+    cache = cache_dir(config)
+    model = _model_folder(config, cache=cache)
+    sources = [_source(source, cache=cache) for source in config.data.sources]
+    _check_sources(sources)
+    supervised = config.supervised
+    if supervised.enabled and supervised.on == "source":
+        found = _source(
+            SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
+        )
+        supervised = supervised.model_copy(update={"path": found.path, "revision": found.revision})
+    template = config.model.chat_template
+    if template and not Path(template).is_file():
+        raise ModelError(f"model.chat_template: no file at {Path(template).absolute()}")
+    launch = resolve_launch(config.launch)
+    precision = config.training.precision
+    resolved = config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update={
+                    "name_or_path": str(model),
+                    "chat_template": str(Path(template).absolute()) if template else "",
+                }
+            ),
+            "data": config.data.model_copy(update={"sources": sources}),
+            "supervised": supervised,
+            "launch": launch,
+            "training": config.training.model_copy(
+                update={"precision": resolve_precision(precision, launch)}
+            ),
+        }
+    )
+    inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
+    for source in sources:
+        inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
+    if supervised.enabled and supervised.on == "source":
+        inputs["data.supervised"] = _data_digest(supervised.path, supervised.revision)
+    return Resolved(
+        config=resolved,
+        model=model,
+        inputs=inputs,
+        has_template=bool(template) or has_chat_template(model),
+    )
+
+
+def cache_dir(config: RunConfig) -> Path:
+    """Folder of the caches: as set, or ``cache`` beside the runs."""
+    if config.store.cache_dir:
+        return Path(config.store.cache_dir).absolute()
+    return Path(config.store.runs_dir).absolute().parent / "cache"
+
+
+def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
+    """``auto`` and 0 replaced by what this machine has.
+
+    Raises:
+        ConfigError: a device or a number of processes that is not here.
+    """
+    gpus = len(machine.cuda_capabilities())
+    device = launch.device
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and launch.processes > gpus:
+        raise ConfigError(
+            f"launch.processes is {launch.processes}, but this machine has {gpus} CUDA devices"
+        )
+    strategy = launch.strategy
+    if strategy == "auto":
+        strategy = "single" if launch.processes == 1 else "ddp"
+    threads = launch.threads or max(1, machine.cores() // launch.processes)
+    return launch.model_copy(update={"device": device, "strategy": strategy, "threads": threads})
+
+
+def resolve_precision(precision: str, launch: LaunchConfig) -> str:
+    """bf16 where ``auto`` meets a GPU that has it, else fp32.
+
+    Raises:
+        ConfigError: bf16 was asked of a GPU without it.
+    """
+    capable = launch.device == "cuda" and machine.cuda_capabilities()[0] >= _BF16_CAPABILITY
+    if precision == "bf16" and launch.device == "cuda" and not capable:
+        raise ConfigError("training.precision is bf16, which this GPU does not have: use fp32")
+    if precision == "auto":
+        return "bf16" if capable else "fp32"
+    return precision
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path even if nothing is there."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
+
+
+def _model_folder(config: RunConfig, *, cache: Path) -> Path:
+    name = config.model.name_or_path
+    if not name:
+        raise ModelError("model.name_or_path is empty: give a model folder or a hub name")
+    if name.startswith("demo:"):
+        return demo.materialise(name, cache / "demo")
+    local = Path(name).expanduser()
+    if local.is_dir():
+        _check_model_folder(local)
+        return local.absolute()
+    if is_path(name):
+        raise ModelError(f"model.name_or_path: no folder at {local.absolute()}")
+    return _hub_model(name, revision=config.model.revision, code=config.model.trust_remote_code)
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
+    if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
+        raise ModelError(
+            f"{folder.absolute()} has no tokenizer (tokenizer.json): save it beside the model with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+        )
+
+
+def _hub_model(name: str, *, revision: str, code: bool) -> Path:
+    # huggingface_hub takes half a second and most runs use local folders.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_MODEL_FILES, "*.py"] if code else _MODEL_FILES
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model.name_or_path: {name} is not a local folder ({Path(name).absolute()}), not in "
+            "the local hub cache, and the hub cannot be reached"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(f"model.name_or_path: {name}: not to be had: {error}") from error
+    _check_model_folder(folder)
+    return folder
+
+
+def _source(source: SourceConfig, *, cache: Path) -> SourceConfig:
+    """``source`` with a name, an absolute path or a hub name with its commit."""
+    if not source.path:
+        raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
+    name = source.name or Path(source.path.removeprefix("demo:")).name.split(".")[0]
+    if source.path.startswith("demo:"):
+        path = demo.materialise(source.path, cache / "demo")
+        return source.model_copy(update={"name": name, "path": str(path)})
+    local = Path(source.path).expanduser()
+    if local.exists() or is_path(source.path) or local.suffix:
+        return source.model_copy(update={"name": name, "path": str(local.absolute())})
+    commit = _hub_data_commit(source.path, source.revision)
+    return source.model_copy(update={"name": name, "revision": commit})
+
+
+def _hub_data_commit(name: str, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    cached = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    reference = cached / "refs" / (revision or "main")
+    try:
+        commit = HfApi().dataset_info(name, revision=revision or None).sha
+    except HFValidationError as error:
+        raise DataError(f"data source {name}: {error}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        if reference.is_file():
+            return reference.read_text().strip()
+        raise DataError(
+            f"data source {name}: no file at {Path(name).absolute()}, not in the local hub cache, "
+            f"and not to be had from the hub ({type(error).__name__})"
+        ) from error
+    return commit or revision
+
+
+def _check_sources(sources: list[SourceConfig]) -> None:
+    if not sources:
+        raise DataError("data.sources is empty: a run needs preference data")
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two data sources are named `{name}`: give each a name of its own "
+                "(data.sources[].name)"
+            )
+
+
+def _tokenizer_digest(model: Path, template: str) -> str:
+    digest = tokenizer_digest(model)
+    return digest_of([digest, file_digest(Path(template))]) if template else digest
+
+
+def _data_digest(path: str, revision: str) -> str:
+    local = Path(path)
+    if local.is_file():
+        return file_digest(local)
+    if local.is_dir():
+        return digest_of(folder_digests(local))
+    if os.path.isabs(path):  # noqa: PTH117 - hub names are not paths
+        raise DataError(f"no data at {path}{_similar(local)}")
+    return digest_of([path, revision])
+
+
+def _similar(path: Path) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+    return f": did you mean {near[0]}?" if near else ""

@@ -1,0 +1,28 @@
+"""The stage that writes a copy of a model in another precision."""
+
+from typing import Any
+
+import torch
+
+from sdpo.config import ModelConfig
+from sdpo.events import EventWriter
+from sdpo.files import publish_folder
+from sdpo.policy import copy_tokenizer, load_policy
+from sdpo.spec import ExportSpec
+
+
+def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
+    """Write ``spec.source`` as ``spec.out`` in ``spec.dtype``."""
+    events.emit("phase", phase="load", detail=str(spec.source))
+    policy = load_policy(
+        spec.source,
+        model=ModelConfig(trust_remote_code=spec.model.trust_remote_code),
+    )
+    policy = policy.to(getattr(torch, spec.dtype))
+    with publish_folder(spec.out) as temporary:
+        policy.save_pretrained(temporary, safe_serialization=True)
+        copy_tokenizer(spec.source, temporary)
+        for name in ("README.md", "lineage.json"):
+            if (spec.source / name).is_file():
+                (temporary / name).write_bytes((spec.source / name).read_bytes())
+    return {"out": str(spec.out), "dtype": spec.dtype}

@@ -1,0 +1,217 @@
+"""The model of a stage: loaded once, scored, trained, published."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sdpo.config import TrainingConfig
+from sdpo.digest import model_digest
+from sdpo.errors import Fault, ModelError
+from sdpo.events import EventWriter
+from sdpo.files import publish_folder
+from sdpo.logps import SequenceScorer
+from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.score import Scorer
+from sdpo.spec import StepSpec
+from sdpo.store import RunFolder
+from sdpo.trainer import Trainer, make_optimizer
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """M_{t-1} in memory, becoming M_t.
+
+    ``published_digest`` is that of M_t once :meth:`publish` was called, empty before.
+    """
+
+    spec: StepSpec
+    accelerator: Any
+    policy: Any
+    tokenizer: Any
+    published_digest: str = field(default="", init=False)
+    _sharded: tuple[Any, Any] | None = field(default=None, init=False)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any id serves: padding is masked by position."""
+        token = self.tokenizer.pad_token_id
+        return 0 if token is None else int(token)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether DeepSpeed holds the weights: then its engine scores as well as trains."""
+        return self.spec.launch.strategy.startswith("deepspeed")
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether one process alone has the whole model."""
+        return self.spec.launch.strategy != "deepspeed_zero3"
+
+    def scorer(self) -> Scorer:
+        """The policy as it is now, ready to score; without gradient synchronisation."""
+        if self.is_sharded:
+            module, _ = self._engine()
+        else:
+            scorer = SequenceScorer(self.policy)
+            module = self.accelerator.prepare_model(scorer, evaluation_mode=True)
+        return Scorer(
+            accelerator=self.accelerator,
+            module=module,
+            pad_token_id=self.pad_token_id,
+            micro_batch_tokens=self.spec.training.micro_batch_tokens,
+        )
+
+    def trainer(self, training: TrainingConfig) -> Trainer:
+        """The policy ready to train, with adapters where the settings ask for them."""
+        torch.manual_seed(training.seed)
+        if self.is_sharded:
+            model, optimizer = self._engine()
+        else:
+            if training.lora_r:
+                self.policy = add_adapters(self.policy, training)
+            scorer = SequenceScorer(self.policy)
+            optimizer = make_optimizer(scorer, training)
+            model, optimizer = self.accelerator.prepare(scorer, optimizer)
+        return Trainer(
+            accelerator=self.accelerator,
+            scorer=model,
+            optimizer=optimizer,
+            training=training,
+            pad_token_id=self.pad_token_id,
+        )
+
+    def publish(self) -> str:
+        """Publish the policy as this step's model, adapters merged; returns its digest."""
+        from accelerate.utils import broadcast_object_list
+
+        self.policy = merge_adapters(self.policy)
+        weights = self._gathered() if self.is_sharded else None
+        folder = RunFolder(self.spec.run).model(self.spec.step)
+        digest = [""]
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that left no record
+            with publish_folder(folder) as temporary:
+                save_policy(
+                    self.policy,
+                    temporary,
+                    tokenizer=self.spec.base,
+                    weights=weights,
+                    chat_template=self.spec.model.chat_template,
+                )
+            digest = [model_digest(folder)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(digest)
+        self.published_digest = digest[0]
+        return digest[0]
+
+    def _engine(self) -> tuple[Any, Any]:
+        """DeepSpeed's engine and optimizer: made once, since they take the weights over."""
+        if self._sharded is None:
+            scorer = SequenceScorer(self.policy)
+            optimizer = make_optimizer(scorer, self.spec.training)
+            self._sharded = self.accelerator.prepare(scorer, optimizer)
+            self.check_head(scorer)
+        return self._sharded
+
+    def check_head(self, scorer: SequenceScorer) -> None:
+        """Make sure that the head's log-probs are the model's own."""
+        vocabulary = self.policy.config.get_text_config().vocab_size
+        scorer.check_head(vocabulary=vocabulary, device=self.device)
+
+    def _gathered(self) -> dict[str, torch.Tensor]:
+        """The whole fp32 weights, gathered from all ranks, under the model's own names."""
+        engine, _ = self._engine()
+        weights = self.accelerator.get_state_dict(engine) or {}
+        return {name.removeprefix("model."): value for name, value in weights.items()}
+
+
+def open_session(spec: StepSpec, events: EventWriter) -> Session:
+    """Load the input model on this process's device.
+
+    Raises:
+        ModelError: the model is not the one the run was told of, or cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    events.emit("phase", phase="load", detail=f"{spec.input_name} from {spec.input_model}")
+    torch.set_num_threads(spec.launch.threads)
+    accelerator = _accelerator(spec)
+    found = model_digest(spec.input_model)
+    if found != spec.input_digest:
+        raise ModelError(
+            f"{spec.input_model} is not the model this run was made with: its digest is {found}, "
+            f"not {spec.input_digest}"
+        )
+    policy = load_policy(
+        spec.input_model,
+        model=spec.model,
+        gradient_checkpointing=spec.training.gradient_checkpointing and spec.task != "none",
+    ).to(accelerator.device)
+    tokenizer = AutoTokenizer.from_pretrained(
+        spec.base, local_files_only=True, trust_remote_code=spec.model.trust_remote_code
+    )
+    session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
+    if not session.is_sharded:  # a sharded model can only be asked through its engine
+        session.check_head(SequenceScorer(policy))
+    return session
+
+
+def _accelerator(spec: StepSpec) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    on_cpu = spec.launch.device == "cpu"
+    tracking = spec.tracking.tools if spec.task != "none" else []
+    folder = RunFolder(spec.run).step(spec.step) / "tracking"
+    options: dict[str, Any] = {
+        "log_with": list(tracking) or None,
+        "project_dir": str(folder) if tracking else None,
+    }
+    if spec.launch.strategy.startswith("deepspeed"):
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        backend = [InitProcessGroupKwargs(backend="gloo")] if on_cpu else None
+        accelerator = Accelerator(
+            deepspeed_plugin=_deepspeed(spec), kwargs_handlers=backend, **options
+        )
+    else:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if spec.training.precision == "bf16" else "no",
+            **options,
+        )
+    if accelerator.num_processes != spec.launch.processes:
+        # Processes that do not find each other would each train alone and write over each other.
+        raise Fault(
+            f"this stage wants {spec.launch.processes} processes and is one of "
+            f"{accelerator.num_processes}: accelerate did not set up {spec.launch.strategy}"
+        )
+    return accelerator
+
+
+def _deepspeed(spec: StepSpec) -> Any:
+    """ZeRO over fp32 weights: bf16 is autocast inside the engine, so what is published is exact."""
+    from accelerate import DeepSpeedPlugin
+
+    bf16 = spec.training.precision == "bf16"
+    return DeepSpeedPlugin(
+        hf_ds_config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": spec.training.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {
+                "stage": 3 if spec.launch.strategy == "deepspeed_zero3" else 2,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        }
+    )

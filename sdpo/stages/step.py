@@ -1,0 +1,120 @@
+"""One step in one process with one model load: measure, score, check, train, publish, measure.
+
+The model that is loaded is M_{t-1}: first it is the reference, then it is the policy, and what is
+published is M_t. The supervised stage (step 0) is the same without a reference.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.errors import ModelError
+from sdpo.events import EventWriter
+from sdpo.files import publish_file
+from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
+from sdpo.score import score_rows
+from sdpo.spec import StepSpec
+from sdpo.stages.model import Session, open_session
+from sdpo.stages.training import (
+    StepFiles,
+    Timings,
+    open_cache,
+    score_reference,
+    train_preference,
+    train_supervised,
+)
+from sdpo.store import RunFolder
+from sdpo.tokens.store import TokenFile
+
+
+def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
+    """Do what ``spec`` says and return the result event's fields."""
+    timings = Timings()
+    with timings.of("load"):
+        session = open_session(spec, events)
+        tokens = TokenFile.open(spec.tokens)
+        _check_positions(session, tokens)
+    if spec.score_everything:
+        with timings.of("score"):
+            _score_everything(session, tokens, events)
+    step = StepFiles(session=session, tokens=tokens, events=events, timings=timings)
+    reference = score_reference(step) if spec.task == "preference" else None
+    if spec.measure_input:
+        with timings.of("measure"):
+            _measure(session, tokens, events, name=spec.input_name, digest=spec.input_digest)
+    if reference:
+        train_preference(step, reference)
+    elif spec.task == "supervised":
+        train_supervised(step)
+    if spec.measure_output:
+        with timings.of("measure"):
+            digest = session.published_digest
+            _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
+    return {"model": session.published_digest, "timings_s": timings.rounded()}
+
+
+def _check_positions(session: Session, tokens: TokenFile) -> None:
+    """Refuse sequences longer than the positions the model was trained on."""
+    positions = getattr(session.policy.config.get_text_config(), "max_position_embeddings", None)
+    completions = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
+    longest = int((tokens.prompt_lengths + completions).max())
+    if positions and longest > positions:
+        raise ModelError(
+            f"the longest sequence has {longest} tokens and the model has {positions} positions: "
+            f"set data.max_length to {positions} or less"
+        )
+
+
+def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> None:
+    """Publish gamma of every usable pair under the input model: a feature for the partition."""
+    spec = session.spec
+    usable = pq.read_table(spec.usable, columns=["pair_id", "token_row"])
+    cache = open_cache(spec, spec.input_digest)
+    scored = score_rows(
+        session.scorer(),
+        tokens,
+        usable["token_row"].to_pylist(),
+        cache=cache,
+        events=events,
+        phase=f"gamma of every pair under {spec.input_name}",
+    )
+    if session.accelerator.is_main_process:
+        gamma = scored.logps.chosen.astype(np.float64) - scored.logps.rejected
+        table = pa.table({"pair_id": usable["pair_id"], "gamma": gamma})
+        with publish_file(RunFolder(spec.run).features) as temporary:
+            pq.write_table(table, temporary)
+
+
+def _measure(
+    session: Session, tokens: TokenFile, events: EventWriter, *, name: str, digest: str
+) -> None:
+    """Publish the probe of the model in memory, and its completions."""
+    spec = session.spec
+    assert spec.plan is not None, "probes need a plan"
+    plan = pq.read_table(spec.plan)
+    out = RunFolder(spec.run).probes
+    measure(
+        session.scorer(),
+        tokens,
+        probe_rows(plan, step=int(name.removeprefix("M_"))),
+        name=name,
+        cache=open_cache(spec, digest),
+        out=out,
+        events=events,
+    )
+    if spec.probe.completions and not session.can_generate:
+        events.warning("no completions: under ZeRO-3 no process has the whole model")
+    elif spec.probe.completions and session.accelerator.is_main_process:
+        write_completions(
+            session.policy,
+            session.tokenizer,
+            completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions),
+            name=name,
+            max_new_tokens=spec.probe.completion_tokens,
+            device=session.device,
+            out=out,
+            events=events,
+        )
+    session.accelerator.wait_for_everyone()

@@ -1,0 +1,64 @@
+"""The stage that turns text into token ids."""
+
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import ModelError
+from sdpo.events import EventWriter
+from sdpo.spec import TokeniseSpec, ViewSpec
+from sdpo.tokens.store import TokenFile
+from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
+from sdpo.tokens.view import render_pair
+
+
+def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
+    """Tokenise the run's pairs, and its supervised examples if it has any."""
+    tokenizer = load_tokenizer(spec)
+    options: dict[str, Any] = {
+        "max_length": spec.max_length,
+        "clock": datetime.fromisoformat(spec.clock),
+        "end_token_ids": spec.end_token_ids,
+    }
+
+    def progress(done: int, total: int) -> None:
+        events.progress("tokenise", done, total, unit="rows")
+
+    report = tokenise_pairs(spec.pairs, tokenizer, out=spec.out, on_progress=progress, **options)
+    if report.end_appended:
+        events.warning(
+            f"{report.end_appended} completions got an end token: the template closes with none"
+        )
+    if spec.supervised and spec.supervised_out:
+        tokenise_supervised(
+            spec.supervised, tokenizer, out=spec.supervised_out, on_progress=progress, **options
+        )
+    return {"pairs": asdict(report)}
+
+
+def view(spec: ViewSpec) -> dict[str, Any]:
+    """One stored pair, decoded."""
+    row = TokenFile.open(spec.tokens).row(spec.row)
+    return {"pair": asdict(render_pair(row, load_tokenizer(spec)))}
+
+
+def load_tokenizer(spec: TokeniseSpec | ViewSpec) -> Any:
+    """The tokenizer with the recipe's template, if it gives one.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.tokenizer,
+            local_files_only=True,
+            trust_remote_code=spec.model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer in {spec.tokenizer} cannot be loaded: {error}") from error
+    if spec.model.chat_template:
+        tokenizer.chat_template = Path(spec.model.chat_template).read_text(encoding="utf-8")
+    return tokenizer

@@ -1,0 +1,256 @@
+"""The nodes that need a model: S, gamma under M_0, the steps, the report."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.config import TrainingConfig
+from sdpo.files import file_digest, write_json
+from sdpo.gamma import gamma_view
+from sdpo.identity import rows_digest, step_identity, supervised_identity
+from sdpo.nodes import tokens_path
+from sdpo.report import write_report as render_report
+from sdpo.resolve import resolve_precision
+from sdpo.run import Context, run_once
+from sdpo.spec import StepSpec
+from sdpo.store import Record, reuse
+from sdpo.tokens.store import TokenFile
+
+
+def model_of(context: Context, number: int) -> tuple[Path, str]:
+    """Folder and digest of M_``number``; M_0 is S, or the base model without a supervised stage."""
+    if number == 0 and not context.config.supervised.enabled:
+        return context.resolved.model, context.resolved.inputs["model"]
+    record = context.run.read_record(f"step-{number}")
+    assert record is not None, f"M_{number} is made before it is used"
+    return context.run.model(number), record["outputs"]["model"]
+
+
+def supervised_step(context: Context) -> Record:
+    """Step 0: fine-tune the base model into S."""
+    config, supervised = context.config, context.config.supervised
+    training = _supervised_training(context)
+    if supervised.on == "source":
+        content = tokens_path(context, "supervised").stem
+    else:
+        content = tokens_path(context).stem
+    inputs = {
+        "base": context.resolved.inputs["model"],
+        "tokenizer": context.resolved.inputs["tokenizer"],
+        "examples": content,
+        "reserve": file_digest(context.run.usable),
+    }
+    identity = supervised_identity(
+        supervised, training, launch=config.launch, model=config.model, inputs=inputs
+    )
+    record = context.done("step-0", identity)
+    if record is None:
+        spec = _spec(
+            context,
+            name="step-0",
+            step=0,
+            task="supervised",
+            training=training,
+            input_model=context.resolved.model,
+            input_digest=context.resolved.inputs["model"],
+            input_name="base",
+            identity=identity,
+            inputs=inputs,
+        )
+        context.stage(spec)
+        record = context.run.read_record("step-0")
+        assert record is not None, "the stage wrote its record"
+    return record
+
+
+def _supervised_training(context: Context) -> TrainingConfig:
+    """The supervised stage's own settings; the rest as in ``training``."""
+    supervised = context.config.supervised
+    own = ("learning_rate", "lr_schedule", "warmup_ratio", "batch_size", "epochs", "max_steps")
+    return context.config.training.model_copy(
+        update={name: getattr(supervised, name) for name in own}
+    )
+
+
+def measure_gamma(context: Context) -> Record:
+    """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
+    folder, digest = model_of(context, 0)
+    identity = {"model": digest, "usable": file_digest(context.run.usable)}
+
+    def make() -> tuple[dict[str, Any], list[Path]]:
+        spec = _spec(
+            context,
+            name="measure-M_0",
+            step=0,
+            task="none",
+            training=context.config.training,
+            input_model=folder,
+            input_digest=digest,
+            input_name="M_0",
+            score_everything=True,
+        )
+        result = context.stage(spec)
+        return {"timings_s": result["timings_s"]}, [context.run.features]
+
+    return run_once(context, "features", identity, make)
+
+
+def align_step(context: Context, step: int) -> Record:
+    """Step ``step``: M_{step-1} is reference and initial target, D_step the data, M_step comes out.
+
+    One stage measures M_{step-1} if nobody has, trains, publishes and measures M_step. Measurements
+    that are missing although the step is complete are made again by a stage of their own.
+    """
+    config = context.config
+    training = config.training_of(step)
+    training = training.model_copy(
+        update={"precision": resolve_precision(training.precision, config.launch)}
+    )
+    folder, digest = model_of(context, step - 1)
+    inputs = {
+        "reference": digest,
+        "target": digest,
+        "partition": _partition_digest(context, step),
+        "tokenizer": context.resolved.inputs["tokenizer"],
+    }
+    identity = step_identity(training, launch=config.launch, model=config.model, inputs=inputs)
+    node = f"step-{step}"
+    if context.done(node, identity) is None:
+        measure_input = _probe_record(context, step - 1) is None
+        context.stage(
+            _spec(
+                context,
+                name=node,
+                step=step,
+                task="preference",
+                training=training,
+                input_model=folder,
+                input_digest=digest,
+                input_name=f"M_{step - 1}",
+                measure_input=measure_input,
+                measure_output=True,
+                identity=identity,
+                inputs=inputs,
+            )
+        )
+        if measure_input:
+            _record_probe(context, step - 1)
+        _record_probe(context, step)
+    for number in (step - 1, step):
+        if _probe_record(context, number) is None:
+            _measure_again(context, number, training)
+    record = context.run.read_record(node)
+    assert record is not None, "the stage wrote its record"
+    _write_gamma(context, step)
+    return record
+
+
+def _partition_digest(context: Context, step: int) -> str:
+    """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
+    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
+    rows = plan.filter(pa.array(plan["step"].to_numpy() == step))["token_row"].to_pylist()
+    tokens = TokenFile.open(tokens_path(context))
+    return rows_digest([tokens.row(row).row_digest for row in rows])
+
+
+def _probe_identity(context: Context, number: int) -> dict[str, Any]:
+    _, digest = model_of(context, number)
+    return {
+        "model": digest,
+        "plan": file_digest(context.run.plan),
+        "probe": context.config.probe.model_dump(exclude={"bootstrap_resamples"}),
+    }
+
+
+def _probe_record(context: Context, number: int) -> Record | None:
+    node = f"probe-M_{number}"
+    return reuse(context.run, node, _probe_identity(context, number)).record
+
+
+def _record_probe(context: Context, number: int) -> None:
+    files = [context.run.probes / f"M_{number}.parquet"]
+    completions = context.run.probes / f"M_{number}.completions.json"
+    if context.config.probe.completions and completions.is_file():
+        files.append(completions)
+    node = f"probe-M_{number}"
+    context.run.write_record(
+        node, {"node": node, "identity": _probe_identity(context, number)}, files=files
+    )
+
+
+def _measure_again(context: Context, number: int, training: TrainingConfig) -> None:
+    folder, digest = model_of(context, number)
+    node = f"probe-M_{number}"
+    event = {"event": "node", "node": node, "status": "run", "reason": "its measurements are gone"}
+    context.listen(event)
+    context.executed.append(node)
+    context.stage(
+        _spec(
+            context,
+            name=node,
+            step=number,
+            task="none",
+            training=training,
+            input_model=folder,
+            input_digest=digest,
+            input_name=f"M_{number}",
+            measure_input=True,
+        )
+    )
+    _record_probe(context, number)
+
+
+def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: Any) -> StepSpec:
+    config, run = context.config, context.run
+    supervised = config.supervised
+    from_source = supervised.enabled and supervised.on == "source"
+    return StepSpec(
+        name=name,
+        run=run.path,
+        model=config.model,
+        launch=config.launch,
+        base=context.resolved.model,
+        tokens=tokens_path(context),
+        pairs=run.pairs,
+        usable=run.usable,
+        plan=run.plan if run.plan.is_file() else None,
+        supervised=supervised,
+        supervised_tokens=tokens_path(context, "supervised") if from_source else None,
+        cache=context.cache,
+        training=training,
+        evaluation=config.evaluation,
+        probe=config.probe,
+        tracking=config.tracking,
+        **fields,
+    )
+
+
+def _write_gamma(context: Context, step: int) -> None:
+    """``gamma.json``: a view over the probes of M_0..M_step, made anew where one of them is new."""
+    files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
+    options: dict[str, Any] = {
+        "step": step,
+        "beta": context.config.training_of(step).beta,
+        "resamples": context.config.probe.bootstrap_resamples,
+        "seed": context.config.probe.seed,
+    }
+    identity = options | {"probes": {name: file_digest(path) for name, path in files.items()}}
+
+    def make() -> tuple[dict[str, Any], list[Path]]:
+        target = context.run.step(step) / "gamma.json"
+        write_json(
+            target,
+            gamma_view({name: pq.read_table(path) for name, path in files.items()}, **options),
+        )
+        return {}, [target]
+
+    run_once(context, f"gamma-{step}", identity, make)
+
+
+def write_report(context: Context) -> Path:
+    """``report.html``, from what is in the run folder; made anew where anything there is new."""
+    if context.executed or not context.run.report.is_file():
+        render_report(context.run.path)
+    return context.run.report

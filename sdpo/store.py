@@ -1,0 +1,242 @@
+"""The run folder: where everything is, and when a part of it is complete.
+
+A node (a step, the preparation of data, the plan) is complete when its record is there: the record
+is written last, by rename, with a digest beside it. It holds the node's identity in full, so that a
+difference can be named field by field, and the digest of every file, so that nothing is believed
+without a look. This module knows nothing of models.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdpo.errors import IntegrityError, UserError
+from sdpo.files import digest_of, file_digest, read_json, write_json, write_text
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def run_file(self) -> Path:
+        """Resolved configuration, inputs, versions."""
+        return self.path / "run.yaml"
+
+    @property
+    def pairs(self) -> Path:
+        """Normalised pairs."""
+        return self.path / "pairs.parquet"
+
+    @property
+    def rejected(self) -> Path:
+        """Every row that is not used, with its reason."""
+        return self.path / "rejected_rows.jsonl"
+
+    @property
+    def rejected_data(self) -> Path:
+        """The part of it that is known before tokenisation."""
+        return self.path / "nodes" / "rejected_data_rows.jsonl"
+
+    @property
+    def usable(self) -> Path:
+        """Usable pairs with the reserve marked."""
+        return self.path / "usable.parquet"
+
+    @property
+    def plan(self) -> Path:
+        """Partition plan: every pair's step."""
+        return self.path / "plan.parquet"
+
+    @property
+    def plan_file(self) -> Path:
+        """Partition plan in short."""
+        return self.path / "plan.json"
+
+    @property
+    def features(self) -> Path:
+        """What was measured of every usable pair before the partition."""
+        return self.path / "features.parquet"
+
+    @property
+    def probes(self) -> Path:
+        """Measurements of every model."""
+        return self.path / "probes"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def step(self, number: int) -> Path:
+        """Folder of a step; 0 is the supervised stage."""
+        return self.path / f"step-{number}"
+
+    def model(self, number: int) -> Path:
+        """Folder of the model that a step published."""
+        return self.step(number) / "model"
+
+    def record_path(self, node: str) -> Path:
+        """Where the record of a node is: steps keep theirs with them, the rest in ``nodes/``."""
+        if node.startswith("step-"):
+            return self.path / node / "record.json"
+        return self.path / "nodes" / f"{node}.json"
+
+    def write_run(self, content: Mapping[str, Any]) -> None:
+        """Publish run.yaml."""
+        text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+        write_text(self.run_file, text)
+
+    def read_run(self) -> dict[str, Any]:
+        """Content of run.yaml.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        if not self.run_file.is_file():
+            raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path.parent)}")
+        content: dict[str, Any] = yaml.safe_load(self.run_file.read_text(encoding="utf-8"))
+        return content
+
+    def write_record(self, node: str, record: Mapping[str, Any], *, files: list[Path]) -> None:
+        """Publish a record with the digests of ``files`` (below the run), then its own digest."""
+        path = self.record_path(node)
+        digests = {str(f.relative_to(self.path)): file_digest(f) for f in sorted(files)}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        checksum = path.with_suffix(".json.sha256")
+        checksum.unlink(missing_ok=True)
+        write_json(path, {**record, "files": digests, "created": now})
+        write_text(checksum, f"{file_digest(path)}  {path.name}\n")
+
+    def read_record(self, node: str) -> Record | None:
+        """The record of a node, or None where the node is not complete.
+
+        Raises:
+            IntegrityError: the record is not the one that was written.
+        """
+        path = self.record_path(node)
+        checksum = path.with_suffix(".json.sha256")
+        if not path.is_file() or not checksum.is_file():
+            return None
+        if checksum.read_text().split()[:1] != [file_digest(path)]:
+            raise IntegrityError(f"{path} was changed after it was written")
+        record: Record = read_json(path)
+        return record
+
+    def complete_steps(self) -> list[int]:
+        """Numbers of the steps that have a record, in order."""
+        numbers = sorted(
+            int(path.name.removeprefix("step-")) for path in self.path.glob("step-[0-9]*")
+        )
+        return [number for number in numbers if self.read_record(f"step-{number}")]
+
+    def clear(self, *, keep: Set[Path]) -> None:
+        """Remove all that is in the folder except ``keep``; the folder too where that is nothing."""
+        for path in set(self.path.iterdir()) - keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not keep:
+            self.path.rmdir()
+
+    def damage(self, record: Record) -> list[str]:
+        """Files of a record that are missing or not what they were, each with what is wrong."""
+        faults: list[str] = []
+        for name, digest in record["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                faults.append(f"{name} is missing")
+            elif file_digest(path) != digest:
+                faults.append(f"{name} was changed")
+        return faults
+
+
+def _known_runs(folder: Path) -> str:
+    names = sorted(path.parent.name for path in folder.glob("*/run.yaml"))
+    return f"; runs there: {', '.join(names)}" if names else " (that folder holds no runs)"
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Whether a node's result stands, and if not, why."""
+
+    record: Record | None
+    reason: str
+
+
+def reuse(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
+    """A complete record with the same identity whose files verify; anything else says why."""
+    try:
+        record = run.read_record(node)
+    except IntegrityError as error:
+        return Reuse(None, str(error))
+    if record is None:
+        return Reuse(None, "not done yet")
+    if digest_of(record["identity"]) != digest_of(dict(identity)):
+        return Reuse(None, "; ".join(differences(record["identity"], identity)))
+    damage = run.damage(record)
+    return Reuse(None, "; ".join(damage)) if damage else Reuse(record, "")
+
+
+def differences(old: object, new: object, where: str = "") -> list[str]:
+    """Where two JSON values differ: ``field: old -> new``, one line each."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        return lines
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{where}.{index}")
+        ]
+    return [] if old == new else [f"{where}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def run_lock(run: RunFolder) -> Iterator[None]:
+    """Hold the run for this process; the kernel lets go of it when the process ends.
+
+    Raises:
+        UserError: another process holds it; the message says which.
+    """
+    import fcntl
+    import json
+    import socket
+
+    run.path.mkdir(parents=True, exist_ok=True)
+    path = run.path / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 1000, 0).decode(errors="replace")
+            raise UserError(f"run {run.name} is in use by {holder or 'another process'}") from error
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, note.encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,144 @@
+"""Starting a stage, listening to it, and leaving nothing behind.
+
+The stage runs in a session of its own with its own log file. Whatever ends the parent, the stage is
+ended with it: the child asks the kernel for that (see :func:`die_with_parent`), and on every way
+out of here all its descendants are terminated, then killed.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sdpo.errors import Fault, UserError
+from sdpo.events import Event, EventReader, Listener
+from sdpo.files import write_text
+from sdpo.spec import Spec
+
+_POLL_S = 0.05
+_GRACE_S = 10.0
+_PR_SET_PDEATHSIG = 1
+USER_ERROR_EXIT = 2
+
+
+def run_stage(spec: Spec, *, listen: Listener) -> dict[str, Any]:
+    """Run ``spec`` in a child process (or several) and return its result event.
+
+    Raises:
+        UserError: the stage refused what the user gave.
+        Fault: the stage failed; the message names its log.
+    """
+    path = spec.run / "logs" / f"{spec.name}.json"
+    write_text(path, spec.model_dump_json(indent=2))
+    spec.events.unlink(missing_ok=True)
+    reader, outcome = EventReader(spec.events), _Outcome(listen)
+    with spec.log.open("ab") as log:
+        process = subprocess.Popen(
+            _command(spec, path),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(spec),
+        )
+    try:
+        while process.poll() is None:
+            outcome.take(reader)
+            time.sleep(_POLL_S)
+        outcome.take(reader)
+    finally:
+        _end(process)
+    return outcome.judge(process.returncode, spec)
+
+
+class _Outcome:
+    """What a stage's events amount to."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+        self._result: Event | None = None
+        self._error: Event | None = None
+
+    def take(self, reader: EventReader) -> None:
+        for event in reader.read():
+            if event["event"] == "result":
+                self._result = event
+            elif event["event"] == "error":
+                self._error = self._error or event
+            else:
+                self._listen(event)
+
+    def judge(self, code: int, spec: Spec) -> dict[str, Any]:
+        if code == 0 and self._result is not None:
+            return dict(self._result)
+        if self._error and self._error["user"]:
+            raise UserError(self._error["message"])
+        if self._error:
+            raise Fault(f"{spec.name}: {self._error['message']} (log: {spec.log})")
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        raise Fault(f"{spec.name} ended with {how}{_tail(spec.log)} (log: {spec.log})")
+
+
+def _tail(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f": {lines[-1].strip()[:500]}" if lines else ""
+
+
+def _command(spec: Spec, path: Path) -> list[str]:
+    stage = ["-m", "sdpo.stage", str(path)]
+    if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
+        return [sys.executable, *stage]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--multi_gpu", "--num_machines", "1", "--num_processes", str(spec.launch.processes)),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *stage,
+    ]
+
+
+def _environment(spec: Spec) -> dict[str, str]:
+    threads = str(spec.launch.threads)
+    environment = dict(os.environ) | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
+    }
+    if spec.launch.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate the stage and all its descendants; kill what is left after the grace time."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+        family.append(psutil.Process(process.pid))
+    except psutil.NoSuchProcess:
+        process.wait()
+        return
+    for member in family:
+        _signal(member, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=_GRACE_S)
+    for member in alive:
+        _signal(member, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to terminate this process when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,137 @@
+"""What a step trains on: preference pairs with a reference, or completions alone.
+
+A task owns the items of one stage and turns the log-probs of their sequences into a loss per item.
+The trainer neither knows nor cares which task it runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sdpo.logps import TokenSequence
+from sdpo.objectives import OBJECTIVES, PairLogps
+
+
+@dataclass(frozen=True, slots=True)
+class ItemLosses:
+    """Of a micro-batch of k items: ``loss`` fp32 ``[k]`` and named metrics ``[k]``, detached."""
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+
+
+class Task(Protocol):
+    """Items numbered from 0."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences of one item."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each item's longest sequence, int ``[items]``."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Name of each item, for messages."""
+
+    def sequences(self, items: np.ndarray) -> list[TokenSequence]:
+        """``rows * k`` sequences: first sides of all items, then second sides."""
+
+    def weights(self, items: np.ndarray) -> np.ndarray:
+        """What each item counts in the mean loss, float ``[k]``."""
+
+    def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
+        """Losses from the sequences' summed log-probs, ``[rows * k]``; summed over the item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceTask:
+    """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected."""
+
+    ids: Sequence[str]
+    prompts: Sequence[np.ndarray]
+    chosen: Sequence[np.ndarray]
+    rejected: Sequence[np.ndarray]
+    reference: np.ndarray
+    objective: str
+    beta: float
+    rows: int = 2
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longer side with its prompt, int ``[items]``."""
+        sides = zip(self.prompts, self.chosen, self.rejected, strict=True)
+        return np.array([len(p) + max(len(c), len(r)) for p, c, r in sides])
+
+    def sequences(self, items: np.ndarray) -> list[TokenSequence]:
+        """Chosen sequences of all items, then rejected ones."""
+        return [
+            TokenSequence(np.concatenate([self.prompts[i], side[i]]), len(self.prompts[i]))
+            for side in (self.chosen, self.rejected)
+            for i in items
+        ]
+
+    def weights(self, items: np.ndarray) -> np.ndarray:
+        """Every pair counts once."""
+        return np.ones(len(items))
+
+    def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
+        """The objective's loss per pair, with TRL's metrics."""
+        chosen, rejected = logps.view(2, -1)
+        reference = torch.from_numpy(self.reference[items]).to(logps.device)
+        pairs = PairLogps(
+            policy_chosen_logps=chosen,
+            policy_rejected_logps=rejected,
+            reference_chosen_logps=reference[:, 0],
+            reference_rejected_logps=reference[:, 1],
+        )
+        loss = OBJECTIVES[self.objective].loss(pairs, beta=self.beta)
+        with torch.no_grad():
+            chosen_rewards = self.beta * (chosen - reference[:, 0])
+            rejected_rewards = self.beta * (rejected - reference[:, 1])
+            metrics = {
+                "rewards/chosen": chosen_rewards,
+                "rewards/rejected": rejected_rewards,
+                "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+                "rewards/margins": chosen_rewards - rejected_rewards,
+                "logps/chosen": chosen,
+                "logps/rejected": rejected,
+            }
+        return ItemLosses(loss, {name: value.detach() for name, value in metrics.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedTask:
+    """Completions trained by their negative log-likelihood, every token counting the same."""
+
+    ids: Sequence[str]
+    prompts: Sequence[np.ndarray]
+    completions: Sequence[np.ndarray]
+    rows: int = 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and completion, int ``[items]``."""
+        sides = zip(self.prompts, self.completions, strict=True)
+        return np.array([len(p) + len(c) for p, c in sides])
+
+    def sequences(self, items: np.ndarray) -> list[TokenSequence]:
+        """Prompt and completion of each item."""
+        return [
+            TokenSequence(
+                np.concatenate([self.prompts[i], self.completions[i]]), len(self.prompts[i])
+            )
+            for i in items
+        ]
+
+    def weights(self, items: np.ndarray) -> np.ndarray:
+        """Completion tokens of each item."""
+        return np.array([len(self.completions[i]) for i in items], dtype=np.float64)
+
+    def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
+        """Negative log-likelihood per item, in nats."""
+        return ItemLosses(-logps, {})

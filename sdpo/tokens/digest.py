@@ -1,0 +1,118 @@
+"""What a tokenizer is, as one digest: how it cuts text, its template and its special tokens.
+
+A save by transformers rewrites file names, key order, versions and paths; none of that counts here.
+Neither transformers nor tokenizers is needed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import ModelError
+from sdpo.files import digest_of, read_json
+
+_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_ADDITIONAL = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens")
+_NOT_IDENTITY = {"version", "truncation", "padding"}
+"""Keys of tokenizer.json that do not count here: nothing uses its truncation and padding."""
+
+_DEFAULT_CLASS = "TokenizersBackend"
+_CLASS_ALIASES = {"PreTrainedTokenizer": _DEFAULT_CLASS, "": _DEFAULT_CLASS}
+"""transformers 5 names the plain tokenizer anew; ``Fast`` at the end of a class says nothing."""
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """sha256 over what the tokenizer in ``folder`` does, unchanged by a save of transformers.
+
+    Covers ``tokenizer.json``, the chat template, the class, the special tokens and the settings
+    that change ids.
+
+    Raises:
+        ModelError: the folder has no tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json: a model folder needs its tokenizer in that form "
+            "(load it with AutoTokenizer and save it with save_pretrained)"
+        )
+    content = {k: v for k, v in read_json(path).items() if k not in _NOT_IDENTITY}
+    content["model"] = _one_form_of_merges(content["model"])
+    config = _config(folder)
+    return digest_of(
+        {
+            "tokenizer": _without_nulls(content),
+            "class": _class_name(config),
+            "special_tokens": _special_tokens(folder, config),
+            "flags": {name: config[name] for name in _FLAGS if config.get(name) is not None},
+            "chat_template": _templates(folder, config),
+        }
+    )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer in ``folder`` has a chat template for conversations without tools."""
+    return "default" in _templates(folder, _config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name; where there are files, they alone count, as in transformers."""
+    named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {file.stem: file for file in named}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    in_config = config.get("chat_template")
+    if isinstance(in_config, str):
+        return {"default": in_config}
+    return {entry["name"]: entry["template"] for entry in in_config or []}
+
+
+def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    path = folder / "special_tokens_map.json"
+    known = {**(read_json(path) if path.is_file() else {}), **config}
+    named = {name: _text(known[name]) for name in _SPECIAL_TOKENS if known.get(name) is not None}
+    additional: set[str] = set()
+    for key in _ADDITIONAL:
+        tokens = known.get(key) or []
+        additional.update(map(_text, tokens.values() if isinstance(tokens, dict) else tokens))
+    return {**named, "additional": sorted(additional)}
+
+
+def _text(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    return _CLASS_ALIASES.get(name, name)
+
+
+def _one_form_of_merges(model: dict[str, Any]) -> dict[str, Any]:
+    """Older files hold a merge as ``"a b"``, newer ones as ``["a", "b"]``."""
+    merges = model.get("merges")
+    if not merges or not isinstance(merges[0], str):
+        return model
+    return {**model, "merges": [merge.split(" ", 1) for merge in merges]}
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

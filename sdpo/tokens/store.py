@@ -1,0 +1,349 @@
+"""The stored token ids: their schema, memory-mapped access and the statistics of their lengths.
+
+It reads what :mod:`sdpo.tokens.tokenise` writes, and imports neither torch nor transformers.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+
+from sdpo.errors import Fault, IntegrityError
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+"""Token ids or lengths, int32 ``[n]``."""
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+"""One flag per row, bool ``[rows]``."""
+
+Reason = Literal[
+    "empty_prompt",
+    "prompt_fills_length",
+    "empty_completion",
+    "end_token_inside",
+    "equal_after_tokenisation",
+]
+"""Why a row cannot be used. ``empty_prompt``: no prompt token is left to predict the first token of
+the completion from."""
+
+_IDS = pa.list_(pa.int32())
+
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("row_digest", pa.binary(16)),
+        ("prompt_ids", _IDS),
+        ("chosen_ids", _IDS),
+        ("rejected_ids", _IDS),
+        ("chosen_truncated", pa.bool_()),
+        ("rejected_truncated", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+"""Columns of ``tokens.arrow``. A side's sequence is prompt_ids + its own ids, which are the scored
+ones; a row with a reason has empty lists and no digest."""
+
+SUPERVISED_TOKENS_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("prompt_key", pa.string()),
+        ("prompt_ids", _IDS),
+        ("completion_ids", _IDS),
+        ("truncated", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
+"""Columns of ``supervised_tokens.arrow``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """What tokenising found. ``truncated`` counts usable rows by side; ``moved_rows`` those whose
+    boundary stands before the end of the prompt's own ids; ``end_appended`` the sides of
+    conversations that got an end token since the template closed with none."""
+
+    rows: int
+    usable: int
+    reasons: dict[str, int]
+    truncated: dict[str, int]
+    moved_rows: int
+    most_moved_tokens: int
+    end_tokens: list[str]
+    end_appended: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A usable pair: int32 ids ``[P]``, ``[C]``, ``[R]``, read-only views of the file."""
+
+    pair_id: str
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+    chosen_truncated: bool
+    rejected_truncated: bool
+    row_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedRow:
+    """A usable supervised example: int32 ids ``[P]``, ``[C]``, read-only views of the file."""
+
+    example_id: str
+    prompt_ids: Ids
+    completion_ids: Ids
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of a length, in tokens."""
+
+    median: float
+    p95: float
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """Lengths of the usable pairs in tokens; ``sequence`` is prompt plus the longer completion.
+    ``*_truncated`` are shares of the usable pairs."""
+
+    pairs: int
+    prompt: Quantiles
+    chosen: Quantiles
+    rejected: Quantiles
+    sequence: Quantiles
+    chosen_truncated: float
+    rejected_truncated: float
+
+
+def row_digest(prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids) -> bytes:
+    """blake2b-128 of what a pair's log-probs depend on besides the model.
+
+    Over little-endian int32: the boundary and the lengths of both sequences, then both sequences.
+    """
+    boundary, chosen, rejected = len(prompt_ids), len(chosen_ids), len(rejected_ids)
+    header = np.array([boundary, boundary + chosen, boundary + rejected], dtype="<i4")
+    content = [header, prompt_ids, chosen_ids, prompt_ids, rejected_ids]
+    return hashlib.blake2b(np.concatenate(content).astype("<i4").tobytes(), digest_size=16).digest()
+
+
+class _Table:
+    """An Arrow IPC file of ids, memory-mapped: no ids are read before they are asked for."""
+
+    schema: ClassVar[pa.Schema]
+
+    def __init__(self, path: Path, batches: list[pa.RecordBatch], metadata: dict[str, str]) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._batches = batches
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
+        self._views: dict[tuple[int, str], tuple[Ids, Ids]] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Map the file.
+
+        Raises:
+            IntegrityError: it is not there, is damaged or has other columns.
+        """
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise IntegrityError(f"{path} cannot be read as stored tokens: {error}") from error
+        if not reader.schema.equals(cls.schema):
+            raise IntegrityError(f"{path} is another kind of file: it has {reader.schema.names}")
+        metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
+        return cls(path, batches, metadata)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def report(self) -> TokenReport:
+        """What tokenising found."""
+        return TokenReport(**json.loads(self.metadata["report"]))
+
+    @cached_property
+    def usable(self) -> Flags:
+        """Rows that have tokens, bool ``[rows]``."""
+        return _bools([batch["reason"].is_null() for batch in self._batches])
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why the other rows have none, by their id."""
+        column = self.schema.names[0]
+        return {
+            batch[column][int(i)].as_py(): batch["reason"][int(i)].as_py()
+            for batch in self._batches
+            for i in np.flatnonzero(batch["reason"].is_valid().to_numpy(zero_copy_only=False))
+        }
+
+    def _strings(self, column: str) -> list[str]:
+        return [value for batch in self._batches for value in batch[column].to_pylist()]
+
+    def _flags(self, column: str) -> Flags:
+        return _bools([batch[column] for batch in self._batches])
+
+    def _lengths(self, column: str) -> Ids:
+        parts = [np.diff(self._view(k, column)[0]) for k in range(len(self._batches))]
+        return np.concatenate([np.empty(0, dtype=np.int32), *parts])
+
+    def _view(self, batch: int, column: str) -> tuple[Ids, Ids]:
+        """Offsets and values of a list column of a batch, as views of the file."""
+        if (batch, column) not in self._views:
+            values = self._batches[batch][column]
+            self._views[batch, column] = (values.offsets.to_numpy(), values.values.to_numpy())
+        return self._views[batch, column]
+
+    def _ids(self, batch: int, column: str, row: int) -> Ids:
+        offsets, values = self._view(batch, column)
+        return values[offsets[row] : offsets[row + 1]]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Batch and row in it of a usable row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} in {self.path}")
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - int(self._starts[batch])
+        reason = self._batches[batch]["reason"][row].as_py()
+        if reason is not None:
+            raise Fault(f"row {index} of {self.path} has no tokens: {reason}")
+        return batch, row
+
+
+class TokenFile(_Table):
+    """The tokens of all pairs of a run, in the order of ``pairs.parquet``."""
+
+    schema = TOKENS_SCHEMA
+
+    @cached_property
+    def pair_ids(self) -> list[str]:
+        """Ids of all rows, usable or not."""
+        return self._strings("pair_id")
+
+    @cached_property
+    def prompt_lengths(self) -> Ids:
+        """Tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
+        return self._lengths("prompt_ids")
+
+    @cached_property
+    def chosen_lengths(self) -> Ids:
+        """Scored tokens of the chosen sides, int32 ``[rows]``."""
+        return self._lengths("chosen_ids")
+
+    @cached_property
+    def rejected_lengths(self) -> Ids:
+        """Scored tokens of the rejected sides, int32 ``[rows]``."""
+        return self._lengths("rejected_ids")
+
+    @cached_property
+    def chosen_truncated(self) -> Flags:
+        """Rows whose chosen side was cut, bool ``[rows]``."""
+        return self._flags("chosen_truncated")
+
+    @cached_property
+    def rejected_truncated(self) -> Flags:
+        """Rows whose rejected side was cut, bool ``[rows]``."""
+        return self._flags("rejected_truncated")
+
+    def row(self, index: int) -> TokenRow:
+        """The tokens of row ``index``, zero-copy.
+
+        Raises:
+            IndexError: there is no such row.
+            Fault: the row is not usable.
+        """
+        batch, row = self._locate(index)
+        columns = self._batches[batch]
+        return TokenRow(
+            pair_id=columns["pair_id"][row].as_py(),
+            prompt_ids=self._ids(batch, "prompt_ids", row),
+            chosen_ids=self._ids(batch, "chosen_ids", row),
+            rejected_ids=self._ids(batch, "rejected_ids", row),
+            chosen_truncated=columns["chosen_truncated"][row].as_py(),
+            rejected_truncated=columns["rejected_truncated"][row].as_py(),
+            row_digest=columns["row_digest"][row].as_py(),
+        )
+
+    def length_summary(self, rows: Sequence[int] | np.ndarray | None = None) -> LengthSummary:
+        """Lengths and truncation of the usable pairs, or of the usable ones among ``rows``.
+
+        Raises:
+            Fault: none of them is usable.
+        """
+        chosen_rows = np.flatnonzero(self.usable) if rows is None else np.asarray(rows)
+        kept = chosen_rows[self.usable[chosen_rows]]
+        if not len(kept):
+            raise Fault(f"no usable pair to summarise in {self.path}")
+        prompt, chosen = self.prompt_lengths[kept], self.chosen_lengths[kept]
+        rejected = self.rejected_lengths[kept]
+        return LengthSummary(
+            pairs=len(kept),
+            prompt=_quantiles(prompt),
+            chosen=_quantiles(chosen),
+            rejected=_quantiles(rejected),
+            sequence=_quantiles(prompt + np.maximum(chosen, rejected)),
+            chosen_truncated=float(self.chosen_truncated[kept].mean()),
+            rejected_truncated=float(self.rejected_truncated[kept].mean()),
+        )
+
+
+class SupervisedTokenFile(_Table):
+    """The tokens of the supervised examples."""
+
+    schema = SUPERVISED_TOKENS_SCHEMA
+
+    @cached_property
+    def example_ids(self) -> list[str]:
+        """Ids of all rows, usable or not."""
+        return self._strings("example_id")
+
+    @cached_property
+    def prompt_keys(self) -> list[str]:
+        """Prompt keys of all rows, by which the reserve is kept out."""
+        return self._strings("prompt_key")
+
+    @cached_property
+    def prompt_lengths(self) -> Ids:
+        """Tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
+        return self._lengths("prompt_ids")
+
+    @cached_property
+    def completion_lengths(self) -> Ids:
+        """Scored tokens, int32 ``[rows]``."""
+        return self._lengths("completion_ids")
+
+    def row(self, index: int) -> SupervisedRow:
+        """The tokens of row ``index``, zero-copy.
+
+        Raises:
+            IndexError: there is no such row.
+            Fault: the row is not usable.
+        """
+        batch, row = self._locate(index)
+        columns = self._batches[batch]
+        return SupervisedRow(
+            example_id=columns["example_id"][row].as_py(),
+            prompt_ids=self._ids(batch, "prompt_ids", row),
+            completion_ids=self._ids(batch, "completion_ids", row),
+            truncated=columns["truncated"][row].as_py(),
+        )
+
+
+def _bools(columns: list[pa.BooleanArray]) -> Flags:
+    parts = [column.to_numpy(zero_copy_only=False).astype(np.bool_) for column in columns]
+    return np.concatenate([np.empty(0, dtype=np.bool_), *parts])
+
+
+def _quantiles(lengths: Ids) -> Quantiles:
+    median, p95 = np.quantile(lengths, [0.5, 0.95])
+    return Quantiles(float(median), float(p95), int(lengths.max()))

@@ -1,0 +1,281 @@
+"""Conversations and plain text to the ids of prompt and completion, end token and BOS in place.
+
+This module owns what the chat template prints and which tokens end a completion; where the prompt
+ends within the ids is :mod:`sdpo.tokens.boundary`'s.
+"""
+
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+
+from sdpo.errors import DataError, ModelError
+from sdpo.tokens.store import Ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, str]]
+Row = Mapping[str, Any]
+"""A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
+
+_PROBE = "sdpo-probe"
+"""A message's text that no template would print otherwise or change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row's ids before any cut: the prompt's own, and per side those of prompt + completion.
+
+    ``end_appended`` says per side whether its end token had to be added.
+    """
+
+    prompt: Ids
+    sides: tuple[Ids, ...]
+    end_appended: tuple[bool, ...]
+
+
+class Encoder:
+    """Encodes rows of one tokenizer, with the date that its template sees frozen at ``clock``.
+
+    ``end_token_ids`` are the ids at which the model stops generating (``generation_config``); with
+    the tokenizer's eos and the template's own end of an assistant turn they are ``end_ids``.
+
+    Raises:
+        ModelError: nothing could end a completion, or the template does not print messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        clock: datetime,
+        end_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = _chat_template(tokenizer)
+        self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
+        self._front = _special_tokens_in_front(tokenizer)
+        self._puts_bos = bool(self._front) and self._front[0] == tokenizer.bos_token_id
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ends = [*eos, *end_token_ids]
+        self._closing = self._kept_closing = ""
+        if self.template:
+            self._closing = self._probe_closing()
+            self._kept_closing, turn_end = _up_to_end_token(tokenizer, self._closing, ends)
+            ends += turn_end
+        if not ends:
+            raise ModelError(
+                "the tokenizer has no end-of-sequence token, so no completion could end: set "
+                "`eos_token` in its tokenizer_config.json"
+            )
+        self._appended = np.array(ends[:1], dtype=np.int32)
+        self.end_ids: Ids = np.array(sorted(set(ends)), dtype=np.int32)
+
+    @property
+    def template_digest(self) -> str:
+        """sha256 of the chat template's text; that of nothing where there is none."""
+        return hashlib.sha256((self.template or "").encode()).hexdigest()
+
+    @property
+    def end_tokens(self) -> list[str]:
+        """Names of the tokens that end a completion."""
+        return [str(t) for t in self.tokenizer.convert_ids_to_tokens(self.end_ids.tolist())]
+
+    def facts(self) -> dict[str, Any]:
+        """What was found out about the tokenizer, as plain values."""
+        return {
+            "tokens_in_front": self.tokenizer.convert_ids_to_tokens(self._front),
+            "end_tokens": self.end_tokens,
+            "template_closing": self._closing,
+            "vocabulary": len(self.tokenizer),
+        }
+
+    def encode(self, rows: Sequence[Row], sides: Sequence[str]) -> list[Encoded]:
+        """Ids of all ``rows``, in batched calls; ``sides`` names the columns of completions.
+
+        Raises:
+            ModelError: a conversation, and the tokenizer has no chat template.
+            DataError: the template refuses a conversation.
+        """
+        chat = [row["format"] == "chat" for row in rows]
+        prompts = self._ids(self._texts(rows, chat, None), chat)
+        full = [self._ids(self._texts(rows, chat, side), chat) for side in sides]
+        return [
+            Encoded(prompt, *zip(*map(self._with_end, ids), strict=True))
+            for prompt, *ids in zip(prompts, *full, strict=True)
+        ]
+
+    def _texts(self, rows: Sequence[Row], chat: Sequence[bool], side: str | None) -> list[str]:
+        """What is encoded for each row: the prompt, or prompt + completion of a side."""
+        conversations = [[*row["prompt"], *(row[side] if side else ())] for row in rows]
+        rendered = self._render(
+            [c for c, is_chat in zip(conversations, chat, strict=True) if is_chat],
+            rows=[row for row, is_chat in zip(rows, chat, strict=True) if is_chat],
+            generation_prompt=side is None,
+        )
+        texts = iter(rendered if side is None else map(self._without_tail, rendered))
+        return [
+            next(texts) if is_chat else "".join(message["content"] for message in conversation)
+            for conversation, is_chat in zip(conversations, chat, strict=True)
+        ]
+
+    def _render(
+        self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
+    ) -> list[str]:
+        if not conversations:
+            return []
+        try:
+            return self._apply(conversations, generation_prompt=generation_prompt)
+        except jinja2.TemplateError as error:
+            for conversation, row in zip(conversations, rows, strict=True):
+                try:
+                    self._apply([conversation], generation_prompt=generation_prompt)
+                except jinja2.TemplateError as refusal:
+                    roles = ", ".join(message["role"] for message in conversation)
+                    raise DataError(
+                        f"the chat template of {name_of(self.tokenizer)} refuses the conversation "
+                        f"of {describe(row)} with the roles {roles}: {refusal}. Change the data, "
+                        "or give a template that takes it in `model.chat_template`"
+                    ) from error
+            raise
+
+    def _apply(self, conversations: Sequence[Messages], *, generation_prompt: bool) -> list[str]:
+        if not self._frozen_template:
+            raise ModelError(
+                f"the data has conversations, but the tokenizer of {name_of(self.tokenizer)} has "
+                "no chat template: give one in `model.chat_template`, or set `format: text` for "
+                "the source"
+            )
+        texts: list[str] = self.tokenizer.apply_chat_template(
+            [list(conversation) for conversation in conversations],
+            chat_template=self._frozen_template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+        )
+        return texts
+
+    def _probe_closing(self) -> str:
+        """What the template prints after an assistant's last message."""
+        conversation = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _PROBE},
+        ]
+        try:
+            [text] = self._apply([conversation], generation_prompt=False)
+        except jinja2.TemplateError as error:
+            raise ModelError(
+                f"the chat template of {name_of(self.tokenizer)} cannot print a question and its "
+                f"answer: {error}. Give a working one in `model.chat_template`"
+            ) from error
+        _, found, closing = text.rpartition(_PROBE)
+        if not found:
+            raise ModelError(
+                f"the chat template of {name_of(self.tokenizer)} does not print what the assistant "
+                "says: give a working one in `model.chat_template`"
+            )
+        return closing
+
+    def _without_tail(self, text: str) -> str:
+        """``text`` without what the template prints after the end token (ChatML: a newline)."""
+        if not text.endswith(self._closing):
+            return text
+        return text[: len(text) - len(self._closing)] + self._kept_closing
+
+    def _ids(self, texts: Sequence[str], chat: Sequence[bool]) -> list[Ids]:
+        batch = self.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [
+            self._with_front(np.array(ids, dtype=np.int32), is_chat=is_chat)
+            for ids, is_chat in zip(batch["input_ids"], chat, strict=True)
+        ]
+
+    def _with_front(self, ids: Ids, *, is_chat: bool) -> Ids:
+        """Exactly one BOS where the tokenizer puts one; text gets all its special tokens."""
+        front = self._front[: int(self._puts_bos)] if is_chat else self._front
+        ids = np.concatenate([np.array(front, dtype=np.int32), ids])
+        if self._puts_bos:
+            others = np.flatnonzero(ids != self.tokenizer.bos_token_id)
+            leading = int(others[0]) if len(others) else len(ids)
+            ids = ids[leading - 1 :]
+        return ids
+
+    def _with_end(self, ids: Ids) -> tuple[Ids, bool]:
+        if len(ids) and ids[-1] in self.end_ids:
+            return ids, False
+        return np.concatenate([ids, self._appended]), True
+
+
+def describe(row: Row) -> str:
+    """Where a row came from, for a message."""
+    return f"row {row['row']}" + (f" of source `{row['source']}`" if row.get("source") else "")
+
+
+def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Where a tokenizer was loaded from, for a message."""
+    return str(tokenizer.name_or_path or "this tokenizer")
+
+
+def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _special_tokens_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that the tokenizer itself puts before a text (its BOS, as a rule)."""
+    whole: list[int] = tokenizer("x", verbose=False)["input_ids"]
+    plain: list[int] = tokenizer("x", add_special_tokens=False, verbose=False)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    raise ModelError(
+        f"the tokenizer of {name_of(tokenizer)} encodes a text otherwise when it adds its special "
+        "tokens: it cannot be used"
+    )
+
+
+def _up_to_end_token(
+    tokenizer: "PreTrainedTokenizerBase", closing: str, ends: Sequence[int]
+) -> tuple[str, list[int]]:
+    """``closing`` up to the token that ends the turn, that included, and the token's id.
+
+    That is the first of ``ends``, else the first special token; without either, all and no id.
+    """
+    special = {id_: t.content for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for known in ({id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in ends}, special):
+        found = [(closing.find(text), -len(text), id_) for id_, text in known.items()]
+        if found := [entry for entry in found if entry[0] >= 0]:
+            position, negative_length, id_ = min(found)
+            return closing[: position - negative_length], [id_]
+    return closing, []
+
+
+def _with_frozen_clock(template: str, clock: datetime) -> str:
+    """``template`` with ``strftime_now`` shadowed by a macro that formats ``clock``.
+
+    transformers turns a function given as a template variable into a placeholder text, and the
+    environment's own reads the present, so the template itself brings the function along.
+    """
+    if "strftime_now" not in template:
+        return template
+    letters = [flag + letter for letter in string.ascii_letters for flag in ("", "-")]
+    directives = {f"%{d}": clock.strftime(f"%{d}") for d in letters}
+    # The environment drops the newline after a block, so that `template` starts a line, as before.
+    return _CLOCK_MACRO.replace("DIRECTIVES", json.dumps(directives)) + "\n" + template
+
+
+_CLOCK_MACRO = r"""
+{%- macro strftime_now(format) -%}
+  {%- set result = namespace(text=format.replace('%%', '\0')) -%}
+  {%- for directive, value in DIRECTIVES.items() -%}
+    {%- set result.text = result.text.replace(directive, value) -%}
+  {%- endfor -%}
+  {{- result.text.replace('\0', '%') -}}
+{%- endmacro %}""".lstrip()

@@ -1,0 +1,57 @@
+"""One pair for a person: the ids that are used, decoded, with the boundary between them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdpo.tokens.store import Ids, TokenRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMED_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TextView:
+    """A stretch of ids: its text (special tokens spelled out), and its first and last tokens."""
+
+    text: str
+    tokens: int
+    first: tuple[str, ...]
+    last: tuple[str, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PairView:
+    """A pair as it is scored: ``chosen`` and ``rejected`` begin at the boundary."""
+
+    pair_id: str
+    prompt: TextView
+    chosen: TextView
+    rejected: TextView
+
+
+def render_pair(row: TokenRow, tokenizer: "PreTrainedTokenizerBase") -> PairView:
+    """The stored ids of a pair as text, exactly those that are scored and their context."""
+    return PairView(
+        pair_id=row.pair_id,
+        prompt=_view(row.prompt_ids, tokenizer),
+        chosen=_view(row.chosen_ids, tokenizer, truncated=row.chosen_truncated),
+        rejected=_view(row.rejected_ids, tokenizer, truncated=row.rejected_truncated),
+    )
+
+
+def _view(ids: Ids, tokenizer: "PreTrainedTokenizerBase", *, truncated: bool = False) -> TextView:
+    values = ids.tolist()
+    return TextView(
+        text=tokenizer.decode(values, clean_up_tokenization_spaces=False),
+        tokens=len(values),
+        first=_names(values[:_NAMED_TOKENS], tokenizer),
+        last=_names(values[-_NAMED_TOKENS:], tokenizer),
+        truncated=truncated,
+    )
+
+
+def _names(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    return tuple(str(name) for name in tokenizer.convert_ids_to_tokens(ids))

@@ -1,0 +1,94 @@
+"""What many tests share: a tiny recipe over the demo's model and data, and a finished run of it."""
+
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bench import Bench, DemoFiles, Outcome, Values, forked_stages
+
+from sdpo import demo
+
+
+@pytest.fixture
+def quick_stages() -> Iterator[None]:
+    """``forked_stages`` for a whole test."""
+    with forked_stages():
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+    """Made once; tests only read them."""
+    folder = tmp_path_factory.mktemp("demo")
+    names = ("tiny-llama", "questions", "requests", "dialogues")
+    return DemoFiles(*(demo.materialise(f"demo:{name}", folder) for name in names))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(demo_files: DemoFiles) -> Values:
+    """Two natural steps of about 36 pairs each, six optimizer steps each."""
+    return {
+        "name": "tiny",
+        "model": {"name_or_path": str(demo_files.model)},
+        "data": {
+            "sources": [
+                {"name": "questions", "path": str(demo_files.questions)},
+                {"name": "requests", "path": str(demo_files.requests)},
+            ],
+            "limit": 40,
+            "max_length": 160,
+        },
+        "training": {"learning_rate": 1e-3, "batch_size": 6},
+        "launch": {"device": "cpu", "threads": 1},
+        "probe": {"completions": 1, "completion_tokens": 4, "bootstrap_resamples": 100},
+    }
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_recipe: Values) -> Bench:
+    """A fresh place for runs of the tiny recipe."""
+    return Bench(tmp_path, tiny_recipe)
+
+
+@pytest.fixture(scope="session")
+def finished_bench(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Bench:
+    """Where the finished run is."""
+    return Bench(tmp_path_factory.mktemp("finished"), tiny_recipe)
+
+
+@pytest.fixture(scope="session")
+def finished(finished_bench: Bench) -> Outcome:
+    """A finished run of the tiny recipe; tests only read it."""
+    return finished_bench.run()
+
+
+@pytest.fixture
+def finished_copy(finished_bench: Bench, finished: Outcome, tmp_path: Path) -> Bench:
+    """A copy of the finished run with its caches, to be changed."""
+    assert finished.folder.is_dir()
+    return finished_bench.copy_to(tmp_path)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows, or raw text, to a file below the test's folder."""
+
+    def write(rows: list[Values] | str, name: str = "pairs.jsonl") -> Path:
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,252 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdpo.data.schema import MESSAGES
+from sdpo.errors import DataError, ModelError
+from sdpo.tokens.store import SupervisedTokenFile, TokenFile
+from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
+from sdpo.tokens.view import render_pair
+
+
+@pytest.fixture
+def tokens_of(tmp_path, make_tokenizer, write_pairs, clock):
+    def tokens_of(
+        triples, *, template="chatml", bos=False, format="chat", max_length=256, **kwargs
+    ):
+        out = tmp_path / "tokens.arrow"
+        path = write_pairs(triples, format=format)
+        tokenizer = make_tokenizer(template, bos=bos)
+        report = tokenise_pairs(
+            path, tokenizer, max_length=max_length, clock=clock, out=out, **kwargs
+        )
+        file = TokenFile.open(out)
+        assert file.report == report
+        return file
+
+    return tokens_of
+
+
+def test_a_pair_is_stored_as_prompt_and_two_completions(tokens_of, make_tokenizer):
+    file = tokens_of([("the dog?", "a fox", "the dog sleeps")])
+    tokenizer = make_tokenizer("chatml")
+    row = file.row(0)
+    assert tokenizer.decode(row.prompt_ids.tolist()).endswith("assistant\n")
+    assert tokenizer.decode(row.chosen_ids.tolist()) == "a fox<|im_end|>"
+    assert tokenizer.decode(row.rejected_ids.tolist()) == "the dog sleeps<|im_end|>"
+    assert row.pair_id == f"{0:032x}"
+    assert (file.report.rows, file.report.usable, file.report.reasons) == (1, 1, {})
+
+
+def test_every_unusable_row_stays_with_its_reason(tokens_of):
+    file = tokens_of(
+        [
+            ("the dog?", "a fox", "the dog sleeps"),
+            ("the dog sleeps " * 30, "a fox", "a dog"),
+            ("the dog?", "a fox<|im_end|> jumps", "a dog"),
+            ("the dog?", "a fox", "a fox"),
+            ("the dog?", "a fox", ""),
+            ("the dog?", "the dog sleeps" * 20, "the dog sleeps" * 21),
+        ],
+        max_length=40,
+    )
+    assert file.usable.tolist() == [True, False, False, False, False, False]
+    assert file.reasons == {
+        f"{1:032x}": "prompt_fills_length",
+        f"{2:032x}": "end_token_inside",
+        f"{3:032x}": "equal_after_tokenisation",
+        f"{4:032x}": "empty_completion",
+        f"{5:032x}": "equal_after_tokenisation",
+    }
+    assert len(file) == len(file.pair_ids) == 6
+    assert (file.report.rows, file.report.usable) == (6, 1)
+    assert file.report.reasons["equal_after_tokenisation"] == 2
+
+
+def test_a_truncated_side_is_flagged_and_has_no_end_token(tokens_of):
+    file = tokens_of([("the dog?", "the dog sleeps " * 30, "a fox")], max_length=40)
+    row = file.row(0)
+    assert (row.chosen_truncated, row.rejected_truncated) == (True, False)
+    assert len(row.prompt_ids) + len(row.chosen_ids) == 40
+    assert row.chosen_ids[-1] != row.rejected_ids[-1]
+    assert file.report.truncated == {"chosen": 1, "rejected": 0}
+
+
+def test_end_tokens_of_the_generation_config_count_as_end_tokens(tokens_of, make_tokenizer):
+    triples = [("the dog?", "a fox<|end|> jumps", "a dog")]
+    other_end = make_tokenizer().convert_tokens_to_ids("<|end|>")
+    assert tokens_of(triples).usable.tolist() == [True]
+    assert tokens_of(triples, end_token_ids=[other_end]).usable.tolist() == [False]
+
+
+def test_a_template_without_end_token_is_reported(tokens_of):
+    file = tokens_of([("the dog?", "a fox", "a dog")] * 3, template="plain")
+    assert file.report.end_appended == 6
+
+
+def test_text_gets_its_end_token_as_a_matter_of_course(tokens_of):
+    file = tokens_of([("the dog", " a fox", " a dog")], template=None, format="text")
+    assert file.report.end_appended == 0
+
+
+def test_conversations_of_several_turns_are_kept_whole(tokens_of, make_tokenizer):
+    turns = [("assistant", "which dog?"), ("user", "the lazy one"), ("assistant", "it sleeps")]
+    file = tokens_of([([("system", "be kind"), ("user", "the dog?")], turns, "a fox")])
+    row = file.row(0)
+    assert make_tokenizer().decode(row.chosen_ids.tolist()) == (
+        "which dog?<|im_end|>\n<|im_start|>user\nthe lazy one<|im_end|>\n"
+        "<|im_start|>assistant\nit sleeps<|im_end|>"
+    )
+
+
+def test_one_boundary_for_both_sides_where_only_one_of_them_merges(tokens_of, make_tokenizer):
+    file = tokens_of([("Question: ", "the dog", "1 fox")], template=None, format="text")
+    row = file.row(0)
+    decode = make_tokenizer().decode
+    assert decode(row.prompt_ids.tolist()) == "Question:"
+    assert decode(row.chosen_ids.tolist()) == " the dog</s>"
+    assert decode(row.rejected_ids.tolist()) == " 1 fox</s>"
+    assert (file.report.moved_rows, file.report.most_moved_tokens) == (1, 1)
+
+
+def test_prompts_that_end_in_a_space_are_an_error_with_an_example(tokens_of, tmp_path):
+    with pytest.raises(DataError) as caught:
+        tokens_of([("Answer: ", "the dog", "the fox")] * 2, template=None, format="text")
+    message = str(caught.value)
+    assert "in 2 of 2 rows" in message
+    assert "row 0 of source `tests`" in message
+    assert "'Answer: '" in message
+    assert "'Answer: the dog</s>'" in message
+    assert "`format: text`" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.parquet"]
+
+
+def test_a_template_that_opens_a_thought_only_for_the_prompt_is_an_error_that_names_it(tokens_of):
+    with pytest.raises(DataError, match=r"(?s)chat template of .*`model\.chat_template`"):
+        tokens_of([("the dog?", "a fox", "a dog")] * 2, template="open_thought")
+
+
+def test_think_blocks_move_no_boundary(tokens_of, make_tokenizer):
+    file = tokens_of(
+        [("the dog?", "a fox", "<think>\nhm\n</think>\n\na dog")] * 3, template="think"
+    )
+    assert file.report.moved_rows == 0
+    decode = make_tokenizer().decode
+    assert decode(file.row(0).chosen_ids.tolist()) == "<think>\n\n</think>\n\na fox<|im_end|>"
+    assert decode(file.row(0).rejected_ids.tolist()).startswith("<think>\nhm\n</think>")
+
+
+def test_a_conversation_without_template_publishes_nothing(tokens_of, tmp_path):
+    with pytest.raises(ModelError, match="has no chat template"):
+        tokens_of([("the dog?", "a fox", "a dog")], template=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.parquet"]
+
+
+def test_the_file_says_how_it_was_made(tokens_of, clock):
+    file = tokens_of([("the dog?", "a fox", "a dog")], bos=True)
+    assert file.metadata["max_length"] == "256"
+    assert file.metadata["clock"] == clock.isoformat()
+    assert len(file.metadata["template_digest"]) == 64
+    facts = json.loads(file.metadata["tokenizer"])
+    assert facts["tokens_in_front"] == ["<s>"]
+    assert facts["end_tokens"] == ["</s>", "<|im_end|>"]
+    assert facts["template_closing"] == "<|im_end|>\n"
+
+
+def test_many_rows_come_in_order_over_several_batches_with_progress(tokens_of, make_tokenizer):
+    seen: list[tuple[int, int]] = []
+    triples = [("the dog?", f"fox {i}", f"dog {i}") for i in range(2300)]
+    file = tokens_of(triples, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1000, 2300), (2000, 2300), (2300, 2300)]
+    assert file.usable.all()
+    decode = make_tokenizer().decode
+    for index in (0, 999, 1000, 1999, 2299):
+        assert decode(file.row(index).chosen_ids.tolist()) == f"fox {index}<|im_end|>"
+    assert file.chosen_lengths.tolist() == [len(file.row(i).chosen_ids) for i in range(2300)]
+
+
+def test_an_empty_file_gives_an_empty_file(tokens_of):
+    file = tokens_of([])
+    assert (len(file), file.report.rows, file.prompt_lengths.tolist()) == (0, 0, [])
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=_TEXTS, chosen=_TEXTS, rejected=_TEXTS, limit=st.integers(8, 60))
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompt_and_side_are_the_start_of_the_full_encoding(
+    tokens_of, make_tokenizer, bos, prompt, chosen, rejected, limit
+):
+    file = tokens_of([(prompt, chosen, rejected)], bos=bos, max_length=limit)
+    if not file.usable[0]:
+        return
+    row, tokenizer = file.row(0), make_tokenizer("chatml")
+    for text, ids, is_cut in [
+        (chosen, row.chosen_ids, row.chosen_truncated),
+        (rejected, row.rejected_ids, row.rejected_truncated),
+    ]:
+        whole = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>"
+        full = tokenizer("<s>" * bos + whole, add_special_tokens=False)["input_ids"]
+        assert [*row.prompt_ids, *ids] == full[:limit]
+        assert is_cut == (len(full) > limit)
+
+
+def test_supervised_examples_are_stored_likewise(tmp_path, make_tokenizer, clock):
+    schema = pa.schema(
+        [
+            ("example_id", pa.string()),
+            ("prompt_key", pa.string()),
+            ("row", pa.int64()),
+            ("format", pa.string()),
+            ("prompt", MESSAGES),
+            ("completion", MESSAGES),
+        ]
+    )
+    rows = [
+        {
+            "example_id": f"e{i}",
+            "prompt_key": f"k{i}",
+            "row": i,
+            "format": "chat",
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": [{"role": "assistant", "content": completion}],
+        }
+        for i, (prompt, completion) in enumerate(
+            [
+                ("the dog?", "a fox"),
+                ("the dog?", "the dog sleeps " * 30),
+                ("the dog " * 40, "a fox"),
+            ]
+        )
+    ]
+    path, out = tmp_path / "supervised.parquet", tmp_path / "tokens.arrow"
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    tokenizer = make_tokenizer("chatml")
+    report = tokenise_supervised(path, tokenizer, max_length=40, clock=clock, out=out)
+    file = SupervisedTokenFile.open(out)
+    assert report == file.report
+    assert report.truncated == {"completion": 1}
+    assert file.usable.tolist() == [True, True, False]
+    assert file.reasons == {"e2": "prompt_fills_length"}
+    assert (file.example_ids, file.prompt_keys) == (["e0", "e1", "e2"], ["k0", "k1", "k2"])
+    assert tokenizer.decode(file.row(0).completion_ids.tolist()) == "a fox<|im_end|>"
+    assert (file.row(0).truncated, file.row(1).truncated) == (False, True)
+    assert np.array_equal(file.prompt_lengths + file.completion_lengths > 0, file.usable)
+
+
+def test_a_pair_is_shown_as_it_is_scored(tokens_of, make_tokenizer):
+    file = tokens_of([("the dog?", "a fox", "the dog sleeps " * 30)], max_length=40)
+    view = render_pair(file.row(0), make_tokenizer())
+    assert view.prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert view.chosen.text == "a fox<|im_end|>"
+    assert view.chosen.tokens == len(file.row(0).chosen_ids)
+    assert view.chosen.first == view.chosen.last == ("a", "Ġfox", "<|im_end|>")
+    assert (view.chosen.truncated, view.rejected.truncated) == (False, True)
+    assert len(view.rejected.last) == 4

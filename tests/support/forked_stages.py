@@ -1,0 +1,54 @@
+"""Stages as real child processes without the seconds that importing torch takes each time.
+
+A server process imports what stages import, once; every stage is a fork of it. All else is as in
+``sdpo.supervisor``: a process of its own, its session, its log, its environment, its end.
+"""
+
+import multiprocessing
+import os
+import sys
+from typing import Any, BinaryIO
+
+STARTER = multiprocessing.get_context("forkserver")
+STARTER.set_forkserver_preload(
+    ["sdpo.stages.step", "sdpo.stages.tokenise", "transformers.models.llama", "accelerate", "peft"]
+)
+
+
+def stage(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    """What ``python -m sdpo.stage STAGE.json`` does, in a fork of the server."""
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    sys.argv = arguments
+    from sdpo.stage import main
+
+    main()
+
+
+class ForkedStage:
+    """The part of ``subprocess.Popen`` that the supervisor uses."""
+
+    def __init__(
+        self, command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object
+    ) -> None:
+        assert command[1:3] == ["-m", "sdpo.stage"], "several processes are launched for real"
+        self._process = STARTER.Process(target=stage, args=(command[2:], env, stdout.name))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code; minus the signal's number where a signal ended it."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """As ``subprocess.Popen.poll``."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """As ``subprocess.Popen.wait``."""
+        self._process.join(timeout)
+        return self._process.exitcode
