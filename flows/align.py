@@ -4,6 +4,7 @@ Top-level groups of the recipe are the flow's parameters, so that they become ca
 and a schedule can replace one of them alone.
 """
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.tables import gamma_rows, partition_rows
+from partitions import PartitionError
 from sdpo.chain import ChainResult, run_chain
 from sdpo.config import (
     DataConfig,
@@ -27,9 +29,21 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sdpo.errors import UserError
 from sdpo.events import Event
 
 T = TypeVar("T")
+
+
+def _message_alone(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of a mistake whose message says everything."""
+    if record.exc_info and isinstance(record.exc_info[1], UserError | PartitionError):
+        record.exc_info = None
+    return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_message_alone)
 
 
 def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:

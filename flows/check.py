@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -48,8 +49,8 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         if needs_gamma(context):
             console.print("the order of steps needs gamma under M_0: `sdpo run` measures it")
         else:
-            steps = [(step.step, step.pairs) for step in partition(context).steps]
-            rows = [_step_row(context, number, pairs) for number, pairs in steps]
+            numbers = [step.step for step in partition(context).steps]
+            rows = [_step_row(context, tokens, number) for number in numbers]
             console.print(table(rows, title="Steps"))
         memory = estimate_memory(context, context.config.training)
         console.print(table(memory.rows(), title="Memory per device, estimated"))
@@ -61,13 +62,17 @@ def _source_rows(data: dict[str, Any], reserved: dict[str, Any]) -> list[dict[st
             "source": source["name"],
             "read as": f"{source['format']}: {source['layout']}",
             "rows": source["read"],
-            "pairs": source["kept"],
+            "usable": source["kept"] - sum(reserved["unusable"][source["name"]].values()),
             "reserved": reserved["reserved"][source["name"]],
-            "rejected": ", ".join(f"{n} {reason}" for reason, n in source["rejected"].items()),
+            "rejected": _counts(source["rejected"] | reserved["unusable"][source["name"]]),
             "unused columns": ", ".join(source["unused_columns"]),
         }
         for source in data["sources"]
     ]
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
@@ -112,17 +117,22 @@ def _length_rows(lengths: LengthSummary) -> list[dict[str, Any]]:
     ]
 
 
-def _step_row(context: Context, number: int, pairs: int) -> dict[str, Any]:
+def _step_row(context: Context, tokens: TokenFile, number: int) -> dict[str, Any]:
+    """``tokens`` of a pass: both sequences of every pair, the prompt in each."""
     training = context.config.training_of(number)
+    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
+    rows = plan["token_row"].to_numpy()[plan["step"].to_numpy() == number]
+    sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
     steps = optimizer_steps(
-        pairs,
+        len(rows),
         batch_size=training.batch_size,
         epochs=training.epochs,
         max_steps=training.max_steps,
     )
     return {
         "step": number,
-        "pairs": pairs,
+        "pairs": len(rows),
+        "tokens": int((2 * tokens.prompt_lengths[rows] + sides).sum()),
         "optimizer steps": steps,
         "objective": f"{training.objective}, beta {training.beta:g}",
         "learning rate": f"{training.learning_rate:g}",

@@ -197,7 +197,8 @@ def run_app(arguments: list[str]) -> int:
         err.print(f"[red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
         return 2
     except typer.TyperException as error:
-        err.print(f"[red]error:[/] {_escaped(error)} (see `sdpo --help`)", highlight=False)
+        message = _escaped(error.format_message())
+        err.print(f"[red]error:[/] {message} (see `sdpo --help`)", highlight=False, soft_wrap=True)
         return 2
     except (KeyboardInterrupt, Interrupted):
         return _interrupted()
@@ -214,10 +215,10 @@ def _interrupted() -> int:
     return _INTERRUPTED
 
 
-def _escaped(error: Exception) -> str:
+def _escaped(message: object) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    return escape(str(message))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.console import RunConsole, table
-from flows.tables import gamma_rows, partition_rows
+from flows.tables import partition_rows
 from sdpo.chain import run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import UserError
 from sdpo.nodes import prepare_data, reserve, tokens_path
 from sdpo.planning import needs_gamma, partition, plan_on_text
-from sdpo.report import write_report
+from sdpo.report import summarise, write_report
 from sdpo.resolve import cache_dir
 from sdpo.run import Context, open_run
 from sdpo.spec import ExportSpec
@@ -39,8 +39,21 @@ def run_recipe(config: RunConfig, *, console: Console, prefect: bool) -> None:
         console.print(f"run {config.name} is complete: nothing to do", highlight=False)
     console.print()
     console.print(table(partition_rows(result.run), title="Partitions"))
-    console.print(table(gamma_rows(result.run), title="gamma, in nats, by model and probe"))
+    print_summary(result.run, console=console)
     console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+def print_summary(run: Path, *, console: Console) -> None:
+    """The report in short: its tables, what follows from them, and what to beware of."""
+    summary = summarise(run)
+    for part in summary.tables:
+        rows = [dict(zip(part.columns, row, strict=True)) for row in part.rows]
+        console.print(table(rows, title=part.title, numeric=part.columns[part.text_columns :]))
+    console.print(f"[bold]{escape(summary.verdict.headline)}[/]", highlight=False)
+    for sentence in summary.verdict.sentences:
+        console.print(f"  {escape(sentence)}", highlight=False)
+    for caveat in summary.caveats:
+        console.print(f"[yellow]{escape(caveat.title)}:[/] {escape(caveat.text)}", highlight=False)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """What a person at a terminal sees of a run: one line per node, a bar with the time left."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -111,13 +112,22 @@ class RunConsole:
         return f"{line} {event.get('note', '')}".rstrip()
 
 
-def table(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> Table:
-    """A table of mappings with the same keys."""
+def table(
+    rows: Iterable[Mapping[str, Any]], *, title: str = "", numeric: Collection[str] = ()
+) -> Table:
+    """A table of mappings with the same keys; numbers, and columns in ``numeric``, go right."""
     rows = list(rows)
-    made = Table(title=title or None, title_justify="left", header_style="bold")
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in rows[0] if rows else []:
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        made.add_column(str(name), justify="right" if numeric else "left")
+        right = name in numeric or all(isinstance(row[name], int | float | None) for row in rows)
+        made.add_column(str(name), justify="right" if right else "left", overflow="fold")
     for row in rows:
         made.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     return made

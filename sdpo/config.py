@@ -116,13 +116,13 @@ class SupervisedConfig(Group):
     """Supervised fine-tuning before the first step; its output is S = M_0."""
 
     enabled: bool = Field(False, description="Run the supervised stage (step 0).")
-    on: Literal["chosen", "source"] = Field(
+    examples: Literal["chosen", "source"] = Field(
         "chosen", description="Train on the chosen sides of all sources, or on `path`."
     )
     path: str = Field(
         "",
         description="File, folder or hub name with `messages`, or `prompt` and `completion`; "
-        "or `demo:<name>`. Used when `on` is `source`.",
+        "or `demo:<name>`. Used when `examples` is `source`.",
     )
     revision: str = Field("", description="Branch, tag or commit of a hub data set.")
     split: str = Field("train", description="Split of a hub data set or saved folder.")
@@ -340,10 +340,10 @@ def _impossible(config: RunConfig) -> list[str]:
             problems.append("partition.fractions must be positive numbers, one per step")
         elif abs(total - 1) > 1e-6:
             problems.append(f"partition.fractions sum to {total:g}, not 1: {partition.fractions}")
-    if supervised.enabled and supervised.on == "source" and not supervised.path:
+    if supervised.enabled and supervised.examples == "source" and not supervised.path:
         problems.append(
-            "supervised.on is `source` but supervised.path is empty: name the data, or set "
-            "supervised.on to `chosen`"
+            "supervised.examples is `source` but supervised.path is empty: name the data, or set "
+            "supervised.examples to `chosen`"
         )
     launch = config.launch
     if launch.strategy == "single" and launch.processes > 1:

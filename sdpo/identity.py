@@ -125,7 +125,9 @@ def supervised_identity(
     payload = step_identity(training, launch=launch, model=model, inputs=inputs)
     for name in _PREFERENCE_ONLY:
         payload["training"].pop(name, None)
-    return payload | {"supervised": {"on": supervised.on, "fraction": supervised.fraction}}
+    return payload | {
+        "supervised": {"examples": supervised.examples, "fraction": supervised.fraction}
+    }
 
 
 def rows_digest(row_digests: Sequence[bytes]) -> str:

@@ -7,6 +7,7 @@ recomputed in the backward pass: they never exist in full (algorithms: log-softm
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class SequenceScorer(nn.Module):
         silently wrong.
 
         Raises:
-            ModelError: they differ.
+            ModelError: they differ, or are no numbers.
         """
         ids = np.arange(8, dtype=np.int32) * 7 % vocabulary
         batch = collate([TokenSequence(ids, 1)], pad_token_id=0).to(device)
@@ -225,7 +226,9 @@ class SequenceScorer(nn.Module):
         model: Any = self.model
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1].float()
         own = torch.log_softmax(logits, -1).gather(1, batch.targets[:, None]).sum()
-        if not torch.allclose(ours[0], own, rtol=1e-2, atol=5e-2):
+        if not torch.isfinite(own):
+            raise ModelError(f"the model gives log-probs of {float(own)}: its weights are damaged")
+        if not torch.allclose(ours[0], own, rtol=1e-4, atol=1e-2):
             raise ModelError(
                 f"{type(_inner(self.model)).__name__} treats its logits in a way that is not known "
                 f"here: log-prob {float(ours[0]):.4f} against its own {float(own):.4f}"
@@ -241,17 +244,16 @@ def _teach_head(model: Any) -> None:
     head = model.get_output_embeddings()
     if "forward" in vars(head):
         return
-    plain, (scale, softcap) = head.forward, _logit_transform(model.config)
+    scale, softcap = _logit_transform(model.config)
 
-    def forward(hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         if targets is None:
-            logits: torch.Tensor = plain(hidden)
-            return logits
+            return type(self).forward(self, hidden)
         return target_logps(
-            hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap
+            hidden, self.weight, targets, bias=self.bias, scale=scale, softcap=softcap
         )
 
-    head.forward = forward
+    head.forward = MethodType(forward, head)  # bound, so that a copy of the model has its own
 
 
 def _inner(model: nn.Module) -> Any:

@@ -19,7 +19,8 @@ from partitions import ids_from_hex, reserve_mask
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
-from sdpo.errors import DataError
+from sdpo.digest import read_config
+from sdpo.errors import DataError, ModelError
 from sdpo.files import digest_of, publish_file, read_json
 from sdpo.identity import data_identity, tokens_identity
 from sdpo.run import Context, run_once
@@ -37,7 +38,7 @@ def prepare_data(context: Context) -> Record:
         context.config, dict(context.resolved.inputs), default_format=default_format
     )
     supervised = context.config.supervised
-    from_source = supervised.enabled and supervised.on == "source"
+    from_source = supervised.enabled and supervised.examples == "source"
 
     def progress(source: str, done: int, total: int | None) -> None:
         context.listen(_progress(f"read {source}", done, total))
@@ -127,11 +128,11 @@ def tokenise(context: Context) -> Path:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
     pairs = tokens_path(context)
     supervised = context.config.supervised
-    from_source = supervised.enabled and supervised.on == "source"
+    from_source = supervised.enabled and supervised.examples == "source"
     examples = tokens_path(context, "supervised") if from_source else None
     missing = [path for path in (pairs, examples) if path and not path.is_file()]
-    status = "run" if missing else "reuse"
-    context.listen({"event": "node", "node": "tokens", "status": status, "reason": "not cached"})
+    status, reason = ("run", "not cached") if missing else ("reuse", "")
+    context.listen({"event": "node", "node": "tokens", "status": status, "reason": reason})
     if missing:
         context.executed.append("tokens")
         context.stage(
@@ -150,7 +151,21 @@ def tokenise(context: Context) -> Path:
                 end_token_ids=end_token_ids(context.resolved.model),
             )
         )
+    _check_positions(context, TokenFile.open(pairs))
     return pairs
+
+
+def _check_positions(context: Context, tokens: TokenFile) -> None:
+    """Refuse sequences longer than the positions the model was trained on."""
+    config = read_config(context.resolved.model)
+    positions = config.get("text_config", config).get("max_position_embeddings")
+    completions = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
+    longest = int((tokens.prompt_lengths + completions).max(initial=0))
+    if positions and longest > positions:
+        raise ModelError(
+            f"the longest sequence has {longest} tokens and the model has {positions} positions: "
+            f"set data.max_length to {positions} or less"
+        )
 
 
 def reserve(context: Context) -> Record:

@@ -19,8 +19,7 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
-from sdpo.digest import read_config
-from sdpo.errors import ConfigError, ModelError
+from sdpo.errors import ConfigError
 from sdpo.files import digest_of, file_digest, publish_file, write_json
 from sdpo.nodes import codes, source_names, tokens_path
 from sdpo.run import Context, run_once
@@ -53,12 +52,10 @@ def check(context: Context) -> None:
 
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
-        ModelError: a sequence is longer than the model's positions.
     """
     settings = replace(partition_settings(context), order="given")
     pairs, _ = _pairs(context, pq.read_table(context.run.usable), {})
     _check_steps(context, make_plan(pairs, settings))
-    _check_positions(context)
 
 
 def _check_steps(context: Context, plan: Plan) -> None:
@@ -66,17 +63,6 @@ def _check_steps(context: Context, plan: Plan) -> None:
     if given > steps:
         raise ConfigError(
             f"`steps` has settings for {given} steps, but the partition makes {steps}"
-        )
-
-
-def _check_positions(context: Context) -> None:
-    config = read_config(context.resolved.model)
-    positions = config.get("text_config", config).get("max_position_embeddings")
-    longest = TokenFile.open(tokens_path(context)).length_summary().sequence.maximum
-    if positions and longest > positions:
-        raise ModelError(
-            f"the longest sequence has {longest} tokens and the model has {positions} positions: "
-            f"set data.max_length to {positions} or less"
         )
 
 

@@ -56,7 +56,9 @@ def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: boo
         )
     _disable_dropout(policy)
     if gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renamed it on the way to version 6.
+        renamed = getattr(policy, "activation_checkpointing_enable", None)
+        (renamed or policy.gradient_checkpointing_enable)({"use_reentrant": False})
     return policy
 
 

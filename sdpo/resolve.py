@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdpo import demo, machine
 from sdpo.config import LaunchConfig, RunConfig, SourceConfig
+from sdpo.data.readers import default_name
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
 from sdpo.files import digest_of, file_digest, folder_digests
@@ -47,7 +48,7 @@ def resolve(config: RunConfig) -> Resolved:
     sources = [_source(source, cache=cache) for source in config.data.sources]
     _check_sources(sources)
     supervised = config.supervised
-    if supervised.enabled and supervised.on == "source":
+    if supervised.enabled and supervised.examples == "source":
         found = _source(
             SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
         )
@@ -76,7 +77,7 @@ def resolve(config: RunConfig) -> Resolved:
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     for source in sources:
         inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
-    if supervised.enabled and supervised.on == "source":
+    if supervised.enabled and supervised.examples == "source":
         inputs["data.supervised"] = _data_digest(supervised.path, supervised.revision)
     return Resolved(
         config=resolved,
@@ -128,6 +129,31 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
     return precision
 
 
+def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
+    """``config`` with what it leaves to the machine as the run found it when it was created.
+
+    Threads, device and precision change the last bits or more: a run that goes on elsewhere keeps
+    its own.
+    """
+    launch, training = config.launch, config.training
+    update: dict[str, object] = {}
+    if launch.device == "auto":
+        update["device"] = stored.launch.device
+    if launch.strategy == "auto" and launch.processes == stored.launch.processes:
+        update["strategy"] = stored.launch.strategy
+    if launch.threads == 0:
+        update["threads"] = stored.launch.threads
+    precision = training.precision
+    if precision == "auto":
+        precision = stored.training.precision
+    return config.model_copy(
+        update={
+            "launch": launch.model_copy(update=update),
+            "training": training.model_copy(update={"precision": precision}),
+        }
+    )
+
+
 def is_path(name: str) -> bool:
     """Whether a name is meant as a path even if nothing is there."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
@@ -161,7 +187,7 @@ def _check_model_folder(folder: Path) -> None:
 def _hub_model(name: str, *, revision: str, code: bool) -> Path:
     # huggingface_hub takes half a second and most runs use local folders.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [*_MODEL_FILES, "*.py"] if code else _MODEL_FILES
     try:
@@ -171,7 +197,7 @@ def _hub_model(name: str, *, revision: str, code: bool) -> Path:
             f"model.name_or_path: {name} is not a local folder ({Path(name).absolute()}), not in "
             "the local hub cache, and the hub cannot be reached"
         ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:  # the hub's HTTP library has errors of its own
         raise ModelError(f"model.name_or_path: {name}: not to be had: {error}") from error
     _check_model_folder(folder)
     return folder
@@ -181,12 +207,13 @@ def _source(source: SourceConfig, *, cache: Path) -> SourceConfig:
     """``source`` with a name, an absolute path or a hub name with its commit."""
     if not source.path:
         raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
-    name = source.name or Path(source.path.removeprefix("demo:")).name.split(".")[0]
+    name = source.name or default_name(source.path.removeprefix("demo:"))
     if source.path.startswith("demo:"):
         path = demo.materialise(source.path, cache / "demo")
         return source.model_copy(update={"name": name, "path": str(path)})
     local = Path(source.path).expanduser()
-    if local.exists() or is_path(source.path) or local.suffix:
+    is_data_file = default_name(source.path) != local.name
+    if local.exists() or is_path(source.path) or is_data_file:
         return source.model_copy(update={"name": name, "path": str(local.absolute())})
     commit = _hub_data_commit(source.path, source.revision)
     return source.model_copy(update={"name": name, "revision": commit})
@@ -194,7 +221,7 @@ def _source(source: SourceConfig, *, cache: Path) -> SourceConfig:
 
 def _hub_data_commit(name: str, revision: str) -> str:
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     cached = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
     reference = cached / "refs" / (revision or "main")
@@ -202,7 +229,7 @@ def _hub_data_commit(name: str, revision: str) -> str:
         commit = HfApi().dataset_info(name, revision=revision or None).sha
     except HFValidationError as error:
         raise DataError(f"data source {name}: {error}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the hub's HTTP library has errors of its own
         if reference.is_file():
             return reference.read_text().strip()
         raise DataError(

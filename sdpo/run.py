@@ -14,7 +14,7 @@ from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.identity import run_identity
 from sdpo.recipe import check_run_name
-from sdpo.resolve import Resolved, cache_dir, resolve
+from sdpo.resolve import Resolved, cache_dir, resolve, restore_machine
 from sdpo.spec import Spec
 from sdpo.store import Record, RunFolder, differences, reuse, run_lock
 from sdpo.supervisor import run_stage
@@ -68,8 +68,10 @@ def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
     if not config.name:
         raise ConfigError("the run has no name: set `name` (or --name)")
     name = check_run_name(config.name)
-    resolved = resolve(config)
     run = RunFolder(Path(config.store.runs_dir).absolute() / name)
+    if run.run_file.is_file():
+        config = restore_machine(config, RunConfig.model_validate(run.read_run()["config"]))
+    resolved = resolve(config)
     there = set(run.path.glob("*")) if run.path.is_dir() else set()
     with run_lock(run):
         new = not run.run_file.is_file()
@@ -103,13 +105,26 @@ def _same_run(run: RunFolder, resolved: Resolved) -> str:
     stored = run.read_run()
     changes = differences(stored["identity"], run_identity(resolved.config, dict(resolved.inputs)))
     if changes:
-        lines = "\n".join(f"  {line.removeprefix('settings.')}" for line in changes)
+        named = _named(changes, differences(stored["config"], resolved.config.model_dump()))
+        lines = "\n".join(f"  {line}" for line in named)
         raise RunExistsError(
             f"run {run.name} exists and was made from something else:\n{lines}\n"
             "give this one another name (--name), or undo the change"
         )
     created: str = stored["created"]
     return created
+
+
+def _named(changes: list[str], settings: list[str]) -> list[str]:
+    """Of the changed ``settings`` those that bear identity, with defaults; then changed inputs."""
+    prefix = "settings."
+    bearing = [c.removeprefix(prefix).split(":")[0] for c in changes if c.startswith(prefix)]
+
+    def bears(line: str) -> bool:
+        field = line.split(":", maxsplit=1)[0]
+        return any(f"{field}.".startswith(f"{group}.") for group in bearing)
+
+    return [*filter(bears, settings), *(c for c in changes if not c.startswith(prefix))]
 
 
 def run_once(

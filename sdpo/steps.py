@@ -32,7 +32,7 @@ def supervised_step(context: Context) -> Record:
     """Step 0: fine-tune the base model into S."""
     config, supervised = context.config, context.config.supervised
     training = _supervised_training(context)
-    if supervised.on == "source":
+    if supervised.examples == "source":
         content = tokens_path(context, "supervised").stem
     else:
         content = tokens_path(context).stem
@@ -205,7 +205,7 @@ def _measure_again(context: Context, number: int, training: TrainingConfig) -> N
 def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: Any) -> StepSpec:
     config, run = context.config, context.run
     supervised = config.supervised
-    from_source = supervised.enabled and supervised.on == "source"
+    from_source = supervised.enabled and supervised.examples == "source"
     return StepSpec(
         name=name,
         run=run.path,

@@ -147,7 +147,7 @@ class RunFolder:
         return [number for number in numbers if self.read_record(f"step-{number}")]
 
     def clear(self, *, keep: Set[Path]) -> None:
-        """Remove all that is in the folder except ``keep``; the folder too where that is nothing."""
+        """Remove what is in the folder except ``keep``; the folder too where that is nothing."""
         for path in set(self.path.iterdir()) - keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not keep:

@@ -98,6 +98,7 @@ def _command(spec: Spec, path: Path) -> list[str]:
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--multi_gpu", "--num_machines", "1", "--num_processes", str(spec.launch.processes)),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *("--gpu_ids", "all"),  # else a default configuration of the user's could choose others
         *stage,
     ]
 
@@ -107,6 +108,9 @@ def _environment(spec: Spec) -> dict[str, str]:
     environment = dict(os.environ) | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Threads that wait by spinning starve each other as soon as the cores are shared: on two
+        # busy cores a step took three times as long.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
@@ -117,12 +121,10 @@ def _environment(spec: Spec) -> dict[str, str]:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Terminate the stage and all its descendants; kill what is left after the grace time."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-        family.append(psutil.Process(process.pid))
-    except psutil.NoSuchProcess:
-        process.wait()
-        return
+    if process.poll() is not None:
+        return  # its number may be another process's by now
+    leader = psutil.Process(process.pid)
+    family = [*leader.children(recursive=True), leader]
     for member in family:
         _signal(member, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=_GRACE_S)

@@ -13,7 +13,8 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "sdpo", "partitions")
 RUN_APP = "import sys; from flows.cli import run_app; print(run_app(sys.argv[1:]))"
-SAY_HEAVY = "import sys; print(sorted({'torch', 'transformers', 'prefect', 'matplotlib'} & set(sys.modules)))"
+HEAVY = "{'torch', 'transformers', 'prefect', 'matplotlib'}"
+SAY_HEAVY = f"import sys; print(sorted({HEAVY} & set(sys.modules)))"
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -2,10 +2,10 @@
 
 Modules, each importing only those before it: ``load`` reads the run folder, ``numbers`` measures
 gamma from the probes, ``tables`` puts numbers in words, ``findings`` draws the conclusions,
-``figures`` draws, ``page`` writes the file.
+``figures`` draws, ``page`` writes the file, ``summary`` is its short form.
 """
 
 from sdpo.report.page import write_report
-from sdpo.report.tables import Table, summary_tables
+from sdpo.report.summary import Summary, summarise
 
-__all__ = ["Table", "summary_tables", "write_report"]
+__all__ = ["Summary", "summarise", "write_report"]

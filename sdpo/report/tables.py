@@ -1,12 +1,11 @@
 """The report's tables as plain text cells; the command line prints the first two as well."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sdpo.gamma import RESERVE, Entry
-from sdpo.report.load import Rejected, RunData, load_run
-from sdpo.report.numbers import Numbers, measure_run
+from sdpo.report.load import Rejected, RunData
+from sdpo.report.numbers import Numbers
 
 UNKNOWN = "–"
 EQUALS = "\u00a0=\u00a0"
@@ -21,17 +20,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text_columns: int = 1
     note: str = ""
-
-
-def summary_tables(run: Path) -> list[Table]:
-    """Per step what it started from and where it ended; per model its accuracy on the reserve.
-
-    Raises:
-        UserError: there is no run at ``run``.
-    """
-    data = load_run(run)
-    numbers = measure_run(data)
-    return [steps_table(data, numbers), reserve_table(data, numbers)]
 
 
 def number(value: float | None, *, digits: int = 2, signed: bool = False) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_file
 from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
@@ -35,7 +34,6 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     with timings.of("load"):
         session = open_session(spec, events)
         tokens = TokenFile.open(spec.tokens)
-        _check_positions(session, tokens)
     if spec.score_everything:
         with timings.of("score"):
             _score_everything(session, tokens, events)
@@ -53,18 +51,6 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
             digest = session.published_digest
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
     return {"model": session.published_digest, "timings_s": timings.rounded()}
-
-
-def _check_positions(session: Session, tokens: TokenFile) -> None:
-    """Refuse sequences longer than the positions the model was trained on."""
-    positions = getattr(session.policy.config.get_text_config(), "max_position_embeddings", None)
-    completions = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
-    longest = int((tokens.prompt_lengths + completions).max())
-    if positions and longest > positions:
-        raise ModelError(
-            f"the longest sequence has {longest} tokens and the model has {positions} positions: "
-            f"set data.max_length to {positions} or less"
-        )
 
 
 def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> None:

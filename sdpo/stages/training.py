@@ -204,7 +204,7 @@ def _supervised_task(step: StepFiles) -> SupervisedTask:
     """Examples of the supervised stage: none has a reserved prompt; a fraction, if so set."""
     spec = step.spec
     usable = pq.read_table(spec.usable)
-    if spec.supervised.on == "chosen":
+    if spec.supervised.examples == "chosen":
         kept = usable.filter(pa.array(~usable["reserved"].to_numpy(zero_copy_only=False)))
         pairs = [step.tokens.row(row) for row in kept["token_row"].to_pylist()]
         examples = [

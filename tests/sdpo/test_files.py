@@ -51,9 +51,14 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, before):
     path = tmp_path / "a.txt"
     if before:
         write_text(path, before)
-    with pytest.raises(RuntimeError, match="half way"), publish_file(path) as temporary:
-        temporary.write_text("half of it")
-        raise RuntimeError("half way")
+
+    def write_half() -> None:
+        with publish_file(path) as temporary:
+            temporary.write_text("half of it")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
     assert [p.read_text() for p in tmp_path.iterdir()] == ([before] if before else [])
 
 
@@ -74,12 +79,13 @@ def test_a_published_folder_appears_with_everything_in_it(tmp_path):
 
 
 def test_a_folder_writer_that_fails_leaves_nothing(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="half way"),
-        publish_folder(tmp_path / "model") as temporary,
-    ):
-        (temporary / "a").write_text("a")
-        raise RuntimeError("half way")
+    def write_half() -> None:
+        with publish_folder(tmp_path / "model") as temporary:
+            (temporary / "a").write_text("a")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -209,7 +209,7 @@ def test_the_preference_settings_do_not_count_for_the_supervised_stage():
         {"training": {"learning_rate": 1e-6}},
         {"training": {"lora_r": 4}},
         {"supervised": SupervisedConfig(fraction=0.5).model_dump()},
-        {"supervised": SupervisedConfig(on="source", path="x").model_dump()},
+        {"supervised": SupervisedConfig(examples="source", path="x").model_dump()},
     ],
     ids=["learning_rate", "lora_r", "fraction", "on"],
 )

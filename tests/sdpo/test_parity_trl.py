@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
 )
 
+
 def training(**settings) -> TrainingConfig:
     defaults = {"learning_rate": 1e-3, "batch_size": BATCH, "seed": 7, "precision": "fp32"}
     return TrainingConfig(**(defaults | settings))
@@ -94,7 +95,6 @@ def assert_parity(run, config: TrainingConfig, out: Path) -> None:
         return np.array([entry[name] for entry in history])
 
     losses = curve(ours, "loss")
-    print("MAXDIFF", np.abs(losses-curve(log,"loss")).max(), [ (n, float(np.abs(curve(ours,n)-curve(log,n)).max())) for n in ("rewards/margins","grad_norm","logps/chosen")])
     np.testing.assert_allclose(losses, curve(log, "loss"), rtol=0, atol=1e-4)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5)
     assert losses[-1] < 0.6, "the loss moves, so that the comparison means something"

@@ -255,8 +255,6 @@ def test_the_template_of_the_recipe_travels_with_the_model(save_model, tmp_path)
     (folder / "chat_template.jinja").write_text("the tokenizer's own")
     (tmp_path / "mine.jinja").write_text("the recipe's")
     out.mkdir()
-    save_policy(
-        load(folder), out, tokenizer=folder, chat_template=str(tmp_path / "mine.jinja")
-    )
+    save_policy(load(folder), out, tokenizer=folder, chat_template=str(tmp_path / "mine.jinja"))
     assert (out / "chat_template.jinja").read_text() == "the recipe's"
     assert (folder / "chat_template.jinja").read_text() == "the tokenizer's own"

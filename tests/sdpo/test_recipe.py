@@ -207,8 +207,12 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ),
         ({"partition": {"strategy": "stratified", "fractions": []}}, "one per step"),
         ({"partition": {"strategy": "random", "fractions": [1.5, -0.5]}}, "positive"),
-        ({"supervised": {"enabled": True, "on": "source"}}, r"supervised\.path is empty"),
+        ({"supervised": {"enabled": True, "examples": "source"}}, r"supervised\.path is empty"),
         ({"launch": {"strategy": "single", "processes": 2}}, "use `ddp`"),
+        (
+            {"launch": {"strategy": "deepspeed_zero2"}, "steps": [{}, {"lora_r": 8}]},
+            "lora_r with launch.strategy deepspeed is not supported",
+        ),
     ],
 )
 def test_an_impossible_combination_is_refused_with_what_to_do(values, message):

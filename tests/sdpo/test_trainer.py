@@ -247,8 +247,8 @@ def test_a_gradient_that_is_not_a_number_makes_no_update(budget):
 def test_evaluation_counts_every_pair_once_and_changes_nothing(budget):
     policy, task = tiny_llama(), preference_task(7)
     before = weights_of(policy)
-    trainer = make_trainer(policy, TrainingConfig(batch_size=3, micro_batch_tokens=budget))
     exact = hf_pair_logps(double(policy), task, np.arange(7)).detach().numpy()
+    trainer = make_trainer(policy, TrainingConfig(batch_size=3, micro_batch_tokens=budget))
     rewards = task.beta * (exact - task.reference)
     margins = rewards[:, 0] - rewards[:, 1]
 

@@ -15,7 +15,7 @@ from sdpo.errors import ConfigError, DataError
 @pytest.fixture
 def supervised(write, tmp_path: Path):
     def supervised(rows, format="chat"):
-        config = SupervisedConfig(on="source", path=write(rows))
+        config = SupervisedConfig(examples="source", path=write(rows))
         result = prepare_supervised(config, default_format=format, out=tmp_path / "run")
         return result, pq.read_table(result.path)
 

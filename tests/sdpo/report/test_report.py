@@ -14,7 +14,7 @@ import pytest
 
 from sdpo.errors import UserError
 from sdpo.files import write_json
-from sdpo.report import summary_tables, write_report
+from sdpo.report import summarise, write_report
 from sdpo.report.findings import Verdict, caveats, direction, verdict
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
@@ -323,9 +323,9 @@ def test_no_run_is_the_users_mistake(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
-def test_summary_tables_give_the_numbers_of_the_gamma_view(make_run: MakeRun) -> None:
+def test_the_summary_gives_the_numbers_of_the_gamma_view(make_run: MakeRun) -> None:
     run = make_run()
-    steps, reserve = summary_tables(run)
+    steps, reserve = summarise(run).tables
     numbers = measure_run(load_run(run))
     assert [row[0] for row in steps.rows] == ["1", "2"]
     assert [row[0] for row in reserve.rows] == ["S", "M_1", "M_2"]
@@ -341,7 +341,7 @@ def test_summary_tables_give_the_numbers_of_the_gamma_view(make_run: MakeRun) ->
 def test_a_step_may_have_a_beta_of_its_own(make_run: MakeRun) -> None:
     run = make_run()
     edit_record(run, 2, lambda record: record["training"].update(beta=0.5))
-    _, reserve = summary_tables(run)
+    _, reserve = summarise(run).tables
     change = measure_run(load_run(run)).reserve[2]["vs_previous"]["mean"]
     assert reserve.rows[2][-1] == f"{0.5 * change:+.3f}"
 

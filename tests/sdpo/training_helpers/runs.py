@@ -45,7 +45,7 @@ class PreparedRun:
     tokens: Path
     cache: Path
 
-    def spec(self, step: int, training: TrainingConfig, **fields: Any) -> StepSpec:
+    def spec(self, step: int, training: TrainingConfig, /, **fields: Any) -> StepSpec:
         """A preference step from M_{step-1}, which must be there."""
         source = self.model if step == 1 else self.folder.model(step - 1)
         digest = model_digest(source)
@@ -74,7 +74,7 @@ class PreparedRun:
         }
         return StepSpec(**(settings | fields))
 
-    def run_step(self, step: int, training: TrainingConfig, **fields: Any) -> dict[str, Any]:
+    def run_step(self, step: int, training: TrainingConfig, /, **fields: Any) -> dict[str, Any]:
         """Run a step's stage in this process and return its result."""
         from sdpo.stages import step as stage
 

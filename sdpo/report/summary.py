@@ -1,0 +1,34 @@
+"""The report in short, as plain data, for whoever prints it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo.report.findings import Caveat, Verdict, caveats, verdict
+from sdpo.report.load import load_run
+from sdpo.report.numbers import measure_run
+from sdpo.report.tables import Table, reserve_table, steps_table
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Per step what it started from and where it ended; per model its accuracy on the reserve."""
+
+    verdict: Verdict
+    caveats: tuple[Caveat, ...]
+    tables: tuple[Table, ...]
+
+
+def summarise(run: Path) -> Summary:
+    """The findings of the run in folder ``run``, as far as it got.
+
+    Raises:
+        UserError: there is no run at ``run``.
+        IntegrityError: a record or a probe is damaged.
+    """
+    data = load_run(run)
+    numbers = measure_run(data)
+    return Summary(
+        verdict=verdict(data, numbers),
+        caveats=tuple(caveats(data, numbers)),
+        tables=(steps_table(data, numbers), reserve_table(data, numbers)),
+    )

@@ -1,0 +1,128 @@
+"""The Prefect flow: the same chain, its nodes as tasks, its tables as artifacts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bench import Bench, Outcome, forked_stages
+from command_line import Sdpo
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.align import align
+from sdpo.chain import ChainResult
+from sdpo.config import RunConfig
+from sdpo.recipe import make_config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+def parameters(bench: Bench, **changes: Any) -> dict[str, Any]:
+    """The flow's parameters, as a schedule or the UI gives them: plain values."""
+    config = make_config(bench.values(changes))
+    return {name: config.model_dump()[name] for name in RunConfig.model_fields}
+
+
+def flow_runs() -> list[FlowRun]:
+    """All flow runs, the latest first."""
+    with get_client(sync_client=True) as client:
+        return sorted(client.read_flow_runs(), key=lambda run: str(run.created), reverse=True)
+
+
+def task_names(run: FlowRun) -> list[str]:
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs()
+    mine = [task for task in tasks if task.flow_run_id == run.id]
+    assert all(task.state is not None and task.state.is_completed() for task in mine)
+    return [task.name for task in sorted(mine, key=lambda task: str(task.start_time))]
+
+
+def artifacts(run: FlowRun) -> dict[str, Artifact]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return {artifact.key or "": artifact for artifact in found if artifact.flow_run_id == run.id}
+
+
+@pytest.fixture(scope="module")
+def flown(
+    tmp_path_factory: pytest.TempPathFactory, finished_bench: Bench, finished: Outcome
+) -> tuple[ChainResult, FlowRun]:
+    """The finished run's recipe as a flow, under another name beside its caches."""
+    assert finished.folder.is_dir()
+    bench = finished_bench.copy_to(tmp_path_factory.mktemp("flown"))
+    with forked_stages():
+        result = align(**parameters(bench, name="flown_1"))
+    return result, flow_runs()[0]
+
+
+def test_the_flow_makes_what_the_chain_makes(
+    flown: tuple[ChainResult, FlowRun], finished: Outcome
+) -> None:
+    result, run = flown
+    assert run.state is not None
+    assert run.state.is_completed()
+    mine = Outcome(result, [])
+    assert mine.record("step-2")["outputs"] == finished.record("step-2")["outputs"]
+    assert result.report.is_file()
+
+
+def test_every_node_is_a_task_with_its_name(flown: tuple[ChainResult, FlowRun]) -> None:
+    assert task_names(flown[1]) == [
+        "prepare data",
+        "tokenise",
+        "reserve",
+        "check",
+        "partition",
+        "step 1: align on D_1 (36 pairs)",
+        "step 2: align on D_2 (36 pairs)",
+        "report",
+    ]
+
+
+def test_its_tables_are_artifacts(flown: tuple[ChainResult, FlowRun]) -> None:
+    found = artifacts(flown[1])
+    assert found.keys() == {"partition-flown-1", "gamma-flown-1"}
+    assert all(artifact.type == "table" for artifact in found.values())
+    assert "questions 36" in str(found["partition-flown-1"].data)
+    assert "reserve:requests" in str(found["gamma-flown-1"].data)
+
+
+def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench) -> None:
+    bad = parameters(bench) | {"training": {"beta": -1}}
+    with pytest.raises(Exception, match=r"training\.beta"):
+        align(**bad)
+    assert not bench.runs.exists()
+
+
+def test_a_mistake_has_the_same_message_as_on_the_command_line(bench: Bench, sdpo: Sdpo) -> None:
+    groups = {"partition": {"groups": [["questions", "request"]]}}
+    with forked_stages(), pytest.raises(ValueError, match=r"partition\.groups") as caught:
+        align(**parameters(bench, **groups))
+    state = flow_runs()[0].state
+    assert state is not None
+    assert state.is_failed()
+    assert str(caught.value) in sdpo("run", bench.write(groups)).told
+    assert not (bench.runs / "tiny").exists()
+
+
+def test_sdpo_run_with_prefect_is_the_same_run(finished_copy: Bench, sdpo: Sdpo) -> None:
+    before = len(flow_runs())
+    called = sdpo("run", finished_copy.write(), "--prefect")
+    assert called.code == 0, called.told
+    assert "run tiny is complete: nothing to do" in called.out
+    assert "Change from S" in called.told
+    assert len(flow_runs()) == before + 1
+
+
+def test_a_mistake_with_prefect_exits_with_2(bench: Bench, sdpo: Sdpo) -> None:
+    recipe = bench.write({"partition": {"groups": [["questions", "request"]]}})
+    called = sdpo("run", recipe, "--prefect")
+    assert called.code == 2
+    assert "error: partition.groups: source" in called.told
+    assert "Traceback" not in called.told
+    assert not (bench.runs / "tiny").exists()

@@ -1,0 +1,107 @@
+"""A step under ``accelerate launch`` with two CPU processes (gloo) is the step of one process."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
+from sdpo.digest import model_digest
+from sdpo.errors import Fault
+from sdpo.supervisor import run_stage
+
+from .training_helpers.runs import PreparedRun, prepare_run
+
+TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
+PAIRS = {0: 5, 1: 19, 2: 6}
+TRAINING = TrainingConfig(
+    beta=0.2, learning_rate=1e-3, batch_size=6, seed=3, precision="fp32", micro_batch_tokens=300
+)
+"""Batches of 6, 6, 6 and 1: with the last one, a process has no pair of its own."""
+
+
+def run_step(run: PreparedRun, **fields) -> list[dict]:
+    """Step 1 in processes of its own; returns the events it sent."""
+    spec = run.spec(
+        1,
+        fields.pop("training", TRAINING),
+        measure_input=True,
+        measure_output=True,
+        evaluation=EvaluationConfig(every=2),
+        **fields,
+    )
+    events: list[dict] = []
+    run_stage(spec, listen=lambda event: events.append(dict(event)))
+    return events
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> PreparedRun:
+    run = prepare_run(tmp_path_factory.mktemp("single"), pairs=PAIRS)
+    run_step(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory) -> PreparedRun:
+    run = prepare_run(tmp_path_factory.mktemp("double"), pairs=PAIRS)
+    run_step(run, launch=TWO)
+    return run
+
+
+def test_two_processes_give_the_loss_curve_of_one(single, double):
+    curve, curve_of_two = single.metrics(1), double.metrics(1)
+    assert [line["step"] for line in curve_of_two] == [line["step"] for line in curve]
+    for line, other in zip(curve, curve_of_two, strict=True):
+        assert set(line) == set(other)
+        for name in set(line) - {"rewards/accuracies", "eval_rewards/accuracies"}:
+            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-4), name
+    losses = [line["loss"] for line in curve if "loss" in line]
+    assert len(losses) == 4
+    assert max(losses) - min(losses) > 0.05, "the model learns something"
+
+
+def test_two_processes_publish_one_model_with_its_record(single, double):
+    record = double.record(1)
+    assert record["environment"]["processes"] == 2
+    assert record["environment"]["strategy"] == "ddp"
+    assert record["outputs"]["model"] == model_digest(double.folder.model(1))
+    assert double.folder.damage(record) == []
+    assert record["gate"]["max_abs_difference_nats"] < 1e-3
+    assert record["optimizer_steps"] == single.record(1)["optimizer_steps"] == 4
+
+
+def test_two_processes_score_every_row_once_and_the_same(single, double):
+    assert double.record(1)["scored_rows"] == {"computed": 19, "cached": 0}
+    reference = [
+        pq.read_table(run.folder.step(1) / "reference.parquet") for run in (single, double)
+    ]
+    assert reference[0].equals(reference[1]), "on CPU a row does not depend on its neighbours"
+    rows = [row for part in cached_parts(double) for row in part["row_digest"].to_pylist()]
+    tokens = double.token_file()
+    digests = {tokens.row(index).row_digest for index in range(len(tokens))}
+    assert len(rows) == 2 * len(digests), "every pair under M_0 and under M_1"
+    assert set(rows) == digests
+
+
+def cached_parts(run: PreparedRun) -> list:
+    return [pq.read_table(part) for part in (run.cache / "logps").rglob("*.parquet")]
+
+
+@pytest.mark.parametrize("model", ["M_0", "M_1"])
+def test_two_processes_measure_the_same(single, double, model):
+    one, two = (
+        pq.read_table(run.folder.probes / f"{model}.parquet").to_pandas()
+        for run in (single, double)
+    )
+    assert one["pair_id"].tolist() == two["pair_id"].tolist()
+    tolerance = 0 if model == "M_0" else 2e-3
+    for column in ("chosen_logps", "rejected_logps"):
+        np.testing.assert_allclose(two[column], one[column], rtol=0, atol=tolerance)
+
+
+def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
+    run = prepare_run(tmp_path, pairs={1: 8})
+    wild = TRAINING.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0})
+    with pytest.raises(Fault, match="no update was made"):
+        run_step(run, launch=TWO, training=wild)
+    assert run.folder.read_record("step-1") is None

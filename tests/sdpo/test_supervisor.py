@@ -1,0 +1,221 @@
+"""Real stages in real child processes; nothing here is simulated."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import psutil
+import pytest
+
+from sdpo import supervisor
+from sdpo.config import LaunchConfig, ModelConfig
+from sdpo.errors import Fault, Interrupted, UserError
+from sdpo.spec import ExportSpec, TokeniseSpec, ViewSpec, read_spec
+from sdpo.supervisor import run_stage
+
+COMMON = {
+    "model": ModelConfig(),
+    "launch": LaunchConfig(device="cpu", strategy="single", threads=1),
+}
+
+
+@pytest.fixture
+def export(save_model, tmp_path):
+    """The stage that copies a tiny model: it says ``phase`` before it loads it."""
+    return ExportSpec(
+        name="export",
+        run=tmp_path / "run",
+        source=save_model(),
+        out=tmp_path / "out",
+        dtype="bfloat16",
+        **COMMON,
+    )
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A stage that fails at once: its file is no token file."""
+    (tmp_path / "tokens.arrow").write_bytes(b"not arrow")
+    return ViewSpec(
+        name="view",
+        run=tmp_path / "run",
+        tokenizer=tmp_path,
+        tokens=tmp_path / "tokens.arrow",
+        row=0,
+        **COMMON,
+    )
+
+
+def stages(spec) -> list[psutil.Process]:
+    """Processes that run the stage of ``spec``, oldest first (it may just be forking another)."""
+    wanted = str(spec.run / "logs" / f"{spec.name}.json")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if wanted in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=psutil.Process.create_time)
+
+
+def test_a_spec_comes_back_from_its_file_as_it_was(export, broken, tmp_path):
+    for spec in (export, broken):
+        path = tmp_path / f"{spec.name}.json"
+        path.write_text(spec.model_dump_json())
+        assert read_spec(path) == spec
+
+
+def test_a_stage_does_its_work_and_returns_its_result(export):
+    heard = []
+    result = run_stage(export, listen=heard.append)
+    assert result["out"] == str(export.out)
+    assert result["dtype"] == "bfloat16"
+    assert (export.out / "model.safetensors").is_file()
+    assert (export.out / "tokenizer.json").is_file()
+    assert [event["phase"] for event in heard if event["event"] == "phase"] == ["load"]
+    assert not any(event["event"] in ("result", "error") for event in heard)
+    assert export.log.is_file()
+    assert stages(export) == []
+
+
+def test_a_stage_that_the_users_files_break_ends_in_its_own_message(tmp_path):
+    (tmp_path / "no tokenizer").mkdir()
+    spec = TokeniseSpec(
+        name="tokenise",
+        run=tmp_path / "run",
+        tokenizer=tmp_path / "no tokenizer",
+        pairs=tmp_path / "pairs.parquet",
+        out=tmp_path / "tokens.arrow",
+        max_length=64,
+        clock=datetime(2024, 1, 2, tzinfo=UTC).isoformat(),
+        end_token_ids=[],
+        **COMMON,
+    )
+    with pytest.raises(UserError, match=r"^the tokenizer in .*no tokenizer cannot be loaded"):
+        run_stage(spec, listen=lambda event: None)
+    assert stages(spec) == []
+
+
+def test_a_stage_that_fails_is_a_fault_that_names_its_log(broken):
+    with pytest.raises(Fault, match="cannot be read as stored tokens") as caught:
+        run_stage(broken, listen=lambda event: None)
+    assert str(caught.value).endswith(f"(log: {broken.log})")
+    assert "Traceback" in broken.log.read_text()
+
+
+def test_a_stage_that_cannot_even_start_is_a_fault_that_names_its_log(broken, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    with pytest.raises(Fault, match=r"view ended with exit code 1: .* \(log: .*view\.log\)"):
+        run_stage(broken, listen=lambda event: None)
+
+
+def test_an_error_of_the_attempt_before_does_not_come_back(broken, monkeypatch):
+    with pytest.raises(Fault, match="cannot be read as stored tokens"):
+        run_stage(broken, listen=lambda event: None)
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    with pytest.raises(Fault, match="view ended with exit code 1"):
+        run_stage(broken, listen=lambda event: None)
+
+
+def test_a_stage_that_is_killed_is_a_fault_that_names_the_signal(export):
+    def kill(event) -> None:
+        for process in stages(export):
+            process.kill()
+
+    with pytest.raises(Fault, match=r"export ended with signal SIGKILL.* \(log: .*export\.log\)"):
+        run_stage(export, listen=kill)
+    assert not export.out.exists()
+
+
+@pytest.mark.parametrize("error", [Interrupted("enough"), KeyboardInterrupt()], ids=repr)
+def test_no_stage_outlives_an_interruption(export, error):
+    seen = []
+
+    def interrupt(event) -> None:
+        seen.extend(stages(export))
+        raise error
+
+    with pytest.raises(type(error)):
+        run_stage(export, listen=interrupt)
+    assert seen
+    assert stages(export) == []
+    assert not export.out.exists()
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from sdpo.spec import read_spec
+from sdpo.supervisor import run_stage
+
+def listen(event):
+    print(event["event"], flush=True)
+    time.sleep(60)
+
+run_stage(read_spec(Path(sys.argv[1])), listen=listen)
+"""
+
+
+def test_a_stage_ends_with_a_parent_that_is_killed(export, tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text(export.model_dump_json())
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"phase\n"
+        stage = stages(export)[0]
+        # In a session of its own: Ctrl-C at the terminal reaches the parent alone.
+        assert os.getsid(stage.pid) == stage.pid
+        stage.suspend()
+        parent.kill()
+        parent.wait()
+        stage.resume()
+        stage.wait(timeout=10)
+    assert not export.out.exists()
+
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(flush=True)
+time.sleep(60)
+"""
+FAMILY = f"""
+import subprocess, sys, time
+command = [sys.executable, "-c", {STUBBORN!r}]
+child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_descendants_in_sessions_of_their_own_that_ignore_sigterm_are_killed(monkeypatch):
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.3)
+    leader = subprocess.Popen(
+        [sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True
+    )
+    with leader:
+        assert leader.stdout is not None
+        stubborn = psutil.Process(int(leader.stdout.readline()))
+        supervisor._end(leader)
+        stubborn.wait(timeout=5)
+    assert leader.poll() is not None
+
+
+def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
+    environment = supervisor._environment(broken)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    on_gpu = broken.model_copy(update={"launch": LaunchConfig(device="cuda", threads=4)})
+    assert supervisor._environment(on_gpu)["OMP_NUM_THREADS"] == "4"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert supervisor._environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_several_processes_are_launched_for_training_alone(broken):
+    several = LaunchConfig(device="cpu", processes=2, strategy="ddp")
+    command = supervisor._command(broken.model_copy(update={"launch": several}), broken.run)
+    assert command == [sys.executable, "-m", "sdpo.stage", str(broken.run)]
