@@ -31,6 +31,7 @@ from sdpo.config import (
 )
 from sdpo.errors import UserError
 from sdpo.events import Event
+from sdpo.recipe import make_config
 
 T = TypeVar("T")
 
@@ -75,19 +76,21 @@ def align(
     tracking: TrackingConfig = TrackingConfig(),
 ) -> ChainResult:
     """Align a model in steps; returns the finished run."""
-    config = RunConfig(
-        name=name,
-        model=model,
-        data=data,
-        supervised=supervised,
-        partition=partition,
-        training=training,
-        steps=steps,
-        evaluation=evaluation,
-        probe=probe,
-        launch=launch,
-        store=store,
-        tracking=tracking,
+    config = make_config(
+        {
+            "name": name,
+            "model": model,
+            "data": data,
+            "supervised": supervised,
+            "partition": partition,
+            "training": training,
+            "steps": steps,
+            "evaluation": evaluation,
+            "probe": probe,
+            "launch": launch,
+            "store": store,
+            "tracking": tracking,
+        }
     )
     return align_config(config)
 

@@ -6,6 +6,7 @@ replay computes it again. The loss does not depend on how a global batch was cut
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,6 +33,7 @@ def optimizer_steps(items: int, *, batch_size: int, epochs: int, max_steps: int)
     return min(steps, max_steps) if max_steps else steps
 
 
+@lru_cache(maxsize=2)
 def epoch_order(items: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of ``range(items)`` for an epoch (from 0)."""
     return np.random.default_rng([seed, epoch]).permutation(items)

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from sdpo.files import digest_of, publish_file, write_json
 
+LAYOUT = "padded"
+"""How the tokens of a pair are laid out in a forward: two rows, padded on the right."""
 SCORING_VERSION = 1
 """Raised when a change of this project's code changes the log-probs it computes."""
 
@@ -46,13 +48,20 @@ class RowLogps:
 
 
 def scoring_key(
-    model_digest: str, *, precision: str, device: str, attention: str, layout: str
+    model_digest: str,
+    *,
+    precision: str,
+    device: str,
+    threads: int,
+    attention: str,
+    layout: str,
 ) -> dict[str, str | int]:
     """What a row's log-probs depend on besides the row itself."""
     return {
         "model": model_digest,
         "precision": precision,
         "device": device,
+        "threads": threads if device == "cpu" else 0,  # they change the last bits
         "attention": attention,
         "layout": layout,
         "scoring_version": SCORING_VERSION,

@@ -350,6 +350,12 @@ def _impossible(config: RunConfig) -> list[str]:
         problems.append(
             f"launch.strategy is `single` with launch.processes {launch.processes}: use `ddp`"
         )
+    for number, step in enumerate(config.steps, start=1):
+        if getattr(step, "precision", None) not in (None, config.training.precision):
+            problems.append(
+                f"steps.{number - 1}.precision differs from training.precision: all models of a "
+                "run are compared, so they are measured in one arithmetic"
+            )
     sharded = launch.strategy.startswith("deepspeed")
     trainings = [config.training, *(config.training_of(i + 1) for i in range(len(config.steps)))]
     if sharded and any(training.lora_r for training in trainings):

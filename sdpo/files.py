@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ def publish_file(path: Path) -> Iterator[Path]:
     The bytes are on the disk (fsync) before the rename, so ``path`` is always whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{os.getpid()}"
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -33,23 +35,37 @@ def publish_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
-    """Like :func:`publish_file` for a new folder; ``path`` must not exist yet."""
-    import shutil
-
+def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Like :func:`publish_file` for a folder, which must not exist yet unless ``replace``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = _temporary(path), _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             _sync(file)
         _sync(temporary)
+        if replace and path.exists():
+            path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what a process that died left unfinished below ``folder``, which nobody else uses."""
+    for path in sorted(folder.rglob(f"{TEMPORARY}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name of its own beside ``path``, also where hosts with equal process ids share a disk."""
+    return path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}"
 
 
 def _sync(path: Path) -> None:

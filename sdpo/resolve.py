@@ -74,6 +74,7 @@ def resolve(config: RunConfig) -> Resolved:
             ),
         }
     )
+    _check_attention(resolved)
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     for source in sources:
         inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
@@ -130,10 +131,10 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
 
 
 def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
-    """``config`` with what it leaves to the machine as the run found it when it was created.
+    """``config`` with what it leaves open as the run found it when it was created.
 
-    Threads, device and precision change the last bits or more: a run that goes on elsewhere keeps
-    its own.
+    Threads, device and precision change the last bits or more, and a hub data set moves on: a run
+    that is taken up again keeps its own.
     """
     launch, training = config.launch, config.training
     update: dict[str, object] = {}
@@ -146,12 +147,29 @@ def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
     precision = training.precision
     if precision == "auto":
         precision = stored.training.precision
+    sources = [
+        source.model_copy(update={"revision": old.revision})
+        if (source.path, source.revision) == (old.path, "")
+        else source
+        for source, old in zip(config.data.sources, stored.data.sources, strict=False)
+    ]
+    sources += config.data.sources[len(sources) :]
     return config.model_copy(
         update={
+            "data": config.data.model_copy(update={"sources": sources}),
             "launch": launch.model_copy(update=update),
             "training": training.model_copy(update={"precision": precision}),
         }
     )
+
+
+def _check_attention(config: RunConfig) -> None:
+    bf16_on_gpu = config.launch.device == "cuda" and config.training.precision == "bf16"
+    if config.model.attention == "flash_attention_2" and not bf16_on_gpu:
+        raise ConfigError(
+            "model.attention flash_attention_2 works on a CUDA device in bf16, and this run is on "
+            f"{config.launch.device} in {config.training.precision}: use sdpa"
+        )
 
 
 def is_path(name: str) -> bool:

@@ -12,6 +12,7 @@ from sdpo import machine
 from sdpo.config import RunConfig
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
+from sdpo.files import sweep_temporaries
 from sdpo.identity import run_identity
 from sdpo.recipe import check_run_name
 from sdpo.resolve import Resolved, cache_dir, resolve, restore_machine
@@ -33,6 +34,7 @@ class Context:
     cache: Path
     clock: str
     listen: Listener
+    lock: int
     executed: list[str] = field(default_factory=list)
 
     @property
@@ -51,7 +53,7 @@ class Context:
 
     def stage(self, spec: Spec) -> dict[str, Any]:
         """Run a stage and return its result."""
-        return run_stage(spec, listen=self.listen)
+        return run_stage(spec, listen=self.listen, keep=[self.lock])
 
 
 @contextmanager
@@ -73,7 +75,8 @@ def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
         config = restore_machine(config, RunConfig.model_validate(run.read_run()["config"]))
     resolved = resolve(config)
     there = set(run.path.glob("*")) if run.path.is_dir() else set()
-    with run_lock(run):
+    with run_lock(run) as lock:
+        sweep_temporaries(run.path)
         new = not run.run_file.is_file()
         if new:
             clock = datetime.now(UTC).isoformat(timespec="seconds")
@@ -82,7 +85,9 @@ def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
             clock = _same_run(run, resolved)
         cache = cache_dir(config)
         try:
-            yield Context(run=run, resolved=resolved, cache=cache, clock=clock, listen=listen)
+            yield Context(
+                run=run, resolved=resolved, cache=cache, clock=clock, listen=listen, lock=lock
+            )
         except (UserError, PartitionError):
             if new and not run.complete_steps():
                 run.clear(keep=there)

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.cache import LAYOUT, scoring_key
 from sdpo.config import TrainingConfig
 from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
@@ -77,7 +78,11 @@ def _supervised_training(context: Context) -> TrainingConfig:
 def measure_gamma(context: Context) -> Record:
     """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
     folder, digest = model_of(context, 0)
-    identity = {"model": digest, "usable": file_digest(context.run.usable)}
+    identity = {
+        "scoring": _scoring(context, digest),
+        "tokens": tokens_path(context).stem,
+        "usable": file_digest(context.run.usable),
+    }
 
     def make() -> tuple[dict[str, Any], list[Path]]:
         spec = _spec(
@@ -158,10 +163,24 @@ def _partition_digest(context: Context, step: int) -> str:
 def _probe_identity(context: Context, number: int) -> dict[str, Any]:
     _, digest = model_of(context, number)
     return {
-        "model": digest,
+        "scoring": _scoring(context, digest),
+        "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
         "probe": context.config.probe.model_dump(exclude={"bootstrap_resamples"}),
     }
+
+
+def _scoring(context: Context, digest: str) -> dict[str, Any]:
+    """What log-probs under the model of this digest depend on besides the rows."""
+    config = context.config
+    return scoring_key(
+        digest,
+        precision=config.training.precision,
+        device=config.launch.device,
+        threads=config.launch.threads,
+        attention=config.model.attention,
+        layout=LAYOUT,
+    )
 
 
 def _probe_record(context: Context, number: int) -> Record | None:
@@ -251,6 +270,14 @@ def _write_gamma(context: Context, step: int) -> None:
 
 def write_report(context: Context) -> Path:
     """``report.html``, from what is in the run folder; made anew where anything there is new."""
-    if context.executed or not context.run.report.is_file():
-        render_report(context.run.path)
+    nodes = sorted(context.run.path.glob("nodes/*.json")) + sorted(
+        context.run.path.glob("step-*/record.json")
+    )
+    identity = {str(path.relative_to(context.run.path)): file_digest(path) for path in nodes}
+    identity.pop("nodes/report.json", None)
+
+    def make() -> tuple[dict[str, Any], list[Path]]:
+        return {}, [render_report(context.run.path)]
+
+    run_once(context, "report", identity, make)
     return context.run.report

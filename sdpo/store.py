@@ -214,8 +214,10 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def run_lock(run: RunFolder) -> Iterator[None]:
+def run_lock(run: RunFolder) -> Iterator[int]:
     """Hold the run for this process; the kernel lets go of it when the process ends.
+
+    Yields the lock's file descriptor: a child that has it holds the run too.
 
     Raises:
         UserError: another process holds it; the message says which.
@@ -237,6 +239,6 @@ def run_lock(run: RunFolder) -> Iterator[None]:
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         os.ftruncate(handle, 0)
         os.pwrite(handle, note.encode(), 0)
-        yield
+        yield handle
     finally:
         os.close(handle)

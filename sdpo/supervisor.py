@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,16 @@ from sdpo.spec import Spec
 _POLL_S = 0.05
 _GRACE_S = 10.0
 _PR_SET_PDEATHSIG = 1
+_MARK = "SDPO_STAGE"
+"""Environment variable by which all processes of a stage are known."""
+_PARENT = "SDPO_PARENT_PID"
 USER_ERROR_EXIT = 2
 
 
-def run_stage(spec: Spec, *, listen: Listener) -> dict[str, Any]:
+def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict[str, Any]:
     """Run ``spec`` in a child process (or several) and return its result event.
+
+    ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it.
 
     Raises:
         UserError: the stage refused what the user gave.
@@ -37,7 +44,7 @@ def run_stage(spec: Spec, *, listen: Listener) -> dict[str, Any]:
     path = spec.run / "logs" / f"{spec.name}.json"
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
-    reader, outcome = EventReader(spec.events), _Outcome(listen)
+    reader, outcome, mark = EventReader(spec.events), _Outcome(listen), uuid.uuid4().hex
     with spec.log.open("ab") as log:
         process = subprocess.Popen(
             _command(spec, path),
@@ -45,7 +52,8 @@ def run_stage(spec: Spec, *, listen: Listener) -> dict[str, Any]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(spec),
+            env=_environment(spec) | {_MARK: mark, _PARENT: str(os.getpid())},
+            pass_fds=tuple(keep),
         )
     try:
         while process.poll() is None:
@@ -53,7 +61,7 @@ def run_stage(spec: Spec, *, listen: Listener) -> dict[str, Any]:
             time.sleep(_POLL_S)
         outcome.take(reader)
     finally:
-        _end(process)
+        _end(process, mark)
     return outcome.judge(process.returncode, spec)
 
 
@@ -92,10 +100,12 @@ def _tail(log: Path) -> str:
 
 def _command(spec: Spec, path: Path) -> list[str]:
     stage = ["-m", "sdpo.stage", str(path)]
-    if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
+    # DeepSpeed wants a launcher for one process as well.
+    single = spec.launch.processes == 1 and not spec.launch.strategy.startswith("deepspeed")
+    if single or spec.kind != "step":  # type: ignore[attr-defined]
         return [sys.executable, *stage]
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(sys.executable, "-m", "sdpo.launcher"),
         *("--multi_gpu", "--num_machines", "1", "--num_processes", str(spec.launch.processes)),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
         *("--gpu_ids", "all"),  # else a default configuration of the user's could choose others
@@ -119,18 +129,27 @@ def _environment(spec: Spec) -> dict[str, str]:
     return environment
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate the stage and all its descendants; kill what is left after the grace time."""
-    if process.poll() is not None:
-        return  # its number may be another process's by now
-    leader = psutil.Process(process.pid)
-    family = [*leader.children(recursive=True), leader]
+def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
+    """Terminate what is left of the stage; kill what is left of that after the grace time."""
+    family = _marked(mark)
     for member in family:
         _signal(member, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=_GRACE_S)
     for member in alive:
         _signal(member, signal.SIGKILL)
     process.wait()
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """All processes of a stage, whoever their parent is by now and whatever session they are in."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # another user's, or gone
+    return found
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -142,5 +161,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 def die_with_parent() -> None:
     """Ask the kernel to terminate this process when the one that started it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    expected = os.environ.pop(_PARENT, "")  # ranks have the launcher for a parent, not us
+    if expected and os.getppid() != int(expected):
+        sys.exit(128 + signal.SIGTERM)  # it ended before the kernel was asked

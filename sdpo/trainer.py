@@ -42,9 +42,16 @@ def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
 def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Optimizer over the parameters that train; no weight decay on vectors (biases, norms)."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [len(getattr(p, "ds_shape", p.shape)) > 1 for p in trained]  # ZeRO-3 flattens shares
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p, is_matrix in zip(trained, matrices, strict=True) if is_matrix],
+            "weight_decay": training.weight_decay,
+        },
+        {
+            "params": [p for p, is_matrix in zip(trained, matrices, strict=True) if not is_matrix],
+            "weight_decay": 0.0,
+        },
     ]
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "rmsprop":
@@ -166,7 +173,7 @@ class Trainer:
     def _diverged(self, what: str, task: Task, batch: np.ndarray) -> None:
         names = ", ".join(task.ids[i] for i in batch)
         raise DivergedError(
-            f"{what}: no update was made. Look at these pairs, or lower the learning rate. "
+            f"{what}: nothing of this step is published. Look at these pairs, or lower the rate. "
             f"Pairs of the batch: {names}"
         )
 
@@ -187,7 +194,13 @@ class Trainer:
         for items in cut:
             sums.add(self._forward(task, items, fallback=everything), items)
         self.scorer.train()
-        return sums.means(weight=float(task.weights(everything).sum()))
+        means = sums.means(weight=float(task.weights(everything).sum()))
+        if not math.isfinite(means["loss"]):
+            raise DivergedError(
+                f"the loss on the reserve is {means['loss']}: nothing of this step is published. "
+                "Lower the learning rate"
+            )
+        return means
 
 
 class _Sums:

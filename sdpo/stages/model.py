@@ -1,15 +1,15 @@
 """The model of a stage: loaded once, scored, trained, published."""
 
 import os
-import shutil
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from sdpo.config import TrainingConfig
 from sdpo.digest import model_digest
-from sdpo.errors import Fault, ModelError
+from sdpo.errors import DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.logps import SequenceScorer
@@ -18,6 +18,8 @@ from sdpo.score import Scorer
 from sdpo.spec import StepSpec
 from sdpo.store import RunFolder
 from sdpo.trainer import Trainer, make_optimizer
+
+_PATIENCE = timedelta(hours=12)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,8 +100,8 @@ class Session:
         folder = RunFolder(self.spec.run).model(self.spec.step)
         digest = [""]
         if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that left no record
-            with publish_folder(folder) as temporary:
+            _check_finite(weights or self.policy.state_dict())
+            with publish_folder(folder, replace=True) as temporary:
                 save_policy(
                     self.policy,
                     temporary,
@@ -111,7 +113,14 @@ class Session:
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
         self.published_digest = digest[0]
+        if not self.is_sharded:
+            self.accelerator.free_memory()  # the optimizer's state: M_t is measured next
         return digest[0]
+
+    def close(self) -> None:
+        """Wait for the other processes, then part from them: one that just ends aborts the rest."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.state.destroy_process_group()
 
     def _engine(self) -> tuple[Any, Any]:
         """DeepSpeed's engine and optimizer: made once, since they take the weights over."""
@@ -125,13 +134,21 @@ class Session:
     def check_head(self, scorer: SequenceScorer) -> None:
         """Make sure that the head's log-probs are the model's own."""
         vocabulary = self.policy.config.get_text_config().vocab_size
-        scorer.check_head(vocabulary=vocabulary, device=self.device)
+        with self.arithmetic():
+            scorer.check_head(vocabulary=vocabulary, device=self.device)
+
+    def arithmetic(self) -> torch.autocast:
+        """The precision in which the stage scores and trains, for calls past the accelerator."""
+        bf16 = self.spec.training.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def _gathered(self) -> dict[str, torch.Tensor]:
         """The whole fp32 weights, gathered from all ranks, under the model's own names."""
         engine, _ = self._engine()
         weights = self.accelerator.get_state_dict(engine) or {}
-        return {name.removeprefix("model."): value for name, value in weights.items()}
+        named = {name.removeprefix("model."): value for name, value in weights.items()}
+        tied = getattr(self.policy, "all_tied_weights_keys", None) or {}
+        return {name: value for name, value in named.items() if tied.get(name) not in named}
 
 
 def open_session(spec: StepSpec, events: EventWriter) -> Session:
@@ -145,7 +162,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     events.emit("phase", phase="load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
-    found = model_digest(spec.input_model)
+    found = model_digest(spec.input_model) if accelerator.is_main_process else spec.input_digest
     if found != spec.input_digest:
         raise ModelError(
             f"{spec.input_model} is not the model this run was made with: its digest is {found}, "
@@ -172,16 +189,18 @@ def _accelerator(spec: StepSpec) -> Any:
     on_cpu = spec.launch.device == "cpu"
     tracking = spec.tracking.tools if spec.task != "none" else []
     folder = RunFolder(spec.run).step(spec.step) / "tracking"
+    # Other ranks wait in a collective while the main one saves and hashes a large model.
+    sharded = spec.launch.strategy.startswith("deepspeed")
+    backend = "gloo" if on_cpu and sharded else None
+    group = InitProcessGroupKwargs(backend=backend, timeout=_PATIENCE)
     options: dict[str, Any] = {
+        "kwargs_handlers": [group] if sharded or spec.launch.processes > 1 else None,
         "log_with": list(tracking) or None,
         "project_dir": str(folder) if tracking else None,
     }
-    if spec.launch.strategy.startswith("deepspeed"):
+    if sharded:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        backend = [InitProcessGroupKwargs(backend="gloo")] if on_cpu else None
-        accelerator = Accelerator(
-            deepspeed_plugin=_deepspeed(spec), kwargs_handlers=backend, **options
-        )
+        accelerator = Accelerator(deepspeed_plugin=_deepspeed(spec), **options)
     else:
         accelerator = Accelerator(
             cpu=on_cpu,
@@ -195,6 +214,16 @@ def _accelerator(spec: StepSpec) -> Any:
             f"{accelerator.num_processes}: accelerate did not set up {spec.launch.strategy}"
         )
     return accelerator
+
+
+def _check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Refuse to publish a model that the last update spoiled."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise DivergedError(
+                f"after training, {name} has values that are NaN or infinite: nothing of this step "
+                "is published. Lower the learning rate"
+            )
 
 
 def _deepspeed(spec: StepSpec) -> Any:

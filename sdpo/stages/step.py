@@ -50,6 +50,7 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
         with timings.of("measure"):
             digest = session.published_digest
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
+    session.close()
     return {"model": session.published_digest, "timings_s": timings.rounded()}
 
 
@@ -93,14 +94,15 @@ def _measure(
     if spec.probe.completions and not session.can_generate:
         events.warning("no completions: under ZeRO-3 no process has the whole model")
     elif spec.probe.completions and session.accelerator.is_main_process:
-        write_completions(
-            session.policy,
-            session.tokenizer,
-            completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions),
-            name=name,
-            max_new_tokens=spec.probe.completion_tokens,
-            device=session.device,
-            out=out,
-            events=events,
-        )
+        with session.arithmetic():
+            write_completions(
+                session.policy,
+                session.tokenizer,
+                completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions),
+                name=name,
+                max_new_tokens=spec.probe.completion_tokens,
+                device=session.device,
+                out=out,
+                events=events,
+            )
     session.accelerator.wait_for_everyone()

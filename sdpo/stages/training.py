@@ -15,12 +15,12 @@ import torch
 
 from sdpo import gate, machine
 from sdpo.batching import global_batch
-from sdpo.cache import LogpCache, scoring_key
+from sdpo.cache import LAYOUT, LogpCache, scoring_key
 from sdpo.card import write_card
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
-from sdpo.files import digest_of, file_digest, publish_file
+from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.model import Session
@@ -28,8 +28,6 @@ from sdpo.store import RunFolder
 from sdpo.tasks import PreferenceTask, SupervisedTask, Task
 from sdpo.tokens.store import SupervisedTokenFile, TokenFile
 from sdpo.trainer import Metrics, Trainer
-
-LAYOUT = "padded"
 
 
 @dataclass(slots=True)
@@ -79,6 +77,7 @@ def open_cache(spec: StepSpec, digest: str) -> LogpCache:
         precision=spec.training.precision,
         device=spec.launch.device,
         attention=spec.model.attention,
+        threads=spec.launch.threads,
         layout=LAYOUT,
     )
     return LogpCache(spec.cache, key)
@@ -270,7 +269,8 @@ def _train(step: StepFiles, trainer: Trainer, task: Task, reserve: Task | None) 
         if log:
             log.close()
         if tracked:
-            accelerator.end_training()
+            for tracker in accelerator.trackers:  # end_training would end the process group too
+                tracker.finish()
     return done
 
 
@@ -296,8 +296,9 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
     }
     write_card(run, record, name=f"M_{spec.step}")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
-    views = {"gamma.json", "record.json", "record.json.sha256"}
+    views = {"gamma.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
     files = [f for f in files if f.name not in views and "tracking" not in f.parts]
+    files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
     run.write_record(node, record, files=files)
     step.events.emit("published", step=spec.step, model=digest)
 

@@ -69,12 +69,16 @@ def test_a_changed_recipe_under_the_same_name_is_refused(finished_copy: Bench, s
 def test_settings_name_limit_and_folder_come_from_the_command_line(
     bench: Bench, tmp_path: Path, sdpo: Sdpo
 ) -> None:
-    called = sdpo(
-        *("run", bench.write(), "--name", "smoke", "--limit", 20, "--runs-dir", tmp_path / "other"),
+    arguments = (
+        *(bench.write(), "--name", "smoke", "--limit", 20, "--runs-dir", tmp_path / "other"),
         *("--set", "training.max_steps=1", "--set", "data.sources.requests.max_pairs=15"),
     )
-    assert called.code == 0, called.told
     run = RunFolder(tmp_path / "other" / "smoke")
+    assert sdpo("partition", *arguments).code == 0
+    assert plan_of(run.plan_file)["unit"] == "characters"
+    called = sdpo("run", *arguments)
+    assert called.code == 0, called.told
+    assert "unit" not in plan_of(run.plan_file), "a name that was planned can be run"
     config = run.read_run()["config"]
     assert config["name"] == "smoke"
     assert config["data"]["limit"] == 20
@@ -138,13 +142,6 @@ def test_partition_knows_lengths_in_tokens_once_they_are_cached(
     assert "tokens median" in called.told
     plan = plan_of(finished_copy.runs / "later" / "plan.json")
     assert plan == finished.json("plan.json")
-
-
-def test_a_planned_name_can_be_run(bench: Bench, sdpo: Sdpo) -> None:
-    recipe = bench.write({"training": {"max_steps": 1}})
-    assert sdpo("partition", recipe).code == 0
-    assert sdpo("run", recipe).code == 0
-    assert "unit" not in plan_of(bench.runs / "tiny" / "plan.json")
 
 
 def test_partition_leaves_the_plan_of_a_run_alone(finished_copy: Bench, sdpo: Sdpo) -> None:

@@ -8,6 +8,7 @@ from bench import Bench, Outcome, forked_stages
 from command_line import Sdpo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.align import align
@@ -92,21 +93,30 @@ def test_its_tables_are_artifacts(flown: tuple[ChainResult, FlowRun]) -> None:
     assert "reserve:requests" in str(found["gamma-flown-1"].data)
 
 
-def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench) -> None:
-    bad = parameters(bench) | {"training": {"beta": -1}}
-    with pytest.raises(Exception, match=r"training\.beta"):
-        align(**bad)
+def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: Sdpo) -> None:
+    message = "training.beta: Input should be greater than 0"
+    with pytest.raises(ParameterTypeError, match=message):
+        align(**parameters(bench) | {"training": {"beta": -1}})
+    assert message in sdpo("run", bench.write({"training": {"beta": -1}})).told
     assert not bench.runs.exists()
 
 
-def test_a_mistake_has_the_same_message_as_on_the_command_line(bench: Bench, sdpo: Sdpo) -> None:
-    groups = {"partition": {"groups": [["questions", "request"]]}}
-    with forked_stages(), pytest.raises(ValueError, match=r"partition\.groups") as caught:
-        align(**parameters(bench, **groups))
+@pytest.mark.parametrize(
+    "partition",
+    [
+        {"strategy": "random", "fractions": [0.5, 0.6]},  # refused by the recipe
+        {"groups": [["questions", "request"]]},  # refused by the chain
+    ],
+)
+def test_a_mistake_has_the_same_message_as_on_the_command_line(
+    bench: Bench, sdpo: Sdpo, partition: dict[str, Any]
+) -> None:
+    with forked_stages(), pytest.raises(ValueError, match=r"partition\.") as caught:
+        align(**parameters(bench) | {"partition": partition})
     state = flow_runs()[0].state
     assert state is not None
     assert state.is_failed()
-    assert str(caught.value) in sdpo("run", bench.write(groups)).told
+    assert str(caught.value) in sdpo("run", bench.write({"partition": partition})).told
     assert not (bench.runs / "tiny").exists()
 
 

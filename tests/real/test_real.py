@@ -29,7 +29,7 @@ def run(folder: Path, *overrides: str) -> Outcome:
     """Run the recipe; its paths are relative to the project's root."""
     config = load_recipe(RECIPE, overrides=[f"store.runs_dir={folder / 'runs'}", *overrides])
     events: list[Event] = []
-    with forked_stages(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT)
         return Outcome(run_chain(config, listen=events.append), events)
 
@@ -50,8 +50,9 @@ def assert_steps_are_chained(done: Outcome) -> None:
 
 
 def test_a_few_pairs_of_the_real_data_run_to_the_end(tmp_path: Path) -> None:
-    few = ("data.limit=16", "data.max_length=192", "training.batch_size=8", "launch.threads=1")
-    done = run(tmp_path, *few, "probe.completion_tokens=4", "probe.bootstrap_resamples=100")
+    few = ("data.limit=16", "data.max_length=192", "training.batch_size=4", "launch.threads=1")
+    with forked_stages():
+        done = run(tmp_path, *few, "probe.completion_tokens=4", "probe.bootstrap_resamples=100")
     assert_steps_are_chained(done)
     assert done.result.report.is_file()
     sources = [step["sources"] for step in done.json("plan.json")["steps"]]

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from sdpo.cache import LogpCache, scoring_key
 
-KEY = scoring_key("m" * 64, precision="fp32", device="cpu", attention="sdpa", layout="rows")
+KEY = scoring_key(
+    "m" * 64, precision="fp32", device="cpu", threads=1, attention="sdpa", layout="rows"
+)
 
 
 def digests(*names: object) -> list[bytes]:
@@ -130,11 +132,12 @@ def test_the_key_holds_what_log_probs_depend_on_and_no_more():
         "model",
         "precision",
         "scoring_version",
+        "threads",
     ]
 
 
 def test_the_folder_of_a_key_stays_where_it_is(cache, tmp_path):
-    assert cache.folder == tmp_path / "logps" / "43199e8fcb247bcea19c377daf989f5d"
+    assert cache.folder == tmp_path / "logps" / "9ec8ece15634308e75264653cf2ab65c"
 
 
 @given(

@@ -83,7 +83,6 @@ def test_what_is_not_of_the_step_or_is_known_by_its_digest_does_not_count(values
         {"epochs": 2},
         {"max_steps": 5},
         {"seed": 43},
-        {"precision": "bf16"},
         {"gradient_checkpointing": True},
         {"lora_r": 8},
     ],
@@ -94,6 +93,10 @@ def test_a_training_setting_counts_for_all_steps_or_for_one(change):
     assert step(everywhere) != step(BASE)
     assert step(second, number=1) == step(BASE)
     assert step(second, number=2) == step(everywhere)
+
+
+def test_precision_counts():
+    assert step(configure(training={"precision": "bf16"})) != step(BASE)
 
 
 @pytest.mark.parametrize(

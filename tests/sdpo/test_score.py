@@ -34,7 +34,9 @@ def cache(tmp_path):
     """``cache(name)``: as another process finds the rows of one key."""
 
     def open_cache(name: str = "a-digest") -> LogpCache:
-        key = scoring_key(name, precision="fp32", device="cpu", attention="sdpa", layout="padded")
+        key = scoring_key(
+            name, precision="fp32", device="cpu", threads=1, attention="sdpa", layout="padded"
+        )
         return LogpCache(tmp_path / "cache", key)
 
     return open_cache

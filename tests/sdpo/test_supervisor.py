@@ -195,12 +195,15 @@ time.sleep(60)
 def test_descendants_in_sessions_of_their_own_that_ignore_sigterm_are_killed(monkeypatch):
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.3)
     leader = subprocess.Popen(
-        [sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", FAMILY],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"SDPO_STAGE": "of-this-test"},
     )
     with leader:
         assert leader.stdout is not None
         stubborn = psutil.Process(int(leader.stdout.readline()))
-        supervisor._end(leader)
+        supervisor._end(leader, "of-this-test")
         stubborn.wait(timeout=5)
     assert leader.poll() is not None
 

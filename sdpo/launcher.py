@@ -1,0 +1,9 @@
+"""``accelerate launch`` that ends with the process that started it: several ranks of one stage."""
+
+import runpy
+
+from sdpo.supervisor import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()
+    runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
