@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from flows.commands import scratch_run
+from flows.commands import print_plan_notes, scratch_run
 from flows.console import table
 from sdpo.batching import HEAD_CHUNK_BYTES, micro_batch_tokens, optimizer_steps
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.digest import read_config, tensor_entries
+from sdpo.files import read_json
 from sdpo.nodes import prepare_data, reserve, tokenise
 from sdpo.planning import check, needs_gamma, partition
 from sdpo.run import Context
@@ -52,6 +53,7 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
             numbers = [step.step for step in partition(context).steps]
             rows = [_step_row(context, tokens, number) for number in numbers]
             console.print(table(rows, title="Steps"))
+            print_plan_notes(read_json(context.run.plan_file), console=console)
         memory = estimate_memory(context, context.config.training)
         console.print(table(memory.rows(), title="Memory per device, estimated"))
 
@@ -195,13 +197,16 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
         training.micro_batch_tokens, device=str(context.config.launch.device)
     )
     bytes_each = 2 if training.precision == "bf16" else 4
+    launch = context.config.launch
+    processes = launch.processes
+    sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1
     return MemoryEstimate(
         parameters=parameters,
         trained=trained,
-        weights_bytes=4 * parameters,
-        gradients_bytes=4 * trained,
-        optimizer_bytes=4 * states * trained,
+        weights_bytes=4 * parameters // (processes if sharded == 3 else 1),
+        gradients_bytes=4 * trained // (processes if sharded else 1),
+        optimizer_bytes=4 * states * trained // (processes if sharded else 1),
         activations_bytes=math.ceil(tokens * layers * width * bytes_each),
         head_bytes=3 * HEAD_CHUNK_BYTES,
     )

@@ -4,6 +4,7 @@ Commands load what they need when they are called: ``--help`` must not wait for 
 Prefect is loaded only where it is asked for.
 """
 
+import errno
 import json
 import shutil
 import signal
@@ -23,6 +24,12 @@ from sdpo.recipe import check_run_name, load_recipe
 
 _INTERRUPTED = 130
 _PLAIN_COLUMNS = 120
+
+_USERS_PATHS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+"""What is wrong with a path that the user gave, and not with the machine."""
 
 app = typer.Typer(
     help="Stepwise DPO: align a model in steps, each step's model the next step's reference.",
@@ -193,32 +200,33 @@ def run_app(arguments: list[str]) -> int:
     """Run the command line and return its exit code; what went wrong is told on stderr."""
     try:
         code = app(args=arguments, prog_name="sdpo", standalone_mode=False)
-    except (UserError, PartitionError) as error:
-        err.print(f"[red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
-        return 2
-    except typer.TyperException as error:
-        message = _escaped(error.format_message())
-        err.print(f"[red]error:[/] {message} (see `sdpo --help`)", highlight=False, soft_wrap=True)
-        return 2
     except (KeyboardInterrupt, Interrupted):
         return _interrupted()
+    except (UserError, PartitionError) as error:
+        return _tell("error", str(error), code=2)
+    except typer.TyperException as error:
+        return _tell("error", f"{error.format_message()} (see `sdpo --help`)", code=2)
+    except OSError as error:
+        if error.errno not in _USERS_PATHS:
+            raise
+        return _tell("error", f"{error.filename or 'a file'}: {error.strerror}", code=2)
     except SdpoError as error:
-        err.print(f"[red]failed:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
-        return 1
+        return _tell("failed", str(error), code=1)
     if code == _INTERRUPTED:  # typer turns a KeyboardInterrupt into this code
         return _interrupted()
     return code if isinstance(code, int) else 0
 
 
+def _tell(what: str, message: str, *, code: int) -> int:
+    from rich.markup import escape
+
+    err.print(f"[red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return code
+
+
 def _interrupted() -> int:
     err.print("interrupted: what was complete stands; run the same command to go on")
     return _INTERRUPTED
-
-
-def _escaped(message: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(message))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the commands do."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
         rows = partition_rows(context.run.path)
         content = context.run.plan_file.read_text(encoding="utf-8")
     console.print(table(rows, title=f"Partition plan: {config.partition.strategy}"))
+    print_plan_notes(json.loads(content), console=console)
     run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
     if target is None and run.run_file.is_file():
         console.print(f"run {run.name} keeps its own plan: {run.plan_file}", soft_wrap=True)
@@ -93,6 +95,19 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(content, encoding="utf-8")
     console.print(f"plan: {where}", highlight=False, soft_wrap=True)
+
+
+def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
+    """What the table of steps does not show: the reserve, and prompts in several partitions."""
+    held = ", ".join(f"{name} {count}" for name, count in plan["reserve"].items())
+    console.print(f"reserved: {held}", highlight=False)
+    for overlap in plan["overlap"]:
+        steps = " and ".join(f"D_{step}" for step in overlap["steps"])
+        console.print(
+            f"[yellow]warning:[/] {overlap['prompts']} prompts ({overlap['pairs']} pairs) occur in "
+            f"{steps}",
+            highlight=False,
+        )
 
 
 def export_model(
@@ -110,6 +125,10 @@ def export_model(
     number = step if step is not None else (done[-1] if done else -1)
     if number not in done:
         listed = ", ".join(map(str, done)) or "none"
+        if not done:
+            raise UserError(
+                f"run {stored.name} has no complete step yet: there is no model to export"
+            )
         raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
     with RunConsole(console) as listen:
         run_stage(

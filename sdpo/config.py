@@ -20,7 +20,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 class Group(BaseModel):
     """A group of settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Group):
@@ -356,6 +356,16 @@ def _impossible(config: RunConfig) -> list[str]:
                 f"steps.{number - 1}.precision differs from training.precision: all models of a "
                 "run are compared, so they are measured in one arithmetic"
             )
+    if supervised.enabled and supervised.path and supervised.examples == "chosen":
+        problems.append(
+            "supervised.path is set but supervised.examples is `chosen`: set it to `source` to "
+            "train on that data, or leave the path empty"
+        )
+    if launch.strategy.startswith("deepspeed") and launch.processes == 1:
+        problems.append(
+            f"launch.strategy {launch.strategy} shares weights among processes, and "
+            "launch.processes is 1: use `single`"
+        )
     sharded = launch.strategy.startswith("deepspeed")
     trainings = [config.training, *(config.training_of(i + 1) for i in range(len(config.steps)))]
     if sharded and any(training.lora_r for training in trainings):
@@ -364,6 +374,28 @@ def _impossible(config: RunConfig) -> list[str]:
             "use `ddp`"
         )
     return problems
+
+
+def settings_without_effect(config: RunConfig) -> list[str]:
+    """Settings that were given and that nothing will read, each with why."""
+    lines: list[str] = []
+    trainings = {"training": config.training} | {
+        f"steps.{index}": config.training_of(index + 1) for index in range(len(config.steps))
+    }
+    for name, training in trainings.items():
+        given = {
+            key for key, value in training if value != TrainingConfig.model_fields[key].default
+        }
+        lora = sorted(key for key in given if key.startswith("lora_"))
+        if lora and not training.lora_r:
+            lines.append(f"{name}.{lora[0]} has no effect: training.lora_r is 0")
+        betas = sorted(given & {"adam_beta1", "adam_beta2"})
+        if betas and training.optimizer != "adamw":
+            lines.append(f"{name}.{betas[0]} has no effect on optimizer {training.optimizer}")
+    default = SupervisedConfig()
+    if not config.supervised.enabled and config.supervised != default:
+        lines.append("`supervised` has no effect: supervised.enabled is false")
+    return lines
 
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import ModelError
+from sdpo.errors import IntegrityError, ModelError
 from sdpo.files import canonical_json, read_json
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
@@ -125,7 +125,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
-    config: dict[str, Any] = read_json(path)
+    try:
+        config: dict[str, Any] = read_json(path)
+    except IntegrityError as error:
+        raise ModelError(str(error)) from error
     return config
 
 

@@ -43,6 +43,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
+            if file.is_file():  # safetensors makes files that only their owner can read
+                file.chmod(0o666 & ~_umask())
             _sync(file)
         _sync(temporary)
         if replace and path.exists():
@@ -61,6 +63,12 @@ def sweep_temporaries(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _temporary(path: Path) -> Path:

@@ -19,6 +19,7 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
+from sdpo.digest import tensor_entries
 from sdpo.errors import ConfigError
 from sdpo.files import digest_of, file_digest, publish_file, write_json
 from sdpo.nodes import codes, source_names, tokens_path
@@ -55,7 +56,24 @@ def check(context: Context) -> None:
     """
     settings = replace(partition_settings(context), order="given")
     pairs, _ = _pairs(context, pq.read_table(context.run.usable), {})
-    _check_steps(context, make_plan(pairs, settings))
+    plan = make_plan(pairs, settings)
+    _check_steps(context, plan)
+    for step in plan.steps:
+        _check_adapters(context, step.step)
+
+
+def _check_adapters(context: Context, step: int) -> None:
+    training = context.config.training_of(step)
+    names = training.lora_target_modules
+    if not training.lora_r or names == ["all-linear"]:
+        return
+    modules = [e.name.removesuffix(".weight") for e in tensor_entries(context.resolved.model)]
+    for name in names:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            raise ConfigError(
+                f"training.lora_target_modules of step {step}: no module of the model is named "
+                f"`{name}`; there are {', '.join(sorted({m.split('.')[-1] for m in modules}))}"
+            )
 
 
 def _check_steps(context: Context, plan: Plan) -> None:
@@ -199,6 +217,7 @@ def plan_on_text(context: Context) -> Plan:
     content = plan.to_dict()
     reserved = np.bincount(source[mask], minlength=len(names)).tolist()
     content["reserve"] = dict(zip(names, reserved, strict=True))
+    content["overlap"] = prompt_overlap(ids_from_hex(table["prompt_key"].to_pylist()), step_of)
     content["unit"] = "characters"
     prompt, chosen, rejected = (table[name].to_numpy() for name in lengths)
     for entry in content["steps"]:

@@ -4,6 +4,7 @@ The resolved configuration is what a run stores. It is reached without torch: mo
 as files, devices through the driver.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo import demo, machine
-from sdpo.config import LaunchConfig, RunConfig, SourceConfig
+from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
@@ -62,7 +63,7 @@ def resolve(config: RunConfig) -> Resolved:
         update={
             "model": config.model.model_copy(
                 update={
-                    "name_or_path": str(model),
+                    **_model_name(config.model, model),
                     "chat_template": str(Path(template).absolute()) if template else "",
                 }
             ),
@@ -75,6 +76,7 @@ def resolve(config: RunConfig) -> Resolved:
         }
     )
     _check_attention(resolved)
+    _check_packages(resolved)
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     for source in sources:
         inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
@@ -105,6 +107,8 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
     device = launch.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
+    if device == "cuda" and not gpus:
+        raise ConfigError("launch.device is cuda, but this machine has no CUDA device")
     if device == "cuda" and launch.processes > gpus:
         raise ConfigError(
             f"launch.processes is {launch.processes}, but this machine has {gpus} CUDA devices"
@@ -154,13 +158,31 @@ def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
         for source, old in zip(config.data.sources, stored.data.sources, strict=False)
     ]
     sources += config.data.sources[len(sources) :]
+    model = config.model
+    if (model.name_or_path, model.revision) == (stored.model.name_or_path, ""):
+        model = model.model_copy(update={"revision": stored.model.revision})
     return config.model_copy(
         update={
+            "model": model,
             "data": config.data.model_copy(update={"sources": sources}),
             "launch": launch.model_copy(update=update),
             "training": training.model_copy(update={"precision": precision}),
         }
     )
+
+
+def _check_packages(config: RunConfig) -> None:
+    wanted: dict[str, str] = {tool: tool for tool in config.tracking.tools}
+    if config.model.attention == "flash_attention_2":
+        wanted["flash_attn"] = "flash-attn"
+    if config.launch.strategy.startswith("deepspeed"):
+        wanted["deepspeed"] = "deepspeed"
+    for module, package in wanted.items():
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"the recipe wants {package}, which is not installed: pip install {package}, or "
+                "the project's extra that brings it"
+            )
 
 
 def _check_attention(config: RunConfig) -> None:
@@ -186,10 +208,17 @@ def _model_folder(config: RunConfig, *, cache: Path) -> Path:
     local = Path(name).expanduser()
     if local.is_dir():
         _check_model_folder(local)
-        return local.absolute()
+        return Path(os.path.normpath(local.absolute()))
     if is_path(name):
         raise ModelError(f"model.name_or_path: no folder at {local.absolute()}")
     return _hub_model(name, revision=config.model.revision, code=config.model.trust_remote_code)
+
+
+def _model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
+    """A folder by its path, a hub model by its name and commit."""
+    if given.name_or_path.startswith("demo:") or Path(given.name_or_path).expanduser().is_dir():
+        return {"name_or_path": str(folder), "revision": ""}
+    return {"name_or_path": given.name_or_path, "revision": folder.name}
 
 
 def _check_model_folder(folder: Path) -> None:
@@ -227,12 +256,13 @@ def _source(source: SourceConfig, *, cache: Path) -> SourceConfig:
         raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
     name = source.name or default_name(source.path.removeprefix("demo:"))
     if source.path.startswith("demo:"):
-        path = demo.materialise(source.path, cache / "demo")
-        return source.model_copy(update={"name": name, "path": str(path)})
+        made = demo.materialise(source.path, cache / "demo")
+        return source.model_copy(update={"name": name, "path": str(made)})
     local = Path(source.path).expanduser()
     is_data_file = default_name(source.path) != local.name
     if local.exists() or is_path(source.path) or is_data_file:
-        return source.model_copy(update={"name": name, "path": str(local.absolute())})
+        path = os.path.normpath(local.absolute())
+        return source.model_copy(update={"name": name, "path": path})
     commit = _hub_data_commit(source.path, source.revision)
     return source.model_copy(update={"name": name, "revision": commit})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from partitions import PartitionError
 from sdpo import machine
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, settings_without_effect
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import sweep_temporaries
@@ -83,6 +83,8 @@ def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
             run.write_run(_run_file(name, resolved, clock))
         else:
             clock = _same_run(run, resolved)
+        for line in settings_without_effect(config):
+            listen({"event": "warning", "message": line})
         cache = cache_dir(config)
         try:
             yield Context(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,16 @@ def reuse(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
     """Where two JSON values differ: ``field: old -> new``, one line each."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and (old or new):
+        old, new = old or {}, new or {}
         lines: list[str] = []
         for key in sorted(old.keys() | new.keys()):
             lines += differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         return lines
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    if isinstance(old, list | None) and isinstance(new, list | None) and (old or new):
         return [
             line
-            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for index, (a, b) in enumerate(zip_longest(old or [], new or []))
             for line in differences(a, b, f"{where}.{index}")
         ]
     return [] if old == new else [f"{where}: {_short(old)} -> {_short(new)}"]

@@ -131,7 +131,10 @@ def _environment(spec: Spec) -> dict[str, str]:
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """Terminate what is left of the stage; kill what is left of that after the grace time."""
-    family = _marked(mark)
+    family = set(_marked(mark))
+    if process.poll() is None:
+        leader = psutil.Process(process.pid)
+        family |= {leader, *leader.children(recursive=True)}
     for member in family:
         _signal(member, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=_GRACE_S)

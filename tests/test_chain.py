@@ -237,7 +237,7 @@ def test_a_run_that_lost_its_last_record_redoes_only_that_step(
 ) -> None:
     (finished_copy.runs / "tiny/step-2/record.json").unlink()
     again = finished_copy.run()
-    assert again.result.executed == ("step-2",)
+    assert again.result.executed == ("step-2", "report")
     assert again.record("step-2")["outputs"] == finished.record("step-2")["outputs"]
     assert again.record("step-2")["scored_rows"]["computed"] == 0
 
@@ -251,7 +251,7 @@ def test_a_flipped_byte_in_a_model_is_noticed_and_the_step_redone(
     weights.write_bytes(content)
     again = finished_copy.run()
     assert again.reason("step-1") == "step-1/model/model.safetensors was changed"
-    assert again.result.executed == ("step-1",), "M_1 is the same again, so step 2 stands"
+    assert again.result.executed == ("step-1", "report"), "M_1 is the same again, so step 2 stands"
     for step in (1, 2):
         old, new = finished.record(f"step-{step}"), again.record(f"step-{step}")
         assert new["outputs"] == old["outputs"]
@@ -261,11 +261,11 @@ def test_a_flipped_byte_in_a_model_is_noticed_and_the_step_redone(
 @pytest.mark.parametrize(
     ("name", "redone"),
     [
-        ("pairs.parquet", ("data", "reserve")),  # the list of rejected rows is of both
-        ("plan.parquet", ("plan",)),
-        ("step-1/gamma.json", ("gamma-1",)),
-        ("probes/M_1.parquet", ("probe-M_1",)),
-        ("report.html", ()),
+        ("pairs.parquet", ("data", "reserve", "report")),  # the rejected rows are of both
+        ("plan.parquet", ("plan", "report")),
+        ("step-1/gamma.json", ("gamma-1", "report")),
+        ("probes/M_1.parquet", ("probe-M_1", "report")),
+        ("report.html", ("report",)),
     ],
 )
 def test_a_file_that_is_gone_is_made_again_and_nothing_else(
@@ -274,7 +274,7 @@ def test_a_file_that_is_gone_is_made_again_and_nothing_else(
     path = finished_copy.runs / "tiny" / name
     path.unlink()
     again = finished_copy.run()
-    assert again.result.executed == redone
+    assert again.result.executed == (*redone, "report")
     assert path.read_bytes() == (finished.folder / name).read_bytes()
 
 
@@ -306,7 +306,7 @@ def test_the_same_recipe_under_another_name_shares_the_cache_and_ends_in_the_sam
         ({"data": {"limit": 39}}, "data.limit: 40 -> 39"),
         ({"partition": {"strategy": "random"}}, "partition.strategy: natural -> random"),
         ({"supervised": {"enabled": True}}, "supervised.enabled: False -> True"),
-        ({"steps": [{"beta": 0.2}]}, "steps: [] -> [{"),
+        ({"steps": [{"beta": 0.2}]}, "steps.0.beta: nothing -> 0.2"),
     ],
 )
 def test_a_changed_recipe_under_an_existing_name_is_refused(

@@ -281,6 +281,11 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
         digest = session.publish()
     if not session.accelerator.is_main_process:
         return
+    if digest == spec.input_digest:
+        step.events.warning(
+            f"step {spec.step} changed nothing: M_{spec.step} is {spec.input_name} to the last "
+            f"bit. It made {facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
+        )
     run, node = RunFolder(spec.run), f"step-{spec.step}"
     record = {
         "step": spec.step,

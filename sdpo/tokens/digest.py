@@ -45,6 +45,8 @@ def tokenizer_digest(folder: Path) -> str:
             "(load it with AutoTokenizer and save it with save_pretrained)"
         )
     content = {k: v for k, v in read_json(path).items() if k not in _NOT_IDENTITY}
+    if not isinstance(content.get("model"), dict):
+        raise ModelError(f"{path} is not a tokenizer: it has no model")
     content["model"] = _one_form_of_merges(content["model"])
     config = _config(folder)
     return digest_of(

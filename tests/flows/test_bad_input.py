@@ -363,14 +363,13 @@ def test_what_lay_in_the_folder_of_a_refused_run_stays(
     assert note.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_mistake_in_a_later_step_keeps_the_steps_before(
+def test_a_mistake_in_a_later_step_is_told_before_anything_is_trained(
     place: Place, bench: Bench, sdpo: Sdpo
 ) -> None:
-    changes = {"steps": [{"max_steps": 1}, {"lora_r": 2, "lora_target_modules": ["nope"]}]}
-    called = sdpo("run", bench.write(changes))
-    assert_refused(called, "nope")
-    assert (bench.runs / "tiny/step-1/record.json").is_file()
-    assert not (bench.runs / "tiny/step-2/model").exists()
+    adapters = {"lora_r": 2, "lora_target_modules": ["embed_tokens"]}
+    called = sdpo("run", bench.write({"steps": [{"max_steps": 1}, adapters]}))
+    assert_refused(called, "training.lora_target_modules", "embed_tokens")
+    assert not (bench.runs / "tiny").exists()
 
 
 def test_a_loss_that_is_not_finite_names_the_pairs_and_exits_with_1(

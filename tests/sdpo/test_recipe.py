@@ -210,7 +210,10 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ({"supervised": {"enabled": True, "examples": "source"}}, r"supervised\.path is empty"),
         ({"launch": {"strategy": "single", "processes": 2}}, "use `ddp`"),
         (
-            {"launch": {"strategy": "deepspeed_zero2"}, "steps": [{}, {"lora_r": 8}]},
+            {
+                "launch": {"strategy": "deepspeed_zero2", "processes": 2},
+                "steps": [{}, {"lora_r": 8}],
+            },
             "lora_r with launch.strategy deepspeed is not supported",
         ),
     ],

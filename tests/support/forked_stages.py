@@ -22,6 +22,7 @@ def stage(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    os.environ.pop("SDPO_PARENT_PID")  # its parent is the server
     sys.argv = arguments
     from sdpo.stage import main
 

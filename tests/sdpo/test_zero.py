@@ -1,0 +1,49 @@
+"""ZeRO on two CPU processes (gloo), with a tracker running, is the step of one process."""
+
+import pytest
+
+from sdpo.config import EvaluationConfig, LaunchConfig, TrackingConfig, TrainingConfig
+from sdpo.digest import model_digest, tensor_entries
+from sdpo.supervisor import run_stage
+
+from .training_helpers.runs import PreparedRun, prepare_run
+
+pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+
+TRAINING = TrainingConfig(
+    beta=0.2, learning_rate=1e-3, weight_decay=30.0, batch_size=6, seed=3, precision="fp32"
+)
+"""A decay that shows: without it on the matrices the losses would be others."""
+
+
+def run_step(folder, *, strategy: str, processes: int, **fields) -> PreparedRun:
+    run = prepare_run(folder, pairs={0: 4, 1: 13, 2: 4})
+    launch = LaunchConfig(processes=processes, strategy=strategy, device="cpu", threads=1)
+    fields = {"measure_input": True, "measure_output": True} | fields
+    evaluation = EvaluationConfig(every=2)
+    spec = run.spec(1, TRAINING, launch=launch, evaluation=evaluation, **fields)
+    run_stage(spec, listen=lambda event: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> PreparedRun:
+    return run_step(tmp_path_factory.mktemp("one"), strategy="single", processes=1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes"),
+    [("deepspeed_zero3", 2), pytest.param("deepspeed_zero2", 2, marks=pytest.mark.slow)],
+)
+def test_zero_gives_the_curve_and_the_weights_of_one_process(single, tmp_path, strategy, processes):
+    tracking = TrackingConfig(tools=["tensorboard"])
+    run = run_step(tmp_path, strategy=strategy, processes=processes, tracking=tracking)
+    for line, other in zip(single.metrics(1), run.metrics(1), strict=True):
+        for name in ("loss", "eval_loss", "grad_norm", "rewards/margins"):
+            if name in line:
+                assert other[name] == pytest.approx(line[name], rel=1e-3, abs=1e-4), name
+    published = run.folder.model(1)
+    names = [entry.name for entry in tensor_entries(published)]
+    assert names == [entry.name for entry in tensor_entries(single.folder.model(1))]
+    assert run.record(1)["outputs"]["model"] == model_digest(published)
+    assert list((run.folder.step(1) / "tracking").rglob("events*"))
