@@ -364,12 +364,22 @@ def test_what_lay_in_the_folder_of_a_refused_run_stays(
 
 
 def test_a_mistake_in_a_later_step_is_told_before_anything_is_trained(
-    place: Place, bench: Bench, sdpo: Sdpo
+    bench: Bench, sdpo: Sdpo
 ) -> None:
-    adapters = {"lora_r": 2, "lora_target_modules": ["embed_tokens"]}
+    adapters = {"lora_r": 2, "lora_target_modules": ["nope"]}
+    called = sdpo("run", bench.write({"steps": [{"max_steps": 1}, adapters]}))
+    assert_refused(called, "training.lora_target_modules of step 2", "nope")
+    assert_nothing_is_left(bench)
+
+
+def test_a_mistake_that_only_a_later_steps_model_shows_keeps_the_steps_before(
+    bench: Bench, sdpo: Sdpo
+) -> None:
+    adapters = {"lora_r": 2, "lora_target_modules": ["embed_tokens"]}  # tied to the head
     called = sdpo("run", bench.write({"steps": [{"max_steps": 1}, adapters]}))
     assert_refused(called, "training.lora_target_modules", "embed_tokens")
-    assert not (bench.runs / "tiny").exists()
+    assert (bench.runs / "tiny/step-1/record.json").is_file()
+    assert not (bench.runs / "tiny/step-2/model").exists()
 
 
 def test_a_loss_that_is_not_finite_names_the_pairs_and_exits_with_1(
