@@ -349,6 +349,11 @@ def wait_until(happened: Any, *, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def heed_interrupts() -> None:
+    """A shell starts background jobs with SIGINT ignored, and whatever they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt_while_it_trains(recipe: str, run: Path, number: signal.Signals) -> None:
     """Call ``sdpo run`` as a person does, and end it when step 1 is under way."""
     process = subprocess.Popen(
@@ -357,6 +362,7 @@ def interrupt_while_it_trains(recipe: str, run: Path, number: signal.Signals) ->
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509 - the test has no threads
     )
     metrics = run / "step-1" / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3)
