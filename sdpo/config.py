@@ -141,6 +141,11 @@ class SupervisedConfig(Group):
     epochs: int = Field(1, ge=1, description="Passes over the examples.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
 
+    @property
+    def from_source(self) -> bool:
+        """Whether the stage runs on data of its own."""
+        return self.enabled and self.examples == "source"
+
 
 class PartitionConfig(Group):
     """Which pair goes to which step."""
@@ -340,7 +345,7 @@ def _impossible(config: RunConfig) -> list[str]:
             problems.append("partition.fractions must be positive numbers, one per step")
         elif abs(total - 1) > 1e-6:
             problems.append(f"partition.fractions sum to {total:g}, not 1: {partition.fractions}")
-    if supervised.enabled and supervised.examples == "source" and not supervised.path:
+    if supervised.from_source and not supervised.path:
         problems.append(
             "supervised.examples is `source` but supervised.path is empty: name the data, or set "
             "supervised.examples to `chosen`"

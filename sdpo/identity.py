@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sdpo.batching import micro_batch_tokens
+from sdpo.cache import LAYOUT, scoring_key
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
 from sdpo.files import digest_of
 
@@ -111,6 +112,20 @@ def step_identity(
             "threads": launch.threads,
         },
     }
+
+
+def scoring_identity(
+    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
+) -> dict[str, str | int]:
+    """Of log-probs under the model of ``digest``, besides the rows: the key of its cache."""
+    return scoring_key(
+        digest,
+        precision=training.precision,
+        device=launch.device,
+        threads=launch.threads,
+        attention=model.attention,
+        layout=LAYOUT,
+    )
 
 
 def supervised_identity(

@@ -38,7 +38,7 @@ def prepare_data(context: Context) -> Record:
         context.config, dict(context.resolved.inputs), default_format=default_format
     )
     supervised = context.config.supervised
-    from_source = supervised.enabled and supervised.examples == "source"
+    from_source = supervised.from_source
 
     def progress(source: str, done: int, total: int | None) -> None:
         context.listen(_progress(f"read {source}", done, total))
@@ -128,7 +128,7 @@ def tokenise(context: Context) -> Path:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
     pairs = tokens_path(context)
     supervised = context.config.supervised
-    from_source = supervised.enabled and supervised.examples == "source"
+    from_source = supervised.from_source
     examples = tokens_path(context, "supervised") if from_source else None
     missing = [path for path in (pairs, examples) if path and not path.is_file()]
     status, reason = ("run", "not cached") if missing else ("reuse", "")

@@ -49,7 +49,7 @@ def resolve(config: RunConfig) -> Resolved:
     sources = [_source(source, cache=cache) for source in config.data.sources]
     _check_sources(sources)
     supervised = config.supervised
-    if supervised.enabled and supervised.examples == "source":
+    if supervised.from_source:
         found = _source(
             SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
         )
@@ -80,7 +80,7 @@ def resolve(config: RunConfig) -> Resolved:
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     for source in sources:
         inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
-    if supervised.enabled and supervised.examples == "source":
+    if supervised.from_source:
         inputs["data.supervised"] = _data_digest(supervised.path, supervised.revision)
     return Resolved(
         config=resolved,

@@ -6,11 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.cache import LAYOUT, scoring_key
 from sdpo.config import TrainingConfig
 from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
-from sdpo.identity import rows_digest, step_identity, supervised_identity
+from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.nodes import tokens_path
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
@@ -173,13 +172,8 @@ def _probe_identity(context: Context, number: int) -> dict[str, Any]:
 def _scoring(context: Context, digest: str) -> dict[str, Any]:
     """What log-probs under the model of this digest depend on besides the rows."""
     config = context.config
-    return scoring_key(
-        digest,
-        precision=config.training.precision,
-        device=config.launch.device,
-        threads=config.launch.threads,
-        attention=config.model.attention,
-        layout=LAYOUT,
+    return scoring_identity(
+        digest, training=config.training, launch=config.launch, model=config.model
     )
 
 
@@ -224,7 +218,7 @@ def _measure_again(context: Context, number: int, training: TrainingConfig) -> N
 def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: Any) -> StepSpec:
     config, run = context.config, context.run
     supervised = config.supervised
-    from_source = supervised.enabled and supervised.examples == "source"
+    from_source = supervised.from_source
     return StepSpec(
         name=name,
         run=run.path,

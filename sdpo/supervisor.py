@@ -100,9 +100,7 @@ def _tail(log: Path) -> str:
 
 def _command(spec: Spec, path: Path) -> list[str]:
     stage = ["-m", "sdpo.stage", str(path)]
-    # DeepSpeed wants a launcher for one process as well.
-    single = spec.launch.processes == 1 and not spec.launch.strategy.startswith("deepspeed")
-    if single or spec.kind != "step":  # type: ignore[attr-defined]
+    if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
         return [sys.executable, *stage]
     return [
         *(sys.executable, "-m", "sdpo.launcher"),

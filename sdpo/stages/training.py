@@ -15,12 +15,13 @@ import torch
 
 from sdpo import gate, machine
 from sdpo.batching import global_batch
-from sdpo.cache import LAYOUT, LogpCache, scoring_key
+from sdpo.cache import LogpCache
 from sdpo.card import write_card
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
+from sdpo.identity import scoring_identity
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.model import Session
@@ -72,14 +73,7 @@ class StepFiles:
 
 def open_cache(spec: StepSpec, digest: str) -> LogpCache:
     """The cache of a model's log-probs under this stage's arithmetic."""
-    key = scoring_key(
-        digest,
-        precision=spec.training.precision,
-        device=spec.launch.device,
-        attention=spec.model.attention,
-        threads=spec.launch.threads,
-        layout=LAYOUT,
-    )
+    key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
     return LogpCache(spec.cache, key)
 
 
