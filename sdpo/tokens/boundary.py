@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdpo.errors import DataError
-from sdpo.tokens.store import Ids, Reason
+from sdpo.tokens.ragged import Counts, Ragged, common_prefix
+from sdpo.tokens.store import Flags, Ids, Reason
 from sdpo.tokens.template import Encoded, Row, describe, name_of
 
 if TYPE_CHECKING:
@@ -29,95 +30,98 @@ _SHOWN_TOKENS = 12
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A row cut at its boundary and its length; with a ``reason``, no ids."""
+    """Rows cut at their boundary and their length; a row with a ``reason`` has no ids.
 
-    prompt: Ids
-    completions: tuple[Ids, ...]
-    truncated: tuple[bool, ...]
-    reason: Reason | None
+    ``truncated``: per side, bool ``[rows]``. ``reasons``: per row, None where it can be used.
+    """
+
+    prompt: Ragged
+    completions: tuple[Ragged, ...]
+    truncated: tuple[Flags, ...]
+    reasons: list[Reason | None]
 
 
-def boundary_of(encoded: Encoded) -> int:
-    """Ids common to the prompt and to all full sequences, from the start."""
-    return min(_common_prefix(encoded.prompt, side) for side in encoded.sides)
+def boundaries_of(encoded: Encoded) -> Counts:
+    """Per row, the ids common to the prompt and to all full sequences, from the start."""
+    common = [common_prefix(encoded.prompt, side) for side in encoded.sides]
+    return np.minimum.reduce(common)
 
 
 def cut(
-    encoded: Encoded, *, boundary: int, messages: Sequence[int], end_ids: Ids, max_length: int
+    encoded: Encoded,
+    *,
+    boundary: Counts,
+    messages: Sequence[Counts],
+    end_ids: Ids,
+    max_length: int,
 ) -> Cut:
     """Keep the first ``max_length`` ids of every side, or say why the row cannot be used.
 
-    ``messages`` are the messages of each side's completion, each of which may end in one of
+    ``messages`` are, per side, the messages of the completions, each of which may end in one of
     ``end_ids``. A truncated side loses its last end token.
     """
-    completions = tuple(side[boundary:max_length] for side in encoded.sides)
-    truncated = tuple(len(side) > max_length for side in encoded.sides)
-    reason = _reason(completions, truncated, boundary, messages, end_ids, max_length)
-    if reason:
-        nothing = encoded.prompt[:0]
-        return Cut(nothing, (nothing,) * len(completions), (False,) * len(completions), reason)
-    return Cut(encoded.prompt[:boundary], completions, truncated, None)
+    completions = [side.part(boundary, max_length) for side in encoded.sides]
+    truncated = [side.lengths > max_length for side in encoded.sides]
+    masks = _masks(completions, truncated, boundary, messages, end_ids, max_length)
+    reasons: list[Reason | None] = [None] * len(boundary)
+    usable = np.ones(len(boundary), dtype=np.bool_)
+    for reason, rows in masks.items():
+        for row in np.flatnonzero(rows & usable).tolist():
+            reasons[row] = reason
+        usable &= ~rows
+    return Cut(
+        encoded.prompt.part(0, np.where(usable, boundary, 0)),
+        tuple(ids.part(0, np.where(usable, ids.lengths, 0)) for ids in completions),
+        tuple(is_cut & usable for is_cut in truncated),
+        reasons,
+    )
 
 
-def _reason(
-    completions: Sequence[Ids],
-    truncated: Sequence[bool],
-    boundary: int,
-    messages: Sequence[int],
+def _masks(
+    completions: Sequence[Ragged],
+    truncated: Sequence[Flags],
+    boundary: Counts,
+    messages: Sequence[Counts],
     end_ids: Ids,
     max_length: int,
-) -> Reason | None:
-    if boundary == 0:
-        return "empty_prompt"
-    if boundary >= max_length:
-        return "prompt_fills_length"
-    ends = [int(np.isin(ids, end_ids).sum()) for ids in completions]
-    if any(count == len(ids) for count, ids in zip(ends, completions, strict=True)):
-        return "empty_completion"
+) -> dict[Reason, Flags]:
+    """The rows of every reason; a row has the first that is true of it."""
+    ends = [ids.count(np.isin(ids.ids, end_ids)) for ids in completions]
+    empty = [count == ids.lengths for count, ids in zip(ends, completions, strict=True)]
     own = [count - is_cut for count, is_cut in zip(messages, truncated, strict=True)]
-    if any(count > allowed for count, allowed in zip(ends, own, strict=True)):
-        return "end_token_inside"
+    inside = [count > allowed for count, allowed in zip(ends, own, strict=True)]
     first, *others = completions
-    if others and all(np.array_equal(first, other) for other in others):
-        return "equal_after_tokenisation"
-    return None
+    equal = [
+        (first.lengths == other.lengths) & (common_prefix(first, other) == first.lengths)
+        for other in others
+    ]
+    return {
+        "empty_prompt": boundary == 0,
+        "prompt_fills_length": boundary >= max_length,
+        "empty_completion": np.logical_or.reduce(empty),
+        "end_token_inside": np.logical_or.reduce(inside),
+        "equal_after_tokenisation": np.logical_and.reduce(equal) & bool(others),
+    }
 
 
-def _common_prefix(a: Ids, b: Ids) -> int:
-    length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
-    return int(different[0]) if len(different) else length
-
-
+@dataclass(slots=True)
 class MovedBoundaries:
-    """Counts the rows whose boundary moved, and stops where they are not exceptions any more."""
+    """Counts the rows whose boundary moved, and stops where they are not exceptions any more.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.rows = 0
-        self.moved = 0
-        self.most_tokens = 0
-        self._tokenizer = tokenizer
-        self._example = ""
+    Counts of parts of a file add up to those of the file, whoever counted them.
+    """
 
-    def add(self, row: Row, encoded: Encoded, boundary: int) -> None:
-        """Count a row.
+    rows: int = 0
+    moved: int = 0
+    most_tokens: int = 0
+    example: str = ""
 
-        Raises:
-            DataError: more than ``MOST_MOVED_TOKENS`` of its prompt's tokens moved.
-        """
-        self.rows += 1
-        tokens = len(encoded.prompt) - boundary
-        if tokens == 0:
-            return
-        self.moved += 1
-        if tokens > self.most_tokens:
-            self.most_tokens = tokens
-            self._example = self._explain(row, encoded, boundary)
-        if tokens > MOST_MOVED_TOKENS:
-            raise DataError(
-                f"{tokens} tokens of a prompt (at most {MOST_MOVED_TOKENS} are accepted) are not "
-                f"kept when a completion follows: {self._example}"
-            )
+    def add(self, other: "MovedBoundaries") -> None:
+        """Count the rows of ``other``, which come after those counted here."""
+        self.rows += other.rows
+        self.moved += other.moved
+        if other.most_tokens > self.most_tokens:
+            self.most_tokens, self.example = other.most_tokens, other.example
 
     def check(self) -> None:
         """Call it after the last row.
@@ -128,32 +132,60 @@ class MovedBoundaries:
         if self.moved > max(1, MOST_MOVED_SHARE * self.rows):
             raise DataError(
                 f"in {self.moved} of {self.rows} rows (at most {MOST_MOVED_SHARE:.0%} may be) "
-                f"the last tokens of the prompt change when a completion follows: {self._example}"
+                f"the last tokens of the prompt change when a completion follows: {self.example}"
             )
 
-    def _explain(self, row: Row, encoded: Encoded, boundary: int) -> str:
-        side = min(encoded.sides, key=lambda ids: _common_prefix(encoded.prompt, ids))
-        start = max(0, boundary - _SHOWN_TOKENS)
-        alone = self._decoded(encoded.prompt[start : boundary + _SHOWN_TOKENS])
-        followed = self._decoded(side[start : boundary + _SHOWN_TOKENS])
-        if row["format"] == "chat":
-            remedy = (
-                f"The cause is the chat template of {name_of(self._tokenizer)}, which prints the "
-                "end of the prompt otherwise when an answer follows, or sets no special token "
-                "there: give another one in `model.chat_template`"
-            )
-        else:
-            remedy = (
-                "The cause is the border between prompt and completion in this source of "
-                "`format: text`, where the last token of the prompt merges with the completion "
-                "(usually the prompt ends in a space): move the space to the completion, or end "
-                "the prompt at a token"
-            )
-        return (
-            f"in {describe(row)} the prompt alone has {alone!r}, followed by a completion "
-            f"{followed!r}, the same up to {self._decoded(encoded.prompt[start:boundary])!r}. "
-            f"{remedy}"
+
+def count_moved(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], encoded: Encoded, boundary: Counts
+) -> MovedBoundaries:
+    """Count ``rows``, of which ``boundary`` are the boundaries.
+
+    Raises:
+        DataError: more than ``MOST_MOVED_TOKENS`` of a row's prompt's tokens moved.
+    """
+    tokens = encoded.prompt.lengths - boundary
+    most = int(tokens.max(initial=0))
+    if not most:
+        return MovedBoundaries(len(rows))
+    too_many = np.flatnonzero(tokens > MOST_MOVED_TOKENS)
+    row = int(too_many[0]) if len(too_many) else int(tokens.argmax())
+    example = _explain(tokenizer, rows[row], encoded, index=row, boundary=int(boundary[row]))
+    if len(too_many):
+        raise DataError(
+            f"{tokens[row]} tokens of a prompt (at most {MOST_MOVED_TOKENS} are accepted) are not "
+            f"kept when a completion follows: {example}"
         )
+    return MovedBoundaries(len(rows), int((tokens > 0).sum()), most, example)
 
-    def _decoded(self, ids: Ids) -> str:
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+def _explain(
+    tokenizer: "PreTrainedTokenizerBase", row: Row, encoded: Encoded, *, index: int, boundary: int
+) -> str:
+    common = [common_prefix(encoded.prompt, side)[index] for side in encoded.sides]
+    side, prompt = encoded.sides[int(np.argmin(common))][index], encoded.prompt[index]
+    start = max(0, boundary - _SHOWN_TOKENS)
+
+    def decoded(ids: Ids) -> str:
+        return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    alone = decoded(prompt[start : boundary + _SHOWN_TOKENS])
+    followed = decoded(side[start : boundary + _SHOWN_TOKENS])
+    if row["format"] == "chat":
+        remedy = (
+            f"The cause is the chat template of {name_of(tokenizer)}, which prints the "
+            "end of the prompt otherwise when an answer follows, or sets no special token "
+            "there: give another one in `model.chat_template`"
+        )
+    else:
+        remedy = (
+            "The cause is the border between prompt and completion in this source of "
+            "`format: text`, where the last token of the prompt merges with the completion "
+            "(usually the prompt ends in a space): move the space to the completion, or end "
+            "the prompt at a token"
+        )
+    return (
+        f"in {describe(row)} the prompt alone has {alone!r}, followed by a completion "
+        f"{followed!r}, the same up to {decoded(prompt[start:boundary])!r}. "
+        f"{remedy}"
+    )

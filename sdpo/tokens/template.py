@@ -16,7 +16,9 @@ import jinja2
 import numpy as np
 
 from sdpo.errors import DataError, ModelError
-from sdpo.tokens.store import Ids
+from sdpo.tokens.encode import TextEncoder
+from sdpo.tokens.ragged import Ragged
+from sdpo.tokens.store import Flags, Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,14 +33,14 @@ _PROBE = "sdpo-probe"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row's ids before any cut: the prompt's own, and per side those of prompt + completion.
+    """Rows' ids before any cut: the prompts' own, and per side those of prompt + completion.
 
-    ``end_appended`` says per side whether its end token had to be added.
+    ``end_appended`` says per side, bool ``[rows]``, whether its end token had to be added.
     """
 
-    prompt: Ids
-    sides: tuple[Ids, ...]
-    end_appended: tuple[bool, ...]
+    prompt: Ragged
+    sides: tuple[Ragged, ...]
+    end_appended: tuple[Flags, ...]
 
 
 class Encoder:
@@ -62,6 +64,7 @@ class Encoder:
         self.template = _chat_template(tokenizer)
         self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
         self._front = _special_tokens_in_front(tokenizer)
+        self._encode = TextEncoder(tokenizer).encode
         self._puts_bos = bool(self._front) and self._front[0] == tokenizer.bos_token_id
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ends = [*eos, *end_token_ids]
@@ -75,7 +78,7 @@ class Encoder:
                 "the tokenizer has no end-of-sequence token, so no completion could end: set "
                 "`eos_token` in its tokenizer_config.json"
             )
-        self._appended = np.array(ends[:1], dtype=np.int32)
+        self._appended = ends[0]
         self.end_ids: Ids = np.array(sorted(set(ends)), dtype=np.int32)
 
     @property
@@ -97,20 +100,22 @@ class Encoder:
             "vocabulary": len(self.tokenizer),
         }
 
-    def encode(self, rows: Sequence[Row], sides: Sequence[str]) -> list[Encoded]:
-        """Ids of all ``rows``, in batched calls; ``sides`` names the columns of completions.
+    def encode(self, rows: Sequence[Row], sides: Sequence[str]) -> Encoded:
+        """Ids of all ``rows`` at once; ``sides`` names the columns of completions.
 
         Raises:
             ModelError: a conversation, and the tokenizer has no chat template.
             DataError: the template refuses a conversation.
         """
         chat = [row["format"] == "chat" for row in rows]
-        prompts = self._ids(self._texts(rows, chat, None), chat)
-        full = [self._ids(self._texts(rows, chat, side), chat) for side in sides]
-        return [
-            Encoded(prompt, *zip(*map(self._with_end, ids), strict=True))
-            for prompt, *ids in zip(prompts, *full, strict=True)
-        ]
+        texts = self._texts(rows, chat, None)
+        for side in sides:
+            texts += self._texts(rows, chat, side)
+        ids = self._encode(texts)
+        kinds = np.arange(len(texts)).reshape(1 + len(sides), len(rows))
+        prompt, *whole = [self._with_front(ids.take(kind), np.array(chat)) for kind in kinds]
+        ended = [self._with_end(side) for side in whole]
+        return Encoded(prompt, tuple(e[0] for e in ended), tuple(e[1] for e in ended))
 
     def _texts(self, rows: Sequence[Row], chat: Sequence[bool], side: str | None) -> list[str]:
         """What is encoded for each row: the prompt, or prompt + completion of a side."""
@@ -188,29 +193,25 @@ class Encoder:
             return text
         return text[: len(text) - len(self._closing)] + self._kept_closing
 
-    def _ids(self, texts: Sequence[str], chat: Sequence[bool]) -> list[Ids]:
-        batch = self.tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        return [
-            self._with_front(np.array(ids, dtype=np.int32), is_chat=is_chat)
-            for ids, is_chat in zip(batch["input_ids"], chat, strict=True)
-        ]
-
-    def _with_front(self, ids: Ids, *, is_chat: bool) -> Ids:
+    def _with_front(self, ids: Ragged, chat: Flags) -> Ragged:
         """Exactly one BOS where the tokenizer puts one; text gets all its special tokens."""
-        front = self._front[: int(self._puts_bos)] if is_chat else self._front
-        ids = np.concatenate([np.array(front, dtype=np.int32), ids])
+        front = np.array(self._front, dtype=np.int32)
+        if not len(front):
+            return ids
+        lengths = np.where(chat, int(self._puts_bos), len(front))
+        fronts = Ragged(np.tile(front, len(ids)), np.arange(len(ids) + 1) * len(front))
+        ids = fronts.part(0, lengths).joined(ids)
         if self._puts_bos:
-            others = np.flatnonzero(ids != self.tokenizer.bos_token_id)
-            leading = int(others[0]) if len(others) else len(ids)
-            ids = ids[leading - 1 :]
+            ids = ids.part(ids.leading(self._front[0]) - 1, ids.lengths)
         return ids
 
-    def _with_end(self, ids: Ids) -> tuple[Ids, bool]:
-        if len(ids) and ids[-1] in self.end_ids:
-            return ids, False
-        return np.concatenate([ids, self._appended]), True
+    def _with_end(self, ids: Ragged) -> tuple[Ragged, Flags]:
+        """Rows that end in no end token get one; which those are."""
+        lengths = ids.lengths
+        last = ids.part(lengths - 1, lengths)
+        missing = last.count(np.isin(last.ids, self.end_ids)) == 0
+        appended = np.full(int(missing.sum()), self._appended, dtype=np.int32)
+        return ids.joined(Ragged.of_lengths(appended, missing.astype(np.int64))), missing
 
 
 def describe(row: Row) -> str:

@@ -1,14 +1,15 @@
-"""Files of normalised text to files of token ids, batch by batch.
+"""Files of normalised text to files of token ids, batch by batch, on several cores.
 
-A row that cannot be used stays in the file with its reason and empty lists, so that nothing
+The ids do not depend on how many processes share the work. A row that cannot be used stays in the file with its reason and empty lists, so that nothing
 disappears. The file is Arrow IPC, written beside its place and renamed; its schema metadata holds
 the settings, the facts about the tokenizer and the report.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,14 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.files import TEMPORARY, canonical_json, publish_file
-from sdpo.tokens.boundary import Cut, MovedBoundaries, boundary_of, cut
-from sdpo.tokens.store import (
-    SUPERVISED_TOKENS_SCHEMA,
-    TOKENS_SCHEMA,
-    Ids,
-    TokenReport,
-    row_digest,
-)
+from sdpo.tokens.boundary import Cut, MovedBoundaries, boundaries_of, count_moved, cut
+from sdpo.tokens.forked import Message, Send, divide
+from sdpo.tokens.ragged import Ragged
+from sdpo.tokens.store import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
 from sdpo.tokens.template import Encoder, Row
 
 if TYPE_CHECKING:
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Told the rows done and the rows there are."""
 
-_BATCH_ROWS = 1000
+_BATCH_ROWS = 500
 
 
 def tokenise_pairs(
@@ -45,6 +42,7 @@ def tokenise_pairs(
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
+    processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
     """Publish the tokens of ``pairs.parquet`` at ``out``, readable as
@@ -52,6 +50,7 @@ def tokenise_pairs(
 
     ``max_length`` is in tokens of prompt + completion, of which the start is kept. ``clock`` is the
     present that chat templates see. ``end_token_ids``: see :class:`~sdpo.tokens.template.Encoder`.
+    ``processes`` share the work, as far as there is enough of it.
 
     Raises:
         ModelError: conversations without a chat template, or a tokenizer that cannot be used.
@@ -59,8 +58,8 @@ def tokenise_pairs(
             Nothing is published.
     """
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
-    job = _Job(_PAIRS, encoder, max_length)
-    return _publish(job, pairs_path, clock=clock, out=out, on_progress=on_progress)
+    job = _Job(_PAIRS, encoder, max_length, pairs_path)
+    return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
 
 def tokenise_supervised(
@@ -71,13 +70,14 @@ def tokenise_supervised(
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
+    processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
     """Likewise for ``supervised.parquet``; readable as
     :class:`~sdpo.tokens.store.SupervisedTokenFile`."""
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
-    job = _Job(_SUPERVISED, encoder, max_length)
-    return _publish(job, examples_path, clock=clock, out=out, on_progress=on_progress)
+    job = _Job(_SUPERVISED, encoder, max_length, examples_path)
+    return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
 
 @dataclass(frozen=True)
@@ -87,87 +87,165 @@ class _Kind:
     columns: tuple[str, ...]
     sides: tuple[str, ...]
     schema: pa.Schema
-    arrays: Callable[[list[Row], list[Cut]], list[pa.Array]]
+    arrays: Callable[[list[Row], Cut], list[pa.Array]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Rows that are read, encoded and written together, and sent for by number."""
+
+    number: int
+    group: int
+    start: int
+    rows: int
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found in some rows."""
+
+    moved: MovedBoundaries
+    reasons: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)
+    end_appended: int = 0
+
+    def message(self) -> Message:
+        """It as plain values, for :meth:`of`."""
+        return {
+            "moved": asdict(self.moved),
+            "reasons": dict(self.reasons),
+            "truncated": dict(self.truncated),
+            "end_appended": self.end_appended,
+        }
+
+    @classmethod
+    def of(cls, message: Message) -> "_Found":
+        """What a worker sent."""
+        return cls(
+            MovedBoundaries(**message["moved"]),
+            Counter(message["reasons"]),
+            Counter(message["truncated"]),
+            message["end_appended"],
+        )
+
+    def add(self, other: "_Found") -> None:
+        """Add what was found in the rows that come next."""
+        self.moved.add(other.moved)
+        self.reasons += other.reasons
+        self.truncated += other.truncated
+        self.end_appended += other.end_appended
+
+
+@dataclass(frozen=True)
 class _Job:
-    """One pass over a file: cuts its rows and counts what it finds."""
+    """How the rows of the file at ``path`` become ids."""
 
-    def __init__(self, kind: _Kind, encoder: Encoder, max_length: int) -> None:
-        self.kind = kind
-        self.encoder = encoder
-        self.max_length = max_length
-        self._moved = MovedBoundaries(encoder.tokenizer)
-        self._reasons: Counter[str] = Counter()
-        self._truncated: Counter[str] = Counter()
-        self._end_appended = 0
+    kind: _Kind
+    encoder: Encoder
+    max_length: int
+    path: Path
 
-    def batches(self, path: Path, on_progress: Progress | None) -> Iterator[pa.RecordBatch]:
-        """The file's rows as batches of ids.
+    def units(self) -> list[_Unit]:
+        """The file's rows in their order."""
+        found: list[_Unit] = []
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                for start in range(0, rows, _BATCH_ROWS):
+                    size = min(_BATCH_ROWS, rows - start)
+                    found.append(_Unit(len(found), group, start, size))
+        return found
+
+    def write(self, units: Sequence[_Unit], out: Path, send: Send) -> None:
+        """Write a batch of ids for each of ``units`` and send what was found in it.
 
         Raises:
             DataError: as :func:`tokenise_pairs`.
         """
-        with pq.ParquetFile(path) as file:
-            total = file.metadata.num_rows
-            for batch in file.iter_batches(_BATCH_ROWS, columns=list(self.kind.columns)):
-                rows = batch.to_pylist()
-                arrays = self.kind.arrays(rows, self._cut(rows))
-                yield pa.RecordBatch.from_arrays(arrays, schema=self.kind.schema)
-                if on_progress:
-                    on_progress(self._moved.rows, total)
-        self._moved.check()
+        with pa.ipc.new_file(str(out), self.kind.schema) as writer:
+            for unit, rows in self._read(units):
+                batch, found = self._batch(rows)
+                writer.write_batch(batch)
+                send(unit.number, found.message())
 
-    def report(self) -> TokenReport:
-        """What was found in the rows so far."""
+    def report(self, found: _Found) -> TokenReport:
+        """What was found in all rows."""
         return TokenReport(
-            rows=self._moved.rows,
-            usable=self._moved.rows - self._reasons.total(),
-            reasons=dict(sorted(self._reasons.items())),
-            truncated={side: self._truncated[side] for side in self.kind.sides},
-            moved_rows=self._moved.moved,
-            most_moved_tokens=self._moved.most_tokens,
+            rows=found.moved.rows,
+            usable=found.moved.rows - found.reasons.total(),
+            reasons=dict(sorted(found.reasons.items())),
+            truncated={side: found.truncated[side] for side in self.kind.sides},
+            moved_rows=found.moved.moved,
+            most_moved_tokens=found.moved.most_tokens,
             end_tokens=self.encoder.end_tokens,
-            end_appended=self._end_appended,
+            end_appended=found.end_appended,
         )
 
-    def _cut(self, rows: list[Row]) -> list[Cut]:
-        cuts = []
-        for row, encoded in zip(rows, self.encoder.encode(rows, self.kind.sides), strict=True):
-            boundary = boundary_of(encoded)
-            self._moved.add(row, encoded, boundary)
-            result = cut(
-                encoded,
-                boundary=boundary,
-                messages=[len(row[side]) for side in self.kind.sides],
-                end_ids=self.encoder.end_ids,
-                max_length=self.max_length,
-            )
-            if row["format"] == "chat":  # a text has no end token of its own
-                self._end_appended += sum(encoded.end_appended)
-            self._truncated.update(self._cut_sides(result))
-            if result.reason:
-                self._reasons[result.reason] += 1
-            cuts.append(result)
-        return cuts
+    def _read(self, units: Sequence[_Unit]) -> Iterator[tuple[_Unit, list[Row]]]:
+        last, table = -1, None
+        with pq.ParquetFile(self.path) as file:
+            for unit in units:
+                if unit.group != last:
+                    # One thread: each thread keeps buffers of its own.
+                    table = file.read_row_group(
+                        unit.group, columns=list(self.kind.columns), use_threads=False
+                    )
+                    last = unit.group
+                assert table is not None, "a unit is in a group"
+                yield unit, table.slice(unit.start, unit.rows).to_pylist()
 
-    def _cut_sides(self, result: Cut) -> list[str]:
-        return [s for s, is_cut in zip(self.kind.sides, result.truncated, strict=True) if is_cut]
+    def _batch(self, rows: list[Row]) -> tuple[pa.RecordBatch, _Found]:
+        sides = self.kind.sides
+        encoded = self.encoder.encode(rows, sides)
+        boundary = boundaries_of(encoded)
+        found = _Found(count_moved(self.encoder.tokenizer, rows, encoded, boundary))
+        result = cut(
+            encoded,
+            boundary=boundary,
+            messages=[np.array([len(row[side]) for row in rows]) for side in sides],
+            end_ids=self.encoder.end_ids,
+            max_length=self.max_length,
+        )
+        is_chat = np.array([row["format"] == "chat" for row in rows], dtype=np.bool_)
+        for side, is_cut, appended in zip(
+            sides, result.truncated, encoded.end_appended, strict=True
+        ):
+            found.truncated[side] += int(is_cut.sum())
+            found.end_appended += int((appended & is_chat).sum())  # a text has none of its own
+        found.reasons.update(reason for reason in result.reasons if reason)
+        arrays = self.kind.arrays(rows, result)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.kind.schema), found
 
 
 def _publish(
-    job: _Job, path: Path, *, clock: datetime, out: Path, on_progress: Progress | None
+    job: _Job, processes: int, *, clock: datetime, out: Path, on_progress: Progress | None
 ) -> TokenReport:
+    units = job.units()
+    processes = max(1, min(processes, len(units)))
+    total, done = sum(unit.rows for unit in units), 0
+    messages: dict[int, Message] = {}
     with (
         publish_file(out) as whole,
         TemporaryDirectory(dir=out.parent, prefix=TEMPORARY) as folder,
     ):
-        # The metadata stands at the start of the file and is known at the end: hence a copy.
-        body = Path(folder) / "body.arrow"
-        with pa.ipc.new_file(str(body), job.kind.schema) as writer:
-            for batch in job.batches(path, on_progress):
-                writer.write_batch(batch)
-        report = job.report()
+        parts = [Path(folder) / f"part-{worker}.arrow" for worker in range(processes)]
+
+        def work(worker: int, send: Send) -> None:
+            job.write(units[worker::processes], parts[worker], send)
+
+        def receive(unit: int, message: Message) -> None:
+            nonlocal done
+            messages[unit] = message
+            done += units[unit].rows
+            if on_progress:
+                on_progress(done, total)
+
+        divide(work, processes=processes, receive=receive)
+        found = _Found(MovedBoundaries())
+        for unit in units:
+            found.add(_Found.of(messages[unit.number]))
+        found.moved.check()
+        report = job.report(found)
         metadata = {
             "max_length": str(job.max_length),
             "clock": clock.isoformat(),
@@ -175,44 +253,62 @@ def _publish(
             "tokenizer": canonical_json(job.encoder.facts()),
             "report": canonical_json(asdict(report)),
         }
-        with (
-            pa.memory_map(str(body)) as source,
-            pa.ipc.open_file(source) as reader,
-            pa.ipc.new_file(str(whole), reader.schema.with_metadata(metadata)) as writer,
-        ):
-            for index in range(reader.num_record_batches):
-                writer.write_batch(reader.get_batch(index))
+        _join(parts, len(units), job.kind.schema.with_metadata(metadata), whole)
     return report
 
 
-def _pair_arrays(rows: list[Row], cuts: list[Cut]) -> list[pa.Array]:
-    digests = [None if c.reason else row_digest(c.prompt, *c.completions) for c in cuts]
+def _join(parts: Sequence[Path], batches: int, schema: pa.Schema, out: Path) -> None:
+    """The batches of all parts in turn. The metadata stands at the start of the file and is known
+    at the end: hence a copy."""
+    readers = [pa.ipc.open_file(pa.memory_map(str(part))) for part in parts]
+    with pa.ipc.new_file(str(out), schema) as writer:
+        for batch in range(batches):
+            worker, index = batch % len(parts), batch // len(parts)
+            writer.write_batch(readers[worker].get_batch(index))
+
+
+def _pair_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
+    chosen, rejected = result.completions
     return [
         pa.array([row["pair_id"] for row in rows], pa.string()),
-        pa.array(digests, pa.binary(16)),
-        _lists([c.prompt for c in cuts]),
-        _lists([c.completions[0] for c in cuts]),
-        _lists([c.completions[1] for c in cuts]),
-        pa.array([c.truncated[0] for c in cuts], pa.bool_()),
-        pa.array([c.truncated[1] for c in cuts], pa.bool_()),
-        pa.array([c.reason for c in cuts], pa.string()),
+        pa.array(_digests(result), pa.binary(16)),
+        _lists(result.prompt),
+        _lists(chosen),
+        _lists(rejected),
+        pa.array(result.truncated[0], pa.bool_()),
+        pa.array(result.truncated[1], pa.bool_()),
+        pa.array(result.reasons, pa.string()),
     ]
 
 
-def _supervised_arrays(rows: list[Row], cuts: list[Cut]) -> list[pa.Array]:
+def _supervised_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
     return [
         pa.array([row["example_id"] for row in rows], pa.string()),
         pa.array([row["prompt_key"] for row in rows], pa.string()),
-        _lists([c.prompt for c in cuts]),
-        _lists([c.completions[0] for c in cuts]),
-        pa.array([c.truncated[0] for c in cuts], pa.bool_()),
-        pa.array([c.reason for c in cuts], pa.string()),
+        _lists(result.prompt),
+        _lists(result.completions[0]),
+        pa.array(result.truncated[0], pa.bool_()),
+        pa.array(result.reasons, pa.string()),
     ]
 
 
-def _lists(rows: list[Ids]) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate(rows))
+def _digests(result: Cut) -> list[bytes | None]:
+    """:func:`~sdpo.tokens.store.row_digest` of every row that can be used."""
+    prompt, (chosen, rejected) = result.prompt, result.completions
+    boundary = prompt.lengths
+    header = np.stack([boundary, boundary + chosen.lengths, boundary + rejected.lengths], axis=1)
+    headers = Ragged(header.astype(np.int32).ravel(), np.arange(len(prompt) + 1) * 3)
+    content = headers.joined(prompt).joined(chosen).joined(prompt).joined(rejected)
+    view = memoryview(content.ids.astype("<i4")).cast("B")
+    edges = (content.offsets * 4).tolist()
+    return [
+        None if reason else blake2b(view[start:stop], digest_size=16).digest()
+        for reason, start, stop in zip(result.reasons, edges, edges[1:], strict=False)
+    ]
+
+
+def _lists(rows: Ragged) -> pa.ListArray:
+    return pa.ListArray.from_arrays(rows.offsets.astype(np.int32), rows.ids)
 
 
 _PAIRS = _Kind(

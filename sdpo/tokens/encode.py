@@ -1,0 +1,137 @@
+"""Texts to ids, as ``tokenizer(text, add_special_tokens=False)`` gives them, a batch at a time.
+
+A text is cut in front of every added token (role marks, BOS, ...), which the tokenizer itself never
+looks across, and each distinct stretch of a batch is encoded once: a prompt that stands in front of
+both completions, or a system message that stands in front of all prompts, costs nothing again.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdpo.tokens.ragged import Ragged
+from sdpo.tokens.words import Words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextEncoder:
+    """Encodes batches of texts with one tokenizer.
+
+    A tokenizer without a backend of ``tokenizers``, or one that encodes otherwise than by calling
+    it, is asked as any caller would ask it.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._backend = _plain_backend(tokenizer)
+        self._added: dict[str, int] = {}
+        self._words: Words | None = None
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = False
+            self._added = _borders(self._backend)
+            if len(self._added) == len(self._backend.get_added_tokens_decoder()):
+                self._words = Words.of(self._backend)
+        self._cuts = _cuts(self._backend, self._added)
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """Ids of every text, without special tokens in front or behind."""
+        if self._backend is None:
+            batch = self._tokenizer(
+                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
+            return Ragged.of(batch["input_ids"])
+        at: dict[str, int] = {}
+        stretches: list[int] = []
+        counts = np.empty(len(texts), dtype=np.int64)
+        for index, text in enumerate(texts):
+            before = len(stretches)
+            stretches += [at.setdefault(stretch, len(at)) for stretch in self._stretches(text)]
+            counts[index] = len(stretches) - before
+        distinct = self._words_of(list(at)) if self._words else self._backend_of(list(at))
+        return distinct.take(np.array(stretches, dtype=np.int64)).merged(counts)
+
+    def _stretches(self, text: str) -> list[str]:
+        """``text`` cut in front of every added token; or, for :class:`Words`, on both sides."""
+        pieces = [text]
+        for cut in self._cuts:
+            pieces = [p for piece in pieces for p in self._split(cut, piece)]
+        if self._words:
+            return [piece for piece in pieces if piece]
+        # A stretch keeps the token in front of it: some tokenizers treat a text's start otherwise.
+        stretches = [""]
+        for piece in pieces:
+            if piece in self._added:
+                stretches.append(piece)
+            else:
+                stretches[-1] += piece
+        return stretches if stretches[0] else stretches[1:]
+
+    def _split(self, cut: re.Pattern[str], piece: str) -> list[str]:
+        return [piece] if piece in self._added else cut.split(piece)
+
+    def _words_of(self, stretches: list[str]) -> Ragged:
+        assert self._words is not None
+        is_text = np.array([stretch not in self._added for stretch in stretches], dtype=np.bool_)
+        texts = self._words.encode([s for s in stretches if s not in self._added])
+        marks = Ragged.of([[self._added[s]] for s in stretches if s in self._added])
+        order = np.empty(len(stretches), dtype=np.int64)
+        order[is_text] = np.arange(len(texts))
+        order[~is_text] = len(texts) + np.arange(len(marks))
+        ids = np.concatenate([texts.ids, marks.ids])
+        lengths = np.concatenate([texts.lengths, marks.lengths])
+        return Ragged.of_lengths(ids, lengths).take(order)
+
+    def _backend_of(self, stretches: list[str]) -> Ragged:
+        assert self._backend is not None
+        encoded = self._backend.encode_batch_fast(stretches, add_special_tokens=False)
+        return Ragged.of([encoding.ids for encoding in encoded])
+
+
+def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
+    """The ``tokenizers.Tokenizer`` behind a tokenizer whose call does no more than ask it."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    kind = type(tokenizer)
+    own = (kind.__call__, kind._encode_plus)
+    if own != (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus):
+        return None
+    return None if tokenizer.split_special_tokens else tokenizer.backend_tokenizer
+
+
+def _borders(backend: Any) -> dict[str, int]:
+    """Added tokens at which a text can be cut without changing an id: all of them, or none.
+
+    None may reach beyond its own text, or be looked for only after a normalisation.
+    """
+    added = backend.get_added_tokens_decoder()
+    tokens = added.values()
+    if any(t.lstrip or t.rstrip or t.single_word or not t.content for t in tokens):
+        return {}
+    if backend.normalizer is not None and any(t.normalized for t in tokens):
+        return {}
+    return {token.content: id_ for id_, token in added.items()}
+
+
+def _cuts(backend: Any, added: dict[str, int]) -> list[re.Pattern[str]]:
+    """Expressions that find the added tokens where the tokenizer finds them.
+
+    It looks for those that are not normalised first, and takes the longest that begins at a place.
+    """
+    if not added:
+        return []
+    tokens = backend.get_added_tokens_decoder().values()
+    cuts = []
+    for normalised in (False, True):
+        names = [t.content for t in tokens if t.normalized == normalised]
+        names.sort(key=len, reverse=True)
+        if names:
+            cuts.append(re.compile(f"({'|'.join(map(re.escape, names))})"))
+    return cuts
