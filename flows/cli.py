@@ -31,6 +31,8 @@ _USERS_PATHS = {
 }
 """What is wrong with a path that the user gave, and not with the machine."""
 
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 app = typer.Typer(
     help="Stepwise DPO: align a model in steps, each step's model the next step's reference.",
     no_args_is_help=True,
@@ -92,8 +94,21 @@ def run(
 ) -> None:
     """Run a recipe to its last step; what is done already is not done again."""
     from flows.commands import run_recipe
+    from flows.resuming import hint
 
-    run_recipe(_config(recipe, overrides, name, limit, runs_dir), console=out, prefect=prefect)
+    config = _config(recipe, overrides, name, limit, runs_dir)
+    with hint(config):
+        run_recipe(config, console=out, prefect=prefect)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
+) -> None:
+    """Go on with a run that stopped, with the recipe it was made from."""
+    from flows.resuming import resume_run
+
+    resume_run(_run_folder(run, runs_dir), console=out)
 
 
 @app.command()
@@ -200,32 +215,39 @@ def run_app(arguments: list[str]) -> int:
     """Run the command line and return its exit code; what went wrong is told on stderr."""
     try:
         code = app(args=arguments, prog_name="sdpo", standalone_mode=False)
-    except (KeyboardInterrupt, Interrupted):
-        return _interrupted()
+    except (KeyboardInterrupt, Interrupted) as error:
+        return _interrupted(error)
     except (UserError, PartitionError) as error:
         return _tell("error", str(error), code=2)
     except typer.TyperException as error:
         return _tell("error", f"{error.format_message()} (see `sdpo --help`)", code=2)
     except OSError as error:
+        if error.errno in _DISK_FULL:
+            message = f"no space is left on the disk of {error.filename or 'a file'}"
+            return _tell("failed", message, code=1, notes=error)
         if error.errno not in _USERS_PATHS:
             raise
         return _tell("error", f"{error.filename or 'a file'}: {error.strerror}", code=2)
     except SdpoError as error:
-        return _tell("failed", str(error), code=1)
+        return _tell("failed", str(error), code=1, notes=error)
     if code == _INTERRUPTED:  # typer turns a KeyboardInterrupt into this code
         return _interrupted()
     return code if isinstance(code, int) else 0
 
 
-def _tell(what: str, message: str, *, code: int) -> int:
+def _tell(what: str, message: str, *, code: int, notes: BaseException | None = None) -> int:
     from rich.markup import escape
 
     err.print(f"[red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    for note in getattr(notes, "__notes__", ()):
+        err.print(escape(note), highlight=False, soft_wrap=True)
     return code
 
 
-def _interrupted() -> int:
-    err.print("interrupted: what was complete stands; run the same command to go on")
+def _interrupted(error: BaseException | None = None) -> int:
+    notes = getattr(error, "__notes__", ())
+    how = "; ".join(notes) or "run the same command to go on"
+    err.print(f"interrupted: what was complete stands; {how}", highlight=False, soft_wrap=True)
     return _INTERRUPTED
 
 

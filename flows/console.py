@@ -60,6 +60,8 @@ class RunConsole:
                 self._node(event)
             case "progress":
                 self._show_progress(event)
+            case "resume" | "checkpoint":
+                self._console.print(f"  {where_it_stands(event)}", highlight=False)
             case "warning":
                 message = escape(event["message"])
                 self._console.print(f"[yellow]warning:[/] {message}", highlight=False)
@@ -110,6 +112,12 @@ class RunConsole:
             left = (time.monotonic() - self._started_s) * (total - done) / done
             line += f", about {left:.0f} s left"
         return f"{line} {event.get('note', '')}".rstrip()
+
+
+def where_it_stands(event: Event) -> str:
+    """A ``resume`` or ``checkpoint`` event in words."""
+    verb = "goes on after" if event["event"] == "resume" else "saved at"
+    return f"{event['step']} {verb} optimizer step {event['optimizer_step']} of {event['total']}"
 
 
 def table(

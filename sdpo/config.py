@@ -210,6 +210,20 @@ class TrainingConfig(Group):
         description="Arithmetic: bf16 is autocast over fp32 weights; `auto`: bf16 on a GPU that "
         "has it, else fp32. Weights are always kept and published in fp32.",
     )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="Minutes between resume states of a step that trains, at least (saving takes "
+        "5% of the time at most); 0: by `checkpoint_every` alone.",
+    )
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps between resume states; 0: by `checkpoint_minutes` alone.",
+    )
+    checkpoints_kept: int = Field(
+        1, ge=1, description="Resume states kept while a step trains; none is left after it."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
@@ -397,6 +411,10 @@ def settings_without_effect(config: RunConfig) -> list[str]:
         betas = sorted(given & {"adam_beta1", "adam_beta2"})
         if betas and training.optimizer != "adamw":
             lines.append(f"{name}.{betas[0]} has no effect on optimizer {training.optimizer}")
+        if "checkpoints_kept" in given and not (
+            training.checkpoint_minutes or training.checkpoint_every
+        ):
+            lines.append(f"{name}.checkpoints_kept has no effect: no resume states are asked for")
     default = SupervisedConfig()
     if not config.supervised.enabled and config.supervised != default:
         lines.append("`supervised` has no effect: supervised.enabled is false")

@@ -37,6 +37,10 @@ class IntegrityError(Fault):
     """A file is not what its record says it is."""
 
 
+class DiskFullError(Fault):
+    """There is not enough space on a disk."""
+
+
 class GateError(Fault):
     """Policy and cached reference log-probs disagree before the first optimizer step."""
 

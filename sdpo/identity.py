@@ -24,8 +24,12 @@ TOKENS_VERSION = 1
 
 Payload = dict[str, Any]
 
-_NO_IDENTITY = {"name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"}
-"""Names and places: what stands there bears identity by its content digest."""
+_NO_IDENTITY = {
+    *("name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"),
+    *("checkpoint_minutes", "checkpoint_every", "checkpoints_kept"),
+}
+"""Names and places, whose content bears identity by its digest; and what a resume goes on from,
+which is exact."""
 
 _PREFERENCE_ONLY = ("objective", "beta")
 """Training settings without effect on the supervised stage: a sweep over them keeps S."""

@@ -4,33 +4,40 @@ It may run once or, under ``accelerate launch``, once per device. Errors leave a
 whose mistake they were; the traceback goes to the log.
 """
 
+import contextlib
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
-from sdpo.errors import UserError
+from sdpo import interrupts
+from sdpo.disk import is_disk_full, no_space_message
+from sdpo.errors import Interrupted, UserError
 from sdpo.events import EventWriter
 from sdpo.spec import ExportSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
-from sdpo.supervisor import USER_ERROR_EXIT, die_with_parent
+from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
 
 
 def main() -> None:
     """Run the stage that the command line names."""
     die_with_parent()
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.listen()
     spec = read_spec(Path(sys.argv[1]))
     events = EventWriter(spec.events if os.environ.get("RANK", "0") == "0" else None)
     try:
         result = _run(spec, events)
+    except (Interrupted, SystemExit) as ending:
+        if not interrupts.requested() and not isinstance(ending, Interrupted):
+            raise
+        _tell(spec.events, "interrupted", message=str(ending))
+        sys.exit(interrupts.exit_code())
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()
         user = isinstance(error, UserError)
-        failure = EventWriter(spec.events)  # any rank may be the one that knows
-        failure.emit("error", user=user, message=_message(error))
-        sys.exit(USER_ERROR_EXIT if user else 1)
+        full = is_disk_full(error)
+        message = no_space_message(spec.run) if full else _message(error)
+        _tell(spec.events, "error", user=user, message=message)
+        sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
     events.emit("result", **result)
 
 
@@ -62,8 +69,10 @@ def _message(error: Exception) -> str:
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
+def _tell(path: Path, event: str, **fields: object) -> None:
+    """Tell the parent; any rank may be the one that knows. On a full disk the exit code tells."""
+    with contextlib.suppress(OSError):
+        EventWriter(path).emit(event, **fields)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
+from sdpo.disk import check_space, step_needs
 from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.nodes import tokens_path
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
+from sdpo.resume import discard, stored_bytes
 from sdpo.run import Context, run_once
 from sdpo.spec import StepSpec
 from sdpo.store import Record, reuse
@@ -59,9 +61,11 @@ def supervised_step(context: Context) -> Record:
             identity=identity,
             inputs=inputs,
         )
+        _check_space(context, spec)
         context.stage(spec)
         record = context.run.read_record("step-0")
         assert record is not None, "the stage wrote its record"
+    discard(context.run.step(0))
     return record
 
 
@@ -123,32 +127,44 @@ def align_step(context: Context, step: int) -> Record:
     node = f"step-{step}"
     if context.done(node, identity) is None:
         measure_input = _probe_record(context, step - 1) is None
-        context.stage(
-            _spec(
-                context,
-                name=node,
-                step=step,
-                task="preference",
-                training=training,
-                input_model=folder,
-                input_digest=digest,
-                input_name=f"M_{step - 1}",
-                measure_input=measure_input,
-                measure_output=True,
-                identity=identity,
-                inputs=inputs,
-            )
+        spec = _spec(
+            context,
+            name=node,
+            step=step,
+            task="preference",
+            training=training,
+            input_model=folder,
+            input_digest=digest,
+            input_name=f"M_{step - 1}",
+            measure_input=measure_input,
+            measure_output=True,
+            identity=identity,
+            inputs=inputs,
         )
+        _check_space(context, spec)
+        context.stage(spec)
         if measure_input:
             _record_probe(context, step - 1)
         _record_probe(context, step)
     for number in (step - 1, step):
         if _probe_record(context, number) is None:
             _measure_again(context, number, training)
+    discard(context.run.step(step))  # a death between record and tidying leaves states behind
     record = context.run.read_record(node)
     assert record is not None, "the stage wrote its record"
     _write_gamma(context, step)
     return record
+
+
+def _check_space(context: Context, spec: StepSpec) -> None:
+    """Refuse a step that the disks have no room for."""
+    run = context.run
+    rows = 2 * pq.read_metadata(run.usable).num_rows  # under the model that comes in, and out
+    check_space(
+        step_needs(spec.input_model, spec.training, run=run.path, cache=context.cache, rows=rows),
+        used_bytes={run.path: stored_bytes(run.step(spec.step))},
+        what=spec.name,
+    )
 
 
 def _partition_digest(context: Context, step: int) -> str:

@@ -18,18 +18,23 @@ from typing import Any
 
 import psutil
 
-from sdpo.errors import Fault, UserError
+from sdpo.disk import no_space_message
+from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
 from sdpo.events import Event, EventReader, Listener
 from sdpo.files import write_text
+from sdpo.interrupts import GRACE_S
 from sdpo.spec import Spec
 
 _POLL_S = 0.05
-_GRACE_S = 10.0
+_GRACE_S = GRACE_S
 _PR_SET_PDEATHSIG = 1
 _MARK = "SDPO_STAGE"
 """Environment variable by which all processes of a stage are known."""
 _PARENT = "SDPO_PARENT_PID"
 USER_ERROR_EXIT = 2
+DISK_FULL_EXIT = 28
+"""ENOSPC: where no file can be written any more, the exit code has to say so."""
+_INTERRUPTING = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict[str, Any]:
@@ -39,6 +44,8 @@ def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict
 
     Raises:
         UserError: the stage refused what the user gave.
+        DiskFullError: no space was left.
+        Interrupted: the stage was asked to stop.
         Fault: the stage failed; the message names its log.
     """
     path = spec.run / "logs" / f"{spec.name}.json"
@@ -62,6 +69,7 @@ def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict
         outcome.take(reader)
     finally:
         _end(process, mark)
+        outcome.take_saved(reader)
     return outcome.judge(process.returncode, spec)
 
 
@@ -72,19 +80,32 @@ class _Outcome:
         self._listen = listen
         self._result: Event | None = None
         self._error: Event | None = None
+        self._interrupted: Event | None = None
 
     def take(self, reader: EventReader) -> None:
         for event in reader.read():
             if event["event"] == "result":
                 self._result = event
+            elif event["event"] == "interrupted":
+                self._interrupted = event
             elif event["event"] == "error":
                 self._error = self._error or event
             else:
                 self._listen(event)
 
+    def take_saved(self, reader: EventReader) -> None:
+        """Pass on what a stage that had to end saved meanwhile."""
+        for event in reader.read():
+            if event["event"] == "checkpoint":
+                self._listen(event)
+
     def judge(self, code: int, spec: Spec) -> dict[str, Any]:
         if code == 0 and self._result is not None:
             return dict(self._result)
+        if self._interrupted or -code in _INTERRUPTING:
+            raise Interrupted(f"{spec.name} was asked to stop")
+        if code == DISK_FULL_EXIT:
+            raise DiskFullError(f"{spec.name}: {no_space_message(spec.run)}")
         if self._error and self._error["user"]:
             raise UserError(self._error["message"])
         if self._error:
@@ -128,17 +149,22 @@ def _environment(spec: Spec) -> dict[str, str]:
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """Terminate what is left of the stage; kill what is left of that after the grace time."""
+    """Terminate what is left of the stage; kill what is left of that after the grace time.
+
+    Whoever asks a second time does not want to wait: then it is killed at once.
+    """
     family = set(_marked(mark))
     if process.poll() is None:
         leader = psutil.Process(process.pid)
         family |= {leader, *leader.children(recursive=True)}
-    for member in family:
-        _signal(member, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=_GRACE_S)
-    for member in alive:
-        _signal(member, signal.SIGKILL)
-    process.wait()
+    try:
+        for member in family:
+            _signal(member, signal.SIGTERM)
+        psutil.wait_procs(family, timeout=_GRACE_S)
+    finally:
+        for member in family:
+            _signal(member, signal.SIGKILL)
+        process.wait()
 
 
 def _marked(mark: str) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ is a pure function of the step.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,20 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
     )
 
 
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a training is, beside its tensors: what a resume takes over.
+
+    ``micro_batch_tokens``: the token budget that is in force; 0: as the settings say.
+    ``reductions``: ``{"step": optimizer step, "micro_batch_tokens": budget}`` for every time that
+    the budget had to be lowered, in order.
+    """
+
+    step: int = 0
+    micro_batch_tokens: int = 0
+    reductions: list[dict[str, int]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
     """A model under an accelerator, and the settings it trains with.
@@ -78,11 +92,12 @@ class Trainer:
     optimizer: Any
     training: TrainingConfig
     pad_token_id: int
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def budget(self) -> int:
         """Tokens of a micro-batch."""
-        return micro_batch_tokens(
+        return self.progress.micro_batch_tokens or micro_batch_tokens(
             self.training.micro_batch_tokens, device=self.accelerator.device.type
         )
 
@@ -95,7 +110,7 @@ class Trainer:
     def train(self, task: Task, *, on_step: Callable[[int, int, Metrics], None]) -> int:
         """Train on ``task``; ``on_step(step, total, metrics)`` after each optimizer step, from 1.
 
-        Returns the number of optimizer steps.
+        It goes on where ``progress`` stands. Returns the number of optimizer steps.
 
         Raises:
             DivergedError: a loss or the gradient is not finite; no update was made from it.
@@ -110,13 +125,14 @@ class Trainer:
         )
         per_epoch = math.ceil(items / training.batch_size)
         self.scorer.train()
-        for step in range(total):
+        for step in range(self.progress.step, total):
             batch, _ = global_batch(
                 step, items=items, batch_size=training.batch_size, seed=training.seed
             )
             rate = learning_rate(step, total=total, training=training)
             metrics = self._optimizer_step(task, batch, lengths, rate=rate)
             metrics |= {"learning_rate": rate, "epoch": (step + 1) / per_epoch}
+            self.progress.step = step + 1
             on_step(step + 1, total, metrics)
         return total
 

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 from sdpo.events import EventWriter
 from sdpo.files import publish_file
 from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
+from sdpo.resume import SavedState
 from sdpo.score import score_rows
 from sdpo.spec import StepSpec
+from sdpo.stages.checkpoint import find
 from sdpo.stages.model import Session, open_session
+from sdpo.stages.timings import Timings
 from sdpo.stages.training import (
     StepFiles,
-    Timings,
+    key_of,
     open_cache,
     score_reference,
     train_preference,
@@ -37,7 +40,13 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     if spec.score_everything:
         with timings.of("score"):
             _score_everything(session, tokens, events)
-    step = StepFiles(session=session, tokens=tokens, events=events, timings=timings)
+    step = StepFiles(
+        session=session,
+        tokens=tokens,
+        events=events,
+        timings=timings,
+        saved=_saved(session, events) if spec.task != "none" else None,
+    )
     reference = score_reference(step) if spec.task == "preference" else None
     if spec.measure_input:
         with timings.of("measure"):
@@ -52,6 +61,17 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
     session.close()
     return {"model": session.published_digest, "timings_s": timings.rounded()}
+
+
+def _saved(session: Session, events: EventWriter) -> SavedState | None:
+    """The state in which an earlier attempt at this step was left."""
+    spec = session.spec
+    return find(
+        RunFolder(spec.run).step(spec.step),
+        key=key_of(spec),
+        accelerator=session.accelerator,
+        events=events,
+    )
 
 
 def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> None:

@@ -1,10 +1,10 @@
 """The training part of a step: reference, gate, loop, publication, record."""
 
 import json
-import time
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +13,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sdpo import gate, machine
+from sdpo import gate, machine, resume
 from sdpo.batching import global_batch
-from sdpo.cache import LogpCache
+from sdpo.cache import LogpCache, RowLogps
 from sdpo.card import write_card
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
 from sdpo.identity import scoring_identity
+from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
+from sdpo.stages.checkpoint import METRICS, Checkpoints
 from sdpo.stages.model import Session
+from sdpo.stages.timings import Timings
 from sdpo.store import RunFolder
 from sdpo.tasks import PreferenceTask, SupervisedTask, Task
 from sdpo.tokens.store import SupervisedTokenFile, TokenFile
 from sdpo.trainer import Metrics, Trainer
 
 
-@dataclass(slots=True)
-class Timings:
-    """Seconds per phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to ``phase``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    def rounded(self) -> dict[str, float]:
-        """Seconds to the millisecond."""
-        return {phase: round(value, 3) for phase, value in self.seconds.items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFiles:
-    """What the training of a step works with."""
+    """What the training of a step works with; ``saved``: the state that it goes on from."""
 
     session: Session
     tokens: TokenFile
     events: EventWriter
     timings: Timings
+    saved: SavedState | None = None
 
     @property
     def spec(self) -> StepSpec:
@@ -84,10 +68,27 @@ class Reference:
     rows: pa.Table
     scored: Scored
 
+    @property
+    def digest(self) -> str:
+        """Of the pairs and their values."""
+        logps = self.scored.logps
+        values = np.stack([logps.chosen, logps.rejected]).astype("<f4")
+        return digest_of([self.rows["pair_id"].to_pylist(), values.tobytes().hex()])
+
+
+def key_of(spec: StepSpec) -> dict[str, str]:
+    """By what a resume state of this step is known; the reference's digest comes to it."""
+    return {"identity": digest_of(spec.identity), "input model": spec.input_digest}
+
 
 def score_reference(step: StepFiles) -> Reference:
-    """Score D_t under M_{t-1}, what the cache does not have, and publish the values."""
+    """Score D_t under M_{t-1}, what the cache does not have, and publish the values.
+
+    A step that goes on from a state keeps the values that it was trained against so far.
+    """
     rows = _plan_rows(step.spec, step.spec.step)
+    if kept := _kept_reference(step, rows):
+        return kept
     with step.timings.of("score"):
         scored = _score(step, rows, phase=f"score D_{step.spec.step}")
     reference = Reference(rows, scored)
@@ -97,36 +98,36 @@ def score_reference(step: StepFiles) -> Reference:
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
     """Pass the gate, train against ``reference``, publish M_t with its record."""
-    session, training = step.session, step.spec.training
+    training = step.spec.training
     task = _preference_task(step.tokens, reference, training)
     held = _plan_rows(step.spec, 0)
     reserve_task = None
     if held.num_rows:
         reserve = Reference(held, _score(step, held, phase="score the reserve"))
         reserve_task = _preference_task(step.tokens, reserve, training)
-    trainer = session.trainer(training)
-    with step.timings.of("gate"):
-        first, _ = global_batch(
-            0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
-        )
-        passed = gate.check(
-            trainer, task, first_batch=first, precision=training.precision, seed=training.seed
-        )
-    with step.timings.of("train"):
-        done = _train(step, trainer, task, reserve_task)
+    trainer = step.session.trainer(training)
+    saved = _belonging(step, reference)
+    facts: dict[str, Any] = {}
+    if saved is None:
+        with step.timings.of("gate"):
+            first, _ = global_batch(
+                0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
+            )
+            passed = gate.check(
+                trainer, task, first_batch=first, precision=training.precision, seed=training.seed
+            )
+        scored = reference.scored
+        facts = {
+            "gate": asdict(passed),
+            "scored_rows": {"computed": scored.computed, "cached": scored.cached},
+        }
+    key = key_of(step.spec) | {"reference": reference.digest}
+    done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
     _publish(
         step,
-        {
-            "optimizer_steps": done,
-            "pairs": len(task.ids),
-            "gate": asdict(passed),
-            "scored_rows": {
-                "computed": reference.scored.computed,
-                "cached": reference.scored.cached,
-            },
-        },
+        {"optimizer_steps": done, "pairs": len(task.ids), **facts},
         inputs={"reference_logps": file_digest(step.folder / "reference.parquet")}
-        if session.accelerator.is_main_process
+        if step.session.accelerator.is_main_process
         else {},
     )
 
@@ -135,9 +136,43 @@ def train_supervised(step: StepFiles) -> None:
     """Train S on completions, publish it with its record."""
     task = _supervised_task(step)
     trainer = step.session.trainer(step.spec.training)
-    with step.timings.of("train"):
-        done = _train(step, trainer, task, None)
-    _publish(step, {"optimizer_steps": done, "examples": len(task.ids)}, inputs={})
+    done, facts = _train(
+        step, trainer, task, None, saved=step.saved, key=key_of(step.spec), facts={}
+    )
+    _publish(step, {"optimizer_steps": done, "examples": len(task.ids), **facts}, inputs={})
+
+
+def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
+    """``reference.parquet`` as the state to go on from knows it."""
+    path = step.folder / "reference.parquet"
+    if step.saved is None or not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return None  # damaged: the values are looked up again
+    names = ("reference_chosen_logps", "reference_rejected_logps")
+    if table.num_rows != rows.num_rows or not {"pair_id", *names} <= set(table.column_names):
+        return None
+    logps = RowLogps(*(table[name].to_numpy() for name in names))
+    computed, cached = (
+        step.saved.content["facts"]["scored_rows"][n] for n in ("computed", "cached")
+    )
+    kept = Reference(rows, Scored(logps, computed=computed, cached=cached))
+    same = table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
+    return kept if same and kept.digest == step.saved.content["key"]["reference"] else None
+
+
+def _belonging(step: StepFiles, reference: Reference) -> SavedState | None:
+    """The state to go on from, unless it was trained against other reference values."""
+    saved = step.saved
+    if saved and saved.content["key"]["reference"] != reference.digest:
+        step.events.warning(
+            f"the resume state of {step.folder.name} was trained against other reference values: "
+            "the step starts again"
+        )
+        return None
+    return saved
 
 
 def _plan_rows(spec: StepSpec, number: int) -> pa.Table:
@@ -226,18 +261,75 @@ def _supervised_task(step: StepFiles) -> SupervisedTask:
     return SupervisedTask(ids=ids, prompts=prompts, completions=completions)
 
 
-def _train(step: StepFiles, trainer: Trainer, task: Task, reserve: Task | None) -> int:
-    """Run the loop, writing ``metrics.jsonl`` and feeding the trackers."""
+def _train(
+    step: StepFiles,
+    trainer: Trainer,
+    task: Task,
+    reserve: Task | None,
+    *,
+    saved: SavedState | None,
+    key: Mapping[str, str],
+    facts: dict[str, Any],
+) -> tuple[int, dict[str, Any]]:
+    """Run the loop from its beginning or from ``saved``, writing ``metrics.jsonl``.
+
+    Returns the number of optimizer steps and the record's facts.
+    """
+    step.folder.mkdir(parents=True, exist_ok=True)
+    if saved:
+        facts = dict(saved.content["facts"])
+        facts["resumed_at"] = [*facts.get("resumed_at", []), saved.optimizer_step]
+        step.timings.add(saved.content["timings_s"])
+    checkpoints = Checkpoints(
+        trainer=trainer,
+        folder=step.folder,
+        key=key,
+        facts=facts,
+        timings_s=step.timings.rounded,
+        events=step.events,
+        sharded=step.session.is_sharded,
+    )
+    if saved:
+        checkpoints.restore(saved)
+    with (
+        step.timings.of("train"),
+        _metrics_log(step, start=trainer.progress.step) as write,
+        checkpoints.watched(),
+    ):
+
+        def on_step(number: int, total: int, metrics: Metrics) -> None:
+            write(number, metrics)
+            note = f"loss {metrics['loss']:.4f}"
+            if "rewards/accuracies" in metrics:
+                note += f", margin {metrics['rewards/margins']:+.3f}"
+            step.events.progress("train", number, total, unit="steps", note=note)
+            every = step.spec.evaluation.every
+            if reserve and (number == total or (every and number % every == 0)):
+                measured = trainer.evaluate(reserve)
+                write(number, {f"eval_{name}": value for name, value in measured.items()})
+            checkpoints.after_step(number, total)
+
+        return trainer.train(task, on_step=on_step), facts
+
+
+@contextmanager
+def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metrics], None]]:
+    """A function that writes metrics of an optimizer step to the step's log and the trackers.
+
+    ``start``: optimizer steps done, whose lines are there.
+    """
     spec, accelerator = step.spec, step.session.accelerator
     tracked = bool(spec.tracking.tools)
     if tracked:
         settings = spec.training.model_dump()
         # TensorBoard takes numbers and text alone.
         settings["lora_target_modules"] = " ".join(settings["lora_target_modules"])
-        accelerator.init_trackers(spec.tracking.project, config=settings)
-    step.folder.mkdir(parents=True, exist_ok=True)
-    path = step.folder / "metrics.jsonl"
-    log = path.open("w", encoding="utf-8") if accelerator.is_main_process else None
+        # It drops the points that were logged after the state which training goes on from.
+        purge = {"tensorboard": {"purge_step": start + 1}} if start else {}
+        accelerator.init_trackers(spec.tracking.project, config=settings, init_kwargs=purge)
+    path, log = step.folder / METRICS, None
+    if accelerator.is_main_process:
+        log = path.open("a" if start else "w", encoding="utf-8")
 
     def write(number: int, metrics: Metrics) -> None:
         if log:
@@ -246,26 +338,16 @@ def _train(step: StepFiles, trainer: Trainer, task: Task, reserve: Task | None) 
         if tracked:
             accelerator.log(metrics, step=number)
 
-    def on_step(number: int, total: int, metrics: Metrics) -> None:
-        write(number, metrics)
-        note = f"loss {metrics['loss']:.4f}"
-        if "rewards/accuracies" in metrics:
-            note += f", margin {metrics['rewards/margins']:+.3f}"
-        step.events.progress("train", number, total, unit="steps", note=note)
-        every = spec.evaluation.every
-        if reserve and (number == total or (every and number % every == 0)):
-            measured = trainer.evaluate(reserve)
-            write(number, {f"eval_{name}": value for name, value in measured.items()})
-
     try:
-        done = trainer.train(task, on_step=on_step)
+        yield write
     finally:
         if log:
+            log.flush()
+            os.fsync(log.fileno())
             log.close()
         if tracked:
             for tracker in accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
-    return done
 
 
 def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
@@ -296,9 +378,10 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
     write_card(run, record, name=f"M_{spec.step}")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
     views = {"gamma.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
-    files = [f for f in files if f.name not in views and "tracking" not in f.parts]
+    files = [f for f in files if f.name not in views and not {"tracking", "resume"} & set(f.parts)]
     files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
     run.write_record(node, record, files=files)
+    resume.discard(step.folder)
     step.events.emit("published", step=spec.step, model=digest)
 
 

@@ -9,7 +9,7 @@ from sdpo.digest import model_digest
 from sdpo.errors import Fault
 from sdpo.supervisor import run_stage
 
-from .training_helpers.runs import PreparedRun, prepare_run
+from .training_helpers.runs import PreparedRun, prepare_run, stop_step
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 19, 2: 6}
@@ -97,6 +97,16 @@ def test_two_processes_measure_the_same(single, double, model):
     tolerance = 0 if model == "M_0" else 2e-3
     for column in ("chosen_logps", "rejected_logps"):
         np.testing.assert_allclose(two[column], one[column], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["asked to stop", "killed"])
+def test_two_processes_go_on_where_they_stopped(double, tmp_path, killed):
+    run = prepare_run(tmp_path, pairs=PAIRS)
+    saved = stop_step(run, killed=killed, launch=TWO, training=TRAINING)
+    events = run_step(run, launch=TWO)
+    assert [event["optimizer_step"] for event in events if event["event"] == "resume"] == [saved]
+    assert run.record(1)["outputs"] == double.record(1)["outputs"], "the sum of two has no order"
+    assert run.metrics(1) == double.metrics(1)
 
 
 def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):

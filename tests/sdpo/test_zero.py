@@ -4,9 +4,10 @@ import pytest
 
 from sdpo.config import EvaluationConfig, LaunchConfig, TrackingConfig, TrainingConfig
 from sdpo.digest import model_digest, tensor_entries
+from sdpo.resume import states_folder
 from sdpo.supervisor import run_stage
 
-from .training_helpers.runs import PreparedRun, prepare_run
+from .training_helpers.runs import PreparedRun, prepare_run, stop_step
 
 pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
 
@@ -17,7 +18,7 @@ TRAINING = TrainingConfig(
 
 
 def run_step(folder, *, strategy: str, processes: int, **fields) -> PreparedRun:
-    run = prepare_run(folder, pairs={0: 4, 1: 13, 2: 4})
+    run = fields.pop("run", None) or prepare_run(folder, pairs={0: 4, 1: 13, 2: 4})
     launch = LaunchConfig(processes=processes, strategy=strategy, device="cpu", threads=1)
     fields = {"measure_input": True, "measure_output": True} | fields
     evaluation = EvaluationConfig(every=2)
@@ -47,3 +48,24 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, tmp_path, s
     assert names == [entry.name for entry in tensor_entries(single.folder.model(1))]
     assert run.record(1)["outputs"]["model"] == model_digest(published)
     assert list((run.folder.step(1) / "tracking").rglob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "killed"),
+    [
+        ("deepspeed_zero3", False),
+        pytest.param("deepspeed_zero3", True, marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero2", False, marks=pytest.mark.slow),
+    ],
+)
+def test_zero_goes_on_where_it_stopped(tmp_path, strategy, killed):
+    whole = run_step(tmp_path / "whole", strategy=strategy, processes=2)
+    broken = prepare_run(tmp_path / "broken", pairs={0: 4, 1: 13, 2: 4})
+    launch = LaunchConfig(processes=2, strategy=strategy, device="cpu", threads=1)
+    stop_step(broken, killed=killed, training=TRAINING, launch=launch)
+    names = {path.name for path in states_folder(broken.folder.step(1)).glob("*/zero-*")}
+    assert names == {"zero-0.safetensors", "zero-1.safetensors"}
+    run_step(tmp_path / "broken", strategy=strategy, processes=2, run=broken)
+    assert broken.record(1)["resumed_at"]
+    assert broken.record(1)["outputs"] == whole.record(1)["outputs"]
+    assert broken.metrics(1) == whole.metrics(1)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from transformers import AutoTokenizer
 
 from sdpo import demo
@@ -26,10 +28,13 @@ from sdpo.config import (
 from sdpo.data.prepare import prepare_pairs
 from sdpo.demo.text import questions
 from sdpo.digest import model_digest
-from sdpo.events import EventWriter
+from sdpo.errors import Fault, Interrupted
+from sdpo.events import Event, EventWriter
 from sdpo.files import read_json
-from sdpo.spec import StepSpec
+from sdpo.resume import states_folder
+from sdpo.spec import Spec, StepSpec
 from sdpo.store import RunFolder
+from sdpo.supervisor import run_stage
 from sdpo.tokens.store import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
 
@@ -101,6 +106,51 @@ class PreparedRun:
     def token_file(self) -> TokenFile:
         """Token ids of all pairs."""
         return TokenFile.open(self.tokens)
+
+
+def stop_step(run: PreparedRun, *, killed: bool, training: TrainingConfig, **fields: Any) -> int:
+    """Run step 1 in processes of its own and end them after the first resume state.
+
+    Returns the optimizer steps of the last state that they left.
+    """
+    spec = run.spec(
+        1,
+        training.model_copy(update={"checkpoint_every": 1}),
+        measure_input=True,
+        measure_output=True,
+        evaluation=EvaluationConfig(every=2),
+        **fields,
+    )
+    saved: list[int] = []
+
+    def listen(event: Event) -> None:
+        if event["event"] == "checkpoint":
+            saved.append(event["optimizer_step"])
+            if len(saved) == 1 and killed:
+                for process in stage_processes(spec):
+                    process.kill()
+            elif len(saved) == 1:
+                raise Interrupted("enough")
+
+    with pytest.raises(Fault if killed else Interrupted):
+        run_stage(spec, listen=listen)
+    assert not stage_processes(spec)
+    states = sorted(states_folder(run.folder.step(1)).glob("[0-9]*"))
+    assert len(states) == 1
+    return int(states[0].name)
+
+
+def stage_processes(spec: Spec) -> list[psutil.Process]:
+    """Processes that run the stage of ``spec``, oldest first (it may just be forking another)."""
+    wanted = str(spec.run / "logs" / f"{spec.name}.json")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if wanted in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=psutil.Process.create_time)
 
 
 def prepare_run(

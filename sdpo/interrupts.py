@@ -1,0 +1,70 @@
+"""Asked to stop: what a stage does with SIGTERM and SIGINT.
+
+Normally it ends at once. Within :func:`deferred` it goes on to the next optimizer boundary, where
+its state can be saved, if there is time for that. However it goes, it is gone after the grace time
+and a little more: a stage must not hold a run's lock after the process that started it.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE_S = 10.0
+"""Seconds from a request to stop until a stage is killed."""
+_MARGIN_S = 1.0
+_LAST_RESORT_S = 2
+
+
+class _Request:
+    """The request of this process; signals belong to a process as a whole."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.granted = False
+        self.fits: Callable[[float], bool] | None = None
+
+
+_request = _Request()
+
+
+def listen() -> None:
+    """Heed SIGTERM and SIGINT from here on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _heed)
+
+
+def requested() -> int:
+    """Number of the signal that asked to stop, or 0."""
+    return _request.signal
+
+
+def exit_code() -> int:
+    """Exit code of a process that was asked to stop, as shells have it."""
+    return 128 + (_request.signal or signal.SIGTERM)
+
+
+@contextmanager
+def deferred(fits: Callable[[float], bool]) -> Iterator[None]:
+    """Within it a request does not end the process if ``fits(seconds)`` says that it can be met.
+
+    The block has to ask :func:`requested` and end by itself within those seconds.
+    """
+    _request.fits = fits
+    try:
+        yield
+    finally:
+        _request.fits = None
+
+
+def _heed(number: int, _frame: FrameType | None) -> None:
+    if _request.granted:
+        return  # launchers repeat themselves; the alarm is set
+    if not _request.signal:
+        _request.signal = number
+        # The kernel's own action: also where the interpreter is deep in a call that does not end.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(GRACE_S) + _LAST_RESORT_S)
+    _request.granted = _request.fits is not None and _request.fits(GRACE_S - _MARGIN_S)
+    if not _request.granted:
+        raise SystemExit(exit_code())

@@ -1,0 +1,112 @@
+"""Resume states on disk: where a step's training can go on after the process that ran it died.
+
+A state is a folder ``step-N/resume/<optimizer step>/`` with tensors in safetensors and the rest as
+JSON. ``state.json`` holds the digest of every other file and its own, so a damaged state is noticed
+and the one before it, if it is kept, takes its place. This module owns the files; what is in them
+is the business of :mod:`sdpo.stages.checkpoint`. It needs no torch: the parent looks here too.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import Fault, IntegrityError
+from sdpo.files import digest_of, file_digest, read_json, write_json
+
+STATE_VERSION = 1
+"""Raised when a state of older code can no longer be taken up."""
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A state that was found whole.
+
+    ``content``: ``key`` (digests of what it belongs to), ``optimizer_step`` and ``total``,
+    ``micro_batch_tokens``, ``reductions``, ``facts`` (of the record to be), ``timings_s``,
+    ``versions``.
+    """
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def optimizer_step(self) -> int:
+        """Optimizer steps done."""
+        step: int = self.content["optimizer_step"]
+        return step
+
+
+def states_folder(step: Path) -> Path:
+    """Folder of the states of a step's folder."""
+    return step / "resume"
+
+
+def state_folder(step: Path, optimizer_step: int) -> Path:
+    """Folder of the state after ``optimizer_step``."""
+    return states_folder(step) / f"{optimizer_step:08d}"
+
+
+def seal(folder: Path, content: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Write ``state.json`` beside the files whose ``digests`` are given, as the last of them."""
+    sealed = {"state_version": STATE_VERSION, **content, "files": dict(digests)}
+    write_json(folder / _STATE, sealed | {"digest": digest_of(sealed)})
+
+
+def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None, list[str]]:
+    """The newest whole state below a step's folder that belongs to ``key``, and what was wrong.
+
+    A state that is damaged, or belongs to something else, is removed: it would never be used.
+    """
+    faults: list[str] = []
+    for folder in sorted(states_folder(step).glob("[0-9]*"), reverse=True):
+        try:
+            return SavedState(folder, _verified(folder, key)), faults
+        except Fault as error:  # canonical JSON refuses what a flipped digit may have made
+            faults.append(str(error))
+            shutil.rmtree(folder, ignore_errors=True)
+    return None, faults
+
+
+def _verified(folder: Path, key: Mapping[str, str]) -> dict[str, Any]:
+    where = f"{folder.parents[1].name}/{folder.parent.name}/{folder.name}"
+    path = folder / _STATE
+    if not path.is_file():
+        raise IntegrityError(f"resume state {where} is damaged: {_STATE} is missing")
+    content: dict[str, Any] = read_json(path)
+    digest = content.pop("digest", "") if isinstance(content, dict) else ""
+    if not digest or digest_of(content) != digest:
+        raise IntegrityError(f"resume state {where} is damaged: {_STATE} was changed")
+    if content["state_version"] != STATE_VERSION:
+        raise IntegrityError(f"resume state {where} was written by another version of this code")
+    for name, expected in key.items():
+        if content["key"].get(name) != expected:
+            raise IntegrityError(
+                f"resume state {where} belongs to something else: its {name} is "
+                f"{str(content['key'].get(name))[:16]}, not {expected[:16]}"
+            )
+    for name, expected in content["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise IntegrityError(f"resume state {where} is damaged: {name} is missing")
+        if file_digest(file) != expected:
+            raise IntegrityError(f"resume state {where} is damaged: {name} was changed")
+    return content
+
+
+def prune(step: Path, *, keep: int) -> None:
+    """Remove all but the newest ``keep`` states."""
+    for folder in sorted(states_folder(step).glob("[0-9]*"), reverse=True)[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard(step: Path) -> None:
+    """Remove all states of a step's folder."""
+    shutil.rmtree(states_folder(step), ignore_errors=True)
+
+
+def stored_bytes(step: Path) -> int:
+    """Bytes that the states of a step's folder take."""
+    return sum(path.stat().st_size for path in states_folder(step).rglob("*") if path.is_file())

@@ -1,0 +1,248 @@
+"""When a training is saved, and how it goes on: resume states of one step.
+
+A state is saved at optimizer boundaries only, by minutes or steps, and when the process was asked
+to stop. All ranks agree on it: each step ends with a word between them.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from sdpo import interrupts, machine, resume
+from sdpo.config import TrainingConfig
+from sdpo.errors import Interrupted
+from sdpo.events import EventWriter
+from sdpo.files import file_digest, publish_file, publish_folder
+from sdpo.resume import SavedState
+from sdpo.stages.state import load_training, save_training
+from sdpo.trainer import Progress, Trainer
+
+METRICS = "metrics.jsonl"
+_SHARE_OF_TIME = 0.05
+"""Of the time of a training that saving may take where it goes by minutes."""
+_BYTES_PER_S = 200e6
+"""How fast a state is written, until one was."""
+
+
+def find(
+    step: Path, *, key: Mapping[str, str], accelerator: Any, events: EventWriter
+) -> SavedState | None:
+    """The state that the step can go on from, the same on all ranks; says what is wrong."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        state, faults = resume.find_state(step, key=key)
+        for fault in faults:
+            instead = f"optimizer step {state.optimizer_step}" if state else "its beginning"
+            events.warning(f"{fault}: {step.name} goes on from {instead}")
+        found = [state]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(found)
+    saved: SavedState | None = found[0]
+    if saved:
+        for change in _other_versions(saved):
+            events.warning(f"{step.name} goes on with other software: {change}")
+    return saved
+
+
+def _other_versions(saved: SavedState) -> list[str]:
+    now = machine.versions()
+    then: Mapping[str, str] = saved.content["versions"]
+    return [
+        f"{name} {then.get(name)} -> {version}"
+        for name, version in now.items()
+        if then.get(name) != version
+    ]
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoints:
+    """The states of one training.
+
+    ``folder`` is the step's, ``key`` the digests of what the states belong to, ``facts`` what the
+    step's record will need and a resumed step does not measure again.
+    """
+
+    trainer: Trainer
+    folder: Path
+    key: Mapping[str, str]
+    facts: Mapping[str, Any]
+    timings_s: Callable[[], Mapping[str, float]]
+    events: EventWriter
+    sharded: bool
+    _saved_at: int = field(default=0, init=False)
+    _saved_s: float = field(default_factory=time.monotonic, init=False)
+    _boundary_s: float = field(default_factory=time.monotonic, init=False)
+    _step_s: float = field(default=math.inf, init=False)
+    _save_s: float = field(default=0.0, init=False)
+
+    @property
+    def _training(self) -> TrainingConfig:
+        return self.trainer.training
+
+    @property
+    def _accelerator(self) -> Any:
+        return self.trainer.accelerator
+
+    def restore(self, saved: SavedState) -> None:
+        """Put the training and ``metrics.jsonl`` back to where ``saved`` was written."""
+        load_training(self.trainer, saved.folder, sharded=self.sharded)
+        progress: Progress = self.trainer.progress
+        progress.step = self._saved_at = saved.optimizer_step
+        progress.micro_batch_tokens = saved.content["micro_batch_tokens"]
+        progress.reductions = [dict(reduction) for reduction in saved.content["reductions"]]
+        if self._accelerator.is_main_process:
+            with publish_file(self.folder / METRICS) as temporary:
+                shutil.copyfile(saved.folder / METRICS, temporary)
+        total = saved.content["total"]
+        self.events.emit(
+            "resume", step=self.folder.name, optimizer_step=saved.optimizer_step, total=total
+        )
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around the training loop: a request to stop waits for the next boundary."""
+        self._saved_s = self._boundary_s = time.monotonic()
+        with interrupts.deferred(self._fits):
+            yield
+
+    def after_step(self, number: int, total: int) -> None:
+        """Save after optimizer step ``number`` if it is time.
+
+        Raises:
+            Interrupted: this process was asked to stop; the state is saved.
+        """
+        self._step_s = time.monotonic() - self._boundary_s
+        stop, due = self._agreed(number)
+        if number != self._saved_at and (stop or (due and number < total)):
+            self._save(number, total)
+        self._boundary_s = time.monotonic()
+        if stop:
+            raise Interrupted(f"{self.folder.name} stopped after optimizer step {number}")
+
+    def _fits(self, seconds: float) -> bool:
+        """Whether the running optimizer step and a save are done within ``seconds``."""
+        running_s = max(0.0, self._step_s - (time.monotonic() - self._boundary_s))
+        return running_s + (self._save_s or self._bytes() / _BYTES_PER_S) <= seconds
+
+    def _agreed(self, number: int) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether the main rank's clock says to save."""
+        stop, due = bool(interrupts.requested()), self._due(number)
+        if self._accelerator.num_processes == 1:
+            return stop, due
+        due = due and self._accelerator.is_main_process
+        flags = torch.tensor([stop, due], dtype=torch.float32, device=self._accelerator.device)
+        stops, dues = self._accelerator.reduce(flags, "sum").tolist()
+        return stops > 0, dues > 0
+
+    def _due(self, number: int) -> bool:
+        training = self._training
+        if training.checkpoint_every and number % training.checkpoint_every == 0:
+            return True
+        interval_s = max(training.checkpoint_minutes * 60, self._save_s / _SHARE_OF_TIME)
+        waited_s = time.monotonic() - self._saved_s
+        return training.checkpoint_minutes > 0 and waited_s >= interval_s
+
+    def _save(self, number: int, total: int) -> None:
+        """Publish a state; what keeps it from being saved is told and does not end the training."""
+        start = time.monotonic()
+        fault = self._publish(number, total)
+        self._save_s = time.monotonic() - start
+        self._saved_s = time.monotonic()
+        if fault:
+            self.events.warning(
+                f"the resume state after optimizer step {number} could not be saved ({fault})"
+            )
+            return
+        self._saved_at = number
+        if self._accelerator.is_main_process:
+            resume.prune(self.folder, keep=self._training.checkpoints_kept)
+        self.events.emit("checkpoint", step=self.folder.name, optimizer_step=number, total=total)
+
+    def _publish(self, number: int, total: int) -> str:
+        """Write a state together with the other ranks; returns what went wrong on any of them."""
+        fault = ""
+        try:
+            with ExitStack() as stack:
+                folder = self._broadcast(self._begin(stack, number))
+                shares = self._shares(folder)
+                if faults := [share for share in shares if isinstance(share, str)]:
+                    raise _NotSaved(faults[0])
+                if self._accelerator.is_main_process:
+                    shutil.copyfile(self.folder / METRICS, folder / METRICS)
+                    digests = {n: d for share in shares for n, d in share.items()}
+                    digests[METRICS] = file_digest(folder / METRICS)
+                    resume.seal(folder, self._content(number, total), digests)
+        except (_NotSaved, OSError) as error:
+            fault = str(error)
+        return str(self._broadcast(fault))
+
+    def _begin(self, stack: ExitStack, number: int) -> Path | str:
+        """The main rank's folder that becomes the state when ``stack`` ends well, or why not."""
+        if not self._accelerator.is_main_process:
+            return ""
+        try:
+            target = resume.state_folder(self.folder, number)
+            return stack.enter_context(publish_folder(target, replace=True))
+        except OSError as error:
+            return str(error)
+
+    def _shares(self, folder: Path | str) -> list[Any]:
+        """Every rank's file digests by name, or in place of them what went wrong."""
+        share: dict[str, str] | str
+        if isinstance(folder, str):
+            share = folder
+        else:
+            try:
+                names = save_training(self.trainer, folder, sharded=self.sharded)
+                share = {name: file_digest(folder / name) for name in names}
+            except (OSError, SafetensorError) as error:
+                share = str(error)
+        if self._accelerator.num_processes == 1:
+            return [share]
+        from accelerate.utils import gather_object
+
+        gathered: list[Any] = gather_object([share])
+        return gathered
+
+    def _broadcast(self, value: Any) -> Any:
+        """The main rank's value."""
+        if self._accelerator.num_processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def _content(self, number: int, total: int) -> dict[str, Any]:
+        progress = self.trainer.progress
+        return {
+            "key": dict(self.key),
+            "optimizer_step": number,
+            "total": total,
+            "micro_batch_tokens": progress.micro_batch_tokens,
+            "reductions": progress.reductions,
+            "facts": dict(self.facts),
+            "timings_s": dict(self.timings_s()),
+            "versions": machine.versions(),
+        }
+
+    def _bytes(self) -> int:
+        """About the bytes of a state: trained weights with two moments."""
+        trained = [p for p in self.trainer.scorer.parameters() if p.requires_grad]
+        numbers: int = sum(p.numel() for p in trained)
+        return 3 * 4 * numbers
+
+
+class _NotSaved(Exception):
+    """A rank could not write its share; the others give up theirs."""

@@ -1,0 +1,211 @@
+"""The tensors and generators of a training: from memory to files and back, bit for bit.
+
+Tensors go to safetensors, generators to JSON. Every rank writes its own files: one process and DDP
+hold everything on the main rank, DeepSpeed's ZeRO a share on each. Of ZeRO the flat fp32 partitions
+and their optimizer state are written here, since DeepSpeed's own checkpoints are pickles that it
+loads with ``weights_only=False``.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdpo.errors import IntegrityError
+from sdpo.trainer import Trainer
+
+Tensors = dict[str, torch.Tensor]
+
+
+def save_training(trainer: Trainer, folder: Path, *, sharded: bool) -> list[str]:
+    """Write this rank's share of the training into ``folder``; returns the files' names."""
+    rank = trainer.accelerator.process_index
+    files: dict[str, Tensors] = {}
+    if sharded:
+        files[f"zero-{rank}.safetensors"] = _zero_tensors(trainer)
+    if trainer.accelerator.is_main_process:
+        module = trainer.accelerator.unwrap_model(trainer.scorer)
+        files["model.safetensors"] = _buffers(module) | ({} if sharded else _trained(module))
+        if not sharded:
+            files["optimizer.safetensors"] = _optimizer_tensors(trainer, module)
+    for name, tensors in files.items():
+        save_file(tensors, folder / name)
+    generators = f"generators-{rank}.json"
+    (folder / generators).write_text(
+        json.dumps(generator_states(trainer.accelerator.device)), encoding="utf-8"
+    )
+    return [*files, generators]
+
+
+def load_training(trainer: Trainer, folder: Path, *, sharded: bool) -> None:
+    """Put the training back to what :func:`save_training` wrote; generators last.
+
+    Raises:
+        IntegrityError: the tensors are not those of this training.
+    """
+    rank = trainer.accelerator.process_index
+    module = trainer.accelerator.unwrap_model(trainer.scorer)
+    stored = load_file(folder / "model.safetensors")
+    _copy_into(_buffers(module, copy=False), stored, prefix=_BUFFER)
+    if sharded:
+        _load_zero(trainer, load_file(folder / f"zero-{rank}.safetensors"))
+    else:
+        _copy_into(_trained(module, copy=False), stored, prefix=_PARAMETER)
+        _load_optimizer(trainer, module, load_file(folder / "optimizer.safetensors"))
+    text = (folder / f"generators-{rank}.json").read_text(encoding="utf-8")
+    restore_generators(json.loads(text), trainer.accelerator.device)
+
+
+_PARAMETER, _BUFFER = "parameter.", "buffer."
+
+
+def _trained(module: torch.nn.Module, *, copy: bool = True) -> Tensors:
+    """Parameters that train; shared ones once."""
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    return {_PARAMETER + n: _plain(p) if copy else p for n, p in named.items()}
+
+
+def _buffers(module: torch.nn.Module, *, copy: bool = True) -> Tensors:
+    """Buffers, those that a model never saves included: some positions change as it runs."""
+    return {_BUFFER + n: _plain(b) if copy else b for n, b in module.named_buffers()}
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU that shares no memory with another tensor."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _copy_into(tensors: Tensors, stored: Tensors, *, prefix: str) -> None:
+    found = {name for name in stored if name.startswith(prefix)}
+    if odd_names := found ^ set(tensors):
+        odd = ", ".join(sorted(odd_names)[:3])
+        raise IntegrityError(f"the resume state has other tensors than the model: {odd}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if tensor.shape != stored[name].shape:
+                raise IntegrityError(f"the resume state's {name} has another shape than the model")
+            tensor.copy_(stored[name])
+
+
+def _optimized(trainer: Trainer, module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters in the optimizer's order, by name."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = trainer.optimizer.optimizer.param_groups
+    return [(names[id(p)], p) for group in groups for p in group["params"]]
+
+
+def _optimizer_tensors(trainer: Trainer, module: torch.nn.Module) -> Tensors:
+    states = trainer.optimizer.optimizer.state
+    return {
+        f"{key}.{name}": _plain(value)
+        for name, parameter in _optimized(trainer, module)
+        for key, value in states.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(trainer: Trainer, module: torch.nn.Module, stored: Tensors) -> None:
+    optimizer = trainer.optimizer.optimizer
+    states: dict[int, Tensors] = {}
+    for index, (name, _) in enumerate(_optimized(trainer, module)):
+        suffix = f".{name}"
+        of_parameter = {
+            key.removesuffix(suffix): value.clone()
+            for key in ("step", "exp_avg", "exp_avg_sq", "square_avg")
+            if (value := stored.pop(key + suffix, None)) is not None
+        }
+        if of_parameter:
+            states[index] = of_parameter
+    if stored:
+        odd = ", ".join(sorted(stored)[:3])
+        raise IntegrityError(f"the resume state has optimizer tensors of nothing here: {odd}")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _zero_partitions(zero: Any) -> list[torch.Tensor]:
+    """This rank's flat fp32 weights, one tensor per group; keys of the optimizer's state."""
+    stage3 = getattr(zero, "fp32_partitioned_groups_flat", None)
+    return list(zero.single_partition_of_fp32_groups if stage3 is None else stage3)
+
+
+def _zero_tensors(trainer: Trainer) -> Tensors:
+    zero = trainer.optimizer.optimizer
+    tensors: Tensors = {}
+    for index, partition in enumerate(_zero_partitions(zero)):
+        tensors[f"weights.{index}"] = _plain(partition)
+        for key, value in zero.optimizer.state.get(partition, {}).items():
+            tensors[f"{key}.{index}"] = _plain(value)
+    return tensors
+
+
+def _load_zero(trainer: Trainer, stored: Tensors) -> None:
+    zero = trainer.optimizer.optimizer
+    partitions = _zero_partitions(zero)
+    weights = [stored.pop(f"weights.{index}") for index in range(len(partitions))]
+    for index, partition in enumerate(partitions):
+        if partition.shape != weights[index].shape:
+            raise IntegrityError("the resume state's partitions have other shapes than ZeRO's")
+        state = zero.optimizer.state[partition]
+        for name in [name for name in stored if name.endswith(f".{index}")]:
+            key, value = name.removesuffix(f".{index}"), stored.pop(name)
+            place = state[key].device if key in state else partition.device
+            state[key] = value.to(place, copy=True)
+    with torch.no_grad():
+        for partition, value in zip(partitions, weights, strict=True):
+            partition.data.copy_(value)
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        _spread_stage3(zero)
+    else:
+        zero.update_lp_params()
+
+
+def _spread_stage3(zero: Any) -> None:
+    """Give the weights that ZeRO-3 computes with the values of its flat fp32 partitions."""
+    from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, LOSS_SCALER
+
+    own = {
+        LOSS_SCALER: zero.loss_scaler,
+        "dynamic_loss_scale": zero.dynamic_loss_scale,
+        "overflow": zero.overflow,
+        FP32_FLAT_GROUPS: zero.fp32_partitioned_groups_flat,
+    }
+    rank = torch.distributed.get_rank(group=zero.dp_process_group)
+    zero.load_state_dict({rank: own}, load_optimizer_states=False)
+    zero.checkpoint_event_epilogue()  # gathers the small weights that every rank keeps whole
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """States of the generators of random numbers in this process, as JSON; ``device`` is its."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, next_gauss = random.getstate()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": None if cuda is None else _hex(cuda),
+        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), next_gauss],
+    }
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators back to what :func:`generator_states` returned."""
+    torch.set_rng_state(_from_hex(states["torch"]))
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(_from_hex(states["cuda"]), device)
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, next_gauss = states["python"]
+    random.setstate((version, tuple(internal), next_gauss))
+
+
+def _hex(state: torch.Tensor) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _from_hex(text: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
