@@ -48,7 +48,9 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         )
         check(context)
         if needs_gamma(context):
-            console.print("the order of steps needs gamma under M_0: `sdpo run` measures it")
+            console.print(
+                "which pair goes to which step depends on gamma under M_0: `sdpo run` measures it"
+            )
         else:
             numbers = [step.step for step in partition(context).steps]
             rows = [_step_row(context, tokens, number) for number in numbers]

@@ -8,13 +8,14 @@ order of rows. A module imports only what stands above it in this list:
 - ``pairs``: the columns, ids in memory, orders that depend on ids alone
 - ``registry``: the settings, what a strategy is, the strategies there are
 - ``draw``: seeded draws of fractions within strata
-- ``natural``, ``stratified``, ``random_``: the strategies, one file each
+- ``natural``, ``stratified``, ``random_``, ``single``, ``curriculum``: the strategies
 - ``plan``: the checked plan and its digests; prompts that occur in several steps
 - ``reserve``: pairs set aside before anything is trained
 
 A further strategy is one more file with a :class:`Strategy`, and its :func:`register` below.
 """
 
+from partitions.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
 from partitions.errors import PartitionError
 from partitions.natural import NATURAL
 from partitions.pairs import Pairs, ids_from_hex, ids_to_hex, ordering_key
@@ -22,9 +23,10 @@ from partitions.plan import Overlap, Plan, StepPlan, make_plan, prompt_overlap
 from partitions.random_ import RANDOM
 from partitions.registry import Assignment, PartitionSettings, Strategy, get, names, register
 from partitions.reserve import reserve_mask, reserve_size
+from partitions.single import SINGLE
 from partitions.stratified import STRATIFIED
 
-for _strategy in (NATURAL, STRATIFIED, RANDOM):
+for _strategy in (NATURAL, STRATIFIED, RANDOM, SINGLE, SCORE_GAP, REFERENCE_MARGIN, LENGTH):
     register(_strategy)
 
 __all__ = [

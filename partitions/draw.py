@@ -28,7 +28,7 @@ def draw_fractions(
     may be numbered in any way. Raises :class:`PartitionError` for an unknown column and for
     fractions that are not positive or do not sum to 1.
     """
-    fractions = _normalised(settings.fractions)
+    fractions = normalised(settings.fractions)
     order = argsort_by(ordering_key(pairs.ids, settings.seed), pairs.ids)
     stratum = _crossed([_column(pairs, name) for name in strata], len(pairs))[order]
     grouped = np.argsort(stratum, kind="stable")
@@ -66,7 +66,8 @@ def step_sizes(sizes: Sequence[int], fractions: Sequence[float]) -> list[list[in
     return rows
 
 
-def _normalised(fractions: tuple[float, ...]) -> list[float]:
+def normalised(fractions: tuple[float, ...]) -> list[float]:
+    """Fractions that sum to 1 exactly; :class:`PartitionError` where they are no shares."""
     if not fractions or not all(share > 0 for share in fractions):
         raise PartitionError(
             f"partition.fractions must be positive numbers, one per step, not {list(fractions)}"

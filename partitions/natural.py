@@ -1,9 +1,9 @@
 """The natural partition: each step is one source of pairs, or a named group of sources.
 
-The order of steps is the recipe's, or easy first: the rule of sDPO's second version (arXiv
-2403.19270v2), which sorts sources by reward accuracy under M_0, highest first. At M_0 policy and
-reference are the same model and the implicit reward is zero everywhere, so the accuracy is read as
-the share of pairs whose log-prob margin gamma_S is above 0.
+The order of steps is the recipe's, easy first, or hard first. Easy first is the rule of sDPO's
+second version (arXiv 2403.19270v2), which sorts sources by reward accuracy under M_0, highest
+first. At M_0 policy and reference are the same model and the implicit reward is zero everywhere, so
+the accuracy is read as the share of pairs whose log-prob margin gamma_S is above 0.
 """
 
 from collections import Counter
@@ -19,16 +19,17 @@ Group = tuple[str, ...]
 
 
 def _needs(settings: PartitionSettings) -> frozenset[str]:
-    return frozenset({"gamma"} if settings.order == "easy_first" else ())
+    return frozenset(() if settings.order == "given" else {"gamma"})
 
 
 def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:
     groups = settings.groups or tuple((name,) for name in pairs.source_names)
     _check_groups(groups, pairs.source_names)
     measured = {}
-    if settings.order == "easy_first":
+    if settings.order != "given":
+        sign = -1 if settings.order == "easy_first" else 1
         shares = _shares_above_zero(pairs, groups)
-        groups = tuple(sorted(groups, key=lambda group: -shares[group]))
+        groups = tuple(sorted(groups, key=lambda group: sign * shares[group]))
         measured = {"share_gamma_above_0": {_title(group): shares[group] for group in groups}}
     return Assignment(
         step_of=_group_of_source(pairs, groups)[pairs.source] + np.int32(1),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from partitions.errors import PartitionError
 from partitions.pairs import Pairs
 
-ORDERS = ("given", "easy_first")
+ORDERS = ("given", "easy_first", "hard_first")
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class PartitionSettings:
     """Which pair goes to which step, as a recipe says it. Lists become tuples.
 
     strategy: name of a registered strategy.
-    order: order of natural steps, ``given`` or ``easy_first``.
+    order: of steps: ``given``, ``easy_first`` or ``hard_first``. ``given`` is the recipe's order
+        for natural steps, and easy first for curricula.
     groups: natural steps made of several sources, by name; empty: one source per step.
     fractions: share of the pairs per step, for drawn strategies; sums to 1.
     strata: columns whose values are spread evenly over the steps.
+    per_token: whether a margin is counted per token and not summed over the completion.
     seed: seed of the draw, 0 to 2**64 - 1.
     """
 
@@ -33,6 +35,7 @@ class PartitionSettings:
     groups: tuple[tuple[str, ...], ...] = ()
     fractions: tuple[float, ...] = (0.1667, 0.8333)
     strata: tuple[str, ...] = ("source",)
+    per_token: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The partition node: which usable pair goes to which step, and what is measured everywhere."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from partitions import (
     Pairs,
     PartitionSettings,
     Plan,
-    get,
     ids_from_hex,
     make_plan,
     ordering_key,
@@ -21,7 +20,13 @@ from partitions import (
 )
 from sdpo.digest import tensor_entries
 from sdpo.errors import ConfigError
-from sdpo.files import digest_of, file_digest, publish_file, write_json
+from sdpo.features import (
+    MODEL_FEATURES,
+    column_digest,
+    features_without_model,
+    needed_features,
+)
+from sdpo.files import file_digest, publish_file, write_json
 from sdpo.nodes import codes, source_names, tokens_path
 from sdpo.run import Context, run_once
 from sdpo.tokens.store import TokenFile
@@ -38,14 +43,14 @@ def partition_settings(context: Context) -> PartitionSettings:
         groups=tuple(tuple(group) for group in config.groups),
         fractions=tuple(config.fractions),
         strata=tuple(config.strata),
+        per_token=config.per_token,
         seed=config.seed,
     )
 
 
 def needs_gamma(context: Context) -> bool:
     """Whether the partition strategy wants gamma of every pair under M_0."""
-    settings = partition_settings(context)
-    return "gamma" in get(settings.strategy).needs(settings)
+    return bool(needed_features(partition_settings(context)) & MODEL_FEATURES)
 
 
 def check(context: Context) -> None:
@@ -54,8 +59,12 @@ def check(context: Context) -> None:
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
     """
-    settings = replace(partition_settings(context), order="given")
-    pairs, _ = _pairs(context, pq.read_table(context.run.usable), {})
+    settings, usable = partition_settings(context), pq.read_table(context.run.usable)
+    needed = needed_features(settings)
+    features = features_without_model(context.run.pairs, usable, needed, _tokens(context))
+    # A measurement moves pairs between steps and steps among themselves, never their number.
+    features |= {name: np.zeros(usable.num_rows) for name in needed & MODEL_FEATURES}
+    pairs, _ = _pairs(context, usable, features)
     plan = make_plan(pairs, settings)
     _check_steps(context, plan)
     for step in plan.steps:
@@ -91,23 +100,24 @@ def partition(context: Context) -> Plan:
         PartitionError: the settings cannot be followed, or a step has no pairs.
     """
     usable = pq.read_table(context.run.usable)
-    features = _features(context) if needs_gamma(context) else {}
     settings = partition_settings(context)
+    features = _features(context, usable)
     pairs, trained = _pairs(context, usable, features)
     plan = make_plan(pairs, settings)
     _check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
-        "settings": plan.to_dict()["settings"],
+        "settings": _changed_settings(plan),
         "strategy": settings.strategy,
-        "features": digest_of({k: v.tolist() for k, v in features.items()}) if features else "",
+        "features": {name: column_digest(values) for name, values in sorted(features.items())}
+        or "",
         "probe": {"max_pairs": context.config.probe.max_pairs, "seed": context.config.probe.seed},
     }
 
     def make() -> Outcome:
         step_of = np.zeros(usable.num_rows, dtype=np.int32)
         step_of[trained] = plan.step_of
-        _publish_plan(context, usable, step_of, plan)
+        _publish_plan(context, usable, step_of, plan, features)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     for name in plan.ignored_settings:
@@ -117,8 +127,23 @@ def partition(context: Context) -> Plan:
     return plan
 
 
-def _features(context: Context) -> dict[str, np.ndarray]:
-    return {"gamma": pq.read_table(context.run.features)["gamma"].to_numpy()}
+def _features(context: Context, usable: pa.Table) -> dict[str, np.ndarray]:
+    """What the strategy needs of every usable pair, in the order of ``usable``."""
+    needed = needed_features(partition_settings(context))
+    known = features_without_model(context.run.pairs, usable, needed, _tokens(context))
+    measured = sorted(needed & MODEL_FEATURES)
+    table = pq.read_table(context.run.features, columns=measured) if measured else None
+    return known | {name: table[name].to_numpy() for name in measured if table is not None}
+
+
+def _tokens(context: Context) -> TokenFile:
+    return TokenFile.open(tokens_path(context))
+
+
+def _changed_settings(plan: Plan) -> dict[str, Any]:
+    """The settings without those that came later and stand at their default: old plans hold."""
+    settings: dict[str, Any] = plan.to_dict()["settings"]
+    return {name: value for name, value in settings.items() if name != "per_token" or value}
 
 
 def _pairs(
@@ -150,7 +175,13 @@ def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
     return found
 
 
-def _publish_plan(context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan) -> None:
+def _publish_plan(
+    context: Context,
+    usable: pa.Table,
+    step_of: np.ndarray,
+    plan: Plan,
+    features: dict[str, np.ndarray],
+) -> None:
     probe = context.config.probe
     order = np.argsort(ordering_key(ids_from_hex(usable["pair_id"].to_pylist()), probe.seed))
     sampled = step_of == 0
@@ -160,9 +191,25 @@ def _publish_plan(context: Context, usable: pa.Table, step_of: np.ndarray, plan:
     table = usable.select(["pair_id", "prompt_key", "source", "token_row"])
     table = table.append_column("step", pa.array(step_of, pa.int32()))
     table = table.append_column("sampled", pa.array(sampled))
+    for name, values in sorted(features.items()):
+        table = table.append_column(f"feature:{name}", pa.array(values, pa.float64()))
     with publish_file(context.run.plan) as temporary:
         pq.write_table(table, temporary)
-    write_json(context.run.plan_file, _plan_summary(context, usable, step_of, plan))
+    content = _plan_summary(context, usable, step_of, plan)
+    content["features"] = {
+        name: {"digest": column_digest(values), "scorer": _scorer(context, name)}
+        for name, values in sorted(features.items())
+    }
+    write_json(context.run.plan_file, content)
+
+
+def _scorer(context: Context, feature: str) -> str:
+    """Digest of what gave a feature its values: a model, the tokenizer; the data itself: empty."""
+    if feature in MODEL_FEATURES:
+        record = context.run.read_record("features")
+        assert record is not None, "features are measured before they are used"
+        return str(record["identity"]["scoring"]["model"])
+    return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
 def _plan_summary(
@@ -210,8 +257,11 @@ def plan_on_text(context: Context) -> Plan:
     )
     table = table.append_column("reserved", pa.array(mask))
     table = table.append_column("token_row", pa.array(np.arange(table.num_rows)))
-    pairs, trained = _pairs(context, table, {})
-    plan = make_plan(pairs, partition_settings(context))
+    settings_of_plan = partition_settings(context)
+    needed = needed_features(settings_of_plan)
+    features = features_without_model(context.run.pairs, table, needed, None)
+    pairs, trained = _pairs(context, table, features)
+    plan = make_plan(pairs, settings_of_plan)
     step_of = np.zeros(table.num_rows, dtype=np.int32)
     step_of[trained] = plan.step_of
     content = plan.to_dict()

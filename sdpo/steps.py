@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
 from sdpo.disk import check_space, step_needs
+from sdpo.features import MODEL_FEATURES
 from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
@@ -85,6 +86,7 @@ def measure_gamma(context: Context) -> Record:
         "scoring": _scoring(context, digest),
         "tokens": tokens_path(context).stem,
         "usable": file_digest(context.run.usable),
+        "columns": sorted(MODEL_FEATURES),
     }
 
     def make() -> tuple[dict[str, Any], list[Path]]:

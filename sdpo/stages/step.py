@@ -88,8 +88,17 @@ def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) 
         phase=f"gamma of every pair under {spec.input_name}",
     )
     if session.accelerator.is_main_process:
-        gamma = scored.logps.chosen.astype(np.float64) - scored.logps.rejected
-        table = pa.table({"pair_id": usable["pair_id"], "gamma": gamma})
+        rows = usable["token_row"].to_numpy()
+        chosen = scored.logps.chosen.astype(np.float64)
+        rejected = scored.logps.rejected.astype(np.float64)
+        per_token = chosen / tokens.chosen_lengths[rows] - rejected / tokens.rejected_lengths[rows]
+        table = pa.table(
+            {
+                "pair_id": usable["pair_id"],
+                "gamma": chosen - rejected,
+                "gamma_per_token": per_token,
+            }
+        )
         with publish_file(RunFolder(spec.run).features) as temporary:
             pq.write_table(table, temporary)
 

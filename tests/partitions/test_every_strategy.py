@@ -22,10 +22,11 @@ def partition_settings(draw, strategy, sources):
     weights = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     return PartitionSettings(
         strategy=strategy,
-        order=draw(st.sampled_from(["given", "easy_first"])),
+        order=draw(st.sampled_from(["given", "easy_first", "hard_first"])),
         groups=draw(st.sampled_from([(), groups])),
         fractions=[weight / sum(weights) for weight in weights],
         strata=draw(st.sampled_from([(), ("source",), ("topic",), ("source", "topic")])),
+        per_token=draw(st.booleans()),
         seed=draw(st.integers(0, 2**64 - 1)),
     )
 
@@ -46,7 +47,8 @@ def problems(draw, strategy, *, min_pairs=60, max_pairs=300):
         source=source,
         source_names=sources,
         strata={"topic": rng.geometric(0.3, size=n).astype(np.int32)},
-        features={name: rng.normal(size=n) for name in features},
+        # Rounded, so that many pairs share a value, as ratings do.
+        features={name: rng.normal(size=n).round(1) for name in features},
     )
     return pairs, chosen
 
