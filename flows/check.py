@@ -48,9 +48,7 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         )
         check(context)
         if needs_gamma(context):
-            console.print(
-                "which pair goes to which step depends on gamma under M_0: `sdpo run` measures it"
-            )
+            console.print("the partition depends on gamma under M_0, which `sdpo run` measures")
         else:
             numbers = [step.step for step in partition(context).steps]
             rows = [_step_row(context, tokens, number) for number in numbers]

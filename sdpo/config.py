@@ -10,6 +10,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from sdpo.reference_rules import (
+    ReferenceChoice,
+    TargetChoice,
+    impossible_references,
+    references_without_effect,
+)
+
 Strategy = Literal[
     "natural", "stratified", "random", "single", "score_gap", "reference_margin", "length"
 ]
@@ -189,6 +196,24 @@ class TrainingConfig(Group):
 
     objective: Objective = Field("dpo", description="Preference objective.")
     beta: float = Field(0.1, gt=0, description="DPO temperature: strength of the reference.")
+    reference: ReferenceChoice = Field(
+        "previous",
+        description="Model that the policy is compared with. `previous`: the step before's, as in "
+        "sDPO; `base`: S at every step; `model`: the one of `reference_model`; `guided`: trained "
+        "first, on the step's own data, from the target (Pre-DPO); `none`: for objectives without.",
+    )
+    reference_model: str = Field(
+        "",
+        description="Folder or hub name of the reference, where `reference` is `model`. With "
+        "another tokenizer, only for objectives on summed log-probs.",
+    )
+    reference_revision: str = Field(
+        "", description="Branch, tag or commit of a hub `reference_model`."
+    )
+    target: TargetChoice = Field(
+        "previous",
+        description="Model that training starts from: `previous`, or `base` for S at every step.",
+    )
     learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate.")
     optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
@@ -394,6 +419,7 @@ def _impossible(config: RunConfig) -> list[str]:
             f"launch.strategy {launch.strategy} shares weights among processes, and "
             "launch.processes is 1: use `single`"
         )
+    problems += impossible_references(trainings_of(config))
     sharded = launch.strategy.startswith("deepspeed")
     trainings = [config.training, *(config.training_of(i + 1) for i in range(len(config.steps)))]
     if sharded and any(training.lora_r for training in trainings):
@@ -402,6 +428,13 @@ def _impossible(config: RunConfig) -> list[str]:
             "use `ddp`"
         )
     return problems
+
+
+def trainings_of(config: RunConfig) -> dict[str, TrainingConfig]:
+    """The training settings of the recipe and of each step that differs, by where they stand."""
+    return {"training": config.training} | {
+        f"steps.{index}": config.training_of(index + 1) for index in range(len(config.steps))
+    }
 
 
 def settings_without_effect(config: RunConfig) -> list[str]:
@@ -424,6 +457,7 @@ def settings_without_effect(config: RunConfig) -> list[str]:
             training.checkpoint_minutes or training.checkpoint_every
         ):
             lines.append(f"{name}.checkpoints_kept has no effect: no resume states are asked for")
+    lines += references_without_effect(trainings_of(config))
     default = SupervisedConfig()
     if not config.supervised.enabled and config.supervised != default:
         lines.append("`supervised` has no effect: supervised.enabled is false")

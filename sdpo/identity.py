@@ -14,6 +14,7 @@ from sdpo.batching import micro_batch_tokens
 from sdpo.cache import LAYOUT, scoring_key
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
 from sdpo.files import digest_of
+from sdpo.reference_rules import REFERENCE_FIELDS
 
 TRAINER_VERSION = 1
 """Raised when a change of this project's code changes what a step publishes."""
@@ -27,6 +28,7 @@ Payload = dict[str, Any]
 _NO_IDENTITY = {
     *("name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"),
     *("checkpoint_minutes", "checkpoint_every", "checkpoints_kept"),
+    *("reference_model", "reference_revision"),
 }
 """Names and places, whose content bears identity by its digest; and what a resume goes on from,
 which is exact."""
@@ -102,7 +104,9 @@ def step_identity(
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,
-        "training": changed_settings(training)
+        "training": {
+            k: v for k, v in changed_settings(training).items() if k not in REFERENCE_FIELDS
+        }
         | {
             "micro_batch_tokens": micro_batch_tokens(
                 training.micro_batch_tokens, device=str(launch.device)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
+from sdpo.reference_rules import REFUSED_KEYS
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -181,6 +182,8 @@ def _explain(error: ValidationError) -> list[str]:
 
 
 def _unknown_key(location: list[str]) -> str:
+    if reason := REFUSED_KEYS.get(location[-1]):
+        return f"{'.'.join(location)}: {reason}"
     group = _group_at(location[:-1])
     known = list(group.model_fields) if group else []
     elsewhere = [

@@ -8,16 +8,29 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 from sdpo import demo, machine
-from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SourceConfig
+from sdpo.config import (
+    Group,
+    LaunchConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TrainingConfig,
+    trainings_of,
+)
 from sdpo.data.readers import default_name
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
 from sdpo.files import digest_of, file_digest, folder_digests
-from sdpo.tokens.digest import has_chat_template, tokenizer_digest
+from sdpo.reference_rules import effective_reference, is_length_normalised
+from sdpo.tokens.digest import has_chat_template, tokenizer_digest, vocabulary_digest
+
+G = TypeVar("G", bound=Group)
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -25,17 +38,30 @@ _BF16_CAPABILITY = (8, 0)  # Ampere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceModel:
+    """A reference that the recipe names. ``tokenizer`` is the digest of its own, where it cuts text
+    into other tokens than the run's; empty where both have one vocabulary."""
+
+    folder: Path
+    digest: str
+    tokenizer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
     """A recipe with everything looked up.
 
     ``config`` has absolute paths and literal settings. ``inputs`` are the content digests by which
-    the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``.
+    the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``; and
+    ``reference.<where>`` for references that the recipe names. ``references``: those, by
+    (``reference_model``, ``reference_revision``) of ``config``.
     """
 
     config: RunConfig
     model: Path
     inputs: Mapping[str, str]
     has_template: bool
+    references: Mapping[tuple[str, str], ReferenceModel] = field(default_factory=dict)
 
 
 def resolve(config: RunConfig) -> Resolved:
@@ -45,7 +71,8 @@ def resolve(config: RunConfig) -> Resolved:
         ModelError, DataError, ConfigError: something is not there or not possible here.
     """
     cache = cache_dir(config)
-    model = _model_folder(config, cache=cache)
+    model = _model_folder(config.model, cache=cache)
+    config, references, named = _locate_references(config, model=model, cache=cache)
     sources = [_source(source, cache=cache) for source in config.data.sources]
     _check_sources(sources)
     supervised = config.supervised
@@ -82,7 +109,9 @@ def resolve(config: RunConfig) -> Resolved:
         inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
     if supervised.from_source:
         inputs["data.supervised"] = _data_digest(supervised.path, supervised.revision)
+    inputs |= named
     return Resolved(
+        references=references,
         config=resolved,
         model=model,
         inputs=inputs,
@@ -166,9 +195,24 @@ def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
             "model": model,
             "data": config.data.model_copy(update={"sources": sources}),
             "launch": launch.model_copy(update=update),
-            "training": training.model_copy(update={"precision": precision}),
+            "training": _with_revision(
+                training.model_copy(update={"precision": precision}), stored.training
+            ),
+            "steps": [
+                _with_revision(step, old)
+                for step, old in zip_longest(config.steps, stored.steps[: len(config.steps)])
+            ],
         }
     )
+
+
+def _with_revision(group: G, stored: G | None) -> G:
+    """``group`` with the commit of a hub reference that it leaves open, as the run found it."""
+    name, revision = getattr(group, "reference_model", ""), getattr(group, "reference_revision", "")
+    if stored is None or not name or revision or name != getattr(stored, "reference_model", ""):
+        return group
+    found = getattr(stored, "reference_revision", "")
+    return group.model_copy(update={"reference_revision": found}) if found else group
 
 
 def _check_packages(config: RunConfig) -> None:
@@ -199,10 +243,82 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
 
 
-def _model_folder(config: RunConfig, *, cache: Path) -> Path:
-    name = config.model.name_or_path
+def _locate_references(
+    config: RunConfig, *, model: Path, cache: Path
+) -> tuple[RunConfig, dict[tuple[str, str], ReferenceModel], dict[str, str]]:
+    """``config`` with its reference models located, these by name and revision, their digests.
+
+    Raises:
+        ModelError: one is not there, or is no model folder.
+        ConfigError: one has another vocabulary, and the objective needs log-probs per token.
+    """
+    found: dict[tuple[str, str], ReferenceModel] = {}
+    inputs: dict[str, str] = {}
+
+    def locate(training: TrainingConfig, where: str) -> dict[str, str]:
+        """The model's name and revision as they are stored, for a group that names one."""
+        given = config.model.model_copy(
+            update={
+                "name_or_path": training.reference_model,
+                "revision": training.reference_revision,
+            }
+        )
+        folder = _model_folder(given, cache=cache, where=f"{where}.reference_model")
+        key = _model_name(given, folder)
+        found[key["name_or_path"], key["revision"]] = reference = _reference_model(folder, model)
+        inputs[f"reference.{where}"] = reference.digest
+        if reference.tokenizer:
+            inputs[f"reference.{where}.tokenizer"] = reference.tokenizer
+        return {"reference_model": key["name_or_path"], "reference_revision": key["revision"]}
+
+    training, steps = config.training, list(config.steps)
+    numbers = range(1, len(steps) + 1)
+    inherited = [not steps[number - 1].reference_model for number in numbers]  # type: ignore[attr-defined]
+    users = [training, *(config.training_of(n) for n in numbers if inherited[n - 1])]
+    update: dict[str, object] = {}
+    if any(effective_reference(user) == "model" for user in users):
+        update["training"] = training.model_copy(update=locate(training, "training"))
+    for number in numbers:
+        own = config.training_of(number)
+        if effective_reference(own) == "model" and not inherited[number - 1]:
+            revision = steps[number - 1].reference_revision or ""  # type: ignore[attr-defined]
+            own = own.model_copy(update={"reference_revision": revision})
+            stored = locate(own, f"steps.{number - 1}")
+            steps[number - 1] = steps[number - 1].model_copy(update=stored)  # type: ignore[attr-defined]
+    located = config.model_copy(update=update | {"steps": steps})
+    for where, user in trainings_of(located).items():
+        _check_vocabulary(user, found, where)
+    return located, found, inputs
+
+
+def _reference_model(folder: Path, model: Path) -> ReferenceModel:
+    same = vocabulary_digest(folder) == vocabulary_digest(model)
+    return ReferenceModel(
+        folder=folder,
+        digest=model_digest(folder),
+        tokenizer="" if same else tokenizer_digest(folder),
+    )
+
+
+def _check_vocabulary(
+    training: TrainingConfig, references: Mapping[tuple[str, str], ReferenceModel], where: str
+) -> None:
+    reference = references.get((training.reference_model, training.reference_revision))
+    if effective_reference(training) != "model" or reference is None or not reference.tokenizer:
+        return
+    if is_length_normalised(training.objective):
+        raise ConfigError(
+            f"{where}.reference_model: {training.reference_model} has another vocabulary than the "
+            f"run's model, so its tokens are not the policy's, and objective {training.objective} "
+            "divides by their number: use an objective on summed log-probs (dpo, ipo_sum), or a "
+            "reference with the same vocabulary"
+        )
+
+
+def _model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or_path") -> Path:
+    name = given.name_or_path
     if not name:
-        raise ModelError("model.name_or_path is empty: give a model folder or a hub name")
+        raise ModelError(f"{where} is empty: give a model folder or a hub name")
     if name.startswith("demo:"):
         return demo.materialise(name, cache / "demo")
     local = Path(name).expanduser()
@@ -210,8 +326,8 @@ def _model_folder(config: RunConfig, *, cache: Path) -> Path:
         _check_model_folder(local)
         return Path(os.path.normpath(local.absolute()))
     if is_path(name):
-        raise ModelError(f"model.name_or_path: no folder at {local.absolute()}")
-    return _hub_model(name, revision=config.model.revision, code=config.model.trust_remote_code)
+        raise ModelError(f"{where}: no folder at {local.absolute()}")
+    return _hub_model(name, revision=given.revision, code=given.trust_remote_code, where=where)
 
 
 def _model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
@@ -231,7 +347,7 @@ def _check_model_folder(folder: Path) -> None:
         )
 
 
-def _hub_model(name: str, *, revision: str, code: bool) -> Path:
+def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
     # huggingface_hub takes half a second and most runs use local folders.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -241,11 +357,11 @@ def _hub_model(name: str, *, revision: str, code: bool) -> Path:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model.name_or_path: {name} is not a local folder ({Path(name).absolute()}), not in "
+            f"{where}: {name} is not a local folder ({Path(name).absolute()}), not in "
             "the local hub cache, and the hub cannot be reached"
         ) from error
     except Exception as error:  # the hub's HTTP library has errors of its own
-        raise ModelError(f"model.name_or_path: {name}: not to be had: {error}") from error
+        raise ModelError(f"{where}: {name}: not to be had: {error}") from error
     _check_model_folder(folder)
     return folder
 

@@ -38,15 +38,7 @@ def tokenizer_digest(folder: Path) -> str:
     Raises:
         ModelError: the folder has no tokenizer.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json: a model folder needs its tokenizer in that form "
-            "(load it with AutoTokenizer and save it with save_pretrained)"
-        )
-    content = {k: v for k, v in read_json(path).items() if k not in _NOT_IDENTITY}
-    if not isinstance(content.get("model"), dict):
-        raise ModelError(f"{path} is not a tokenizer: it has no model")
+    content = {k: v for k, v in _tokenizer_json(folder).items() if k not in _NOT_IDENTITY}
     content["model"] = _one_form_of_merges(content["model"])
     config = _config(folder)
     return digest_of(
@@ -60,9 +52,41 @@ def tokenizer_digest(folder: Path) -> str:
     )
 
 
+def vocabulary_digest(folder: Path) -> str:
+    """sha256 over which token each id stands for, and nothing else.
+
+    Two models whose tokenizers agree in this can score the same ids, whatever their chat templates
+    and special tokens.
+
+    Raises:
+        ModelError: the folder has no tokenizer.
+    """
+    content = _tokenizer_json(folder)
+    vocabulary = content["model"].get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        tokens = {int(number): token for token, number in vocabulary.items()}
+    else:  # Unigram: [token, score] by position
+        tokens = {number: entry[0] for number, entry in enumerate(vocabulary)}
+    tokens |= {int(entry["id"]): entry["content"] for entry in content.get("added_tokens") or []}
+    return digest_of([[number, tokens[number]] for number in sorted(tokens)])
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer in ``folder`` has a chat template for conversations without tools."""
     return "default" in _templates(folder, _config(folder))
+
+
+def _tokenizer_json(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json: a model folder needs its tokenizer in that form "
+            "(load it with AutoTokenizer and save it with save_pretrained)"
+        )
+    content: dict[str, Any] = read_json(path)
+    if not isinstance(content.get("model"), dict):
+        raise ModelError(f"{path} is not a tokenizer: it has no model")
+    return content
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Curricula: what is easy, what ties do, what is refused."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,7 +59,7 @@ def test_no_pair_of_a_step_is_harder_than_one_of_a_later_step(strategy, data):
     easiness = np.array(values) * (-1 if strategy == "length" else 1)
     easiness = easiness if order == "easy_first" else -easiness
     steps = [easiness[plan.step_of == step.step] for step in plan.steps]
-    for earlier, later in zip(steps, steps[1:], strict=False):
+    for earlier, later in pairwise(steps):
         assert earlier.min() >= later.max()
     assert [step.pairs for step in plan.steps] == step_sizes([len(values)], shares)[0]
 
@@ -78,7 +80,7 @@ def test_a_pair_without_the_feature_is_refused_and_counted_by_source(strategy, u
 
 def test_pairs_without_ratings_are_told_where_ratings_are_named():
     pairs = pairs_of([np.nan] * 3, feature="score_gap")
-    with pytest.raises(PartitionError, match="columns.chosen_score"):
+    with pytest.raises(PartitionError, match=r"columns\.chosen_score"):
         make_plan(pairs, settings_of("score_gap"))
 
 

@@ -65,6 +65,7 @@ def test_the_stored_plan_says_all_about_the_draw_and_every_step():
         "groups": [],
         "fractions": [0.1667, 0.8333],
         "strata": ["source"],
+        "per_token": False,
         "seed": 7,
     }
     assert stored["pairs"] == 4

@@ -1,0 +1,88 @@
+"""Which choices of reference and target make sense, said of the recipe alone.
+
+A step's reference is ``previous`` (M_{t-1}: sDPO), ``base`` (S), ``model`` (one that the recipe
+names), ``guided`` (trained first, on the step's own data) or ``none`` (for objectives without one).
+Its target, where training starts, is ``previous`` or ``base``. What these stand for in a run is
+:mod:`sdpo.references`.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+ReferenceChoice = Literal["previous", "base", "model", "guided", "none"]
+TargetChoice = Literal["previous", "base"]
+
+REFERENCE_FIELDS = ("reference", "reference_model", "reference_revision", "target")
+"""Settings that say which models a step works with: their digests bear identity, not the words."""
+
+REFUSED_KEYS = {
+    "reference_update": "moving the reference while a step trains (TR-DPO, arXiv 2404.09656) is "
+    "incompatible with cached reference log-probs: they are computed once per model, and a "
+    "reference that moves is another model at every update. More, shorter steps move the reference "
+    "between steps: see `partition.fractions`"
+}
+"""Keys that people know from elsewhere and that are refused with a reason."""
+
+
+class Choice(Protocol):
+    """The part of a step's training settings that these rules read."""
+
+    @property
+    def objective(self) -> str: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def reference_model(self) -> str: ...
+    @property
+    def reference_revision(self) -> str: ...
+
+
+def needs_reference(objective: str) -> bool:
+    """Whether the objective's formula reads a reference."""
+    return objective not in _WITHOUT_REFERENCE
+
+
+def is_length_normalised(objective: str) -> bool:
+    """Whether the objective's formula divides log-probs by their number of tokens."""
+    return objective in _LENGTH_NORMALISED
+
+
+_WITHOUT_REFERENCE: frozenset[str] = frozenset()
+_LENGTH_NORMALISED: frozenset[str] = frozenset()
+
+
+def effective_reference(choice: Choice) -> str:
+    """The choice of reference that a step acts on: ``none`` where its objective reads none."""
+    return choice.reference if needs_reference(choice.objective) else "none"
+
+
+def impossible_references(trainings: Mapping[str, Choice]) -> list[str]:
+    """Choices that cannot be followed, by the name of the group they stand in."""
+    problems: list[str] = []
+    for where, choice in trainings.items():
+        if choice.reference == "none" and needs_reference(choice.objective):
+            problems.append(
+                f"{where}.reference is `none`, but objective {choice.objective} compares the "
+                "policy with a reference: choose another reference, or an objective without one"
+            )
+        if choice.reference == "model" and not choice.reference_model:
+            problems.append(
+                f"{where}.reference is `model` but {where}.reference_model is empty: name the "
+                "model's folder or hub name"
+            )
+    return problems
+
+
+def references_without_effect(trainings: Mapping[str, Choice]) -> list[str]:
+    """Settings of the reference that nothing will read, each with why."""
+    lines: list[str] = []
+    uses_model = any(effective_reference(choice) == "model" for choice in trainings.values())
+    for where, choice in trainings.items():
+        if choice.reference not in ("previous", "none") and not needs_reference(choice.objective):
+            lines.append(
+                f"{where}.reference has no effect on objective {choice.objective}, which reads none"
+            )
+        if (choice.reference_model or choice.reference_revision) and not uses_model:
+            name = "reference_model" if choice.reference_model else "reference_revision"
+            lines.append(f"{where}.{name} has no effect: {where}.reference is {choice.reference}")
+    return lines
