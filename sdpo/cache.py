@@ -3,8 +3,10 @@
 A cache folder belongs to one key: model digest, arithmetic, device type, attention kernel, layout
 and scoring version, and nothing else (not beta, not the learning rate, not the objective). Its rows
 are found by row digest (token ids and boundary) and stored in parts of a few hundred; a part is
-published whole and named by its content, so a damaged one is noticed and left out. A reference and
-a probe read the same rows: what is measured of M_t on D_{t+1} is the next step's reference.
+published whole and named by its content, so a damaged one is noticed and left out. Beside the parts
+lie notes of checks: which parts agreed with the model itself when it was last in memory, and under
+which versions of the libraries. A reference and a probe read the same rows: what is measured of M_t
+on D_{t+1} is the next step's reference.
 """
 
 import hashlib
@@ -17,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.files import digest_of, publish_file, write_json
+from sdpo.files import digest_of, publish_file, read_json, write_json
 
 LAYOUT = "padded"
 """How the tokens of a pair are laid out in a forward: two rows, padded on the right."""
 SCORING_VERSION = 1
 """Raised when a change of this project's code changes the log-probs it computes."""
 
+_FOUND = "max_abs_difference_nats"
 _SCHEMA = pa.schema(
     [
         ("row_digest", pa.binary(16)),
@@ -78,6 +81,8 @@ class LogpCache:
             write_json(self.folder / "key.json", dict(key))
         self._digests = np.empty(0, dtype="S16")
         self._logps = np.empty((0, 2), dtype=np.float32)
+        self._part_of: np.ndarray = np.empty(0, dtype=np.int32)
+        self._parts: list[str] = []
         self._read: set[str] = set()
         self._reported: set[str] = set()
 
@@ -109,6 +114,46 @@ class LogpCache:
             logps[found] = self._logps[at[found]]
         return RowLogps(logps[:, 0], logps[:, 1])
 
+    def note_check(
+        self,
+        row_digests: Sequence[bytes],
+        *,
+        software: Mapping[str, str],
+        numbers: Mapping[str, float],
+    ) -> None:
+        """Note that the parts these rows stand in agree with the model itself, as computed now.
+
+        ``software``: the versions it was loaded with. ``numbers``: what the comparison found.
+        """
+        parts = sorted(self._parts_of(row_digests))
+        note = {"software": dict(software), "parts": parts, "numbers": dict(numbers)}
+        write_json(self.folder / f"checked-{digest_of([note['software'], parts])[:32]}.json", note)
+
+    def check_of(
+        self, row_digests: Sequence[bytes], *, software: Mapping[str, str]
+    ) -> dict[str, float] | None:
+        """The numbers of the comparison that found most, if all these rows were checked so.
+
+        None where a row is missing, or stands in a part that no check under these versions covers.
+        """
+        if not self.lookup(row_digests).present.all():
+            return None
+        unchecked, worst = self._parts_of(row_digests), None
+        for path in sorted(self.folder.glob("checked-*.json")):
+            note = read_json(path)
+            if note["software"] == dict(software) and unchecked & set(note["parts"]):
+                unchecked -= set(note["parts"])
+                numbers: dict[str, float] = note["numbers"]
+                if worst is None or numbers[_FOUND] > worst[_FOUND]:
+                    worst = numbers
+        return None if unchecked else worst
+
+    def _parts_of(self, row_digests: Sequence[bytes]) -> set[str]:
+        """Names of the parts in which rows stand that are all there."""
+        wanted = np.array(list(row_digests), dtype="S16")
+        at = np.searchsorted(self._digests, wanted)
+        return {self._parts[int(part)] for part in np.unique(self._part_of[at])}
+
     def _refresh(self) -> None:
         """Read the parts that came since the last look, this process's or another's."""
         new: list[pa.Table] = []
@@ -123,13 +168,18 @@ class LogpCache:
                     self._reported.add(part.name)
                 continue
             self._read.add(part.name)
+            self._parts.append(part.name)
             new.append(pq.read_table(io.BytesIO(content), schema=_SCHEMA))
         if not new:
             return
         table = pa.concat_tables(new)
         digests = np.array(table["row_digest"].to_pylist(), dtype="S16")
         logps = np.stack([table["chosen_logps"].to_numpy(), table["rejected_logps"].to_numpy()], 1)
+        first_new = len(self._parts) - len(new)
+        numbers = np.arange(first_new, len(self._parts), dtype=np.int32)
+        part_of = np.repeat(numbers, [len(part) for part in new])
         digests = np.concatenate([self._digests, digests])
         logps = np.concatenate([self._logps, logps])
+        part_of = np.concatenate([self._part_of, part_of])
         self._digests, first = np.unique(digests, return_index=True)
-        self._logps = logps[first]
+        self._logps, self._part_of = logps[first], part_of[first]

@@ -17,7 +17,10 @@ def lineage(run: RunFolder, record: Record) -> list[dict[str, Any]]:
 def _entry(record: Record) -> dict[str, Any]:
     return {
         "step": record["step"],
+        "name": record.get("name", f"M_{record['step']}"),
         "kind": record["kind"],
+        "objective": record["training"]["objective"] if record["kind"] == "preference" else "sft",
+        "models": record.get("models", {}),
         "inputs": record["inputs"],
         "outputs": record["outputs"],
         "identity": record["identity"],
@@ -25,9 +28,8 @@ def _entry(record: Record) -> dict[str, Any]:
     }
 
 
-def write_card(run: RunFolder, record: Record, *, name: str) -> None:
-    """Write ``README.md`` and ``lineage.json`` into the model folder of ``record``'s step."""
-    folder = run.model(record["step"])
+def write_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> None:
+    """Write ``README.md`` and ``lineage.json`` into the model ``folder`` of ``record``."""
     chain = lineage(run, record)
     write_json(folder / "lineage.json", {"run": run.name, "model": name, "steps": chain})
     write_text(folder / "README.md", _card(run.name, record, chain, name=name, folder=folder))
@@ -36,11 +38,7 @@ def write_card(run: RunFolder, record: Record, *, name: str) -> None:
 def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:
     architecture = ", ".join(read_config(folder).get("architectures") or ["a language model"])
     training = record["training"]
-    rows = "\n".join(
-        f"| M_{entry['step']} | {entry['kind']} | `{_short(entry['inputs'].get('reference'))}` | "
-        f"`{_short(entry['inputs'].get('partition'))}` | `{_short(entry['outputs']['model'])}` |"
-        for entry in chain
-    )
+    rows = "\n".join(_row(entry) for entry in chain)
     how = (
         f"{training['objective'].upper()} with beta {training['beta']:g}"
         if record["kind"] == "preference"
@@ -54,15 +52,37 @@ tags: [sdpo, {"preference-optimization" if record["kind"] == "preference" else "
 # {name} of run {run}
 
 {architecture}, fp32. Step {record["step"]}: {how}, learning rate {training["learning_rate"]:g},
-{record["optimizer_steps"]} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): every step's
-reference and initial target is the model of the step before.
+{record["optimizer_steps"]} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): by default
+every step's reference and initial target is the model of the step before.
 
-| model | made by | reference and initial target | partition | digest |
-|---|---|---|---|---|
+| model | objective | reference | target | partition | digest |
+|---|---|---|---|---|---|
 {rows}
 
 Digests cover tensors and configuration, not files; `lineage.json` has them in full.
 """
+
+
+def _row(entry: dict[str, Any]) -> str:
+    inputs = entry["inputs"]
+    cells = (
+        entry["name"],
+        entry["objective"],
+        _model(entry, "reference"),
+        _model(entry, "target" if "target" in inputs else "base"),
+        f"`{_short(inputs.get('partition'))}`",
+        f"`{_short(entry['outputs']['model'])}`",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _model(entry: dict[str, Any], role: str) -> str:
+    """A model of a step by name, where it is known, and digest."""
+    digest = entry["inputs"].get(role)
+    name = entry["models"].get(role, {}).get("name", "")
+    if not digest or digest == "none":
+        return "none"
+    return f"{name} `{_short(digest)}`".strip()
 
 
 def _short(digest: str | None) -> str:

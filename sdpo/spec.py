@@ -51,10 +51,24 @@ class TokeniseSpec(Spec):
     end_token_ids: list[int]
 
 
+class ReferenceSpec(BaseModel):
+    """A reference that is not the model a step starts from: its log-probs are cached already.
+
+    ``tokens``: the pairs as its own tokenizer cuts them, where that is not the run's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    tokens: Path | None = None
+
+
 class StepSpec(Spec):
     """Measure a model, train a step from it, publish and measure the result; or a part of that.
 
-    ``step`` 0 is the supervised stage. ``input_model`` is M_{t-1}: reference and initial target.
+    ``step`` 0 is the supervised stage. ``input_model`` is the initial target, and the reference too
+    unless ``reference`` says another, or ``without_reference`` none.
     """
 
     kind: Literal["step"] = "step"
@@ -78,10 +92,22 @@ class StepSpec(Spec):
     tracking: TrackingConfig
     measure_input: bool = False
     measure_output: bool = False
+    reference: ReferenceSpec | None = None
+    without_reference: bool = False
+    models: dict[str, dict[str, str]] = {}
+    """The choices of reference and target and what they stand for, for the record."""
+    score_as_reference: bool = False
+    """Score D_step and the reserve under the input model, another step's reference, and check it;
+    where the stage trains, under the model that it publishes."""
     score_everything: bool = False
     """Score every usable pair under the input model: a feature that the partition needs."""
     identity: dict[str, Any] = {}
     inputs: dict[str, str] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where a stage that trains publishes: the folder of its name (``step-2``, ``guide-2``)."""
+        return self.run / self.name
 
 
 class ViewSpec(Spec):

@@ -13,22 +13,28 @@ from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.nodes import tokens_path
+from sdpo.reference_rules import effective_reference
+from sdpo.references import (
+    NamedModel,
+    StepModels,
+    guided_training,
+    model_of,
+    reference_of,
+    reference_spec,
+    reference_tokens,
+    target_of,
+    why_score,
+)
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
 from sdpo.resume import discard, stored_bytes
 from sdpo.run import Context, run_once
-from sdpo.spec import StepSpec
+from sdpo.spec import ReferenceSpec, StepSpec
 from sdpo.store import Record, reuse
 from sdpo.tokens.store import TokenFile
 
-
-def model_of(context: Context, number: int) -> tuple[Path, str]:
-    """Folder and digest of M_``number``; M_0 is S, or the base model without a supervised stage."""
-    if number == 0 and not context.config.supervised.enabled:
-        return context.resolved.model, context.resolved.inputs["model"]
-    record = context.run.read_record(f"step-{number}")
-    assert record is not None, f"M_{number} is made before it is used"
-    return context.run.model(number), record["outputs"]["model"]
+_PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
+"""Settings that a probe's table and completions depend on."""
 
 
 def supervised_step(context: Context) -> Record:
@@ -108,36 +114,41 @@ def measure_gamma(context: Context) -> Record:
 
 
 def align_step(context: Context, step: int) -> Record:
-    """Step ``step``: M_{step-1} is reference and initial target, D_step the data, M_step comes out.
+    """Step ``step``: D_step is the data, M_{step-1} reference and initial target unless the recipe
+    says otherwise; M_step comes out.
 
-    One stage measures M_{step-1} if nobody has, trains, publishes and measures M_step. Measurements
-    that are missing although the step is complete are made again by a stage of their own.
+    One stage measures its input if nobody has, trains, publishes and measures M_step. Measurements
+    that are missing although the step is complete are made again by a stage of their own. A guide
+    is trained before, and a reference that is not the target scored before, each by its own stage.
     """
     config = context.config
     training = config.training_of(step)
     training = training.model_copy(
         update={"precision": resolve_precision(training.precision, config.launch)}
     )
-    folder, digest = model_of(context, step - 1)
-    inputs = {
-        "reference": digest,
-        "target": digest,
-        "partition": _partition_digest(context, step),
-        "tokenizer": context.resolved.inputs["tokenizer"],
-    }
-    identity = step_identity(training, launch=config.launch, model=config.model, inputs=inputs)
+    target = target_of(context, step, training)
+    guide = None
+    if effective_reference(training) == "guided":
+        guide = _train_guide(context, step, guided_training(training), target)
+    models = StepModels(target=target, reference=reference_of(context, step, training, guide=guide))
+    identity, inputs = _step_identity(context, step, training, models)
     node = f"step-{step}"
     if context.done(node, identity) is None:
-        measure_input = _probe_record(context, step - 1) is None
+        reference = _scored_reference(context, step, training, models)
+        start = int(target.name.removeprefix("M_"))
+        measure_input = _probe_record(context, start) is None
         spec = _spec(
             context,
             name=node,
             step=step,
             task="preference",
             training=training,
-            input_model=folder,
-            input_digest=digest,
-            input_name=f"M_{step - 1}",
+            input_model=target.folder,
+            input_digest=target.digest,
+            input_name=target.name,
+            reference=reference,
+            without_reference=models.reference is None,
+            models=models.said(training),
             measure_input=measure_input,
             measure_output=True,
             identity=identity,
@@ -146,7 +157,7 @@ def align_step(context: Context, step: int) -> Record:
         _check_space(context, spec)
         context.stage(spec)
         if measure_input:
-            _record_probe(context, step - 1)
+            _record_probe(context, start)
         _record_probe(context, step)
     for number in (step - 1, step):
         if _probe_record(context, number) is None:
@@ -169,6 +180,90 @@ def _check_space(context: Context, spec: StepSpec) -> None:
     )
 
 
+def _step_identity(
+    context: Context, step: int, training: TrainingConfig, models: StepModels
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The identity of a step, and its inputs alone."""
+    config = context.config
+    inputs = models.inputs() | {
+        "partition": _partition_digest(context, step),
+        "tokenizer": context.resolved.inputs["tokenizer"],
+    }
+    return (
+        step_identity(training, launch=config.launch, model=config.model, inputs=inputs),
+        inputs,
+    )
+
+
+def _train_guide(
+    context: Context, step: int, training: TrainingConfig, target: NamedModel
+) -> NamedModel:
+    """The first pass of Pre-DPO (arXiv 2504.15843): from the step's target, on the step's data.
+
+    Its reference is its own start. It is published as ``guide-<step>``, and scores what the step
+    will read of it while it is in memory.
+    """
+    node = f"guide-{step}"
+    models = StepModels(target=target, reference=target)
+    identity, inputs = _step_identity(context, step, training, models)
+    record = context.done(node, identity)
+    if record is None:
+        context.stage(
+            _spec(
+                context,
+                name=node,
+                step=step,
+                task="preference",
+                training=training,
+                input_model=target.folder,
+                input_digest=target.digest,
+                input_name=target.name,
+                models={
+                    "reference": {"choice": "start", "name": target.name},
+                    "target": {"choice": "start", "name": target.name},
+                },
+                score_as_reference=True,
+                identity=identity,
+                inputs=inputs,
+            )
+        )
+        record = context.run.read_record(node)
+        assert record is not None, "the stage wrote its record"
+    folder = context.run.path / node / "model"
+    return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
+
+
+def _scored_reference(
+    context: Context, step: int, training: TrainingConfig, models: StepModels
+) -> ReferenceSpec | None:
+    """See to it that a reference that is not the target is cached and checked for this step."""
+    reference = models.reference
+    if reference is None or models.agree:
+        return None
+    own_tokens = reference_tokens(context, reference, step)
+    tokens = own_tokens or tokens_path(context)
+    reason = why_score(context, reference, tokens, step, training)
+    node = f"reference-{step}"
+    status = "run" if reason else "reuse"
+    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
+    if reason:
+        context.executed.append(node)
+        spec = _spec(
+            context,
+            name=node,
+            step=step,
+            task="none",
+            training=training,
+            input_model=reference.folder,
+            input_digest=reference.digest,
+            input_name=reference.name,
+            score_as_reference=True,
+        )
+        # The reference pads with a token of its own vocabulary.
+        context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))
+    return reference_spec(models, own_tokens)
+
+
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
@@ -183,7 +278,7 @@ def _probe_identity(context: Context, number: int) -> dict[str, Any]:
         "scoring": _scoring(context, digest),
         "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
-        "probe": context.config.probe.model_dump(exclude={"bootstrap_resamples"}),
+        "probe": context.config.probe.model_dump(include=_PROBED),
     }
 
 

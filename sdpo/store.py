@@ -94,8 +94,8 @@ class RunFolder:
         return self.step(number) / "model"
 
     def record_path(self, node: str) -> Path:
-        """Where the record of a node is: steps keep theirs with them, the rest in ``nodes/``."""
-        if node.startswith("step-"):
+        """Where the record of a node is: what publishes a model keeps it, the rest ``nodes/``."""
+        if node.startswith(("step-", "guide-")):
             return self.path / node / "record.json"
         return self.path / "nodes" / f"{node}.json"
 

@@ -16,7 +16,6 @@ from sdpo.logps import SequenceScorer
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.score import Scorer
 from sdpo.spec import StepSpec
-from sdpo.store import RunFolder
 from sdpo.trainer import Trainer, make_optimizer
 
 _PATIENCE = timedelta(hours=12)
@@ -97,7 +96,7 @@ class Session:
 
         self.policy = merge_adapters(self.policy)
         weights = self._gathered() if self.is_sharded else None
-        folder = RunFolder(self.spec.run).model(self.spec.step)
+        folder = self.spec.folder / "model"
         digest = [""]
         if self.accelerator.is_main_process:
             _check_finite(weights or self.policy.state_dict())
@@ -188,7 +187,7 @@ def _accelerator(spec: StepSpec) -> Any:
 
     on_cpu = spec.launch.device == "cpu"
     tracking = spec.tracking.tools if spec.task != "none" else []
-    folder = RunFolder(spec.run).step(spec.step) / "tracking"
+    folder = spec.folder / "tracking"
     # Other ranks wait in a collective while the main one saves and hashes a large model.
     sharded = spec.launch.strategy.startswith("deepspeed")
     backend = "gloo" if on_cpu and sharded else None

@@ -1,7 +1,9 @@
 """One step in one process with one model load: measure, score, check, train, publish, measure.
 
-The model that is loaded is M_{t-1}: first it is the reference, then it is the policy, and what is
-published is M_t. The supervised stage (step 0) is the same without a reference.
+The model that is loaded is the target, M_{t-1} unless the recipe says otherwise: first it is the
+reference, then it is the policy, and what is published is M_t. A reference that is another model is
+scored before, by the same stage told to do that alone. The supervised stage (step 0) is the same
+without a reference.
 """
 
 from typing import Any
@@ -18,11 +20,11 @@ from sdpo.score import score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.checkpoint import find
 from sdpo.stages.model import Session, open_session
+from sdpo.stages.reference import open_cache, score_as_reference
 from sdpo.stages.timings import Timings
 from sdpo.stages.training import (
     StepFiles,
     key_of,
-    open_cache,
     score_reference,
     train_preference,
     train_supervised,
@@ -40,6 +42,11 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     if spec.score_everything:
         with timings.of("score"):
             _score_everything(session, tokens, events)
+    if spec.score_as_reference and spec.task == "none":
+        with timings.of("score"):
+            score_as_reference(
+                session, tokens, events, digest=spec.input_digest, name=spec.input_name
+            )
     step = StepFiles(
         session=session,
         tokens=tokens,
@@ -55,6 +62,11 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
         train_preference(step, reference)
     elif spec.task == "supervised":
         train_supervised(step)
+    if spec.score_as_reference and spec.task != "none":
+        with timings.of("score"):
+            score_as_reference(
+                session, tokens, events, digest=session.published_digest, name=spec.name
+            )
     if spec.measure_output:
         with timings.of("measure"):
             digest = session.published_digest
@@ -67,7 +79,7 @@ def _saved(session: Session, events: EventWriter) -> SavedState | None:
     """The state in which an earlier attempt at this step was left."""
     spec = session.spec
     return find(
-        RunFolder(spec.run).step(spec.step),
+        spec.folder,
         key=key_of(spec),
         accelerator=session.accelerator,
         events=events,

@@ -15,18 +15,25 @@ import torch
 
 from sdpo import gate, machine, resume
 from sdpo.batching import global_batch
-from sdpo.cache import LogpCache, RowLogps
+from sdpo.cache import RowLogps
 from sdpo.card import write_card
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
-from sdpo.identity import scoring_identity
 from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.checkpoint import METRICS, Checkpoints
 from sdpo.stages.model import Session
+from sdpo.stages.reference import (
+    cached_values,
+    compared_with,
+    note_checked,
+    open_cache,
+    plan_rows,
+    without_values,
+)
 from sdpo.stages.timings import Timings
 from sdpo.store import RunFolder
 from sdpo.tasks import PreferenceTask, SupervisedTask, Task
@@ -51,14 +58,8 @@ class StepFiles:
 
     @property
     def folder(self) -> Path:
-        """Folder of the step."""
-        return RunFolder(self.spec.run).step(self.spec.step)
-
-
-def open_cache(spec: StepSpec, digest: str) -> LogpCache:
-    """The cache of a model's log-probs under this stage's arithmetic."""
-    key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
-    return LogpCache(spec.cache, key)
+        """Where this stage publishes."""
+        return self.spec.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,19 @@ def key_of(spec: StepSpec) -> dict[str, str]:
 
 
 def score_reference(step: StepFiles) -> Reference:
-    """Score D_t under M_{t-1}, what the cache does not have, and publish the values.
+    """D_t under the step's reference: scored, where that is the model in memory and the cache does
+    not have it. Publishes the values, if there is a reference.
 
     A step that goes on from a state keeps the values that it was trained against so far.
     """
-    rows = _plan_rows(step.spec, step.spec.step)
+    rows = plan_rows(step.spec, step.spec.step)
     if kept := _kept_reference(step, rows):
         return kept
     with step.timings.of("score"):
         scored = _score(step, rows, phase=f"score D_{step.spec.step}")
     reference = Reference(rows, scored)
-    _publish_reference(step, reference)
+    if not step.spec.without_reference:
+        _publish_reference(step, reference)
     return reference
 
 
@@ -100,12 +103,13 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     """Pass the gate, train against ``reference``, publish M_t with its record."""
     training = step.spec.training
     task = _preference_task(step.tokens, reference, training)
-    held = _plan_rows(step.spec, 0)
+    held = plan_rows(step.spec, 0)
     reserve_task = None
     if held.num_rows:
         reserve = Reference(held, _score(step, held, phase="score the reserve"))
         reserve_task = _preference_task(step.tokens, reserve, training)
-    trainer = step.session.trainer(training)
+    session = step.session
+    trainer = session.trainer(training)
     saved = _belonging(step, reference)
     facts: dict[str, Any] = {}
     if saved is None:
@@ -114,8 +118,14 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
                 0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
             )
             passed = gate.check(
-                trainer, task, first_batch=first, precision=training.precision, seed=training.seed
+                trainer,
+                task,
+                first_batch=first,
+                precision=training.precision,
+                seed=training.seed,
+                compare=compared_with(step.spec, step.tokens, reference.rows),
             )
+            note_checked(step, reference.rows, held, passed)
         scored = reference.scored
         facts = {
             "gate": asdict(passed),
@@ -127,7 +137,7 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
         step,
         {"optimizer_steps": done, "pairs": len(task.ids), **facts},
         inputs={"reference_logps": file_digest(step.folder / "reference.parquet")}
-        if step.session.accelerator.is_main_process
+        if session.accelerator.is_main_process and not step.spec.without_reference
         else {},
     )
 
@@ -175,14 +185,12 @@ def _belonging(step: StepFiles, reference: Reference) -> SavedState | None:
     return saved
 
 
-def _plan_rows(spec: StepSpec, number: int) -> pa.Table:
-    """The plan's rows of a step; 0 is the reserve."""
-    assert spec.plan is not None, "a preference step needs a plan"
-    plan = pq.read_table(spec.plan)
-    return plan.filter(pa.array(plan["step"].to_numpy() == number))
-
-
 def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
+    """Log-probs of ``rows`` under the step's reference."""
+    if step.spec.without_reference:
+        return without_values(rows)
+    if step.spec.reference:
+        return cached_values(step.spec, step.spec.reference, step.tokens, rows, phase=phase)
     return score_rows(
         step.session.scorer(),
         step.tokens,
@@ -199,13 +207,19 @@ def _publish_reference(step: StepFiles, reference: Reference) -> None:
         return
     rows, logps = reference.rows, reference.scored.logps
     pairs = [step.tokens.row(row) for row in rows["token_row"].to_pylist()]
+    # The policy's tokens say nothing of a reference that cuts the text into others.
+    foreign = step.spec.reference is not None and step.spec.reference.tokens is not None
+    counts = [(None, None) if foreign else (len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
     table = pa.table(
         {
             "pair_id": rows["pair_id"],
+            "prompt_key": rows["prompt_key"],
+            "source": rows["source"],
             "reference_chosen_logps": logps.chosen,
             "reference_rejected_logps": logps.rejected,
-            "chosen_tokens": pa.array([len(p.chosen_ids) for p in pairs], pa.int32()),
-            "rejected_tokens": pa.array([len(p.rejected_ids) for p in pairs], pa.int32()),
+            "chosen_tokens": pa.array([chosen for chosen, _ in counts], pa.int32()),
+            "rejected_tokens": pa.array([rejected for _, rejected in counts], pa.int32()),
+            "complete": [not (p.chosen_truncated or p.rejected_truncated) for p in pairs],
         }
     )
     with publish_file(step.folder / "reference.parquet") as temporary:
@@ -357,17 +371,20 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
         digest = session.publish()
     if not session.accelerator.is_main_process:
         return
+    name = f"M_{spec.step}" if spec.name.startswith("step-") else spec.name
+    who = spec.name.replace("-", " ")
     if digest == spec.input_digest:
         step.events.warning(
-            f"step {spec.step} changed nothing: M_{spec.step} is {spec.input_name} to the last "
-            f"bit. It made {facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
+            f"{who} changed nothing: {name} is {spec.input_name} to the last bit. It made {facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
         )
-    run, node = RunFolder(spec.run), f"step-{spec.step}"
+    run, node = RunFolder(spec.run), spec.name
     record = {
         "step": spec.step,
+        "name": name,
         "kind": spec.task,
         "identity": spec.identity,
         "identity_digest": digest_of(spec.identity),
+        "models": spec.models,
         "inputs": spec.inputs | inputs,
         "outputs": {"model": digest},
         **facts,
@@ -375,7 +392,7 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
         "timings_s": step.timings.rounded(),
         "environment": _environment(session),
     }
-    write_card(run, record, name=f"M_{spec.step}")
+    write_card(run, record, name=name, folder=step.folder / "model")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
     views = {"gamma.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
     files = [f for f in files if f.name not in views and not {"tracking", "resume"} & set(f.parts)]

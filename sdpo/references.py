@@ -1,0 +1,225 @@
+"""Which models a step works with: its reference and its target, by name, folder and digest.
+
+What may be chosen, and what makes no sense, is :mod:`sdpo.reference_rules`; this module says what a
+choice stands for in a run. A reference that is not the target is scored by a stage of its own,
+which ends before the target is loaded: one model in memory at a time. Where every row is cached,
+and was checked under these versions, the reference is not loaded at all.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo import machine
+from sdpo.cache import LogpCache
+from sdpo.config import TrainingConfig
+from sdpo.errors import DataError
+from sdpo.files import digest_of
+from sdpo.identity import scoring_identity, tokens_identity
+from sdpo.nodes import end_token_ids, tokens_path
+from sdpo.reference_rules import effective_reference
+from sdpo.run import Context
+from sdpo.spec import ReferenceSpec, TokeniseSpec
+from sdpo.tokens.store import TokenFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedModel:
+    """A model of the run or of the recipe. ``tokenizer``: digest of its own where it cuts text into
+    other tokens than the run's, else empty."""
+
+    name: str
+    folder: Path
+    digest: str
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepModels:
+    """Where a step starts and what it is compared with; ``reference`` None: with nothing."""
+
+    target: NamedModel
+    reference: NamedModel | None
+
+    @property
+    def agree(self) -> bool:
+        """Whether reference and target are one model, so that their log-probs must agree."""
+        return self.reference is not None and self.reference.digest == self.target.digest
+
+    def inputs(self) -> dict[str, str]:
+        """Their digests, as a step's identity has them."""
+        inputs = {
+            "reference": self.reference.digest if self.reference else "none",
+            "target": self.target.digest,
+        }
+        if self.reference and self.reference.tokenizer:
+            inputs["reference_tokenizer"] = self.reference.tokenizer
+        return inputs
+
+    def said(self, training: TrainingConfig) -> dict[str, dict[str, str]]:
+        """The choices and what they stand for, for the record."""
+        return {
+            "reference": {
+                "choice": effective_reference(training),
+                "name": self.reference.name if self.reference else "none",
+            },
+            "target": {"choice": training.target, "name": self.target.name},
+        }
+
+
+def model_of(context: Context, number: int) -> tuple[Path, str]:
+    """Folder and digest of M_``number``; M_0 is S, or the base model without a supervised stage."""
+    if number == 0 and not context.config.supervised.enabled:
+        return context.resolved.model, context.resolved.inputs["model"]
+    record = context.run.read_record(f"step-{number}")
+    assert record is not None, f"M_{number} is made before it is used"
+    return context.run.model(number), record["outputs"]["model"]
+
+
+def named_model(context: Context, number: int) -> NamedModel:
+    """M_``number``."""
+    folder, digest = model_of(context, number)
+    return NamedModel(name=f"M_{number}", folder=folder, digest=digest)
+
+
+def target_of(context: Context, step: int, training: TrainingConfig) -> NamedModel:
+    """Where training of step ``step`` starts."""
+    return named_model(context, 0 if training.target == "base" else step - 1)
+
+
+def reference_of(
+    context: Context, step: int, training: TrainingConfig, *, guide: NamedModel | None
+) -> NamedModel | None:
+    """What the policy of step ``step`` is compared with; ``guide`` where it has one."""
+    match effective_reference(training):
+        case "previous":
+            return named_model(context, step - 1)
+        case "base":
+            return named_model(context, 0)
+        case "model":
+            return _given_model(context, training)
+        case "guided":
+            assert guide is not None, "the guide is trained before it is used"
+            return guide
+        case _:
+            return None
+
+
+def _given_model(context: Context, training: TrainingConfig) -> NamedModel:
+    key = (training.reference_model, training.reference_revision)
+    reference = context.resolved.references[key]
+    name = Path(training.reference_model).name if Path(key[0]).is_absolute() else key[0]
+    return NamedModel(
+        name=name,
+        folder=reference.folder,
+        digest=reference.digest,
+        tokenizer=reference.tokenizer,
+    )
+
+
+def reference_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:
+    """The pairs as tokens of a reference that cuts text differently; None where it does not.
+
+    Raises:
+        DataError: the reference cannot read some pairs of D_step or the reserve.
+    """
+    if not reference.tokenizer:
+        return None
+    data = context.run.read_record("data")
+    assert data is not None, "tokens come after data"
+    ends = end_token_ids(reference.folder)
+    identity = tokens_identity(
+        context.config,
+        content=data["outputs"]["digest"],
+        tokenizer=reference.tokenizer,
+        clock=context.clock,
+        ends=ends,
+    )
+    path = context.cache / "tokens" / f"{digest_of(identity)[:32]}.arrow"
+    if not path.is_file():
+        context.stage(
+            TokeniseSpec(
+                name=f"tokenise-reference-{step}",
+                run=context.run.path,
+                model=context.config.model.model_copy(update={"chat_template": ""}),
+                launch=context.config.launch,
+                tokenizer=reference.folder,
+                pairs=context.run.pairs,
+                out=path,
+                max_length=context.config.data.max_length,
+                clock=context.clock,
+                end_token_ids=ends,
+            )
+        )
+    _check_readable(context, reference, TokenFile.open(path), step)
+    return path
+
+
+def _check_readable(context: Context, reference: NamedModel, tokens: TokenFile, step: int) -> None:
+    rows = rows_of(context, step)
+    unusable = [row for row in rows if not tokens.usable[row]]
+    if unusable:
+        example = tokens.pair_ids[unusable[0]]
+        raise DataError(
+            f"{len(unusable)} pairs of D_{step} or the reserve cannot be read by the tokenizer of "
+            f"{reference.name}, the reference (for example {example}: {tokens.reasons[example]}): "
+            "raise data.max_length, or choose another reference"
+        )
+    files = (TokenFile.open(tokens_path(context)), tokens)
+    sides = [
+        side[rows] for file in files for side in (file.chosen_truncated, file.rejected_truncated)
+    ]
+    cut = int(np.any(sides, axis=0).sum())
+    context.listen(
+        {
+            "event": "warning",
+            "message": f"step {step}: {reference.name}, the reference, has a tokenizer of its own, "
+            "so statistics per token are not given for it"
+            + (f"; {cut} pairs are truncated, at other places than the policy's" if cut else ""),
+        }
+    )
+
+
+def rows_of(context: Context, step: int) -> list[int]:
+    """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
+    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
+    steps = plan["step"].to_numpy()
+    found: list[int] = []
+    for number in (0, step):
+        found += plan.filter(pa.array(steps == number))["token_row"].to_pylist()
+    return found
+
+
+def why_score(
+    context: Context, reference: NamedModel, tokens: Path, step: int, training: TrainingConfig
+) -> str:
+    """Why the reference has to be loaded for step ``step``; empty where it has not."""
+    config = context.config
+    key = scoring_identity(
+        reference.digest, training=training, launch=config.launch, model=config.model
+    )
+    cache, file = LogpCache(context.cache, key), TokenFile.open(tokens)
+    digests = [file.row(row).row_digest for row in rows_of(context, step)]
+    missing = int(np.count_nonzero(~cache.lookup(digests).present))
+    if missing:
+        return f"{missing} of {len(digests)} rows are not cached"
+    if cache.check_of(digests, software=machine.versions()) is None:
+        return "its cached rows were not checked under these versions"
+    return ""
+
+
+def reference_spec(models: StepModels, tokens: Path | None) -> ReferenceSpec | None:
+    """What the step's stage is told of a reference that is not its target."""
+    if models.reference is None or models.agree:
+        return None
+    return ReferenceSpec(name=models.reference.name, digest=models.reference.digest, tokens=tokens)
+
+
+def guided_training(training: TrainingConfig) -> TrainingConfig:
+    """How a guide is trained: as the step, with its own start as reference."""
+    settings: dict[str, Any] = {"reference": "previous", "target": "previous"}
+    return training.model_copy(update=settings)

@@ -1,0 +1,137 @@
+"""A step's reference in its stages: scored where it is in memory, read from the cache elsewhere.
+
+Where reference and target are one model, the step's own stage scores and the gate compares the
+policy with what is cached. Where they are not, a stage of its own loads the reference, scores what
+is missing, compares a sample of the cache with the model, and notes that it did; the step's stage
+loads the target alone and reads.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo import gate, machine
+from sdpo.batching import global_batch
+from sdpo.cache import LogpCache, RowLogps
+from sdpo.errors import Fault
+from sdpo.events import EventWriter
+from sdpo.identity import scoring_identity
+from sdpo.score import Scored, score_rows
+from sdpo.spec import ReferenceSpec, StepSpec
+from sdpo.stages.model import Session
+from sdpo.tokens.store import TokenFile
+
+
+def open_cache(spec: StepSpec, digest: str) -> LogpCache:
+    """The cache of a model's log-probs under this stage's arithmetic."""
+    key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
+    return LogpCache(spec.cache, key)
+
+
+def plan_rows(spec: StepSpec, number: int) -> pa.Table:
+    """The plan's rows of a step; 0 is the reserve."""
+    assert spec.plan is not None, "a preference step needs a plan"
+    plan = pq.read_table(spec.plan)
+    return plan.filter(pa.array(plan["step"].to_numpy() == number))
+
+
+def score_as_reference(
+    session: Session, tokens: TokenFile, events: EventWriter, *, digest: str, name: str
+) -> None:
+    """Score D_t and the reserve under the model in memory, ``name``, and check the cache by it.
+
+    Raises:
+        GateError: cached rows are not what the model gives; the message has the numbers.
+    """
+    spec = session.spec
+    trained, held = plan_rows(spec, spec.step), plan_rows(spec, 0)
+    rows = pa.concat_tables([trained, held])["token_row"].to_pylist()
+    cache, scorer = open_cache(spec, digest), session.scorer()
+    phase = f"score D_{spec.step} under {name}, its reference"
+    scored = score_rows(scorer, tokens, rows, cache=cache, events=events, phase=phase)
+    training = spec.training
+    first, _ = global_batch(
+        0, items=trained.num_rows, batch_size=training.batch_size, seed=training.seed
+    )
+    found = gate.check_cache(
+        scorer,
+        tokens,
+        rows,
+        scored.logps,
+        items=gate.sample_rows(first, len(rows), seed=training.seed),
+        precision=training.precision,
+        name=name,
+    )
+    if session.accelerator.is_main_process:
+        digests = [tokens.row(row).row_digest for row in rows]
+        cache.note_check(digests, software=machine.versions(), numbers=found.numbers())
+
+
+def cached_values(
+    spec: StepSpec, reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table, *, phase: str
+) -> Scored:
+    """Log-probs of plan ``rows`` under a reference that is not in memory.
+
+    Raises:
+        Fault: a row is not cached.
+    """
+    digests = _digests(reference, tokens, rows)
+    found = open_cache(spec, reference.digest).lookup(digests)
+    missing = int(np.count_nonzero(~found.present))
+    if missing:
+        raise Fault(
+            f"{phase}: {missing} rows have no log-probs under {reference.name}, which was to be "
+            "scored before this stage"
+        )
+    return Scored(found, computed=0, cached=len(digests))
+
+
+def without_values(rows: pa.Table) -> Scored:
+    """What an objective gets that reads no reference: NaN, so that reading it would show."""
+    nothing = np.full(rows.num_rows, np.nan, dtype=np.float32)
+    return Scored(RowLogps(nothing, nothing), computed=0, cached=0)
+
+
+def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
+    """What the gate compares: the policy with the cache, or what a check of the cache found.
+
+    Raises:
+        Fault: the reference's cached rows were never compared with the model.
+    """
+    if spec.without_reference:
+        return gate.NOTHING
+    if spec.reference is None:
+        return gate.POLICY
+    found = open_cache(spec, spec.reference.digest).check_of(
+        _digests(spec.reference, tokens, rows), software=machine.versions()
+    )
+    if found is None:
+        raise Fault(f"the cached log-probs under {spec.reference.name} were not checked")
+    return gate.Agreement(**_typed(found))
+
+
+def note_checked(step: Any, trained: pa.Table, held: pa.Table, passed: gate.GateResult) -> None:
+    """Note what the gate compared: the next step with this reference need not load it."""
+    if passed.compared != "policy" or not step.session.accelerator.is_main_process:
+        return
+    rows = pa.concat_tables([trained, held])["token_row"].to_pylist()
+    agreement = gate.Agreement(
+        max_abs_difference_nats=passed.max_abs_difference_nats or 0.0,
+        tolerance_nats=passed.tolerance_nats or 0.0,
+        pairs=passed.pairs,
+    )
+    cache = open_cache(step.spec, step.spec.input_digest)
+    digests = [step.tokens.row(row).row_digest for row in rows]
+    if cache.lookup(digests).present.all():
+        cache.note_check(digests, software=machine.versions(), numbers=agreement.numbers())
+
+
+def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> list[bytes]:
+    file = TokenFile.open(reference.tokens) if reference.tokens else tokens
+    return [file.row(row).row_digest for row in rows["token_row"].to_pylist()]
+
+
+def _typed(numbers: dict[str, float]) -> dict[str, Any]:
+    return numbers | {"pairs": int(numbers["pairs"])}
