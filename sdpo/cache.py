@@ -121,11 +121,12 @@ class LogpCache:
         software: Mapping[str, str],
         numbers: Mapping[str, float],
     ) -> None:
-        """Note that the parts these rows stand in agree with the model itself, as computed now.
+        """Note that these rows agree with the model itself, as computed now.
 
-        ``software``: the versions it was loaded with. ``numbers``: what the comparison found.
+        A part is written at once, so one row of it stands for the others. ``software``: the
+        versions the model was loaded with. ``numbers``: what the comparison found.
         """
-        parts = sorted(self._parts_of(row_digests))
+        parts = sorted(self._part_names(row_digests))
         note = {"software": dict(software), "parts": parts, "numbers": dict(numbers)}
         write_json(self.folder / f"checked-{digest_of([note['software'], parts])[:32]}.json", note)
 
@@ -138,7 +139,7 @@ class LogpCache:
         """
         if not self.lookup(row_digests).present.all():
             return None
-        unchecked, worst = self._parts_of(row_digests), None
+        unchecked, worst = self._part_names(row_digests), None
         for path in sorted(self.folder.glob("checked-*.json")):
             note = read_json(path)
             if note["software"] == dict(software) and unchecked & set(note["parts"]):
@@ -148,11 +149,14 @@ class LogpCache:
                     worst = numbers
         return None if unchecked else worst
 
-    def _parts_of(self, row_digests: Sequence[bytes]) -> set[str]:
-        """Names of the parts in which rows stand that are all there."""
+    def part_of(self, row_digests: Sequence[bytes]) -> np.ndarray:
+        """Number of the part in which each row stands, int32 ``[rows]``; all must be there."""
+        self._refresh()
         wanted = np.array(list(row_digests), dtype="S16")
-        at = np.searchsorted(self._digests, wanted)
-        return {self._parts[int(part)] for part in np.unique(self._part_of[at])}
+        return self._part_of[np.searchsorted(self._digests, wanted)]
+
+    def _part_names(self, row_digests: Sequence[bytes]) -> set[str]:
+        return {self._parts[int(part)] for part in np.unique(self.part_of(row_digests))}
 
     def _refresh(self) -> None:
         """Read the parts that came since the last look, this process's or another's."""

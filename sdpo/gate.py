@@ -65,7 +65,18 @@ class GateResult:
     tolerance_nats: float | None
     pairs: int
     excess_loss: float | None = None
-    compared: str = "policy"
+    compared: str = POLICY
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """The comparison alone; None where nothing was compared."""
+        if self.max_abs_difference_nats is None or self.tolerance_nats is None:
+            return None
+        return Agreement(
+            max_abs_difference_nats=self.max_abs_difference_nats,
+            tolerance_nats=self.tolerance_nats,
+            pairs=self.pairs,
+        )
 
 
 def tolerance(reference: np.ndarray, scored: np.ndarray, *, precision: str) -> np.ndarray:

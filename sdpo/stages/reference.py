@@ -55,18 +55,22 @@ def score_as_reference(
     first, _ = global_batch(
         0, items=trained.num_rows, batch_size=training.batch_size, seed=training.seed
     )
+    digests = [tokens.row(row).row_digest for row in rows]
+    one_of_each_part = np.unique(cache.part_of(digests), return_index=True)[1]
+    sample = gate.sample_rows(first, len(rows), seed=training.seed)
+    items = np.union1d(sample, one_of_each_part)
     found = gate.check_cache(
         scorer,
         tokens,
         rows,
         scored.logps,
-        items=gate.sample_rows(first, len(rows), seed=training.seed),
+        items=items,
         precision=training.precision,
         name=name,
     )
     if session.accelerator.is_main_process:
-        digests = [tokens.row(row).row_digest for row in rows]
-        cache.note_check(digests, software=machine.versions(), numbers=found.numbers())
+        compared = [digests[int(item)] for item in items]
+        cache.note_check(compared, software=machine.versions(), numbers=found.numbers())
 
 
 def cached_values(
@@ -112,20 +116,20 @@ def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Com
     return gate.Agreement(**_typed(found))
 
 
-def note_checked(step: Any, trained: pa.Table, held: pa.Table, passed: gate.GateResult) -> None:
-    """Note what the gate compared: the next step with this reference need not load it."""
-    if passed.compared != "policy" or not step.session.accelerator.is_main_process:
-        return
-    rows = pa.concat_tables([trained, held])["token_row"].to_pylist()
-    agreement = gate.Agreement(
-        max_abs_difference_nats=passed.max_abs_difference_nats or 0.0,
-        tolerance_nats=passed.tolerance_nats or 0.0,
-        pairs=passed.pairs,
-    )
-    cache = open_cache(step.spec, step.spec.input_digest)
-    digests = [step.tokens.row(row).row_digest for row in rows]
-    if cache.lookup(digests).present.all():
-        cache.note_check(digests, software=machine.versions(), numbers=agreement.numbers())
+def note_checked(
+    spec: StepSpec, tokens: TokenFile, rows: pa.Table, first: np.ndarray, passed: gate.GateResult
+) -> None:
+    """Note what the gate compared with the policy: a later step with this reference profits.
+
+    ``rows`` are D_t's, ``first`` those of the first global batch.
+    """
+    compared = gate.sample_rows(first, rows.num_rows, seed=spec.training.seed)
+    at = rows["token_row"].take(pa.array(compared)).to_pylist()
+    cache = open_cache(spec, spec.input_digest)
+    digests = [tokens.row(row).row_digest for row in at]
+    if passed.agreement and cache.lookup(digests).present.all():
+        numbers = passed.agreement.numbers()
+        cache.note_check(digests, software=machine.versions(), numbers=numbers)
 
 
 def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> list[bytes]:

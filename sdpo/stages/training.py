@@ -125,7 +125,8 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
                 seed=training.seed,
                 compare=compared_with(step.spec, step.tokens, reference.rows),
             )
-            note_checked(step, reference.rows, held, passed)
+            if passed.compared == gate.POLICY and session.accelerator.is_main_process:
+                note_checked(step.spec, step.tokens, reference.rows, first, passed)
         scored = reference.scored
         facts = {
             "gate": asdict(passed),
@@ -375,7 +376,8 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
     who = spec.name.replace("-", " ")
     if digest == spec.input_digest:
         step.events.warning(
-            f"{who} changed nothing: {name} is {spec.input_name} to the last bit. It made {facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
+            f"{who} changed nothing: {name} is {spec.input_name} to the last bit. It made "
+            f"{facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
         )
     run, node = RunFolder(spec.run), spec.name
     record = {

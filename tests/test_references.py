@@ -1,0 +1,219 @@
+"""Reference and target of a step, end to end: what is loaded, compared, recorded and refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bench import Bench, DemoFiles, Outcome, Values
+
+from sdpo.cache import LogpCache
+from sdpo.digest import model_digest
+from sdpo.errors import Fault
+from sdpo.files import read_json
+from sdpo.tokens.store import TokenFile
+
+LN_2 = math.log(2)
+FAST: Values = {"probe": {"completions": 0, "bootstrap_resamples": 100, "max_pairs": 8}}
+"""What every run here does without."""
+
+
+def run_with(bench: Bench, name: str, training: Values, **changes: Any) -> Outcome:
+    return bench.run({**FAST, "name": name, "training": training, **changes})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Bench:
+    """Runs here share one cache."""
+    return Bench(tmp_path_factory.mktemp("references"), tiny_recipe)
+
+
+@pytest.fixture(scope="module")
+def plain(place: Bench) -> Outcome:
+    """sDPO as it is: step 1 is the same in every run here."""
+    return run_with(place, "plain", {})
+
+
+@pytest.fixture(scope="module")
+def fixed(place: Bench, plain: Outcome) -> Outcome:
+    """The reference stays S."""
+    assert plain.folder.is_dir()
+    return run_with(place, "fixed", {"reference": "base"})
+
+
+@pytest.fixture(scope="module")
+def restarted(place: Bench, plain: Outcome) -> Outcome:
+    """The target restarts at S while the reference moves on: the paper's figure 3."""
+    assert plain.folder.is_dir()
+    return run_with(place, "restarted", {"target": "base"})
+
+
+@pytest.fixture(scope="module")
+def guided(place: Bench) -> Outcome:
+    """Pre-DPO: one step over everything."""
+    changes = {"partition": {"strategy": "single"}}
+    return run_with(place, "guided", {"reference": "guided", "target": "base"}, **changes)
+
+
+def gamma_of(path: Path, columns: str) -> dict[str, float]:
+    table = pq.read_table(path)
+    names = table.column_names
+    ids = table["pair_id"].to_pylist()
+    chosen, rejected = (
+        table[next(n for n in names if n == f"{columns}{side}_logps")].to_numpy()
+        for side in ("chosen", "rejected")
+    )
+    return dict(zip(ids, chosen.astype(np.float64) - rejected, strict=True))
+
+
+def models_at(outcome: Outcome, step: int) -> tuple[str, str]:
+    said = outcome.record(f"step-{step}")["models"]
+    return said["reference"]["name"], said["target"]["name"]
+
+
+# --- what the choices stand for
+
+
+def test_by_default_the_step_before_is_reference_and_target(plain: Outcome) -> None:
+    assert models_at(plain, 2) == ("M_1", "M_1")
+    assert plain.record("step-2")["gate"]["compared"] == "policy"
+
+
+def test_with_reference_base_every_step_is_compared_with_s(
+    fixed: Outcome, plain: Outcome, demo_files: DemoFiles
+) -> None:
+    assert models_at(fixed, 2) == ("M_0", "M_1")
+    second = fixed.record("step-2")
+    assert second["inputs"]["reference"] == model_digest(demo_files.model)
+    assert second["inputs"]["target"] == fixed.record("step-1")["outputs"]["model"]
+    stored = gamma_of(fixed.run.step(2) / "reference.parquet", "reference_")
+    probe = pq.read_table(plain.folder / "probes/M_0.parquet").to_pylist()
+    measured = {
+        row["pair_id"]: row["chosen_logps"] - row["rejected_logps"]
+        for row in probe
+        if row["probe"] == "D_2"
+    }
+    assert measured == pytest.approx({key: stored[key] for key in measured}, abs=1e-6)
+
+
+def test_a_choice_that_changes_nothing_gives_the_same_step(fixed: Outcome, plain: Outcome) -> None:
+    """M_0 is what step 1 has before it in any case: identity is in the models, not in the words."""
+    first, other = plain.record("step-1"), fixed.record("step-1")
+    assert first["identity"] == other["identity"]
+    assert first["outputs"] == other["outputs"]
+    assert first["identity"]["inputs"]["reference"] == first["identity"]["inputs"]["target"]
+
+
+def test_with_target_base_training_restarts_at_s(restarted: Outcome, demo_files: DemoFiles) -> None:
+    assert models_at(restarted, 2) == ("M_1", "M_0")
+    second = restarted.record("step-2")
+    assert second["inputs"]["target"] == model_digest(demo_files.model)
+    assert second["inputs"]["reference"] == restarted.record("step-1")["outputs"]["model"]
+
+
+def test_the_first_batch_is_the_loss_of_the_target_against_the_reference(
+    restarted: Outcome,
+) -> None:
+    """Against the stored log-probs of both models, by hand; above ln 2, and by how much."""
+    gate = restarted.record("step-2")["gate"]
+    assert gate["compared"] == "reference"
+    assert gate["loss"] == pytest.approx(restarted.metrics(2)[0]["loss"], abs=1e-5)
+    assert gate["excess_loss"] == pytest.approx(gate["loss"] - LN_2, abs=1e-12)
+    assert gate["excess_loss"] > 0.001
+    assert 0 <= gate["max_abs_difference_nats"] < gate["tolerance_nats"]
+
+
+def test_a_guide_is_trained_on_the_steps_data_and_the_step_from_the_same_start(
+    guided: Outcome, demo_files: DemoFiles
+) -> None:
+    base = model_digest(demo_files.model)
+    guide, step = guided.record("guide-1"), guided.record("step-1")
+    assert guide["inputs"]["reference"] == guide["inputs"]["target"] == base
+    assert step["inputs"]["target"] == base
+    assert step["inputs"]["reference"] == guide["outputs"]["model"] != base
+    assert guide["inputs"]["partition"] == step["inputs"]["partition"]
+    assert models_at(guided, 1) == ("guide-1", "M_0")
+    assert model_digest(guided.folder / "guide-1/model") == guide["outputs"]["model"]
+    assert step["outputs"]["model"] not in (base, guide["outputs"]["model"])
+
+
+def test_the_gates_numbers_are_those_of_the_guide_itself(guided: Outcome) -> None:
+    gate = guided.record("step-1")["gate"]
+    assert gate["compared"] == "reference"
+    assert gate["max_abs_difference_nats"] < 1e-3
+    assert gate["excess_loss"] > 0
+
+
+# --- what is loaded
+
+
+def test_a_reference_that_is_not_cached_is_scored_by_a_stage_of_its_own(fixed: Outcome) -> None:
+    assert "reference-2" in fixed.result.executed
+    assert "rows are not cached" in fixed.reason("reference-2")
+    assert fixed.record("step-2")["scored_rows"]["computed"] == 0
+
+
+def test_a_reference_whose_rows_are_cached_and_checked_is_not_loaded(
+    place: Bench, fixed: Outcome, guided: Outcome
+) -> None:
+    again = run_with(place, "fixed-again", {"reference": "base", "beta": 0.3})
+    assert fixed.folder.is_dir()
+    assert "step-2" in again.result.executed
+    assert "reference-2" not in again.result.executed
+    assert again.record("step-2")["gate"]["max_abs_difference_nats"] == pytest.approx(
+        fixed.record("step-2")["gate"]["max_abs_difference_nats"]
+    )
+    assert "reference-1" not in guided.result.executed, "the guide's own stage scored it"
+
+
+def stale(outcome: Outcome, digest: str, *, step: int) -> None:
+    """Move a model's log-probs on D_step, as another version of the code might have left them."""
+    root = outcome.folder.parents[1] / "cache"
+    tokens = TokenFile.open(next((root / "tokens").glob("*.arrow")))
+    plan = pq.read_table(outcome.run.plan).to_pylist()
+    moved = {tokens.row(r["token_row"]).row_digest for r in plan if r["step"] == step}
+    for folder in (root / "logps").iterdir():
+        key = read_json(folder / "key.json")
+        if key["model"] != digest:
+            continue
+        rows = pa.concat_tables([pq.read_table(part) for part in folder.glob("*.parquet")])
+        shift = 0.5 * np.array([digest in moved for digest in rows["row_digest"].to_pylist()])
+        for part in folder.glob("*.parquet"):
+            part.unlink()
+        cache = LogpCache(folder.parents[1], key)
+        assert cache.folder == folder
+        cache.add(
+            rows["row_digest"].to_pylist(),
+            rows["chosen_logps"].to_numpy() + shift,
+            rows["rejected_logps"].to_numpy(),
+        )
+
+
+def test_a_stale_cache_is_caught_though_policy_and_reference_differ(
+    place: Bench, fixed: Outcome, tmp_path: Path, demo_files: DemoFiles
+) -> None:
+    assert fixed.folder.is_dir()
+    here = place.copy_to(tmp_path)
+    found = run_with(here, "fixed", {"reference": "base"})
+    assert found.result.executed == ()
+    stale(found, model_digest(demo_files.model), step=2)
+    with pytest.raises(Fault, match=r"reference-2: M_0 and cached reference log-probs disagree"):
+        run_with(here, "stale", {"reference": "base"}, steps=[{}, {"beta": 0.2}])
+
+
+def test_what_other_versions_have_checked_is_checked_again(
+    place: Bench, fixed: Outcome, tmp_path: Path
+) -> None:
+    assert fixed.folder.is_dir()
+    here = place.copy_to(tmp_path)
+    for note in (tmp_path / "cache/logps").rglob("checked-*.json"):
+        content = json.loads(note.read_text())
+        content["software"]["torch"] = "1.0"
+        note.write_text(json.dumps(content))
+    again = run_with(here, "newer", {"reference": "base"}, steps=[{}, {"beta": 0.2}])
+    assert again.reason("reference-2") == "its cached rows were not checked under these versions"
+    assert again.record("step-2")["scored_rows"]["computed"] == 0
