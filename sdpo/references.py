@@ -47,8 +47,13 @@ class StepModels:
 
     @property
     def agree(self) -> bool:
-        """Whether reference and target are one model, so that their log-probs must agree."""
-        return self.reference is not None and self.reference.digest == self.target.digest
+        """Whether reference and target are one model that reads one text alike, so that their
+        log-probs must agree."""
+        reference, target = self.reference, self.target
+        return reference is not None and (reference.digest, reference.tokenizer) == (
+            target.digest,
+            target.tokenizer,
+        )
 
     def inputs(self) -> dict[str, str]:
         """Their digests, as a step's identity has them."""
@@ -112,13 +117,20 @@ def reference_of(
 def _given_model(context: Context, training: TrainingConfig) -> NamedModel:
     key = (training.reference_model, training.reference_revision)
     reference = context.resolved.references[key]
-    name = Path(training.reference_model).name if Path(key[0]).is_absolute() else key[0]
     return NamedModel(
-        name=name,
+        name=_short_name(training.reference_model),
         folder=reference.folder,
         digest=reference.digest,
         tokenizer=reference.tokenizer,
     )
+
+
+def _short_name(model: str) -> str:
+    """A hub model's name; a folder's; ``<run>/step-<t>`` for a model of a run."""
+    path = Path(model)
+    if not path.is_absolute():
+        return model
+    return "/".join(path.parts[-3:-1]) if path.name == "model" else path.name
 
 
 def reference_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:

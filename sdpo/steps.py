@@ -37,6 +37,9 @@ _PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
 """Settings that a probe's table and completions depend on."""
 
 
+_ROLES = ("reference", "target")
+
+
 def supervised_step(context: Context) -> Record:
     """Step 0: fine-tune the base model into S."""
     config, supervised = context.config, context.config.supervised
@@ -175,7 +178,7 @@ def _check_space(context: Context, spec: StepSpec) -> None:
     rows = 2 * pq.read_metadata(run.usable).num_rows  # under the model that comes in, and out
     check_space(
         step_needs(spec.input_model, spec.training, run=run.path, cache=context.cache, rows=rows),
-        used_bytes={run.path: stored_bytes(run.step(spec.step))},
+        used_bytes={run.path: stored_bytes(spec.folder)},
         what=spec.name,
     )
 
@@ -208,25 +211,22 @@ def _train_guide(
     identity, inputs = _step_identity(context, step, training, models)
     record = context.done(node, identity)
     if record is None:
-        context.stage(
-            _spec(
-                context,
-                name=node,
-                step=step,
-                task="preference",
-                training=training,
-                input_model=target.folder,
-                input_digest=target.digest,
-                input_name=target.name,
-                models={
-                    "reference": {"choice": "start", "name": target.name},
-                    "target": {"choice": "start", "name": target.name},
-                },
-                score_as_reference=True,
-                identity=identity,
-                inputs=inputs,
-            )
+        spec = _spec(
+            context,
+            name=node,
+            step=step,
+            task="preference",
+            training=training,
+            input_model=target.folder,
+            input_digest=target.digest,
+            input_name=target.name,
+            models={role: {"choice": "start", "name": target.name} for role in _ROLES},
+            score_as_reference=True,
+            identity=identity,
+            inputs=inputs,
         )
+        _check_space(context, spec)
+        context.stage(spec)
         record = context.run.read_record(node)
         assert record is not None, "the stage wrote its record"
     folder = context.run.path / node / "model"

@@ -9,12 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from bench import Bench, DemoFiles, Outcome, Values
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo.cache import LogpCache
+from sdpo.demo.model import write_model
 from sdpo.digest import model_digest
-from sdpo.errors import Fault
+from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.files import read_json
+from sdpo.recipe import make_config
+from sdpo.tokens.digest import tokenizer_digest
 from sdpo.tokens.store import TokenFile
 
 LN_2 = math.log(2)
@@ -181,16 +186,15 @@ def stale(outcome: Outcome, digest: str, *, step: int) -> None:
         if key["model"] != digest:
             continue
         rows = pa.concat_tables([pq.read_table(part) for part in folder.glob("*.parquet")])
-        shift = 0.5 * np.array([digest in moved for digest in rows["row_digest"].to_pylist()])
         for part in folder.glob("*.parquet"):
             part.unlink()
         cache = LogpCache(folder.parents[1], key)
         assert cache.folder == folder
-        cache.add(
-            rows["row_digest"].to_pylist(),
-            rows["chosen_logps"].to_numpy() + shift,
-            rows["rejected_logps"].to_numpy(),
-        )
+        is_moved = np.array([row in moved for row in rows["row_digest"].to_pylist()])
+        for mask, shift in ((is_moved, 0.5), (~is_moved, 0.0)):
+            part = rows.filter(pa.array(mask))
+            chosen, rejected = part["chosen_logps"].to_numpy(), part["rejected_logps"].to_numpy()
+            cache.add(part["row_digest"].to_pylist(), chosen + shift, rejected)
 
 
 def test_a_stale_cache_is_caught_though_policy_and_reference_differ(
@@ -217,3 +221,92 @@ def test_what_other_versions_have_checked_is_checked_again(
     again = run_with(here, "newer", {"reference": "base"}, steps=[{}, {"beta": 0.2}])
     assert again.reason("reference-2") == "its cached rows were not checked under these versions"
     assert again.record("step-2")["scored_rows"]["computed"] == 0
+
+
+# --- models that the recipe names
+
+
+@pytest.fixture(scope="module")
+def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model's very weights with another vocabulary and template: another model."""
+    folder = tmp_path_factory.mktemp("foreign")
+    write_model(folder, [f"Where is {name}? I am glad to help." for name in "abcdefgh"] * 50)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = template.replace("bos_token -", "bos_token + 'Chat: ' -")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(place: Bench, plain: Outcome, foreign_model: Path) -> Outcome:
+    """Step 1 against a foreign model, step 2 against a model of another run."""
+    steps = [
+        {"reference": "model", "reference_model": str(foreign_model)},
+        {"reference": "model", "reference_model": str(plain.run.model(1))},
+    ]
+    return run_with(place, "named", {}, steps=steps)
+
+
+def test_a_named_model_is_the_reference(
+    named: Outcome, plain: Outcome, foreign_model: Path
+) -> None:
+    first, second = named.record("step-1"), named.record("step-2")
+    assert first["inputs"]["reference"] == model_digest(foreign_model)
+    assert first["inputs"]["reference_tokenizer"] == tokenizer_digest(foreign_model)
+    assert second["inputs"]["reference"] == plain.record("step-1")["outputs"]["model"]
+    assert "reference_tokenizer" not in second["inputs"], "ids mean the same to both"
+    assert "reference-2" not in named.result.executed, "its rows were cached by the other run"
+    assert str(foreign_model) not in json.dumps(first["identity"]), "a path bears no identity"
+
+
+@torch.no_grad()
+def test_a_foreign_reference_scores_the_same_text_in_its_own_tokens(
+    named: Outcome, foreign_model: Path
+) -> None:
+    """Against transformers alone: the foreign template, tokenizer and logits in float64."""
+    policy = AutoModelForCausalLM.from_pretrained(foreign_model, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(foreign_model)
+    stored = pq.read_table(named.run.step(1) / "reference.parquet").to_pylist()[:5]
+    texts = {row["pair_id"]: row for row in pq.read_table(named.run.pairs).to_pylist()}
+    for row in stored:
+        pair = texts[row["pair_id"]]
+        prompt = tokenizer.apply_chat_template(
+            pair["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        for side in ("chosen", "rejected"):
+            ids = tokenizer.apply_chat_template(pair["prompt"] + pair[side], return_dict=False)
+            assert ids[: len(prompt)] == prompt
+            logps = policy(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            taken = logps.gather(1, torch.tensor(ids)[1:, None])[len(prompt) - 1 :]
+            assert row[f"reference_{side}_logps"] == pytest.approx(float(taken.sum()), rel=1e-5)
+            assert row[f"{side}_tokens"] is None, "the policy's tokens say nothing of it"
+
+
+def test_of_a_foreign_reference_it_is_said_that_nothing_is_per_token(named: Outcome) -> None:
+    said = [event["message"] for event in named.events if event["event"] == "warning"]
+    assert any("statistics per token are not given" in message for message in said)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"reference": "none"}, "reference is `none`, but objective dpo compares the policy"),
+        ({"reference": "model"}, r"training\.reference_model is empty"),
+        (
+            {"reference": "model", "reference_model": "/nowhere/at all"},
+            r"training\.reference_model: no folder at /nowhere/at all",
+        ),
+        ({"reference_update": {"every": 512, "alpha": 0.6}}, "incompatible with cached reference"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused_before_anything_is_done(
+    bench: Bench, training: Values, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        bench.run({"training": training})
+    assert not (bench.runs / "tiny").exists()
+
+
+def test_a_step_of_its_own_names_its_refused_key(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match=r"steps\.0\.reference_update: moving the reference"):
+        make_config(bench.values({"steps": [{"reference_update": {"every": 1}}]}))
