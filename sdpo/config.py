@@ -311,7 +311,22 @@ class ProbeConfig(Group):
         description="Reserved prompts that every model completes, greedily, for the report.",
     )
     completion_tokens: int = Field(96, ge=1, description="Tokens of such a completion, at most.")
-    seed: int = Field(42, ge=0, description="Seed of the probe's sample and of the bootstrap.")
+    kl_prompts: int = Field(
+        0,
+        ge=0,
+        description="Reserved prompts on which KL(M_t||M_{t-1}) and KL(M_t||S) are measured after "
+        "every step; 0: not at all. Holds two models at a time, 8 bytes per parameter.",
+    )
+    kl_samples: int = Field(1, ge=1, description="Completions sampled of each of these prompts.")
+    kl_tokens: int = Field(256, ge=1, description="Tokens of such a completion, at most.")
+    kl_paper_mode: bool = Field(
+        False,
+        description="Measure beside it what arXiv 2502.01237 plots: temperature 0.9, top-k 40, "
+        "mean log-ratio per token.",
+    )
+    seed: int = Field(
+        42, ge=0, description="Seed of the probe's sample, of the KL samples and of the bootstrap."
+    )
 
 
 class LaunchConfig(Group):
@@ -457,6 +472,13 @@ def settings_without_effect(config: RunConfig) -> list[str]:
             training.checkpoint_minutes or training.checkpoint_every
         ):
             lines.append(f"{name}.checkpoints_kept has no effect: no resume states are asked for")
+    kl_settings = ("kl_samples", "kl_tokens", "kl_paper_mode")
+    if not config.probe.kl_prompts:
+        lines += [
+            f"probe.{name} has no effect: probe.kl_prompts is 0"
+            for name in kl_settings
+            if getattr(config.probe, name) != ProbeConfig.model_fields[name].default
+        ]
     lines += references_without_effect(trainings_of(config))
     default = SupervisedConfig()
     if not config.supervised.enabled and config.supervised != default:

@@ -273,3 +273,20 @@ def _logit_transform(config: Any) -> tuple[float, float]:
         scale /= float(config.logits_scaling)
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
     return scale, float(softcap or 0.0)
+
+
+def completion_states(model: Any, batch: PaddedBatch) -> torch.Tensor:
+    """Hidden states that predict the scored tokens, ``[scored, width]``, in the batch's order."""
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    states: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]
+    return states
+
+
+def head_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """What the model's softmax gets for hidden ``states``: fp32 ``[rows, vocabulary]``."""
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    head = model.get_output_embeddings()
+    return _logits(states, head.weight.to(states.dtype), head.bias, *_logit_transform(model.config))

@@ -18,6 +18,7 @@ import torch
 from sdpo.cache import LogpCache
 from sdpo.events import EventWriter
 from sdpo.files import publish_file, write_json
+from sdpo.reserved import reserved_rows
 from sdpo.score import Scorer, score_rows
 from sdpo.tokens.store import TokenFile
 
@@ -111,7 +112,7 @@ def write_completions(
     ``prompt_ids``.
     """
     policy.eval()
-    ends = _end_tokens(policy, tokenizer)
+    ends = end_tokens(policy, tokenizer)
     written: list[dict[str, Any]] = []
     for index, prompt in enumerate(prompts):
         ids = torch.tensor(prompt["prompt_ids"], dtype=torch.long, device=device)[None]
@@ -142,7 +143,8 @@ def write_completions(
     write_json(out / f"{name}.completions.json", written)
 
 
-def _end_tokens(policy: Any, tokenizer: Any) -> list[int]:
+def end_tokens(policy: Any, tokenizer: Any) -> list[int]:
+    """Tokens after which a completion stops: the model's and the tokenizer's."""
     ends = policy.generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return sorted({t for t in [*listed, tokenizer.eos_token_id] if t is not None})
@@ -152,20 +154,7 @@ def completion_prompts(
     plan: pa.Table, tokens: TokenFile, pairs: Path, *, count: int
 ) -> list[dict[str, Any]]:
     """``count`` reserved prompts, spread over the sources, the same for every model."""
-    reserve = plan.filter(pa.array(plan["step"].to_numpy() == 0)).to_pylist()
-    reserve.sort(key=lambda row: str(row["pair_id"]))
-    by_source: dict[str, list[dict[str, Any]]] = {}
-    seen: set[str] = set()
-    for row in reserve:
-        if row["prompt_key"] not in seen:
-            seen.add(row["prompt_key"])
-            by_source.setdefault(row["source"], []).append(row)
-    queues = [by_source[name] for name in sorted(by_source)]
-    picked: list[dict[str, Any]] = []
-    while len(picked) < count and any(queues):
-        for queue in queues:
-            if queue and len(picked) < count:
-                picked.append(queue.pop(0))
+    picked = reserved_rows(plan, count=count)
     texts = _prompt_texts(pairs, {row["pair_id"] for row in picked})
     return [
         {

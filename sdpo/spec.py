@@ -110,6 +110,32 @@ class StepSpec(Spec):
         return self.run / self.name
 
 
+class NamedFolder(BaseModel):
+    """A model by name, with the digest by which it is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    folder: Path
+    digest: str
+
+
+class KlSpec(Spec):
+    """Sample from a model, and measure KL to others along the samples."""
+
+    kind: Literal["kl"] = "kl"
+    policy: NamedFolder
+    others: list[NamedFolder]
+    base: Path
+    """Folder of S's tokenizer."""
+    tokens: Path
+    plan: Path
+    training: TrainingConfig
+    probe: ProbeConfig
+    samplers: list[str]
+    out: Path
+
+
 class ViewSpec(Spec):
     """Decode one pair for a person."""
 
@@ -128,10 +154,11 @@ class ExportSpec(Spec):
     dtype: Literal["float32", "bfloat16", "float16"]
 
 
-AnySpec = Annotated[TokeniseSpec | ViewSpec | StepSpec | ExportSpec, Field(discriminator="kind")]
+StageSpec = TokeniseSpec | ViewSpec | StepSpec | KlSpec | ExportSpec
+AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 
-def read_spec(path: Path) -> TokeniseSpec | ViewSpec | StepSpec | ExportSpec:
+def read_spec(path: Path) -> StageSpec:
     """The spec in a file."""
-    adapter: TypeAdapter[TokeniseSpec | ViewSpec | StepSpec | ExportSpec] = TypeAdapter(AnySpec)
+    adapter: TypeAdapter[StageSpec] = TypeAdapter(AnySpec)
     return adapter.validate_json(path.read_text(encoding="utf-8"))

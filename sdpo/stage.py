@@ -14,7 +14,7 @@ from sdpo import interrupts
 from sdpo.disk import is_disk_full, no_space_message
 from sdpo.errors import Interrupted, UserError
 from sdpo.events import EventWriter
-from sdpo.spec import ExportSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
+from sdpo.spec import ExportSpec, KlSpec, StageSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
 
 
@@ -41,9 +41,7 @@ def main() -> None:
     events.emit("result", **result)
 
 
-def _run(
-    spec: TokeniseSpec | ViewSpec | StepSpec | ExportSpec, events: EventWriter
-) -> dict[str, object]:
+def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
     # Each kind of stage brings its own heavy libraries into this process.
     match spec:
         case TokeniseSpec():
@@ -58,6 +56,10 @@ def _run(
             from sdpo.stages import step
 
             return step.run(spec, events)
+        case KlSpec():
+            from sdpo.stages import kl
+
+            return kl.run(spec, events)
         case ExportSpec():
             from sdpo.stages import export
 

@@ -12,6 +12,7 @@ from sdpo.features import MODEL_FEATURES
 from sdpo.files import file_digest, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
+from sdpo.kl import measure_kl
 from sdpo.nodes import tokens_path
 from sdpo.reference_rules import effective_reference
 from sdpo.references import (
@@ -169,6 +170,7 @@ def align_step(context: Context, step: int) -> Record:
     record = context.run.read_record(node)
     assert record is not None, "the stage wrote its record"
     _write_gamma(context, step)
+    measure_kl(context, step, training)
     return record
 
 

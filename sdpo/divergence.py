@@ -1,0 +1,93 @@
+"""KL divergence of one model from another along the first one's own samples.
+
+For a completion y ~ P(.|x), the chain rule splits KL(P||Q) of the completions' distributions into
+terms of one position each, KL(P(.|x, y_<t) || Q(.|x, y_<t)), which a full softmax gives exactly.
+Their sum along y has the right expectation and far less variance than the log-ratio of y itself:
+
+- ``kl``: the sum of exact terms;
+- ``k1`` = sum of log P(y_t) - log Q(y_t): unbiased as well, may be negative;
+- ``k3`` = sum of r - 1 - log r with r = Q(y_t) / P(y_t): unbiased, each term at least 0 (Schulman,
+  "Approximating KL divergence", 2020).
+
+All of it holds only where y is sampled from P itself: at temperature 1, without truncation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdpo.batching import HEAD_CHUNK_BYTES, micro_batches
+from sdpo.logps import TokenSequence, collate, completion_states, head_logits
+
+COPIES = 6
+"""Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
+made from and into. A chunk is so much smaller than one of the training's head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Sums over the scored tokens of each sequence, float64 ``[sequences]``, in nats."""
+
+    kl: np.ndarray
+    k1: np.ndarray
+    k3: np.ndarray
+    tokens: np.ndarray
+
+
+@torch.no_grad()
+def divergence(
+    policy: Any,
+    other: Any,
+    sequences: Sequence[TokenSequence],
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    micro_batch_tokens: int,
+    skip: int = 0,
+) -> Divergence:
+    """KL(policy||other) along ``sequences`` that the policy sampled; both share a vocabulary.
+
+    ``skip``: scored tokens at the start of each sequence that are left out. On CPU a forward holds
+    one sequence, so that no number depends on its neighbours.
+    """
+    lengths = np.array([len(sequence.ids) for sequence in sequences])
+    budget = 1 if device.type == "cpu" else micro_batch_tokens
+    (batches,) = micro_batches(np.arange(len(sequences)), lengths, budget=budget, rows=1, ranks=1)
+    sums = np.zeros((3, len(sequences)))
+    for items in batches:
+        batch = collate([sequences[i] for i in items], pad_token_id=pad_token_id).to(device)
+        states = completion_states(policy, batch), completion_states(other, batch)
+        terms = _terms((policy, other), states, batch.targets).cpu()
+        start = 0
+        for item in items:
+            end = start + sequences[item].scored
+            sums[:, item] = terms[:, start + skip : end].sum(1)
+            start = end
+    tokens = np.array([max(0, sequence.scored - skip) for sequence in sequences])
+    return Divergence(*sums, tokens)
+
+
+def _terms(
+    models: tuple[Any, Any], states: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor
+) -> torch.Tensor:
+    """kl, k1 and k3 of every scored position, float64 ``[3, scored]``, a chunk of rows at a time.
+
+    The whole vocabulary is needed, so logits exist for one chunk of rows and never in full.
+    """
+    vocabulary = models[0].get_output_embeddings().weight.shape[0]
+    chunk = max(1, HEAD_CHUNK_BYTES // (8 * COPIES * vocabulary))
+    parts = []
+    for start in range(0, len(targets), chunk):
+        rows = slice(start, start + chunk)
+        logp, logq = (
+            torch.log_softmax(head_logits(model, hidden[rows]).double(), dim=-1)
+            for model, hidden in zip(models, states, strict=True)
+        )
+        kl = (logp.exp() * (logp - logq)).sum(-1)
+        taken = targets[rows, None]
+        k1 = (logp.gather(1, taken) - logq.gather(1, taken)).squeeze(1)
+        parts.append(torch.stack([kl, k1, torch.expm1(-k1) + k1]))
+    return torch.cat(parts, dim=1)

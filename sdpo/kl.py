@@ -1,0 +1,171 @@
+"""How far each model has moved: KL(M_t||M_{t-1}) and KL(M_t||S) on reserved prompts.
+
+A measurement like a probe: beside the records, keyed by what it depends on, made again at any time
+and shared by runs through the cache. The numbers per sequence come from :mod:`sdpo.stages.kl`; this
+module owns the node, the intervals and ``step-<t>/kl.json``.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sdpo.config import TrainingConfig
+from sdpo.files import digest_of, write_json
+from sdpo.gamma import Entry, bootstrap_means
+from sdpo.identity import scoring_identity
+from sdpo.nodes import tokens_path
+from sdpo.references import named_model
+from sdpo.reserved import reserved_rows
+from sdpo.run import Context, run_once
+from sdpo.sampler import Sampler
+from sdpo.spec import KlSpec, NamedFolder
+from sdpo.tokens.store import TokenFile
+
+KL_VERSION = 1
+"""Raised when a change of this project's code changes the samples or the numbers."""
+
+EXACT, PAPER = "exact", "paper"
+SAMPLERS: Mapping[str, Sampler] = {
+    EXACT: Sampler(name=EXACT),
+    # arXiv 2502.01237, section 4: temperature 0.9, top-k 40. Its code takes untempered log-ratios
+    # and leaves out the first token of an answer.
+    PAPER: Sampler(name=PAPER, temperature=0.9, top_k=40),
+}
+ESTIMATORS = ("kl", "k1", "k3")
+_FILES = ("kl.parquet", "samples.parquet")
+
+
+def measure_kl(context: Context, step: int, training: TrainingConfig) -> None:
+    """Measure M_step, where the recipe asks for it, and write ``kl.json`` beside ``gamma.json``."""
+    probe = context.config.probe
+    if not probe.kl_prompts:
+        return
+    plan = pq.read_table(context.run.plan)
+    rows = reserved_rows(plan, count=probe.kl_prompts)
+    if not rows:
+        context.listen(
+            {
+                "event": "warning",
+                "message": "probe.kl_prompts has no effect: there is no reserve to take prompts of",
+            }
+        )
+        return
+    spec, identity = _spec(context, step, training, rows)
+    node = f"kl-M_{step}"
+    targets = [context.run.probes / f"M_{step}.{name}" for name in _FILES]
+    view = context.run.step(step) / "kl.json"
+    options: dict[str, Any] = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
+
+    def make() -> tuple[dict[str, Any], list[Path]]:
+        if not all((spec.out / name).is_file() for name in _FILES):
+            context.stage(spec)
+        for name, target in zip(_FILES, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(spec.out / name, target)
+        write_json(view, kl_view(pq.read_table(targets[0]), model=spec.policy.name, **options))
+        return {}, [*targets, view]
+
+    run_once(context, node, identity | options, make)
+
+
+def _spec(
+    context: Context, step: int, training: TrainingConfig, rows: list[dict[str, Any]]
+) -> tuple[KlSpec, dict[str, Any]]:
+    """What the stage is told, and what its result depends on."""
+    config, probe = context.config, context.config.probe
+    numbers = dict.fromkeys((step - 1, 0))  # once where they are the same
+    policy, *others = (named_model(context, number) for number in (step, *numbers))
+    launch = config.launch.model_copy(update={"processes": 1, "strategy": "single"})
+    tokens = TokenFile.open(tokens_path(context))
+    samplers = [EXACT, PAPER] if probe.kl_paper_mode else [EXACT]
+    identity = {
+        "kl_version": KL_VERSION,
+        "scoring": scoring_identity(
+            policy.digest, training=training, launch=launch, model=config.model
+        ),
+        "against": {other.name: other.digest for other in others},
+        "prompts": digest_of(
+            [[row["prompt_key"], tokens.row(row["token_row"]).prompt_ids.tolist()] for row in rows]
+        ),
+        "tokenizer": context.resolved.inputs["tokenizer"],
+        "samplers": samplers,
+        "samples": probe.kl_samples,
+        "tokens": probe.kl_tokens,
+        "seed": probe.seed,
+    }
+    spec = KlSpec(
+        name=f"kl-M_{step}",
+        run=context.run.path,
+        model=config.model,
+        launch=launch,
+        policy=NamedFolder(name=policy.name, folder=policy.folder, digest=policy.digest),
+        others=[NamedFolder(name=o.name, folder=o.folder, digest=o.digest) for o in others],
+        base=context.resolved.model,
+        tokens=tokens.path,
+        plan=context.run.plan,
+        training=training,
+        probe=probe,
+        samplers=samplers,
+        out=context.cache / "kl" / digest_of(identity)[:32],
+    )
+    return spec, identity
+
+
+def kl_view(table: pa.Table, *, model: str, resamples: int, seed: int) -> list[Entry]:
+    """The entries of ``kl.json``: one for every model compared with and way of sampling.
+
+    ``per_sequence`` are means of the sums over a completion, ``per_token`` sums over all tokens
+    divided by their number; both with 95% intervals that resample prompts. ``unfinished_share`` of
+    the completions were cut at the limit: their KL is that of the beginning alone.
+    """
+    entries = []
+    samplers, againsts = table["sampler"].to_pylist(), table["against"].to_pylist()
+    for sampler, against in dict.fromkeys(zip(samplers, againsts, strict=True)):
+        mask = [(s, a) == (sampler, against) for s, a in zip(samplers, againsts, strict=True)]
+        rows = table.filter(pa.array(mask))
+        entries.append(
+            {
+                "model": model,
+                "against": against,
+                "sampler": sampler,
+                **_statistics(rows, resamples=resamples, seed=seed),
+            }
+        )
+    return entries
+
+
+def _statistics(rows: pa.Table, *, resamples: int, seed: int) -> Entry:
+    prompts = np.asarray(rows["prompt_key"].to_pylist(), dtype=np.str_)
+    tokens = rows["tokens"].to_numpy().astype(np.float64)
+    values = np.stack([*(rows[name].to_numpy() for name in ESTIMATORS), tokens], axis=1)
+    drawn = bootstrap_means(values, prompts, resamples=resamples, seed=seed)
+    finished = rows["finished"].to_numpy(zero_copy_only=False)
+    means = values.mean(axis=0)
+    per_sequence, per_token = {}, {}
+    for column, name in enumerate(ESTIMATORS):
+        sums = None if drawn is None else drawn[:, column]
+        ratios = None if drawn is None else drawn[:, column] / drawn[:, -1]
+        per_sequence[name] = _estimate(means[column], sums)
+        per_token[name] = _estimate(means[column] / means[-1] if means[-1] else None, ratios)
+    return {
+        "prompts": len(np.unique(prompts)),
+        "sequences": rows.num_rows,
+        "tokens": int(tokens.sum()),
+        "unfinished_share": float(1 - finished.mean()),
+        "per_sequence": per_sequence,
+        "per_token": per_token,
+    }
+
+
+def _estimate(mean: float | None, drawn: NDArray[np.float64] | None) -> Entry:
+    """Mean with a 95% percentile interval; None where one prompt alone says nothing of it."""
+    if mean is None or drawn is None or not np.isfinite(drawn).all():
+        return {"mean": None if mean is None else float(mean), "low": None, "high": None}
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}

@@ -1,0 +1,191 @@
+"""The stage that measures how far a model has moved: samples from it, and KL to others along them.
+
+It holds at most two models at a time, M_t and the one that it is compared with: 8 bytes per
+parameter in fp32, a micro-batch's hidden states of both, and one chunk of logits. It runs in one
+process on one device, whatever the steps run on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sdpo.batching import micro_batch_tokens
+from sdpo.digest import model_digest
+from sdpo.divergence import Divergence, divergence
+from sdpo.errors import ModelError
+from sdpo.events import EventWriter
+from sdpo.files import publish_folder
+from sdpo.kl import PAPER, SAMPLERS
+from sdpo.logps import SequenceScorer, TokenSequence
+from sdpo.policy import load_policy
+from sdpo.probing import end_tokens
+from sdpo.reserved import reserved_rows
+from sdpo.sampler import Sampler
+from sdpo.sampling import Completion, Prompt, sample
+from sdpo.spec import KlSpec, NamedFolder
+from sdpo.stages.timings import Timings
+from sdpo.tokens.store import TokenFile
+
+_SKIPPED = {PAPER: 1}
+"""Scored tokens at the start that a way of sampling leaves out: the paper's code does."""
+
+
+def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
+    """Publish ``samples.parquet`` and ``kl.parquet`` in the folder ``spec.out``."""
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(spec.launch.threads)
+    timings, device = Timings(), torch.device(spec.launch.device)
+    with timings.of("load"):
+        policy = _load(spec, spec.policy, events)
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.base, local_files_only=True, trust_remote_code=spec.model.trust_remote_code
+        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
+    options = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}
+    bf16 = spec.training.precision == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        with timings.of("sample"):
+            prompts, sources = _prompts(spec, _positions(policy))
+            completions = {
+                name: _sample(spec, policy, prompts, SAMPLERS[name], tokenizer, events, options)
+                for name in spec.samplers
+            }
+        rows: list[pa.Table] = []
+        for other in spec.others:
+            with timings.of("load"):
+                model = _load(spec, other, events)
+            with timings.of("kl"):
+                for name, written in completions.items():
+                    events.emit("phase", phase="kl", detail=f"{spec.policy.name}, {other.name}")
+                    sequences = [
+                        TokenSequence(np.concatenate([prompt.ids, done.ids]), len(prompt.ids))
+                        for prompt, done in zip(prompts, written, strict=True)
+                    ]
+                    found = divergence(
+                        policy, model, sequences, skip=_SKIPPED.get(name, 0), **options
+                    )
+                    rows.append(_table(prompts, sources, written, found, name, other.name))
+            del model  # before the next one is loaded
+    with publish_folder(spec.out) as temporary:
+        samples = _samples(prompts, sources, completions, tokenizer)
+        pq.write_table(samples, temporary / "samples.parquet")
+        pq.write_table(pa.concat_tables(rows), temporary / "kl.parquet")
+    return {"timings_s": timings.rounded()}
+
+
+def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> Any:
+    """A model of the run, known by its digest, with a head that is known here.
+
+    Raises:
+        ModelError: it is another model, or treats its logits in an unknown way.
+    """
+    events.emit("phase", phase="load", detail=f"{named.name} from {named.folder}")
+    found = model_digest(named.folder)
+    if found != named.digest:
+        raise ModelError(
+            f"{named.folder} is not {named.name}: its digest is {found}, not {named.digest}"
+        )
+    device = torch.device(spec.launch.device)
+    policy = load_policy(named.folder, model=spec.model).to(device).eval()
+    vocabulary = policy.config.get_text_config().vocab_size
+    SequenceScorer(policy).check_head(vocabulary=vocabulary, device=device)
+    return policy
+
+
+def _positions(policy: Any) -> int:
+    text = policy.config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", 0) or 0)
+
+
+def _prompts(spec: KlSpec, positions: int) -> tuple[list[Prompt], list[str]]:
+    """Reserved prompts with room to go on, each for every sample; and the source of each."""
+    tokens, plan = TokenFile.open(spec.tokens), pq.read_table(spec.plan)
+    prompts: list[Prompt] = []
+    sources: list[str] = []
+    for row in reserved_rows(plan, count=spec.probe.kl_prompts):
+        ids = tokens.row(row["token_row"]).prompt_ids
+        if positions and len(ids) >= positions:
+            continue
+        for number in range(spec.probe.kl_samples):
+            prompts.append(Prompt(key=row["prompt_key"], ids=ids, sample=number))
+            sources.append(row["source"])
+    return prompts, sources
+
+
+def _sample(
+    spec: KlSpec,
+    policy: Any,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    tokenizer: Any,
+    events: EventWriter,
+    options: dict[str, Any],
+) -> list[Completion]:
+    def progress(done: int) -> None:
+        phase = f"samples of {spec.policy.name}, {sampler.name}"
+        events.progress(phase, done, len(prompts), unit="samples")
+
+    return sample(
+        policy,
+        prompts,
+        sampler=sampler,
+        seed=spec.probe.seed,
+        max_new_tokens=spec.probe.kl_tokens,
+        positions=_positions(policy),
+        ends=end_tokens(policy, tokenizer),
+        on_batch=progress,
+        **options,
+    )
+
+
+def _table(
+    prompts: Sequence[Prompt],
+    sources: list[str],
+    written: Sequence[Completion],
+    found: Divergence,
+    sampler: str,
+    against: str,
+) -> pa.Table:
+    """One row per sequence: sums in nats over ``tokens`` tokens."""
+    return pa.table(
+        {
+            "prompt_key": [prompt.key for prompt in prompts],
+            "source": sources,
+            "sample": pa.array([prompt.sample for prompt in prompts], pa.int32()),
+            "sampler": [sampler] * len(prompts),
+            "against": [against] * len(prompts),
+            "tokens": pa.array(found.tokens, pa.int32()),
+            "finished": [completion.finished for completion in written],
+            "kl": found.kl,
+            "k1": found.k1,
+            "k3": found.k3,
+        }
+    )
+
+
+def _samples(
+    prompts: Sequence[Prompt],
+    sources: list[str],
+    completions: dict[str, list[Completion]],
+    tokenizer: Any,
+) -> pa.Table:
+    rows = [
+        {
+            "prompt_key": prompt.key,
+            "source": source,
+            "sample": prompt.sample,
+            "sampler": name,
+            "token_ids": done.ids.tolist(),
+            "text": tokenizer.decode(done.ids, skip_special_tokens=True),
+            "finished": done.finished,
+        }
+        for name, written in completions.items()
+        for prompt, source, done in zip(prompts, sources, written, strict=True)
+    ]
+    return pa.Table.from_pylist(rows)
