@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sdpo.errors import GateError
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives.losses import loss_at_reference
 from sdpo.tasks import PreferenceTask
 from sdpo.trainer import Trainer
 
@@ -20,10 +20,13 @@ RANDOM_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate saw; ``loss`` is that of the first global batch before any update."""
+    """What the gate saw; ``loss`` is that of the first global batch before any update.
+
+    ``expected_loss`` is None where the objective's loss at the reference differs from pair to pair.
+    """
 
     loss: float
-    expected_loss: float
+    expected_loss: float | None
     max_abs_difference_nats: float
     tolerance_nats: float
     pairs: int
@@ -60,7 +63,7 @@ def check(
     losses = task.losses(before, first_batch).loss
     result = GateResult(
         loss=float(losses.double().mean()),
-        expected_loss=OBJECTIVES[task.objective].loss_at_reference,
+        expected_loss=loss_at_reference(task.objective, task.settings),
         max_abs_difference_nats=float(difference.max()),
         tolerance_nats=float(allowed.flat[int(np.argmax(difference - allowed))]),
         pairs=len(rows),

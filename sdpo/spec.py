@@ -78,6 +78,9 @@ class StepSpec(Spec):
     tracking: TrackingConfig
     measure_input: bool = False
     measure_output: bool = False
+    references: list[int] = []
+    """Steps whose objective reads log-probs of the model before it on their whole partition: that
+    model is measured on all of it, for the values are needed anyway; else on its sample."""
     score_everything: bool = False
     """Score every usable pair under the input model: a feature that the partition needs."""
     identity: dict[str, Any] = {}

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
 from sdpo.disk import check_space, step_needs
-from sdpo.files import file_digest, write_json
+from sdpo.files import file_digest, read_json, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.nodes import tokens_path
+from sdpo.objectives import OBJECTIVES
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
 from sdpo.resume import discard, stored_bytes
@@ -118,11 +119,12 @@ def align_step(context: Context, step: int) -> Record:
     )
     folder, digest = model_of(context, step - 1)
     inputs = {
-        "reference": digest,
         "target": digest,
         "partition": _partition_digest(context, step),
         "tokenizer": context.resolved.inputs["tokenizer"],
     }
+    if reads_reference(context, step):
+        inputs = {"reference": digest} | inputs
     identity = step_identity(training, launch=config.launch, model=config.model, inputs=inputs)
     node = f"step-{step}"
     if context.done(node, identity) is None:
@@ -167,6 +169,11 @@ def _check_space(context: Context, spec: StepSpec) -> None:
     )
 
 
+def reads_reference(context: Context, step: int) -> bool:
+    """Whether the objective of ``step`` reads log-probs of D_step under its reference."""
+    return OBJECTIVES[context.config.training_of(step).objective].needs_reference
+
+
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
@@ -177,11 +184,13 @@ def _partition_digest(context: Context, step: int) -> str:
 
 def _probe_identity(context: Context, number: int) -> dict[str, Any]:
     _, digest = model_of(context, number)
+    sampled = {} if reads_reference(context, number + 1) else {"next_partition": "sample"}
     return {
         "scoring": _scoring(context, digest),
         "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
         "probe": context.config.probe.model_dump(exclude={"bootstrap_resamples"}),
+        **sampled,
     }
 
 
@@ -231,7 +240,9 @@ def _measure_again(context: Context, number: int, training: TrainingConfig) -> N
     _record_probe(context, number)
 
 
-def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: Any) -> StepSpec:
+def _spec(
+    context: Context, *, name: str, step: int, training: TrainingConfig, **fields: Any
+) -> StepSpec:
     config, run = context.config, context.run
     supervised = config.supervised
     from_source = supervised.from_source
@@ -252,6 +263,8 @@ def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: An
         evaluation=config.evaluation,
         probe=config.probe,
         tracking=config.tracking,
+        references=[n for n in (step, step + 1) if n and reads_reference(context, n)],
+        step=step,
         **fields,
     )
 
@@ -261,17 +274,20 @@ def _write_gamma(context: Context, step: int) -> None:
     files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
     options: dict[str, Any] = {
         "step": step,
-        "beta": context.config.training_of(step).beta,
+        "beta": context.config.training_of(step).beta if reads_reference(context, step) else None,
         "resamples": context.config.probe.bootstrap_resamples,
         "seed": context.config.probe.seed,
     }
+    sizes = {entry["step"]: entry["pairs"] for entry in read_json(context.run.plan_file)["steps"]}
     identity = options | {"probes": {name: file_digest(path) for name, path in files.items()}}
 
     def make() -> tuple[dict[str, Any], list[Path]]:
         target = context.run.step(step) / "gamma.json"
         write_json(
             target,
-            gamma_view({name: pq.read_table(path) for name, path in files.items()}, **options),
+            gamma_view(
+                {name: pq.read_table(path) for name, path in files.items()}, sizes=sizes, **options
+            ),
         )
         return {}, [target]
 

@@ -22,6 +22,7 @@ from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
 from sdpo.identity import scoring_identity
+from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
@@ -63,16 +64,22 @@ def open_cache(spec: StepSpec, digest: str) -> LogpCache:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """D_t with its log-probs under M_{t-1}."""
+    """D_t, with its log-probs under M_{t-1} where the objective reads them."""
 
     rows: pa.Table
-    scored: Scored
+    scored: Scored | None
+
+    @property
+    def logps(self) -> np.ndarray:
+        """Chosen and rejected, fp32 ``[pairs, 2]``; NaN where nothing was scored."""
+        if self.scored is None:
+            return np.full((self.rows.num_rows, 2), np.nan, dtype=np.float32)
+        return np.stack([self.scored.logps.chosen, self.scored.logps.rejected], axis=1)
 
     @property
     def digest(self) -> str:
         """Of the pairs and their values."""
-        logps = self.scored.logps
-        values = np.stack([logps.chosen, logps.rejected]).astype("<f4")
+        values = self.logps.T.astype("<f4")
         return digest_of([self.rows["pair_id"].to_pylist(), values.tobytes().hex()])
 
 
@@ -84,16 +91,24 @@ def key_of(spec: StepSpec) -> dict[str, str]:
 def score_reference(step: StepFiles) -> Reference:
     """Score D_t under M_{t-1}, what the cache does not have, and publish the values.
 
-    A step that goes on from a state keeps the values that it was trained against so far.
+    A step that goes on from a state keeps the values that it was trained against so far. Nothing is
+    scored for an objective that reads no reference.
     """
     rows = _plan_rows(step.spec, step.spec.step)
+    if not _reads_reference(step.spec):
+        if step.session.accelerator.is_main_process:  # what another objective left here
+            (step.folder / "reference.parquet").unlink(missing_ok=True)
+        return Reference(rows, None)
     if kept := _kept_reference(step, rows):
         return kept
     with step.timings.of("score"):
         scored = _score(step, rows, phase=f"score D_{step.spec.step}")
-    reference = Reference(rows, scored)
-    _publish_reference(step, reference)
-    return reference
+    _publish_reference(step, rows, scored)
+    return Reference(rows, scored)
+
+
+def _reads_reference(spec: StepSpec) -> bool:
+    return OBJECTIVES[spec.training.objective].needs_reference
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
@@ -103,33 +118,44 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     held = _plan_rows(step.spec, 0)
     reserve_task = None
     if held.num_rows:
-        reserve = Reference(held, _score(step, held, phase="score the reserve"))
-        reserve_task = _preference_task(step.tokens, reserve, training)
+        scored = None
+        if _reads_reference(step.spec):
+            scored = _score(step, held, phase="score the reserve")
+        reserve_task = _preference_task(step.tokens, Reference(held, scored), training)
     trainer = step.session.trainer(training)
     saved = _belonging(step, reference)
-    facts: dict[str, Any] = {}
-    if saved is None:
-        with step.timings.of("gate"):
-            first, _ = global_batch(
-                0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
-            )
-            passed = gate.check(
-                trainer, task, first_batch=first, precision=training.precision, seed=training.seed
-            )
-        scored = reference.scored
-        facts = {
-            "gate": asdict(passed),
-            "scored_rows": {"computed": scored.computed, "cached": scored.cached},
-        }
+    facts = {} if saved else _reference_facts(step, trainer, task, reference.scored)
     key = key_of(step.spec) | {"reference": reference.digest}
     done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
-    _publish(
-        step,
-        {"optimizer_steps": done, "pairs": len(task.ids), **facts},
-        inputs={"reference_logps": file_digest(step.folder / "reference.parquet")}
-        if step.session.accelerator.is_main_process
-        else {},
-    )
+    inputs = {}
+    if reference.scored and step.session.accelerator.is_main_process:
+        inputs = {"reference_logps": file_digest(step.folder / "reference.parquet")}
+    _publish(step, {"optimizer_steps": done, "pairs": len(task.ids), **facts}, inputs=inputs)
+
+
+def _reference_facts(
+    step: StepFiles, trainer: Trainer, task: PreferenceTask, scored: Scored | None
+) -> dict[str, Any]:
+    """What the record says of the reference: the gate, and the rows scored for the loss."""
+    training = step.spec.training
+    if scored is None:
+        why = f"objective {training.objective} reads no reference: there is nothing to compare"
+        return {
+            "gate": None,
+            "gate_skipped": why,
+            "scored_rows": {"computed": 0, "cached": 0},
+        }
+    with step.timings.of("gate"):
+        first, _ = global_batch(
+            0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
+        )
+        passed = gate.check(
+            trainer, task, first_batch=first, precision=training.precision, seed=training.seed
+        )
+    return {
+        "gate": asdict(passed),
+        "scored_rows": {"computed": scored.computed, "cached": scored.cached},
+    }
 
 
 def train_supervised(step: StepFiles) -> None:
@@ -193,11 +219,11 @@ def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
     )
 
 
-def _publish_reference(step: StepFiles, reference: Reference) -> None:
+def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
     """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
     if not step.session.accelerator.is_main_process:
         return
-    rows, logps = reference.rows, reference.scored.logps
+    logps = scored.logps
     pairs = [step.tokens.row(row) for row in rows["token_row"].to_pylist()]
     table = pa.table(
         {
@@ -216,15 +242,14 @@ def _preference_task(
     tokens: TokenFile, reference: Reference, training: TrainingConfig
 ) -> PreferenceTask:
     pairs = [tokens.row(row) for row in reference.rows["token_row"].to_pylist()]
-    logps = reference.scored.logps
     return PreferenceTask(
         ids=reference.rows["pair_id"].to_pylist(),
         prompts=[pair.prompt_ids for pair in pairs],
         chosen=[pair.chosen_ids for pair in pairs],
         rejected=[pair.rejected_ids for pair in pairs],
-        reference=np.stack([logps.chosen, logps.rejected], axis=1),
+        reference=reference.logps,
         objective=training.objective,
-        beta=training.beta,
+        settings=settings_of(training.model_dump()),
     )
 
 
