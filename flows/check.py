@@ -17,6 +17,7 @@ from sdpo.config import RunConfig, TrainingConfig
 from sdpo.digest import read_config, tensor_entries
 from sdpo.files import read_json
 from sdpo.nodes import prepare_data, reserve, tokenise
+from sdpo.objectives import describe
 from sdpo.planning import check, needs_gamma, partition
 from sdpo.run import Context
 from sdpo.spec import ViewSpec
@@ -136,7 +137,7 @@ def _step_row(context: Context, tokens: TokenFile, number: int) -> dict[str, Any
         "pairs": len(rows),
         "tokens": int((2 * tokens.prompt_lengths[rows] + sides).sum()),
         "optimizer steps": steps,
-        "objective": f"{training.objective}, beta {training.beta:g}",
+        "objective": describe(training.model_dump()),
         "learning rate": f"{training.learning_rate:g}",
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from sdpo.digest import read_config
 from sdpo.files import write_json, write_text
+from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.store import Record, RunFolder
 
 
@@ -40,7 +41,8 @@ def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, f
     training = record["training"]
     rows = "\n".join(_row(entry) for entry in chain)
     how = (
-        f"{training['objective'].upper()} with beta {training['beta']:g}"
+        f"{OBJECTIVES[training['objective']].title} "
+        f"(arXiv {OBJECTIVES[training['objective']].paper}; {_listed(settings_of(training))})"
         if record["kind"] == "preference"
         else "supervised fine-tuning"
     )
@@ -83,6 +85,10 @@ def _model(entry: dict[str, Any], role: str) -> str:
     if not digest or digest == "none":
         return "none"
     return f"{name} `{_short(digest)}`".strip()
+
+
+def _listed(settings: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items()) or "no settings"
 
 
 def _short(digest: str | None) -> str:

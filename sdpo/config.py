@@ -8,8 +8,16 @@ Zephyr: 2310.16944) wherever the paper has one.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 
+from sdpo.objectives import OBJECTIVE_SETTINGS, OBJECTIVES, ObjectiveName, other_name
 from sdpo.reference_rules import (
     ReferenceChoice,
     TargetChoice,
@@ -20,10 +28,29 @@ from sdpo.reference_rules import (
 Strategy = Literal[
     "natural", "stratified", "random", "single", "score_gap", "reference_margin", "length"
 ]
-Objective = Literal["dpo"]
 LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_zero3"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _known_objective(name: object) -> object:
+    if isinstance(name, str) and (here := other_name(name)):
+        raise ValueError(f"what others call `{name}` is `{here}` here")
+    return name
+
+
+def _known_precision(name: object) -> object:
+    if name in ("fp16", "float16"):
+        raise ValueError(
+            "fp16 is refused: it ends at 65504, below the start value 1 / (4 beta^2) of "
+            "IPO, SPPO and Cal-DPO at the betas in use, and its gradients vanish at the learning "
+            "rates in use. Set bf16, or fp32"
+        )
+    return name
+
+
+Objective = Annotated[ObjectiveName, BeforeValidator(_known_objective)]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_precision)]
 
 
 class Group(BaseModel):
@@ -194,8 +221,45 @@ class PartitionConfig(Group):
 class TrainingConfig(Group):
     """How one step trains. Any of these may differ by step: see `steps`."""
 
-    objective: Objective = Field("dpo", description="Preference objective.")
-    beta: float = Field(0.1, gt=0, description="DPO temperature: strength of the reference.")
+    objective: Objective = Field(
+        "dpo",
+        description="Objective; its formula and paper are in sdpo/objectives/losses.py. `ipo` "
+        "averages over tokens as TRL does, `ipo_sum` sums as arXiv 2502.01237 does.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="Temperature: strength of the reference where there is one; tau of IPO. What "
+        "is best differs between objectives by orders of magnitude.",
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=0.5, description="Share of labels taken to be flipped (`cdpo`, `robust`)."
+    )
+    exo_epsilon: float = Field(
+        1e-3,
+        gt=0,
+        lt=0.5,
+        description="Probability of the rejected side in EXO's target (`exo`); TRL's "
+        "label_smoothing for exo_pair.",
+    )
+    cal_dpo_c: float = Field(
+        1.0,
+        gt=0,
+        description="Weight of the calibration term (`cal_dpo`): 1 in arXiv 2502.01237, 0.5 in the "
+        "authors' code.",
+    )
+    simpo_gamma_beta_ratio: float = Field(
+        0.5,
+        ge=0,
+        description="Target margin per token over beta (`simpo`): SimPO's gamma_beta_ratio; TRL's "
+        "simpo_gamma is beta times this.",
+    )
+    preference_weight: float = Field(
+        1.0,
+        gt=0,
+        description="Lambda, the weight of the preference term beside the NLL "
+        "(`orpo_one_stage`, `asft_one_stage`); `beta` of TRL's ORPOTrainer.",
+    )
     reference: ReferenceChoice = Field(
         "previous",
         description="Model that the policy is compared with. `previous`: the step before's, as in "
@@ -239,7 +303,7 @@ class TrainingConfig(Group):
     epochs: int = Field(1, ge=1, description="Passes over the partition.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
     seed: int = Field(42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Arithmetic: bf16 is autocast over fp32 weights; `auto`: bf16 on a GPU that "
         "has it, else fp32. Weights are always kept and published in fp32.",
@@ -452,36 +516,50 @@ def trainings_of(config: RunConfig) -> dict[str, TrainingConfig]:
     }
 
 
-def settings_without_effect(config: RunConfig) -> list[str]:
-    """Settings that were given and that nothing will read, each with why."""
-    lines: list[str] = []
-    trainings = {"training": config.training} | {
-        f"steps.{index}": config.training_of(index + 1) for index in range(len(config.steps))
+def unread_settings(training: TrainingConfig) -> dict[str, str]:
+    """Settings of a step that nothing reads because of its other settings, each with why."""
+    read = OBJECTIVES[training.objective].settings
+    why = {
+        name: f"on objective {training.objective}"
+        for name in OBJECTIVE_SETTINGS
+        if name not in read
     }
-    for name, training in trainings.items():
-        given = {
-            key for key, value in training if value != TrainingConfig.model_fields[key].default
-        }
-        lora = sorted(key for key in given if key.startswith("lora_"))
-        if lora and not training.lora_r:
-            lines.append(f"{name}.{lora[0]} has no effect: training.lora_r is 0")
-        betas = sorted(given & {"adam_beta1", "adam_beta2"})
-        if betas and training.optimizer != "adamw":
-            lines.append(f"{name}.{betas[0]} has no effect on optimizer {training.optimizer}")
-        if "checkpoints_kept" in given and not (
-            training.checkpoint_minutes or training.checkpoint_every
-        ):
-            lines.append(f"{name}.checkpoints_kept has no effect: no resume states are asked for")
-    kl_settings = ("kl_samples", "kl_tokens", "kl_paper_mode")
+    if training.optimizer != "adamw":
+        why |= dict.fromkeys(("adam_beta1", "adam_beta2"), f"on optimizer {training.optimizer}")
+    if not training.lora_r:
+        lora = [name for name in TrainingConfig.model_fields if name.startswith("lora_")]
+        why |= {name: "because lora_r is 0" for name in lora if name != "lora_r"}
+    if not (training.checkpoint_minutes or training.checkpoint_every):
+        why["checkpoints_kept"] = "because no resume states are asked for"
+    return why
+
+
+def settings_without_effect(config: RunConfig) -> list[str]:
+    """Settings that were given and that nothing will read, each with why.
+
+    A setting of ``training`` has an effect where a step that takes it over reads it.
+    """
+    lines: list[str] = []
+    training, steps = config.training, config.steps
+    overrides = [step.model_dump(exclude_none=True) for step in steps]  # type: ignore[attr-defined]
+    unread = [unread_settings(config.training_of(index + 1)) for index in range(len(steps))]
+    both = list(zip(overrides, unread, strict=True))
+    for name, why in unread_settings(training).items():
+        given = getattr(training, name) != TrainingConfig.model_fields[name].default
+        read_later = any(name not in own and name not in step for own, step in both)
+        if given and not read_later:
+            lines.append(f"training.{name} has no effect {why}")
+    for index, (own, step) in enumerate(both):
+        for name in sorted(own.keys() & step.keys()):
+            lines.append(f"steps.{index}.{name} has no effect {step[name]}")
     if not config.probe.kl_prompts:
         lines += [
             f"probe.{name} has no effect: probe.kl_prompts is 0"
-            for name in kl_settings
+            for name in ("kl_samples", "kl_tokens", "kl_paper_mode")
             if getattr(config.probe, name) != ProbeConfig.model_fields[name].default
         ]
     lines += references_without_effect(trainings_of(config))
-    default = SupervisedConfig()
-    if not config.supervised.enabled and config.supervised != default:
+    if not config.supervised.enabled and config.supervised != SupervisedConfig():
         lines.append("`supervised` has no effect: supervised.enabled is false")
     return lines
 

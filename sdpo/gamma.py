@@ -141,14 +141,22 @@ def paired_difference(
 
 
 def gamma_view(
-    probes: Mapping[str, pa.Table], *, step: int, beta: float, resamples: int, seed: int
+    probes: Mapping[str, pa.Table],
+    *,
+    step: int,
+    beta: float | None,
+    resamples: int,
+    seed: int,
+    sizes: Mapping[int, int] | None = None,
 ) -> list[Entry]:
     """The entries of ``step-<step>/gamma.json``: M_0..M_step on every probe.
 
     First, M_{step-1} on D_step whole (the reference that the step trained with); then every model
     on the reserve of every source and on the sample of every partition. ``whole`` says that the
-    entry covers the reserve or the partition entirely. ``beta`` is that of the step; a margin is
-    given for the model it made. ``probes``: the tables of ``probes/M_k.parquet`` by model name.
+    entry covers the reserve or the partition entirely; ``sizes`` are the pairs of each partition,
+    by default what the model before it was measured on. ``beta`` is that of the step; a margin is
+    given for the model it made, unless ``beta`` is None: then its rewards are no log-ratios.
+    ``probes``: the tables of ``probes/M_k.parquet`` by model name.
 
     Raises:
         Fault: the table of a model is missing or damaged.
@@ -157,21 +165,33 @@ def gamma_view(
     if missing:
         raise Fault(f"gamma of step {step} needs the probes of {', '.join(missing)}")
     models = [split_probes(probes[f"M_{k}"]) for k in range(step + 1)]
-    view = _View(models=models, step=step, beta=beta, resamples=resamples, seed=seed)
+    view = _View(
+        models=models, step=step, beta=beta, resamples=resamples, seed=seed, sizes=sizes or {}
+    )
     return list(view.entries())
 
 
 def reference_entry(
-    probes: Mapping[str, pa.Table], *, step: int, resamples: int, seed: int
+    probes: Mapping[str, pa.Table],
+    *,
+    step: int,
+    resamples: int,
+    seed: int,
+    sizes: Mapping[int, int] | None = None,
 ) -> Entry | None:
-    """M_{step-1} on D_step whole; None where it was not measured.
+    """M_{step-1} on D_step, whole or its sample: all it was measured on; None where on nothing.
 
     Differences to earlier models are over the pairs that those were measured on too: the sample.
     """
     models = [split_probes(probes[f"M_{k}"]) for k in range(step)]
-    view = _View(models=models, step=step, beta=None, resamples=resamples, seed=seed)
-    rows = models[step - 1].get(f"D_{step}")
-    return None if rows is None else view.entry(step - 1, f"D_{step}", rows, whole=True)
+    view = _View(
+        models=models, step=step, beta=None, resamples=resamples, seed=seed, sizes=sizes or {}
+    )
+    probe = f"D_{step}"
+    rows = models[step - 1].get(probe)
+    if rows is None:
+        return None
+    return view.entry(step - 1, probe, rows, whole=len(rows) == view.size(probe))
 
 
 def contamination(
@@ -253,6 +273,7 @@ class _View:
     beta: float | None
     resamples: int
     seed: int
+    sizes: Mapping[int, int]
 
     def entries(self) -> Iterator[Entry]:
         reference = self.models[self.step - 1].get(f"D_{self.step}") if self.step else None
@@ -263,12 +284,14 @@ class _View:
                 rows = measured[probe]
                 sample = rows.take(rows.sampled)
                 if len(sample):
-                    whole = probe.startswith(RESERVE) or len(sample) == self._size(probe)
+                    whole = probe.startswith(RESERVE) or len(sample) == self.size(probe)
                     yield self.entry(model, probe, sample, whole=whole)
 
-    def _size(self, probe: str) -> int | None:
-        """Pairs of a partition, known once the model before it was measured on it whole."""
+    def size(self, probe: str) -> int | None:
+        """Pairs of a partition; if not known, what the model before it was measured on."""
         before = int(probe.removeprefix("D_")) - 1
+        if before + 1 in self.sizes:
+            return self.sizes[before + 1]
         return len(self.models[before][probe]) if before < len(self.models) else None
 
     def entry(self, model: int, probe: str, rows: Measured, *, whole: bool) -> Entry:

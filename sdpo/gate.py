@@ -20,7 +20,7 @@ import torch
 from sdpo.cache import RowLogps
 from sdpo.errors import GateError
 from sdpo.logps import TokenSequence, collate
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives.losses import loss_at_reference
 from sdpo.score import Scorer
 from sdpo.tasks import PreferenceTask
 from sdpo.tokens.store import TokenFile
@@ -44,34 +44,29 @@ class Agreement:
 
 POLICY: Literal["policy"] = "policy"
 """Reference and target are one model: the policy is compared with the cache."""
-NOTHING: Literal["nothing"] = "nothing"
-"""There is no reference."""
-
-Compared = Agreement | Literal["policy", "nothing"]
+Compared = Agreement | Literal["policy"]
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
     """What the gate saw; ``loss`` is that of the first global batch before any update.
 
-    ``expected_loss`` is its value where policy and reference agree, ``excess_loss`` how much the
-    loss is above that. ``compared``: what the cached log-probs were compared with, the policy, the
-    reference itself or (without reference) nothing; the numbers are None where nothing was.
+    ``expected_loss`` is its value where policy and reference agree, None where that differs from
+    pair to pair; ``excess_loss`` how much the loss is above it. ``compared``: what the cached
+    log-probs were compared with, the policy or the reference itself.
     """
 
     loss: float
     expected_loss: float | None
-    max_abs_difference_nats: float | None
-    tolerance_nats: float | None
+    max_abs_difference_nats: float
+    tolerance_nats: float
     pairs: int
     excess_loss: float | None = None
     compared: str = POLICY
 
     @property
-    def agreement(self) -> Agreement | None:
-        """The comparison alone; None where nothing was compared."""
-        if self.max_abs_difference_nats is None or self.tolerance_nats is None:
-            return None
+    def agreement(self) -> Agreement:
+        """The comparison alone."""
         return Agreement(
             max_abs_difference_nats=self.max_abs_difference_nats,
             tolerance_nats=self.tolerance_nats,
@@ -117,25 +112,23 @@ def check(
         rows = sample_rows(first_batch, len(task.ids), seed=seed)
     trainer.scorer.eval()
     policy = np.stack([_both_sides(trainer, task, row) for row in rows])
-    if compare == POLICY:
+    if isinstance(compare, Agreement):
+        found = compare
+    else:
         scored = np.array([[len(task.chosen[i]), len(task.rejected[i])] for i in rows])
         names = [task.ids[int(row)] for row in rows]
-        found: Agreement | None = compare_rows(
-            policy, task.reference[rows], scored, names=names, precision=precision
-        )
-    else:
-        found = compare if isinstance(compare, Agreement) else None
+        found = compare_rows(policy, task.reference[rows], scored, names=names, precision=precision)
     before = torch.from_numpy(policy[: len(first_batch)].T.reshape(-1).copy())
     loss = float(task.losses(before, first_batch).loss.double().mean())
-    expected = OBJECTIVES[task.objective].loss_at_reference
+    expected = loss_at_reference(task.objective, task.settings)
     return GateResult(
         loss=loss,
         expected_loss=expected,
-        max_abs_difference_nats=found.max_abs_difference_nats if found else None,
-        tolerance_nats=found.tolerance_nats if found else None,
-        pairs=found.pairs if found else 0,
+        max_abs_difference_nats=found.max_abs_difference_nats,
+        tolerance_nats=found.tolerance_nats,
+        pairs=found.pairs,
         excess_loss=None if expected is None else loss - expected,
-        compared=compare if isinstance(compare, str) else "reference",
+        compared="reference" if isinstance(compare, Agreement) else POLICY,
     )
 
 

@@ -12,8 +12,16 @@ from pydantic import BaseModel
 
 from sdpo.batching import micro_batch_tokens
 from sdpo.cache import LAYOUT, scoring_key
-from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
+from sdpo.config import (
+    LaunchConfig,
+    ModelConfig,
+    RunConfig,
+    SupervisedConfig,
+    TrainingConfig,
+    unread_settings,
+)
 from sdpo.files import digest_of
+from sdpo.objectives import OBJECTIVE_SETTINGS
 from sdpo.reference_rules import REFERENCE_FIELDS
 
 TRAINER_VERSION = 1
@@ -33,7 +41,7 @@ _NO_IDENTITY = {
 """Names and places, whose content bears identity by its digest; and what a resume goes on from,
 which is exact."""
 
-_PREFERENCE_ONLY = ("objective", "beta")
+_PREFERENCE_ONLY = ("objective", *OBJECTIVE_SETTINGS)
 """Training settings without effect on the supervised stage: a sweep over them keeps S."""
 
 
@@ -101,12 +109,16 @@ def step_identity(
     inputs: dict[str, str],
 ) -> Payload:
     """Of a model that a step publishes; ``inputs``: digests of reference, target, partition."""
+    unread = unread_settings(training)
+    read = {
+        k: v
+        for k, v in changed_settings(training).items()
+        if k not in unread and k not in REFERENCE_FIELDS
+    }
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,
-        "training": {
-            k: v for k, v in changed_settings(training).items() if k not in REFERENCE_FIELDS
-        }
+        "training": read
         | {
             "micro_batch_tokens": micro_batch_tokens(
                 training.micro_batch_tokens, device=str(launch.device)

@@ -1,8 +1,8 @@
 """Measuring a model on the run's fixed probe sets, and letting it write.
 
 A probe is (model, rows): the reserve of every source, the seeded sample of every partition, and the
-next partition whole, whose log-probs are the next step's reference. Results are a view beside the
-records, in ``probes/``: they can be made again at any time and never touch a step's identity.
+next partition whole where its log-probs are the next step's reference. Results are a view beside
+the records, in ``probes/``: they can be made again at any time and never touch a step's identity.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,15 @@ class ProbeRows:
     token_rows: np.ndarray
 
 
-def probe_rows(plan: pa.Table, *, step: int) -> ProbeRows:
+def probe_rows(plan: pa.Table, *, step: int, next_whole: bool = True) -> ProbeRows:
     """What model M_``step`` is measured on: see the module's docstring.
 
+    ``next_whole``: whether that is all of D_{step + 1}, or its sample alone.
     ``plan`` has columns pair_id, prompt_key, source, step (0 = reserve), sampled, token_row.
     """
     steps = plan["step"].to_numpy()
     sampled = plan["sampled"].to_numpy(zero_copy_only=False)
-    chosen = plan.filter(pa.array(sampled | (steps == step + 1)))
+    chosen = plan.filter(pa.array(sampled | (next_whole & (steps == step + 1))))
     sources = chosen["source"].to_pylist()
     names = [
         f"D_{number}" if number else f"reserve:{source}"

@@ -175,7 +175,8 @@ def _explain(error: ValidationError) -> list[str]:
         if fault["type"] == "extra_forbidden":
             lines.append(_unknown_key(location))
         elif fault["type"] == "value_error":
-            lines.append(str(fault["ctx"]["error"]))
+            error_ = str(fault["ctx"]["error"])
+            lines.append(f"{where}: {error_}" if location else error_)
         else:
             lines.append(f"{where}: {fault['msg']}, got {fault['input']!r}")
     return list(dict.fromkeys(lines))

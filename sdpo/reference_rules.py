@@ -9,6 +9,8 @@ Its target, where training starts, is ``previous`` or ``base``. What these stand
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from sdpo.objectives import OBJECTIVES
+
 ReferenceChoice = Literal["previous", "base", "model", "guided", "none"]
 TargetChoice = Literal["previous", "base"]
 
@@ -39,16 +41,12 @@ class Choice(Protocol):
 
 def needs_reference(objective: str) -> bool:
     """Whether the objective's formula reads a reference."""
-    return objective not in _WITHOUT_REFERENCE
+    return OBJECTIVES[objective].needs_reference
 
 
 def is_length_normalised(objective: str) -> bool:
     """Whether the objective's formula divides log-probs by their number of tokens."""
-    return objective in _LENGTH_NORMALISED
-
-
-_WITHOUT_REFERENCE: frozenset[str] = frozenset()
-_LENGTH_NORMALISED: frozenset[str] = frozenset()
+    return OBJECTIVES[objective].length_normalised
 
 
 def effective_reference(choice: Choice) -> str:

@@ -57,13 +57,10 @@ class StepModels:
 
     def inputs(self) -> dict[str, str]:
         """Their digests, as a step's identity has them."""
-        inputs = {
-            "reference": self.reference.digest if self.reference else "none",
-            "target": self.target.digest,
-        }
+        inputs = {"reference": self.reference.digest} if self.reference else {}
         if self.reference and self.reference.tokenizer:
             inputs["reference_tokenizer"] = self.reference.tokenizer
-        return inputs
+        return inputs | {"target": self.target.digest}
 
     def said(self, training: TrainingConfig) -> dict[str, dict[str, str]]:
         """The choices and what they stand for, for the record."""

@@ -93,12 +93,14 @@ class StepSpec(Spec):
     measure_input: bool = False
     measure_output: bool = False
     reference: ReferenceSpec | None = None
-    without_reference: bool = False
     models: dict[str, dict[str, str]] = {}
     """The choices of reference and target and what they stand for, for the record."""
     score_as_reference: bool = False
     """Score D_step and the reserve under the input model, another step's reference, and check it;
     where the stage trains, under the model that it publishes."""
+    references: list[int] = []
+    """Steps whose objective reads log-probs of the model before it on their whole partition: that
+    model is measured on all of it, for the values are needed anyway; else on its sample."""
     score_everything: bool = False
     """Score every usable pair under the input model: a feature that the partition needs."""
     identity: dict[str, Any] = {}

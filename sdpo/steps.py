@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from sdpo.config import TrainingConfig
 from sdpo.disk import check_space, step_needs
 from sdpo.features import MODEL_FEATURES
-from sdpo.files import file_digest, write_json
+from sdpo.files import file_digest, read_json, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.kl import measure_kl
@@ -140,7 +140,7 @@ def align_step(context: Context, step: int) -> Record:
     if context.done(node, identity) is None:
         reference = _scored_reference(context, step, training, models)
         start = int(target.name.removeprefix("M_"))
-        measure_input = _probe_record(context, start) is None
+        measure_input = start == step - 1 and _probe_record(context, start) is None
         spec = _spec(
             context,
             name=node,
@@ -151,7 +151,6 @@ def align_step(context: Context, step: int) -> Record:
             input_digest=target.digest,
             input_name=target.name,
             reference=reference,
-            without_reference=models.reference is None,
             models=models.said(training),
             measure_input=measure_input,
             measure_output=True,
@@ -266,6 +265,11 @@ def _scored_reference(
     return reference_spec(models, own_tokens)
 
 
+def reads_previous(context: Context, step: int) -> bool:
+    """Whether ``step`` reads log-probs of D_step under M_{step-1}: its reference, if it has one."""
+    return effective_reference(context.config.training_of(step)) == "previous"
+
+
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
@@ -276,11 +280,13 @@ def _partition_digest(context: Context, step: int) -> str:
 
 def _probe_identity(context: Context, number: int) -> dict[str, Any]:
     _, digest = model_of(context, number)
+    sampled = {} if reads_previous(context, number + 1) else {"next_partition": "sample"}
     return {
         "scoring": _scoring(context, digest),
         "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
         "probe": context.config.probe.model_dump(include=_PROBED),
+        **sampled,
     }
 
 
@@ -330,7 +336,9 @@ def _measure_again(context: Context, number: int, training: TrainingConfig) -> N
     _record_probe(context, number)
 
 
-def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: Any) -> StepSpec:
+def _spec(
+    context: Context, *, name: str, step: int, training: TrainingConfig, **fields: Any
+) -> StepSpec:
     config, run = context.config, context.run
     supervised = config.supervised
     from_source = supervised.from_source
@@ -351,6 +359,8 @@ def _spec(context: Context, *, name: str, training: TrainingConfig, **fields: An
         evaluation=config.evaluation,
         probe=config.probe,
         tracking=config.tracking,
+        references=[n for n in (step, step + 1) if n and reads_previous(context, n)],
+        step=step,
         **fields,
     )
 
@@ -360,17 +370,20 @@ def _write_gamma(context: Context, step: int) -> None:
     files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
     options: dict[str, Any] = {
         "step": step,
-        "beta": context.config.training_of(step).beta,
+        "beta": context.config.training_of(step).beta if reads_previous(context, step) else None,
         "resamples": context.config.probe.bootstrap_resamples,
         "seed": context.config.probe.seed,
     }
+    sizes = {entry["step"]: entry["pairs"] for entry in read_json(context.run.plan_file)["steps"]}
     identity = options | {"probes": {name: file_digest(path) for name, path in files.items()}}
 
     def make() -> tuple[dict[str, Any], list[Path]]:
         target = context.run.step(step) / "gamma.json"
         write_json(
             target,
-            gamma_view({name: pq.read_table(path) for name, path in files.items()}, **options),
+            gamma_view(
+                {name: pq.read_table(path) for name, path in files.items()}, sizes=sizes, **options
+            ),
         )
         return {}, [target]
 

@@ -4,7 +4,7 @@ A task owns the items of one stage and turns the log-probs of their sequences in
 The trainer neither knows nor cares which task it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sdpo.logps import TokenSequence
-from sdpo.objectives import OBJECTIVES, PairLogps
+from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceTask:
-    """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected."""
+    """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected.
+
+    NaN where the objective reads no reference. ``settings`` are those that its formula reads.
+    """
 
     ids: Sequence[str]
     prompts: Sequence[np.ndarray]
@@ -58,7 +61,7 @@ class PreferenceTask:
     rejected: Sequence[np.ndarray]
     reference: np.ndarray
     objective: str
-    beta: float
+    settings: Mapping[str, float]
     rows: int = 2
 
     @property
@@ -81,27 +84,34 @@ class PreferenceTask:
 
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
         """The objective's loss per pair, with TRL's metrics."""
-        chosen, rejected = logps.view(2, -1)
-        reference = torch.from_numpy(self.reference[items]).to(logps.device)
-        pairs = PairLogps(
-            policy_chosen_logps=chosen,
-            policy_rejected_logps=rejected,
-            reference_chosen_logps=reference[:, 0],
-            reference_rejected_logps=reference[:, 1],
-        )
-        loss = OBJECTIVES[self.objective].loss(pairs, beta=self.beta)
+        pairs = self._pair_logps(logps, items)
+        loss = LOSSES[self.objective](pairs, **self.settings)
         with torch.no_grad():
-            chosen_rewards = self.beta * (chosen - reference[:, 0])
-            rejected_rewards = self.beta * (rejected - reference[:, 1])
+            chosen_rewards, rejected_rewards = rewards(pairs, self.objective, self.settings)
             metrics = {
                 "rewards/chosen": chosen_rewards,
                 "rewards/rejected": rejected_rewards,
                 "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
                 "rewards/margins": chosen_rewards - rejected_rewards,
-                "logps/chosen": chosen,
-                "logps/rejected": rejected,
+                "logps/chosen": pairs.policy_chosen_logps,
+                "logps/rejected": pairs.policy_rejected_logps,
+                **own_metrics(pairs, self.objective),
             }
         return ItemLosses(loss, {name: value.detach() for name, value in metrics.items()})
+
+    def _pair_logps(self, logps: torch.Tensor, items: np.ndarray) -> PairLogps:
+        chosen, rejected = logps.view(2, -1)
+        reference = torch.from_numpy(self.reference[items]).to(logps.device)
+        tokens = [[len(side[i]) for i in items] for side in (self.chosen, self.rejected)]
+        chosen_tokens, rejected_tokens = torch.tensor(tokens, dtype=logps.dtype).to(logps.device)
+        return PairLogps(
+            policy_chosen_logps=chosen,
+            policy_rejected_logps=rejected,
+            reference_chosen_logps=reference[:, 0],
+            reference_rejected_logps=reference[:, 1],
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,8 +180,8 @@ def _lineage(data: RunData) -> Iterator[Caveat]:
         before = data.records.get(step - 1)
         if step < 2 or not before:
             continue
-        given, made = record["inputs"]["reference"], before["outputs"]["model"]
-        if given != made:
+        given, made = record["inputs"].get("reference"), before["outputs"]["model"]
+        if given and given != made:
             yield Caveat(
                 f"Step {step} did not start from step {step - 1}",
                 f"Its reference is {given[:12]}, but step {step - 1} made {made[:12]}.",

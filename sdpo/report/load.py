@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.files import read_json
+from sdpo.objectives import OBJECTIVES
 from sdpo.store import RunFolder
 
 EXAMPLES = 3
@@ -78,6 +79,16 @@ class RunData:
         overrides = self.config.get("steps", [])[step - 1 : step]
         own = {k: v for override in overrides for k, v in override.items() if v is not None}
         return {**self.config["training"], **own}
+
+    def beta(self, step: int) -> float | None:
+        """The step's beta; None where its rewards are not beta times log-ratios."""
+        training = self.training(step)
+        return training["beta"] if OBJECTIVES[training["objective"]].needs_reference else None
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Pairs of every partition."""
+        return {step["step"]: step["pairs"] for step in self.steps}
 
 
 def load_run(path: Path) -> RunData:

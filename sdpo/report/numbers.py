@@ -26,10 +26,11 @@ from sdpo.report.load import RunData
 class Numbers:
     """Entries as in ``gamma.json``.
 
-    entries: by (model number, probe), on reserves and samples. references: by step, M_{t-1} on D_t
-    whole. reserve: by model number, on the reserve of all sources. before, after: contamination and
-    fit gap by step. samples: by (model number, probe), the measured pairs behind ``entries``.
-    reserve_overlap: by step, prompts of D_t that are in the reserve as well.
+    entries: by (model number, probe), on reserves and samples. references: by step, M_{t-1} on D_t,
+    whole where the step's objective reads a reference. reserve: by model number, on the reserve of
+    all sources. before, after: contamination and fit gap by step. samples: by (model number,
+    probe), the measured pairs behind ``entries``. reserve_overlap: by step, prompts of D_t that are
+    in the reserve as well.
     """
 
     entries: dict[tuple[int, str], Entry]
@@ -56,8 +57,10 @@ def measure_run(data: RunData) -> Numbers:
         )  # fmt: skip
     settings = data.config["probe"]
     resamples, seed = settings["bootstrap_resamples"], settings["seed"]
-    beta = data.training(max(last, 1))["beta"]
-    view = gamma_view(data.probes, step=last, beta=beta, resamples=resamples, seed=seed)
+    beta, sizes = data.beta(max(last, 1)), data.sizes
+    view = gamma_view(
+        data.probes, step=last, beta=beta, resamples=resamples, seed=seed, sizes=sizes
+    )
     pooled = gamma_view(_pooled(data), step=last, beta=beta, resamples=resamples, seed=seed)
     split = [split_probes(table) for table in data.probes.values()]
     steps = [step["step"] for step in data.steps]
@@ -65,7 +68,11 @@ def measure_run(data: RunData) -> Numbers:
         step: entry
         for step in steps
         if step <= last + 1
-        and (entry := reference_entry(data.probes, step=step, resamples=resamples, seed=seed))
+        and (
+            entry := reference_entry(
+                data.probes, step=step, resamples=resamples, seed=seed, sizes=sizes
+            )
+        )
     }
     gaps = {
         (step, model): gap

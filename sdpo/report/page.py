@@ -6,7 +6,7 @@ style sheet and nothing else, so that even a fault in the escaping could run or 
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from sdpo.files import write_text
 from sdpo.gamma import RESERVE, Entry
+from sdpo.objectives import describe
 from sdpo.report import figures, tables
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict
@@ -30,16 +31,17 @@ CURVES = (
     (
         "loss",
         "Loss",
-        math.log(2),
-        "ln 2",
-        "Each step starts at ln 2, where policy and reference agree.",
+        None,
+        "",
+        "",
     ),
     (
         "rewards/margins",
         "Reward margin",
         0.0,
         "",
-        "β times the change of γ from the step's reference.",
+        "β times the change of γ from the step's reference; without a reference, of the log-prob "
+        "per token.",
     ),
     (
         "rewards/accuracies",
@@ -130,8 +132,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         pairs = sum(step["pairs"] for step in plan["steps"])
         facts.append(("partitions", f"{plan['strategy']}, {tables.count(pairs)} pairs"))
     training = data.training(1)
-    method = f"{training['objective'].upper()}, β {training['beta']:g}"
-    facts.append(("training", f"{method}, learning rate {training['learning_rate']:g}"))
+    method = f"{describe(training)}, learning rate {training['learning_rate']:g}"
+    facts.append(("training", method))
     return facts
 
 
@@ -271,18 +273,32 @@ def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:
 def _training_figures(data: RunData) -> list[Figure]:
     drawn = []
     steps = [step["step"] for step in data.steps]
-    for name, title, mark, mark_label, caption in CURVES:
+    for name, title, mark, mark_label, caption in _marked(data):
         series = [c for step in steps if (c := _curve(data, step, name))]
         if series:
             drawing = figures.curves(series, label=title, mark=mark, mark_label=mark_label)
             evaluated = any(curve.eval_steps for curve in series)
             marks = "Line: training batches" + ("; circles: the reserve." if evaluated else ".")
-            drawn.append(Figure(title, drawing, f"{caption} {marks}"))
+            drawn.append(Figure(title, drawing, f"{caption} {marks}".strip()))
     supervised = _curve(data, 0, "loss")
     if supervised:
         drawing = figures.curves([supervised], label="Supervised loss")
         drawn.append(Figure("Supervised stage", drawing, "Loss per token in nats, step 0."))
     return drawn
+
+
+def _marked(data: RunData) -> Iterator[tuple[str, str, float | None, str, str]]:
+    """``CURVES``; the loss with its value at the reference, if all steps share it."""
+    records = [record for step, record in data.records.items() if step]
+    agreed = {(record.get("gate") or {}).get("expected_loss") for record in records}
+    value = agreed.pop() if len(agreed) == 1 else None
+    for name, title, mark, label, caption in CURVES:
+        if name == "loss" and value is not None:
+            text = "ln 2" if value == math.log(2) else f"{value:.4g}"
+            start = f"Each step starts at {text}, where policy and reference agree."
+            yield name, title, value, text, start
+        else:
+            yield name, title, mark, label, caption
 
 
 def _curve(data: RunData, step: int, name: str) -> Curve | None:

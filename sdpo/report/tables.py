@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo.gamma import RESERVE, Entry
+from sdpo.objectives import describe
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
 
@@ -80,7 +81,8 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
             (
                 f"{step}",
                 count(plan["pairs"]),
-                model_name(step - 1),
+                describe(data.training(step)),
+                model_name(step - 1) if data.beta(step) is not None else "none",
                 _estimate(reference, "mean"),
                 _change(change),
                 number(_final(data, step, "loss"), digits=4),
@@ -94,6 +96,7 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
         columns=(
             "Step",
             "Pairs",
+            "Objective",
             "Reference",
             "Mean γ_ref on D_t",
             "Change from S",
@@ -105,7 +108,8 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
         rows=tuple(rows),
         note="γ in nats with 95% intervals, prompts resampled; the change is over the pairs of D_t "
         "on which S was measured too. Loss and margin: last batch of the step. Reserve: evaluation "
-        "at the end of the step, rewards against the step's reference.",
+        "at the end of the step, rewards against the step's reference. γ_ref is that of the step's "
+        "initial target, on a sample, where the objective reads no reference.",
     )
 
 
@@ -114,7 +118,8 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
     rows = []
     for model, entry in numbers.reserve.items():
         previous, start = entry["vs_previous"], entry["vs_S"]
-        margin = data.training(model)["beta"] * previous["mean"] if previous else None
+        beta = data.beta(model) if previous else None
+        margin = beta * previous["mean"] if beta is not None else None
         rows.append(
             (
                 model_name(model),
@@ -142,7 +147,7 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
         rows=tuple(rows),
         note="All sources together. Ranking accuracy: share of pairs with γ > 0. γ rose: share of "
         "pairs whose γ is higher than under that model, ties one half. Implied margin: β times the "
-        "mean change of γ from the previous model.",
+        "mean change of γ from the previous model, where rewards are β times log-ratios.",
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sdpo import gate, machine
 from sdpo.batching import global_batch
-from sdpo.cache import LogpCache, RowLogps
+from sdpo.cache import LogpCache
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
 from sdpo.identity import scoring_identity
@@ -92,20 +92,12 @@ def cached_values(
     return Scored(found, computed=0, cached=len(digests))
 
 
-def without_values(rows: pa.Table) -> Scored:
-    """What an objective gets that reads no reference: NaN, so that reading it would show."""
-    nothing = np.full(rows.num_rows, np.nan, dtype=np.float32)
-    return Scored(RowLogps(nothing, nothing), computed=0, cached=0)
-
-
 def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
     """What the gate compares: the policy with the cache, or what a check of the cache found.
 
     Raises:
         Fault: the reference's cached rows were never compared with the model.
     """
-    if spec.without_reference:
-        return gate.NOTHING
     if spec.reference is None:
         return gate.POLICY
     found = open_cache(spec, spec.reference.digest).check_of(
@@ -127,7 +119,7 @@ def note_checked(
     at = rows["token_row"].take(pa.array(compared)).to_pylist()
     cache = open_cache(spec, spec.input_digest)
     digests = [tokens.row(row).row_digest for row in at]
-    if passed.agreement and cache.lookup(digests).present.all():
+    if cache.lookup(digests).present.all():
         numbers = passed.agreement.numbers()
         cache.note_check(digests, software=machine.versions(), numbers=numbers)
 

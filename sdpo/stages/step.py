@@ -123,10 +123,11 @@ def _measure(
     assert spec.plan is not None, "probes need a plan"
     plan = pq.read_table(spec.plan)
     out = RunFolder(spec.run).probes
+    step = int(name.removeprefix("M_"))
     measure(
         session.scorer(),
         tokens,
-        probe_rows(plan, step=int(name.removeprefix("M_"))),
+        probe_rows(plan, step=step, next_whole=step + 1 in spec.references),
         name=name,
         cache=open_cache(spec, digest),
         out=out,

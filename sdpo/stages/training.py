@@ -21,6 +21,7 @@ from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
+from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
@@ -32,7 +33,6 @@ from sdpo.stages.reference import (
     note_checked,
     open_cache,
     plan_rows,
-    without_values,
 )
 from sdpo.stages.timings import Timings
 from sdpo.store import RunFolder
@@ -64,16 +64,22 @@ class StepFiles:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """D_t with its log-probs under M_{t-1}."""
+    """D_t, with its log-probs under M_{t-1} where the objective reads them."""
 
     rows: pa.Table
-    scored: Scored
+    scored: Scored | None
+
+    @property
+    def logps(self) -> np.ndarray:
+        """Chosen and rejected, fp32 ``[pairs, 2]``; NaN where nothing was scored."""
+        if self.scored is None:
+            return np.full((self.rows.num_rows, 2), np.nan, dtype=np.float32)
+        return np.stack([self.scored.logps.chosen, self.scored.logps.rejected], axis=1)
 
     @property
     def digest(self) -> str:
         """Of the pairs and their values."""
-        logps = self.scored.logps
-        values = np.stack([logps.chosen, logps.rejected]).astype("<f4")
+        values = self.logps.T.astype("<f4")
         return digest_of([self.rows["pair_id"].to_pylist(), values.tobytes().hex()])
 
 
@@ -86,17 +92,24 @@ def score_reference(step: StepFiles) -> Reference:
     """D_t under the step's reference: scored, where that is the model in memory and the cache does
     not have it. Publishes the values, if there is a reference.
 
-    A step that goes on from a state keeps the values that it was trained against so far.
+    A step that goes on from a state keeps the values that it was trained against so far. Nothing is
+    scored for an objective that reads no reference.
     """
     rows = plan_rows(step.spec, step.spec.step)
+    if not _reads_reference(step.spec):
+        if step.session.accelerator.is_main_process:  # what another objective left here
+            (step.folder / "reference.parquet").unlink(missing_ok=True)
+        return Reference(rows, None)
     if kept := _kept_reference(step, rows):
         return kept
     with step.timings.of("score"):
         scored = _score(step, rows, phase=f"score D_{step.spec.step}")
-    reference = Reference(rows, scored)
-    if not step.spec.without_reference:
-        _publish_reference(step, reference)
-    return reference
+    _publish_reference(step, rows, scored)
+    return Reference(rows, scored)
+
+
+def _reads_reference(spec: StepSpec) -> bool:
+    return OBJECTIVES[spec.training.objective].needs_reference
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
@@ -106,41 +119,52 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     held = plan_rows(step.spec, 0)
     reserve_task = None
     if held.num_rows:
-        reserve = Reference(held, _score(step, held, phase="score the reserve"))
-        reserve_task = _preference_task(step.tokens, reserve, training)
-    session = step.session
-    trainer = session.trainer(training)
+        scored = None
+        if _reads_reference(step.spec):
+            scored = _score(step, held, phase="score the reserve")
+        reserve_task = _preference_task(step.tokens, Reference(held, scored), training)
+    trainer = step.session.trainer(training)
     saved = _belonging(step, reference)
-    facts: dict[str, Any] = {}
-    if saved is None:
-        with step.timings.of("gate"):
-            first, _ = global_batch(
-                0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
-            )
-            passed = gate.check(
-                trainer,
-                task,
-                first_batch=first,
-                precision=training.precision,
-                seed=training.seed,
-                compare=compared_with(step.spec, step.tokens, reference.rows),
-            )
-            if passed.compared == gate.POLICY and session.accelerator.is_main_process:
-                note_checked(step.spec, step.tokens, reference.rows, first, passed)
-        scored = reference.scored
-        facts = {
-            "gate": asdict(passed),
-            "scored_rows": {"computed": scored.computed, "cached": scored.cached},
-        }
+    facts = {} if saved else _reference_facts(step, trainer, task, reference)
     key = key_of(step.spec) | {"reference": reference.digest}
     done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
-    _publish(
-        step,
-        {"optimizer_steps": done, "pairs": len(task.ids), **facts},
-        inputs={"reference_logps": file_digest(step.folder / "reference.parquet")}
-        if session.accelerator.is_main_process and not step.spec.without_reference
-        else {},
-    )
+    inputs = {}
+    if reference.scored and step.session.accelerator.is_main_process:
+        inputs = {"reference_logps": file_digest(step.folder / "reference.parquet")}
+    _publish(step, {"optimizer_steps": done, "pairs": len(task.ids), **facts}, inputs=inputs)
+
+
+def _reference_facts(
+    step: StepFiles, trainer: Trainer, task: PreferenceTask, reference: Reference
+) -> dict[str, Any]:
+    """What the record says of the reference: the gate, and the rows scored for the loss."""
+    training = step.spec.training
+    if reference.scored is None:
+        why = f"objective {training.objective} reads no reference: there is nothing to compare"
+        return {
+            "gate": None,
+            "gate_skipped": why,
+            "scored_rows": {"computed": 0, "cached": 0},
+        }
+    with step.timings.of("gate"):
+        first, _ = global_batch(
+            0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
+        )
+        passed = gate.check(
+            trainer,
+            task,
+            first_batch=first,
+            precision=training.precision,
+            seed=training.seed,
+            compare=compared_with(step.spec, step.tokens, reference.rows),
+        )
+        if passed.compared == gate.POLICY and step.session.accelerator.is_main_process:
+            note_checked(step.spec, step.tokens, reference.rows, first, passed)
+    scored = reference.scored
+    return {
+        "gate": asdict(passed),
+        "scored_rows": {"computed": scored.computed, "cached": scored.cached},
+    }
 
 
 def train_supervised(step: StepFiles) -> None:
@@ -188,8 +212,6 @@ def _belonging(step: StepFiles, reference: Reference) -> SavedState | None:
 
 def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
     """Log-probs of ``rows`` under the step's reference."""
-    if step.spec.without_reference:
-        return without_values(rows)
     if step.spec.reference:
         return cached_values(step.spec, step.spec.reference, step.tokens, rows, phase=phase)
     return score_rows(
@@ -202,11 +224,11 @@ def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
     )
 
 
-def _publish_reference(step: StepFiles, reference: Reference) -> None:
+def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
     """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
     if not step.session.accelerator.is_main_process:
         return
-    rows, logps = reference.rows, reference.scored.logps
+    logps = scored.logps
     pairs = [step.tokens.row(row) for row in rows["token_row"].to_pylist()]
     # The policy's tokens say nothing of a reference that cuts the text into others.
     foreign = step.spec.reference is not None and step.spec.reference.tokens is not None
@@ -231,15 +253,14 @@ def _preference_task(
     tokens: TokenFile, reference: Reference, training: TrainingConfig
 ) -> PreferenceTask:
     pairs = [tokens.row(row) for row in reference.rows["token_row"].to_pylist()]
-    logps = reference.scored.logps
     return PreferenceTask(
         ids=reference.rows["pair_id"].to_pylist(),
         prompts=[pair.prompt_ids for pair in pairs],
         chosen=[pair.chosen_ids for pair in pairs],
         rejected=[pair.rejected_ids for pair in pairs],
-        reference=np.stack([logps.chosen, logps.rejected], axis=1),
+        reference=reference.logps,
         objective=training.objective,
-        beta=training.beta,
+        settings=settings_of(training.model_dump()),
     )
 
 

@@ -68,7 +68,7 @@ def test_a_stale_value_stops_the_step_with_its_pair_and_its_numbers(policy, task
     now = task.reference[row, 1]
     task.reference[row, 1] = stale = np.float32(now - 0.01)
     with pytest.raises(GateError, match=f"pair-{row:02d}") as error:
-        check(policy, replace(task, beta=beta))
+        check(policy, replace(task, settings={"beta": beta}))
     numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", str(error.value))]
     _, policy_rejected, _, cached_rejected, *allowed = numbers
     assert policy_rejected == pytest.approx(now, abs=1e-4)

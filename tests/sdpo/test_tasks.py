@@ -22,7 +22,7 @@ def pairs() -> PreferenceTask:
         rejected=[ids(8, 9, 10), ids(11), ids(12)],
         reference=np.array([[-22, -28], [0, 0], [-40, -38]], dtype=np.float32),
         objective="dpo",
-        beta=0.1,
+        settings={"beta": 0.1},
     )
 
 

@@ -8,7 +8,7 @@ from transformers import get_scheduler
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import DivergedError
-from sdpo.objectives import PairLogps, dpo
+from sdpo.objectives.losses import PairLogps, dpo
 from sdpo.policy import add_adapters, load_policy, merge_adapters
 from sdpo.tasks import PreferenceTask
 from sdpo.trainer import learning_rate, make_optimizer
@@ -112,11 +112,13 @@ def test_metrics_and_gradient_are_those_of_the_models_own_logits_in_float64(budg
         policy_rejected_logps=policy_logps[:, 1],
         reference_chosen_logps=reference[:, 0],
         reference_rejected_logps=reference[:, 1],
+        chosen_tokens=torch.ones(pairs),
+        rejected_tokens=torch.ones(pairs),
     )
-    loss = dpo(logps, beta=task.beta).mean()
+    loss = dpo(logps, **task.settings).mean()
     loss.backward()
     policy_logps = policy_logps.detach()
-    rewards = task.beta * (policy_logps - reference)
+    rewards = task.settings["beta"] * (policy_logps - reference)
     gradients = {name: p.grad for name, p in exact.named_parameters()}
     expected = {
         "loss": loss.item(),
@@ -249,7 +251,7 @@ def test_evaluation_counts_every_pair_once_and_changes_nothing(budget):
     before = weights_of(policy)
     exact = hf_pair_logps(double(policy), task, np.arange(7)).detach().numpy()
     trainer = make_trainer(policy, TrainingConfig(batch_size=3, micro_batch_tokens=budget))
-    rewards = task.beta * (exact - task.reference)
+    rewards = task.settings["beta"] * (exact - task.reference)
     margins = rewards[:, 0] - rewards[:, 1]
 
     metrics = trainer.evaluate(task)

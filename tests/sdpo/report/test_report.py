@@ -331,7 +331,7 @@ def test_the_summary_gives_the_numbers_of_the_gamma_view(make_run: MakeRun) -> N
     assert [row[0] for row in reserve.rows] == ["S", "M_1", "M_2"]
     assert all(len(row) == len(t.columns) for t in (steps, reserve) for row in t.rows)
     mean = numbers.references[2]["mean"]
-    assert steps.rows[1][3].startswith(f"{mean:.2f}".replace("-", "−"))
+    assert steps.rows[1][4].startswith(f"{mean:.2f}".replace("-", "−"))
     assert numbers.references[2]["pairs"] == 700, "the reference is measured on D_2 whole"
     accuracy = numbers.reserve[2]["ranking_accuracy"]
     assert reserve.rows[2][2].startswith(f"{100 * accuracy:.1f}%")

@@ -59,7 +59,7 @@ def preference_task(pairs: int, *, seed: int = 0, beta: float = 0.5) -> Preferen
         rejected=sides[2],
         reference=drawn,
         objective="dpo",
-        beta=beta,
+        settings={"beta": beta},
     )
 
 
