@@ -267,6 +267,12 @@ class TrainingConfig(Group):
         description="Tokens (padding included) in one forward of one process; 0: chosen by the "
         "device. Does not change the loss beyond rounding.",
     )
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto",
+        description="Tokens of a pair in a forward: `shared` computes the prompt once for both "
+        "sides, `packed` puts sequences in one row without padding, `padded` is the plain form; "
+        "`auto`: what the attention kernel allows. Changes nothing but the last bits.",
+    )
     epochs: int = Field(1, ge=1, description="Passes over the partition.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
     seed: int = Field(42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout.")
@@ -457,7 +463,26 @@ def _impossible(config: RunConfig) -> list[str]:
             "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
             "use `ddp`"
         )
-    return problems
+    return problems + _impossible_layouts(config)
+
+
+def _impossible_layouts(config: RunConfig) -> list[str]:
+    kernel = config.model.attention
+    return [
+        f"{name}.layout {training.layout} cannot be computed with model.attention {kernel}: use "
+        "sdpa, or leave the layout to `auto`"
+        for name, training in _trainings(config).items()
+        if training.layout in _NO_LAYOUT.get(kernel, ())
+    ]
+
+
+_NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
+
+
+def _trainings(config: RunConfig) -> dict[str, TrainingConfig]:
+    return {"training": config.training} | {
+        f"steps.{index}": config.training_of(index + 1) for index in range(len(config.steps))
+    }
 
 
 def unread_settings(training: TrainingConfig) -> dict[str, str]:

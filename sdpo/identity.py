@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdpo.batching import micro_batch_tokens
-from sdpo.cache import LAYOUT, scoring_key
+from sdpo.batching import micro_batch_tokens, resolve_layout
+from sdpo.cache import scoring_key
 from sdpo.config import (
     LaunchConfig,
     ModelConfig,
@@ -23,7 +23,7 @@ from sdpo.config import (
 from sdpo.files import digest_of
 from sdpo.objectives import OBJECTIVE_SETTINGS
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised when a change of this project's code changes what a step publishes."""
 DATA_VERSION = 1
 """Raised when a change changes which pairs come out of the same files."""
@@ -138,7 +138,7 @@ def scoring_identity(
         device=launch.device,
         threads=launch.threads,
         attention=model.attention,
-        layout=LAYOUT,
+        layout=resolve_layout(training.layout, attention=model.attention),
     )
 
 
