@@ -21,7 +21,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import psutil
+
 STEP_IMPORTS = ("sdpo.stages.step", "transformers.models.llama.modeling_llama", "accelerate")
+TOKENISE_IMPORTS = (
+    "sdpo.stages.tokenise",
+    "torch",
+    "transformers.models.auto.tokenization_auto",
+)
 TRL_IMPORTS = (
     "tests.bench.theirs",
     "trl",
@@ -37,6 +44,7 @@ class Usage:
 
     wall_s: float
     cpu_s: float
+    imports_s: float
     imports_cpu_s: float
     imports_bytes: int
     peak_bytes: int
@@ -47,6 +55,11 @@ class Usage:
     def net_bytes(self) -> int:
         """Peak without what importing alone takes."""
         return self.peak_bytes - self.imports_bytes
+
+    @property
+    def work_s(self) -> float:
+        """Seconds without importing."""
+        return self.wall_s - self.imports_s
 
 
 @dataclass(slots=True)
@@ -76,7 +89,7 @@ def measured_stages(folder: Path) -> Iterator[MeasuredStages]:
     def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
         assert list(command[1:3]) == ["-m", "sdpo.stage"], "stages of one process are measured"
         name = Path(command[3]).stem
-        imports = STEP_IMPORTS if "tokenise" not in name else ("sdpo.stages.tokenise",)
+        imports = TOKENISE_IMPORTS if name == "tokenise" else STEP_IMPORTS
         wrapped = measured_command(
             folder / f"{name}.usage.json", imports, "sdpo.stage", *command[3:]
         )
@@ -106,20 +119,109 @@ def run_measured(
     Raises:
         RuntimeError: it failed; the message ends with the end of its log.
     """
-    log = out.with_suffix(".log")
+    command = measured_command(out, imports, module, *arguments)
+    _run(command, log=out.with_suffix(".log"), environment=environment)
+    return read_usage(out)
+
+
+def run_module(
+    module: str, *arguments: str, log: Path, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run ``module`` in a process of its own, unmeasured.
+
+    Raises:
+        RuntimeError: it failed; the message ends with the end of its log.
+    """
+    _run([sys.executable, "-m", module, *arguments], log=log, environment=environment)
+
+
+def _run(command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None) -> None:
     with log.open("wb") as stream:
         code = subprocess.run(
-            measured_command(out, imports, module, *arguments),
+            command,
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=dict(os.environ) | dict(environment or {}),
             check=False,
         ).returncode
+    _check(code, command, log)
+
+
+def _check(code: int, command: Sequence[str], log: Path) -> None:
     if code:
         tail = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{module} ended with exit code {code} (log: {log}):\n{tail}")
-    return read_usage(out)
+        said = " ".join(command)
+        raise RuntimeError(f"`{said}` ended with exit code {code} (log: {log}):\n{tail}")
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyUsage:
+    """What a command took with all that it started. ``peak_bytes`` adds up the resident memory of
+    its processes, shared pages counted in each; ``peak_private_bytes`` their anonymous memory
+    (RssAnon), by the stage that ran at the time, "" where none did."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    peak_private_bytes: dict[str, int]
+
+
+def run_family(
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    every_s: float = 0.05,
+) -> FamilyUsage:
+    """Run ``command`` and sample the memory of its whole family.
+
+    Raises:
+        RuntimeError: it failed; the message ends with the end of its log.
+    """
+    before, start = _children_cpu_s(), time.perf_counter()
+    resident, private = 0, dict[str, int]()
+    with log.open("wb") as stream:
+        process = psutil.Popen(
+            list(command),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=dict(os.environ) | dict(environment or {}),
+        )
+        while process.poll() is None:
+            family = _family(process)
+            resident = max(resident, sum(status_bytes("VmRSS", pid) for pid in family))
+            stage, anonymous = _stage(family), sum(status_bytes("RssAnon", pid) for pid in family)
+            private[stage] = max(private.get(stage, 0), anonymous)
+            time.sleep(every_s)
+    wall = time.perf_counter() - start
+    _check(process.returncode, command, log)
+    return FamilyUsage(wall, _children_cpu_s() - before, resident, private)
+
+
+def _family(process: psutil.Process) -> list[int]:
+    try:
+        return [process.pid, *(child.pid for child in process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _stage(family: Sequence[int]) -> str:
+    """Name of the stage among these processes, by its command line."""
+    for pid in family:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+        except OSError:
+            continue  # it has just ended
+        if "sdpo.stage" in words:
+            return Path(words[words.index("sdpo.stage") + 1]).stem
+    return ""
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def read_usage(path: Path) -> Usage:
@@ -157,7 +259,8 @@ def main() -> None:
     start = time.perf_counter()
     for name in filter(None, imports.split(",")):
         importlib.import_module(name)
-    imports_cpu, imports_bytes = cpu_s(), status_bytes("VmRSS")
+    imports_s, imports_cpu = time.perf_counter() - start, cpu_s()
+    imports_bytes = status_bytes("VmRSS")
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -166,6 +269,7 @@ def main() -> None:
         usage = Usage(
             wall_s=time.perf_counter() - start,
             cpu_s=cpu_s(),
+            imports_s=imports_s,
             imports_cpu_s=imports_cpu,
             imports_bytes=imports_bytes,
             peak_bytes=status_bytes("VmHWM"),

@@ -14,11 +14,11 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sdpo.spec import StepSpec
+from sdpo.spec import StepSpec, TokeniseSpec
 from sdpo.store import RunFolder
 from sdpo.supervisor import run_stage
 from tests.bench.measured import Usage, measured_stages
-from tests.bench.workload import Workload
+from tests.bench.workload import CLOCK, Workload
 
 ASIDE = {"load", "publish", "measure"}
 """Phases that are neither scoring nor training. Whatever else a stage times counts as training:
@@ -33,6 +33,11 @@ class Measurement:
     seconds: dict[str, float]
     losses: list[float]
     usage: Usage
+
+    @property
+    def prepare_s(self) -> float:
+        """Text to token ids."""
+        return self.seconds.get("prepare", 0.0)
 
     @property
     def score_s(self) -> float:
@@ -56,8 +61,8 @@ def launch_config(*, device: str, threads: int) -> LaunchConfig:
     return LaunchConfig(
         processes=1,
         strategy="single",
-        device=device,
-        threads=threads,  # type: ignore[arg-type]
+        device=device,  # type: ignore[arg-type]
+        threads=threads,
     )
 
 
@@ -74,6 +79,28 @@ def training_config(workload: Workload, /, **changes: Any) -> TrainingConfig:
     return TrainingConfig.model_validate(settings | changes)
 
 
+def run_tokenise(workload: Workload, folder: Path, *, threads: int) -> Measurement:
+    """Tokenise the workload's pairs in the real stage; its time is all but its imports."""
+    run = RunFolder(folder / "run")
+    (run.path / "logs").mkdir(parents=True)
+    spec = TokeniseSpec(
+        name="tokenise",
+        run=run.path,
+        model=ModelConfig(name_or_path=str(workload.model)),
+        launch=launch_config(device="cpu", threads=threads),
+        tokenizer=workload.model,
+        pairs=RunFolder(workload.run).pairs,
+        out=folder / "tokens.arrow",
+        max_length=workload.settings.max_length,
+        clock=CLOCK.isoformat(),
+        end_token_ids=[workload.facts["end_token"]],
+    )
+    with measured_stages(folder / "usage") as stages:
+        run_stage(spec, listen=_ignore)
+    usage = stages.usage["tokenise"]
+    return Measurement("sdpo", {"prepare": usage.work_s}, [], usage)
+
+
 def run_step(
     workload: Workload,
     folder: Path,
@@ -83,38 +110,56 @@ def run_step(
     cache: Path | None = None,
 ) -> Measurement:
     """Score and train D_1 in the stage of a fresh run in ``folder``; ``cache`` else a fresh one."""
+    spec = step_spec(
+        workload,
+        folder,
+        training,
+        launch,
+        cache=cache or folder / "cache",
+        task="preference",
+        inputs=dict.fromkeys(("reference", "target"), workload.facts["digest"]),
+    )
+    with measured_stages(folder / "usage") as stages:
+        result = run_stage(spec, listen=_ignore)
+    run = RunFolder(spec.run)
+    losses = read_losses(run.step(1) / "metrics.jsonl")
+    shutil.rmtree(run.model(1))  # large, and nobody asks for it
+    return Measurement("sdpo", result["timings_s"], losses, stages.usage["step-1"])
+
+
+def step_spec(
+    workload: Workload, folder: Path, training: TrainingConfig, launch: LaunchConfig, **fields: Any
+) -> StepSpec:
+    """The spec of a stage from M_0 in a fresh run in ``folder``."""
     run = RunFolder(folder / "run")
     shutil.copytree(workload.run, run.path)
     (run.path / "logs").mkdir()
-    digest = workload.facts["digest"]
-    spec = StepSpec(
+    return StepSpec(
         name="step-1",
         run=run.path,
         model=ModelConfig(name_or_path=str(workload.model)),
         launch=launch,
         step=1,
-        task="preference",
         input_model=workload.model,
-        input_digest=digest,
+        input_digest=workload.facts["digest"],
         input_name="M_0",
         base=workload.model,
         tokens=workload.tokens,
         pairs=run.pairs,
         usable=run.usable,
         plan=run.plan,
-        cache=cache or folder / "cache",
         training=training,
         evaluation=EvaluationConfig(),
         probe=ProbeConfig(completions=0),
         tracking=TrackingConfig(),
-        inputs={"reference": digest, "target": digest, "partition": "0" * 64},
+        **fields,
     )
-    with measured_stages(folder / "usage") as stages:
-        result = run_stage(spec, listen=_ignore)
-    lines = (run.step(1) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
-    shutil.rmtree(run.model(1))  # large, and nobody asks for it
-    return Measurement("sdpo", result["timings_s"], losses, stages.usage["step-1"])
+
+
+def read_losses(path: Path) -> list[float]:
+    """The loss of every optimizer step in a ``metrics.jsonl``."""
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 def _ignore(event: object) -> None:

@@ -11,6 +11,13 @@ from tests.bench.measured import TRL_IMPORTS, run_measured
 from tests.bench.ours import Measurement
 from tests.bench.workload import Workload
 
+NOT_PRECOMPUTED = "ref model"
+
+
+def trl_name(per_device: int) -> str:
+    """What a table calls TRL with so many pairs per device."""
+    return f"TRL {per_device}/device"
+
 
 def has_trl() -> bool:
     """Whether TRL can be asked here."""
@@ -60,7 +67,7 @@ def run_trl(
     [result] = json.loads(Path(spec["results"]).read_text(encoding="utf-8"))
     if result["tokens"] != workload.facts["tokens"]:
         raise RuntimeError("TRL trained on other tokens: the comparison would mean nothing")
-    name = f"TRL, {per_device} per device" + ("" if precompute else ", not precomputed")
+    name = trl_name(per_device) + ("" if precompute else f", {NOT_PRECOMPUTED}")
     return Measurement(name, result["seconds"], result["losses"], usage)
 
 

@@ -5,6 +5,7 @@ Read by the process that starts the others, so it imports neither torch nor tran
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,9 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "tiny": Shape(
         vocabulary=512, layers=2, hidden=32, feed_forward=64, heads=4, key_value_heads=2, tied=True
+    ),
+    "toy": Shape(
+        vocabulary=512, layers=1, hidden=16, feed_forward=32, heads=2, key_value_heads=2, tied=True
     ),
     "0.5B": Shape(
         vocabulary=128256,
@@ -127,14 +131,15 @@ class Lengths:
         raw = np.exp(np.hstack([self.prompt_sigma * normal[:, :1], self.completion_sigma * sides]))
         means = np.array([self.prompt, self.chosen, self.rejected], dtype=float)
         scale = means / raw.mean(axis=0)
+        lengths = _clipped(raw * scale, max_length)
         for _ in range(50):  # clipping lowers the means: scale until they are met
-            lengths = _clipped(raw * scale, max_length)
             scale *= means / lengths.mean(axis=0)
+            lengths = _clipped(raw * scale, max_length)
         return lengths
 
 
-def _clipped(raw: np.ndarray, max_length: int) -> np.ndarray:
-    lengths = np.rint(raw).astype(np.int64)
+def _clipped(raw: Any, max_length: int) -> np.ndarray:
+    lengths: np.ndarray = np.rint(raw).astype(np.int64)
     lengths[:, 0] = lengths[:, 0].clip(8, max_length // 2)
     for side in (1, 2):
         lengths[:, side] = np.clip(lengths[:, side], 4, max_length - lengths[:, 0])
@@ -143,9 +148,12 @@ def _clipped(raw: np.ndarray, max_length: int) -> np.ndarray:
 
 LENGTHS: Mapping[str, Lengths] = {
     "ultrafeedback": Lengths(prompt=159, chosen=214, rejected=219),
+    "ultrafeedback-long": Lengths(prompt=160, chosen=376, rejected=386),
     "hh": Lengths(prompt=150, chosen=80, rejected=80),
     "tldr": Lengths(prompt=340, chosen=31, rejected=31, prompt_sigma=0.3, completion_sigma=0.4),
+    "toy": Lengths(prompt=14, chosen=10, rejected=10, prompt_sigma=0.3, completion_sigma=0.3),
     "short": Lengths(prompt=24, chosen=16, rejected=16, prompt_sigma=0.4, completion_sigma=0.4),
 }
-"""UltraFeedback (prompt to completion 0.7 in the tokens kept), Anthropic HH, Reddit TL;DR (11 to 1);
-``short`` serves trials."""
+"""``ultrafeedback`` are the means of UltraFeedback in the CPU workload; ``-long`` those of whole
+texts, prompt to completion 0.42. Then Anthropic HH, Reddit TL;DR (11 to 1); ``short`` is for trials
+and ``toy`` for many pairs: no sequence of it is longer than 64 tokens."""

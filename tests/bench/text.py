@@ -1,6 +1,7 @@
 """Text of a wanted number of tokens, and a byte-level BPE tokenizer that has learnt from it."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,33 @@ from sdpo.files import write_json
 PROMPT_MARKS, COMPLETION_MARKS = 4, 1
 """Tokens of the template: BOS, user, end, assistant; end."""
 
-_WORDS = 6000
-_SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in ("a", "e", "i", "o", "u", "ai", "or")]
+_WORDS = 50_000
+_SYLLABLES = np.array(
+    [c + v for c in "bcdfghjklmnprstvwz" for v in ("a", "e", "i", "o", "u", "ai", "or")]
+)
 
 
 class Writer:
-    """Draws words as people use them: few often, most seldom (Zipf)."""
+    """Draws words as people use them: few often, most seldom (Zipf), some but once."""
 
     def __init__(self, *, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 12])
-        counts = self._rng.choice([1, 2, 3, 4], _WORDS, p=[0.2, 0.4, 0.3, 0.1])
-        drawn = ["".join(self._rng.choice(_SYLLABLES, count)) for count in counts]
-        self.words = sorted(set(drawn), key=drawn.index)
+        counts = self._rng.choice([1, 2, 3, 4], _WORDS, p=[0.1, 0.4, 0.35, 0.15])
+        syllables = iter(self._rng.choice(_SYLLABLES, counts.sum()).tolist())
+        drawn = ("".join(islice(syllables, count)) for count in counts.tolist())
+        self.words = list(dict.fromkeys(drawn))
         ranks = np.arange(1, len(self.words) + 1)
         # The two sides prefer different words, so that there is something to learn.
-        self._shares = {
-            side: _shares(1 / (ranks + 3) * np.where(ranks % 3 == side, 1.5, 1.0))
-            for side in (0, 1, 2)
-        }
+        weights = [1 / (ranks + 3) * np.where(ranks % 3 == side, 1.5, 1.0) for side in range(3)]
+        self._shares = [np.cumsum(row / row.sum()) for row in weights]
 
     def sample(self, words: int, *, side: int) -> str:
         """So many words. ``side``: 0 prompt, 1 chosen, 2 rejected."""
         return " ".join(self._draw(words, side=side))
 
     def _draw(self, words: int, *, side: int) -> list[str]:
-        codes = self._rng.choice(len(self.words), words, p=self._shares[side])
-        return [self.words[code] for code in codes]
+        codes = np.searchsorted(self._shares[side], self._rng.random(words))
+        return [self.words[code] for code in codes.clip(max=len(self.words) - 1)]
 
     def text(self, tokens: int, *, side: int, cost: dict[str, int]) -> str:
         """Words of ``tokens`` tokens together, one or two fewer where none fits any more.
@@ -54,10 +56,6 @@ class Writer:
             if not left:
                 break
         return " " + " ".join(kept or [min(cost, key=cost.__getitem__)])
-
-
-def _shares(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum()
 
 
 def make_tokenizer(writer: Writer, *, vocabulary: int) -> Tokenizer:
@@ -95,7 +93,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> d
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     names = {"bos_token_id": BOS, "eos_token_id": END, "pad_token_id": PAD}
-    return {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def word_costs(writer: Writer, tokenizer: Tokenizer) -> dict[str, int]:

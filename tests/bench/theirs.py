@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from tests.bench.workload import tokens_digest
 
@@ -81,11 +82,13 @@ def main() -> None:
     model, results = spec["model"], []
     for number, rows in enumerate(spec["rows"], start=1):
         dpo = trainer(spec, model=model, rows=rows)
-        start = time.perf_counter()
-        dpo.train()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = dpo.seconds | {"train": time.perf_counter() - start}
+        seconds = dpo.seconds
+        if spec.get("train", True):
+            start = time.perf_counter()
+            dpo.train()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = seconds | {"train": time.perf_counter() - start}
         losses = [entry["loss"] for entry in dpo.state.log_history if "loss" in entry]
         result = {"seconds": seconds, "losses": losses}
         if spec["save"]:
@@ -93,8 +96,8 @@ def main() -> None:
             dpo.save_model(model)
         else:
             sides = ("prompt_ids", "chosen_ids", "rejected_ids")
-            rows = ([row[side] for side in sides] for row in dpo.train_dataset)
-            result["tokens"] = tokens_digest(rows)
+            ids = ([row[side] for side in sides] for row in dpo.train_dataset)
+            result["tokens"] = tokens_digest(ids)
         results.append(result)
         del dpo
     Path(spec["results"]).write_text(json.dumps(results), encoding="utf-8")

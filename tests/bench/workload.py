@@ -1,4 +1,4 @@
-"""A workload on disk: a model with random weights, pairs as text, and all that a step's stage needs.
+"""A workload on disk: a model with random weights, pairs as text, what a step's stage reads.
 
 As a program (``python -m tests.bench.workload SETTINGS``) it makes it; the process that starts the
 measured programs reads the facts alone.
@@ -17,6 +17,9 @@ import numpy as np
 
 from tests.bench.shapes import LENGTHS, SHAPES, Lengths, Shape
 
+CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
+"""The present that chat templates see."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -30,8 +33,19 @@ class Settings:
     batch_size: int = 8
     max_length: int = 1024
     seed: int = 42
+    prepared: bool = True
+    """Whether to tokenise and plan as well; else it is a model and files of pairs."""
     dtype: str = "float32"
     device: str = "cpu"
+
+    @property
+    def path(self) -> Path:
+        """The folder, as a path."""
+        return Path(self.folder)
+
+    def to_json(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
 
     @property
     def shape(self) -> Shape:
@@ -54,7 +68,7 @@ class Workload:
     @property
     def folder(self) -> Path:
         """Where it is."""
-        return Path(self.settings.folder)
+        return self.settings.path
 
     @property
     def model(self) -> Path:
@@ -107,7 +121,7 @@ def make(settings: Settings) -> Workload:
     # This process alone needs a tokenizer and torch.
     from tests.bench.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
 
-    folder = Path(settings.folder)
+    folder = settings.path
     (folder / "model").mkdir(parents=True)
     writer = Writer(seed=settings.seed)
     # The text needs no more than a small vocabulary, however large the model's is.
@@ -122,7 +136,7 @@ def make(settings: Settings) -> Workload:
     for step in range(1, settings.steps + 1):
         part = rows[(step - 1) * settings.pairs : step * settings.pairs]
         _write_lines(workload.source(step), part)
-    facts = _prepare(workload, end_token=special["eos_token_id"])
+    facts = _prepare(workload, end_token=special["eos_token_id"]) if settings.prepared else {}
     content = {"settings": asdict(settings), **facts}
     (folder / "workload.json").write_text(json.dumps(content), encoding="utf-8")
     return Workload(settings, facts)
@@ -149,8 +163,9 @@ def _write_model(settings: Settings, folder: Path, special: dict[str, int]) -> N
         **special,
     )
     torch.manual_seed(settings.seed)
+    torch.set_default_dtype(getattr(torch, settings.dtype))
     with torch.device(settings.device):
-        model = LlamaForCausalLM(config).to(getattr(torch, settings.dtype))
+        model = LlamaForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
     model.save_pretrained(folder)
 
@@ -178,7 +193,7 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
         run.pairs,
         AutoTokenizer.from_pretrained(workload.model),
         max_length=settings.max_length,
-        clock=datetime(2024, 1, 2, tzinfo=UTC),
+        clock=CLOCK,
         out=workload.tokens,
         end_token_ids=[end_token],
     )
@@ -198,7 +213,12 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
             sides = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
             lengths = [[len(ids) for ids in row] for row in sides]
             ids_digest = tokens_digest(sides)
-    return {"digest": model_digest(workload.model), "lengths": lengths, "tokens": ids_digest}
+    return {
+        "digest": model_digest(workload.model),
+        "end_token": end_token,
+        "lengths": lengths,
+        "tokens": ids_digest,
+    }
 
 
 def tokens_digest(rows: Iterable[Sequence[Any]]) -> str:
@@ -211,7 +231,7 @@ def tokens_digest(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_plan(run: Any) -> list[tuple[int, int]]:
-    """``usable.parquet`` and ``plan.parquet`` of natural steps; row and step in the plan's order."""
+    """``usable.parquet`` and ``plan.parquet`` of natural steps; row and step in its order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
