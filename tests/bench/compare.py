@@ -87,7 +87,7 @@ def _title(options: Options, workload: Workload) -> str:
         f"\n== {settings.lengths}: {settings.pairs} pairs, on average {prompt:.0f} prompt, "
         f"{chosen:.0f} chosen, {rejected:.0f} rejected tokens\n"
         f"Llama of {settings.shape.parameters / 1e6:,.1f}M random weights, "
-        f"{'fp32' if options.device == 'cpu' else 'bf16'}; global batch {settings.batch_size}; "
+        f"{options.training(workload).precision}; global batch {settings.batch_size}; "
         f"{options.device}, {options.threads} threads; medians of {options.repeat}"
     )
 

@@ -28,6 +28,7 @@ TOKENISE_IMPORTS = (
     "sdpo.stages.tokenise",
     "torch",
     "transformers.models.auto.tokenization_auto",
+    "transformers.processing_utils",  # the first tokenizer that is loaded brings it in
 )
 TRL_IMPORTS = (
     "tests.bench.theirs",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdpo.config import LaunchConfig, TrainingConfig
 from tests.bench.measured import run_module
@@ -16,7 +16,7 @@ class Options:
     settings that differ from the workload's."""
 
     folder: Path
-    device: str
+    device: Literal["cpu", "cuda"]
     model: str
     lengths: tuple[str, ...]
     pairs: int

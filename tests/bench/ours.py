@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdpo.config import (
     EvaluationConfig,
@@ -56,12 +56,12 @@ class Measurement:
         return self.score_s + self.train_s
 
 
-def launch_config(*, device: str, threads: int) -> LaunchConfig:
+def launch_config(*, device: Literal["cpu", "cuda"], threads: int) -> LaunchConfig:
     """One process."""
     return LaunchConfig(
         processes=1,
         strategy="single",
-        device=device,  # type: ignore[arg-type]
+        device=device,
         threads=threads,
     )
 

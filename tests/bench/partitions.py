@@ -101,8 +101,8 @@ def _kept(pairs: Pairs, mask: np.ndarray) -> Pairs:
 def main() -> None:
     """Plan each size by each strategy, or, as a child, once."""
     if sys.argv[1:2] == ["--one"]:
-        n, strategy, out = sys.argv[2:]
-        Path(out).write_text(json.dumps(plan(int(n), strategy)), encoding="utf-8")
+        pairs, name, out = sys.argv[2:]
+        Path(out).write_text(json.dumps(plan(int(pairs), name)), encoding="utf-8")
         return
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.partitions",
