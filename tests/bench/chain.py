@@ -138,6 +138,7 @@ def orchestration(options: Options) -> dict[str, Any]:
     """Seconds of a whole ``sdpo run`` on a tiny model beside scoring, training and measuring."""
     options = options.below("orchestration")
     walls: dict[int, list[float]] = {1: [], 2: []}
+    cpus: list[float] = []
     for turn in range(options.repeat):
         for steps, found in walls.items():
             name = f"{steps}-{turn}"
@@ -146,12 +147,19 @@ def orchestration(options: Options) -> dict[str, Any]:
             recipe = _recipe(options, workload, folder, probes=512, data=_defaults(workload))
             usage = run_recipe(recipe, folder)
             found.append(usage.wall_s - _work_s(folder / "runs" / "bench", steps=steps))
+            if steps == 1:
+                cpus.append(usage.cpu_s)
     one, two = (median(found) for found in walls.values())
     print(
         f"\n== orchestration, tiny model: {one:.1f} s of a run of one step are not scoring, "
-        f"training or measuring; a second step adds {two - one:.1f} s"
+        f"training or measuring; a second step adds {two - one:.1f} s; the first run took "
+        f"{median(cpus):.1f} s of CPU in all"
     )
-    return {"orchestration_s": one, "orchestration_further_step_s": two - one}
+    return {
+        "orchestration_s": one,
+        "orchestration_further_step_s": two - one,
+        "orchestration_cpu_s": median(cpus),
+    }
 
 
 def _defaults(workload: Workload) -> dict[str, Any]:
