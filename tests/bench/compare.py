@@ -187,7 +187,7 @@ def curve(options: Options, *, per_device: int, steps: int = 20) -> dict[str, An
         f"\n== loss over {steps} optimizer steps: {ours.losses[0]:.4f} to {ours.losses[-1]:.4f}, "
         f"largest difference from {theirs.name} {difference:.1e}"
     )
-    return {"loss_difference": difference, "optimizer_steps": steps}
+    return {"curve_loss_difference": difference, "curve_optimizer_steps": steps}
 
 
 def warm(options: Options, workload: Workload) -> dict[str, float]:

@@ -112,6 +112,8 @@ def run(options: Options, args: argparse.Namespace) -> dict[str, Any]:
         numbers |= warm(options, workload or options.workload())
     if "curve" in sections and options.sizes:
         numbers |= curve(options, per_device=best)
+        found = (numbers.get("loss_difference", 0.0), numbers["curve_loss_difference"])
+        numbers["loss_difference"] = max(found)
     if "tokenise" in sections:
         numbers |= tokenise(options, pairs=args.tokenise_pairs)
     if "chain" in sections:
