@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.console import RunConsole, table
+from flows.presets import presets
 from flows.tables import partition_rows
 from sdpo.chain import run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
@@ -145,6 +146,22 @@ def export_model(
             listen=listen,
         )
     console.print(f"M_{number} in {dtype}: {folder}", highlight=False, soft_wrap=True)
+
+
+def list_recipes(*, console: Console) -> None:
+    """A line for each preset."""
+    rows = [
+        {
+            "recipe": preset.name,
+            "what": preset.summary,
+            "objective": ", then ".join(preset.objectives),
+            "arXiv": preset.paper,
+        }
+        for preset in presets()
+    ]
+    console.print(table(rows))
+    console.print("sdpo check NAME looks at one, sdpo run NAME runs it, --set changes a setting;")
+    console.print("sdpo recipes NAME > my.yaml makes it yours.")
 
 
 def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:

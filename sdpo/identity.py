@@ -77,7 +77,17 @@ def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: 
         "format": default_format,
         "strata": [name for name in config.partition.strata if name != "source"],
         "inputs": {name: digest for name, digest in inputs.items() if name.startswith("data.")},
+        **_supervised_reading(config.supervised),
     }
+
+
+def _supervised_reading(supervised: SupervisedConfig) -> Payload:
+    """How the supervised source is read, where that is not by default."""
+    if not supervised.from_source:
+        return {}
+    settings = changed_settings(supervised)
+    read = {n: settings[n] for n in ("subset", "split", "format", "columns") if n in settings}
+    return {"supervised": read} if read else {}
 
 
 def tokens_identity(
