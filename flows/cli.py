@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flows.presets import FOLDER, find, printed
 from partitions import PartitionError
 from sdpo import __version__
 from sdpo.config import RunConfig, StoreConfig
@@ -51,7 +52,9 @@ def _console(*, stderr: bool = False) -> Console:
 out = _console()
 err = _console(stderr=True)
 
-Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+Recipe = Annotated[
+    Path, typer.Argument(help="Recipe file (YAML), or the name of a preset: see `sdpo recipes`.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: group.key=value; may be given many times."),
@@ -73,7 +76,7 @@ def _config(
         settings.append(f"data.limit={limit}")
     if runs_dir is not None:
         settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
-    return load_recipe(recipe, overrides=settings)
+    return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
 
 
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
@@ -178,6 +181,19 @@ def report(
     from flows.commands import render
 
     render(_run_folder(run, runs_dir), console=out)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str, typer.Argument(help="Preset to print; else all are listed.")] = "",
+) -> None:
+    """List the recipes that come with the project, or print one: `sdpo recipes NAME > my.yaml`."""
+    from flows.commands import list_recipes
+
+    if name:
+        print(printed(name), end="")
+    else:
+        list_recipes(console=out)
 
 
 @app.command()

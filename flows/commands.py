@@ -8,14 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from flows.console import RunConsole, table
+from flows.presets import presets
 from flows.tables import partition_rows
 from sdpo.chain import run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
-from sdpo.errors import UserError
+from sdpo.errors import IntegrityError, UserError
 from sdpo.nodes import prepare_data, reserve, tokens_path
 from sdpo.planning import needs_gamma, partition, plan_on_text
 from sdpo.report import summarise, write_report
@@ -146,6 +148,22 @@ def export_model(
     console.print(f"M_{number} in {dtype}: {folder}", highlight=False, soft_wrap=True)
 
 
+def list_recipes(*, console: Console) -> None:
+    """A line for each preset."""
+    rows = [
+        {
+            "recipe": preset.name,
+            "what": preset.summary,
+            "objective": ", then ".join(preset.objectives),
+            "arXiv": preset.paper,
+        }
+        for preset in presets()
+    ]
+    console.print(table(rows))
+    console.print("sdpo check NAME looks at one, sdpo run NAME runs it, --set changes a setting;")
+    console.print("sdpo recipes NAME > my.yaml makes it yours.")
+
+
 def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
     """One run in detail, or a line for each."""
     if run is None:
@@ -171,13 +189,15 @@ def _planned_steps(run: RunFolder) -> int:
 
 
 def _status_row(run: RunFolder) -> dict[str, Any]:
-    done = [number for number in run.complete_steps() if number]
-    return {
-        "run": run.name,
-        "created": run.read_run()["created"],
-        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
-        "report": "yes" if run.report.is_file() else "",
-    }
+    """A line of the list of runs; one that is damaged must not hide the others."""
+    row = {"run": run.name, "created": "", "steps": "damaged", "report": ""}
+    try:
+        row["created"] = run.read_run()["created"]
+        done = [number for number in run.complete_steps() if number]
+        row["steps"] = f"{len(done)} of {_planned_steps(run) or '?'}"
+    except (IntegrityError, yaml.YAMLError, KeyError, TypeError):
+        return row
+    return row | {"report": "yes" if run.report.is_file() else ""}
 
 
 def _step_row(run: RunFolder, number: int) -> dict[str, Any]:

@@ -27,6 +27,16 @@ def micro_batch_tokens(setting: int, *, device: str) -> int:
     return setting or (CPU_MICRO_BATCH_TOKENS if device == "cpu" else GPU_MICRO_BATCH_TOKENS)
 
 
+def resolve_layout(setting: str, *, attention: str) -> str:
+    """Layout of tokens for a kernel: as set, or the one that computes least.
+
+    A kernel that takes no masks cannot share prompts, and one that is spelled out gains nothing.
+    """
+    if setting != "auto":
+        return setting
+    return {"sdpa": "shared", "flash_attention_2": "packed"}.get(attention, "padded")
+
+
 def optimizer_steps(items: int, *, batch_size: int, epochs: int, max_steps: int) -> int:
     """Optimizer steps of a stage: the last batch of an epoch may be smaller."""
     steps = math.ceil(items / batch_size) * epochs

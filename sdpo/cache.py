@@ -21,9 +21,7 @@ import pyarrow.parquet as pq
 
 from sdpo.files import digest_of, publish_file, read_json, write_json
 
-LAYOUT = "padded"
-"""How the tokens of a pair are laid out in a forward: two rows, padded on the right."""
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised when a change of this project's code changes the log-probs it computes."""
 
 _FOUND = "max_abs_difference_nats"

@@ -148,6 +148,15 @@ class DataConfig(Group):
     limit: int = Field(0, ge=0, description="Pairs per source for a smoke run; 0: all.")
 
 
+class SupervisedColumnsConfig(Group):
+    """Where supervised data keeps its fields, as dotted paths; empty: recognised by itself."""
+
+    messages: str = Field("", description="Column of a whole dialogue; its last turn is trained.")
+    prompt: str = Field("", description="Column of the prompt (text or messages).")
+    completion: str = Field("", description="Column of the answer (text or messages).")
+    system: str = Field("", description="Column of the system message.")
+
+
 class SupervisedConfig(Group):
     """Supervised fine-tuning before the first step; its output is S = M_0."""
 
@@ -161,9 +170,14 @@ class SupervisedConfig(Group):
         "or `demo:<name>`. Used when `examples` is `source`.",
     )
     revision: str = Field("", description="Branch, tag or commit of a hub data set.")
+    subset: str = Field("", description="Configuration name of a hub data set.")
     split: str = Field("train", description="Split of a hub data set or saved folder.")
     format: Literal["auto", "chat", "text"] = Field(
         "auto", description="As for a preference source."
+    )
+    columns: SupervisedColumnsConfig = Field(
+        SupervisedColumnsConfig(),
+        description="Where the fields of `path` are, if they are not found by themselves.",
     )
     fraction: float = Field(
         1.0, gt=0, le=1, description="Share of the examples to train on, drawn by the seed."
@@ -299,6 +313,12 @@ class TrainingConfig(Group):
         ge=0,
         description="Tokens (padding included) in one forward of one process; 0: chosen by the "
         "device. Does not change the loss beyond rounding.",
+    )
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto",
+        description="Tokens of a pair in a forward: `shared` computes the prompt once for both "
+        "sides, `packed` puts sequences in one row without padding, `padded` is the plain form; "
+        "`auto`: what the attention kernel allows. Changes nothing but the last bits.",
     )
     epochs: int = Field(1, ge=1, description="Passes over the partition.")
     max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
@@ -460,7 +480,7 @@ class RunConfig(Group):
 def _impossible(config: RunConfig) -> list[str]:
     """Combinations that can be refused from the recipe alone, each with what to do."""
     problems: list[str] = []
-    reserve, partition, supervised = config.data.reserve, config.partition, config.supervised
+    reserve, partition = config.data.reserve, config.partition
     if reserve.fraction > reserve.max_fraction:
         problems.append(
             f"data.reserve.fraction ({reserve.fraction}) is above data.reserve.max_fraction "
@@ -472,11 +492,6 @@ def _impossible(config: RunConfig) -> list[str]:
             problems.append("partition.fractions must be positive numbers, one per step")
         elif abs(total - 1) > 1e-6:
             problems.append(f"partition.fractions sum to {total:g}, not 1: {partition.fractions}")
-    if supervised.from_source and not supervised.path:
-        problems.append(
-            "supervised.examples is `source` but supervised.path is empty: name the data, or set "
-            "supervised.examples to `chosen`"
-        )
     launch = config.launch
     if launch.strategy == "single" and launch.processes > 1:
         problems.append(
@@ -488,11 +503,6 @@ def _impossible(config: RunConfig) -> list[str]:
                 f"steps.{number - 1}.precision differs from training.precision: all models of a "
                 "run are compared, so they are measured in one arithmetic"
             )
-    if supervised.enabled and supervised.path and supervised.examples == "chosen":
-        problems.append(
-            "supervised.path is set but supervised.examples is `chosen`: set it to `source` to "
-            "train on that data, or leave the path empty"
-        )
     if launch.strategy.startswith("deepspeed") and launch.processes == 1:
         problems.append(
             f"launch.strategy {launch.strategy} shares weights among processes, and "
@@ -506,6 +516,48 @@ def _impossible(config: RunConfig) -> list[str]:
             "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
             "use `ddp`"
         )
+    return [*problems, *_impossible_layouts(config), *_impossible_supervised(config.supervised)]
+
+
+def _impossible_layouts(config: RunConfig) -> list[str]:
+    kernel = config.model.attention
+    return [
+        f"{name}.layout {training.layout} cannot be computed with model.attention {kernel}: use "
+        "sdpa, or leave the layout to `auto`"
+        for name, training in _trainings(config).items()
+        if training.layout in _NO_LAYOUT.get(kernel, ())
+    ]
+
+
+_NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
+
+
+def _trainings(config: RunConfig) -> dict[str, TrainingConfig]:
+    return {"training": config.training} | {
+        f"steps.{index}": config.training_of(index + 1) for index in range(len(config.steps))
+    }
+
+
+def _impossible_supervised(supervised: SupervisedConfig) -> list[str]:
+    problems: list[str] = []
+    if supervised.from_source and not supervised.path:
+        problems.append(
+            "supervised.examples is `source` but supervised.path is empty: name the data, or set "
+            "supervised.examples to `chosen`"
+        )
+    if supervised.enabled and supervised.path and supervised.examples == "chosen":
+        problems.append(
+            "supervised.path is set but supervised.examples is `chosen`: set it to `source` to "
+            "train on that data, or leave the path empty"
+        )
+    columns = supervised.columns
+    if columns.messages and (columns.prompt or columns.completion):
+        problems.append(
+            "supervised.columns has `messages` beside `prompt` or `completion`: a dialogue has its "
+            "prompt within; set one or the others"
+        )
+    if bool(columns.prompt) != bool(columns.completion):
+        problems.append("supervised.columns.prompt and .completion are set together or not at all")
     return problems
 
 
@@ -559,8 +611,16 @@ def settings_without_effect(config: RunConfig) -> list[str]:
             if getattr(config.probe, name) != ProbeConfig.model_fields[name].default
         ]
     lines += references_without_effect(trainings_of(config))
-    if not config.supervised.enabled and config.supervised != SupervisedConfig():
+    supervised, default = config.supervised, SupervisedConfig()
+    if not supervised.enabled and supervised != default:
         lines.append("`supervised` has no effect: supervised.enabled is false")
+    elif not supervised.from_source:
+        reading = ("revision", "subset", "split", "format", "columns")
+        lines += [
+            f"supervised.{name} has no effect: supervised.examples is `chosen`"
+            for name in reading
+            if getattr(supervised, name) != getattr(default, name)
+        ]
     return lines
 
 

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from sdpo.batching import HEAD_CHUNK_BYTES, micro_batches
-from sdpo.logps import TokenSequence, collate, completion_states, head_logits
+from sdpo.head import head_logits
+from sdpo.layouts import Batch
+from sdpo.logps import TokenSequence, collate
 
 COPIES = 6
 """Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
@@ -59,7 +61,7 @@ def divergence(
     sums = np.zeros((3, len(sequences)))
     for items in batches:
         batch = collate([sequences[i] for i in items], pad_token_id=pad_token_id).to(device)
-        states = completion_states(policy, batch), completion_states(other, batch)
+        states = _states(policy, batch), _states(other, batch)
         terms = _terms((policy, other), states, batch.targets).cpu()
         start = 0
         for item in items:
@@ -67,7 +69,16 @@ def divergence(
             sums[:, item] = terms[:, start + skip : end].sum(1)
             start = end
     tokens = np.array([max(0, sequence.scored - skip) for sequence in sequences])
-    return Divergence(*sums, tokens)
+    return Divergence(kl=sums[0], k1=sums[1], k3=sums[2], tokens=tokens)
+
+
+def _states(model: Any, batch: Batch) -> torch.Tensor:
+    """Hidden states that predict the scored tokens, ``[scored, width]``, in the batch's order."""
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    states: torch.Tensor = hidden.reshape(-1, hidden.shape[-1])[batch.predictors]
+    return states
 
 
 def _terms(

@@ -41,6 +41,10 @@ class DiskFullError(Fault):
     """There is not enough space on a disk."""
 
 
+class LayoutError(SdpoError, RuntimeError):
+    """An architecture cannot be used with a layout of tokens; another layout may serve."""
+
+
 class GateError(Fault):
     """Policy and cached reference log-probs disagree before the first optimizer step."""
 

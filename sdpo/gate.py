@@ -19,7 +19,7 @@ import torch
 
 from sdpo.cache import RowLogps
 from sdpo.errors import GateError
-from sdpo.logps import TokenSequence, collate
+from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.objectives.losses import loss_at_reference
 from sdpo.score import Scorer
 from sdpo.tasks import PreferenceTask
@@ -152,13 +152,11 @@ def check_cache(
     pairs = [tokens.row(rows[int(item)]) for item in items]
     values = np.stack([cached.chosen, cached.rejected], axis=1)[items]
     now = np.empty_like(values)
+    device, collate = scorer.accelerator.device, LAYOUTS[scorer.layout].collate
     for index, pair in enumerate(pairs):
-        sides = [
-            TokenSequence(np.concatenate([pair.prompt_ids, side]), len(pair.prompt_ids))
-            for side in (pair.chosen_ids, pair.rejected_ids)
-        ]
-        batch = collate(sides, pad_token_id=scorer.pad_token_id).to(scorer.accelerator.device)
-        now[index] = scorer.module(batch).float().cpu().numpy()
+        group = PromptGroup(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids))
+        batch = collate([group], pad_token_id=scorer.pad_token_id, device=device.type)
+        now[index] = scorer.module(batch.to(device)).float().cpu().numpy()
     scored = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs])
     names = [pair.pair_id for pair in pairs]
     return compare_rows(now, values, scored, names=names, precision=precision, who=name)

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdpo.batching import micro_batch_tokens
-from sdpo.cache import LAYOUT, scoring_key
+from sdpo.batching import micro_batch_tokens, resolve_layout
+from sdpo.cache import scoring_key
 from sdpo.config import (
     LaunchConfig,
     ModelConfig,
@@ -24,7 +24,7 @@ from sdpo.files import digest_of
 from sdpo.objectives import OBJECTIVE_SETTINGS
 from sdpo.reference_rules import REFERENCE_FIELDS
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised when a change of this project's code changes what a step publishes."""
 DATA_VERSION = 1
 """Raised when a change changes which pairs come out of the same files."""
@@ -79,7 +79,17 @@ def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: 
         "format": default_format,
         "strata": [name for name in config.partition.strata if name != "source"],
         "inputs": {name: digest for name, digest in inputs.items() if name.startswith("data.")},
+        **_supervised_reading(config.supervised),
     }
+
+
+def _supervised_reading(supervised: SupervisedConfig) -> Payload:
+    """How the supervised source is read, where that is not by default."""
+    if not supervised.from_source:
+        return {}
+    settings = changed_settings(supervised)
+    read = {n: settings[n] for n in ("subset", "split", "format", "columns") if n in settings}
+    return {"supervised": read} if read else {}
 
 
 def tokens_identity(
@@ -144,8 +154,24 @@ def scoring_identity(
         device=launch.device,
         threads=launch.threads,
         attention=model.attention,
-        layout=LAYOUT,
+        layout=resolve_layout(training.layout, attention=model.attention),
     )
+
+
+def scoring_identities(
+    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
+) -> list[dict[str, str | int]]:
+    """Keys under which log-probs of a model may be cached that another's step reads.
+
+    A model that the layout does not suit is scored in the plain one, and which models those are is
+    known where they are loaded.
+    """
+    options: dict[str, Any] = {"launch": launch, "model": model}
+    plain = training.model_copy(update={"layout": "padded"})
+    own, fallback = (
+        scoring_identity(digest, training=each, **options) for each in (training, plain)
+    )
+    return [own] if own == fallback else [own, fallback]
 
 
 def supervised_identity(

@@ -83,11 +83,12 @@ def _spec(
     policy, *others = (named_model(context, number) for number in (step, *numbers))
     launch = config.launch.model_copy(update={"processes": 1, "strategy": "single"})
     tokens = TokenFile.open(tokens_path(context))
+    plain = training.model_copy(update={"layout": "padded"})  # as it is measured here
     samplers = [EXACT, PAPER] if probe.kl_paper_mode else [EXACT]
     identity = {
         "kl_version": KL_VERSION,
         "scoring": scoring_identity(
-            policy.digest, training=training, launch=launch, model=config.model
+            policy.digest, training=plain, launch=launch, model=config.model
         ),
         "against": {other.name: other.digest for other in others},
         "prompts": digest_of(

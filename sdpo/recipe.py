@@ -1,7 +1,11 @@
 """From a recipe file and overrides to a checked :class:`~sdpo.config.RunConfig`.
 
-Relative paths are relative to the working folder, in a recipe as on the command line. What a name
-or path stands for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.resolve`.
+A recipe may build on another: `extends: other.yaml` (beside it, or a preset by name) takes that
+recipe's settings and lays its own over them, group by group; lists are replaced whole.
+
+Relative paths are relative to the working folder, in a recipe as on the command line; `extends` is
+relative to the recipe, and a chat template is also looked for beside it. What a name or path stands
+for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.resolve`.
 """
 
 import difflib
@@ -56,12 +60,82 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
+def load_recipe(
+    path: Path, *, overrides: Sequence[str] = (), presets: Path | None = None
+) -> RunConfig:
     """Read a YAML recipe, apply ``key=value`` overrides and check it.
+
+    ``presets`` is a folder whose recipes ``extends`` may name.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value is not possible.
     """
+    values = read_recipe(path, presets=presets)
+    values.setdefault("name", path.stem)
+    return make_config(values, overrides=overrides)
+
+
+def read_recipe(path: Path, *, presets: Path | None = None) -> dict[str, Any]:
+    """The settings that a recipe gives, those that it takes from others included; unchecked.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, or recipes extend each other in a circle.
+    """
+    return _read_chain(path, presets=presets, extending=())
+
+
+def _read_chain(path: Path, *, presets: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in extending:
+        chain = " -> ".join(p.name for p in (*extending, path))
+        raise ConfigError(f"recipes extend each other in a circle: {chain}")
+    values = _read_file(path)
+    _find_chat_template(values, path.parent)
+    if "extends" not in values:
+        return values
+    base = _base_of(path, values.pop("extends"), presets=presets)
+    below = _read_chain(base, presets=presets, extending=(*extending, path.resolve()))
+    below.pop("name", None)
+    return _laid_over(below, values)
+
+
+def _base_of(path: Path, name: object, *, presets: Path | None) -> Path:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{path}: extends: name one recipe, got {name!r}")
+    candidates = [path.parent / name]
+    if presets and "/" not in name:
+        candidates.append(presets / f"{name}.yaml")
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{path}: extends: `{name}` is neither a file beside it nor a preset (`sdpo recipes` "
+            "lists the presets)"
+        )
+    return found
+
+
+def _find_chat_template(values: dict[str, Any], folder: Path) -> None:
+    model = values.get("model")
+    if not isinstance(model, dict):
+        return
+    template = model.get("chat_template")
+    if isinstance(template, str) and template and not Path(template).is_file():
+        beside = folder / template
+        if beside.is_file():
+            model["chat_template"] = str(beside.absolute())
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = _laid_over(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no recipe at {path.absolute()}")
     try:
@@ -72,8 +146,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of groups (model, data, training ...)")
-    values.setdefault("name", path.stem)
-    return make_config(values, overrides=overrides)
+    return values
 
 
 def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunConfig:

@@ -19,7 +19,7 @@ from sdpo.cache import LogpCache
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.files import digest_of
-from sdpo.identity import scoring_identity, tokens_identity
+from sdpo.identity import scoring_identities, tokens_identity
 from sdpo.nodes import end_token_ids, tokens_path
 from sdpo.reference_rules import effective_reference
 from sdpo.run import Context
@@ -207,16 +207,16 @@ def why_score(
     context: Context, reference: NamedModel, tokens: Path, step: int, training: TrainingConfig
 ) -> str:
     """Why the reference has to be loaded for step ``step``; empty where it has not."""
-    config = context.config
-    key = scoring_identity(
+    config, file = context.config, TokenFile.open(tokens)
+    digests = [file.row(row).row_digest for row in rows_of(context, step)]
+    keys = scoring_identities(
         reference.digest, training=training, launch=config.launch, model=config.model
     )
-    cache, file = LogpCache(context.cache, key), TokenFile.open(tokens)
-    digests = [file.row(row).row_digest for row in rows_of(context, step)]
-    missing = int(np.count_nonzero(~cache.lookup(digests).present))
+    caches = [LogpCache(context.cache, key) for key in keys]
+    missing = min(int(np.count_nonzero(~cache.lookup(digests).present)) for cache in caches)
     if missing:
         return f"{missing} of {len(digests)} rows are not cached"
-    if cache.check_of(digests, software=machine.versions()) is None:
+    if not any(cache.check_of(digests, software=machine.versions()) for cache in caches):
         return "its cached rows were not checked under these versions"
     return ""
 

@@ -68,7 +68,8 @@ def sample(
 ) -> list[Completion]:
     """One completion per prompt, in their order, of at most ``max_new_tokens`` each.
 
-    ``positions``: sequences end there too, and every prompt before; 0: no bound. ``ends``: tokens after which one stops.
+    ``positions``: sequences end there too, and every prompt before; 0: no bound. ``ends``: tokens
+    after which one stops.
     """
     room = [
         min(max_new_tokens, positions - len(p.ids)) if positions else max_new_tokens

@@ -15,7 +15,7 @@ from sdpo.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batche
 from sdpo.cache import LogpCache, RowLogps
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.logps import TokenSequence, collate
+from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.tokens.store import TokenFile
 
 _PART_ROWS = 512
@@ -29,6 +29,7 @@ class Scorer:
     module: Any
     pad_token_id: int
     micro_batch_tokens: int
+    layout: str = "padded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +125,20 @@ def _forward(
     scorer: Scorer, tokens: TokenFile, rows: Sequence[int], *, unpadded: bool
 ) -> np.ndarray:
     """fp32 ``[rows, 2]``: chosen and rejected log-probs."""
-    pairs = [tokens.row(row) for row in rows]
-    sequences = [
-        TokenSequence(np.concatenate([pair.prompt_ids, side]), len(pair.prompt_ids))
-        for pair in pairs
-        for side in (pair.chosen_ids, pair.rejected_ids)
-    ]
-    groups = [[sequence] for sequence in sequences] if unpadded else [sequences]
+    groups: list[list[PromptGroup]] = []
+    for row in rows:
+        pair = tokens.row(row)
+        sides = (pair.chosen_ids, pair.rejected_ids)
+        if scorer.layout == "shared" or not unpadded:
+            groups.append([PromptGroup(pair.prompt_ids, sides)])
+        else:  # a row of its own for each side, so that nothing is padded
+            groups += [[PromptGroup(pair.prompt_ids, (side,))] for side in sides]
+    if not unpadded:
+        groups = [[group for alone in groups for group in alone]]
+    device, layout = scorer.accelerator.device, LAYOUTS[scorer.layout]
     parts = [
         scorer.module(
-            collate(group, pad_token_id=scorer.pad_token_id).to(scorer.accelerator.device)
+            layout.collate(group, pad_token_id=scorer.pad_token_id, device=device.type).to(device)
         )
         for group in groups
     ]

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sdpo.layouts import PromptGroup
 from sdpo.logps import TokenSequence
 from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards
 
@@ -37,6 +38,17 @@ class Task(Protocol):
     @property
     def ids(self) -> Sequence[str]:
         """Name of each item, for messages."""
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Tokens of each prompt, int ``[items]``."""
+
+    @property
+    def completion_tokens(self) -> np.ndarray:
+        """Tokens of each completion, int ``[items, rows]``."""
+
+    def groups(self, items: np.ndarray) -> list[PromptGroup]:
+        """Prompt and completions of each item."""
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
         """``rows * k`` sequences: first sides of all items, then second sides."""
@@ -69,6 +81,20 @@ class PreferenceTask:
         """Tokens of the longer side with its prompt, int ``[items]``."""
         sides = zip(self.prompts, self.chosen, self.rejected, strict=True)
         return np.array([len(p) + max(len(c), len(r)) for p, c, r in sides])
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Tokens of each prompt, int ``[items]``."""
+        return np.array([len(prompt) for prompt in self.prompts])
+
+    @property
+    def completion_tokens(self) -> np.ndarray:
+        """Tokens of chosen and rejected, int ``[items, 2]``."""
+        return np.array([[len(c), len(r)] for c, r in zip(self.chosen, self.rejected, strict=True)])
+
+    def groups(self, items: np.ndarray) -> list[PromptGroup]:
+        """Prompt, chosen and rejected of each item."""
+        return [PromptGroup(self.prompts[i], (self.chosen[i], self.rejected[i])) for i in items]
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
         """Chosen sequences of all items, then rejected ones."""
@@ -128,6 +154,20 @@ class SupervisedTask:
         """Tokens of prompt and completion, int ``[items]``."""
         sides = zip(self.prompts, self.completions, strict=True)
         return np.array([len(p) + len(c) for p, c in sides])
+
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """Tokens of each prompt, int ``[items]``."""
+        return np.array([len(prompt) for prompt in self.prompts])
+
+    @property
+    def completion_tokens(self) -> np.ndarray:
+        """Tokens of each completion, int ``[items, 1]``."""
+        return np.array([[len(completion)] for completion in self.completions])
+
+    def groups(self, items: np.ndarray) -> list[PromptGroup]:
+        """Prompt and completion of each item."""
+        return [PromptGroup(self.prompts[i], (self.completions[i],)) for i in items]
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
         """Prompt and completion of each item."""

@@ -17,7 +17,7 @@ import torch
 from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError
-from sdpo.logps import collate
+from sdpo.layouts import LAYOUTS
 from sdpo.tasks import ItemLosses, Task
 
 Metrics = dict[str, float]
@@ -92,6 +92,7 @@ class Trainer:
     optimizer: Any
     training: TrainingConfig
     pad_token_id: int
+    layout: str = "padded"
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -103,9 +104,19 @@ class Trainer:
 
     def logps(self, task: Task, items: np.ndarray) -> torch.Tensor:
         """Summed log-probs of the items' sequences, fp32 ``[rows * k]``."""
-        batch = collate(task.sequences(items), pad_token_id=self.pad_token_id)
-        logps: torch.Tensor = self.scorer(batch.to(self.accelerator.device))
-        return logps.float()
+        device = self.accelerator.device
+        batch = LAYOUTS[self.layout].collate(
+            task.groups(items), pad_token_id=self.pad_token_id, device=device.type
+        )
+        logps: torch.Tensor = self.scorer(batch.to(device))
+        return logps.float().view(len(items), task.rows).T.reshape(-1)
+
+    def _costs(self, task: Task) -> tuple[np.ndarray, int]:
+        """Tokens of each item in a forward, and how often: by row where rows are padded."""
+        layout = LAYOUTS[self.layout]
+        if layout.padded:
+            return task.lengths, task.rows
+        return layout.tokens(task.prompt_tokens, task.completion_tokens), 1
 
     def train(self, task: Task, *, on_step: Callable[[int, int, Metrics], None]) -> int:
         """Train on ``task``; ``on_step(step, total, metrics)`` after each optimizer step, from 1.
@@ -115,8 +126,8 @@ class Trainer:
         Raises:
             DivergedError: a loss or the gradient is not finite; no update was made from it.
         """
-        lengths = task.lengths
-        items, training = len(lengths), self.training
+        costs, rows = self._costs(task)
+        items, training = len(costs), self.training
         total = optimizer_steps(
             items,
             batch_size=training.batch_size,
@@ -130,23 +141,23 @@ class Trainer:
                 step, items=items, batch_size=training.batch_size, seed=training.seed
             )
             rate = learning_rate(step, total=total, training=training)
-            metrics = self._optimizer_step(task, batch, lengths, rate=rate)
+            metrics = self._optimizer_step(task, batch, costs, rows=rows, rate=rate)
             metrics |= {"learning_rate": rate, "epoch": (step + 1) / per_epoch}
             self.progress.step = step + 1
             on_step(step + 1, total, metrics)
         return total
 
     def _optimizer_step(
-        self, task: Task, batch: np.ndarray, lengths: np.ndarray, *, rate: float
+        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, rows: int, rate: float
     ) -> Metrics:
         accelerator = self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         cut = micro_batches(
             batch,
-            lengths,
+            costs,
             budget=self.budget,
-            rows=task.rows,
+            rows=rows,
             ranks=accelerator.num_processes,
         )[accelerator.process_index]
         weight = float(task.weights(batch).sum())
@@ -196,13 +207,13 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, task: Task) -> Metrics:
         """Mean loss and metrics of all items, every item counted once."""
-        lengths = task.lengths
-        everything = np.arange(len(lengths))
+        costs, rows = self._costs(task)
+        everything = np.arange(len(costs))
         cut = micro_batches(
             everything,
-            lengths,
+            costs,
             budget=self.budget,
-            rows=task.rows,
+            rows=rows,
             ranks=self.accelerator.num_processes,
         )[self.accelerator.process_index]
         sums = _Sums(self.accelerator)

@@ -2,18 +2,19 @@
 
 Accepted: ``messages`` or ``conversations`` (the last assistant turn is the completion),
 ``prompt``/``completion`` as text or messages, ``prompt``/``response``, and Alpaca's
-``instruction``[/``input``][/``system``][/``history``] with ``output``.
+``instruction``[/``input``][/``system``][/``history``] with ``output``; anything else goes by
+``supervised.columns``.
 """
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sdpo.config import SupervisedConfig
+from sdpo.config import SupervisedColumnsConfig, SupervisedConfig
 from sdpo.data.keys import content_digest, example_key, messages_key
 from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
 from sdpo.data.pairs_file import BatchWriter
@@ -104,8 +105,11 @@ def prepare_supervised(
         rejections.open("w", encoding="utf-8") as rejected,
         BatchWriter(examples, SUPERVISED_SCHEMA) as writer,
     ):
-        reading = _Reading(format_, writer, Path(config.path).name)
-        for number, row in read_rows(config.path, split=config.split, revision=config.revision):
+        reading = _Reading(format_, config.columns, writer, Path(config.path).name)
+        rows = read_rows(
+            config.path, split=config.split, subset=config.subset, revision=config.revision
+        )
+        for number, row in rows:
             try:
                 rejected.write(reading.add(number, row))
             except DataError as error:
@@ -129,11 +133,14 @@ def prepare_supervised(
 class _Reading:
     """Writes the examples of a data set as they come and counts what it leaves out."""
 
-    def __init__(self, format_: Format, writer: BatchWriter, name: str):
+    def __init__(
+        self, format_: Format, columns: SupervisedColumnsConfig, writer: BatchWriter, name: str
+    ):
         self.read = self.kept = 0
         self.rejected: Counter[str] = Counter()
         self.digest = hashlib.sha256()
         self._format = format_
+        self._columns = columns
         self._writer = writer
         self._name = name
         self._layout: tuple[PromptFields, str] | None = None
@@ -148,7 +155,7 @@ class _Reading:
         """Write an example, or return the line that says why it is not used."""
         self.read += 1
         if self._layout is None:
-            self._layout = _recognise(row)
+            self._layout = _recognise(row, self._columns)
         try:
             refuse_media(row)
             problem = self._write(number, _example(row, *self._layout, self._format))
@@ -181,7 +188,24 @@ class _Reading:
         return None
 
 
-def _recognise(row: Row) -> tuple[PromptFields, str]:
+def _recognise(row: Row, columns: SupervisedColumnsConfig) -> tuple[PromptFields, str]:
+    """Fields of the prompt and the column of the completion, or of the whole dialogue."""
+    for field in ("messages", "prompt", "completion", "system"):
+        path = getattr(columns, field)
+        if path and not has_path(row, path):
+            raise DataError(
+                f"supervised.columns.{field} is `{path}`, but the columns are: {columns_of(row)}"
+            )
+    system = columns.system or "system"
+    if columns.messages:
+        return PromptFields("", system=system), columns.messages
+    if columns.prompt:
+        return PromptFields(columns.prompt, system=system), columns.completion
+    fields, column = _known_columns(row)
+    return replace(fields, system=system), column
+
+
+def _known_columns(row: Row) -> tuple[PromptFields, str]:
     for column in ("label", "kto_tag"):
         if has_path(row, column) and not has_path(row, "messages"):
             raise DataError(
@@ -196,7 +220,8 @@ def _recognise(row: Row) -> tuple[PromptFields, str]:
             return PromptFields("", system="system"), name
     raise DataError(
         f"no supervised columns recognised. Columns seen: {columns_of(row)}. Known are `messages`, "
-        "`conversations`, `prompt` and `completion` or `response`, and `instruction` and `output`"
+        "`conversations`, `prompt` and `completion` or `response`, and `instruction` and `output`; "
+        "for other names set supervised.columns"
     )
 
 

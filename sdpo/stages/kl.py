@@ -47,7 +47,7 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
-    options = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}
+    options: dict[str, Any] = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}
     bf16 = spec.training.precision == "bf16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         with timings.of("sample"):

@@ -1,21 +1,27 @@
 """The model of a stage: loaded once, scored, trained, published."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 
+from sdpo.batching import resolve_layout
 from sdpo.config import TrainingConfig
 from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
+from sdpo.fused import fuse
+from sdpo.layouts import PromptGroup
+from sdpo.layouts.check import agrees, longest_pairs
 from sdpo.logps import SequenceScorer
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.score import Scorer
 from sdpo.spec import StepSpec
+from sdpo.tokens.store import TokenFile
 from sdpo.trainer import Trainer, make_optimizer
 
 _PATIENCE = timedelta(hours=12)
@@ -48,6 +54,38 @@ class Session:
         return device
 
     @property
+    def layout(self) -> str:
+        """Layout of tokens, for scoring and training alike."""
+        return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
+
+    def settle_layout(self, tokens: TokenFile, rows: Sequence[int], events: EventWriter) -> None:
+        """Try the layout on the longest pairs of ``rows``; the plain one where it does not serve.
+
+        A sharded model is tried without gradients: its engine alone may run them.
+        """
+        if self.layout == "padded" or not len(rows):
+            return
+        module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
+        pairs = [tokens.row(row) for row in longest_pairs(tokens, rows)]
+        groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+        with self.arithmetic():
+            problem = agrees(
+                module,
+                groups,
+                layout=self.layout,
+                pad_token_id=self.pad_token_id,
+                device=self.device,
+                gradients=not self.is_sharded,
+            )
+        if problem:
+            events.warning(
+                f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "
+                "Pairs are computed in two padded rows"
+            )
+            training = self.spec.training.model_copy(update={"layout": "padded"})
+            self.spec = self.spec.model_copy(update={"training": training})
+
+    @property
     def is_sharded(self) -> bool:
         """Whether DeepSpeed holds the weights: then its engine scores as well as trains."""
         return self.spec.launch.strategy.startswith("deepspeed")
@@ -69,6 +107,7 @@ class Session:
             module=module,
             pad_token_id=self.pad_token_id,
             micro_batch_tokens=self.spec.training.micro_batch_tokens,
+            layout=self.layout,
         )
 
     def trainer(self, training: TrainingConfig) -> Trainer:
@@ -88,6 +127,7 @@ class Session:
             optimizer=optimizer,
             training=training,
             pad_token_id=self.pad_token_id,
+            layout=self.layout,
         )
 
     def publish(self) -> str:
@@ -177,6 +217,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     )
     session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
     if not session.is_sharded:  # a sharded model can only be asked through its engine
+        fuse(policy)
         session.check_head(SequenceScorer(policy))
     return session
 

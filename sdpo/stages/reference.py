@@ -17,7 +17,7 @@ from sdpo.batching import global_batch
 from sdpo.cache import LogpCache
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.identity import scoring_identity
+from sdpo.identity import scoring_identities, scoring_identity
 from sdpo.score import Scored, score_rows
 from sdpo.spec import ReferenceSpec, StepSpec
 from sdpo.stages.model import Session
@@ -82,14 +82,15 @@ def cached_values(
         Fault: a row is not cached.
     """
     digests = _digests(reference, tokens, rows)
-    found = open_cache(spec, reference.digest).lookup(digests)
-    missing = int(np.count_nonzero(~found.present))
+    found = [cache.lookup(digests) for cache in _caches(spec, reference)]
+    best = max(found, key=lambda logps: int(np.count_nonzero(logps.present)))
+    missing = int(np.count_nonzero(~best.present))
     if missing:
         raise Fault(
             f"{phase}: {missing} rows have no log-probs under {reference.name}, which was to be "
             "scored before this stage"
         )
-    return Scored(found, computed=0, cached=len(digests))
+    return Scored(best, computed=0, cached=len(digests))
 
 
 def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
@@ -100,12 +101,11 @@ def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Com
     """
     if spec.reference is None:
         return gate.POLICY
-    found = open_cache(spec, spec.reference.digest).check_of(
-        _digests(spec.reference, tokens, rows), software=machine.versions()
-    )
-    if found is None:
-        raise Fault(f"the cached log-probs under {spec.reference.name} were not checked")
-    return gate.Agreement(**_typed(found))
+    digests = _digests(spec.reference, tokens, rows)
+    for cache in _caches(spec, spec.reference):
+        if found := cache.check_of(digests, software=machine.versions()):
+            return gate.Agreement(**_typed(found))
+    raise Fault(f"the cached log-probs under {spec.reference.name} were not checked")
 
 
 def note_checked(
@@ -122,6 +122,14 @@ def note_checked(
     if cache.lookup(digests).present.all():
         numbers = passed.agreement.numbers()
         cache.note_check(digests, software=machine.versions(), numbers=numbers)
+
+
+def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
+    """Where the reference's log-probs may be, the likelier first."""
+    keys = scoring_identities(
+        reference.digest, training=spec.training, launch=spec.launch, model=spec.model
+    )
+    return [LogpCache(spec.cache, key) for key in keys]
 
 
 def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> list[bytes]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sdpo.events import EventWriter
 from sdpo.files import publish_file
+from sdpo.logps import plain_attention
 from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
 from sdpo.resume import SavedState
 from sdpo.score import score_rows
@@ -39,6 +40,9 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     with timings.of("load"):
         session = open_session(spec, events)
         tokens = TokenFile.open(spec.tokens)
+    with timings.of("check"):
+        session.settle_layout(tokens, _rows_to_come(spec), events)
+    spec = session.spec
     if spec.score_everything:
         with timings.of("score"):
             _score_everything(session, tokens, events)
@@ -73,6 +77,15 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
     session.close()
     return {"model": session.published_digest, "timings_s": timings.rounded()}
+
+
+def _rows_to_come(spec: StepSpec) -> list[int]:
+    """Token rows that the stage is about: those of D_t, or all that can be used."""
+    rows: list[int] = []
+    if spec.task == "preference" and spec.plan is not None:
+        plan = pq.read_table(spec.plan, columns=["step", "token_row"])
+        rows = plan.filter(pa.array(plan["step"].to_numpy() == spec.step))["token_row"].to_pylist()
+    return rows or pq.read_table(spec.usable, columns=["token_row"])["token_row"].to_pylist()
 
 
 def _saved(session: Session, events: EventWriter) -> SavedState | None:
@@ -136,6 +149,7 @@ def _measure(
     if spec.probe.completions and not session.can_generate:
         events.warning("no completions: under ZeRO-3 no process has the whole model")
     elif spec.probe.completions and session.accelerator.is_main_process:
+        plain_attention(session.policy)
         with session.arithmetic():
             write_completions(
                 session.policy,

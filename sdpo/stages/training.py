@@ -365,7 +365,9 @@ def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metr
         accelerator.init_trackers(spec.tracking.project, config=settings, init_kwargs=purge)
     path, log = step.folder / METRICS, None
     if accelerator.is_main_process:
-        log = path.open("a" if start else "w", encoding="utf-8")
+        if not start:
+            path.unlink(missing_ok=True)  # its bytes may be another run's too
+        log = path.open("a", encoding="utf-8")
 
     def write(number: int, metrics: Metrics) -> None:
         if log:

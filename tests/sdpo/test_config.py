@@ -4,7 +4,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from sdpo.config import Group, RunConfig, StepConfig, TrainingConfig
+from sdpo.config import (
+    Group,
+    RunConfig,
+    StepConfig,
+    TrainingConfig,
+    settings_without_effect,
+)
+from sdpo.errors import ConfigError
 from sdpo.recipe import make_config
 
 
@@ -100,3 +107,93 @@ def test_the_json_schema_can_be_printed_and_holds_every_description():
     for parameter in FIELDS:
         group, name = parameter.values
         assert json.dumps(group.model_fields[name].description) in text
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (
+            {"objective": "sigmoid"},
+            r"training\.objective: what others call `sigmoid` is `dpo` here",
+        ),
+        ({"objective": "ppo"}, r"training\.objective: Input should be 'dpo', 'cdpo'"),
+        ({"label_smoothing": 0.5}, r"training\.label_smoothing: .* less than 0\.5"),
+        ({"exo_epsilon": 0}, r"training\.exo_epsilon: .* greater than 0"),
+        ({"preference_weight": 0}, r"training\.preference_weight: .* greater than 0"),
+        ({"precision": "fp16"}, r"training\.precision: fp16 is refused: it ends at 65504"),
+    ],
+)
+def test_what_no_objective_can_use_is_refused_by_name(training, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config({"training": training})
+    with pytest.raises(ConfigError, match=message.replace("training", r"steps\.0", 1)):
+        make_config({"steps": [training]})
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({}, []),
+        ({"training": {"objective": "robust", "label_smoothing": 0.2}}, []),
+        (
+            {"training": {"label_smoothing": 0.2}},
+            ["training.label_smoothing has no effect on objective dpo"],
+        ),
+        (
+            {"training": {"objective": "sft", "beta": 0.3}},
+            ["training.beta has no effect on objective sft"],
+        ),
+        (
+            {"training": {"lora_alpha": 32, "optimizer": "rmsprop", "adam_beta2": 0.9}},
+            [
+                "training.adam_beta2 has no effect on optimizer rmsprop",
+                "training.lora_alpha has no effect because lora_r is 0",
+            ],
+        ),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named(values, lines):
+    assert settings_without_effect(make_config(values)) == lines
+
+
+def test_every_step_is_looked_at_with_the_settings_it_takes_over():
+    steps = [{}, {"objective": "simpo", "simpo_gamma_beta_ratio": 0.3, "cal_dpo_c": 2.0}]
+    assert settings_without_effect(make_config({"steps": steps})) == [
+        "steps.1.cal_dpo_c has no effect on objective simpo"
+    ]
+    steps = [{"simpo_gamma_beta_ratio": 0.3}, {"lora_alpha": 8}, {"lora_r": 4, "lora_alpha": 8}]
+    assert settings_without_effect(make_config({"steps": steps})) == [
+        "steps.0.simpo_gamma_beta_ratio has no effect on objective dpo",
+        "steps.1.lora_alpha has no effect because lora_r is 0",
+    ]
+
+
+def test_a_setting_of_training_has_an_effect_where_a_step_takes_it_over():
+    training = {"label_smoothing": 0.2}
+    read = {"training": training, "steps": [{}, {"objective": "cdpo"}]}
+    assert settings_without_effect(make_config(read)) == []
+    replaced = {"training": training, "steps": [{"objective": "cdpo", "label_smoothing": 0.3}]}
+    assert settings_without_effect(make_config(replaced)) == [
+        "training.label_smoothing has no effect on objective dpo"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("supervised", "message"),
+    [
+        ({"columns": {"messages": "m", "prompt": "p"}}, "`messages` beside `prompt`"),
+        ({"columns": {"prompt": "p"}}, "prompt and .completion are set together"),
+    ],
+)
+def test_columns_of_supervised_data_that_contradict_each_other_are_refused(supervised, message):
+    values = {"enabled": True, "examples": "source", "path": "x.jsonl"} | supervised
+    with pytest.raises(ConfigError, match=message):
+        make_config({"supervised": values})
+
+
+def test_how_supervised_data_is_read_has_no_effect_on_the_chosen_sides():
+    supervised = {"enabled": True, "split": "train_sft", "columns": {"messages": "m"}}
+    assert settings_without_effect(make_config({"supervised": supervised})) == [
+        "supervised.split has no effect: supervised.examples is `chosen`",
+        "supervised.columns has no effect: supervised.examples is `chosen`",
+    ]

@@ -236,6 +236,18 @@ def test_the_view_has_every_model_on_every_probe_and_the_reference_whole() -> No
     assert reference == reference_entry(probes, step=2, **OPTIONS)
 
 
+def test_a_reference_that_was_measured_on_a_sample_is_not_called_whole() -> None:
+    probes = three_models(sampled=[True] * 2)
+    sizes = {1: 4, 2: 5}
+    view = gamma_view(probes, step=2, beta=None, sizes=sizes, **OPTIONS)
+    reference = reference_entry(probes, step=2, sizes=sizes, **OPTIONS)
+    assert reference == entry(view, "M_1", "D_2")
+    assert (reference["pairs"], reference["whole"]) == (2, False)
+    assert entry(view, "M_1", "D_1")["whole"]
+    margin = entry(view, "M_2", "D_1")["vs_previous"]["margin"]
+    assert margin is None, "its rewards are not beta times log-ratios"
+
+
 def test_a_sample_of_all_of_a_partition_is_one_entry() -> None:
     view = gamma_view(three_models(sampled=[True] * 5), step=2, beta=0.1, **OPTIONS)
     reference = entry(view, "M_1", "D_2")

@@ -204,6 +204,8 @@ def supervised(config: RunConfig) -> str:
 
 def test_the_preference_settings_do_not_count_for_the_supervised_stage():
     assert supervised(configure(training={"beta": 0.7})) == supervised(BASE)
+    another = configure(training={"objective": "simpo", "simpo_gamma_beta_ratio": 1.0})
+    assert supervised(another) == supervised(BASE)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +305,28 @@ def test_the_same_files_elsewhere_on_another_host_later_are_the_same_run(
     monkeypatch.setattr("socket.gethostname", lambda: "another")
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert identity(tmp_path / "there" / "deeper") == here
+
+
+@pytest.mark.parametrize(
+    ("objective", "change"),
+    [
+        ("cdpo", {"label_smoothing": 0.2}),
+        ("exo", {"exo_epsilon": 0.01}),
+        ("cal_dpo", {"cal_dpo_c": 0.5}),
+        ("simpo", {"simpo_gamma_beta_ratio": 1.0}),
+        ("orpo_one_stage", {"preference_weight": 0.1}),
+        ("orpo", {"beta": 0.2}),
+    ],
+)
+def test_a_setting_of_an_objective_counts_where_it_is_read_and_nowhere_else(objective, change):
+    read = configure(training={"objective": objective})
+    assert step(read) != step(BASE)
+    assert step(configure(training={"objective": objective} | change)) != step(read)
+    unread = configure(training={"objective": "sft"})
+    assert step(configure(training={"objective": "sft"} | change)) == step(unread)
+
+
+def test_lora_settings_count_with_adapters_alone():
+    assert step(configure(training={"lora_alpha": 32})) == step(BASE)
+    adapters = configure(training={"lora_r": 4})
+    assert step(configure(training={"lora_r": 4, "lora_alpha": 32})) != step(adapters)

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from sdpo.errors import ModelError
-from sdpo.logps import SequenceScorer, TokenSequence, collate, target_logps
+from sdpo.head import target_logps
+from sdpo.logps import SequenceScorer, TokenSequence, collate
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 64
 TRANSFORMS = [
@@ -61,7 +62,7 @@ class Head:
 
 @pytest.fixture(params=[1, 7, ROWS, 1000])
 def chunk_rows(request, monkeypatch):
-    monkeypatch.setattr("sdpo.logps.HEAD_CHUNK_BYTES", 4 * VOCABULARY * request.param)
+    monkeypatch.setattr("sdpo.head.HEAD_CHUNK_BYTES", 4 * VOCABULARY * request.param)
     return request.param
 
 
@@ -97,7 +98,7 @@ def test_a_weight_that_does_not_train_gets_no_gradient_and_hidden_states_still_d
 
 
 def test_logits_are_not_kept_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr("sdpo.logps.HEAD_CHUNK_BYTES", 4 * VOCABULARY * 2)
+    monkeypatch.setattr("sdpo.head.HEAD_CHUNK_BYTES", 4 * VOCABULARY * 2)
     head, kept = Head(), []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,11 @@ def test_a_model_is_measured_on_the_samples_and_on_the_next_partition_whole():
     assert rows.pair_ids == ["pair-00", "pair-01", "pair-02", "pair-04", "pair-05", "pair-06"]
 
 
+def test_a_partition_whose_step_reads_no_reference_is_measured_on_its_sample():
+    plan = plan_of([0, 1, 1, 2, 2, 3], sampled=[True, True, False, True, False, True])
+    assert probe_rows(plan, step=1, next_whole=False).token_rows.tolist() == [0, 1, 3, 5]
+
+
 def test_the_last_model_is_measured_on_the_samples_alone():
     plan = plan_of([0, 1, 1], sampled=[True, True, False])
     assert probe_rows(plan, step=1).token_rows.tolist() == [0, 1]

@@ -14,8 +14,8 @@ from sdpo.errors import ConfigError, DataError
 
 @pytest.fixture
 def supervised(write, tmp_path: Path):
-    def supervised(rows, format="chat"):
-        config = SupervisedConfig(examples="source", path=write(rows))
+    def supervised(rows, format="chat", **columns):
+        config = SupervisedConfig(examples="source", path=write(rows), columns=columns)
         result = prepare_supervised(config, default_format=format, out=tmp_path / "run")
         return result, pq.read_table(result.path)
 
@@ -59,6 +59,36 @@ def test_known_formats_become_prompt_and_completion(row, prompt, supervised):
     assert example["completion"] == turns(ASSISTANT)
     assert example["prompt_key"] == prompt_key([Message(*turn) for turn in prompt])
     assert (example["row"], example["format"], result.kept) == (1, "chat", 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "prompt"),
+    [
+        ({"talk": turns(USER, ASSISTANT)}, {"messages": "talk"}, [USER]),
+        ({"q": "Q?", "a": {"text": "yes"}}, {"prompt": "q", "completion": "a.text"}, [USER]),
+        (
+            {"prompt": "Q?", "completion": "no", "better": "yes", "role": "Be."},
+            {"prompt": "prompt", "completion": "better", "system": "role"},
+            [("system", "Be."), USER],
+        ),
+        (
+            {"prompt": "Q?", "completion": "yes", "s": "Be."},
+            {"system": "s"},
+            [("system", "Be."), USER],
+        ),
+    ],
+)
+def test_columns_are_those_that_are_named(row, columns, prompt, supervised):
+    _, table = supervised([row], **columns)
+    (example,) = table.to_pylist()
+    assert example["prompt"] == turns(*prompt)
+    assert example["completion"] == turns(ASSISTANT)
+
+
+def test_a_named_column_that_is_not_there_is_refused(supervised):
+    message = r"supervised\.columns\.messages is `talk`, but the columns are: prompt, completion"
+    with pytest.raises(DataError, match=message):
+        supervised([{"prompt": "Q?", "completion": "yes"}], messages="talk")
 
 
 def test_text_sources_stay_text(supervised):

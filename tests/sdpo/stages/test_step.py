@@ -262,3 +262,55 @@ def test_the_supervised_stage_learns_the_chosen_sides_and_never_a_reserved_promp
     assert losses[0] == pytest.approx(np.log(768), rel=0.05), "nearly uniform at first"
     assert losses[-1] < losses[0] - 0.3
     assert record["outputs"]["model"] == model_digest(fresh.folder.model(0))
+
+
+@pytest.mark.parametrize(("fraction", "examples"), [(0.05, 2), (0.1, 4), (1.0, 40)])
+def test_the_supervised_stage_takes_the_fraction_asked_for(tmp_path, fraction, examples):
+    fresh = prepare_run(tmp_path, pairs={0: 2, 1: 40})
+    supervised = SupervisedConfig(enabled=True, fraction=fraction)
+    training = TRAINING.model_copy(update={"max_steps": 1})
+    fresh.run_step(1, training, name="step-0", step=0, task="supervised", supervised=supervised)
+    assert fresh.record(0)["examples"] == examples
+
+
+def test_an_objective_without_reference_scores_none_and_passes_no_gate(tmp_path):
+    fresh = prepare_run(tmp_path, pairs={0: 3, 1: 8, 2: 6})
+    simpo = TRAINING.model_copy(update={"objective": "simpo", "beta": 2.0})
+    fresh.run_step(1, simpo)
+    record = fresh.record(1)
+    assert record["scored_rows"] == {"computed": 0, "cached": 0}
+    assert record["gate"] is None
+    assert record["gate_skipped"].startswith("objective simpo reads no reference")
+    assert not {"score", "gate"} & record["timings_s"].keys()
+    assert "reference_logps" not in record["inputs"]
+    assert not (fresh.folder.step(1) / "reference.parquet").exists()
+    assert not list(fresh.cache.rglob("*.parquet")), "not one row was scored"
+    lines = fresh.metrics(1)
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    assert "eval_rewards/margins" in lines[-1]
+
+
+def test_an_objective_without_reference_starts_where_its_formula_says(tmp_path):
+    """The first batch's loss, from M_0's own float64 logits."""
+    fresh = prepare_run(tmp_path, pairs={1: 4})
+    orpo = TRAINING.model_copy(update={"objective": "orpo_one_stage", "preference_weight": 0.3})
+    fresh.run_step(1, orpo)
+    rows = fresh.rows_of(1)
+    pairs = [fresh.token_file().row(row["token_row"]) for row in rows]
+    tokens = np.array([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs])
+    a = exact_logps(fresh, 0, rows) / tokens
+    odds = a - np.log(-np.expm1(a))
+    expected = -a[:, 0] + 0.3 * np.log1p(np.exp(-(odds[:, 0] - odds[:, 1])))
+    first = fresh.metrics(1)[0]
+    assert first["loss"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert first["nll_loss"] == pytest.approx(-a[:, 0].mean(), abs=1e-4)
+    assert first["odds_capped"] == 0
+
+
+def test_what_another_objective_scored_is_gone_when_the_step_is_made_again(tmp_path):
+    fresh = prepare_run(tmp_path, pairs={1: 4})
+    fresh.run_step(1, TRAINING)
+    assert (fresh.folder.step(1) / "reference.parquet").is_file()
+    fresh.run_step(1, TRAINING.model_copy(update={"objective": "sft"}))
+    assert not (fresh.folder.step(1) / "reference.parquet").exists()
+    assert "step-1/reference.parquet" not in fresh.record(1)["files"]

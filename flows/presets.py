@@ -1,0 +1,122 @@
+"""The recipes that come with the project: what there is, and each one as a text to keep.
+
+A preset's first comment says what it is; its first sentence is what the list shows. Files whose
+names start with an underscore hold what several presets share, and are no presets.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sdpo.errors import ConfigError
+from sdpo.objectives import describe
+from sdpo.recipe import load_recipe, read_recipe
+
+FOLDER = Path(__file__).parent / "recipes"
+
+_PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
+_SENTENCE = re.compile(r"(.+?)\.(?=\s|$)", re.DOTALL)
+_TEMPLATE = re.compile(r"^(\s*chat_template:\s*)(\S+\.jinja)\b", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """One recipe of the project; ``objectives`` as the steps have them, repeated ones once."""
+
+    name: str
+    path: Path
+    summary: str
+    paper: str
+    objectives: tuple[str, ...]
+
+
+def presets() -> list[Preset]:
+    """All of them, by name."""
+    return [_preset(path) for path in sorted(FOLDER.glob("[!_]*.yaml"))]
+
+
+def find(recipe: Path) -> Path:
+    """``recipe`` itself where it is a file, or the file of the preset of that name.
+
+    Raises:
+        ConfigError: a plain name that is neither.
+    """
+    name = str(recipe)
+    if recipe.is_file() or "/" in name or recipe.suffix in (".yaml", ".yml"):
+        return recipe
+    return _path(name)
+
+
+def printed(name: str) -> str:
+    """A preset as a recipe that stands alone, with its comments; ``name`` may end in `.yaml`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    path = _path(name.removesuffix(".yaml"))
+    text = path.read_text(encoding="utf-8")
+    if not re.search(r"^extends:", text, re.MULTILINE):
+        return _TEMPLATE.sub(_absolute, text)
+    values = {"name": path.stem, **read_recipe(path, presets=FOLDER)}
+    headers = [_header(file.read_text(encoding="utf-8")) for file in _chain(path)]
+    return "#\n".join(headers) + yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def _absolute(match: re.Match[str]) -> str:
+    template = FOLDER / match[2]
+    return match[1] + (str(template) if template.is_file() else match[2])
+
+
+def _path(name: str) -> Path:
+    path = FOLDER / f"{name}.yaml"
+    if "/" in name or name.startswith("_") or not path.is_file():
+        known = [preset.stem for preset in FOLDER.glob("[!_]*.yaml")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        raise ConfigError(
+            f"no recipe at {Path(name).absolute()} and no preset named `{name}`: {hint}"
+            "`sdpo recipes` lists the presets"
+        )
+    return path
+
+
+def _preset(path: Path) -> Preset:
+    config = load_recipe(path, presets=FOLDER)
+    steps = [config.training_of(number) for number in range(1, max(1, len(config.steps)) + 1)]
+    headers = [_header(file.read_text(encoding="utf-8")) for file in _chain(path)]
+    paper = next((found[1] for header in headers if (found := _PAPER.search(header))), "")
+    return Preset(
+        name=path.stem,
+        path=path,
+        summary=_first_sentence(headers[0]),
+        paper=paper,
+        objectives=tuple(dict.fromkeys(describe(step.model_dump()) for step in steps)),
+    )
+
+
+def _chain(path: Path) -> list[Path]:
+    """A preset's file, and those that it extends."""
+    base = re.search(r"^extends:\s*(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return [path, *(_chain(path.parent / base[1]) if base else [])]
+
+
+def _header(text: str) -> str:
+    """The comment at the start of a recipe, as it stands."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        if not line.startswith("#"):
+            break
+        lines.append(line)
+    return "".join(lines)
+
+
+def _first_sentence(header: str) -> str:
+    text = " ".join(line.lstrip("# ").rstrip() for line in header.splitlines())
+    found = _SENTENCE.match(text)
+    sentence = found[1] if found else text
+    return re.sub(r" \(arXiv [^)]*\)", "", sentence)

@@ -1,0 +1,208 @@
+"""Norm, gate and rotary embedding of Llama-like models with backward passes of their own.
+
+On a CPU the matrix products of a small model are half of its time; most of the rest is element-wise
+work that autograd splits into many passes and many saved tensors. These functions do the same
+arithmetic in fewer of both. They stand in for a model's own modules only where these are known and
+were seen to give the same values; fp32 on a CPU alone, anything else takes the model's own code.
+"""
+
+import sys
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class _RMSNorm(torch.autograd.Function):
+    """``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        x, weight, scale = ctx.saved_tensors
+        gradient = gradients[0]
+        normed = x * scale
+        product = gradient * normed
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = product.sum(tuple(range(x.dim() - 1)))
+        mean = torch.mv(product.view(-1, x.shape[-1]), weight).div_(x.shape[-1])
+        grad = torch.mul(gradient, weight, out=product)
+        grad.addcmul_(normed, mean.view(*x.shape[:-1], 1), value=-1).mul_(scale)
+        return grad, weight_grad, None
+
+
+class _SiluGate(torch.autograd.Function):
+    """``silu(gate) * up`` (arXiv 2002.05202); saves its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        gradient = gradients[0]
+        up_grad = functional.silu(gate).mul_(gradient)
+        gate_grad = torch.ops.aten.silu_backward(gradient * up, gate)
+        return gate_grad, up_grad
+
+
+class _Rotary(torch.autograd.Function):
+    """Rotation of the two halves of each head (arXiv 2104.09864); saves cosine and sine alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        gradient = gradients[0]
+        half = gradient.shape[-1] // 2
+        grad = gradient * cos
+        grad[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+        grad[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+        return grad, None, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension."""
+    out: torch.Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up``, element by element."""
+    out: torch.Tensor = _SiluGate.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of ``x`` ``[..., width]`` with ``cos`` and ``sin`` that broadcast to it."""
+    out: torch.Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+def fuse(model: nn.Module) -> list[str]:
+    """Let ``model`` use these functions where its own are known; names of those in use.
+
+    A module keeps its parameters and its place, so adapters, wrappers and publication see nothing
+    of it.
+    """
+    return [
+        name
+        for name, apply in (("norm", _fuse_norms), ("gate", _fuse_gates), ("rotary", _fuse_rotary))
+        if apply(model)
+    ]
+
+
+def _plain(x: torch.Tensor) -> bool:
+    """Whether the functions here serve: fp32 on a CPU, without autocast or a compiler's trace."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _fuse_norms(model: nn.Module) -> int:
+    count = 0
+    for module in model.modules():
+        own = type(module).forward
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+        known = type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)
+        if not known or not isinstance(weight, torch.Tensor) or "forward" in vars(module):
+            continue
+
+        def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
+            return rms_norm(x, self.weight, self.variance_epsilon) if _plain(x) else _own(self, x)
+
+        if _same(module, forward, weight.shape[-1]):
+            module.forward = MethodType(forward, module)
+            count += 1
+    return count
+
+
+def _fuse_gates(model: nn.Module) -> int:
+    count = 0
+    for module in model.modules():
+        own = type(module).forward
+        names = ("gate_proj", "up_proj", "down_proj")
+        if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
+            continue
+        silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+        if not silu or "forward" in vars(module):
+            continue
+
+        def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
+            if not _plain(x):
+                return _own(self, x)
+            return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
+
+        if _same(module, forward, _width(module)):
+            module.forward = MethodType(forward, module)
+            count += 1
+    return count
+
+
+@torch.no_grad()
+def _same(module: nn.Module, forward: Any, width: int) -> bool:
+    """Whether ``forward`` gives what the module's own does, on a few numbers."""
+    parameter = next(module.parameters())
+    if not _plain(parameter) or parameter.numel() == 0:
+        return False
+    x = torch.linspace(-3, 3, 4 * width).view(1, 4, width)
+    return torch.allclose(forward(module, x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def _width(module: Any) -> int:
+    return int(module.gate_proj.weight.shape[1])
+
+
+def _fuse_rotary(model: nn.Module) -> int:
+    """Replace the function in the module that the architecture's code looks it up in."""
+    code = sys.modules[type(model).__module__]
+    own = getattr(code, "apply_rotary_pos_emb", None)
+    if own is None:
+        return 0
+    if hasattr(own, "sdpo_own"):
+        return 1
+
+    def apply_rotary_pos_emb(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        if rest or named or not _plain(q) or q.dim() != 4 or cos.shape[-1] != q.shape[-1]:
+            return own(q, k, cos, sin, *rest, **named)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    x, angle = torch.linspace(-3, 3, 64).view(1, 2, 4, 8), torch.linspace(0, 9, 32).view(1, 4, 8)
+    try:
+        theirs, ours = (f(x, x, angle.cos(), angle.sin()) for f in (own, apply_rotary_pos_emb))
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return 0
+    if not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(theirs, ours, strict=True)):
+        return 0
+    apply_rotary_pos_emb.sdpo_own = own  # type: ignore[attr-defined]
+    code.apply_rotary_pos_emb = apply_rotary_pos_emb  # type: ignore[attr-defined]
+    return 1

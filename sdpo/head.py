@@ -1,0 +1,159 @@
+"""The language-model head in chunks: log-probs of targets without logits in full.
+
+Logits exist for a chunk of rows at a time and are recomputed in the backward pass (log-softmax and
+its gradient: ``d z = g (onehot - softmax)``), so memory does not depend on the vocabulary times the
+length. Sums are accumulated in fp32.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+
+from sdpo.batching import HEAD_CHUNK_BYTES
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Log-prob of each target under ``softmax(transform(hidden @ weight.T + bias))``.
+
+    Gradients flow to hidden states and, where they train, to weight and bias; the weight's is
+    accumulated in fp32 over the chunks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: float,
+        softcap: float,
+    ) -> torch.Tensor:
+        chunk = max(1, HEAD_CHUNK_BYTES // (4 * weight.shape[0]))
+        kernel = weight.to(hidden.dtype)
+        logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        lse = torch.empty_like(logps)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            logits = _logits(hidden[rows], kernel, bias, scale, softcap)
+            lse[rows] = torch.logsumexp(logits, dim=-1)
+            chosen = logits.gather(1, targets[rows, None]).squeeze(1)
+            logps[rows] = chosen - lse[rows]
+        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+        ctx.options = (chunk, scale, softcap)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        chunk, scale, softcap = ctx.options
+        gradient = gradients[0]
+        _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        kernel = weight.to(hidden.dtype)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            logits = _logits(hidden[rows], kernel, bias, scale, softcap)
+            slope = torch.exp(logits - lse[rows, None]).neg_()
+            slope[torch.arange(len(slope), device=slope.device), targets[rows]] += 1
+            slope *= gradient[rows, None]
+            if softcap:
+                slope *= 1 - (logits / softcap) ** 2
+            slope *= scale
+            if bias_grad is not None:
+                bias_grad += slope.sum(0)
+            low = slope.to(hidden.dtype)
+            hidden_grad[rows] = low @ kernel
+            if weight_grad is not None:
+                if low.dtype == torch.float32:
+                    weight_grad.addmm_(low.T, hidden[rows])
+                else:
+                    weight_grad += low.T @ hidden[rows]
+        return (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None else bias_grad.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _logits(
+    hidden: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    logits = (hidden @ kernel.T).float()
+    if bias is not None:
+        logits += bias.float()
+    if scale != 1.0:
+        logits *= scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits
+
+
+def target_logps(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """log p(target) per row, fp32 ``[rows]``, without logits in full.
+
+    ``hidden``: ``[rows, width]``; ``weight``: ``[vocabulary, width]``; ``targets``: ``[rows]``.
+    ``scale`` multiplies the logits, then ``softcap`` c bounds them by ``c * tanh(z / c)``.
+    """
+    logps: torch.Tensor = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, scale, softcap
+    )
+    return logps
+
+
+def teach_head(model: Any) -> None:
+    """Let the model's head answer with log-probs of targets where it is given any.
+
+    The head stays the module it is: sharding wrappers gather a module's weights around its own
+    forward and nowhere else.
+    """
+    head = model.get_output_embeddings()
+    if "forward" in vars(head):
+        return
+    scale, softcap = _logit_transform(model.config)
+
+    def forward(self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        if targets is None:
+            return type(self).forward(self, hidden)
+        return target_logps(
+            hidden, self.weight, targets, bias=self.bias, scale=scale, softcap=softcap
+        )
+
+    head.forward = MethodType(forward, head)  # bound, so that a copy of the model has its own
+
+
+def _logit_transform(config: Any) -> tuple[float, float]:
+    """(scale, softcap) that an architecture applies to its logits before the softmax."""
+    scale = 1.0
+    if getattr(config, "logit_scale", None):  # Cohere
+        scale *= float(config.logit_scale)
+    if getattr(config, "logits_scaling", None):  # Granite
+        scale /= float(config.logits_scaling)
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    return scale, float(softcap or 0.0)
+
+
+def head_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """What the model's softmax gets for hidden ``states``: fp32 ``[rows, vocabulary]``."""
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    head = model.get_output_embeddings()
+    return _logits(states, head.weight.to(states.dtype), head.bias, *_logit_transform(model.config))

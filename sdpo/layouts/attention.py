@@ -1,0 +1,197 @@
+"""The attention function that models use for rows of several sequences.
+
+It is registered with transformers' attention interface, so any architecture that takes its
+attention from there can use the shared and packed layouts. On a GPU it is FlexAttention; on a CPU
+it is the fused kernel of torch, once per segment, with its own backward: slices through autograd
+would make and add a full-length gradient for each of them.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sdpo.errors import LayoutError
+from sdpo.layouts.segments import Segments
+
+NAME = "sdpo_segments"
+
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "block_indices", "indices")
+"""What some architectures add to attention and this module does not do."""
+
+
+def segmented_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of ``query`` ``[1, heads, tokens, width]`` as ``segments`` say.
+
+    Returns ``[1, tokens, heads, width]``, as transformers' attention functions do.
+
+    Raises:
+        LayoutError: the architecture asks for something that is not done here.
+    """
+    if segments is None or attention_mask is not None:
+        raise LayoutError(f"{type(module).__name__} does not hand its attention the segments")
+    for name in _UNKNOWN:
+        if options.get(name) is not None:
+            raise LayoutError(f"{type(module).__name__} wants attention with {name}")
+    if query.device.type == "cuda":
+        out = _flex(query, key, value, segments, scaling, sliding_window)
+        return out.transpose(1, 2).contiguous(), None
+    masks = segments.masks(sliding_window, query.dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout == 0.0 and query.shape[-1] == value.shape[-1]:
+        out = _SegmentedAttention.apply(query, key, value, segments, masks, scale)  # type: ignore[no-untyped-call]
+        return out, None
+    return _through_autograd(query, key, value, segments, masks, scale, dropout), None
+
+
+class _SegmentedAttention(torch.autograd.Function):
+    """Fused attention per segment; gradients are added up in one buffer per input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        segments: Segments,
+        masks: list[torch.Tensor | None],
+        scale: float,
+    ) -> torch.Tensor:
+        _, heads, tokens, width = query.shape
+        out = query.new_empty(1, tokens, heads, width)
+        sums: list[torch.Tensor] = []
+        for segment, mask in zip(segments.parts, masks, strict=True):
+            q, k, v = _slices(query, key, value, segment)
+            part, lse = _KERNEL(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
+            _heads(out, segment.first, segment.last, k.shape[0]).copy_(part)
+            sums.append(lse)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.plan = (segments.parts, masks, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        query, key, value, out, *sums = ctx.saved_tensors
+        parts, masks, scale = ctx.plan
+        gradient = gradients[0]
+        grouped = query.shape[1] != key.shape[1]
+        # Laid out [1, tokens, heads, width], as the projections want their gradients.
+        dq, dk, dv = (
+            torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value)
+        )
+        for segment, mask, lse in zip(parts, masks, sums, strict=True):
+            q, k, v = _slices(query, key, value, segment)
+            groups = k.shape[0]
+            gq, gk, gv = _KERNEL_BACKWARD(
+                _heads(gradient, segment.first, segment.last, groups),
+                *(q, k, v),
+                _heads(out, segment.first, segment.last, groups),
+                *(lse, 0.0, mask is None),
+                attn_mask=mask,
+                scale=scale,
+            )
+            shape = (1, -1, *q.shape[2:])
+            dq[:, :, segment.first : segment.last] = gq.reshape(shape)
+            keys = slice(segment.first_key, segment.last_key)
+            for total, part in ((dk, gk), (dv, gv)):
+                total[:, :, keys] += part.sum(1)[None] if grouped else part
+        return dq, dk, dv, None, None, None
+
+
+def _slices(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries and keys of a segment; with grouped heads a group is an entry of the batch.
+
+    So ``[1, heads, q, w]`` and ``[groups, heads / groups, q, w]``, keys repeated by a stride of 0.
+    """
+    q = query[:, :, segment.first : segment.last]
+    k, v = (t[:, :, segment.first_key : segment.last_key] for t in (key, value))
+    heads, groups = q.shape[1], k.shape[1]
+    if heads == groups:
+        return q, k, v
+    share = heads // groups
+    k, v = (t[0][:, None].expand(groups, share, *t.shape[2:]) for t in (k, v))
+    return q[0].view(groups, share, *q.shape[2:]), k, v
+
+
+def _heads(rows: torch.Tensor, first: int, last: int, groups: int) -> torch.Tensor:
+    """Rows ``[1, tokens, heads, width]`` of a segment, heads as :func:`_slices` has them."""
+    heads = rows[0, first:last].transpose(0, 1)
+    return heads.view(groups, -1, *heads.shape[1:])
+
+
+def _through_autograd(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    masks: Any,
+    scale: float,
+    dropout: float,
+) -> torch.Tensor:
+    parts: list[tuple[int, torch.Tensor]] = []
+    for segment, mask in zip(segments.parts, masks, strict=True):
+        keys = slice(segment.first_key, segment.last_key)
+        out = functional.scaled_dot_product_attention(
+            query[:, :, segment.first : segment.last],
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        parts.append((segment.first, out.transpose(1, 2)))
+    return torch.cat([out for _, out in sorted(parts, key=lambda part: part[0])], dim=1)
+
+
+def _flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    out: torch.Tensor = _compiled_flex()(
+        query,
+        key,
+        value,
+        block_mask=segments.block_mask(window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def register() -> None:
+    """Make the function known to transformers under :data:`NAME`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, segmented_attention)

@@ -1,0 +1,64 @@
+"""What a forward pass gets: token ids of prompts with their completions, laid out in rows.
+
+A layout decides the arrangement; the answer is the same for all of them: one summed log-prob per
+completion. See :mod:`sdpo.layouts` for the layouts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdpo.layouts.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """A prompt and its completions, int32 ``[tokens]`` each.
+
+    A preference pair has two completions (chosen, rejected), a supervised example one.
+    """
+
+    prompt: np.ndarray
+    completions: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Prompt groups as rows of tokens, int64.
+
+    ``input_ids``: ``[rows, length]``; ``attention_mask`` and ``position_ids`` likewise, None where
+    the model's own are right. ``segments`` says who sees whom where a row holds several sequences.
+    ``predictors``: flat indices into ``rows * length`` of the positions that predict completion
+    tokens, ``targets``: the tokens they predict, completion by completion; ``scored``: their number
+    per completion. ``sides``: completions per group.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    segments: Segments | None = None
+    predictors: torch.Tensor
+    targets: torch.Tensor
+    scored: torch.Tensor
+    sides: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        if self.input_ids.device == device:
+            return self
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, torch.Tensor | Segments):
+                moved[field.name] = value.to(device, non_blocking=True)
+        return replace(self, **moved)
+
+
+def targets_of(groups: Sequence[PromptGroup]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(targets, scored) of a batch: completions one after the other, and their lengths."""
+    completions = [side for group in groups for side in group.completions]
+    targets = torch.from_numpy(np.concatenate(completions).astype(np.int64))
+    return targets, torch.tensor([len(side) for side in completions])

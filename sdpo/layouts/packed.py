@@ -1,0 +1,23 @@
+"""Many sequences in one row, prompt included in each, nothing padded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdpo.layouts.batch import Batch, PromptGroup
+from sdpo.layouts.row import Row
+
+
+def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
+    """Sequence after sequence in one row; each sees itself alone."""
+    row = Row()
+    for group in groups:
+        for side in group.completions:
+            row.begin_group()
+            start = row.tokens
+            row.add(group.prompt, position=0, part=0)
+            row.add(side, position=len(group.prompt), part=0)
+            row.see(start, row.tokens, start, row.tokens)
+            first = start + len(group.prompt) - 1
+            row.predict(np.arange(first, first + len(side)))
+    return row.batch(groups, pad_token_id=pad_token_id, device=device)

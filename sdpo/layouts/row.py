@@ -1,0 +1,69 @@
+"""One row of tokens that is built run by run, with what every run may see."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sdpo.layouts.batch import Batch, PromptGroup, targets_of
+from sdpo.layouts.segments import Segment, Segments, padded_length
+
+
+class Row:
+    """A row under construction. Tokens are added in runs; ``tokens`` is their number so far."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._group = -1
+        self._ids: list[np.ndarray] = []
+        self._positions: list[np.ndarray] = []
+        self._groups: list[np.ndarray] = []
+        self._parts: list[np.ndarray] = []
+        self._segments: list[Segment] = []
+        self._predictors: list[np.ndarray] = []
+
+    def begin_group(self) -> None:
+        """What follows sees nothing of what is there."""
+        self._group += 1
+
+    def add(self, ids: np.ndarray, *, position: int, part: int) -> None:
+        """Add a run whose first token has ``position``; part 0 is seen by the whole group."""
+        count = len(ids)
+        self._ids.append(ids)
+        self._positions.append(np.arange(position, position + count))
+        self._groups.append(np.full(count, self._group))
+        self._parts.append(np.full(count, part))
+        self.tokens += count
+
+    def see(self, first: int, last: int, first_key: int, last_key: int) -> None:
+        """Tokens ``[first, last)`` see, of ``[first_key, last_key)``, positions up to their own."""
+        self._segments.append(Segment(first, last, first_key, last_key))
+
+    def predict(self, predictors: np.ndarray) -> None:
+        """Tokens that predict the next completion, in its order."""
+        self._predictors.append(predictors)
+
+    def batch(self, groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
+        """The row as a batch for ``device``; padding there sees itself alone."""
+        if (missing := padded_length(self.tokens, device=device) - self.tokens) > 0:
+            self.begin_group()
+            start = self.tokens
+            self.add(np.full(missing, pad_token_id), position=0, part=0)
+            self.see(start, self.tokens, start, self.tokens)
+        targets, scored = targets_of(groups)
+        positions = _joined(self._positions)
+        return Batch(
+            input_ids=_joined(self._ids)[None],
+            position_ids=positions[None],
+            segments=Segments(
+                tuple(self._segments), positions, _joined(self._groups), _joined(self._parts)
+            ),
+            predictors=_joined(self._predictors),
+            targets=targets,
+            scored=scored,
+            sides=len(groups[0].completions),
+        )
+
+
+def _joined(runs: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(runs).astype(np.int64))

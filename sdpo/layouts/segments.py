@@ -1,0 +1,105 @@
+"""Attention over rows that hold several sequences.
+
+A segment is a run of query tokens with the run of key tokens they may look at; among those a token
+sees the positions up to its own. Cutting attention by segments computes the visible rectangles and
+nothing else, and needs no padding; FlexAttention gets the same rule as a block mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_BLOCK = 128
+"""FlexAttention works on blocks of so many tokens: rows for it are padded to a multiple."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Query tokens ``[first, last)`` and the key tokens ``[first_key, last_key)`` they may see."""
+
+    first: int
+    last: int
+    first_key: int
+    last_key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The segments of one row of tokens.
+
+    ``positions``, ``group`` and ``part``: int64 ``[tokens]``, the position of each token in its
+    sequence, the group it belongs to, and 0 for prompt tokens or the number of its completion.
+    """
+
+    parts: tuple[Segment, ...]
+    positions: torch.Tensor
+    group: torch.Tensor
+    part: torch.Tensor
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Segments":
+        """The same on ``device``."""
+        positions, group, part = (
+            array.to(device, non_blocking=non_blocking)
+            for array in (self.positions, self.group, self.part)
+        )
+        return Segments(self.parts, positions, group, part)
+
+    def masks(self, window: int | None, dtype: torch.dtype) -> Sequence[torch.Tensor | None]:
+        """Per segment the additive mask ``[queries, keys]``; None where it is plainly causal."""
+        key = ("masks", window, dtype)
+        if key not in self._made:
+            self._made[key] = [self._mask(segment, window, dtype) for segment in self.parts]
+        masks: list[torch.Tensor | None] = self._made[key]
+        return masks
+
+    def _mask(
+        self, segment: Segment, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        own = (segment.first, segment.last) == (segment.first_key, segment.last_key)
+        if own and (window is None or window >= segment.last - segment.first):
+            return None
+        queries = self.positions[segment.first : segment.last, None]
+        keys = self.positions[None, segment.first_key : segment.last_key]
+        hidden = keys > queries
+        if window is not None:
+            hidden |= queries - keys >= window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, float("-inf"))
+
+    def allowed(self, window: int | None = None) -> torch.Tensor:
+        """The whole rule, bool ``[tokens, tokens]``: may the row's token see the column's."""
+        queries, keys = torch.meshgrid(*[torch.arange(len(self.positions))] * 2, indexing="ij")
+        return self._sees(queries, keys, window)
+
+    def _sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
+        same = self.group[query] == self.group[key]
+        visible = (self.part[key] == 0) | (self.part[key] == self.part[query])
+        distance = self.positions[query] - self.positions[key]
+        near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        return same & visible & near
+
+    def block_mask(self, window: int | None) -> Any:
+        """The rule as FlexAttention's block mask."""
+        key = ("blocks", window)
+        if key not in self._made:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            device, tokens = self.positions.device, len(self.positions)
+
+            def sees(
+                _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, at: torch.Tensor
+            ) -> torch.Tensor:
+                return self._sees(query, at, window)
+
+            self._made[key] = create_block_mask(
+                sees, None, None, tokens, tokens, device=str(device), BLOCK_SIZE=_BLOCK
+            )
+        return self._made[key]
+
+
+def padded_length(tokens: int, *, device: str) -> int:
+    """Length of a row of ``tokens`` on ``device``: FlexAttention wants whole blocks."""
+    return -(-tokens // _BLOCK) * _BLOCK if device == "cuda" else tokens

@@ -1,0 +1,178 @@
+"""From the recipe to M_2 as whole processes; and what a run costs beside scoring and training."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from sdpo.store import RunFolder
+from tests.bench.measured import FamilyUsage, run_family
+from tests.bench.options import Options
+from tests.bench.ours import read_losses
+from tests.bench.report import MB, table
+from tests.bench.rivals import environment, trl_spec
+from tests.bench.workload import Workload
+
+WORK = {"score", "train", "measure"}
+"""Phases of a stage that are not orchestration."""
+
+QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def chain(options: Options, *, per_device: int) -> dict[str, Any]:
+    """Two steps in a row: ``sdpo run``, and a plain script of two DPOTrainers.
+
+    ``sdpo run`` is there twice: measuring every model on all pairs as it does by default, and
+    measuring one pair of each partition, which leaves what TRL does.
+    """
+    options = options.below("chain")
+    workload = options.workload(steps=2)
+    found: dict[str, list[FamilyUsage]] = {}
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(options.repeat):
+        for name, probes in (("sdpo run", 512), ("sdpo run, not measuring", 1)):
+            folder = options.folder / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
+            recipe = _recipe(options, workload, folder, probes=probes)
+            found.setdefault(name, []).append(run_recipe(recipe, folder))
+        if not ours:
+            run = RunFolder(folder / "runs" / "bench")
+            ours = [loss for k in (1, 2) for loss in read_losses(run.step(k) / "metrics.jsonl")]
+        if options.sizes:
+            name = f"TRL, {per_device} per device"
+            usage, theirs = _trl(options, workload, per_device=per_device, turn=turn)
+            found.setdefault(name, []).append(usage)
+    return _chain_numbers(options, found, ours, theirs)
+
+
+def _chain_numbers(
+    options: Options, found: Mapping[str, list[FamilyUsage]], ours: list[float], theirs: list[float]
+) -> dict[str, Any]:
+    walls = {name: median(usage.wall_s for usage in runs) for name, runs in found.items()}
+    peaks = {name: median(usage.peak_bytes for usage in runs) for name, runs in found.items()}
+    cpus = {name: median(usage.cpu_s for usage in runs) for name, runs in found.items()}
+    print(f"\n== two steps of {options.pairs} pairs, whole processes from the start to M_2")
+    rows = [
+        [name, f"{walls[name]:.1f}", f"{cpus[name]:.1f}", f"{peaks[name] / MB:,.0f}"]
+        for name in found
+    ]
+    print(table(["", "s", "CPU s", "peak RSS of all processes, MB"], rows))
+    numbers: dict[str, Any] = {
+        "chain": {name: [asdict(usage) for usage in runs] for name, runs in found.items()}
+    }
+    if not theirs:
+        return numbers
+    name = list(found)[-1]
+    for key, mine in (("chain", "sdpo run"), ("chain_not_measuring", "sdpo run, not measuring")):
+        numbers[f"{key}_time_ratio"] = walls[name] / walls[mine]
+        numbers[f"{key}_memory_ratio"] = peaks[name] / peaks[mine]
+        print(
+            f"{name} over {mine}: time {numbers[f'{key}_time_ratio']:.2f}x, memory "
+            f"{numbers[f'{key}_memory_ratio']:.2f}x"
+        )
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    numbers |= {"chain_loss_difference": difference, "chain_optimizer_steps": len(ours)}
+    print(
+        f"largest difference of the loss over the {len(ours)} optimizer steps of both: "
+        f"{difference:.1e}"
+    )
+    return numbers
+
+
+def _recipe(
+    options: Options, workload: Workload, folder: Path, *, probes: int, **groups: Any
+) -> Path:
+    """A natural run over the workload's files, without a reserve, which TRL has not either."""
+    folder.mkdir(parents=True)
+    steps = range(1, workload.settings.steps + 1)
+    training = options.training(workload).model_dump(exclude_defaults=True)
+    recipe = {
+        "name": "bench",
+        "model": {"name_or_path": str(workload.model)},
+        "data": {
+            "sources": [{"name": f"D_{k}", "path": str(workload.source(k))} for k in steps],
+            "reserve": {"fraction": 0, "min_pairs": 0},
+            "max_length": workload.settings.max_length,
+        },
+        "training": training,
+        "probe": {"max_pairs": probes, "completions": 0},
+        "launch": {"device": options.device, "threads": options.threads},
+        "store": {"runs_dir": str(folder / "runs")},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | groups), encoding="utf-8")
+    return path
+
+
+def run_recipe(recipe: Path, folder: Path) -> FamilyUsage:
+    """``sdpo run`` as a process with all that it starts."""
+    command = [sys.executable, "-m", "flows.cli", "run", str(recipe)]
+    return run_family(command, log=folder / "sdpo.log", environment=QUIET)
+
+
+def _trl(
+    options: Options, workload: Workload, *, per_device: int, turn: int
+) -> tuple[FamilyUsage, list[float]]:
+    folder = options.folder / f"trl-{turn}"
+    training = options.training(workload)
+    rows = [workload.ordered(1), workload.ordered(2)]
+    spec = trl_spec(workload, folder, training, rows=rows, per_device=per_device)
+    spec |= {"save": True}
+    path = folder / "spec.json"
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    usage = run_family(
+        [sys.executable, "-m", "tests.bench.theirs", str(path)],
+        log=folder / "log",
+        environment=environment(threads=options.threads, cache=folder / "datasets") | QUIET,
+    )
+    results = json.loads(Path(spec["results"]).read_text(encoding="utf-8"))
+    return usage, [loss for result in results for loss in result["losses"]]
+
+
+def orchestration(options: Options) -> dict[str, Any]:
+    """Seconds of a whole ``sdpo run`` on a tiny model beside scoring, training and measuring."""
+    options = options.below("orchestration")
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    cpus: list[float] = []
+    for turn in range(options.repeat):
+        for steps, found in walls.items():
+            name = f"{steps}-{turn}"
+            workload = options.workload(name, model="tiny", lengths="short", pairs=64, steps=steps)
+            folder = options.folder / f"run-{name}"
+            recipe = _recipe(options, workload, folder, probes=512, data=_defaults(workload))
+            usage = run_recipe(recipe, folder)
+            found.append(usage.wall_s - _work_s(folder / "runs" / "bench", steps=steps))
+            if steps == 1:
+                cpus.append(usage.cpu_s)
+    one, two = (median(found) for found in walls.values())
+    print(
+        f"\n== orchestration, tiny model: {one:.1f} s of a run of one step are not scoring, "
+        f"training or measuring; a second step adds {two - one:.1f} s; the first run took "
+        f"{median(cpus):.1f} s of CPU in all"
+    )
+    return {
+        "orchestration_s": one,
+        "orchestration_further_step_s": two - one,
+        "orchestration_cpu_s": median(cpus),
+    }
+
+
+def _defaults(workload: Workload) -> dict[str, Any]:
+    """The workload's data with the reserve as it is by default."""
+    steps = range(1, workload.settings.steps + 1)
+    return {"sources": [{"name": f"D_{k}", "path": str(workload.source(k))} for k in steps]}
+
+
+def _work_s(run: Path, *, steps: int) -> float:
+    total = 0.0
+    for step in range(1, steps + 1):
+        lines = (run / "logs" / f"step-{step}.events.jsonl").read_text(encoding="utf-8")
+        events = [json.loads(line) for line in lines.splitlines()]
+        [result] = [event for event in events if event["event"] == "result"]
+        total += sum(s for phase, s in result["timings_s"].items() if phase in WORK)
+    return total

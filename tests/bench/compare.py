@@ -1,0 +1,205 @@
+"""Scoring and training one partition, side by side; the loss curve; the warm cache."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from statistics import median
+from typing import Any
+
+from tests.bench.matmul import Rate, measure_rate
+from tests.bench.measured import Usage
+from tests.bench.options import Options
+from tests.bench.ours import Measurement, run_step, run_tokenise
+from tests.bench.report import Side, loss_difference, ratios, side_by_side
+from tests.bench.rivals import NOT_PRECOMPUTED, run_trl, trl_name
+from tests.bench.workload import Workload
+
+USUAL = 8
+"""Pairs per device as people configure TRL: its own default."""
+
+
+def compare(options: Options, lengths: str) -> tuple[Workload, dict[str, Any]]:
+    """Both sides over pairs of ``lengths``, run in turn; prints and returns the numbers."""
+    workload = options.below(lengths).workload(lengths=lengths)
+    print(_title(options, workload))
+    runs = _Runs()
+    rates: list[Rate] = []
+    for turn in range(options.repeat):
+        rates.append(measure_rate(device=options.device, threads=options.threads))
+        _one_turn(options, workload, runs, turn=turn)
+    rate = Rate(max(rate.wall for rate in rates), max(rate.cpu for rate in rates))
+    return workload, _numbers(options, workload, runs.sides, rate)
+
+
+class _Runs:
+    """Measurements by program; what each took is told as it comes."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[Measurement]] = {}
+
+    def add(self, measurement: Measurement) -> None:
+        self._found.setdefault(measurement.name, []).append(measurement)
+        parts = [f"{phase} {seconds:.1f} s" for phase, seconds in measurement.seconds.items()]
+        peak = f"peak {measurement.usage.peak_bytes / 1e6:,.0f} MB"
+        print(f"  {measurement.name}: {', '.join([*parts, peak])}", file=sys.stderr, flush=True)
+
+    @property
+    def sides(self) -> list[Side]:
+        return [Side(name, runs) for name, runs in self._found.items()]
+
+
+def _one_turn(options: Options, workload: Workload, runs: _Runs, *, turn: int) -> None:
+    training, threads = options.training(workload), options.threads
+    folder = workload.folder.parent
+    prepared = run_tokenise(workload, folder / f"sdpo-tokens-{turn}", threads=threads)
+    done = run_step(workload, folder / f"sdpo-{turn}", training, options.launch)
+    runs.add(replace(done, seconds=prepared.seconds | done.seconds))
+    for size in options.sizes:
+        place = folder / f"trl-{size}-{turn}"
+        try:
+            runs.add(run_trl(workload, place, training, per_device=size, threads=threads))
+        except RuntimeError as error:
+            if options.device == "cpu":
+                raise
+            # A device has an end: the comparison goes on with what fits.
+            print(f"  {trl_name(size)} failed: {error}", file=sys.stderr)
+    if theirs := _precomputed(runs.sides):
+        best = next(s for s in options.sizes if trl_name(s) == fastest(theirs).name)
+        place = folder / f"trl-plain-{turn}"
+        runs.add(
+            run_trl(workload, place, training, per_device=best, threads=threads, precompute=False)
+        )
+
+
+def _precomputed(sides: Sequence[Side]) -> list[Side]:
+    return [s for s in sides if s.name != "sdpo" and not s.name.endswith(NOT_PRECOMPUTED)]
+
+
+def fastest(sides: Sequence[Side]) -> Side:
+    """The one with the least time for scoring and training."""
+    return min(sides, key=lambda side: side.seconds("total_s"))
+
+
+def _title(options: Options, workload: Workload) -> str:
+    settings, lengths = workload.settings, workload.facts["lengths"]
+    prompt, chosen, rejected = (sum(c) / len(lengths) for c in zip(*lengths, strict=True))
+    return (
+        f"\n== {settings.lengths}: {settings.pairs} pairs, on average {prompt:.0f} prompt, "
+        f"{chosen:.0f} chosen, {rejected:.0f} rejected tokens\n"
+        f"Llama of {settings.shape.parameters / 1e6:,.1f}M random weights, "
+        f"{options.training(workload).precision}; global batch {settings.batch_size}; "
+        f"{options.device}, {options.threads} threads; medians of {options.repeat}"
+    )
+
+
+def _numbers(
+    options: Options, workload: Workload, sides: Sequence[Side], rate: Rate
+) -> dict[str, Any]:
+    """What the JSON file holds of a comparison; prints it as a table."""
+    ours, flops, pairs = sides[0], workload.flops, workload.settings.pairs
+    total = ours.seconds("total_s")
+    steps = len(ours.runs[0].losses)
+    found: dict[str, Any] = {
+        "settings": asdict(workload.settings),
+        "parameters": workload.settings.shape.parameters,
+        "device": options.device,
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "matmul_flops_per_s": rate.wall,
+        "useful_flops": flops,
+        "optimizer_steps": steps,
+        "peak_share": flops / total / rate.wall,
+        "tokens_per_s": workload.sequence_tokens / total,
+        "sides": {side.name: _side_numbers(side) for side in sides},
+    }
+    if options.device == "cpu":
+        found["peak_share_cpu"] = flops / ours.cpu_s / rate.cpu
+    print(
+        f"\nmatrix products: {rate.wall / 1e9:,.0f} GFLOP/s; useful work {flops / 1e12:,.2f} "
+        f"TFLOP, {flops / rate.wall:.1f} s at that rate\n"
+    )
+    tokens, device = workload.sequence_tokens, options.device
+    print(
+        side_by_side(sides, pairs=pairs, tokens=tokens, flops=flops, rate=rate, device=device),
+        flush=True,
+    )
+    if theirs := _precomputed(sides):
+        found |= _against(ours, theirs, device=device)
+        print(
+            f"largest difference of the loss over {steps} optimizer steps: "
+            f"{found['loss_difference']:.1e} (among TRL's own settings "
+            f"{found['loss_difference_within_trl']:.1e}); the loss went from "
+            f"{ours.runs[0].losses[0]:.4f} to {ours.runs[0].losses[-1]:.4f}"
+        )
+    return found
+
+
+def _against(ours: Side, theirs: Sequence[Side], *, device: str) -> dict[str, Any]:
+    usual = next((side for side in theirs if side.name == trl_name(USUAL)), theirs[0])
+    best = fastest(theirs)
+    found: dict[str, Any] = {
+        "trl_usual": usual.name,
+        "trl_best": best.name,
+        "trl_best_size": int(best.name.removeprefix("TRL ").partition("/")[0]),
+    }
+    for suffix, side in (("", usual), ("_best", best)):
+        values = ratios(ours, side, device=device)
+        found |= {f"{name}{suffix}": value for name, value in values.items()}
+        said = ", ".join(f"{n.replace('_ratio', '')} {v:.2f}x" for n, v in values.items())
+        print(f"{side.name} over sdpo: {said}")
+    curve = theirs[0].runs[0].losses
+    found["loss_difference"] = loss_difference([ours], curve)
+    found["loss_difference_within_trl"] = loss_difference(theirs, curve)
+    return found
+
+
+def _side_numbers(side: Side) -> dict[str, Any]:
+    phases = {name for run in side.runs for name in run.seconds}
+    names = ("peak_bytes", "imports_bytes", "device_allocated_bytes", "device_reserved_bytes")
+    return {
+        **{name: side.seconds(name) for name in ("prepare_s", "score_s", "train_s", "total_s")},
+        "phases_s": {
+            name: median(run.seconds.get(name, 0.0) for run in side.runs) for name in sorted(phases)
+        },
+        "cpu_s": side.cpu_s,
+        "process_s": side.usage("wall_s"),
+        **{name: side.usage(name) for name in names},
+        "losses": side.runs[0].losses,
+        "runs": [{"seconds": run.seconds, **_usage(run.usage)} for run in side.runs],
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {name: value for name, value in asdict(usage).items() if value}
+
+
+def curve(options: Options, *, per_device: int, steps: int = 20) -> dict[str, Any]:
+    """The loss curves of both over ``steps`` optimizer steps."""
+    options = options.below("curve")
+    workload = options.workload(pairs=steps * options.batch_size)
+    training = options.training(workload)
+    ours = run_step(workload, options.folder / "sdpo", training, options.launch)
+    theirs = run_trl(
+        workload, options.folder / "trl", training, per_device=per_device, threads=options.threads
+    )
+    difference = loss_difference([Side("sdpo", [ours])], theirs.losses)
+    print(
+        f"\n== loss over {steps} optimizer steps: {ours.losses[0]:.4f} to {ours.losses[-1]:.4f}, "
+        f"largest difference from {theirs.name} {difference:.1e}"
+    )
+    return {"curve_loss_difference": difference, "curve_optimizer_steps": steps}
+
+
+def warm(options: Options, workload: Workload) -> dict[str, float]:
+    """Score with a cold cache, then again with the cache of the first and another beta."""
+    folder = options.folder / "warm"
+    training = options.training(workload, max_steps=1)
+    cold = run_step(workload, folder / "cold", training, options.launch, cache=folder / "cache")
+    other = options.training(workload, max_steps=1, beta=0.3)
+    again = run_step(workload, folder / "again", other, options.launch, cache=folder / "cache")
+    share = again.score_s / cold.score_s
+    print(
+        f"\n== scoring with a warm cache and another beta: {again.score_s:.3f} s, {share:.2%} of "
+        f"{cold.score_s:.2f} s with a cold one"
+    )
+    return {"warm_share": share, "cold_score_s": cold.score_s, "warm_score_s": again.score_s}

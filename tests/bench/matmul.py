@@ -1,0 +1,65 @@
+"""The machine's rate of matrix products: ``python -m tests.bench.matmul DEVICE DTYPE THREADS``.
+
+Prints two rates as JSON: FLOP per second, and FLOP per second of CPU time, which other programs on
+the same cores do not change.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """FLOP per second of wall and of CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def measure_rate(*, device: str, threads: int) -> Rate:
+    """The rates on this device now, from a process of its own."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    command = [sys.executable, "-m", "tests.bench.matmul", device, dtype, str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return Rate(**json.loads(done.stdout))
+
+
+def main() -> None:
+    """Measure and print."""
+    import torch  # the process that starts this one needs none
+
+    device, dtype, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    sizes = (1024, 2048, 3072) if device == "cpu" else (4096, 8192, 16384)
+    wall = cpu = 0.0
+    for size in sizes:
+        left, right = (
+            torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2)
+        )
+        out = left @ right
+        repeats = 1 if device == "cpu" else 10
+        until = time.perf_counter() + 1.0
+        while time.perf_counter() < until:
+            _wait(torch, device)
+            start, start_cpu = time.perf_counter(), time.process_time()
+            for _ in range(repeats):
+                torch.mm(left, right, out=out)
+            _wait(torch, device)
+            flops = repeats * 2 * size**3
+            wall = max(wall, flops / (time.perf_counter() - start))
+            cpu = max(cpu, flops / (time.process_time() - start_cpu))
+    print(json.dumps({"wall": wall, "cpu": cpu}))
+
+
+def _wait(torch: object, device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Private memory from 10k to 100k pairs: ``python -m tests.bench.memory [--json FILE]``.
+
+The chain's own nodes up to the plan, gamma of every pair under M_0 included, with a toy model and
+pairs of at most 64 tokens. The anonymous memory (RssAnon) of the command and all that it starts is
+sampled, by the stage that runs. Mapped files are not counted: the kernel takes them back at will.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdpo import machine, nodes, planning, steps
+from sdpo.recipe import load_recipe
+from sdpo.run import open_run
+from tests.bench.measured import FamilyUsage, run_family, run_module
+from tests.bench.report import MB, table
+from tests.bench.workload import Settings, Workload, read_workload
+
+PARTS = {"": "prepare, reserve, plan", "tokenise": "tokenise", "measure-M_0": "score"}
+"""What runs, by the name of the stage: "" is the command itself."""
+
+MAX_LENGTH = 64
+
+
+def main() -> None:
+    """Measure both sizes, or, as a child, run the nodes."""
+    if sys.argv[1:2] == ["--run"]:
+        run_nodes(Path(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", default="10000,100000", help="two sizes, with a comma")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    args = parser.parse_args()
+    few, many = map(int, args.pairs.split(","))
+    with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as folder:
+        found = {pairs: measure(pairs, Path(folder) / str(pairs)) for pairs in (few, many)}
+    numbers = _growth(found, few, many)
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(pairs: int, folder: Path) -> FamilyUsage:
+    """Run the nodes over so many pairs."""
+    folder.mkdir(parents=True)
+    settings = Settings(
+        folder=str(folder / "workload"),
+        model="toy",
+        lengths="toy",
+        pairs=pairs // 2,
+        steps=2,
+        max_length=MAX_LENGTH,
+        prepared=False,
+    )
+    run_module("tests.bench.workload", settings.to_json(), log=folder / "workload.log")
+    recipe = _recipe(read_workload(settings.path), folder)
+    command = [sys.executable, "-m", "tests.bench.memory", "--run", str(recipe)]
+    return run_family(
+        command, log=folder / "log", environment={"HF_HUB_OFFLINE": "1"}, every_s=0.02
+    )
+
+
+def _recipe(workload: Workload, folder: Path) -> Path:
+    """A run whose plan needs gamma of every pair."""
+    recipe = {
+        "name": "bench",
+        "model": {"name_or_path": str(workload.model)},
+        "data": {
+            "sources": [{"name": f"D_{k}", "path": str(workload.source(k))} for k in (1, 2)],
+            "max_length": MAX_LENGTH,
+        },
+        "partition": {"strategy": "natural", "order": "easy_first"},
+        "launch": {"device": "cpu", "threads": machine.cores()},
+        "store": {"runs_dir": str(folder / "runs")},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def run_nodes(recipe: Path) -> None:
+    """The chain up to its plan."""
+    with open_run(load_recipe(recipe), listen=lambda event: None) as context:
+        nodes.prepare_data(context)
+        nodes.tokenise(context)
+        nodes.reserve(context)
+        planning.check(context)
+        steps.measure_gamma(context)
+        planning.partition(context)
+
+
+def _growth(found: dict[int, FamilyUsage], few: int, many: int) -> dict[str, Any]:
+    peaks = {pairs: usage.peak_private_bytes for pairs, usage in found.items()}
+    grown = {
+        name: peaks[many].get(stage, 0) / peaks[few].get(stage, 1) - 1
+        for stage, name in PARTS.items()
+    }
+    rows = [
+        [
+            name,
+            *(f"{peaks[pairs].get(stage, 0) / MB:,.0f}" for pairs in (few, many)),
+            f"{grown[name]:+.1%}",
+        ]
+        for stage, name in PARTS.items()
+    ]
+    print(f"Private memory, MB, of the command and its stages; toy model, {os.cpu_count()} cores")
+    print(table(["", f"{few:,} pairs", f"{many:,} pairs", "growth"], rows))
+    walls = {pairs: usage.wall_s for pairs, usage in found.items()}
+    print(", ".join(f"{pairs:,} pairs: {wall:.0f} s" for pairs, wall in walls.items()))
+    return {
+        "private_bytes": {str(pairs): peak for pairs, peak in peaks.items()},
+        "growth": grown,
+        "largest_growth": max(grown.values()),
+        "wall_s": {str(pairs): wall for pairs, wall in walls.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

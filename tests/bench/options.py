@@ -1,0 +1,59 @@
+"""What a comparison is asked to do."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo.config import LaunchConfig, TrainingConfig
+from tests.bench.measured import run_module
+from tests.bench.ours import launch_config, training_config
+from tests.bench.workload import Settings, Workload, read_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """``sizes`` are TRL's pairs per device, none where TRL is left out; ``changes`` training
+    settings that differ from the workload's."""
+
+    folder: Path
+    device: Literal["cpu", "cuda"]
+    model: str
+    lengths: tuple[str, ...]
+    pairs: int
+    batch_size: int
+    repeat: int
+    sizes: tuple[int, ...]
+    threads: int
+    seed: int
+    changes: dict[str, str]
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """One process on the device."""
+        return launch_config(device=self.device, threads=self.threads)
+
+    def training(self, workload: Workload, **more: Any) -> TrainingConfig:
+        """The settings that both sides train with."""
+        return training_config(workload, **(self.changes | more))
+
+    def below(self, name: str) -> "Options":
+        """The same in a folder below."""
+        return replace(self, folder=self.folder / name)
+
+    def workload(self, name: str = "workload", /, **changes: Any) -> Workload:
+        """Make a workload in a process of its own."""
+        on_cpu = self.device == "cpu"
+        settings: dict[str, Any] = {
+            "folder": str(self.folder / name),
+            "model": self.model,
+            "lengths": self.lengths[0],
+            "pairs": self.pairs,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "device": self.device,
+            "dtype": "float32" if on_cpu else "bfloat16",
+        }
+        made = Settings(**(settings | changes))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run_module("tests.bench.workload", made.to_json(), log=self.folder / f"{name}.log")
+        return read_workload(made.path)

@@ -1,0 +1,166 @@
+"""This project's side: the real stage of a step, as the supervisor starts it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo.config import (
+    EvaluationConfig,
+    LaunchConfig,
+    ModelConfig,
+    ProbeConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+from sdpo.spec import StepSpec, TokeniseSpec
+from sdpo.store import RunFolder
+from sdpo.supervisor import run_stage
+from tests.bench.measured import Usage, measured_stages
+from tests.bench.workload import CLOCK, Workload
+
+ASIDE = {"load", "publish", "measure"}
+"""Phases that are neither scoring nor training. Whatever else a stage times counts as training:
+checks of the layout, the gate, searches for a budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One run of a trainer over step 1: seconds by phase, the loss of every optimizer step."""
+
+    name: str
+    seconds: dict[str, float]
+    losses: list[float]
+    usage: Usage
+
+    @property
+    def prepare_s(self) -> float:
+        """Text to token ids."""
+        return self.seconds.get("prepare", 0.0)
+
+    @property
+    def score_s(self) -> float:
+        """Reference log-probs."""
+        return self.seconds.get("score", 0.0)
+
+    @property
+    def train_s(self) -> float:
+        """Training with all that comes before its first step."""
+        others = {k: v for k, v in self.seconds.items() if k not in ASIDE | {"score", "prepare"}}
+        return sum(others.values())
+
+    @property
+    def total_s(self) -> float:
+        """Scoring and training."""
+        return self.score_s + self.train_s
+
+
+def launch_config(*, device: Literal["cpu", "cuda"], threads: int) -> LaunchConfig:
+    """One process."""
+    return LaunchConfig(
+        processes=1,
+        strategy="single",
+        device=device,
+        threads=threads,
+    )
+
+
+def training_config(workload: Workload, /, **changes: Any) -> TrainingConfig:
+    """The settings that both sides train with."""
+    settings = {
+        "learning_rate": 1e-4,
+        "lr_schedule": "constant",
+        "warmup_ratio": 0.0,
+        "batch_size": workload.settings.batch_size,
+        "seed": workload.settings.seed,
+        "precision": "fp32" if workload.settings.device == "cpu" else "bf16",
+    }
+    return TrainingConfig.model_validate(settings | changes)
+
+
+def run_tokenise(workload: Workload, folder: Path, *, threads: int) -> Measurement:
+    """Tokenise the workload's pairs in the real stage; its time is all but its imports."""
+    run = RunFolder(folder / "run")
+    (run.path / "logs").mkdir(parents=True)
+    spec = TokeniseSpec(
+        name="tokenise",
+        run=run.path,
+        model=ModelConfig(name_or_path=str(workload.model)),
+        launch=launch_config(device="cpu", threads=threads),
+        tokenizer=workload.model,
+        pairs=RunFolder(workload.run).pairs,
+        out=folder / "tokens.arrow",
+        max_length=workload.settings.max_length,
+        clock=CLOCK.isoformat(),
+        end_token_ids=[workload.facts["end_token"]],
+    )
+    with measured_stages(folder / "usage") as stages:
+        run_stage(spec, listen=_ignore)
+    usage = stages.usage["tokenise"]
+    return Measurement("sdpo", {"prepare": usage.work_s}, [], usage)
+
+
+def run_step(
+    workload: Workload,
+    folder: Path,
+    training: TrainingConfig,
+    launch: LaunchConfig,
+    *,
+    cache: Path | None = None,
+) -> Measurement:
+    """Score and train D_1 in the stage of a fresh run in ``folder``; ``cache`` else a fresh one."""
+    spec = step_spec(
+        workload,
+        folder,
+        training,
+        launch,
+        cache=cache or folder / "cache",
+        task="preference",
+        inputs=dict.fromkeys(("reference", "target"), workload.facts["digest"]),
+    )
+    with measured_stages(folder / "usage") as stages:
+        result = run_stage(spec, listen=_ignore)
+    run = RunFolder(spec.run)
+    losses = read_losses(run.step(1) / "metrics.jsonl")
+    shutil.rmtree(run.model(1))  # large, and nobody asks for it
+    return Measurement("sdpo", result["timings_s"], losses, stages.usage["step-1"])
+
+
+def step_spec(
+    workload: Workload, folder: Path, training: TrainingConfig, launch: LaunchConfig, **fields: Any
+) -> StepSpec:
+    """The spec of a stage from M_0 in a fresh run in ``folder``."""
+    run = RunFolder(folder / "run")
+    shutil.copytree(workload.run, run.path)
+    (run.path / "logs").mkdir()
+    return StepSpec(
+        name="step-1",
+        run=run.path,
+        model=ModelConfig(name_or_path=str(workload.model)),
+        launch=launch,
+        step=1,
+        input_model=workload.model,
+        input_digest=workload.facts["digest"],
+        input_name="M_0",
+        base=workload.model,
+        tokens=workload.tokens,
+        pairs=run.pairs,
+        usable=run.usable,
+        plan=run.plan,
+        training=training,
+        evaluation=EvaluationConfig(),
+        probe=ProbeConfig(completions=0),
+        tracking=TrackingConfig(),
+        **fields,
+    )
+
+
+def read_losses(path: Path) -> list[float]:
+    """The loss of every optimizer step in a ``metrics.jsonl``."""
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def _ignore(event: object) -> None:
+    """Nobody watches a measurement."""

@@ -1,0 +1,103 @@
+"""Medians of repeated runs, ratios between them, and the tables that show them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from tests.bench.matmul import Rate
+from tests.bench.ours import Measurement
+
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """All runs of one program."""
+
+    name: str
+    runs: Sequence[Measurement]
+
+    def seconds(self, phase: str) -> float:
+        """Median of ``prepare_s``, ``score_s``, ``train_s`` or ``total_s``."""
+        return float(median(getattr(run, phase) for run in self.runs))
+
+    def usage(self, name: str) -> float:
+        """Median of a field of :class:`~tests.bench.measured.Usage`."""
+        return float(median(getattr(run.usage, name) for run in self.runs))
+
+    @property
+    def cpu_s(self) -> float:
+        """Median CPU seconds of the process, importing apart."""
+        return median(run.usage.cpu_s - run.usage.imports_cpu_s for run in self.runs)
+
+    def memory(self, *, device: str, net: bool = False) -> float:
+        """Median peak bytes: of the device where there is one, else of the process."""
+        if device != "cpu":
+            return self.usage("device_allocated_bytes")
+        return self.usage("net_bytes" if net else "peak_bytes")
+
+
+def loss_difference(sides: Sequence[Side], curve: Sequence[float]) -> float:
+    """Largest difference of any run's losses from ``curve``."""
+    runs = [run for side in sides for run in side.runs]
+    return max(abs(a - b) for run in runs for a, b in zip(run.losses, curve, strict=True))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first flush left, the others right."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [
+        "  ".join(
+            value.ljust(width) if i == 0 else value.rjust(width)
+            for i, (value, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def side_by_side(
+    sides: Sequence[Side], *, pairs: int, tokens: int, flops: float, rate: Rate, device: str
+) -> str:
+    """Programs as columns: seconds, rates and memory."""
+    rows: list[list[str]] = []
+
+    def row(name: str, values: Sequence[float | None], form: str) -> None:
+        rows.append([name, *("" if value is None else format(value, form) for value in values)])
+
+    for phase in ("prepare", "score", "train", "total"):
+        seconds = [side.seconds(f"{phase}_s") or None for side in sides]
+        name = "score and train" if phase == "total" else phase
+        row(f"{name}: s", seconds, ".1f")
+        row("  pairs/s", [pairs / s if s else None for s in seconds], ".1f")
+    total = [side.seconds("total_s") for side in sides]
+    row("tokens/s, prompts once", [tokens / s for s in total], ",.0f")
+    row("useful GFLOP/s", [flops / s / 1e9 for s in total], ",.0f")
+    row("  of matrix products", [flops / s / rate.wall for s in total], ".1%")
+    row("process: s", [side.usage("wall_s") for side in sides], ".1f")
+    row("  CPU s, imports apart", [side.cpu_s for side in sides], ".1f")
+    row("peak RSS: MB", [side.usage("peak_bytes") / MB for side in sides], ",.0f")
+    row("  net of imports", [side.usage("net_bytes") / MB for side in sides], ",.0f")
+    if device != "cpu":
+        kinds = {"peak device memory: MB": "allocated", "  reserved": "reserved"}
+        for name, kind in kinds.items():
+            row(name, [side.usage(f"device_{kind}_bytes") / MB for side in sides], ",.0f")
+    return table(["", *(side.name for side in sides)], rows)
+
+
+def ratios(ours: Side, theirs: Side, *, device: str) -> Mapping[str, float]:
+    """TRL over this project."""
+    memory = {
+        name: theirs.memory(device=device, net=net) / ours.memory(device=device, net=net)
+        for name, net in (("memory_ratio", False), ("memory_ratio_net", True))
+    }
+    return {
+        "time_ratio": theirs.seconds("total_s") / ours.seconds("total_s"),
+        "score_ratio": theirs.seconds("score_s") / ours.seconds("score_s"),
+        "train_ratio": theirs.seconds("train_s") / ours.seconds("train_s"),
+        "cpu_ratio": theirs.cpu_s / ours.cpu_s,
+        "process_ratio": theirs.usage("wall_s") / ours.usage("wall_s"),
+        **memory,
+    }

@@ -1,0 +1,103 @@
+"""TRL's side as seen from the process that starts it: what is asked for, and what came of it."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.config import TrainingConfig
+from tests.bench.measured import TRL_IMPORTS, run_measured
+from tests.bench.ours import Measurement
+from tests.bench.workload import Workload
+
+NOT_PRECOMPUTED = "ref model"
+
+
+def trl_name(per_device: int) -> str:
+    """What a table calls TRL with so many pairs per device."""
+    return f"TRL {per_device}/device"
+
+
+def has_trl() -> bool:
+    """Whether TRL can be asked here."""
+    return all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
+
+
+def environment(*, threads: int, cache: Path) -> dict[str, str]:
+    """The threads that our stages have, and caches of its own.
+
+    Passive waiting is what the supervisor sets for our stages: on shared cores it is kind to both.
+    """
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_DATASETS_CACHE": str(cache),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
+
+
+def run_trl(
+    workload: Workload,
+    folder: Path,
+    training: TrainingConfig,
+    *,
+    per_device: int,
+    threads: int,
+    precompute: bool = True,
+) -> Measurement:
+    """Prepare, score and train D_1 with TRL in ``folder``.
+
+    Raises:
+        RuntimeError: it failed, or trained on other tokens.
+    """
+    spec = trl_spec(
+        workload, folder, training, rows=[workload.ordered(1)], per_device=per_device
+    ) | {"precompute": precompute}
+    path = folder / "spec.json"
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    usage = run_measured(
+        folder / "usage.json",
+        TRL_IMPORTS,
+        "tests.bench.theirs",
+        str(path),
+        environment=environment(threads=threads, cache=folder / "datasets"),
+    )
+    [result] = json.loads(Path(spec["results"]).read_text(encoding="utf-8"))
+    if result["tokens"] != workload.facts["tokens"]:
+        raise RuntimeError("TRL trained on other tokens: the comparison would mean nothing")
+    name = trl_name(per_device) + ("" if precompute else f", {NOT_PRECOMPUTED}")
+    return Measurement(name, result["seconds"], result["losses"], usage)
+
+
+def trl_spec(
+    workload: Workload,
+    folder: Path,
+    training: TrainingConfig,
+    *,
+    rows: Sequence[Path],
+    per_device: int,
+) -> dict[str, Any]:
+    """What :mod:`tests.bench.theirs` reads."""
+    folder.mkdir(parents=True)
+    settings = workload.settings
+    return {
+        "model": str(workload.model),
+        "tokenizer": str(workload.model),
+        "rows": [str(path) for path in rows],
+        "out": str(folder / "out"),
+        "results": str(folder / "results.json"),
+        "per_device": per_device,
+        "batch_size": training.batch_size,
+        "precompute": True,
+        "beta": training.beta,
+        "learning_rate": training.learning_rate,
+        "max_grad_norm": training.max_grad_norm,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "max_length": settings.max_length,
+        "seed": training.seed,
+        "device": settings.device,
+        "bf16": training.precision == "bf16",
+        "save": False,
+    }

@@ -1,0 +1,107 @@
+"""TRL's side: a plain script around DPOTrainer (``python -m tests.bench.theirs SPEC``).
+
+It says nothing that a user of TRL would not say, but for the order of the rows, which stands in
+the file already. What it times are the trainer's own methods.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from tests.bench.workload import tokens_digest
+
+
+class TimedTrainer(DPOTrainer):
+    """DPOTrainer with a clock around preparation and precomputing."""
+
+    seconds: dict[str, float]
+
+    def __init__(self, **options: Any) -> None:
+        self.seconds = {}
+        super().__init__(**options)
+
+    def _timed(self, name: str, method: Any, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = method(*arguments)
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+    def _prepare_dataset(self, *arguments: Any) -> Any:
+        return self._timed("prepare", super()._prepare_dataset, *arguments)
+
+    def _precompute_ref_logps(self, *arguments: Any) -> Any:
+        return self._timed("score", super()._precompute_ref_logps, *arguments)
+
+
+def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
+    """A trainer as ``spec`` says."""
+    on_cpu = spec["device"] == "cpu"
+    arguments = DPOConfig(
+        output_dir=spec["out"],
+        beta=spec["beta"],
+        max_length=spec["max_length"],
+        precompute_ref_log_probs=spec["precompute"],
+        per_device_train_batch_size=spec["per_device"],
+        gradient_accumulation_steps=spec["batch_size"] // spec["per_device"],
+        train_sampling_strategy="sequential",
+        num_train_epochs=1,
+        learning_rate=spec["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        max_grad_norm=spec["max_grad_norm"],
+        gradient_checkpointing=spec["gradient_checkpointing"],
+        bf16=spec["bf16"],
+        use_cpu=on_cpu,
+        dataset_num_proc=spec.get("num_proc"),
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=spec["seed"],
+    )
+    return TimedTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        args=arguments,
+        train_dataset=load_dataset("json", data_files=rows, split="train"),
+        processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]),
+    )
+
+
+def main() -> None:
+    """Train once, or twice in a row with M_1 saved between, and write what it took."""
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    model, results = spec["model"], []
+    for number, rows in enumerate(spec["rows"], start=1):
+        dpo = trainer(spec, model=model, rows=rows)
+        seconds = dpo.seconds
+        if spec.get("train", True):
+            start = time.perf_counter()
+            dpo.train()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = seconds | {"train": time.perf_counter() - start}
+        losses = [entry["loss"] for entry in dpo.state.log_history if "loss" in entry]
+        result = {"seconds": seconds, "losses": losses}
+        if spec["save"]:
+            model = f"{spec['out']}/M_{number}"
+            dpo.save_model(model)
+        else:
+            sides = ("prompt_ids", "chosen_ids", "rejected_ids")
+            ids = ([row[side] for side in sides] for row in dpo.train_dataset)
+            result["tokens"] = tokens_digest(ids)
+        results.append(result)
+        del dpo
+    Path(spec["results"]).write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""This project and TRL on the same rows: ``python -m tests.bench.trl [--json FILE]``.
+
+Every program that is measured is a process of its own, and they run in turn, so that a busy machine
+is busy for all of them. Ratios are TRL over this project. On a GPU there is no more to install than
+torch, transformers, accelerate, peft and what the project needs to read files; TRL's columns are
+there where TRL is.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo import machine
+from tests.bench.chain import chain, orchestration
+from tests.bench.compare import compare, curve, warm
+from tests.bench.options import Options
+from tests.bench.rivals import has_trl
+from tests.bench.shapes import LENGTHS, SHAPES
+from tests.bench.tokenising import tokenise
+
+SECTIONS = ("compare", "warm", "curve", "tokenise", "chain", "orchestration")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the sections that the command line asks for, and print them."""
+    args = _parser().parse_args(argv)
+    if args.keep:
+        numbers = run(_options(args, args.keep), args)
+    else:
+        with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as folder:
+            numbers = run(_options(args, Path(folder)), args)
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.trl",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=list(SHAPES), help="default: 5M; on cuda 1B")
+    parser.add_argument(
+        "--lengths",
+        help=f"of {', '.join(LENGTHS)}; several with commas. The first is the one that the other "
+        "sections run on. Default: ultrafeedback,hh,tldr; on cuda ultrafeedback-long,hh,tldr",
+    )
+    parser.add_argument("--pairs", type=int, help="default: 128; on cuda 512")
+    parser.add_argument("--batch-size", type=int, help="pairs per optimizer step: 8; on cuda 32")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each program, in turn")
+    parser.add_argument(
+        "--trl", default="8,4,2,1", help="pairs per device to run TRL with; empty: leave TRL out"
+    )
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--only", help=f"of {', '.join(SECTIONS)}; on cuda compare,warm by default")
+    parser.add_argument("--tokenise-pairs", type=int, default=4000)
+    parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a training setting"
+    )
+    return parser
+
+
+def _options(args: argparse.Namespace, folder: Path) -> Options:
+    on_cpu = args.device == "cpu"
+    lengths = args.lengths or ("ultrafeedback,hh,tldr" if on_cpu else "ultrafeedback-long,hh,tldr")
+    names = tuple(lengths.split(","))
+    if unknown := set(names) - set(LENGTHS):
+        raise SystemExit(f"--lengths: {', '.join(unknown)}; known are {', '.join(LENGTHS)}")
+    sizes = tuple(int(size) for size in args.trl.split(",") if size)
+    batch_size = args.batch_size or (8 if on_cpu else 32)
+    if uneven := [size for size in sizes if batch_size % size]:
+        raise SystemExit(
+            f"--trl: {uneven[0]} pairs per device do not divide a batch of {batch_size}"
+        )
+    return Options(
+        folder=folder,
+        device=args.device,
+        model=args.model or ("5M" if on_cpu else "1B"),
+        lengths=names,
+        pairs=args.pairs or (128 if on_cpu else 512),
+        batch_size=batch_size,
+        repeat=args.repeat,
+        sizes=sizes if has_trl() else (),
+        threads=args.threads,
+        seed=args.seed,
+        changes=dict(entry.split("=", 1) for entry in args.set),
+    )
+
+
+def run(options: Options, args: argparse.Namespace) -> dict[str, Any]:
+    """All sections that were asked for; the numbers of the first lengths stand on top."""
+    default = SECTIONS if options.device == "cpu" else ("compare", "warm")
+    sections = args.only.split(",") if args.only else default
+    if unknown := set(sections) - set(SECTIONS):
+        raise SystemExit(f"--only: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    numbers: dict[str, Any] = {}
+    first, *others = options.lengths
+    workload = None
+    if "compare" in sections:
+        workload, numbers = compare(options, first)
+        numbers["lengths"] = {name: compare(options, name)[1] for name in others}
+    # Where nothing was compared, the size that comes last is taken for TRL's best.
+    best = numbers.get("trl_best_size") or (options.sizes or (1,))[-1]
+    if "warm" in sections:
+        numbers |= warm(options, workload or options.workload())
+    if "curve" in sections and options.sizes:
+        numbers |= curve(options, per_device=best)
+        found = (numbers.get("loss_difference", 0.0), numbers["curve_loss_difference"])
+        numbers["loss_difference"] = max(found)
+    if "tokenise" in sections:
+        numbers |= tokenise(options, pairs=args.tokenise_pairs)
+    if "chain" in sections:
+        numbers |= chain(options, per_device=best)
+    if "orchestration" in sections:
+        numbers |= orchestration(options)
+    return numbers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""A workload on disk: a model with random weights, pairs as text, what a step's stage reads.
+
+As a program (``python -m tests.bench.workload SETTINGS``) it makes it; the process that starts the
+measured programs reads the facts alone.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.bench.shapes import LENGTHS, SHAPES, Lengths, Shape
+
+CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
+"""The present that chat templates see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to make. ``steps`` partitions of ``pairs`` pairs each."""
+
+    folder: str
+    model: str = "5M"
+    lengths: str = "ultrafeedback"
+    pairs: int = 128
+    steps: int = 1
+    batch_size: int = 8
+    max_length: int = 1024
+    seed: int = 42
+    prepared: bool = True
+    """Whether to tokenise and plan as well; else it is a model and files of pairs."""
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def path(self) -> Path:
+        """The folder, as a path."""
+        return Path(self.folder)
+
+    def to_json(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
+
+    @property
+    def shape(self) -> Shape:
+        """The model's shape."""
+        return SHAPES[self.model]
+
+    @property
+    def distribution(self) -> Lengths:
+        """How long the pairs are."""
+        return LENGTHS[self.lengths]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload that was made."""
+
+    settings: Settings
+    facts: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.settings.path
+
+    @property
+    def model(self) -> Path:
+        """Folder of S."""
+        return self.folder / "model"
+
+    @property
+    def run(self) -> Path:
+        """A run folder with pairs, usable rows and plan, to be copied."""
+        return self.folder / "run"
+
+    @property
+    def tokens(self) -> Path:
+        """Token ids of all pairs."""
+        return self.folder / "tokens.arrow"
+
+    def source(self, step: int) -> Path:
+        """Pairs of a step as a file that a user could bring."""
+        return self.folder / f"step-{step}.jsonl"
+
+    def ordered(self, step: int) -> Path:
+        """The same pairs in the order in which the first epoch of the step sees them."""
+        return self.folder / f"step-{step}.ordered.jsonl"
+
+    @property
+    def forward_flops(self) -> int:
+        """Useful operations of one forward over the pairs of step 1."""
+        shape = self.settings.shape
+        return sum(shape.forward_flops(*row) for row in self.facts["lengths"])
+
+    @property
+    def flops(self) -> int:
+        """Of scoring (a forward) and training (a forward, and a backward of twice its size)."""
+        return 4 * self.forward_flops
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of step 1, each prompt counted once."""
+        return int(np.sum(self.facts["lengths"]))
+
+
+def read_workload(folder: Path) -> Workload:
+    """A workload that was made before."""
+    content = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
+    return Workload(Settings(**content.pop("settings")), content)
+
+
+def make(settings: Settings) -> Workload:
+    """Write everything below ``settings.folder``."""
+    # This process alone needs a tokenizer and torch.
+    from tests.bench.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
+
+    folder = settings.path
+    (folder / "model").mkdir(parents=True)
+    writer = Writer(seed=settings.seed)
+    # The text needs no more than a small vocabulary, however large the model's is.
+    tokenizer = make_tokenizer(writer, vocabulary=min(2048, settings.shape.vocabulary))
+    special = write_tokenizer(tokenizer, folder / "model", max_length=settings.max_length)
+    _write_model(settings, folder / "model", special)
+    lengths = settings.distribution.sample(
+        settings.pairs * settings.steps, seed=settings.seed, max_length=settings.max_length
+    )
+    rows = write_rows(lengths, writer, cost=word_costs(writer, tokenizer))
+    workload = Workload(settings, {})
+    for step in range(1, settings.steps + 1):
+        part = rows[(step - 1) * settings.pairs : step * settings.pairs]
+        _write_lines(workload.source(step), part)
+    facts = _prepare(workload, end_token=special["eos_token_id"]) if settings.prepared else {}
+    content = {"settings": asdict(settings), **facts}
+    (folder / "workload.json").write_text(json.dumps(content), encoding="utf-8")
+    return Workload(settings, facts)
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_model(settings: Settings, folder: Path, special: dict[str, int]) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = settings.shape
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=max(2048, settings.max_length),
+        tie_word_embeddings=shape.tied,
+        **special,
+    )
+    torch.manual_seed(settings.seed)
+    torch.set_default_dtype(getattr(torch, settings.dtype))
+    with torch.device(settings.device):
+        model = LlamaForCausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    model.save_pretrained(folder)
+
+
+def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
+    """Pairs, tokens and a plan by the project's own means; the rows in training order."""
+    import pyarrow.parquet as pq
+    from transformers import AutoTokenizer
+
+    from sdpo.batching import epoch_order
+    from sdpo.config import DataConfig, SourceConfig
+    from sdpo.data.prepare import prepare_pairs
+    from sdpo.digest import model_digest
+    from sdpo.store import RunFolder
+    from sdpo.tokens.store import TokenFile
+    from sdpo.tokens.tokenise import tokenise_pairs
+
+    settings = workload.settings
+    steps = range(1, settings.steps + 1)
+    sources = [SourceConfig(name=f"D_{k}", path=str(workload.source(k))) for k in steps]
+    data = DataConfig(sources=sources, max_length=settings.max_length)
+    run = RunFolder(workload.run)
+    prepare_pairs(data, default_format="chat", strata=["source"], out=run.path)
+    tokenise_pairs(
+        run.pairs,
+        AutoTokenizer.from_pretrained(workload.model),
+        max_length=settings.max_length,
+        clock=CLOCK,
+        out=workload.tokens,
+        end_token_ids=[end_token],
+    )
+    tokens = TokenFile.open(workload.tokens)
+    assert tokens.usable.all(), f"rows of the workload were refused: {tokens.report}"
+    step_of = write_plan(run)
+    messages = pq.read_table(run.pairs, columns=["prompt", "chosen", "rejected"]).to_pylist()
+    lengths: list[list[int]] = []
+    for step in steps:
+        # The plan's order is that of the pairs' ids; an epoch's order is drawn over it.
+        members = [row for row, number in step_of if number == step]
+        order = epoch_order(len(members), seed=settings.seed, epoch=0)
+        ordered = [members[index] for index in order]
+        _write_lines(workload.ordered(step), [messages[row] for row in ordered])
+        if step == 1:
+            pairs = [tokens.row(row) for row in ordered]
+            sides = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
+            lengths = [[len(ids) for ids in row] for row in sides]
+            ids_digest = tokens_digest(sides)
+    return {
+        "digest": model_digest(workload.model),
+        "end_token": end_token,
+        "lengths": lengths,
+        "tokens": ids_digest,
+    }
+
+
+def tokens_digest(rows: Iterable[Sequence[Any]]) -> str:
+    """Over the ids of prompt, chosen and rejected, in order: both sides must train on the same."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for ids in row:
+            digest.update(np.array([len(ids), *ids], dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def write_plan(run: Any) -> list[tuple[int, int]]:
+    """``usable.parquet`` and ``plan.parquet`` of natural steps; row and step in its order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.pairs, columns=["pair_id", "prompt_key", "source"])
+    names = table["source"].cast(pa.string())
+    steps = [int(name.removeprefix("D_")) for name in names.to_pylist()]
+    table = table.set_column(2, "source", names)
+    table = table.append_column("token_row", pa.array(np.arange(table.num_rows)))
+    nobody = pa.array(np.zeros(table.num_rows, dtype=np.bool_))
+    pq.write_table(table.append_column("reserved", nobody).sort_by("pair_id"), run.usable)
+    plan = table.append_column("step", pa.array(np.array(steps, dtype=np.int32)))
+    plan = plan.append_column("sampled", nobody).sort_by("pair_id")
+    pq.write_table(plan, run.plan)
+    return list(zip(plan["token_row"].to_pylist(), plan["step"].to_pylist(), strict=True))
+
+
+if __name__ == "__main__":
+    make(Settings(**json.loads(sys.argv[1])))

@@ -1,0 +1,297 @@
+"""The whole campaign of faults: random deaths and random damage, each run to its end afterwards.
+
+    python tests/faults/campaign.py [--kills 30] [--damages 50] [--seed 0] [--folder DIR]
+
+A run of two steps over the demo's data is made once without disturbance. Then it is made again and
+killed with everything it started (SIGKILL) at a moment drawn from its duration, and resumed; and a
+finished copy is damaged in one file of the run or of the caches (a bit flipped, cut, removed),
+looked at by ``sdpo verify``, and run again. What must hold: M_2 and the metrics are those of the
+undisturbed run, or the call refuses with a message that names the file; never another result.
+The last lines are a summary; the exit code is 1 where anything did not hold.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from processes import Running, stages_of, start
+
+from sdpo import demo
+from sdpo.errors import SdpoError
+from sdpo.store import RunFolder
+
+NAME = "campaign"
+RECIPE = {
+    "name": NAME,
+    "data": {"limit": 40, "max_length": 160},
+    "training": {"learning_rate": 1e-3, "batch_size": 4, "epochs": 3, "checkpoint_every": 3},
+    "launch": {"device": "cpu", "threads": 1},
+    "probe": {"completions": 1, "completion_tokens": 4, "bootstrap_resamples": 100},
+}
+HAS_VERIFY = "def verify" in (Path(__file__).parents[2] / "flows" / "cli.py").read_text("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to: digests of its models and its metrics, both by step."""
+
+    models: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Campaign:
+    """Where it works, its random numbers, and what it found."""
+
+    folder: Path
+    drawn: random.Random
+    model: Path
+    sources: dict[str, Path]
+    whole: Result | None = None
+    duration_s: float = 0.0
+    seen: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    def place(self, name: str) -> Path:
+        """An empty folder with the recipe in it."""
+        place = self.folder / name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        sources = [{"name": name, "path": str(path)} for name, path in self.sources.items()]
+        recipe = RECIPE | {
+            "model": {"name_or_path": str(self.model)},
+            "data": RECIPE["data"] | {"sources": sources},  # type: ignore[operator]
+            "store": {"runs_dir": str(place / "runs")},
+        }
+        (place / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return place
+
+    def run(self, place: Path, *, name: str = NAME) -> Running:
+        """``sdpo run`` there."""
+        return start("run", place / "recipe.yaml", "--name", name, log=place / "said.txt")
+
+    def resume(self, place: Path) -> Running:
+        """``sdpo resume`` there."""
+        return start("resume", NAME, "--runs-dir", place / "runs", log=place / "said.txt")
+
+    def fault(self, case: str, what: str) -> None:
+        """Keep what did not hold."""
+        self.faults.append(f"{case}: {what}")
+        print(f"  FAULT {what}", flush=True)
+
+    def check(self, case: str, place: Path, *, name: str = NAME) -> None:
+        """The run there came to what the undisturbed one came to."""
+        found = result_of(place / "runs" / name)
+        if self.whole and found.models != self.whole.models:
+            self.fault(case, f"models {found.models} instead of {self.whole.models}")
+        if self.whole and found.metrics != self.whole.metrics:
+            self.fault(case, "other lines in metrics.jsonl")
+        left = [path.name for path in (place / "runs").rglob(".tmp-*")]
+        left += [str(path) for path in (place / "runs").rglob("resume")]
+        if left:
+            self.fault(case, f"left behind: {left}")
+
+
+def result_of(run: Path) -> Result:
+    """Models and metrics of a finished run."""
+    folder, models, metrics = RunFolder(run), [], []
+    for step in (1, 2):
+        record = folder.read_record(f"step-{step}")
+        models.append(record["outputs"]["model"] if record else "not there")
+        path = folder.step(step) / "metrics.jsonl"
+        metrics.append(path.read_text(encoding="utf-8") if path.is_file() else "not there")
+    return Result(tuple(models), tuple(metrics))
+
+
+def undisturbed(campaign: Campaign) -> Path:
+    """Make the run by which all others are judged."""
+    place = campaign.place("whole")
+    began = time.monotonic()
+    running = campaign.run(place)
+    code = running.wait(900)
+    assert code == 0, running.said
+    campaign.duration_s = time.monotonic() - began
+    campaign.whole = result_of(place / "runs" / NAME)
+    print(f"undisturbed: {campaign.duration_s:.1f} s, M_2 {campaign.whole.models[1][:16]}")
+    return place
+
+
+def moment_of(run: Path) -> str:
+    """What a run was doing last, by its events and what stands half written."""
+    half = [path.name for path in run.rglob(".tmp-*") if path.parent.name.startswith("step-")]
+    if any(name.startswith(".tmp-model") for name in half):
+        return "publishing a model"
+    if list(run.glob("step-*/resume/.tmp-*")):
+        return "saving a resume state"
+    events = sorted((run / "logs").glob("*.events.jsonl"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((run / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        return "before the first stage"
+    stage = logs[-1].stem
+    if not events or events[-1].name.split(".")[0] != stage:
+        return f"{stage}: starting"
+    last: dict[str, object] = {}
+    for line in events[-1].read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            last = json.loads(line)
+    return f"{stage}: {last.get('phase') or last.get('event')}"
+
+
+def kills(campaign: Campaign, count: int) -> None:
+    """The whole process tree is killed at random moments, one in every slice of the duration."""
+    done = 0
+    while done < count:
+        case = f"kill {done + 1}"
+        place = campaign.place("killed")
+        run = place / "runs" / NAME
+        wait_s = campaign.duration_s * (done + campaign.drawn.random()) / count
+        running = campaign.run(place)
+        time.sleep(wait_s)
+        if running.process.poll() is not None:
+            # Machines are not equally fast at all times: draw earlier.
+            campaign.duration_s *= 0.9
+            continue
+        running.kill_tree()
+        moment = moment_of(run) if run.is_dir() else "before the run's folder"
+        campaign.seen[moment] += 1
+        if stages_of(run):
+            campaign.fault(case, "a stage survived")
+        there = (run / "run.yaml").is_file()
+        again = campaign.resume(place) if there and done % 2 else campaign.run(place)
+        code = again.wait(900)
+        word = "goes on after" if "goes on after" in again.said else "from its last complete node"
+        print(f"{case} after {wait_s:.1f} s, {moment}: {word}, exit {code}", flush=True)
+        if code:
+            campaign.fault(case, again.said[-500:])
+        else:
+            campaign.check(case, place)
+            verify(campaign, case, place, whole=True)
+        done += 1
+
+
+def verify(campaign: Campaign, case: str, place: Path, *, whole: bool) -> str:
+    """What ``sdpo verify`` says of the run, where there is such a command."""
+    if not HAS_VERIFY:
+        return ""
+    called = start("verify", NAME, "--runs-dir", place / "runs", log=place / "verified.txt")
+    code = called.wait(300)
+    if "Traceback" in called.said:
+        campaign.fault(case, f"verify: {called.said[-500:]}")
+    elif whole and code:
+        campaign.fault(case, f"verify finds faults in a run that is whole: {called.said[-500:]}")
+    return "" if code == 0 else called.said
+
+
+def _flip(path: Path, drawn: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def _cut(path: Path, drawn: random.Random) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: drawn.randrange(len(content))])
+
+
+def _remove(path: Path, _drawn: random.Random) -> None:
+    path.unlink()
+
+
+DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
+    "a bit flipped": _flip,
+    "cut": _cut,
+    "removed": _remove,
+}
+
+
+def files_of(place: Path) -> Iterator[Path]:
+    """Files of the run and of the caches that hold results; logs and locks are not."""
+    for root in (place / "runs" / NAME, place / "cache"):
+        for path in sorted(root.rglob("*")):
+            inside = path.relative_to(root).parts
+            if not path.is_file() or {"logs", "tracking"} & set(inside):
+                continue
+            if path.stat().st_size and not path.name.startswith(".") and path.suffix != ".lock":
+                yield path
+
+
+def damages(campaign: Campaign, count: int, finished: Path) -> None:
+    """One file of a finished run or of its caches is damaged; then the run is asked for again.
+
+    A finished run does not read the caches: after damage there, a new run of the same recipe is
+    made from them.
+    """
+    for number in range(count):
+        case = f"damage {number + 1}"
+        place = campaign.place("damaged")
+        for name in ("runs", "cache"):
+            shutil.copytree(finished / name, place / name)
+        files = list(files_of(place))
+        path = campaign.drawn.choice(files)
+        how = campaign.drawn.choice(list(DAMAGE))
+        DAMAGE[how](path, campaign.drawn)
+        where = str(path.relative_to(place))
+        in_cache = where.startswith("cache/")
+        said = verify(campaign, case, place, whole=False)
+        name = "another" if in_cache else NAME
+        if HAS_VERIFY and not in_cache and path.name not in said:
+            campaign.fault(case, f"verify does not name {where} ({how}): {said[-300:]}")
+        named = "verify names it" if path.name in said else "verify is silent"
+        again = campaign.run(place, name=name)
+        code = again.wait(900)
+        if "Traceback" in again.said:
+            campaign.fault(case, again.said[-500:])
+        if code == 0:
+            word = "the same result"
+            with suppress(SdpoError):
+                campaign.check(case, place, name=name)
+                if not in_cache:
+                    verify(campaign, case, place, whole=True)
+        else:
+            word = "refused"
+            if path.name not in again.said and "made from something else" not in again.said:
+                campaign.fault(case, f"the refusal does not name {path.name}: {again.said[-300:]}")
+        campaign.seen[f"{how}: {word}"] += 1
+        print(f"{case}, {where} {how}: {named}; {word}, exit {code}", flush=True)
+
+
+def main() -> int:
+    """Run the campaign and print its summary."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--damages", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="Where to work; else a temporary folder.")
+    given = parser.parse_args()
+    folder = (given.folder or Path(tempfile.mkdtemp(prefix="sdpo-faults-"))).absolute()
+    names = ("tiny-llama", "questions", "requests")
+    model, *files = (demo.materialise(f"demo:{name}", folder / "inputs") for name in names)
+    sources = dict(zip(names[1:], files, strict=True))
+    campaign = Campaign(folder, random.Random(given.seed), model, sources)
+    finished = undisturbed(campaign)
+    kills(campaign, given.kills)
+    damages(campaign, given.damages, finished)
+    print(f"\n{given.kills} deaths, {given.damages} damaged files, seed {given.seed}")
+    for what, times in sorted(campaign.seen.items()):
+        print(f"  {times:3d}  {what}")
+    print(f"{len(campaign.faults)} faults")
+    for fault in campaign.faults:
+        print(f"  {fault}")
+    return 1 if campaign.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Every layout gives the log-probs and gradients of plain rows; no side sees the other."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from sdpo.fused import fuse, rms_norm, rotate, silu_gate
+from sdpo.layouts import LAYOUTS, PromptGroup
+from sdpo.layouts.check import agrees
+from sdpo.logps import SequenceScorer, plain_attention
+
+VOCABULARY = 61
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+MODELS = {
+    "grouped heads": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "equal heads": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 4})),
+    "one key head": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 1})),
+    "norms on heads": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=16)),
+    "sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=7)),
+    "learned positions": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
+    ),
+}
+
+
+def model(name: str = "grouped heads") -> torch.nn.Module:
+    torch.manual_seed(3)
+    built = MODELS[name]()
+    return built.eval()
+
+
+def pairs(count: int = 3, *, sides: int = 2) -> list[PromptGroup]:
+    rng = np.random.default_rng(5)
+
+    def ids() -> np.ndarray:
+        return rng.integers(0, VOCABULARY, int(rng.integers(1, 15))).astype(np.int32)
+
+    return [PromptGroup(ids(), tuple(ids() for _ in range(sides))) for _ in range(count)]
+
+
+def batch(layout: str, groups: list[PromptGroup]):
+    return LAYOUTS[layout].collate(groups, pad_token_id=0, device="cpu")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("sides", [1, 2])
+def test_values_and_gradients_are_those_of_padded_rows(name, layout, sides):
+    policy = model(name)
+    scorer = SequenceScorer(policy).double()
+    weights = torch.linspace(1, -1, 3 * sides, dtype=torch.float64)
+    found = []
+    for how in ("padded", layout):
+        policy.zero_grad()
+        logps = scorer(batch(how, pairs(sides=sides)))
+        (logps.double() * weights).sum().backward()
+        found.append((logps.detach(), [p.grad.clone() for p in policy.parameters()]))
+    (plain, plain_gradients), (ours, own_gradients) = found
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-5)
+    for own, expected in zip(own_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_side_does_not_see_the_other():
+    scorer = SequenceScorer(model())
+    (group,) = pairs(1)
+    chosen, rejected = group.completions
+    changed = PromptGroup(group.prompt, ((chosen + 1) % VOCABULARY, rejected))
+    with torch.no_grad():
+        before, after = (scorer(batch("shared", [g])) for g in (group, changed))
+    assert before[1] == after[1]
+    assert before[0] != after[0]
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_the_rule_that_a_gpu_gets_says_the_same_as_the_segments(layout):
+    segments = batch(layout, pairs(2)).segments
+    tokens = len(segments.positions)
+    seen = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for part in segments.parts:
+        queries = segments.positions[part.first : part.last, None]
+        keys = segments.positions[None, part.first_key : part.last_key]
+        seen[part.first : part.last, part.first_key : part.last_key] |= keys <= queries
+    assert torch.equal(seen, segments.allowed())
+
+
+def test_tokens_are_counted_as_they_are_laid_out():
+    groups = pairs(4)
+    prompts = np.array([len(group.prompt) for group in groups])
+    sides = np.array([[len(side) for side in group.completions] for group in groups])
+    for layout in ("packed", "shared"):
+        counted = LAYOUTS[layout].tokens(prompts, sides).sum()
+        assert batch(layout, groups).input_ids.numel() == counted
+
+
+def test_generation_after_scoring_uses_the_models_own_attention():
+    policy = model()
+    prompt = torch.tensor([[1, 2, 3]])
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    before = policy.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    with torch.no_grad():
+        SequenceScorer(policy)(batch("shared", pairs()))
+    plain_attention(policy)
+    after = policy.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    assert torch.equal(before, after)
+
+
+def trial(policy: torch.nn.Module) -> str:
+    return agrees(
+        SequenceScorer(policy),
+        pairs(),
+        layout="shared",
+        pad_token_id=0,
+        device=torch.device("cpu"),
+        gradients=True,
+    )
+
+
+def test_a_model_that_can_share_prompts_passes_the_trial():
+    assert trial(model()) == ""
+
+
+def test_a_model_whose_tokens_mix_outside_attention_fails_the_trial():
+    class Mixing(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            own = self.model.layers[0].mlp.forward
+            self.model.layers[0].mlp.forward = lambda x: own(x) + own(x).roll(1, dims=1)
+
+    torch.manual_seed(3)
+    assert "differ" in trial(Mixing(LlamaConfig(**SMALL)))
+
+
+def doubles(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_fused_functions_have_the_gradients_of_their_formulas():
+    torch.manual_seed(0)
+    angle = torch.rand(1, 1, 3, 8, dtype=torch.float64)
+    cos, sin = angle.cos(), angle.sin()
+    assert torch.autograd.gradcheck(
+        lambda x, w: rms_norm(x, w, 1e-6), (doubles(2, 3, 8), doubles(8))
+    )
+    assert torch.autograd.gradcheck(silu_gate, (doubles(3, 4), doubles(3, 4)))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (doubles(1, 2, 3, 8),))
+
+
+@pytest.mark.parametrize("name", ["grouped heads", "norms on heads", "sliding window"])
+def test_a_fused_model_gives_what_it_gave(name):
+    policy = model(name)
+    ids = torch.arange(12)[None] % VOCABULARY
+    found = []
+    for done in ([], ["norm", "gate", "rotary"]):
+        if done:
+            assert fuse(policy) == done
+        policy.zero_grad()
+        logits = policy(input_ids=ids, use_cache=False).logits
+        logits.square().mean().backward()
+        found.append((logits.detach(), [p.grad.clone() for p in policy.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,81 @@
+"""``sdpo`` in processes of its own, to be ended in every way that processes end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+_MAIN = "from flows.cli import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A call of the command line that runs."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def said(self) -> str:
+        """What it printed until now, with runs of blanks as one blank."""
+        return " ".join(self.log.read_text(encoding="utf-8", errors="replace").split())
+
+    def wait(self, timeout_s: float = 150) -> int:
+        """Its exit code."""
+        return self.process.wait(timeout_s)
+
+    def until(self, happened: Callable[[], bool], timeout_s: float = 120) -> None:
+        """Wait until something has happened, which must be before the call ends."""
+        end = time.monotonic() + timeout_s
+        while not happened():
+            assert self.process.poll() is None, f"it ended before that:\n{self.said}"
+            assert time.monotonic() < end, f"that did not happen:\n{self.said}"
+            time.sleep(0.01)
+
+    def kill_tree(self) -> None:
+        """SIGKILL to the call and to everything that it started."""
+        with suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.process.pid)
+            leader.suspend()  # it must not start another one meanwhile
+            for member in [*leader.children(recursive=True), leader]:
+                with suppress(psutil.NoSuchProcess):
+                    member.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def start(*arguments: Any, log: Path) -> Running:
+    """``sdpo`` with ``arguments``, in a session of its own; what it prints goes to ``log``."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+    return Running(process, log)
+
+
+def stages_of(run: Path) -> list[psutil.Process]:
+    """Processes that work for a run's stages."""
+    logs = f"{run.absolute()}/logs/"
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and any(part.startswith(logs) for part in process.cmdline()):
+                found.append(process)
+    return found

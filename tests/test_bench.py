@@ -1,0 +1,83 @@
+"""The benches count what they say they count, and still run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def shapes() -> ModuleType:
+    """``tests/bench/shapes.py``; benches are programs, and no package of the tests."""
+    found = importlib.util.spec_from_file_location("shapes", ROOT / "tests/bench/shapes.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_useful_operations_are_those_that_torch_counts_without_the_masked_half(shapes):
+    shape, prompt, completion = shapes.SHAPES["tiny"], 11, 7
+    length = prompt + completion
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+            tie_word_embeddings=shape.tied,
+            attn_implementation="eager",
+        )
+    )
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros((1, length), dtype=torch.long), use_cache=False)
+    masked = 4 * shape.hidden * shape.layers * (length * (length - 1) // 2)
+    head_on_prompt = 2 * prompt * shape.vocabulary * shape.hidden
+    counted = counter.get_total_flops() - masked - head_on_prompt
+    assert shape.forward_flops(prompt, completion, 0) == counted
+
+
+def test_a_shared_prompt_is_counted_once(shapes):
+    flops = shapes.SHAPES["5M"].forward_flops
+    assert flops(90, 40, 30) == flops(90, 40, 0) + flops(90, 30, 0) - flops(90, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["ultrafeedback", "ultrafeedback-long", "hh", "tldr"])
+def test_lengths_have_the_means_that_are_asked_for_and_stay_below_the_limit(shapes, name):
+    wanted = shapes.LENGTHS[name]
+    lengths = wanted.sample(128, seed=1, max_length=1024)
+    means = [wanted.prompt, wanted.chosen, wanted.rejected]
+    np.testing.assert_allclose(lengths.mean(axis=0), means, rtol=0.02)
+    assert (lengths[:, 0] + lengths[:, 1:].max(axis=1)).max() <= 1024
+    assert lengths.std(axis=0).min() > 0.2 * min(means)
+
+
+@pytest.mark.slow  # a minute
+@pytest.mark.timeout(600)
+def test_the_comparison_with_trl_runs_and_names_its_numbers(tmp_path):
+    command = [sys.executable, "-m", "tests.bench.trl", "--json", str(tmp_path / "numbers.json")]
+    command += ["--model", "tiny", "--lengths", "short", "--pairs", "16", "--repeat", "1"]
+    command += ["--trl", "8,1", "--only", "compare,warm"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    ratios = {"time_ratio", "memory_ratio", "time_ratio_best", "memory_ratio_best"}
+    assert ratios | {"memory_ratio_net", "peak_share", "loss_difference"} <= numbers.keys()
+    assert numbers["loss_difference"] < 1e-4
+    sides = numbers["sides"]
+    best = min(sides[f"TRL {size}/device"]["total_s"] for size in (8, 1))
+    assert numbers["time_ratio_best"] == pytest.approx(best / sides["sdpo"]["total_s"])
