@@ -5,7 +5,6 @@ number falls in the cumulative distribution. Batches are padded on the left and 
 transformers' own ``generate``, so every architecture's cache works.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +45,10 @@ def pick(scores: torch.Tensor, numbers: torch.Tensor, sampler: Sampler) -> torch
         least = scores.topk(min(sampler.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
     cumulative = scores.softmax(-1).cumsum(-1)
-    at = numbers[:, None].to(cumulative) * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, at, right=True).squeeze(1)
-    return tokens.clamp(max=scores.shape[-1] - 1)
+    whole = cumulative[:, -1:]
+    at = numbers[:, None].to(cumulative) * whole
+    at = torch.minimum(at, torch.nextafter(whole, torch.zeros_like(whole)))  # against rounding up
+    return torch.searchsorted(cumulative, at, right=True).squeeze(1)
 
 
 @torch.no_grad()
@@ -140,19 +140,17 @@ def _generate(
     # The model's own settings (a repetition penalty, say) would make it another distribution.
     own, policy.generation_config = policy.generation_config, GenerationConfig()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sampling settings that are not used
-            output = policy.generate(
-                input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=torch.from_numpy(mask).to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=tokens,
-                    do_sample=False,
-                    eos_token_id=list(ends) or None,
-                    pad_token_id=pad_token_id,
-                ),
-                logits_processor=LogitsProcessorList([chooser]),
-            )
+        output = policy.generate(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            generation_config=GenerationConfig(
+                max_new_tokens=tokens,
+                do_sample=False,
+                eos_token_id=list(ends) or None,
+                pad_token_id=pad_token_id,
+            ),
+            logits_processor=LogitsProcessorList([chooser]),
+        )
     finally:
         policy.generation_config = own
     written: list[list[int]] = output[:, longest:].tolist()

@@ -82,7 +82,7 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
 def _rows_to_come(spec: StepSpec) -> list[int]:
     """Token rows that the stage is about: those of D_t, or all that can be used."""
     rows: list[int] = []
-    if spec.task == "preference" and spec.plan is not None:
+    if (spec.task == "preference" or spec.score_as_reference) and spec.plan is not None:
         plan = pq.read_table(spec.plan, columns=["step", "token_row"])
         rows = plan.filter(pa.array(plan["step"].to_numpy() == spec.step))["token_row"].to_pylist()
     return rows or pq.read_table(spec.usable, columns=["token_row"])["token_row"].to_pylist()
