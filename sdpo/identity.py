@@ -6,6 +6,7 @@ keeps old results valid.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from pydantic import BaseModel
 from sdpo.batching import micro_batch_tokens
 from sdpo.cache import LAYOUT, scoring_key
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
-from sdpo.files import digest_of
 
 TRAINER_VERSION = 1
 """Raised when a change of this project's code changes what a step publishes."""

@@ -71,7 +71,9 @@ def measure(
     Returns the number of rows that had to be computed.
     """
     at = rows.token_rows
-    scored = score_rows(scorer, tokens, at.tolist(), cache=cache, events=events, phase=f"measure {name}")
+    scored = score_rows(
+        scorer, tokens, at.tolist(), cache=cache, events=events, phase=f"measure {name}"
+    )
     if scorer.accelerator.is_main_process:
         truncated = tokens.chosen_truncated[at] | tokens.rejected_truncated[at]
         table = pa.table(

@@ -44,7 +44,8 @@ class Cut:
 def boundaries_of(encoded: Encoded) -> Counts:
     """Per row, the ids common to the prompt and to all full sequences, from the start."""
     common = [common_prefix(encoded.prompt, side) for side in encoded.sides]
-    return np.minimum.reduce(common)
+    boundary: Counts = np.minimum.reduce(common)
+    return boundary
 
 
 def cut(

@@ -1,8 +1,9 @@
 """Files of normalised text to files of token ids, batch by batch, on several cores.
 
-The ids do not depend on how many processes share the work. A row that cannot be used stays in the file with its reason and empty lists, so that nothing
-disappears. The file is Arrow IPC, written beside its place and renamed; its schema metadata holds
-the settings, the facts about the tokenizer and the report.
+The ids do not depend on how many processes share the work. A row that cannot be used stays in the
+file with its reason and empty lists, so that nothing disappears. The file is Arrow IPC, written
+beside its place and renamed; its schema metadata holds the settings, the facts about the tokenizer
+and the report.
 """
 
 from collections import Counter
@@ -299,10 +300,10 @@ def _digests(result: Cut) -> list[bytes | None]:
     header = np.stack([boundary, boundary + chosen.lengths, boundary + rejected.lengths], axis=1)
     headers = Ragged(header.astype(np.int32).ravel(), np.arange(len(prompt) + 1) * 3)
     content = headers.joined(prompt).joined(chosen).joined(prompt).joined(rejected)
-    view = memoryview(content.ids.astype("<i4")).cast("B")
+    raw = content.ids.astype("<i4").tobytes()
     edges = (content.offsets * 4).tolist()
     return [
-        None if reason else blake2b(view[start:stop], digest_size=16).digest()
+        None if reason else blake2b(raw[start:stop], digest_size=16).digest()
         for reason, start, stop in zip(result.reasons, edges, edges[1:], strict=False)
     ]
 
