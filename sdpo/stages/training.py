@@ -223,15 +223,14 @@ def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
     """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
     if not step.session.accelerator.is_main_process:
         return
-    logps = scored.logps
-    pairs = [step.tokens.row(row) for row in rows["token_row"].to_pylist()]
+    logps, at = scored.logps, rows["token_row"].to_numpy()
     table = pa.table(
         {
             "pair_id": rows["pair_id"],
             "reference_chosen_logps": logps.chosen,
             "reference_rejected_logps": logps.rejected,
-            "chosen_tokens": pa.array([len(p.chosen_ids) for p in pairs], pa.int32()),
-            "rejected_tokens": pa.array([len(p.rejected_ids) for p in pairs], pa.int32()),
+            "chosen_tokens": step.tokens.chosen_lengths[at],
+            "rejected_tokens": step.tokens.rejected_lengths[at],
         }
     )
     with publish_file(step.folder / "reference.parquet") as temporary:
