@@ -96,6 +96,17 @@ def test_a_training_setting_counts_for_all_steps_or_for_one(change):
     assert step(second, number=2) == step(everywhere)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpoint_every": 5}, {"checkpoint_minutes": 1.0}, {"checkpoints_kept": 3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_a_resume_goes_on_from_does_not_count(change):
+    assert step(configure(training=change)) == step(BASE)
+    assert step(configure(steps=[{}, change]), number=2) == step(BASE)
+    assert changed_settings(configure(training=change)) == changed_settings(BASE)
+
+
 def test_precision_counts():
     assert step(configure(training={"precision": "bf16"})) != step(BASE)
 
