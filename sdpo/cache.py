@@ -84,11 +84,16 @@ class LogpCache:
         self._read: set[str] = set()
         self._reported: set[str] = set()
 
-    def add(self, row_digests: Sequence[bytes], chosen: np.ndarray, rejected: np.ndarray) -> None:
+    def add(
+        self, row_digests: Sequence[bytes] | np.ndarray, chosen: np.ndarray, rejected: np.ndarray
+    ) -> None:
         """Publish rows as one part."""
+        digests = pa.py_buffer(np.array(row_digests, dtype="S16").tobytes())
         table = pa.table(
             [
-                pa.array(list(row_digests), pa.binary(16)),
+                pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(16), len(row_digests), [None, digests]
+                ),
                 pa.array(chosen, pa.float32()),
                 pa.array(rejected, pa.float32()),
             ],
@@ -101,10 +106,10 @@ class LogpCache:
         with publish_file(self.folder / name) as temporary:
             temporary.write_bytes(content)
 
-    def lookup(self, row_digests: Sequence[bytes]) -> RowLogps:
-        """The rows that are there; NaN for those that are not."""
+    def lookup(self, row_digests: Sequence[bytes] | np.ndarray) -> RowLogps:
+        """The rows that are there; NaN for those that are not. Digests as bytes or ``S16``."""
         self._refresh()
-        wanted = np.array(list(row_digests), dtype="S16")
+        wanted = np.asarray(row_digests, dtype="S16")
         logps = np.full((len(wanted), 2), np.nan, dtype=np.float32)
         if len(self._digests) and len(wanted):
             at = np.minimum(np.searchsorted(self._digests, wanted), len(self._digests) - 1)
@@ -174,14 +179,20 @@ class LogpCache:
             new.append(pq.read_table(io.BytesIO(content), schema=_SCHEMA))
         if not new:
             return
-        table = pa.concat_tables(new)
-        digests = np.array(table["row_digest"].to_pylist(), dtype="S16")
-        logps = np.stack([table["chosen_logps"].to_numpy(), table["rejected_logps"].to_numpy()], 1)
         first_new = len(self._parts) - len(new)
         numbers = np.arange(first_new, len(self._parts), dtype=np.int32)
         part_of = np.repeat(numbers, [len(part) for part in new])
-        digests = np.concatenate([self._digests, digests])
-        logps = np.concatenate([self._logps, logps])
+        digests = np.concatenate([self._digests, *map(_digests, new)])
+        logps = np.concatenate([self._logps, *map(_logps, new)])
         part_of = np.concatenate([self._part_of, part_of])
         self._digests, first = np.unique(digests, return_index=True)
         self._logps, self._part_of = logps[first], part_of[first]
+
+
+def _digests(part: pa.Table) -> np.ndarray:
+    column = part["row_digest"].combine_chunks()
+    return np.frombuffer(column.buffers()[1], dtype="S16")[column.offset :][: len(column)]
+
+
+def _logps(part: pa.Table) -> np.ndarray:
+    return np.stack([part["chosen_logps"].to_numpy(), part["rejected_logps"].to_numpy()], 1)

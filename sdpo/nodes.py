@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from partitions import ids_from_hex, reserve_mask
+from partitions import argsort_ids, ids_from_hex, reserve_mask
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
@@ -29,6 +30,8 @@ from sdpo.store import Record
 from sdpo.tokens.store import TokenFile
 
 Outcome = tuple[dict[str, Any], list[Path]]
+
+_PART_ROWS = 1 << 16
 
 
 def prepare_data(context: Context) -> Record:
@@ -159,8 +162,7 @@ def _check_positions(context: Context, tokens: TokenFile) -> None:
     """Refuse sequences longer than the positions the model was trained on."""
     config = read_config(context.resolved.model)
     positions = config.get("text_config", config).get("max_position_embeddings")
-    completions = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
-    longest = int((tokens.prompt_lengths + completions).max(initial=0))
+    longest = int(tokens.sequence_lengths.max(initial=0))
     if positions and longest > positions:
         raise ModelError(
             f"the longest sequence has {longest} tokens and the model has {positions} positions: "
@@ -179,34 +181,33 @@ def reserve(context: Context) -> Record:
     identity = {"tokens": tokens_path(context).stem, "reserve": settings.model_dump()}
 
     def make() -> Outcome:
-        pairs = pq.read_table(
-            context.run.pairs,
-            columns=["pair_id", "prompt_key", "source", "row", "chosen_chars", "rejected_chars"],
-        )
+        columns = ["pair_id", "prompt_key", "source", "row", "chosen_chars", "rejected_chars"]
+        pairs = pq.read_table(context.run.pairs, columns=columns)
         names = source_names(context)
         kept = np.flatnonzero(tokens.usable)
-        pairs = pairs.append_column("token_row", pa.array(np.arange(pairs.num_rows)))
-        usable = pairs.take(pa.array(kept))
-        source = codes(usable["source"].to_pylist(), names)
-        unusable = _unusable(tokens, pairs, names)
-        _check_sources_left(source, names, unusable)
+        source = source_codes(pairs["source"], names)
+        unusable = _unusable(tokens, source, names)
+        _check_sources_left(source[kept], names, unusable)
         mask = reserve_mask(
-            ids_from_hex(usable["prompt_key"].to_pylist()),
-            source,
+            ids_of(pairs["prompt_key"])[kept],
+            source[kept],
             n_sources=len(names),
             fraction=settings.fraction,
             min_pairs=settings.min_pairs,
             max_fraction=settings.max_fraction,
             key=settings.key,
         )
-        usable = usable.append_column("reserved", pa.array(mask))
+        ordered = argsort_ids(ids_of(pairs["pair_id"])[kept])
+        usable = pairs.take(pa.array(kept[ordered]))
+        usable = usable.append_column("token_row", pa.array(kept[ordered]))
+        usable = usable.append_column("reserved", pa.array(mask[ordered]))
         usable = usable.set_column(
             usable.schema.get_field_index("source"), "source", usable["source"].cast(pa.string())
-        ).sort_by("pair_id")
+        )
         with publish_file(context.run.usable) as temporary:
             pq.write_table(usable, temporary)
         _publish_rejected(context, tokens, pairs)
-        counts = np.bincount(source[mask], minlength=len(names))
+        counts = np.bincount(source[kept][mask], minlength=len(names))
         return {
             "usable": usable.num_rows,
             "reserved": dict(zip(names, counts.tolist(), strict=True)),
@@ -218,12 +219,12 @@ def reserve(context: Context) -> Record:
 
 def _publish_rejected(context: Context, tokens: TokenFile, pairs: pa.Table) -> None:
     """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
-    rows = pairs.select(["source", "row"]).take(pa.array(np.flatnonzero(~tokens.usable)))
-    reasons = [tokens.reasons[tokens.pair_ids[i]] for i in np.flatnonzero(~tokens.usable)]
+    rows = pairs.select(["source", "row"])
     with publish_file(context.run.rejected) as temporary:
         shutil.copyfile(context.run.rejected_data, temporary)
         with temporary.open("a", encoding="utf-8") as file:
-            for row, reason in zip(rows.to_pylist(), reasons, strict=True):
+            for index, reason in tokens.rejected():
+                [row] = rows.slice(index, 1).to_pylist()
                 line = {**row, "reason": reason, "detail": ""}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -233,18 +234,27 @@ def source_names(context: Context) -> list[str]:
     return [source.name for source in context.config.data.sources]
 
 
-def codes(values: list[str], names: list[str]) -> np.ndarray:
-    """Position of each value among ``names``, int32 ``[values]``."""
-    code = {name: index for index, name in enumerate(names)}
-    return np.array([code[value] for value in values], dtype=np.int32)
+def source_codes(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
+    """Position of each value of a source column among ``names``, int32 ``[rows]``."""
+    codes = pc.index_in(column, value_set=pa.array(names, pa.string()))
+    found: np.ndarray = codes.to_numpy().astype(np.int32, copy=False)
+    return found
 
 
-def _unusable(tokens: TokenFile, pairs: pa.Table, names: list[str]) -> dict[str, dict[str, int]]:
+def ids_of(column: pa.ChunkedArray) -> np.ndarray:
+    """The ids in a column of hex digits, uint64 ``[rows, 2]``; read a part at a time, since as
+    strings of Python they would take three times the memory of the column."""
+    parts = [np.empty((0, 2), dtype=np.uint64)]
+    for start in range(0, len(column), _PART_ROWS):
+        parts.append(ids_from_hex(column.slice(start, _PART_ROWS).to_pylist()))
+    return np.concatenate(parts)
+
+
+def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
     """Per source, how many pairs the tokenizer rejects for which reason."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    source = dict(zip(pairs["pair_id"].to_pylist(), pairs["source"].to_pylist(), strict=True))
-    for pair_id, reason in tokens.reasons.items():
-        counts[source[pair_id]][reason] += 1
+    for row, reason in tokens.rejected():
+        counts[names[source[row]]][reason] += 1
     return {name: dict(counter) for name, counter in counts.items()}
 
 

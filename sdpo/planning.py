@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from partitions import (
     Pairs,
     PartitionSettings,
     Plan,
-    ids_from_hex,
     make_plan,
     ordering_key,
     prompt_overlap,
@@ -27,7 +27,7 @@ from sdpo.features import (
     needed_features,
 )
 from sdpo.files import file_digest, publish_file, write_json
-from sdpo.nodes import codes, source_names, tokens_path
+from sdpo.nodes import ids_of, source_codes, source_names, tokens_path
 from sdpo.run import Context, run_once
 from sdpo.tokens.store import TokenFile
 
@@ -154,8 +154,8 @@ def _pairs(
     table = usable.take(pa.array(trained))
     names = source_names(context)
     return Pairs(
-        ids=ids_from_hex(table["pair_id"].to_pylist()),
-        source=codes(table["source"].to_pylist(), names),
+        ids=ids_of(table["pair_id"]),
+        source=source_codes(table["source"], names),
         source_names=tuple(names),
         strata=_strata(context, table),
         features={name: values[trained] for name, values in features.items()},
@@ -167,11 +167,15 @@ def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
     if not columns or context.config.partition.strategy != "stratified":
         return {}
     stored = pq.read_table(context.run.pairs, columns=["strata"])["strata"]
-    rows = stored.take(table["token_row"]).to_pylist()
+    rows = stored.take(table["token_row"])
     found: dict[str, np.ndarray] = {}
     for column in columns:
-        values = [dict(row)[column] for row in rows]
-        found[column] = np.unique(values, return_inverse=True)[1].astype(np.int32)
+        values = pa.chunked_array(
+            [pc.map_lookup(chunk, pa.scalar(column), "first") for chunk in rows.chunks]
+        )
+        # Numbered by the values' order, as the draw's result does not depend on how they come.
+        names = pa.array(sorted(pc.unique(values).to_pylist()))
+        found[column] = pc.index_in(values, value_set=names).to_numpy().astype(np.int32)
     return found
 
 
@@ -183,7 +187,7 @@ def _publish_plan(
     features: dict[str, np.ndarray],
 ) -> None:
     probe = context.config.probe
-    order = np.argsort(ordering_key(ids_from_hex(usable["pair_id"].to_pylist()), probe.seed))
+    order = np.argsort(ordering_key(ids_of(usable["pair_id"]), probe.seed))
     sampled = step_of == 0
     for number in range(1, len(plan.steps) + 1):
         members = order[step_of[order] == number]
@@ -219,7 +223,7 @@ def _plan_summary(
     rows = usable["token_row"].to_numpy()
     content = plan.to_dict()
     content["reserve"] = _reserve_counts(context)
-    content["overlap"] = prompt_overlap(ids_from_hex(usable["prompt_key"].to_pylist()), step_of)
+    content["overlap"] = prompt_overlap(ids_of(usable["prompt_key"]), step_of)
     for entry in content["steps"]:
         lengths = tokens.length_summary(rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
@@ -245,9 +249,9 @@ def plan_on_text(context: Context) -> Plan:
     lengths = ["prompt_chars", "chosen_chars", "rejected_chars"]
     table = pq.read_table(context.run.pairs, columns=columns + lengths)
     names, settings = source_names(context), context.config.data.reserve
-    source = codes(table["source"].to_pylist(), names)
+    source = source_codes(table["source"], names)
     mask = reserve_mask(
-        ids_from_hex(table["prompt_key"].to_pylist()),
+        ids_of(table["prompt_key"]),
         source,
         n_sources=len(names),
         fraction=settings.fraction,
@@ -267,7 +271,7 @@ def plan_on_text(context: Context) -> Plan:
     content = plan.to_dict()
     reserved = np.bincount(source[mask], minlength=len(names)).tolist()
     content["reserve"] = dict(zip(names, reserved, strict=True))
-    content["overlap"] = prompt_overlap(ids_from_hex(table["prompt_key"].to_pylist()), step_of)
+    content["overlap"] = prompt_overlap(ids_of(table["prompt_key"]), step_of)
     content["unit"] = "characters"
     prompt, chosen, rejected = (table[name].to_numpy() for name in lengths)
     for entry in content["steps"]:

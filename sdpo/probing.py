@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -27,10 +28,10 @@ from sdpo.tokens.store import TokenFile
 class ProbeRows:
     """Rows of the token file with the probe each belongs to."""
 
-    pair_ids: list[str]
-    prompt_keys: list[str]
-    sources: list[str]
-    probes: list[str]
+    pair_ids: pa.ChunkedArray
+    prompt_keys: pa.ChunkedArray
+    sources: pa.ChunkedArray
+    probes: pa.ChunkedArray
     sampled: np.ndarray
     token_rows: np.ndarray
 
@@ -44,16 +45,14 @@ def probe_rows(plan: pa.Table, *, step: int, next_whole: bool = True) -> ProbeRo
     steps = plan["step"].to_numpy()
     sampled = plan["sampled"].to_numpy(zero_copy_only=False)
     chosen = plan.filter(pa.array(sampled | (next_whole & (steps == step + 1))))
-    sources = chosen["source"].to_pylist()
-    names = [
-        f"D_{number}" if number else f"reserve:{source}"
-        for number, source in zip(chosen["step"].to_pylist(), sources, strict=True)
-    ]
+    step_names = pc.binary_join_element_wise("D_", chosen["step"].cast(pa.string()), "")
+    reserve_names = pc.binary_join_element_wise("reserve:", chosen["source"], "")
+    in_reserve = pc.equal(chosen["step"], 0)
     return ProbeRows(
-        pair_ids=chosen["pair_id"].to_pylist(),
-        prompt_keys=chosen["prompt_key"].to_pylist(),
-        sources=sources,
-        probes=names,
+        pair_ids=chosen["pair_id"],
+        prompt_keys=chosen["prompt_key"],
+        sources=chosen["source"],
+        probes=pc.if_else(in_reserve, reserve_names, step_names),
         sampled=chosen["sampled"].to_numpy(zero_copy_only=False),
         token_rows=chosen["token_row"].to_numpy(),
     )
@@ -73,10 +72,12 @@ def measure(
 
     Returns the number of rows that had to be computed.
     """
-    at = rows.token_rows.tolist()
-    scored = score_rows(scorer, tokens, at, cache=cache, events=events, phase=f"measure {name}")
+    at = rows.token_rows
+    scored = score_rows(
+        scorer, tokens, at.tolist(), cache=cache, events=events, phase=f"measure {name}"
+    )
     if scorer.accelerator.is_main_process:
-        pairs = [tokens.row(row) for row in at]
+        truncated = tokens.chosen_truncated[at] | tokens.rejected_truncated[at]
         table = pa.table(
             {
                 "pair_id": rows.pair_ids,
@@ -86,9 +87,9 @@ def measure(
                 "sampled": rows.sampled,
                 "chosen_logps": scored.logps.chosen.astype(np.float64),
                 "rejected_logps": scored.logps.rejected.astype(np.float64),
-                "chosen_tokens": pa.array([len(p.chosen_ids) for p in pairs], pa.int32()),
-                "rejected_tokens": pa.array([len(p.rejected_ids) for p in pairs], pa.int32()),
-                "complete": [not (p.chosen_truncated or p.rejected_truncated) for p in pairs],
+                "chosen_tokens": tokens.chosen_lengths[at],
+                "rejected_tokens": tokens.rejected_lengths[at],
+                "complete": ~truncated,
             }
         )
         with publish_file(out / f"{name}.parquet") as temporary:

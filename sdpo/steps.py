@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
@@ -273,9 +272,8 @@ def reads_previous(context: Context, step: int) -> bool:
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
-    rows = plan.filter(pa.array(plan["step"].to_numpy() == step))["token_row"].to_pylist()
-    tokens = TokenFile.open(tokens_path(context))
-    return rows_digest([tokens.row(row).row_digest for row in rows])
+    rows = plan["token_row"].to_numpy()[plan["step"].to_numpy() == step]
+    return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))
 
 
 def _probe_identity(context: Context, number: int) -> dict[str, Any]:

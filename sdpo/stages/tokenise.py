@@ -1,10 +1,12 @@
 """The stage that turns text into token ids."""
 
+import os
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sdpo import machine
 from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.spec import TokeniseSpec, ViewSpec
@@ -15,8 +17,11 @@ from sdpo.tokens.view import render_pair
 
 def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
     """Tokenise the run's pairs, and its supervised examples if it has any."""
+    # The work is divided among processes; threads within them would only contend.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = load_tokenizer(spec)
     options: dict[str, Any] = {
+        "processes": machine.cores(),
         "max_length": spec.max_length,
         "clock": datetime.fromisoformat(spec.clock),
         "end_token_ids": spec.end_token_ids,

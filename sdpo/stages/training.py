@@ -228,11 +228,11 @@ def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
     """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
     if not step.session.accelerator.is_main_process:
         return
-    logps = scored.logps
-    pairs = [step.tokens.row(row) for row in rows["token_row"].to_pylist()]
+    logps, at = scored.logps, rows["token_row"].to_numpy()
+    tokens = step.tokens
     # The policy's tokens say nothing of a reference that cuts the text into others.
     foreign = step.spec.reference is not None and step.spec.reference.tokens is not None
-    counts = [(None, None) if foreign else (len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+    nothing = pa.nulls(len(at), pa.int32())
     table = pa.table(
         {
             "pair_id": rows["pair_id"],
@@ -240,9 +240,9 @@ def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
             "source": rows["source"],
             "reference_chosen_logps": logps.chosen,
             "reference_rejected_logps": logps.rejected,
-            "chosen_tokens": pa.array([chosen for chosen, _ in counts], pa.int32()),
-            "rejected_tokens": pa.array([rejected for _, rejected in counts], pa.int32()),
-            "complete": [not (p.chosen_truncated or p.rejected_truncated) for p in pairs],
+            "chosen_tokens": nothing if foreign else tokens.chosen_lengths[at],
+            "rejected_tokens": nothing if foreign else tokens.rejected_lengths[at],
+            "complete": ~(tokens.chosen_truncated[at] | tokens.rejected_truncated[at]),
         }
     )
     with publish_file(step.folder / "reference.parquet") as temporary:

@@ -5,7 +5,8 @@ It reads what :mod:`sdpo.tokens.tokenise` writes, and imports neither torch nor 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,10 @@ Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 """One flag per row, bool ``[rows]``."""
+
+Digests = np.ndarray[Any, np.dtype[np.bytes_]]
+"""Row digests, ``S16`` ``[rows]``: 16 bytes each. As single values numpy strips zero bytes at their
+end, so they are compared and hashed as arrays."""
 
 Reason = Literal[
     "empty_prompt",
@@ -145,6 +150,7 @@ class _Table:
         self.metadata = metadata
         self._batches = batches
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
+        self._start_list: list[int] = self._starts.tolist()
         self._views: dict[tuple[int, str], tuple[Ids, Ids]] = {}
 
     @classmethod
@@ -187,6 +193,13 @@ class _Table:
             for i in np.flatnonzero(batch["reason"].is_valid().to_numpy(zero_copy_only=False))
         }
 
+    def rejected(self) -> Iterator[tuple[int, str]]:
+        """The rows that have no tokens and why, in order."""
+        for start, batch in zip(self._start_list, self._batches, strict=False):
+            reasons = batch["reason"]
+            for row in np.flatnonzero(reasons.is_valid().to_numpy(zero_copy_only=False)).tolist():
+                yield start + row, reasons[row].as_py()
+
     def _strings(self, column: str) -> list[str]:
         return [value for batch in self._batches for value in batch[column].to_pylist()]
 
@@ -204,16 +217,21 @@ class _Table:
             self._views[batch, column] = (values.offsets.to_numpy(), values.values.to_numpy())
         return self._views[batch, column]
 
-    def _ids(self, batch: int, column: str, row: int) -> Ids:
+    def _ids(self, index: int, column: str) -> Ids:
+        batch, row = self._at(index)
         offsets, values = self._view(batch, column)
         return values[offsets[row] : offsets[row + 1]]
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Batch and row in it of a usable row."""
+    def _at(self, index: int) -> tuple[int, int]:
+        """Batch of a row, and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.path}")
-        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = index - int(self._starts[batch])
+        batch = bisect_right(self._start_list, index) - 1
+        return batch, index - self._start_list[batch]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Likewise of a usable row."""
+        batch, row = self._at(index)
         reason = self._batches[batch]["reason"][row].as_py()
         if reason is not None:
             raise Fault(f"row {index} of {self.path} has no tokens: {reason}")
@@ -255,6 +273,50 @@ class TokenFile(_Table):
         """Rows whose rejected side was cut, bool ``[rows]``."""
         return self._flags("rejected_truncated")
 
+    @cached_property
+    def sequence_lengths(self) -> Ids:
+        """Tokens of the prompts with the longer side, int32 ``[rows]``."""
+        return self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
+
+    def prompt_ids(self, index: int) -> Ids:
+        """Ids of the prompt of row ``index``, a read-only view; none where it is not usable."""
+        return self._ids(index, "prompt_ids")
+
+    def chosen_ids(self, index: int) -> Ids:
+        """Likewise those of the chosen side that are scored."""
+        return self._ids(index, "chosen_ids")
+
+    def rejected_ids(self, index: int) -> Ids:
+        """Likewise those of the rejected side that are scored."""
+        return self._ids(index, "rejected_ids")
+
+    def pair_id(self, index: int) -> str:
+        """Id of row ``index``."""
+        batch, row = self._at(index)
+        value: str = self._batches[batch]["pair_id"][row].as_py()
+        return value
+
+    def digests(self, rows: np.ndarray) -> Digests:
+        """Digests of these rows, in their order.
+
+        Raises:
+            Fault: one of them is not usable.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(unusable := rows[~self.usable[rows]]):
+            self._locate(int(unusable[0]))
+        digests = np.empty(len(rows), dtype="S16")
+        batch = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(batch, kind="stable")
+        edges = np.flatnonzero(np.diff(batch[order], prepend=-1, append=-1))
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            members = order[start:stop]
+            number = int(batch[members[0]])
+            column = self._batches[number]["row_digest"]
+            stored = np.frombuffer(column.buffers()[1], dtype="S16")[column.offset :]
+            digests[members] = stored[rows[members] - self._starts[number]]
+        return digests
+
     def row(self, index: int) -> TokenRow:
         """The tokens of row ``index``, zero-copy.
 
@@ -266,9 +328,9 @@ class TokenFile(_Table):
         columns = self._batches[batch]
         return TokenRow(
             pair_id=columns["pair_id"][row].as_py(),
-            prompt_ids=self._ids(batch, "prompt_ids", row),
-            chosen_ids=self._ids(batch, "chosen_ids", row),
-            rejected_ids=self._ids(batch, "rejected_ids", row),
+            prompt_ids=self.prompt_ids(index),
+            chosen_ids=self.chosen_ids(index),
+            rejected_ids=self.rejected_ids(index),
             chosen_truncated=columns["chosen_truncated"][row].as_py(),
             rejected_truncated=columns["rejected_truncated"][row].as_py(),
             row_digest=columns["row_digest"][row].as_py(),
@@ -291,7 +353,7 @@ class TokenFile(_Table):
             prompt=_quantiles(prompt),
             chosen=_quantiles(chosen),
             rejected=_quantiles(rejected),
-            sequence=_quantiles(prompt + np.maximum(chosen, rejected)),
+            sequence=_quantiles(self.sequence_lengths[kept]),
             chosen_truncated=float(self.chosen_truncated[kept].mean()),
             rejected_truncated=float(self.rejected_truncated[kept].mean()),
         )
@@ -333,8 +395,8 @@ class SupervisedTokenFile(_Table):
         columns = self._batches[batch]
         return SupervisedRow(
             example_id=columns["example_id"][row].as_py(),
-            prompt_ids=self._ids(batch, "prompt_ids", row),
-            completion_ids=self._ids(batch, "completion_ids", row),
+            prompt_ids=self._ids(index, "prompt_ids"),
+            completion_ids=self._ids(index, "completion_ids"),
             truncated=columns["truncated"][row].as_py(),
         )
 

@@ -300,10 +300,10 @@ def _digests(result: Cut) -> list[bytes | None]:
     header = np.stack([boundary, boundary + chosen.lengths, boundary + rejected.lengths], axis=1)
     headers = Ragged(header.astype(np.int32).ravel(), np.arange(len(prompt) + 1) * 3)
     content = headers.joined(prompt).joined(chosen).joined(prompt).joined(rejected)
-    view = memoryview(content.ids.astype("<i4").tobytes())
+    raw = content.ids.astype("<i4").tobytes()
     edges = (content.offsets * 4).tolist()
     return [
-        None if reason else blake2b(view[start:stop], digest_size=16).digest()
+        None if reason else blake2b(raw[start:stop], digest_size=16).digest()
         for reason, start, stop in zip(result.reasons, edges, edges[1:], strict=False)
     ]
 

@@ -75,7 +75,7 @@ def side_by_side(
     total = [side.seconds("total_s") for side in sides]
     row("tokens/s, prompts once", [tokens / s for s in total], ",.0f")
     row("useful GFLOP/s", [flops / s / 1e9 for s in total], ",.0f")
-    row("  of matrix products", [flops / s / rate.wall for s in total], ".1%")
+    row("  of matrix products (MFU)", [flops / s / rate.wall for s in total], ".1%")
     row("process: s", [side.usage("wall_s") for side in sides], ".1f")
     row("  CPU s, imports apart", [side.cpu_s for side in sides], ".1f")
     row("peak RSS: MB", [side.usage("peak_bytes") / MB for side in sides], ",.0f")

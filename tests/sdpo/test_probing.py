@@ -43,9 +43,10 @@ def test_a_model_is_measured_on_the_samples_and_on_the_next_partition_whole():
     plan = plan_of(steps, sampled=[True, True, True, False, True, False, True, False])
     rows = probe_rows(plan, step=1)
     assert rows.token_rows.tolist() == [0, 1, 2, 4, 5, 6]
-    assert rows.probes == ["reserve:a", "reserve:b", "D_1", "D_2", "D_2", "D_3"]
+    assert rows.probes.to_pylist() == ["reserve:a", "reserve:b", "D_1", "D_2", "D_2", "D_3"]
     assert rows.sampled.tolist() == [True, True, True, True, False, True]
-    assert rows.pair_ids == ["pair-00", "pair-01", "pair-02", "pair-04", "pair-05", "pair-06"]
+    ids = ["pair-00", "pair-01", "pair-02", "pair-04", "pair-05", "pair-06"]
+    assert rows.pair_ids.to_pylist() == ids
 
 
 def test_a_partition_whose_step_reads_no_reference_is_measured_on_its_sample():

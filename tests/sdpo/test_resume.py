@@ -297,33 +297,86 @@ def test_a_state_that_cannot_be_written_is_told_and_training_goes_on(whole_runs,
     assert fresh.record(1)["outputs"] == whole_runs["full"].record(1)["outputs"]
 
 
+class Asked(Events):
+    """Asks the process to stop while optimizer step 5 ends."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def progress(self, phase: str, done: int, total: int, *, unit: str, note: str = "") -> None:
+        """The signal comes before the boundary."""
+        super().progress(phase, done, total, unit=unit, note=note)
+        if phase == "train" and done == 5:
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture
+def heeded(monkeypatch):
+    """Signals as a stage has them; gives a function that forgets the one that came."""
+
+    def forget() -> None:
+        monkeypatch.setattr(interrupts, "_request", interrupts._Request())
+
+    forget()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    interrupts.listen()
+    yield forget
+    signal.alarm(0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_stop_is_met_at_the_next_boundary_with_a_state(
-    whole_runs, fresh, monkeypatch, number
+    whole_runs, fresh, heeded, number
 ):
-    monkeypatch.setattr(interrupts, "_request", interrupts._Request())
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-
-    class Asked(Events):
-        def progress(self, phase, done, total, *, unit, note=""):
-            super().progress(phase, done, total, unit=unit, note=note)
-            if phase == "train" and done == 5:
-                signal.raise_signal(number)
-
-    events = Asked()
+    events = Asked(number)
     accelerator()
-    interrupts.listen()
-    try:
-        with pytest.raises(Interrupted, match="after optimizer step 5"):
-            stage.run(fresh.spec(1, TRAINING, evaluation=EVALUATION, measure_input=True), events)
-        assert interrupts.exit_code() == 128 + number
-    finally:
-        signal.alarm(0)
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
+    with pytest.raises(Interrupted, match="after optimizer step 5"):
+        stage.run(fresh.spec(1, TRAINING, evaluation=EVALUATION, measure_input=True), events)
+    assert interrupts.exit_code() == 128 + number
+    assert 0 < signal.alarm(0) <= 12, "it would be killed if it did not end"
     assert events.of("checkpoint")[-1]["optimizer_step"] == 5
+    heeded()
     assert run_step(fresh).of("resume")[0]["optimizer_step"] == 5
     assert_same_step(fresh, whole_runs["full"])
+
+
+def test_a_request_that_cannot_be_met_in_time_leaves_the_last_state_as_it_is(
+    whole_runs, fresh, monkeypatch, heeded
+):
+    run_step(fresh, dies_at=5)
+    monkeypatch.setattr("sdpo.stages.checkpoint._BYTES_PER_S", 1.0)
+    by_time = TRAINING.model_copy(update={"checkpoint_every": 0})
+    events = Asked(signal.SIGTERM)
+    accelerator()
+    with pytest.raises(SystemExit) as ending:
+        stage.run(fresh.spec(1, by_time, evaluation=EVALUATION, measure_input=True), events)
+    assert ending.value.code == 143
+    assert not events.of("checkpoint")
+    heeded()
+    assert run_step(fresh).of("resume")[0]["optimizer_step"] == 3
+    assert_same_step(fresh, whole_runs["full"])
+
+
+def test_scoring_that_was_cut_off_keeps_the_parts_that_were_published(fresh, monkeypatch):
+    monkeypatch.setattr("sdpo.score._PART_ROWS", 4)
+
+    class CutOff(Events):
+        def progress(self, phase, done, total, *, unit, note=""):
+            if phase == "score D_1" and done > total / 2:
+                raise Died
+
+    accelerator()
+    with pytest.raises(Died):
+        stage.run(fresh.spec(1, TRAINING), CutOff())
+    run_step(fresh)
+    scored = fresh.record(1)["scored_rows"]
+    assert scored["cached"] >= 4
+    assert scored["cached"] % 4 == 0
+    assert scored["cached"] + scored["computed"] == 19
 
 
 def test_metrics_that_were_lost_come_back_from_the_state(whole_runs, fresh):

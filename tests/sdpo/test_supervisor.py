@@ -1,6 +1,7 @@
 """Real stages in real child processes; nothing here is simulated."""
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ import pytest
 
 from sdpo import supervisor
 from sdpo.config import LaunchConfig, ModelConfig
-from sdpo.errors import Fault, Interrupted, UserError
+from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
 from sdpo.spec import ExportSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.supervisor import run_stage
 
@@ -127,6 +128,39 @@ def test_a_stage_that_is_killed_is_a_fault_that_names_the_signal(export):
     with pytest.raises(Fault, match=r"export ended with signal SIGKILL.* \(log: .*export\.log\)"):
         run_stage(export, listen=kill)
     assert not export.out.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stage_that_somebody_asked_to_stop_was_interrupted(export, number):
+    def ask(event) -> None:
+        for process in stages(export):
+            process.send_signal(number)
+
+    with pytest.raises(Interrupted, match="export was asked to stop"):
+        run_stage(export, listen=ask)
+    assert not export.out.exists()
+
+
+def test_a_stage_without_space_for_a_word_is_known_by_its_exit_code(broken, monkeypatch):
+    code = f"import sys; sys.exit({supervisor.DISK_FULL_EXIT})"
+    monkeypatch.setattr(supervisor, "_command", lambda spec, path: [sys.executable, "-c", code])
+    with pytest.raises(DiskFullError, match=r"^view: no space is left on the disk of .* free\)"):
+        run_stage(broken, listen=lambda event: None)
+
+
+def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
+    leader = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+
+    def again(processes, timeout):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervisor.psutil, "wait_procs", again)
+    with leader:
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        with pytest.raises(KeyboardInterrupt):
+            supervisor._end(leader, "of-this-test")
+        assert leader.wait(timeout=5) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("error", [Interrupted("enough"), KeyboardInterrupt()], ids=repr)

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from datetime import datetime
 
 import pytest
@@ -5,10 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import DataError, ModelError
-from sdpo.tokens.template import Encoded, Encoder
+from sdpo.tokens.store import Ids
+from sdpo.tokens.template import Encoder
 
 
-def encode(encoder: Encoder, prompt, answer: str, *, format: str = "chat") -> Encoded:
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row of :class:`~sdpo.tokens.template.Encoded`."""
+
+    prompt: Ids
+    sides: tuple[Ids, ...]
+    end_appended: tuple[bool, ...]
+
+
+def encode(encoder: Encoder, prompt, answer: str, *, format: str = "chat") -> EncodedRow:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     row = {
@@ -18,11 +29,14 @@ def encode(encoder: Encoder, prompt, answer: str, *, format: str = "chat") -> En
         "prompt": prompt,
         "chosen": [{"role": "assistant", "content": answer}],
     }
-    [encoded] = encoder.encode([row], ["chosen"])
-    return encoded
+    encoded = encoder.encode([row], ["chosen"])
+    sides, appended = encoded.sides, encoded.end_appended
+    return EncodedRow(
+        encoded.prompt[0], tuple(s[0] for s in sides), tuple(bool(a[0]) for a in appended)
+    )
 
 
-def texts(encoder: Encoder, encoded: Encoded) -> tuple[str, str]:
+def texts(encoder: Encoder, encoded: EncodedRow) -> tuple[str, str]:
     decode = encoder.tokenizer.decode
     return decode(encoded.prompt.tolist()), decode(encoded.sides[0].tolist())
 
@@ -103,9 +117,8 @@ def test_rows_of_both_formats_can_stand_in_one_batch(make_tokenizer, clock):
         }
         for format_, answer in [("text", " one"), ("chat", "two"), ("text", " three")]
     ]
-    decoded = [
-        encoder.tokenizer.decode(e.sides[0].tolist()) for e in encoder.encode(rows, ["chosen"])
-    ]
+    [chosen] = encoder.encode(rows, ["chosen"]).sides
+    decoded = [encoder.tokenizer.decode(chosen[row].tolist()) for row in range(3)]
     assert decoded == [
         "<s>the dog one</s>",
         "<s><|im_start|>user\nthe dog<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>",

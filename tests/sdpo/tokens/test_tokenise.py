@@ -162,10 +162,10 @@ def test_many_rows_come_in_order_over_several_batches_with_progress(tokens_of, m
     seen: list[tuple[int, int]] = []
     triples = [("the dog?", f"fox {i}", f"dog {i}") for i in range(2300)]
     file = tokens_of(triples, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1000, 2300), (2000, 2300), (2300, 2300)]
+    assert seen == [(done, 2300) for done in (500, 1000, 1500, 2000, 2300)]
     assert file.usable.all()
     decode = make_tokenizer().decode
-    for index in (0, 999, 1000, 1999, 2299):
+    for index in (0, 499, 500, 1999, 2299):
         assert decode(file.row(index).chosen_ids.tolist()) == f"fox {index}<|im_end|>"
     assert file.chosen_lengths.tolist() == [len(file.row(i).chosen_ids) for i in range(2300)]
 
