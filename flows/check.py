@@ -19,6 +19,7 @@ from sdpo.files import read_json
 from sdpo.nodes import prepare_data, reserve, tokenise
 from sdpo.objectives import describe
 from sdpo.planning import check, needs_gamma, partition
+from sdpo.reference_rules import effective_reference
 from sdpo.run import Context
 from sdpo.spec import ViewSpec
 from sdpo.tokens.store import LengthSummary, TokenFile
@@ -138,6 +139,8 @@ def _step_row(context: Context, tokens: TokenFile, number: int) -> dict[str, Any
         "tokens": int((2 * tokens.prompt_lengths[rows] + sides).sum()),
         "optimizer steps": steps,
         "objective": describe(training.model_dump()),
+        "reference": effective_reference(training),
+        "target": training.target,
         "learning rate": f"{training.learning_rate:g}",
     }
 

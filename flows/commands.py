@@ -18,11 +18,14 @@ from flows.tables import partition_rows
 from sdpo.chain import run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import IntegrityError, UserError
+from sdpo.files import read_json
 from sdpo.nodes import prepare_data, reserve, tokens_path
+from sdpo.objectives import describe
 from sdpo.planning import needs_gamma, partition, plan_on_text
 from sdpo.report import summarise, write_report
 from sdpo.resolve import cache_dir
 from sdpo.run import Context, open_run
+from sdpo.sampler import EXACT
 from sdpo.spec import ExportSpec
 from sdpo.store import RunFolder
 from sdpo.supervisor import run_stage
@@ -200,6 +203,24 @@ def _status_row(run: RunFolder) -> dict[str, Any]:
     return row | {"report": "yes" if run.report.is_file() else ""}
 
 
+def _made_with(run: RunFolder, record: dict[str, Any]) -> dict[str, str]:
+    """Objective, reference and target of a step, and how far its model moved."""
+    said = record.get("models", {})
+    row = {"objective": "sft" if record["kind"] == "supervised" else describe(record["training"])}
+    row |= {role: said.get(role, {}).get("name", "") for role in ("reference", "target")}
+    view = run.step(record["step"]) / "kl.json"
+    entries = read_json(view) if view.is_file() else []
+    found = {
+        entry["against"]: entry["per_sequence"]["kl"]["mean"]
+        for entry in entries
+        if entry["sampler"] == EXACT
+    }
+    for title, against in (("KL from previous", record["step"] - 1), ("KL from S", 0)):
+        value = found.get(f"M_{against}")
+        row[title] = "" if value is None else f"{value:.3f}"
+    return row
+
+
 def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
     record = run.read_record(f"step-{number}")
     assert record is not None, "only complete steps are shown"
@@ -207,6 +228,7 @@ def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
     return {
         "step": number,
         "kind": record["kind"],
+        **_made_with(run, record),
         "optimizer steps": record["optimizer_steps"],
         "seconds": round(seconds, 1),
         "model": record["outputs"]["model"][:16],

@@ -194,6 +194,44 @@ def reference_entry(
     return view.entry(step - 1, probe, rows, whole=len(rows) == view.size(probe))
 
 
+def other_reference_entry(
+    reference: pa.Table, base: pa.Table, *, step: int, resamples: int, seed: int
+) -> Entry:
+    """A reference that is not M_{step-1}, on D_step whole, from ``reference.parquet``.
+
+    ``base``: the probes of M_0, for the change from S on the pairs that S was measured on. Numbers
+    per token are None for a reference that cuts the text into other tokens.
+    """
+    per_token = reference["chosen_tokens"].null_count == 0
+    columns: dict[str, Any] = {
+        name: np.asarray(reference[name].to_pylist())
+        for name in ("pair_id", "prompt_key", "source", "complete")
+    }
+    for side in ("chosen", "rejected"):
+        columns[f"{side}_logps"] = reference[f"reference_{side}_logps"].to_numpy().astype(float)
+        counts = reference[f"{side}_tokens"]
+        columns[f"{side}_tokens"] = counts.to_numpy() if per_token else np.ones(len(reference))
+    rows = Measured(sampled=np.ones(len(reference), dtype=np.bool_), **columns)
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    gamma = np.stack([rows.gamma, rows.gamma > 0], axis=1)
+    mean, accuracy = _intervals(gamma, rows.prompt_key, **options)
+    found = statistics(rows)
+    if not per_token:
+        found |= {"per_token_mean": None, "length_correlation": None}
+    start = split_probes(base).get(f"D_{step}")
+    return {
+        "probe": f"D_{step}",
+        "whole": True,
+        **found,
+        "mean_low": mean[0],
+        "mean_high": mean[1],
+        "ranking_accuracy_low": accuracy[0],
+        "ranking_accuracy_high": accuracy[1],
+        "truncated_share": _mean(~rows.complete),
+        "vs_S": start and paired_difference(rows, start, **options),
+    }
+
+
 def contamination(
     probes: Mapping[str, pa.Table], *, step: int, model: int, resamples: int, seed: int
 ) -> Entry | None:

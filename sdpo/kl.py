@@ -6,7 +6,6 @@ module owns the node, the intervals and ``step-<t>/kl.json``.
 """
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,13 @@ from sdpo.nodes import tokens_path
 from sdpo.references import named_model
 from sdpo.reserved import reserved_rows
 from sdpo.run import Context, run_once
-from sdpo.sampler import Sampler
+from sdpo.sampler import EXACT, PAPER
 from sdpo.spec import KlSpec, NamedFolder
 from sdpo.tokens.store import TokenFile
 
 KL_VERSION = 1
 """Raised when a change of this project's code changes the samples or the numbers."""
 
-EXACT, PAPER = "exact", "paper"
-SAMPLERS: Mapping[str, Sampler] = {
-    EXACT: Sampler(name=EXACT),
-    # arXiv 2502.01237, section 4: temperature 0.9, top-k 40. Its code takes untempered log-ratios
-    # and leaves out the first token of an answer.
-    PAPER: Sampler(name=PAPER, temperature=0.9, top_k=40),
-}
 ESTIMATORS = ("kl", "k1", "k3")
 _FILES = ("kl.parquet", "samples.parquet")
 

@@ -1,5 +1,6 @@
 """How tokens are drawn from a model: settings alone, known without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -10,3 +11,12 @@ class Sampler:
     name: str
     temperature: float = 1.0
     top_k: int = 0
+
+
+EXACT, PAPER = "exact", "paper"
+SAMPLERS: Mapping[str, Sampler] = {
+    EXACT: Sampler(name=EXACT),
+    # arXiv 2502.01237, section 4: temperature 0.9, top-k 40. Its code takes untempered log-ratios
+    # and leaves out the first token of an answer.
+    PAPER: Sampler(name=PAPER, temperature=0.9, top_k=40),
+}

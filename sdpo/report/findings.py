@@ -53,7 +53,7 @@ def verdict(data: RunData, numbers: Numbers) -> Verdict:
         for step in range(2, last + 2)
         if (entry := numbers.entries.get((step - 1, f"D_{step}")))
     ]
-    sentences = [_gamma_sentence(numbers, step) for step, _ in changes]
+    sentences = [_gamma_sentence(data, numbers, step) for step, _ in changes]
     accuracy = numbers.reserve[last]["vs_S"] if last in numbers.reserve else None
     sentences.append(_accuracy_sentence(numbers, last, accuracy))
     if data.done < len(data.steps):
@@ -69,6 +69,7 @@ def caveats(data: RunData, numbers: Numbers) -> list[Caveat]:
     """Everything that a reader must know before believing the numbers, worst first."""
     return [
         *_lineage(data),
+        *_references(data),
         *_contamination(numbers),
         *_overlaps(data, numbers),
         *_truncation(data, numbers),
@@ -143,15 +144,17 @@ def _unfinished(data: RunData) -> str:
     return f"Unfinished: {data.done} of {len(data.steps)} steps are complete."
 
 
-def _gamma_sentence(numbers: Numbers, step: int) -> str:
+def _gamma_sentence(data: RunData, numbers: Numbers, step: int) -> str:
     name = model_name(step - 1)
+    is_reference = data.model_name(step, "reference") == name
+    what = f"{name}, the {'reference of' if is_reference else 'model before'} step {step},"
     now, before = numbers.entries[step - 1, f"D_{step}"], numbers.entries[0, f"D_{step}"]
     change = now["vs_S"]
     verb = {
-        "rose": f"{name}, the reference of step {step}, favours the chosen answers more than S",
-        "fell": f"{name}, the reference of step {step}, favours the chosen answers less than S",
-        "unclear": f"{name}, the reference of step {step}, is not measurably different from S",
-        "unknown": f"Too few pairs to compare {name}, the reference of step {step}, with S",
+        "rose": f"{what} favours the chosen answers more than S",
+        "fell": f"{what} favours the chosen answers less than S",
+        "unclear": f"{what} is not measurably different from S",
+        "unknown": f"Too few pairs to compare {what} with S",
     }[_gamma_direction(change)]
     return (
         f"{verb}: mean γ on D_{step} is {number(before['mean'])} nats under S and "
@@ -176,15 +179,40 @@ def _accuracy_sentence(numbers: Numbers, last: int, difference: Entry | None) ->
 
 
 def _lineage(data: RunData) -> Iterator[Caveat]:
+    base = data.records.get(0, {}).get("outputs", {}).get("model")
     for step, record in sorted(data.records.items()):
         before = data.records.get(step - 1)
         if step < 2 or not before:
             continue
-        given, made = record["inputs"].get("reference"), before["outputs"]["model"]
-        if given and given != made:
+        made = {"previous": before["outputs"]["model"]}
+        made["base"] = base or data.records[1]["inputs"]["target"]
+        for role in ("reference", "target"):
+            given, due = record["inputs"].get(role), made.get(data.choice(step, role))
+            if given and due and given != due:
+                source = {"previous": f"step {step - 1}", "base": "S"}[data.choice(step, role)]
+                yield Caveat(
+                    f"Step {step} did not start from {source}",
+                    f"Its {role} is {given[:12]}, but {source} is {due[:12]}.",
+                )
+                break
+
+
+def _references(data: RunData) -> Iterator[Caveat]:
+    """What is unusual about a reference that is not the model before."""
+    for step, record in sorted(data.records.items()):
+        gate = record.get("gate") or {}
+        excess, restarted = gate.get("excess_loss"), data.choice(step, "target") == "base"
+        if step > 1 and restarted and excess is not None and excess <= 0:
             yield Caveat(
-                f"Step {step} did not start from step {step - 1}",
-                f"Its reference is {given[:12]}, but step {step - 1} made {made[:12]}.",
+                f"The reference of step {step} is no better than S",
+                f"Training starts at S, and its first loss is {number(excess, digits=4)} from what "
+                "it is where policy and reference agree. A reference that favours the chosen "
+                "answers more than S would raise it.",
+            )
+        if record.get("inputs", {}).get("reference_tokenizer"):
+            yield Caveat(
+                f"The reference of step {step} has a tokenizer of its own",
+                "It scored the same text in other tokens, so nothing is given per token for it.",
             )
 
 

@@ -35,8 +35,9 @@ class RunData:
     """Everything the report is made from.
 
     ``probes`` and ``completions`` are by model name, M_0 first, up to the first model that was not
-    measured; ``metrics`` and ``records`` by step number, those that are there. ``sources``: what
-    was read, kept and rejected of each.
+    measured; ``metrics`` and ``records`` by step number, those that are there; so ``kl``, the
+    entries of ``kl.json``, and ``references``, ``reference.parquet`` of steps whose reference is
+    not the model before. ``sources``: what was read, kept and rejected of each.
     """
 
     folder: RunFolder
@@ -46,6 +47,8 @@ class RunData:
     completions: dict[str, list[JsonObject]]
     metrics: dict[int, list[JsonObject]]
     records: dict[int, JsonObject]
+    kl: dict[int, list[JsonObject]]
+    references: dict[int, pa.Table]
     sources: tuple[JsonObject, ...]
     rejected: tuple[Rejected, ...]
 
@@ -85,6 +88,24 @@ class RunData:
         training = self.training(step)
         return training["beta"] if OBJECTIVES[training["objective"]].needs_reference else None
 
+    def choice(self, step: int, role: str) -> str:
+        """What the recipe says of a step's ``reference`` or ``target``; ``none`` without one."""
+        training = self.training(step)
+        if role == "reference" and not OBJECTIVES[training["objective"]].needs_reference:
+            return "none"
+        return str(training.get(role, "previous"))
+
+    def model_name(self, step: int, role: str) -> str:
+        """The step's ``reference`` or ``target`` by name; M_0 is S."""
+        said = self.records.get(step, {}).get("models", {}).get(role)
+        if said:
+            name = str(said["name"])
+        else:
+            choice = self.choice(step, role)
+            names = {"previous": f"M_{step - 1}", "base": "M_0", "guided": f"guide-{step}"}
+            name = names.get(choice) or (choice if choice == "none" else "as named")
+        return "S" if name == "M_0" else name
+
     @property
     def sizes(self) -> dict[int, int]:
         """Pairs of every partition."""
@@ -104,6 +125,7 @@ def load_run(path: Path) -> RunData:
     numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
     records = {n: record for n in numbers if (record := folder.read_record(f"step-{n}"))}
     prepared = folder.read_record("data")
+    others = [n for n, record in records.items() if _has_other_reference(record)]
     return RunData(
         folder=folder,
         run=run,
@@ -115,9 +137,17 @@ def load_run(path: Path) -> RunData:
         },
         metrics={n: list(_json_lines(folder.step(n) / "metrics.jsonl")) for n in numbers},
         records=records,
+        kl={n: read_json(path) for n in numbers if (path := folder.step(n) / "kl.json").is_file()},
+        references={n: pq.read_table(folder.step(n) / "reference.parquet") for n in others},
         sources=tuple(prepared["outputs"]["sources"]) if prepared else (),
         rejected=_rejected(folder.rejected),
     )
+
+
+def _has_other_reference(record: JsonObject) -> bool:
+    """Whether the step's reference is not the model before it."""
+    choice = record.get("models", {}).get("reference", {}).get("choice", "previous")
+    return choice not in ("previous", "none")
 
 
 def _models(folder: Path, pattern: str) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from sdpo.gamma import (
     Measured,
     contamination,
     gamma_view,
+    other_reference_entry,
     reference_entry,
     split_probes,
 )
@@ -26,11 +27,11 @@ from sdpo.report.load import RunData
 class Numbers:
     """Entries as in ``gamma.json``.
 
-    entries: by (model number, probe), on reserves and samples. references: by step, M_{t-1} on D_t,
-    whole where the step's objective reads a reference. reserve: by model number, on the reserve of
-    all sources. before, after: contamination and fit gap by step. samples: by (model number,
-    probe), the measured pairs behind ``entries``. reserve_overlap: by step, prompts of D_t that are
-    in the reserve as well.
+    entries: by (model number, probe), on reserves and samples. references: by step, its reference
+    on D_t (M_{t-1} where it has none), whole where the step's objective reads one. reserve: by
+    model number, on the reserve of all sources. before, after: contamination and fit gap by step.
+    samples: by (model number, probe), the measured pairs behind ``entries``. reserve_overlap: by
+    step, prompts of D_t that are in the reserve as well.
     """
 
     entries: dict[tuple[int, str], Entry]
@@ -73,6 +74,12 @@ def measure_run(data: RunData) -> Numbers:
                 data.probes, step=step, resamples=resamples, seed=seed, sizes=sizes
             )
         )
+    }
+    references |= {
+        step: other_reference_entry(
+            table, data.probes["M_0"], step=step, resamples=resamples, seed=seed
+        )
+        for step, table in data.references.items()
     }
     gaps = {
         (step, model): gap

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from sdpo.files import write_text
 from sdpo.gamma import RESERVE, Entry
 from sdpo.objectives import describe
-from sdpo.report import figures, tables
+from sdpo.report import figures, step_tables, tables
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict
 from sdpo.report.load import RunData, load_run
@@ -76,7 +76,12 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     numbers = measure_run(data)
     path = out or data.folder.report
     template = _environment().from_string(_asset("report.html.j2"))
-    summary = (tables.steps_table(data, numbers), tables.reserve_table(data, numbers))
+    summary = (
+        step_tables.steps_table(data, numbers),
+        step_tables.training_table(data),
+        tables.reserve_table(data, numbers),
+        step_tables.kl_table(data),
+    )
     counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
     text = template.render(
         style=Markup(_asset("report.css")),
@@ -85,6 +90,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         verdict=verdict(data, numbers),
         caveats=caveats(data, numbers),
         chain=_chain(data, numbers),
+        chain_is_plain=_is_plain(data),
         figures=_figures(data, numbers),
         gamma_tables=[table for table in summary if table.rows],
         all_numbers=tables.sources_table(numbers),
@@ -156,9 +162,25 @@ def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
                 "accuracy": percent(entry["ranking_accuracy"]) if entry else "",
                 "made_by": data.steps[model - 1] if model else None,
                 "gamma_ref": f"{number(reference['mean'])} nats" if reference else "",
+                "models": _other_models(data, model),
             }
         )
     return nodes
+
+
+def _other_models(data: RunData, step: int) -> str:
+    """Reference and target of the step that made a model, where one is not the model before."""
+    if not step:
+        return ""
+    reference, target = (data.model_name(step, role) for role in ("reference", "target"))
+    if {reference, target} == {model_name(step - 1)}:
+        return ""
+    return f"from {target}, against {reference}" if reference != "none" else f"from {target}"
+
+
+def _is_plain(data: RunData) -> bool:
+    """Whether every step's reference and target is the model before."""
+    return not any(_other_models(data, step["step"]) for step in data.steps)
 
 
 def _figures(data: RunData, numbers: Numbers) -> dict[str, list[Figure]]:
@@ -263,8 +285,8 @@ def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:
                 Figure(
                     f"γ on D_{step}",
                     figures.histograms(rows, label=f"γ on D_{step}, nats"),
-                    f"The reference of step {step} is {model_name(step - 1)}. Vertical lines: "
-                    f"means. The outermost bars hold what lies beyond.",
+                    f"Reference of step {step}: {data.model_name(step, 'reference')}. Vertical "
+                    "lines: means. The outermost bars hold what lies beyond.",
                 )
             )
     return drawn
@@ -290,7 +312,11 @@ def _training_figures(data: RunData) -> list[Figure]:
 def _marked(data: RunData) -> Iterator[tuple[str, str, float | None, str, str]]:
     """``CURVES``; the loss with its value at the reference, if all steps share it."""
     records = [record for step, record in data.records.items() if step]
-    agreed = {(record.get("gate") or {}).get("expected_loss") for record in records}
+    gates = [record.get("gate") or {} for record in records]
+    agreed = {
+        gate.get("expected_loss") if gate.get("compared", "policy") == "policy" else None
+        for gate in gates
+    }
     value = agreed.pop() if len(agreed) == 1 else None
     for name, title, mark, label, caption in CURVES:
         if name == "loss" and value is not None:

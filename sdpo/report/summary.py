@@ -6,7 +6,8 @@ from pathlib import Path
 from sdpo.report.findings import Caveat, Verdict, caveats, verdict
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
-from sdpo.report.tables import Table, reserve_table, steps_table
+from sdpo.report.step_tables import steps_table, training_table
+from sdpo.report.tables import Table, reserve_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +31,9 @@ def summarise(run: Path) -> Summary:
     return Summary(
         verdict=verdict(data, numbers),
         caveats=tuple(caveats(data, numbers)),
-        tables=(steps_table(data, numbers), reserve_table(data, numbers)),
+        tables=(
+            steps_table(data, numbers),
+            training_table(data),
+            reserve_table(data, numbers),
+        ),
     )

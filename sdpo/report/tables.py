@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo.gamma import RESERVE, Entry
-from sdpo.objectives import describe
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
 
@@ -70,56 +69,13 @@ def short(digest: str | None) -> str:
     return digest[:12] if digest else UNKNOWN
 
 
-def steps_table(data: RunData, numbers: Numbers) -> Table:
-    """Gamma_ref on D_t under the step's reference and under S; where the training ended."""
-    rows = []
-    for plan in data.steps:
-        step = plan["step"]
-        reference = numbers.references.get(step)
-        change = reference and reference["vs_S"]
-        rows.append(
-            (
-                f"{step}",
-                count(plan["pairs"]),
-                describe(data.training(step)),
-                model_name(step - 1) if data.beta(step) is not None else "none",
-                _estimate(reference, "mean"),
-                _change(change),
-                number(_final(data, step, "loss"), digits=4),
-                number(_final(data, step, "rewards/margins"), digits=3, signed=True),
-                number(_final(data, step, "eval_rewards/margins"), digits=3, signed=True),
-                percent(_final(data, step, "eval_rewards/accuracies")),
-            )
-        )
-    return Table(
-        title="Steps",
-        columns=(
-            "Step",
-            "Pairs",
-            "Objective",
-            "Reference",
-            "Mean γ_ref on D_t",
-            "Change from S",
-            "Loss",
-            "Margin",
-            "Reserve margin",
-            "Reserve reward accuracy",
-        ),
-        rows=tuple(rows),
-        note="γ in nats with 95% intervals, prompts resampled; the change is over the pairs of D_t "
-        "on which S was measured too. Loss and margin: last batch of the step. Reserve: evaluation "
-        "at the end of the step, rewards against the step's reference. γ_ref is that of the step's "
-        "initial target, on a sample, where the objective reads no reference.",
-    )
-
-
 def reserve_table(data: RunData, numbers: Numbers) -> Table:
     """Accuracies of every model on the reserve of all sources, and its implied reward margin."""
     rows = []
     for model, entry in numbers.reserve.items():
-        previous, start = entry["vs_previous"], entry["vs_S"]
-        beta = data.beta(model) if previous else None
-        margin = beta * previous["mean"] if beta is not None else None
+        start, moved = entry["vs_S"], _from_reference(data, model, entry)
+        beta = data.beta(model) if moved else None
+        margin = beta * moved["mean"] if moved and beta is not None else None
         rows.append(
             (
                 model_name(model),
@@ -127,8 +83,8 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
                 _accuracy(entry),
                 percent(entry["accuracy_vs_previous"]),
                 percent(entry["accuracy_vs_S"]),
-                _estimate(entry, "mean"),
-                _change(start),
+                estimate(entry, "mean"),
+                change(start),
                 number(margin, digits=3, signed=True),
             )
         )
@@ -147,8 +103,16 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
         rows=tuple(rows),
         note="All sources together. Ranking accuracy: share of pairs with γ > 0. γ rose: share of "
         "pairs whose γ is higher than under that model, ties one half. Implied margin: β times the "
-        "mean change of γ from the previous model, where rewards are β times log-ratios.",
+        "mean change of γ from the step's reference, where that is the model before or S, and "
+        "rewards are β times log-ratios.",
     )
+
+
+def _from_reference(data: RunData, model: int, entry: Entry) -> Entry | None:
+    """The change of gamma from the reference that the model was trained against."""
+    name = {"previous": "vs_previous", "base": "vs_S"}.get(data.choice(model, "reference"), "")
+    found: Entry | None = entry.get(name) if model else None
+    return found
 
 
 def sources_table(numbers: Numbers) -> Table:
@@ -162,7 +126,7 @@ def sources_table(numbers: Numbers) -> Table:
                         probe_name(probe),
                         model_name(model),
                         count(entry["pairs"]),
-                        _estimate(entry, "mean"),
+                        estimate(entry, "mean"),
                         number(entry["sd"]),
                         number(entry["quantiles"]["50"]),
                         number(entry["per_token_mean"], digits=3),
@@ -302,13 +266,15 @@ def rejected_table(data: RunData) -> Table:
 def lineage_table(data: RunData) -> Table:
     """What each model was made from, by digest."""
     inputs = data.run.get("inputs", {})
-    rows = [("base model", UNKNOWN, UNKNOWN, short(inputs.get("model")), UNKNOWN, UNKNOWN)]
+    base = short(inputs.get("model"))
+    rows = [("base model", UNKNOWN, UNKNOWN, UNKNOWN, base, UNKNOWN, UNKNOWN)]
     for step, record in sorted(data.records.items()):
         given, scored = record["inputs"], record.get("scored_rows")
         rows.append(
             (
                 f"step {step}" if step else "step 0, supervised",
                 short(given.get("reference")),
+                short(given.get("target") or given.get("base")),
                 short(given.get("partition")),
                 f"{short(record['outputs']['model'])}{EQUALS}{model_name(step)}",
                 _gate(record.get("gate")),
@@ -319,14 +285,15 @@ def lineage_table(data: RunData) -> Table:
         title="Models",
         columns=(
             "",
-            "Reference and initial target",
+            "Reference",
+            "Initial target",
             "Partition",
             "Model",
             "Gate: difference / allowed, nats",
             "Reference rows computed / cached",
         ),
         rows=tuple(rows),
-        text_columns=4,
+        text_columns=5,
         note="First twelve digits of content digests; in full below, and in step-t/record.json.",
     )
 
@@ -361,13 +328,8 @@ def probe_name(probe: str) -> str:
     return f"reserve of {probe.removeprefix(RESERVE)}" if probe.startswith(RESERVE) else probe
 
 
-def _final(data: RunData, step: int, name: str) -> float | None:
-    """The last value of a metric in a step."""
-    values = [line[name] for line in data.metrics.get(step, []) if name in line]
-    return values[-1] if values else None
-
-
-def _estimate(entry: Entry | None, name: str) -> str:
+def estimate(entry: Entry | None, name: str) -> str:
+    """A value of an entry with its interval."""
     if not entry:
         return UNKNOWN
     bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"])
@@ -380,7 +342,8 @@ def _accuracy(entry: Entry) -> str:
     return f"{percent(entry[name])} {bounds}"
 
 
-def _change(difference: Entry | None) -> str:
+def change(difference: Entry | None) -> str:
+    """A difference with its interval."""
     if not difference:
         return UNKNOWN
     bounds = interval(difference["low"], difference["high"])

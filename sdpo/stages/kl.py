@@ -19,12 +19,11 @@ from sdpo.divergence import Divergence, divergence
 from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
-from sdpo.kl import PAPER, SAMPLERS
 from sdpo.logps import SequenceScorer, TokenSequence
 from sdpo.policy import load_policy
 from sdpo.probing import end_tokens
 from sdpo.reserved import reserved_rows
-from sdpo.sampler import Sampler
+from sdpo.sampler import PAPER, SAMPLERS, Sampler
 from sdpo.sampling import Completion, Prompt, sample
 from sdpo.spec import KlSpec, NamedFolder
 from sdpo.stages.timings import Timings

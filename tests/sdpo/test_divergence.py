@@ -8,8 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.divergence import divergence
-from sdpo.kl import EXACT, PAPER, SAMPLERS, kl_view
+from sdpo.kl import kl_view
 from sdpo.logps import TokenSequence
+from sdpo.sampler import EXACT, PAPER, SAMPLERS
 from sdpo.sampling import Prompt, pick, sample, uniforms
 
 WORDS = 5

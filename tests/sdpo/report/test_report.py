@@ -325,13 +325,13 @@ def test_no_run_is_the_users_mistake(tmp_path: Path) -> None:
 
 def test_the_summary_gives_the_numbers_of_the_gamma_view(make_run: MakeRun) -> None:
     run = make_run()
-    steps, reserve = summarise(run).tables
+    steps, training, reserve = summarise(run).tables
     numbers = measure_run(load_run(run))
     assert [row[0] for row in steps.rows] == ["1", "2"]
     assert [row[0] for row in reserve.rows] == ["S", "M_1", "M_2"]
-    assert all(len(row) == len(t.columns) for t in (steps, reserve) for row in t.rows)
+    assert all(len(row) == len(t.columns) for t in (steps, training, reserve) for row in t.rows)
     mean = numbers.references[2]["mean"]
-    assert steps.rows[1][4].startswith(f"{mean:.2f}".replace("-", "−"))
+    assert steps.rows[1][5].startswith(f"{mean:.2f}".replace("-", "−"))
     assert numbers.references[2]["pairs"] == 700, "the reference is measured on D_2 whole"
     accuracy = numbers.reserve[2]["ranking_accuracy"]
     assert reserve.rows[2][2].startswith(f"{100 * accuracy:.1f}%")
@@ -341,9 +341,115 @@ def test_the_summary_gives_the_numbers_of_the_gamma_view(make_run: MakeRun) -> N
 def test_a_step_may_have_a_beta_of_its_own(make_run: MakeRun) -> None:
     run = make_run()
     edit_record(run, 2, lambda record: record["training"].update(beta=0.5))
-    _, reserve = summarise(run).tables
+    *_, reserve = summarise(run).tables
     change = measure_run(load_run(run)).reserve[2]["vs_previous"]["mean"]
     assert reserve.rows[2][-1] == f"{0.5 * change:+.3f}"
+
+
+def column(run: Path, title: str, name: str) -> list[str]:
+    (table,) = (table for table in summarise(run).tables if table.title == title)
+    return [row[table.columns.index(name)] for row in table.rows]
+
+
+def say_models(record: Any, *, choice: str, reference: str, target: str) -> None:
+    record["training"].update(reference=choice, target="base" if target == "M_0" else "previous")
+    record["models"] = {
+        "reference": {"choice": choice, "name": reference},
+        "target": {"choice": "base" if target == "M_0" else "previous", "name": target},
+    }
+    record["gate"].update(excess_loss=-0.25, expected_loss=0.693147, compared="reference")
+
+
+def write_reference(run: Path, step: int, *, gamma: float, foreign: bool = False) -> None:
+    """``reference.parquet`` of a step whose reference has the same gamma on every pair."""
+    probe = pq.read_table(run / "probes" / f"M_{step - 1}.parquet")
+    rows = probe.filter(pc.equal(probe["probe"], f"D_{step}"))
+    counts = [pa.nulls(len(rows), pa.int32())] * 2
+    if not foreign:
+        counts = [rows["chosen_tokens"], rows["rejected_tokens"]]
+    table = pa.table(
+        {
+            **{name: rows[name] for name in ("pair_id", "prompt_key", "source", "complete")},
+            "reference_chosen_logps": pa.array([gamma - 9.0] * len(rows), pa.float32()),
+            "reference_rejected_logps": pa.array([-9.0] * len(rows), pa.float32()),
+            "chosen_tokens": counts[0],
+            "rejected_tokens": counts[1],
+        }
+    )
+    pq.write_table(table, run / f"step-{step}" / "reference.parquet")
+
+
+def test_every_step_says_its_objective_reference_and_target(make_run: MakeRun) -> None:
+    run = make_run()
+    assert column(run, "Steps", "Objective") == ["DPO, β 0.1"] * 2
+    assert column(run, "Steps", "Reference") == column(run, "Steps", "Target") == ["S", "M_1"]
+    assert "guide-2" not in page(run).text
+    edit_record(run, 2, lambda r: say_models(r, choice="guided", reference="guide-2", target="M_0"))
+    write_reference(run, 2, gamma=1.5)
+    assert column(run, "Steps", "Reference") == ["S", "guide-2"]
+    assert column(run, "Steps", "Target") == ["S", "S"]
+    assert "from S, against guide-2" in page(run).text
+
+
+def test_gamma_ref_is_that_of_the_reference_which_the_step_trained_with(make_run: MakeRun) -> None:
+    run = make_run()
+    edit_record(run, 2, lambda r: say_models(r, choice="model", reference="big", target="M_1"))
+    write_reference(run, 2, gamma=1.5, foreign=True)
+    entry = measure_run(load_run(run)).references[2]
+    assert entry["mean"] == entry["mean_low"] == entry["mean_high"] == 1.5
+    assert (entry["pairs"], entry["ranking_accuracy"]) == (700, 1.0)
+    assert entry["per_token_mean"] is None, "its tokens are not the policy's"
+    base = measure_run(load_run(run)).entries[0, "D_2"]
+    assert entry["vs_S"]["mean"] == pytest.approx(1.5 - base["mean"])
+    assert column(run, "Steps", "Mean γ_ref on D_t")[1] == "1.50 [1.50, 1.50]"
+
+
+def test_the_margin_is_counted_from_the_reference(make_run: MakeRun) -> None:
+    run = make_run()
+    numbers = measure_run(load_run(run))
+    edit_record(run, 2, lambda r: say_models(r, choice="base", reference="M_0", target="M_1"))
+    write_reference(run, 2, gamma=0.0)
+    expected = 0.1 * numbers.reserve[2]["vs_S"]["mean"]
+    assert column(run, "Reserve", "Implied margin")[2] == f"{expected:+.3f}"
+    edit_record(run, 2, lambda r: say_models(r, choice="model", reference="big", target="M_1"))
+    assert column(run, "Reserve", "Implied margin")[2] == "–"
+
+
+def test_a_reference_that_is_no_better_than_s_is_warned_of(make_run: MakeRun) -> None:
+    run = make_run()
+    assert "The reference of step 2 is no better than S" not in titles(run)
+    edit_record(run, 2, lambda r: say_models(r, choice="previous", reference="M_1", target="M_0"))
+    edit_record(
+        run, 2, lambda r: r["inputs"].update(target=load_run(run).records[0]["outputs"]["model"])
+    )
+    assert "The reference of step 2 is no better than S" in titles(run)
+    assert "Step 2 did not start from step 1" not in titles(run), "the recipe says so"
+
+
+def test_kl_is_shown_where_it_was_measured(make_run: MakeRun) -> None:
+    run = make_run()
+    assert column(run, "Steps", "KL from S") == ["–", "–"]
+    assert "Exact per position" not in page(run).text
+
+    def estimate(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.5, "high": mean + 0.5}
+
+    entries = [
+        {
+            "model": "M_2", "against": against, "sampler": sampler, "prompts": 64,
+            "sequences": 64, "tokens": 640, "unfinished_share": 0.125,
+            "per_sequence": {name: estimate(kl) for name in ("kl", "k1", "k3")},
+            "per_token": {name: estimate(kl / 10) for name in ("kl", "k1", "k3")},
+        }
+        for against, sampler, kl in (("M_1", "exact", 2.0), ("M_0", "exact", 3.25),
+                                     ("M_0", "paper", 3.5))
+    ]  # fmt: skip
+    write_json(run / "step-2" / "kl.json", entries)
+    assert column(run, "Steps", "KL from previous") == ["–", "2.000 [1.500, 2.500]"]
+    assert column(run, "Steps", "KL from S") == ["–", "3.250 [2.750, 3.750]"]
+    text = page(run).text
+    for shown in ("Exact per position", "T = 0.9, top-k 40", "M2 from S", "12.5%"):
+        assert shown in text, shown
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:

@@ -1,0 +1,162 @@
+"""The report's tables of steps: what each was made with and what came of it."""
+
+from typing import Any
+
+from sdpo.objectives import describe
+from sdpo.report.load import RunData
+from sdpo.report.numbers import Numbers
+from sdpo.report.tables import (
+    UNKNOWN,
+    Table,
+    change,
+    count,
+    estimate,
+    interval,
+    number,
+    percent,
+)
+from sdpo.sampler import EXACT
+
+
+def steps_table(data: RunData, numbers: Numbers) -> Table:
+    """Objective, reference, target; gamma_ref on D_t, and how far the model moved."""
+    rows = []
+    for plan in data.steps:
+        step = plan["step"]
+        reference = numbers.references.get(step)
+        rows.append(
+            (
+                f"{step}",
+                describe(data.training(step)),
+                data.model_name(step, "reference"),
+                data.model_name(step, "target"),
+                count(plan["pairs"]),
+                estimate(reference, "mean"),
+                change(reference and reference["vs_S"]),
+                kl_cell(data, step, step - 1),
+                kl_cell(data, step, 0),
+            )
+        )
+    return Table(
+        title="Steps",
+        columns=(
+            "Step",
+            "Objective",
+            "Reference",
+            "Target",
+            "Pairs",
+            "Mean γ_ref on D_t",
+            "Change from S",
+            "KL from previous",
+            "KL from S",
+        ),
+        text_columns=4,
+        rows=tuple(rows),
+        note="γ and KL in nats with 95% intervals, prompts resampled; the change is over the pairs "
+        "of D_t on which S was measured too. Where the objective reads no reference, γ_ref is that "
+        "of the model before, on a sample. KL: of the step's model, summed over a completion that "
+        "it sampled for a reserved prompt, exact at every position (probe.kl_prompts).",
+    )
+
+
+def training_table(data: RunData) -> Table:
+    """Where the training of each step ended."""
+    rows = [
+        (
+            f"{step}",
+            number(_final(data, step, "loss"), digits=4),
+            number(_excess(data, step), digits=4, signed=True),
+            number(_final(data, step, "rewards/margins"), digits=3, signed=True),
+            number(_final(data, step, "eval_rewards/margins"), digits=3, signed=True),
+            percent(_final(data, step, "eval_rewards/accuracies")),
+        )
+        for step in (plan["step"] for plan in data.steps)
+    ]
+    return Table(
+        title="Training",
+        columns=(
+            "Step",
+            "Loss",
+            "First loss, above agreement",
+            "Margin",
+            "Reserve margin",
+            "Reserve reward accuracy",
+        ),
+        rows=tuple(rows),
+        note="Loss and margin: last batch of the step. First loss: before any update, above its "
+        "value where policy and reference agree (ln 2 for DPO); 0 where they are one model. "
+        "Reserve: evaluation at the end of the step, rewards against the step's reference.",
+    )
+
+
+def kl_table(data: RunData) -> Table:
+    """Every estimator of every KL that was measured."""
+    rows = [
+        (
+            f"{entry['model']} from {_shown(entry['against'])}",
+            "T = 1" if entry["sampler"] == EXACT else "T = 0.9, top-k 40",
+            count(entry["prompts"]),
+            *(_cell(entry, "per_sequence", name) for name in _estimators(entry)),
+            _cell(entry, "per_token", "kl" if entry["sampler"] == EXACT else "k1", digits=4),
+            percent(entry["unfinished_share"]),
+        )
+        for _, entries in sorted(data.kl.items())
+        for entry in entries
+    ]
+    return Table(
+        title="KL",
+        columns=(
+            "KL of",
+            "Sampled at",
+            "Prompts",
+            "Exact per position",
+            "k1: log-ratio",
+            "k3",
+            "Per token",
+            "Unfinished",
+        ),
+        text_columns=2,
+        rows=tuple(rows),
+        note="Nats per completion, 95% intervals over prompts. At T = 1 all three estimate one "
+        "number, and the exact one varies least. Truncated sampling is no sampling from the model: "
+        "there the mean log-ratio per token is given, as arXiv 2502.01237 plots it. Unfinished: "
+        "completions that were cut at probe.kl_tokens."
+        if rows
+        else "",
+    )
+
+
+def kl_cell(data: RunData, step: int, against: int) -> str:
+    """KL(M_step||M_against) per completion with its interval."""
+    for entry in data.kl.get(step, []):
+        if (entry["against"], entry["sampler"]) == (f"M_{against}", EXACT):
+            return _cell(entry, "per_sequence", "kl")
+    return UNKNOWN
+
+
+def _estimators(entry: dict[str, Any]) -> tuple[str, ...]:
+    return ("kl", "k1", "k3") if entry["sampler"] == EXACT else ("", "k1", "")
+
+
+def _cell(entry: dict[str, Any], scale: str, name: str, *, digits: int = 3) -> str:
+    if not name:
+        return UNKNOWN
+    found = entry[scale][name]
+    bounds = interval(found["low"], found["high"], digits=digits)
+    return f"{number(found['mean'], digits=digits)} {bounds}"
+
+
+def _shown(model: str) -> str:
+    return "S" if model == "M_0" else model
+
+
+def _excess(data: RunData, step: int) -> float | None:
+    gate = data.records.get(step, {}).get("gate") or {}
+    excess: float | None = gate.get("excess_loss")
+    return excess
+
+
+def _final(data: RunData, step: int, name: str) -> float | None:
+    """The last value of a metric in a step."""
+    values = [line[name] for line in data.metrics.get(step, []) if name in line]
+    return values[-1] if values else None
