@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.digest import read_config
-from sdpo.files import write_json, write_text
+from sdpo.files import json_text, write_text
 from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.store import Record, RunFolder
 
@@ -28,10 +28,32 @@ def _entry(record: Record) -> dict[str, Any]:
 
 def write_card(run: RunFolder, record: Record, *, name: str) -> None:
     """Write ``README.md`` and ``lineage.json`` into the model folder of ``record``'s step."""
-    folder = run.model(record["step"])
+    for file, text in card_files(run, record, name=name).items():
+        write_text(run.model(record["step"]) / file, text)
+
+
+def refresh_card(run: RunFolder, record: Record, *, name: str) -> None:
+    """Write those of the two files that are not there, or not what they would be now."""
+    for file, text in card_files(run, record, name=name).items():
+        path = run.model(record["step"]) / file
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+
+def card_files(run: RunFolder, record: Record, *, name: str) -> dict[str, str]:
+    """``README.md`` and ``lineage.json`` of the model of ``record``'s step, as they should be."""
     chain = lineage(run, record)
-    write_json(folder / "lineage.json", {"run": run.name, "model": name, "steps": chain})
-    write_text(folder / "README.md", _card(run.name, record, chain, name=name, folder=folder))
+    facts = {"run": run.name, "model": name, "inputs": _run_inputs(run), "steps": chain}
+    card = _card(run.name, record, chain, name=name, folder=run.model(record["step"]))
+    return {"lineage.json": json_text(facts), "README.md": card}
+
+
+def _run_inputs(run: RunFolder) -> dict[str, str]:
+    """Digests of the base model, the tokenizer and every data source."""
+    if not run.run_file.is_file():
+        return {}
+    inputs: dict[str, str] = run.read_run().get("inputs", {})
+    return inputs
 
 
 def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:

@@ -55,9 +55,22 @@ def check(context: Context) -> None:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
     """
     settings = replace(partition_settings(context), order="given")
-    pairs, _ = _pairs(context, pq.read_table(context.run.usable), {})
+    pairs, _ = pairs_of(context, pq.read_table(context.run.usable), {})
     plan = make_plan(pairs, settings)
-    _check_steps(context, plan)
+    check_steps(context, plan)
+
+
+def check_steps(context: Context, plan: Plan) -> None:
+    """Refuse settings of steps that the plan does not have, and adapters of unknown modules.
+
+    Raises:
+        ConfigError: names them.
+    """
+    steps, given = len(plan.steps), len(context.config.steps)
+    if given > steps:
+        raise ConfigError(
+            f"`steps` has settings for {given} steps, but the partition makes {steps}"
+        )
     for step in plan.steps:
         _check_adapters(context, step.step)
 
@@ -76,14 +89,6 @@ def _check_adapters(context: Context, step: int) -> None:
             )
 
 
-def _check_steps(context: Context, plan: Plan) -> None:
-    steps, given = len(plan.steps), len(context.config.steps)
-    if given > steps:
-        raise ConfigError(
-            f"`steps` has settings for {given} steps, but the partition makes {steps}"
-        )
-
-
 def partition(context: Context) -> Plan:
     """``plan.parquet`` and ``plan.json``: every usable pair's step, 0 for the reserve.
 
@@ -93,9 +98,9 @@ def partition(context: Context) -> Plan:
     usable = pq.read_table(context.run.usable)
     features = _features(context) if needs_gamma(context) else {}
     settings = partition_settings(context)
-    pairs, trained = _pairs(context, usable, features)
+    pairs, trained = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
-    _check_steps(context, plan)
+    check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
         "settings": plan.to_dict()["settings"],
@@ -107,7 +112,7 @@ def partition(context: Context) -> Plan:
     def make() -> Outcome:
         step_of = np.zeros(usable.num_rows, dtype=np.int32)
         step_of[trained] = plan.step_of
-        _publish_plan(context, usable, step_of, plan)
+        publish_plan(context, usable, step_of, plan)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     for name in plan.ignored_settings:
@@ -121,7 +126,7 @@ def _features(context: Context) -> dict[str, np.ndarray]:
     return {"gamma": pq.read_table(context.run.features)["gamma"].to_numpy()}
 
 
-def _pairs(
+def pairs_of(
     context: Context, usable: pa.Table, features: dict[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
     """The pairs to be trained on as strategies see them, and their rows in ``usable``."""
@@ -154,7 +159,8 @@ def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
     return found
 
 
-def _publish_plan(context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan) -> None:
+def publish_plan(context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan) -> None:
+    """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs."""
     probe = context.config.probe
     order = np.argsort(ordering_key(ids_of(usable["pair_id"]), probe.seed))
     sampled = step_of == 0
@@ -214,7 +220,7 @@ def plan_on_text(context: Context) -> Plan:
     )
     table = table.append_column("reserved", pa.array(mask))
     table = table.append_column("token_row", pa.array(np.arange(table.num_rows)))
-    pairs, trained = _pairs(context, table, {})
+    pairs, trained = pairs_of(context, table, {})
     plan = make_plan(pairs, partition_settings(context))
     step_of = np.zeros(table.num_rows, dtype=np.int32)
     step_of[trained] = plan.step_of
