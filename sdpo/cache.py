@@ -119,7 +119,7 @@ class LogpCache:
             if part.name in self._read:
                 continue
             content = part.read_bytes()
-            if hashlib.sha256(content).hexdigest() != part.stem:
+            if not _is_named(part, content):
                 # Looked at again next time: the same rows computed again take its place.
                 if part.name not in self._reported:
                     self.damaged.append(part)
@@ -142,3 +142,12 @@ def _digests(part: pa.Table) -> np.ndarray:
 
 def _logps(part: pa.Table) -> np.ndarray:
     return np.stack([part["chosen_logps"].to_numpy(), part["rejected_logps"].to_numpy()], 1)
+
+
+def part_is_whole(part: Path) -> bool:
+    """Whether a part has the content that its name says."""
+    return _is_named(part, part.read_bytes())
+
+
+def _is_named(part: Path, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == part.stem
