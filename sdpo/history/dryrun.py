@@ -75,6 +75,9 @@ class DryRun(Context):
                 return record
         raise _Unknown(node)
 
+    def settle(self, record: Record) -> None:
+        """Nothing is written."""
+
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
         """Nothing is executed; what the stage would have given is not known."""
         if not self.lines or self.lines[-1].node not in (spec.name, "tokens"):

@@ -347,6 +347,9 @@ class Walk(Context):
             self.findings.fault(name, f"was made from something else: {changes}")
         return record, ""
 
+    def settle(self, record: Record) -> None:
+        """Nothing is written."""
+
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
         """Nothing is executed."""
         self.stopped_at = spec.name
