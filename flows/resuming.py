@@ -15,10 +15,10 @@ from sdpo.run import read_stored
 from sdpo.store import RunFolder
 
 
-def resume_run(run: Path, *, console: Console) -> None:
+def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:
     """Bring a run to its last step, from wherever it stopped."""
     with hint(config := read_stored(RunFolder(run.absolute())).config):
-        run_recipe(config, console=console, prefect=False)
+        run_recipe(config, console=console, prefect=False, wait=wait)
 
 
 @contextmanager

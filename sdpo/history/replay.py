@@ -17,7 +17,7 @@ from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
 from sdpo.origin import Carried, Origin
 from sdpo.recipe import check_run_name, make_config
-from sdpo.resolve import resolve
+from sdpo.resolve import Resolved, resolve
 from sdpo.run import Stored, read_stored
 from sdpo.store import RunFolder
 
@@ -154,20 +154,19 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
             )
 
 
-def check_base(replay: Replay) -> None:
-    """Refuse a base model that is not the one the run was made with.
+def check_base_of(stored: Stored, resolved: Resolved, name: str) -> None:
+    """Refuse a base model that is not the one the run ``name`` was made with.
 
     Raises:
         ModelError: names the digests.
     """
-    found = resolve(replay.config, known=replay.stored.data_inputs).inputs
-    for name in ("model", "tokenizer"):
-        was = replay.stored.inputs[name]
-        if found[name] != was:
+    for what in ("model", "tokenizer"):
+        was, found = stored.inputs[what], resolved.inputs[what]
+        if found != was:
             raise ModelError(
-                f"the base {name} at {replay.config.model.name_or_path} has changed since run "
-                f"{replay.run.name} was made: its digest is {found[name]}, not {was}. Put the "
-                "original back, or name its folder with --set model.name_or_path=FOLDER"
+                f"the base {what} at {resolved.config.model.name_or_path} has changed since run "
+                f"{name} was made: its digest is {found}, not {was}. Put the original back, or "
+                "name its folder with --set model.name_or_path=FOLDER"
             )
 
 
@@ -184,7 +183,8 @@ def replay_step(
         UserError: an override reaches back behind the step, or the base model has changed.
         Fault: a stage failed; what was published stands.
     """
-    check_base(replay)
+    resolved = resolve(replay.config, known=replay.stored.data_inputs)
+    check_base_of(replay.stored, resolved, replay.run.name)
     if any(not _concerns(override, replay.step) for override in replay.origin.overrides):
         check(replay, look(replay))
     chain = run_chain(

@@ -60,7 +60,7 @@ def _results(old: RunFolder, new: RunFolder, before: Record, after: Record) -> l
             f"weights digest: {digests[0][:16]} -> {digests[1][:16]}"
             f"{_weights(old.model(step), new.model(step))}"
         )
-    lines += _curves(*(_metrics(run.step(step) / "metrics.jsonl") for run in (old, new)))
+    lines += _curves(*(metrics_of(run.step(step) / "metrics.jsonl") for run in (old, new)))
     lines += _gammas(*(_gamma(run.step(step) / "gamma.json") for run in (old, new)), step=step)
     return lines
 
@@ -87,7 +87,8 @@ def _values(file: Path, start: int, end: int) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")[start:end].view("<f4")
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl without those fields that say how fast it went."""
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
