@@ -72,8 +72,7 @@ class LogpCache:
     def __init__(self, root: Path, key: Mapping[str, str | int]) -> None:
         self.folder = root / "logps" / digest_of(dict(key))[:32]
         self.damaged: list[Path] = []
-        if not (self.folder / "key.json").is_file():
-            write_json(self.folder / "key.json", dict(key))
+        self._key = dict(key)
         self._digests = np.empty(0, dtype="S16")
         self._logps = np.empty((0, 2), dtype=np.float32)
         self._read: set[str] = set()
@@ -83,6 +82,8 @@ class LogpCache:
         self, row_digests: Sequence[bytes] | np.ndarray, chosen: np.ndarray, rejected: np.ndarray
     ) -> None:
         """Publish rows as one part."""
+        if not (self.folder / "key.json").is_file():  # for people: what the rows are of
+            write_json(self.folder / "key.json", self._key)
         digests = pa.py_buffer(np.array(row_digests, dtype="S16").tobytes())
         table = pa.table(
             [

@@ -41,19 +41,16 @@ def refresh_card(run: RunFolder, record: Record, *, name: str) -> None:
 
 
 def card_files(run: RunFolder, record: Record, *, name: str) -> dict[str, str]:
-    """``README.md`` and ``lineage.json`` of the model of ``record``'s step, as they should be."""
+    """``README.md`` and ``lineage.json`` of the model of ``record``'s step, as they should be.
+
+    The run's name is the one it was made under, whatever its folder is called now.
+    """
     chain = lineage(run, record)
-    facts = {"run": run.name, "model": name, "inputs": _run_inputs(run), "steps": chain}
-    card = _card(run.name, record, chain, name=name, folder=run.model(record["step"]))
+    content = run.read_run() if run.run_file.is_file() else {}
+    called = str(content.get("name", run.name))
+    facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": chain}
+    card = _card(called, record, chain, name=name, folder=run.model(record["step"]))
     return {"lineage.json": json_text(facts), "README.md": card}
-
-
-def _run_inputs(run: RunFolder) -> dict[str, str]:
-    """Digests of the base model, the tokenizer and every data source."""
-    if not run.run_file.is_file():
-        return {}
-    inputs: dict[str, str] = run.read_run().get("inputs", {})
-    return inputs
 
 
 def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:

@@ -156,6 +156,17 @@ def checksum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def checksum_text(path: Path, digest: str = "") -> str:
+    """What stands there: the digest of the file as it is now, unless it is given, and its name."""
+    return f"{digest or file_digest(path)}  {path.name}\n"
+
+
+def is_vouched_for(path: Path) -> bool:
+    """Whether the digest beside a file is there and is that of the file as it is now."""
+    checksum = checksum_path(path)
+    return checksum.is_file() and checksum.read_bytes() == checksum_text(path).encode()
+
+
 def folder_digests(folder: Path) -> dict[str, str]:
     """sha256 of every file below ``folder``, by its path relative to it, sorted."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())

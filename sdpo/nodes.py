@@ -24,8 +24,9 @@ from sdpo.digest import read_config
 from sdpo.errors import DataError, ModelError
 from sdpo.files import (
     checksum_path,
+    checksum_text,
     digest_of,
-    file_digest,
+    is_vouched_for,
     publish_file,
     read_json,
     write_text,
@@ -162,11 +163,8 @@ def end_token_ids(folder: Path) -> list[int]:
 
 def tokenise(context: Context) -> Path:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
-    pairs = tokens_path(context)
-    supervised = context.config.supervised
-    from_source = supervised.from_source and not context.carried  # S is carried, too
-    examples = tokens_path(context, "supervised") if from_source else None
-    wanted = [path for path in (pairs, examples) if path]
+    wanted = token_paths(context)
+    pairs, examples = wanted[0], wanted[1] if len(wanted) > 1 else None
     if any(token_fault(path) for path in wanted):
         # Another run may be making the same tokens: then this one waits and finds them.
         lock = pairs.with_name(f".{pairs.stem}.lock")
@@ -184,15 +182,18 @@ def tokenise(context: Context) -> Path:
     return pairs
 
 
+def token_paths(context: Context) -> list[Path]:
+    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
+    from_source = context.config.supervised.from_source and not context.carried  # S is, too
+    return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
+
+
 def _tell_tokens(context: Context, faults: list[str]) -> None:
     status, reason = ("run", faults[0]) if faults else ("reuse", "")
     context.listen({"event": "node", "node": "tokens", "status": status, "reason": reason})
 
 
 def _make_tokens(context: Context, pairs: Path, examples: Path | None, *, lock: int) -> None:
-    wanted = [path for path in (pairs, examples) if path]
-    for path in wanted:
-        checksum_path(path).unlink(missing_ok=True)
     spec = TokeniseSpec(
         name="tokenise",
         run=context.run.path,
@@ -208,17 +209,15 @@ def _make_tokens(context: Context, pairs: Path, examples: Path | None, *, lock: 
         end_token_ids=end_token_ids(context.resolved.model),
     )
     context.stage(spec, lock)
-    for path in wanted:
-        write_text(checksum_path(path), f"{file_digest(path)}  {path.name}\n")
+    for path in filter(None, (pairs, examples)):
+        write_text(checksum_path(path), checksum_text(path))
 
 
 def token_fault(path: Path) -> str:
     """What is wrong with a cached token file, by the digest beside it; empty: nothing."""
-    checksum = checksum_path(path)
-    if not path.is_file() or not checksum.is_file():
+    if not path.is_file() or not checksum_path(path).is_file():
         return "not cached"
-    is_whole = checksum.read_bytes().split()[:1] == [file_digest(path).encode()]
-    return "" if is_whole else f"{path.name} in the cache was changed"
+    return "" if is_vouched_for(path) else f"{path.name} in the cache was changed"
 
 
 def _check_positions(context: Context, tokens: TokenFile) -> None:

@@ -23,8 +23,10 @@ from sdpo.errors import IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.files import (
     checksum_path,
+    checksum_text,
     digest_of,
     file_digest,
+    is_vouched_for,
     read_json,
     write_json,
     write_text,
@@ -122,7 +124,7 @@ class RunFolder:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
         digest = hashlib.sha256(text.encode()).hexdigest()
         # The digest first: where the process ends between the two, there is no run yet.
-        write_text(checksum_path(self.run_file), f"{digest}  {self.run_file.name}\n")
+        write_text(checksum_path(self.run_file), checksum_text(self.run_file, digest))
         write_text(self.run_file, text)
 
     def read_run(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ class RunFolder:
         path = self.record_path(node)
         checksum_path(path).unlink(missing_ok=True)
         write_json(path, record)
-        write_text(checksum_path(path), f"{file_digest(path)}  {path.name}\n")
+        write_text(checksum_path(path), checksum_text(path))
 
     def read_record(self, node: str) -> Record | None:
         """The record of a node, or None where the node is not complete.
@@ -279,10 +281,7 @@ def _short(value: object) -> str:
 
 def _is_changed(path: Path) -> bool:
     """Whether a file is not what the digest beside it says; one without a digest is believed."""
-    checksum = checksum_path(path)
-    if not checksum.is_file():
-        return False
-    return checksum.read_bytes().split()[:1] != [file_digest(path).encode()]
+    return checksum_path(path).is_file() and not is_vouched_for(path)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ has to be done if it changes by itself, and otherwise only if an earlier output 
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from sdpo import nodes
 from sdpo.chain import walk
 from sdpo.config import RunConfig
 from sdpo.errors import IntegrityError
@@ -23,6 +24,7 @@ from sdpo.sharing import adopt
 from sdpo.spec import Spec
 from sdpo.store import Record, RunFolder, matching
 
+T = TypeVar("T")
 Action = Literal["REUSE", "RUN", "RUN IF"]
 
 IF_DIFFERENT = "an earlier output differs"
@@ -80,8 +82,7 @@ class DryRun(Context):
 
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
         """Nothing is executed; what the stage would have given is not known."""
-        if not self.lines or self.lines[-1].node not in (spec.name, "tokens"):
-            self.lines.append(NodeLine(spec.name, "RUN", "not measured yet"))
+        self.lines.append(NodeLine(spec.name, "RUN", "not measured yet"))
         raise _Unknown(spec.name)
 
 
@@ -99,8 +100,7 @@ def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -
 
         def listen(event: Event) -> None:
             if event["event"] == "node" and event["node"] == "tokens":
-                action: Action = "REUSE" if event["status"] == "reuse" else "RUN"
-                lines.append(NodeLine("tokens", action, event["reason"]))
+                lines.append(NodeLine("tokens", "REUSE"))
 
         yield DryRun(
             run=run,
@@ -118,7 +118,7 @@ def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -
 def dry_run(context: DryRun) -> list[NodeLine]:
     """A line for each node, in order."""
     try:
-        walk(context)
+        walk(context, call=_ask_tokens)
     except _Unknown:
         known = {line.node for line in context.lines}
         context.lines.extend(
@@ -127,6 +127,19 @@ def dry_run(context: DryRun) -> list[NodeLine]:
             if node not in known
         )
     return context.lines
+
+
+def _ask_tokens(_name: str, function: Callable[..., T], /, *args: object) -> T:
+    """Call a node, but for tokenising what is not cached, which would write to the cache."""
+    context = args[0]
+    if function is nodes.tokenise and isinstance(context, DryRun):
+        faults = [
+            fault for path in nodes.token_paths(context) if (fault := nodes.token_fault(path))
+        ]
+        if faults:
+            context.lines.append(NodeLine("tokens", "RUN", faults[0]))
+            raise _Unknown("tokens")
+    return function(*args)
 
 
 def _remaining(context: DryRun) -> list[str]:

@@ -7,8 +7,7 @@ walk (every record's identity against what run.yaml and its inputs give now, by 
 make runs). What cannot be checked because something outside the run is not there is a note.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ import pyarrow.parquet as pq
 
 from sdpo.cache import LogpCache, part_is_whole
 from sdpo.card import card_files
-from sdpo.chain import walk
 from sdpo.digest import model_digest
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.events import Listener
 from sdpo.files import TEMPORARY, checksum_path, digest_of, file_digest, read_json
 from sdpo.history.faults import Findings
+from sdpo.history.follow import follow
 from sdpo.nodes import cached_tokens, token_fault
 from sdpo.origin import origin_chain
-from sdpo.resolve import Resolved, cache_dir
-from sdpo.run import Context, Stored, read_stored
-from sdpo.spec import Spec
-from sdpo.store import Record, RunFolder, differences
-from sdpo.tokens.digest import has_chat_template
+from sdpo.resolve import cache_dir
+from sdpo.run import Stored, read_stored
+from sdpo.store import Record, RunFolder
 from sdpo.tokens.store import TokenFile
 
 _CACHE_REMEDY = "delete it (`sdpo gc`): what is missing is computed again"
@@ -63,7 +60,7 @@ def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Find
         cache = cache_dir(stored.config)
         _check_tokens(cache, records, findings)
         _check_references(run, cache, records, findings)
-        _walk(run, stored, cache, findings)
+        follow(run, stored, cache, findings)
     leftovers = list(run.path.rglob(f"{TEMPORARY}*"))
     if leftovers:
         findings.note(f"{len(leftovers)} unfinished files of a process that died: see `sdpo gc`")
@@ -313,97 +310,3 @@ def _read_table(path: Path, columns: list[str] | None) -> pa.Table | None:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException):
         return None  # its own digest says that it is damaged
-
-
-class _NotDone(Exception):
-    """The run has not got further, or cannot be followed further."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Walk(Context):
-    """A context that executes nothing and compares every record with what it should be."""
-
-    findings: Findings
-    stopped_at: str = field(default="", init=False)
-
-    def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
-        """The node's record, its identity compared."""
-        record, _ = self.find(node, identity)
-        if record is None:
-            self.stopped_at = node
-            raise _NotDone(node)
-        return record
-
-    def find(self, node: str, identity: Mapping[str, Any]) -> tuple[Record | None, str]:
-        """As ``done`` for a node that may be missing."""
-        if self.run.is_damaged(node):
-            return None, ""
-        record = self.run.read_record(node)
-        if record is None:
-            return None, ""
-        if node != "report" and digest_of(record["identity"]) != digest_of(dict(identity)):
-            name = str(self.run.record_path(node).relative_to(self.run.path))
-            changes = "; ".join(differences(record["identity"], identity))
-            self.findings.fault(name, f"was made from something else: {changes}")
-        return record, ""
-
-    def settle(self, record: Record) -> None:
-        """Nothing is written."""
-
-    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Nothing is executed."""
-        self.stopped_at = spec.name
-        raise _NotDone(spec.name)
-
-
-def _walk(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> None:
-    """Follow the chain through the records; what they should be is computed by the chain itself."""
-    base = Path(stored.config.model.name_or_path)
-    if not base.is_dir():
-        findings.note(
-            f"the base model is not at {base}: whether records follow from run.yaml is not checked"
-        )
-        return
-    _check_base(base, stored, findings)
-    context = Walk(
-        run=run,
-        resolved=Resolved(
-            config=stored.config,
-            model=base,
-            inputs=stored.inputs,
-            has_template=bool(stored.config.model.chat_template) or has_chat_template(base),
-        ),
-        cache=cache,
-        clock=stored.clock,
-        listen=lambda event: None,
-        origin=stored.origin,
-        carried=stored.carried,
-        findings=findings,
-    )
-    try:
-        walk(context, call=_read_only)
-    except _NotDone:
-        if not findings.faults and context.stopped_at != "tokenise":
-            findings.note(f"the run is complete up to {context.stopped_at}, which is not done yet")
-    except (SdpoError, OSError, pa.ArrowException, AssertionError, KeyError, ValueError) as error:
-        if not findings.faults:
-            findings.fault("run.yaml", f"the chain cannot be followed: {error}")
-
-
-def _read_only(_name: str, function: Callable[..., Any], /, *args: object) -> Any:
-    return function(*args)
-
-
-def _check_base(base: Path, stored: Stored, findings: Findings) -> None:
-    try:
-        found = model_digest(base)
-    except (SdpoError, OSError) as error:
-        findings.fault(str(base), str(error), "put the base model back")
-        return
-    if found != stored.inputs["model"]:
-        findings.fault(
-            str(base),
-            f"is another base model now: its digest is {found[:16]}, and the run was made with "
-            f"{stored.inputs['model'][:16]}",
-            "put the original back: the run can be neither resumed nor replayed from this one",
-        )
