@@ -4,6 +4,7 @@ The chain itself computes what each identity should be, in a context that execut
 writes nothing.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +71,10 @@ class Walk(Context):
 def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> None:
     """Follow the chain through the records of a run, adding to ``findings``."""
     base = Path(stored.config.model.name_or_path)
-    if not base.is_dir():
+    if not os.access(base / "config.json", os.R_OK):
         findings.note(
-            f"the base model is not at {base}: whether records follow from run.yaml is not checked"
+            f"the base model is not at {base}, or cannot be read: whether records follow from "
+            "run.yaml is not checked"
         )
         return
     _check_base(base, stored, findings)
@@ -104,11 +106,19 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
 def _read_only(_name: str, function: Callable[..., T], /, *args: object) -> T:
     """Call a node, but for tokenising what is not cached, which would write to the cache."""
     context = args[0]
-    is_asked = function is nodes.tokenise and isinstance(context, Walk)
-    if is_asked and any(map(nodes.token_fault, nodes.token_paths(context))):
+    if isinstance(context, Walk) and _is_tokenising(function) and _tokens_fail(context):
         context.findings.note("without the tokens, which records follow from them is not told")
         raise _NotDone("tokens")
     return function(*args)
+
+
+def _is_tokenising(function: Callable[..., Any]) -> bool:
+    """Whether a node is the one that makes tokens."""
+    return function is nodes.tokenise
+
+
+def _tokens_fail(context: Context) -> bool:
+    return any(map(nodes.token_fault, nodes.token_paths(context)))
 
 
 def _check_base(base: Path, stored: Stored, findings: Findings) -> None:
