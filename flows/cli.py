@@ -65,6 +65,11 @@ RunsDir = Annotated[
     Path | None, typer.Option("--runs-dir", help="Folder of the runs; else the recipe's, or runs/.")
 ]
 
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another process that works on the run.")
+]
+Target = Annotated[str, typer.Argument(help="Run or checkpoint: NAME, NAME/step-2, or a path.")]
+
 
 def _config(
     recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
@@ -79,11 +84,15 @@ def _config(
     return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
 
 
+def _runs(runs_dir: Path | None) -> Path:
+    return runs_dir or Path(StoreConfig().runs_dir)
+
+
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
     """A run's folder, given by name or, as shells complete it, by path."""
     if "/" in run and Path(run).is_dir():
         return Path(run)
-    return (runs_dir or Path(StoreConfig().runs_dir)) / check_run_name(run)
+    return _runs(runs_dir) / check_run_name(run)
 
 
 @app.command()
@@ -94,6 +103,7 @@ def run(
     limit: Limit = 0,
     runs_dir: RunsDir = None,
     prefect: Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow.")] = False,
+    wait: Wait = False,
 ) -> None:
     """Run a recipe to its last step; what is done already is not done again."""
     from flows.commands import run_recipe
@@ -101,17 +111,19 @@ def run(
 
     config = _config(recipe, overrides, name, limit, runs_dir)
     with hint(config):
-        run_recipe(config, console=out, prefect=prefect)
+        run_recipe(config, console=out, prefect=prefect, wait=wait)
 
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
+    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    runs_dir: RunsDir = None,
+    wait: Wait = False,
 ) -> None:
     """Go on with a run that stopped, with the recipe it was made from."""
     from flows.resuming import resume_run
 
-    resume_run(_run_folder(run, runs_dir), console=out)
+    resume_run(_run_folder(run, runs_dir), console=out, wait=wait)
 
 
 @app.command()
@@ -167,10 +179,10 @@ def status(
     runs_dir: RunsDir = None,
 ) -> None:
     """Show how far a run is, or list the runs."""
-    from flows.commands import show_status
+    from flows.status import show_status
 
     folder = _run_folder(run, runs_dir) if run else None
-    show_status(folder, runs_dir=runs_dir or Path(StoreConfig().runs_dir), console=out)
+    show_status(folder, runs_dir=_runs(runs_dir), console=out)
 
 
 @app.command()
@@ -194,6 +206,118 @@ def recipes(
         print(printed(name), end="")
     else:
         list_recipes(console=out)
+
+
+@app.command()
+def replay(
+    target: Target,
+    step: Annotated[int | None, typer.Option("--step", help="Step to make again.")] = None,
+    overrides: Overrides = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="This step alone; else the later ones follow.")
+    ] = False,
+    name: Annotated[str, typer.Option("--name", help="Name of the new run.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and why; do nothing.")
+    ] = False,
+    runs_dir: RunsDir = None,
+    wait: Wait = False,
+) -> None:
+    """Make a step again in a new run, as it was or with a setting changed, and compare.
+
+    Exit code 0: bitwise identical, or done with other settings as asked; 1: results differ.
+    """
+    from flows import history
+
+    code = history.replay(
+        target,
+        step=step,
+        overrides=overrides or [],
+        only=only,
+        name=check_run_name(name) if name else "",
+        dry_run=dry_run,
+        wait=wait,
+        runs_dir=_runs(runs_dir),
+        console=out,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def extend(
+    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    source: Annotated[
+        list[str], typer.Option("--source", help="New data: file or hub name; may be repeated.")
+    ],
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the new run.")] = "",
+    min_new_pairs: Annotated[
+        int, typer.Option("--min-new-pairs", min=1, help="Fewer new pairs make no run.")
+    ] = 1,
+    runs_dir: RunsDir = None,
+    wait: Wait = False,
+) -> None:
+    """Let a run grow by one step over pairs that it has not seen, in a new run."""
+    from flows import history
+
+    history.extend(
+        run,
+        source,
+        overrides=overrides or [],
+        name=check_run_name(name) if name else "",
+        min_new_pairs=min_new_pairs,
+        wait=wait,
+        runs_dir=_runs(runs_dir),
+        console=out,
+    )
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
+) -> None:
+    """Check every file, record and link of a run; exit code 1 where there is a fault."""
+    from flows import history
+
+    raise typer.Exit(history.verify(run, runs_dir=_runs(runs_dir), console=out))
+
+
+@app.command()
+def diff(
+    a: Target,
+    b: Target,
+    everything: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Put two runs, or two steps, side by side."""
+    from flows import history
+
+    history.diff(a, b, everything=everything, runs_dir=_runs(runs_dir), console=out)
+
+
+@app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(help="Run, checkpoint, or a model folder anywhere.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Show how a model came to be; exit code 1 where its folder holds something else."""
+    from flows import history
+
+    code = history.lineage(target, as_json=as_json, runs_dir=_runs(runs_dir), console=out)
+    raise typer.Exit(code)
+
+
+@app.command()
+def gc(
+    runs_dir: RunsDir = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
+) -> None:
+    """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
+    from flows import history
+
+    history.gc(runs_dir=_runs(runs_dir), yes=yes, dry_run=dry_run, console=out)
 
 
 @app.command()

@@ -4,34 +4,29 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from flows.console import RunConsole, table
 from flows.presets import presets
 from flows.tables import partition_rows
-from sdpo.chain import run_chain
+from sdpo.chain import ChainResult, run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
-from sdpo.errors import IntegrityError, UserError
-from sdpo.files import read_json
-from sdpo.nodes import prepare_data, reserve, tokens_path
-from sdpo.objectives import describe
+from sdpo.errors import UserError
+from sdpo.nodes import prepare_data, reserve, token_fault, tokens_path
 from sdpo.planning import needs_gamma, partition, plan_on_text
 from sdpo.report import summarise, write_report
 from sdpo.resolve import cache_dir
 from sdpo.run import Context, open_run
-from sdpo.sampler import EXACT
 from sdpo.spec import ExportSpec
 from sdpo.store import RunFolder
 from sdpo.supervisor import run_stage
 
 
-def run_recipe(config: RunConfig, *, console: Console, prefect: bool) -> None:
+def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool = False) -> None:
     """Run the chain, then print its tables and where the report is."""
     if prefect:
         # Prefect is loaded only where it is asked for: two seconds and a server.
@@ -40,9 +35,14 @@ def run_recipe(config: RunConfig, *, console: Console, prefect: bool) -> None:
         result = align(**{name: getattr(config, name) for name in RunConfig.model_fields})
     else:
         with RunConsole(console) as listen:
-            result = run_chain(config, listen=listen)
+            result = run_chain(config, listen=listen, wait=wait)
+    print_result(result, console=console)
+
+
+def print_result(result: ChainResult, *, console: Console) -> None:
+    """The tables of a finished run and where its report is."""
     if not result.executed:
-        console.print(f"run {config.name} is complete: nothing to do", highlight=False)
+        console.print(f"run {result.run.name} is complete: nothing to do", highlight=False)
     console.print()
     console.print(table(partition_rows(result.run), title="Partitions"))
     print_summary(result.run, console=console)
@@ -82,7 +82,7 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
                 soft_wrap=True,
             )
             return
-        if tokens_path(context).is_file():
+        if not token_fault(tokens_path(context)):
             reserve(context)
             partition(context)
         else:
@@ -165,75 +165,6 @@ def list_recipes(*, console: Console) -> None:
     console.print(table(rows))
     console.print("sdpo check NAME looks at one, sdpo run NAME runs it, --set changes a setting;")
     console.print("sdpo recipes NAME > my.yaml makes it yours.")
-
-
-def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
-    """One run in detail, or a line for each."""
-    if run is None:
-        rows = [_status_row(RunFolder(p.parent)) for p in sorted(runs_dir.glob("*/run.yaml"))]
-        if rows:
-            console.print(table(rows))
-        else:
-            console.print(f"no runs in {runs_dir.absolute()}", soft_wrap=True)
-        return
-    stored = RunFolder(run)
-    content = stored.read_run()
-    console.print(f"[bold]{escape(content['name'])}[/], created {content['created']}")
-    rows = [_step_row(stored, number) for number in stored.complete_steps()]
-    if rows:
-        console.print(table(rows))
-    planned = _planned_steps(stored)
-    console.print(f"{sum(row['step'] > 0 for row in rows)} of {planned or '?'} steps are complete")
-
-
-def _planned_steps(run: RunFolder) -> int:
-    plan = run.read_record("plan")
-    return int(plan["outputs"]["steps"]) if plan else 0
-
-
-def _status_row(run: RunFolder) -> dict[str, Any]:
-    """A line of the list of runs; one that is damaged must not hide the others."""
-    row = {"run": run.name, "created": "", "steps": "damaged", "report": ""}
-    try:
-        row["created"] = run.read_run()["created"]
-        done = [number for number in run.complete_steps() if number]
-        row["steps"] = f"{len(done)} of {_planned_steps(run) or '?'}"
-    except (IntegrityError, yaml.YAMLError, KeyError, TypeError):
-        return row
-    return row | {"report": "yes" if run.report.is_file() else ""}
-
-
-def _made_with(run: RunFolder, record: dict[str, Any]) -> dict[str, str]:
-    """Objective, reference and target of a step, and how far its model moved."""
-    said = record.get("models", {})
-    row = {"objective": "sft" if record["kind"] == "supervised" else describe(record["training"])}
-    row |= {role: said.get(role, {}).get("name", "") for role in ("reference", "target")}
-    view = run.step(record["step"]) / "kl.json"
-    entries = read_json(view) if view.is_file() else []
-    found = {
-        entry["against"]: entry["per_sequence"]["kl"]["mean"]
-        for entry in entries
-        if entry["sampler"] == EXACT
-    }
-    for title, against in (("KL from previous", record["step"] - 1), ("KL from S", 0)):
-        value = found.get(f"M_{against}")
-        row[title] = "" if value is None else f"{value:.3f}"
-    return row
-
-
-def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
-    record = run.read_record(f"step-{number}")
-    assert record is not None, "only complete steps are shown"
-    seconds = sum(record["timings_s"].values())
-    return {
-        "step": number,
-        "kind": record["kind"],
-        **_made_with(run, record),
-        "optimizer steps": record["optimizer_steps"],
-        "seconds": round(seconds, 1),
-        "model": record["outputs"]["model"][:16],
-        "finished": datetime.fromisoformat(record["created"]).strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 def render(run: Path, *, console: Console) -> None:

@@ -74,7 +74,8 @@ class RunConsole:
 
     def _node(self, event: Event) -> None:
         if event["status"] == "reuse":
-            self._console.print(f"[green]✓[/] {event['node']} [dim]is done", highlight=False)
+            how = escape(event["reason"]) or "is done"
+            self._console.print(f"[green]✓[/] {event['node']} [dim]{how}", highlight=False)
         else:
             why = event["reason"]
             reason = "" if why in ("", "not done yet") else f" [dim]({escape(why)})"

@@ -11,26 +11,14 @@ from flows.commands import run_recipe
 from partitions import PartitionError
 from sdpo.config import RunConfig, StoreConfig
 from sdpo.errors import Interrupted, UserError
-from sdpo.recipe import make_config
+from sdpo.run import read_stored
 from sdpo.store import RunFolder
 
 
-def resume_run(run: Path, *, console: Console) -> None:
+def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:
     """Bring a run to its last step, from wherever it stopped."""
-    with hint(config := stored_config(RunFolder(run.absolute()))):
-        run_recipe(config, console=console, prefect=False)
-
-
-def stored_config(run: RunFolder) -> RunConfig:
-    """The recipe that a run was made from; the folder may have moved since.
-
-    Raises:
-        UserError: there is no such run.
-        ConfigError: its recipe is not one.
-    """
-    config = make_config(run.read_run()["config"])
-    store = config.store.model_copy(update={"runs_dir": str(run.path.parent)})
-    return config.model_copy(update={"name": run.path.name, "store": store})
+    with hint(config := read_stored(RunFolder(run.absolute())).config):
+        run_recipe(config, console=console, prefect=False, wait=wait)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from partitions.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
 from partitions.errors import PartitionError
 from partitions.natural import NATURAL
 from partitions.pairs import Pairs, argsort_ids, ids_from_hex, ids_to_hex, ordering_key
-from partitions.plan import Overlap, Plan, StepPlan, make_plan, prompt_overlap
+from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
 from partitions.random_ import RANDOM
 from partitions.registry import Assignment, PartitionSettings, Strategy, get, names, register
 from partitions.reserve import reserve_mask, reserve_size
@@ -39,6 +39,7 @@ __all__ = [
     "StepPlan",
     "Strategy",
     "argsort_ids",
+    "extend_plan",
     "get",
     "ids_from_hex",
     "ids_to_hex",

@@ -5,7 +5,7 @@ step, and no step is empty.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
@@ -182,3 +182,49 @@ def prompt_overlap(prompt_ids: Ids, step_of: NDArray[np.int32]) -> list[Overlap]
         for pattern, k, m in zip(patterns, prompts, pairs, strict=True)
     ]
     return sorted(overlaps, key=lambda overlap: overlap["steps"])
+
+
+def extend_plan(
+    pairs: Pairs,
+    settings: PartitionSettings,
+    *,
+    carried_step: NDArray[np.int32],
+    carried: Sequence[StepPlan],
+    measured: Mapping[str, Mapping[str, float]],
+) -> Plan:
+    """A plan that is carried over as it is, and one more step with the pairs that are new.
+
+    carried_step: int32[n], the step of each pair in the plan that is carried, 0 where it has none.
+    carried: the steps of that plan; ``measured``: the summaries that it rests on.
+
+    Raises :class:`PartitionError` where no pair is new, and where a carried step would not have
+    the pairs that it had.
+    """
+    number = len(carried) + 1
+    is_new = carried_step == 0
+    if not is_new.any():
+        raise PartitionError("no pair is new and trainable: there is nothing to extend the run by")
+    step_of = np.where(is_new, np.int32(number), carried_step)
+    digests = _digests(pairs.ids, step_of, number)
+    for step, digest in zip(carried, digests, strict=False):
+        if step.digest != digest:
+            raise PartitionError(
+                f"step {step.step} would not have the pairs that it was trained on: its digest is "
+                f"{digest[:12]}, not {step.digest[:12]}"
+            )
+    counts = np.bincount(pairs.source[is_new], minlength=len(pairs.source_names))
+    sources = {name: int(n) for name, n in zip(pairs.source_names, counts, strict=True) if n}
+    new = StepPlan(
+        step=number,
+        contents=f"new pairs of {' + '.join(sources)}",
+        pairs=int(is_new.sum()),
+        sources=sources,
+        digest=digests[-1],
+    )
+    return Plan(
+        settings=settings,
+        step_of=step_of,
+        steps=(*carried, new),
+        measured=measured,
+        ignored_settings=(),
+    )

@@ -75,8 +75,7 @@ class LogpCache:
     def __init__(self, root: Path, key: Mapping[str, str | int]) -> None:
         self.folder = root / "logps" / digest_of(dict(key))[:32]
         self.damaged: list[Path] = []
-        if not (self.folder / "key.json").is_file():
-            write_json(self.folder / "key.json", dict(key))
+        self._key = dict(key)
         self._digests = np.empty(0, dtype="S16")
         self._logps = np.empty((0, 2), dtype=np.float32)
         self._part_of: np.ndarray = np.empty(0, dtype=np.int32)
@@ -88,6 +87,8 @@ class LogpCache:
         self, row_digests: Sequence[bytes] | np.ndarray, chosen: np.ndarray, rejected: np.ndarray
     ) -> None:
         """Publish rows as one part."""
+        if not (self.folder / "key.json").is_file():  # for people: what the rows are of
+            write_json(self.folder / "key.json", self._key)
         digests = pa.py_buffer(np.array(row_digests, dtype="S16").tobytes())
         table = pa.table(
             [
@@ -168,7 +169,7 @@ class LogpCache:
             if part.name in self._read:
                 continue
             content = part.read_bytes()
-            if hashlib.sha256(content).hexdigest() != part.stem:
+            if not _is_named(part, content):
                 # Looked at again next time: the same rows computed again take its place.
                 if part.name not in self._reported:
                     self.damaged.append(part)
@@ -196,3 +197,12 @@ def _digests(part: pa.Table) -> np.ndarray:
 
 def _logps(part: pa.Table) -> np.ndarray:
     return np.stack([part["chosen_logps"].to_numpy(), part["rejected_logps"].to_numpy()], 1)
+
+
+def part_is_whole(part: Path) -> bool:
+    """Whether a part has the content that its name says."""
+    return _is_named(part, part.read_bytes())
+
+
+def _is_named(part: Path, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() == part.stem

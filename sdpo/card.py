@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.digest import read_config
-from sdpo.files import write_json, write_text
+from sdpo.files import json_text, write_text
 from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.store import Record, RunFolder
 
@@ -31,9 +31,26 @@ def _entry(record: Record) -> dict[str, Any]:
 
 def write_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> None:
     """Write ``README.md`` and ``lineage.json`` into the model ``folder`` of ``record``."""
+    for file, text in card_files(run, record, name=name, folder=folder).items():
+        write_text(folder / file, text)
+
+
+def refresh_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> None:
+    """Write those of the two files that are not there, or not what they would be now."""
+    for file, text in card_files(run, record, name=name, folder=folder).items():
+        path = folder / file
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+
+def card_files(run: RunFolder, record: Record, *, name: str, folder: Path) -> dict[str, str]:
+    """``README.md`` and ``lineage.json`` of the model of ``record``, as they should be."""
     chain = lineage(run, record)
-    write_json(folder / "lineage.json", {"run": run.name, "model": name, "steps": chain})
-    write_text(folder / "README.md", _card(run.name, record, chain, name=name, folder=folder))
+    content = run.read_run() if run.run_file.is_file() else {}
+    called = str(content.get("name", run.name))
+    facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": chain}
+    card = _card(called, record, chain, name=name, folder=folder)
+    return {"lineage.json": json_text(facts), "README.md": card}
 
 
 def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:

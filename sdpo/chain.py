@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from sdpo import nodes, planning, steps
+from sdpo import growth, nodes, planning, steps
 from sdpo.config import RunConfig
 from sdpo.events import Listener
-from sdpo.run import open_run
+from sdpo.origin import Carried, Origin
+from sdpo.run import Context, open_run
 
 T = TypeVar("T")
 
@@ -32,41 +33,61 @@ def plain_call(_name: str, function: Callable[..., T], /, *args: object) -> T:
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """A finished run and what had to be done for it: names of the nodes that were executed."""
+    """A finished run and what had to be done for it: names of the nodes that were executed, and of
+    those that an origin shared."""
 
     run: Path
     report: Path
     steps: int
     executed: tuple[str, ...]
+    shared: tuple[str, ...] = ()
 
 
 def run_chain(
-    config: RunConfig, *, call: Call = plain_call, listen: Listener = lambda event: None
+    config: RunConfig,
+    *,
+    call: Call = plain_call,
+    listen: Listener = lambda event: None,
+    origin: Origin | None = None,
+    carried: Carried | None = None,
+    wait: bool = False,
 ) -> ChainResult:
     """Bring the run that ``config`` names to its last step, doing only what is not done yet.
+
+    ``origin``: the run that a new one replays or extends, ``carried`` what it then carries over.
+    With ``wait``, waits for another process that works on the run.
 
     Raises:
         UserError: something the recipe names cannot be used, or a run of this name was made from
             something else; nothing half written is left.
         Fault: a stage failed; everything published before stands.
     """
-    with open_run(config, listen=listen) as context:
-        call("prepare data", nodes.prepare_data, context)
-        call("tokenise", nodes.tokenise, context)
-        call("reserve", nodes.reserve, context)
-        call("check", planning.check, context)
-        if context.config.supervised.enabled:
-            call("step 0: supervised", steps.supervised_step, context)
-        if planning.needs_gamma(context):
-            call("measure gamma under M_0", steps.measure_gamma, context)
-        plan = call("partition", planning.partition, context)
-        for step in plan.steps:
-            name = f"step {step.step}: align on D_{step.step} ({step.pairs} pairs)"
-            call(name, steps.align_step, context, step.step)
-        report = call("report", steps.write_report, context)
+    opened = open_run(config, listen=listen, origin=origin, carried=carried, wait=wait)
+    with opened as context:
+        number = walk(context, call=call)
         return ChainResult(
             run=context.run.path,
-            report=report,
-            steps=len(plan.steps),
+            report=context.run.report,
+            steps=number,
             executed=tuple(context.executed),
+            shared=tuple(context.shared),
         )
+
+
+def walk(context: Context, *, call: Call = plain_call) -> int:
+    """The nodes of an open run, one after the other; returns the number of steps in its plan."""
+    data, planned = (growth, growth) if context.carried else (nodes, planning)
+    call("prepare data", data.prepare_data, context)
+    call("tokenise", nodes.tokenise, context)
+    call("reserve", data.reserve, context)
+    call("check", planned.check, context)
+    if context.config.supervised.enabled:
+        call("step 0: supervised", steps.supervised_step, context)
+    if not context.carried and planning.needs_gamma(context):
+        call("measure gamma under M_0", steps.measure_gamma, context)
+    plan = call("partition", planned.partition, context)
+    for step in plan.steps[: context.last_step]:
+        name = f"step {step.step}: align on D_{step.step} ({step.pairs} pairs)"
+        call(name, steps.align_step, context, step.step)
+    call("report", steps.write_report, context)
+    return len(plan.steps)

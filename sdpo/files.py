@@ -24,7 +24,7 @@ def publish_file(path: Path) -> Iterator[Path]:
     The bytes are on the disk (fsync) before the rename, so ``path`` is always whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
         _sync(temporary)
@@ -38,7 +38,7 @@ def publish_file(path: Path) -> Iterator[Path]:
 def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Like :func:`publish_file` for a folder, which must not exist yet unless ``replace``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _temporary(path), _temporary(path)
+    temporary, old = temporary_path(path), temporary_path(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -71,7 +71,7 @@ def _umask() -> int:
     return mask
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name of its own beside ``path``, also where hosts with equal process ids share a disk."""
     return path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}"
 
@@ -92,8 +92,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Publish ``value`` as indented JSON; NaN and infinities are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text)
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Indented JSON of ``value``; NaN and infinities are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -145,6 +149,22 @@ def file_digest(path: Path) -> str:
     """sha256 of the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_path(path: Path) -> Path:
+    """Where the digest of a file stands, in the form of ``sha256sum``."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def checksum_text(path: Path, digest: str = "") -> str:
+    """What stands there: the digest of the file as it is now, unless it is given, and its name."""
+    return f"{digest or file_digest(path)}  {path.name}\n"
+
+
+def is_vouched_for(path: Path) -> bool:
+    """Whether the digest beside a file is there and is that of the file as it is now."""
+    checksum = checksum_path(path)
+    return checksum.is_file() and checksum.read_bytes() == checksum_text(path).encode()
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ All but tokenising happen in this process, without a model.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,18 @@ from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
 from sdpo.digest import read_config
 from sdpo.errors import DataError, ModelError
-from sdpo.files import digest_of, publish_file, read_json
+from sdpo.files import (
+    checksum_path,
+    checksum_text,
+    digest_of,
+    is_vouched_for,
+    publish_file,
+    read_json,
+    write_text,
+)
 from sdpo.identity import data_identity, tokens_identity
+from sdpo.locks import hold
+from sdpo.resolve import data_digests
 from sdpo.run import Context, run_once
 from sdpo.spec import TokeniseSpec
 from sdpo.store import Record
@@ -47,6 +57,7 @@ def prepare_data(context: Context) -> Record:
         context.listen(_progress(f"read {source}", done, total))
 
     def make() -> Outcome:
+        check_sources(context, [source.name for source in context.config.data.sources])
         out = context.run.path
         prepared = prepare_pairs(
             context.config.data,
@@ -81,6 +92,24 @@ def prepare_data(context: Context) -> Record:
     return run_once(context, "data", identity, make)
 
 
+def check_sources(context: Context, names: list[str]) -> None:
+    """Refuse data that is not what the run was made from: a run with an origin has not looked.
+
+    Raises:
+        DataError: a file is gone or has changed; names the digests.
+    """
+    inputs = context.resolved.inputs
+    unread = {f"data.{s.name}": "" for s in context.config.data.sources if s.name not in names}
+    found = data_digests(context.config, known={name: inputs[name] for name in unread})
+    for name, digest in found.items():
+        if digest != inputs[name]:
+            raise DataError(
+                f"{name.removeprefix('data.')} is not the data that this run was made from: its "
+                f"digest is {digest[:16]}, not {inputs[name][:16]}. Put the file back, or make a "
+                "run of its own from it"
+            )
+
+
 def _progress(phase: str, done: int, total: int | None) -> Mapping[str, Any]:
     return {
         "event": "progress",
@@ -106,7 +135,12 @@ def tokens_path(context: Context, kind: str = "pairs") -> Path:
         clock=context.clock if template_uses_clock(context) else "",
         ends=end_token_ids(context.resolved.model),
     )
-    return context.cache / "tokens" / f"{digest_of(identity)[:32]}.arrow"
+    return cached_tokens(context.cache, digest_of(identity)[:32])
+
+
+def cached_tokens(cache: Path, name: str) -> Path:
+    """Where the token file of this name is."""
+    return cache / "tokens" / f"{name}.arrow"
 
 
 def template_uses_clock(context: Context) -> bool:
@@ -129,33 +163,61 @@ def end_token_ids(folder: Path) -> list[int]:
 
 def tokenise(context: Context) -> Path:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
-    pairs = tokens_path(context)
-    supervised = context.config.supervised
-    from_source = supervised.from_source
-    examples = tokens_path(context, "supervised") if from_source else None
-    missing = [path for path in (pairs, examples) if path and not path.is_file()]
-    status, reason = ("run", "not cached") if missing else ("reuse", "")
-    context.listen({"event": "node", "node": "tokens", "status": status, "reason": reason})
-    if missing:
-        context.executed.append("tokens")
-        context.stage(
-            TokeniseSpec(
-                name="tokenise",
-                run=context.run.path,
-                model=context.config.model,
-                launch=context.config.launch,
-                tokenizer=context.resolved.model,
-                pairs=context.run.pairs,
-                out=pairs,
-                supervised=context.run.path / "supervised.parquet" if examples else None,
-                supervised_out=examples,
-                max_length=context.config.data.max_length,
-                clock=context.clock,
-                end_token_ids=end_token_ids(context.resolved.model),
-            )
-        )
+    wanted = token_paths(context)
+    pairs, examples = wanted[0], wanted[1] if len(wanted) > 1 else None
+    if any(token_fault(path) for path in wanted):
+        # Another run may be making the same tokens: then this one waits and finds them.
+        lock = pairs.with_name(f".{pairs.stem}.lock")
+        what = f"the token file {pairs.name}"
+        with hold(lock, what=what, wait=True, listen=context.listen) as handle:
+            faults = [fault for path in wanted if (fault := token_fault(path))]
+            _tell_tokens(context, faults)
+            if faults:
+                context.executed.append("tokens")
+                _make_tokens(context, pairs, examples, lock=handle)
+            lock.unlink(missing_ok=True)
+    else:
+        _tell_tokens(context, [])
     _check_positions(context, TokenFile.open(pairs))
     return pairs
+
+
+def token_paths(context: Context) -> list[Path]:
+    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
+    from_source = context.config.supervised.from_source and not context.carried  # S is, too
+    return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
+
+
+def _tell_tokens(context: Context, faults: list[str]) -> None:
+    status, reason = ("run", faults[0]) if faults else ("reuse", "")
+    context.listen({"event": "node", "node": "tokens", "status": status, "reason": reason})
+
+
+def _make_tokens(context: Context, pairs: Path, examples: Path | None, *, lock: int) -> None:
+    spec = TokeniseSpec(
+        name="tokenise",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        tokenizer=context.resolved.model,
+        pairs=context.run.pairs,
+        out=pairs,
+        supervised=context.run.path / "supervised.parquet" if examples else None,
+        supervised_out=examples,
+        max_length=context.config.data.max_length,
+        clock=context.clock,
+        end_token_ids=end_token_ids(context.resolved.model),
+    )
+    context.stage(spec, lock)
+    for path in filter(None, (pairs, examples)):
+        write_text(checksum_path(path), checksum_text(path))
+
+
+def token_fault(path: Path) -> str:
+    """What is wrong with a cached token file, by the digest beside it; empty: nothing."""
+    if not path.is_file() or not checksum_path(path).is_file():
+        return "not cached"
+    return "" if is_vouched_for(path) else f"{path.name} in the cache was changed"
 
 
 def _check_positions(context: Context, tokens: TokenFile) -> None:
@@ -176,9 +238,35 @@ def reserve(context: Context) -> Record:
     ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
     """
     settings = context.config.data.reserve
+
+    def choose(usable: pa.Table, source: np.ndarray) -> np.ndarray:
+        return reserve_mask(
+            ids_of(usable["prompt_key"]),
+            source,
+            n_sources=len(source_names(context)),
+            fraction=settings.fraction,
+            min_pairs=settings.min_pairs,
+            max_fraction=settings.max_fraction,
+            key=settings.key,
+        )
+
+    return reserve_by(context, choose)
+
+
+Choice = Callable[[pa.Table, np.ndarray], np.ndarray]
+"""From the usable pairs and the codes of their sources: which are reserved, bool ``[pairs]``."""
+
+
+def reserve_by(
+    context: Context, choose: Choice, *, carried: Mapping[str, Any] | None = None
+) -> Record:
+    """As :func:`reserve`, with the pairs that ``choose`` picks; ``carried`` bears identity too."""
+    settings = context.config.data.reserve
     tokens = TokenFile.open(tokens_path(context))
     # The name of the token file is the digest of everything it was made from.
     identity = {"tokens": tokens_path(context).stem, "reserve": settings.model_dump()}
+    if carried:
+        identity["carried"] = dict(carried)
 
     def make() -> Outcome:
         columns = ["pair_id", "prompt_key", "source", "row", "chosen_chars", "rejected_chars"]
@@ -186,17 +274,9 @@ def reserve(context: Context) -> Record:
         names = source_names(context)
         kept = np.flatnonzero(tokens.usable)
         source = source_codes(pairs["source"], names)
-        unusable = _unusable(tokens, source, names)
+        unusable = count_unusable(tokens, source, names)
         _check_sources_left(source[kept], names, unusable)
-        mask = reserve_mask(
-            ids_of(pairs["prompt_key"])[kept],
-            source[kept],
-            n_sources=len(names),
-            fraction=settings.fraction,
-            min_pairs=settings.min_pairs,
-            max_fraction=settings.max_fraction,
-            key=settings.key,
-        )
+        mask = choose(pairs.select(["pair_id", "prompt_key"]).take(pa.array(kept)), source[kept])
         ordered = argsort_ids(ids_of(pairs["pair_id"])[kept])
         usable = pairs.take(pa.array(kept[ordered]))
         usable = usable.append_column("token_row", pa.array(kept[ordered]))
@@ -206,7 +286,7 @@ def reserve(context: Context) -> Record:
         )
         with publish_file(context.run.usable) as temporary:
             pq.write_table(usable, temporary)
-        _publish_rejected(context, tokens, pairs)
+        publish_rejected(context, tokens, pairs)
         counts = np.bincount(source[kept][mask], minlength=len(names))
         return {
             "usable": usable.num_rows,
@@ -217,7 +297,7 @@ def reserve(context: Context) -> Record:
     return run_once(context, "reserve", identity, make)
 
 
-def _publish_rejected(context: Context, tokens: TokenFile, pairs: pa.Table) -> None:
+def publish_rejected(context: Context, tokens: TokenFile, pairs: pa.Table) -> None:
     """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
     rows = pairs.select(["source", "row"])
     with publish_file(context.run.rejected) as temporary:
@@ -250,7 +330,9 @@ def ids_of(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
+def count_unusable(
+    tokens: TokenFile, source: np.ndarray, names: list[str]
+) -> dict[str, dict[str, int]]:
     """Per source, how many pairs the tokenizer rejects for which reason."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for row, reason in tokens.rejected():

@@ -1,5 +1,6 @@
 """The partition node: which usable pair goes to which step, and what is measured everywhere."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,22 @@ def check(context: Context) -> None:
     features = features_without_model(context.run.pairs, usable, needed, _tokens(context))
     # A measurement moves pairs between steps and steps among themselves, never their number.
     features |= {name: np.zeros(usable.num_rows) for name in needed & MODEL_FEATURES}
-    pairs, _ = _pairs(context, usable, features)
+    pairs, _ = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
-    _check_steps(context, plan)
+    check_steps(context, plan)
+
+
+def check_steps(context: Context, plan: Plan) -> None:
+    """Refuse settings of steps that the plan does not have, and adapters of unknown modules.
+
+    Raises:
+        ConfigError: names them.
+    """
+    steps, given = len(plan.steps), len(context.config.steps)
+    if given > steps:
+        raise ConfigError(
+            f"`steps` has settings for {given} steps, but the partition makes {steps}"
+        )
     for step in plan.steps:
         _check_adapters(context, step.step)
 
@@ -85,14 +99,6 @@ def _check_adapters(context: Context, step: int) -> None:
             )
 
 
-def _check_steps(context: Context, plan: Plan) -> None:
-    steps, given = len(plan.steps), len(context.config.steps)
-    if given > steps:
-        raise ConfigError(
-            f"`steps` has settings for {given} steps, but the partition makes {steps}"
-        )
-
-
 def partition(context: Context) -> Plan:
     """``plan.parquet`` and ``plan.json``: every usable pair's step, 0 for the reserve.
 
@@ -102,9 +108,9 @@ def partition(context: Context) -> Plan:
     usable = pq.read_table(context.run.usable)
     settings = partition_settings(context)
     features = _features(context, usable)
-    pairs, trained = _pairs(context, usable, features)
+    pairs, trained = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
-    _check_steps(context, plan)
+    check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
         "settings": _changed_settings(plan),
@@ -117,7 +123,7 @@ def partition(context: Context) -> Plan:
     def make() -> Outcome:
         step_of = np.zeros(usable.num_rows, dtype=np.int32)
         step_of[trained] = plan.step_of
-        _publish_plan(context, usable, step_of, plan, features)
+        publish_plan(context, usable, step_of, plan, features=features)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     for name in plan.ignored_settings:
@@ -146,7 +152,7 @@ def _changed_settings(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "per_token" or value}
 
 
-def _pairs(
+def pairs_of(
     context: Context, usable: pa.Table, features: dict[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
     """The pairs to be trained on as strategies see them, and their rows in ``usable``."""
@@ -179,13 +185,15 @@ def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
     return found
 
 
-def _publish_plan(
+def publish_plan(
     context: Context,
     usable: pa.Table,
     step_of: np.ndarray,
     plan: Plan,
-    features: dict[str, np.ndarray],
+    *,
+    features: Mapping[str, np.ndarray],
 ) -> None:
+    """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs."""
     probe = context.config.probe
     order = np.argsort(ordering_key(ids_of(usable["pair_id"]), probe.seed))
     sampled = step_of == 0
@@ -264,7 +272,7 @@ def plan_on_text(context: Context) -> Plan:
     settings_of_plan = partition_settings(context)
     needed = needed_features(settings_of_plan)
     features = features_without_model(context.run.pairs, table, needed, None)
-    pairs, trained = _pairs(context, table, features)
+    pairs, trained = pairs_of(context, table, features)
     plan = make_plan(pairs, settings_of_plan)
     step_of = np.zeros(table.num_rows, dtype=np.int32)
     step_of[trained] = plan.step_of

@@ -64,8 +64,11 @@ class Resolved:
     references: Mapping[tuple[str, str], ReferenceModel] = field(default_factory=dict)
 
 
-def resolve(config: RunConfig) -> Resolved:
+def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     """Look up everything that ``config`` names.
+
+    ``known`` are digests of data, by the names of ``inputs``, that is not looked at: a run with an
+    origin has its pairs from there.
 
     Raises:
         ModelError, DataError, ConfigError: something is not there or not possible here.
@@ -73,10 +76,13 @@ def resolve(config: RunConfig) -> Resolved:
     cache = cache_dir(config)
     model = _model_folder(config.model, cache=cache)
     config, references, named = _locate_references(config, model=model, cache=cache)
-    sources = [_source(source, cache=cache) for source in config.data.sources]
+    sources = [
+        source if f"data.{source.name}" in known else _source(source, cache=cache)
+        for source in config.data.sources
+    ]
     _check_sources(sources)
     supervised = config.supervised
-    if supervised.from_source:
+    if supervised.from_source and "data.supervised" not in known:
         found = _source(
             SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
         )
@@ -105,11 +111,7 @@ def resolve(config: RunConfig) -> Resolved:
     _check_attention(resolved)
     _check_packages(resolved)
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
-    for source in sources:
-        inputs[f"data.{source.name}"] = _data_digest(source.path, source.revision)
-    if supervised.from_source:
-        inputs["data.supervised"] = _data_digest(supervised.path, supervised.revision)
-    inputs |= named
+    inputs |= data_digests(resolved, known=known) | named
     return Resolved(
         references=references,
         config=resolved,
@@ -117,6 +119,24 @@ def resolve(config: RunConfig) -> Resolved:
         inputs=inputs,
         has_template=bool(template) or has_chat_template(model),
     )
+
+
+def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[str, str]:
+    """Digest of every source of a resolved recipe, by its name in a run's inputs.
+
+    Raises:
+        DataError: a file is not there.
+    """
+    sources = {f"data.{source.name}": source for source in config.data.sources}
+    if config.supervised.from_source:
+        supervised = config.supervised
+        sources["data.supervised"] = SourceConfig(
+            path=supervised.path, revision=supervised.revision
+        )
+    return {
+        name: known.get(name) or _data_digest(source.path, source.revision)
+        for name, source in sources.items()
+    }
 
 
 def cache_dir(config: RunConfig) -> Path:

@@ -9,24 +9,86 @@ from typing import Any
 
 from partitions import PartitionError
 from sdpo import machine
+from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import sweep_temporaries
 from sdpo.identity import run_identity
-from sdpo.recipe import check_run_name
+from sdpo.locks import share
+from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
+from sdpo.recipe import check_run_name, make_config
 from sdpo.resolve import Resolved, cache_dir, resolve, restore_machine
+from sdpo.resume import discard
+from sdpo.sharing import adopt
 from sdpo.spec import Spec
-from sdpo.store import Record, RunFolder, differences, reuse, run_lock
+from sdpo.store import NOT_DONE, Record, RunFolder, differences, matching, reuse, run_lock
 from sdpo.supervisor import run_stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What run.yaml says, checked. ``clock`` is the time that chat templates see."""
+
+    created: str
+    clock: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    config: RunConfig
+    versions: dict[str, str]
+    origin: Origin | None
+    carried: Carried | None
+
+    @property
+    def data_inputs(self) -> dict[str, str]:
+        """Digests of the data alone."""
+        return {name: digest for name, digest in self.inputs.items() if name.startswith("data.")}
+
+
+def read_stored(run: RunFolder) -> Stored:
+    """Read a run's run.yaml; its folders are where the run is now.
+
+    Raises:
+        UserError: there is no such run, or another version of this project wrote it.
+        IntegrityError: run.yaml is not what was written.
+    """
+    content = run.read_run()
+    versions = content.get("versions") or {}
+    try:
+        config = make_config(content["config"])
+        store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
+        where = {"name": run.path.name, "store": store}
+        created = str(content["created"])
+        return Stored(
+            created=created,
+            clock=str(content.get("clock", created)),
+            identity=dict(content["identity"]),
+            inputs=dict(content["inputs"]),
+            config=config.model_copy(update=where),
+            versions=dict(versions),
+            origin=origin_of(content),
+            carried=carried_of(content),
+        )
+    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+        wrote = versions.get("sdpo", "unknown") if isinstance(versions, Mapping) else "unknown"
+        raise UserError(
+            f"{run.run_file} does not fit this version of the project "
+            f"({machine.versions()['sdpo']}; it was written by {wrote}): {_why(error)}. Take the "
+            "run up with that version, or start a new one"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    return f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
 
 
 @dataclass(slots=True, kw_only=True)
 class Context:
     """What every node gets.
 
-    ``clock`` is the time that chat templates see: that of the run's creation. ``executed`` are the
-    nodes that had to be done, in order.
+    ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
+    runs that complete nodes are shared from, nearest first. ``executed`` are the nodes that had to
+    be done, in order; ``shared`` those that came from an origin.
     """
 
     run: RunFolder
@@ -34,34 +96,84 @@ class Context:
     cache: Path
     clock: str
     listen: Listener
-    lock: int
+    locks: tuple[int, ...] = ()
+    origin: Origin | None = None
+    carried: Carried | None = None
+    origins: tuple[RunFolder, ...] = ()
     executed: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> RunConfig:
         """The resolved recipe."""
         return self.resolved.config
 
+    @property
+    def replayed(self) -> str:
+        """The node that is done again although an origin has it; empty where there is none."""
+        is_replay = self.origin is not None and self.origin.kind == "replay"
+        return f"step-{self.origin.step}" if self.origin and is_replay else ""
+
+    @property
+    def last_step(self) -> int | None:
+        """The step after which the chain ends; None: after the plan's last."""
+        return self.origin.step if self.origin and self.origin.only else None
+
     def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
         """The node's record if it stands; otherwise says why it has to be done."""
-        found = reuse(self.run, node, identity)
-        status = "reuse" if found.record else "run"
-        self.listen({"event": "node", "node": node, "status": status, "reason": found.reason})
-        if found.record is None:
+        record, reason = self.find(node, identity)
+        status = "reuse" if record else "run"
+        self.listen({"event": "node", "node": node, "status": status, "reason": reason})
+        if record is None:
             self.executed.append(node)
-        return found.record
+        return record
 
-    def stage(self, spec: Spec) -> dict[str, Any]:
-        """Run a stage and return its result."""
-        return run_stage(spec, listen=self.listen, keep=[self.lock])
+    def find(self, node: str, identity: Mapping[str, Any]) -> tuple[Record | None, str]:
+        """The node's record if it stands here or in an origin, which then shares it; and why not.
+
+        A node that is shared has a reason too: from where.
+        """
+        own = reuse(self.run, node, identity)
+        if own.record:
+            return own.record, ""
+        if node == self.replayed:
+            return None, "replayed" if own.reason == NOT_DONE else own.reason
+        reasons = [own.reason]
+        for origin in self.origins:
+            there = matching(origin, node, identity)
+            faults = adopt(self.run, node, origin, there.record) if there.record else []
+            if there.record and not faults:
+                self.shared.append(node)
+                return self.run.read_record(node), f"shared from {origin.name}"
+            reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or there.reason)
+        return None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE)
+
+    def settle(self, record: Record) -> None:
+        """Bring a complete step into its final form: card and lineage of this run, no resume state
+        (a death between record and tidying leaves one behind)."""
+        number = record["step"]
+        discard(self.run.step(number))
+        refresh_card(self.run, record, name=f"M_{number}", folder=self.run.model(number))
+
+    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
+        """Run a stage, which holds the run's locks and ``locks`` as well; returns its result."""
+        return run_stage(spec, listen=self.listen, keep=(*self.locks, *locks))
 
 
 @contextmanager
-def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
-    """Resolve ``config``, create its run folder or find it again, and hold it.
+def open_run(
+    config: RunConfig,
+    *,
+    listen: Listener,
+    origin: Origin | None = None,
+    carried: Carried | None = None,
+    wait: bool = False,
+) -> Iterator[Context]:
+    """Resolve ``config``, create its run folder or take it up again, and hold it.
 
-    A new run that ends in a mistake of the user before a step is complete leaves nothing: the same
-    name is free for the corrected recipe.
+    ``origin`` and ``carried`` are for a new run; one that is there knows its own. A new run that
+    ends in a mistake of the user before a step is complete leaves nothing: the same name is free
+    for the corrected recipe.
 
     Raises:
         RunExistsError: the run was made from another recipe or other inputs; names the fields.
@@ -72,54 +184,85 @@ def open_run(config: RunConfig, *, listen: Listener) -> Iterator[Context]:
     name = check_run_name(config.name)
     run = RunFolder(Path(config.store.runs_dir).absolute() / name)
     if run.run_file.is_file():
-        config = restore_machine(config, RunConfig.model_validate(run.read_run()["config"]))
-    resolved = resolve(config)
+        stored = read_stored(run)
+        config = restore_machine(config, stored.config)
+        known = stored.data_inputs if stored.origin else {}
+    else:
+        known = _known_data(run, origin)
+    resolved = resolve(config, known=known)
+    cache = cache_dir(config)
     there = set(run.path.glob("*")) if run.path.is_dir() else set()
-    with run_lock(run) as lock:
+    with run_lock(run, wait=wait, listen=listen) as lock, share(cache / ".lock") as cache_lock:
         sweep_temporaries(run.path)
         new = not run.run_file.is_file()
         if new:
-            clock = datetime.now(UTC).isoformat(timespec="seconds")
-            run.write_run(_run_file(name, resolved, clock))
-        else:
-            clock = _same_run(run, resolved)
-        for line in settings_without_effect(config):
+            run.write_run(_run_file(run, resolved, origin, carried))
+        stored = read_stored(run)
+        _check_same(run, stored, resolved, origin)
+        origins, missing = origin_chain(run, stored.origin)
+        for line in [*settings_without_effect(config), *missing]:
             listen({"event": "warning", "message": line})
-        cache = cache_dir(config)
+        context = Context(
+            run=run,
+            resolved=resolved,
+            cache=cache,
+            clock=stored.clock,
+            listen=listen,
+            locks=(lock, cache_lock),
+            origin=stored.origin,
+            carried=stored.carried,
+            origins=tuple(origins),
+        )
         try:
-            yield Context(
-                run=run, resolved=resolved, cache=cache, clock=clock, listen=listen, lock=lock
-            )
+            yield context
         except (UserError, PartitionError):
             if new and not run.complete_steps():
                 run.clear(keep=there)
             raise
 
 
-def _run_file(name: str, resolved: Resolved, created: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "created": created,
+def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:
+    """Digests of the origin's data: its normalised pairs are there, its files may have gone on."""
+    if origin is None:
+        return {}
+    return read_stored(RunFolder(Path(origin.path))).data_inputs
+
+
+def _run_file(
+    run: RunFolder, resolved: Resolved, origin: Origin | None, carried: Carried | None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": run.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "identity": run_identity(resolved.config, dict(resolved.inputs)),
         "inputs": dict(resolved.inputs),
         "config": resolved.config.model_dump(),
         "versions": machine.versions(),
     }
+    if origin:
+        # A template that prints the date must print the origin's, or its tokens are not shared.
+        content["clock"] = read_stored(RunFolder(Path(origin.path))).clock
+        content["origin"] = origin.model_dump()
+    if carried:
+        content["carried"] = carried.model_dump()
+    return content
 
 
-def _same_run(run: RunFolder, resolved: Resolved) -> str:
-    """When the run was created; refuses a recipe that it was not made from."""
-    stored = run.read_run()
-    changes = differences(stored["identity"], run_identity(resolved.config, dict(resolved.inputs)))
-    if changes:
-        named = _named(changes, differences(stored["config"], resolved.config.model_dump()))
-        lines = "\n".join(f"  {line}" for line in named)
+def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Origin | None) -> None:
+    """Refuse a recipe, or an origin, that the run was not made from."""
+    identity = run_identity(resolved.config, dict(resolved.inputs))
+    changes = differences(stored.identity, identity)
+    settings = differences(stored.config.model_dump(), resolved.config.model_dump())
+    lines = _named(changes, settings)
+    if origin:
+        given, there = (o.model_dump() if o else {} for o in (origin, stored.origin))
+        lines += differences(there, given, "origin")
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines)
         raise RunExistsError(
-            f"run {run.name} exists and was made from something else:\n{lines}\n"
+            f"run {run.name} exists and was made from something else:\n{listed}\n"
             "give this one another name (--name), or undo the change"
         )
-    created: str = stored["created"]
-    return created
 
 
 def _named(changes: list[str], settings: list[str]) -> list[str]:

@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
 from sdpo.disk import check_space, step_needs
+from sdpo.errors import UserError
 from sdpo.features import MODEL_FEATURES
-from sdpo.files import file_digest, read_json, write_json
+from sdpo.files import digest_of, file_digest, read_json, write_json
 from sdpo.gamma import gamma_view
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.kl import measure_kl
 from sdpo.nodes import tokens_path
+from sdpo.origin import Carried
 from sdpo.reference_rules import effective_reference
 from sdpo.references import (
     NamedModel,
@@ -27,10 +29,11 @@ from sdpo.references import (
 )
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
-from sdpo.resume import discard, stored_bytes
+from sdpo.resume import stored_bytes
 from sdpo.run import Context, run_once
+from sdpo.sharing import detach
 from sdpo.spec import ReferenceSpec, StepSpec
-from sdpo.store import Record, reuse
+from sdpo.store import Record
 from sdpo.tokens.store import TokenFile
 
 _PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
@@ -42,6 +45,8 @@ _ROLES = ("reference", "target")
 
 def supervised_step(context: Context) -> Record:
     """Step 0: fine-tune the base model into S."""
+    if context.carried:
+        return _carried_supervised(context, context.carried)
     config, supervised = context.config, context.config.supervised
     training = _supervised_training(context)
     if supervised.examples == "source":
@@ -59,6 +64,7 @@ def supervised_step(context: Context) -> Record:
     )
     record = context.done("step-0", identity)
     if record is None:
+        detach(context.run.step(0) / "metrics.jsonl")
         spec = _spec(
             context,
             name="step-0",
@@ -75,8 +81,23 @@ def supervised_step(context: Context) -> Record:
         context.stage(spec)
         record = context.run.read_record("step-0")
         assert record is not None, "the stage wrote its record"
-    discard(context.run.step(0))
+    context.settle(record)
     return record
+
+
+def _carried_supervised(context: Context, carried: Carried) -> Record:
+    """S as the run that this one extends made it: from that run's data, whatever was added."""
+    for run in (context.run, *context.origins):
+        there = None if run.is_damaged("step-0") else run.read_record("step-0")
+        if there and digest_of(there["identity"]) == carried.supervised:
+            record = context.done("step-0", there["identity"])
+            if record:
+                context.settle(record)
+                return record
+    raise UserError(
+        f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
+        f"`sdpo verify {carried.run}`, and make its step 0 again there"
+    )
 
 
 def _supervised_training(context: Context) -> TrainingConfig:
@@ -139,6 +160,7 @@ def align_step(context: Context, step: int) -> Record:
     if context.done(node, identity) is None:
         reference = _scored_reference(context, step, training, models)
         start = int(target.name.removeprefix("M_"))
+        detach(context.run.step(step) / "metrics.jsonl")
         measure_input = start == step - 1 and _probe_record(context, start) is None
         spec = _spec(
             context,
@@ -164,9 +186,9 @@ def align_step(context: Context, step: int) -> Record:
     for number in (step - 1, step):
         if _probe_record(context, number) is None:
             _measure_again(context, number, training)
-    discard(context.run.step(step))  # a death between record and tidying leaves states behind
     record = context.run.read_record(node)
     assert record is not None, "the stage wrote its record"
+    context.settle(record)
     _write_gamma(context, step)
     measure_kl(context, step, training)
     return record
@@ -298,7 +320,7 @@ def _scoring(context: Context, digest: str) -> dict[str, Any]:
 
 def _probe_record(context: Context, number: int) -> Record | None:
     node = f"probe-M_{number}"
-    return reuse(context.run, node, _probe_identity(context, number)).record
+    return context.find(node, _probe_identity(context, number))[0]
 
 
 def _record_probe(context: Context, number: int) -> None:

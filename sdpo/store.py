@@ -6,10 +6,11 @@ difference can be named field by field, and the digest of every file, so that no
 without a look. This module knows nothing of models.
 """
 
-import os
+import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -19,9 +20,23 @@ from typing import Any
 import yaml
 
 from sdpo.errors import IntegrityError, UserError
-from sdpo.files import digest_of, file_digest, read_json, write_json, write_text
+from sdpo.events import Listener
+from sdpo.files import (
+    checksum_path,
+    checksum_text,
+    digest_of,
+    file_digest,
+    is_vouched_for,
+    read_json,
+    write_json,
+    write_text,
+)
+from sdpo.locks import hold
 
 Record = dict[str, Any]
+
+NOT_DONE = "not done yet"
+"""Why a node without a record has to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,11 @@ class RunFolder:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.path / ".lock"
 
     @property
     def run_file(self) -> Path:
@@ -100,8 +120,11 @@ class RunFolder:
         return self.path / "nodes" / f"{node}.json"
 
     def write_run(self, content: Mapping[str, Any]) -> None:
-        """Publish run.yaml."""
+        """Publish run.yaml, its digest beside it."""
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        # The digest first: where the process ends between the two, there is no run yet.
+        write_text(checksum_path(self.run_file), checksum_text(self.run_file, digest))
         write_text(self.run_file, text)
 
     def read_run(self) -> dict[str, Any]:
@@ -109,21 +132,35 @@ class RunFolder:
 
         Raises:
             UserError: there is no such run.
+            IntegrityError: run.yaml is not what was written.
         """
         if not self.run_file.is_file():
             raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path.parent)}")
-        content: dict[str, Any] = yaml.safe_load(self.run_file.read_text(encoding="utf-8"))
+        if _is_changed(self.run_file):
+            raise IntegrityError(
+                f"{self.run_file} was changed after it was written: put the original back, or "
+                "start a new run"
+            )
+        try:
+            content = yaml.safe_load(self.run_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
+        if not isinstance(content, dict):
+            raise IntegrityError(f"{self.run_file} is damaged: it is not a mapping")
         return content
 
     def write_record(self, node: str, record: Mapping[str, Any], *, files: list[Path]) -> None:
         """Publish a record with the digests of ``files`` (below the run), then its own digest."""
-        path = self.record_path(node)
         digests = {str(f.relative_to(self.path)): file_digest(f) for f in sorted(files)}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        checksum = path.with_suffix(".json.sha256")
-        checksum.unlink(missing_ok=True)
-        write_json(path, {**record, "files": digests, "created": now})
-        write_text(checksum, f"{file_digest(path)}  {path.name}\n")
+        self.publish_record(node, {**record, "files": digests, "created": now})
+
+    def publish_record(self, node: str, record: Mapping[str, Any]) -> None:
+        """Publish a whole record, then its digest, which makes the node complete."""
+        path = self.record_path(node)
+        checksum_path(path).unlink(missing_ok=True)
+        write_json(path, record)
+        write_text(checksum_path(path), checksum_text(path))
 
     def read_record(self, node: str) -> Record | None:
         """The record of a node, or None where the node is not complete.
@@ -132,34 +169,55 @@ class RunFolder:
             IntegrityError: the record is not the one that was written.
         """
         path = self.record_path(node)
-        checksum = path.with_suffix(".json.sha256")
-        if not path.is_file() or not checksum.is_file():
+        if not path.is_file() or not checksum_path(path).is_file():
             return None
-        if checksum.read_text().split()[:1] != [file_digest(path)]:
+        if _is_changed(path):
             raise IntegrityError(f"{path} was changed after it was written")
         record: Record = read_json(path)
         return record
 
+    def is_damaged(self, node: str) -> bool:
+        """Whether the node has a record that is not the one that was written."""
+        try:
+            self.read_record(node)
+        except IntegrityError:
+            return True
+        return False
+
+    def step_numbers(self) -> list[int]:
+        """Numbers of the steps that have a folder, in order."""
+        names = (path.name for path in self.path.glob("step-*"))
+        return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"step-(\d+)", name)))
+
     def complete_steps(self) -> list[int]:
-        """Numbers of the steps that have a record, in order."""
-        numbers = sorted(
-            int(path.name.removeprefix("step-")) for path in self.path.glob("step-[0-9]*")
-        )
-        return [number for number in numbers if self.read_record(f"step-{number}")]
+        """Numbers of the steps that have a record which is whole, in order."""
+        nodes = {number: f"step-{number}" for number in self.step_numbers()}
+        return [n for n, node in nodes.items() if not self.is_damaged(node) and self._has(node)]
+
+    def _has(self, node: str) -> bool:
+        return self.read_record(node) is not None
 
     def clear(self, *, keep: Set[Path]) -> None:
-        """Remove what is in the folder except ``keep``; the folder too where that is nothing."""
-        for path in set(self.path.iterdir()) - keep:
+        """Remove what is in the folder except ``keep``; the folder too where that is nothing.
+
+        Call it while holding the run. The lock goes last: from then on the name is another's.
+        """
+        for path in set(self.path.iterdir()) - keep - {self.lock_file}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.lock_file not in keep:
+            self.lock_file.unlink(missing_ok=True)
         if not keep:
-            self.path.rmdir()
+            with suppress(OSError):  # another process may be starting a run of this name
+                self.path.rmdir()
 
     def damage(self, record: Record) -> list[str]:
         """Files of a record that are missing or not what they were, each with what is wrong."""
         faults: list[str] = []
         for name, digest in record["files"].items():
             path = self.path / name
-            if not path.is_file():
+            if path.is_symlink() and not path.exists():
+                faults.append(f"{name} is missing: it was a link to {path.readlink()}")
+            elif not path.is_file():
                 faults.append(f"{name} is missing")
             elif file_digest(path) != digest:
                 faults.append(f"{name} was changed")
@@ -181,16 +239,22 @@ class Reuse:
 
 def reuse(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
     """A complete record with the same identity whose files verify; anything else says why."""
+    found = matching(run, node, identity)
+    damage = run.damage(found.record) if found.record else []
+    return Reuse(None, "; ".join(damage)) if damage else found
+
+
+def matching(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
+    """As :func:`reuse`, without a look at the files."""
     try:
         record = run.read_record(node)
     except IntegrityError as error:
         return Reuse(None, str(error))
     if record is None:
-        return Reuse(None, "not done yet")
+        return Reuse(None, NOT_DONE)
     if digest_of(record["identity"]) != digest_of(dict(identity)):
         return Reuse(None, "; ".join(differences(record["identity"], identity)))
-    damage = run.damage(record)
-    return Reuse(None, "; ".join(damage)) if damage else Reuse(record, "")
+    return Reuse(record, "")
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
@@ -215,32 +279,22 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _is_changed(path: Path) -> bool:
+    """Whether a file is not what the digest beside it says; one without a digest is believed."""
+    return checksum_path(path).is_file() and not is_vouched_for(path)
+
+
 @contextmanager
-def run_lock(run: RunFolder) -> Iterator[int]:
+def run_lock(
+    run: RunFolder, *, wait: bool = False, listen: Listener = lambda event: None
+) -> Iterator[int]:
     """Hold the run for this process; the kernel lets go of it when the process ends.
 
-    Yields the lock's file descriptor: a child that has it holds the run too.
+    Yields the lock's file descriptor: a child that has it holds the run too. With ``wait``, waits
+    until another process lets go of it.
 
     Raises:
         UserError: another process holds it; the message says which.
     """
-    import fcntl
-    import json
-    import socket
-
-    run.path.mkdir(parents=True, exist_ok=True)
-    path = run.path / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(handle, 1000, 0).decode(errors="replace")
-            raise UserError(f"run {run.name} is in use by {holder or 'another process'}") from error
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, note.encode(), 0)
+    with hold(run.lock_file, what=f"run {run.name}", wait=wait, listen=listen) as handle:
         yield handle
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ from partitions import (
     Pairs,
     PartitionError,
     PartitionSettings,
+    extend_plan,
     get,
     ids_from_hex,
     make_plan,
@@ -160,3 +161,46 @@ def test_the_overlap_is_what_counting_by_hand_gives(rows):
     assert [(tuple(o["steps"]), (o["prompts"], o["pairs"])) for o in overlaps] == sorted(
         expected.items()
     )
+
+
+# --- a plan that grows
+
+
+def only_orca(rows):
+    whole = four_pairs(rows)
+    return replace(whole, source_names=("orca",))
+
+
+def extended(carried_step):
+    before = make_plan(only_orca([0, 1]), PartitionSettings())
+    after = extend_plan(
+        four_pairs(),
+        PartitionSettings(),
+        carried_step=np.array(carried_step, dtype=np.int32),
+        carried=before.steps,
+        measured={"of": {"what": 1.0}},
+    )
+    return before, after
+
+
+def test_a_plan_that_grows_keeps_its_steps_and_gets_one_of_what_is_new():
+    before, after = extended([1, 1, 0, 0])
+    assert after.steps[0] == before.steps[0]
+    new = after.steps[1]
+    assert (new.step, new.pairs, dict(new.sources)) == (2, 2, {"orca": 1, "ultra": 1})
+    assert new.contents == "new pairs of orca + ultra"
+    assert new.digest == hashlib.sha256(bytes.fromhex(IDS[3] + IDS[2])).hexdigest()
+    assert after.step_of.tolist() == [1, 1, 2, 2]
+    assert after.measured == {"of": {"what": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("carried_step", "named"),
+    [
+        ([1, 1, 1, 1], "no pair is new"),
+        ([1, 0, 0, 0], "step 1 would not have the pairs that it was trained on"),
+    ],
+)
+def test_a_plan_that_cannot_grow_says_why(carried_step, named):
+    with pytest.raises(PartitionError, match=named):
+        extended(carried_step)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from bench import Outcome, forked_stages
+from histories import replayed
 
 from sdpo.chain import run_chain
 from sdpo.digest import model_digest
@@ -115,3 +116,20 @@ def test_each_step_moves_the_model_towards_its_partition(natural: Outcome) -> No
 def test_the_real_run_again_does_nothing(natural: Outcome, folder: Path) -> None:
     assert run(folder).result.executed == ()
     assert natural.result.steps == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_step_of_the_real_run_made_again_is_bitwise_identical(natural: Outcome) -> None:
+    result, again = replayed(natural.run, step=1)
+    assert result.comparison.verdict == "bitwise identical"
+    assert again.result.executed == ("step-1", "report"), "M_1 is the same, so step 2 is shared"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_another_beta_on_the_real_run_scores_nothing(natural: Outcome) -> None:
+    _, again = replayed(natural.run, "training.beta=0.2", step=1, only=True)
+    before, after = natural.record("step-1"), again.record("step-1")
+    assert before["scored_rows"]["computed"] == before["pairs"]
+    assert after["scored_rows"] == {"computed": 0, "cached": before["pairs"]}

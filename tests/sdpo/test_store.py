@@ -180,7 +180,7 @@ def test_a_run_that_another_process_holds_is_refused_with_its_pid(run):
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(UserError, match=f'run trial is in use by .*"pid": {holder.pid}'),
+            pytest.raises(UserError, match=f"run trial is in use by process {holder.pid} on host"),
             run_lock(run),
         ):
             pytest.fail("two processes hold the run")

@@ -165,6 +165,7 @@ def make_scorer(policy: Any, *, precision: str = "fp32") -> Scorer:
         module=accelerate.prepare_model(SequenceScorer(policy), evaluation_mode=True),
         pad_token_id=PAD,
         micro_batch_tokens=0,
+        layout="shared",
     )
 
 

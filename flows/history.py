@@ -1,0 +1,241 @@
+"""What the commands about finished runs print: replay, extend, verify, diff, lineage, gc."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.commands import print_result
+from flows.console import RunConsole, table
+from flows.resuming import hint
+from sdpo.disk import in_units
+from sdpo.errors import UserError
+from sdpo.history.checkpoint import locate
+from sdpo.history.compare import Section, compare
+from sdpo.history.dryrun import NodeLine
+from sdpo.history.extend import extend_run
+from sdpo.history.gc import Found, collect, delete
+from sdpo.history.lineage import Lineage, lineage_of
+from sdpo.history.replay import check, look, plan_replay, replay_step
+from sdpo.history.results import Comparison
+from sdpo.history.verify import verify_run
+
+_COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
+
+
+def replay(
+    target: str,
+    *,
+    step: int | None,
+    overrides: Sequence[str],
+    only: bool,
+    name: str,
+    dry_run: bool,
+    wait: bool,
+    runs_dir: Path,
+    console: Console,
+) -> int:
+    """Make a step again in a new run; 1 where the same inputs gave other results."""
+    found = locate(target, runs_dir=runs_dir)
+    number = step if step is not None else found.step
+    if number is None:
+        raise UserError("which step is to be replayed? Give --step, or a checkpoint: RUN/step-2")
+    planned = plan_replay(found.run, step=number, overrides=overrides, only=only, name=name)
+    if dry_run:
+        lines = look(planned)
+        print_lines(lines, console=console)
+        check(planned, lines)
+        return 0
+    with hint(planned.config), RunConsole(console) as listen:
+        result = replay_step(planned, listen=listen, wait=wait)
+    print_result(result.chain, console=console)
+    where = f"step {number} of {found.run.name} again, as {Path(result.chain.run).name}"
+    print_comparison(result.comparison, where, console=console)
+    asked = bool(overrides) and result.comparison.verdict == "inputs differ"
+    return 0 if asked or result.comparison.verdict == "bitwise identical" else 1
+
+
+def print_lines(lines: Sequence[NodeLine], *, console: Console) -> None:
+    """A line per node: what would become of it, and why."""
+    for line in lines:
+        colour = _COLOURS[line.action]
+        why = f"  {escape(line.reason)}" if line.reason else ""
+        console.print(
+            f"[{colour}]{line.action:<6}[/]  {line.node:<10}{why}", highlight=False, soft_wrap=True
+        )
+
+
+def print_comparison(found: Comparison, where: str, *, console: Console) -> None:
+    """The answer of a replay, and what it rests on."""
+    answer = {
+        "bitwise identical": "bitwise identical: weights, loss curve and gamma",
+        "same inputs, results differ": "same inputs, results differ by",
+        "inputs differ": "inputs differ",
+        "unknown": "there is nothing whole to compare with",
+    }[found.verdict]
+    colour = {"bitwise identical": "green", "inputs differ": "cyan"}.get(found.verdict, "yellow")
+    console.print(f"[bold]{where}:[/] [{colour}]{answer}[/]", highlight=False, soft_wrap=True)
+    groups = {"": found.inputs, "results: ": found.results}
+    if found.verdict != "bitwise identical":
+        groups["environment: "] = found.environment or ("the same versions, device and threads",)
+    for prefix, lines in groups.items():
+        for line in lines:
+            console.print(f"  {prefix}{escape(line)}", highlight=False, soft_wrap=True)
+
+
+def extend(
+    target: str,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    name: str,
+    min_new_pairs: int,
+    wait: bool,
+    runs_dir: Path,
+    console: Console,
+) -> None:
+    """Let the chain of a run grow by a step over what is new."""
+    run = locate(target, runs_dir=runs_dir).run
+    with RunConsole(console) as listen:
+        found = extend_run(
+            run,
+            sources,
+            overrides=overrides,
+            name=name,
+            min_new_pairs=min_new_pairs,
+            listen=listen,
+            wait=wait,
+        )
+    if found.chain is None:
+        wanted = f", and {min_new_pairs} are wanted" if min_new_pairs > 1 else ""
+        what = f"{found.new_pairs} new pairs" if found.new_pairs else "nothing new"
+        console.print(
+            f"{what} for run {run.name}{wanted}: no run is made", highlight=False, soft_wrap=True
+        )
+        return
+    print_result(found.chain, console=console)
+
+
+def verify(target: str, *, runs_dir: Path, console: Console) -> int:
+    """List every fault of a run; 1 where there is one."""
+    run = locate(target, runs_dir=runs_dir).run
+    with RunConsole(console) as listen:
+        findings = verify_run(run, listen=listen)
+    for note in findings.notes:
+        console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    for fault in findings.faults:
+        console.print(
+            f"[red]fault:[/] [bold]{escape(fault.file)}[/] {escape(fault.what)}\n"
+            f"       {escape(fault.remedy)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    checked = f"{findings.records} records, {findings.files} files"
+    count = len(findings.faults)
+    if count:
+        console.print(f"run {run.name}: {count} fault{'s' * (count > 1)} ({checked})")
+        return 1
+    console.print(f"run {run.name} is whole: {checked}, no fault", highlight=False)
+    return 0
+
+
+def diff(a: str, b: str, *, everything: bool, runs_dir: Path, console: Console) -> None:
+    """Two runs or steps side by side; only what differs unless ``everything``."""
+    left, right = (locate(side, runs_dir=runs_dir) for side in (a, b))
+    sections = compare(left, right)
+    shown = [s if everything else s.differing() for s in sections]
+    names = (left.name, right.name if right.name != left.name else f"{right.name} (2)")
+    same = [section.title for section in shown if not section.rows]
+    for section in shown:
+        if section.rows:
+            console.print(_diff_table(section, names))
+    if same:
+        console.print(f"[dim]the same:[/] {escape('; '.join(same))}", highlight=False)
+
+
+def _diff_table(section: Section, names: tuple[str, str]) -> object:
+    rows = [
+        {"": row.name, names[0]: _shown(row.a), names[1]: _shown(row.b)} for row in section.rows
+    ]
+    return table(rows, title=section.title)
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def lineage(target: str, *, as_json: bool, runs_dir: Path, console: Console) -> int:
+    """The chain of a model back to S; 1 where the folder does not hold what the chain ends in."""
+    found = lineage_of(target, runs_dir=runs_dir)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_lineage(found, console)
+    return 0 if found.is_whole else 1
+
+
+def _print_lineage(found: Lineage, console: Console) -> None:
+    console.print(
+        f"[bold]{escape(found.model)}[/] of run {escape(found.run)}, in {escape(found.folder)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    rows = [
+        {
+            "model": f"M_{link.step}",
+            "made by": link.kind,
+            "reference": link.reference[:12] or "–",
+            "target": link.target[:12] or "–",
+            "data": link.data[:12] or "–",
+            "settings": ", ".join(f"{name} {value}" for name, value in link.settings.items()),
+            "digest": link.model[:12],
+        }
+        for link in found.links
+    ]
+    console.print(table(rows))
+    console.print(
+        table([{"input": name, "digest": digest} for name, digest in found.inputs.items()])
+    )
+    for fault in found.faults:
+        console.print(f"[red]fault:[/] {escape(fault)}", highlight=False, soft_wrap=True)
+    if found.is_whole:
+        console.print(
+            f"the folder holds this model: its digest is {found.digest}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def gc(*, runs_dir: Path, yes: bool, dry_run: bool, console: Console) -> None:
+    """Delete what nothing needs, after asking."""
+    with collect(runs_dir) as found:
+        for note in dict.fromkeys(found.notes):
+            console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        if not found.waste:
+            console.print("nothing to delete")
+            return
+        _print_waste(found, console)
+        if dry_run:
+            return
+        if not yes and not _agreed(console, found):
+            console.print("nothing was deleted")
+            return
+        delete(found)
+    console.print(f"deleted: {in_units(found.size_bytes)} are free", highlight=False)
+
+
+def _print_waste(found: Found, console: Console) -> None:
+    rows = [
+        {"what": str(w.path), "why": w.why, "size": in_units(w.size_bytes)} for w in found.waste
+    ]
+    console.print(table(rows, title="What nothing needs", numeric=("size",)))
+
+
+def _agreed(console: Console, found: Found) -> bool:
+    question = f"delete {len(found.waste)} of {len(found.waste)}, {in_units(found.size_bytes)}?"
+    try:
+        return console.input(f"{question} \\[y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -1,0 +1,130 @@
+"""``sdpo status``: how far runs are, also where something in them is damaged."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.console import table
+from sdpo.errors import IntegrityError, SdpoError
+from sdpo.files import read_json
+from sdpo.objectives import describe
+from sdpo.sampler import EXACT
+from sdpo.store import RunFolder
+
+
+def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
+    """One run in detail, or a line for each."""
+    if run is not None:
+        _show_run(RunFolder(run), console)
+        return
+    rows = [_row(RunFolder(p.parent)) for p in sorted(runs_dir.glob("*/run.yaml"))]
+    if not rows:
+        console.print(f"no runs in {runs_dir.absolute()}", soft_wrap=True)
+        return
+    console.print(table(_without_empty(rows, ("origin", "damaged"))))
+
+
+def damaged_nodes(run: RunFolder) -> list[str]:
+    """Nodes of a run whose record is not the one that was written."""
+    nodes = [path.stem for path in sorted(run.path.glob("nodes/*.json"))]
+    nodes += [f"step-{number}" for number in run.step_numbers()]
+    return [node for node in nodes if run.is_damaged(node)]
+
+
+def _show_run(run: RunFolder, console: Console) -> None:
+    content = run.read_run()
+    origin = _origin(content)
+    console.print(
+        f"[bold]{escape(str(content.get('name', run.name)))}[/], created "
+        f"{content.get('created', '?')}{escape(f', {origin}' if origin else '')}",
+        highlight=False,
+    )
+    rows = [_step_row(run, number) for number in run.complete_steps()]
+    if rows:
+        console.print(table(_without_empty(rows, ("KL from previous", "KL from S", "shared from"))))
+    planned = _planned_steps(run)
+    console.print(f"{sum(row['step'] > 0 for row in rows)} of {planned or '?'} steps are complete")
+    damaged = damaged_nodes(run)
+    if damaged:
+        console.print(
+            f"[yellow]damaged:[/] the records of {', '.join(damaged)}; `sdpo verify {run.name}` "
+            "says more",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _without_empty(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    empty = {column for column in columns if not any(row.get(column) for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
+
+
+def _origin(content: Mapping[str, Any]) -> str:
+    origin = content.get("origin")
+    if not isinstance(origin, Mapping):
+        return ""
+    what = "replay of" if origin.get("kind") == "replay" else "extends"
+    return f"{what} {origin.get('run')}, step {origin.get('step')}"
+
+
+def _planned_steps(run: RunFolder) -> int:
+    try:
+        plan = run.read_record("plan")
+    except IntegrityError:
+        return 0
+    return int(plan["outputs"]["steps"]) if plan else 0
+
+
+def _row(run: RunFolder) -> dict[str, Any]:
+    done = [number for number in run.complete_steps() if number]
+    damaged = damaged_nodes(run)
+    try:
+        content = run.read_run()
+    except SdpoError:
+        content, damaged = {}, ["run.yaml", *damaged]
+    return {
+        "run": run.name,
+        "created": content.get("created", "?"),
+        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
+        "report": "yes" if run.report.is_file() else "",
+        "origin": _origin(content),
+        "damaged": ", ".join(damaged),
+    }
+
+
+def _made_with(run: RunFolder, record: Mapping[str, Any]) -> dict[str, str]:
+    """Objective, reference and target of a step, and how far its model moved."""
+    said = record.get("models", {})
+    row = {"objective": "sft" if record["kind"] == "supervised" else describe(record["training"])}
+    row |= {role: said.get(role, {}).get("name", "") for role in ("reference", "target")}
+    view = run.step(record["step"]) / "kl.json"
+    entries = read_json(view) if view.is_file() else []
+    found = {
+        entry["against"]: entry["per_sequence"]["kl"]["mean"]
+        for entry in entries
+        if entry["sampler"] == EXACT
+    }
+    for title, against in (("KL from previous", record["step"] - 1), ("KL from S", 0)):
+        value = found.get(f"M_{against}")
+        row[title] = "" if value is None else f"{value:.3f}"
+    return row
+
+
+def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
+    record = run.read_record(f"step-{number}")
+    assert record is not None, "only complete steps are shown"
+    seconds = sum(record["timings_s"].values())
+    return {
+        "step": number,
+        "kind": record["kind"],
+        **_made_with(run, record),
+        "optimizer steps": record["optimizer_steps"],
+        "seconds": round(seconds, 1),
+        "model": record["outputs"]["model"][:16],
+        "finished": datetime.fromisoformat(record["created"]).strftime("%Y-%m-%d %H:%M"),
+        "shared from": record.get("shared_from", {}).get("run", ""),
+    }

@@ -1,0 +1,335 @@
+"""The data nodes of a run that extends another one: what was is carried over, what is new is added.
+
+The origin's pairs, reserve and plan stay as they are, whatever made them: their files are shared
+under ``carried/``. A new source is read; what the origin has already is a duplicate. Reserved
+prompts stay reserved, prompts that were trained on are no probe any more, and every new pair that
+is left goes to one further step.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from partitions import Plan, StepPlan, extend_plan, ids_from_hex, reserve_mask
+from sdpo.config import DataConfig, RunConfig
+from sdpo.data.keys import pair_id
+from sdpo.data.pairs_file import BatchWriter, iter_row_groups
+from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
+from sdpo.data.prompts import Rejection
+from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
+from sdpo.errors import DataError
+from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file, read_json
+from sdpo.identity import data_identity
+from sdpo.nodes import Outcome, check_sources, reserve_by, source_names
+from sdpo.origin import Carried
+from sdpo.planning import check_steps, pairs_of, partition_settings, publish_plan
+from sdpo.run import Context, run_once
+from sdpo.sharing import link
+from sdpo.store import Record, RunFolder
+
+FILES = {
+    "pairs.parquet": "pairs.parquet",
+    "plan.parquet": "plan.parquet",
+    "plan.json": "plan.json",
+    "data.json": "nodes/data.json",
+    "rejected_data_rows.jsonl": "nodes/rejected_data_rows.jsonl",
+}
+"""What is carried over, by its name in ``carried/``, and where the origin has it."""
+
+
+def carried_from(run: RunFolder, config: RunConfig) -> Carried:
+    """What a run that extends ``run`` carries over; ``config`` is that of ``run``."""
+    data, plan = run.read_record("data"), run.read_record("plan")
+    assert data is not None, "a run that is extended is complete"
+    assert plan is not None, "a run that is extended is complete"
+    supervised = run.read_record("step-0") if config.supervised.enabled else None
+    return Carried(
+        run=run.name,
+        data=data["outputs"]["digest"],
+        files={name: file_digest(run.path / there) for name, there in FILES.items()},
+        sources=[source.name for source in config.data.sources],
+        steps=plan["outputs"]["steps"],
+        supervised=digest_of(supervised["identity"]) if supervised else "",
+    )
+
+
+def prepare_data(context: Context) -> Record:
+    """``pairs.parquet``: the origin's pairs, then those of the new sources that it has not."""
+    carried = _carry(context)
+    config = _new_data(context.config.data, carried)
+    default_format: Format = "chat" if context.resolved.has_template else "text"
+    new_names = [source.name for source in config.sources]
+    inputs = {f"data.{name}": context.resolved.inputs[f"data.{name}"] for name in new_names}
+    new_config = context.config.model_copy(update={"data": config})
+    identity = data_identity(new_config, inputs, default_format=default_format) | {
+        "carried": carried.data
+    }
+
+    def make() -> Outcome:
+        check_sources(context, new_names)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=context.run.path) as folder:
+            new = _read_new(
+                config,
+                carried_folder(context.run),
+                default_format=default_format,
+                strata=context.config.partition.strata,
+                scratch=Path(folder),
+                origin=carried.run,
+            )
+            return _publish_data(context, carried, new)
+
+    return run_once(context, "data", identity, make)
+
+
+def carried_folder(run: RunFolder) -> Path:
+    """Where a run keeps what it carries over."""
+    return run.path / "carried"
+
+
+def _carry(context: Context) -> Carried:
+    """Share the carried files, from the run that has them."""
+    carried, folder = context.carried, carried_folder(context.run)
+    assert carried is not None, "only a run that extends another one carries anything"
+
+    def make() -> Outcome:
+        for origin in context.origins:
+            there = {name: origin.path / path for name, path in FILES.items()}
+            if all(
+                path.is_file() and file_digest(path) == carried.files[name]
+                for name, path in there.items()
+            ):
+                for name, path in there.items():
+                    link(path, folder / name)
+                return {"run": origin.name}, [folder / name for name in FILES]
+        raise DataError(
+            f"pairs and plan of run {carried.run}, which this run extends, are not to be had: put "
+            f"that run back (see `sdpo verify {carried.run}`), or make this one anew"
+        )
+
+    run_once(context, "carried", {"files": dict(carried.files)}, make)
+    return carried
+
+
+def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
+    """The data settings with the new sources alone."""
+    new = [source for source in data.sources if source.name not in carried.sources]
+    return data.model_copy(update={"sources": new})
+
+
+class NewPairs:
+    """Pairs of the new sources that the carried ones do not have, with what became of the rest."""
+
+    def __init__(self, prepared: PreparedPairs, folder: Path, *, origin: str) -> None:
+        self.prepared = prepared
+        self._known = set(_column(folder / "pairs.parquet", "pair_id"))
+        self._origin = origin
+        self.dropped: dict[str, Counter[str]] = {}
+        self.lines: list[str] = []
+        self.kept = 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The pairs that stay, a row group at a time; counts and lines grow with it."""
+        for group in iter_row_groups(self.prepared.path):
+            keep = [self._is_new(row) for row in _rows(group)]
+            table = group.filter(pa.array(keep, pa.bool_()))
+            self.kept += table.num_rows
+            yield table
+
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
+        messages = {
+            side: [Message(**turn) for turn in row[side]]
+            for side in ("prompt", "chosen", "rejected")
+        }
+        swapped = pair_id(
+            messages["prompt"], chosen=messages["rejected"], rejected=messages["chosen"]
+        )
+        if row["pair_id"] in self._known:
+            found = Rejection("duplicate", f"run {self._origin} has the same pair")
+        elif swapped in self._known:
+            detail = f"run {self._origin} has the same pair with its sides swapped"
+            found = Rejection("contradictory", detail)
+        else:
+            return True
+        self.dropped.setdefault(row["source"], Counter())[found.reason] += 1
+        self.lines.append(rejection_line(row["source"], row["row"], found))
+        return False
+
+    def counts(self) -> list[SourceCounts]:
+        """What became of each new source's rows."""
+        found = []
+        for source in self.prepared.sources:
+            dropped = self.dropped.get(source.name, Counter())
+            rejected = dict(sorted((Counter(source.rejected) + dropped).items()))
+            kept = source.kept - dropped.total()
+            found.append(replace(source, kept=kept, rejected=rejected))
+        return found
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected"]
+    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
+    return rows
+
+
+def _column(path: Path, name: str) -> list[Any]:
+    values: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
+    return values
+
+
+def _read_new(
+    data: DataConfig,
+    folder: Path,
+    *,
+    default_format: Format,
+    strata: list[str],
+    scratch: Path,
+    origin: str,
+) -> NewPairs:
+    prepared = prepare_pairs(data, default_format=default_format, strata=strata, out=scratch)
+    return NewPairs(prepared, folder, origin=origin)
+
+
+def count_new_pairs(
+    data: DataConfig, origin: RunFolder, *, default_format: Format, strata: list[str]
+) -> int:
+    """How many pairs of ``data`` the origin has not and could be trained on, as far as text tells.
+
+    Pairs of prompts that the origin has reserved stay reserved, so they are not counted.
+    """
+    plan = pq.read_table(origin.plan, columns=["prompt_key", "step"])
+    reserved = set(plan.filter(pa.array(plan["step"].to_numpy() == 0))["prompt_key"].to_pylist())
+    with tempfile.TemporaryDirectory(prefix="sdpo-") as scratch:
+        new = _read_new(
+            data,
+            origin.path,
+            default_format=default_format,
+            strata=strata,
+            scratch=Path(scratch),
+            origin=origin.name,
+        )
+        keys = [key for table in new.tables() for key in table["prompt_key"].to_pylist()]
+    return sum(key not in reserved for key in keys)
+
+
+def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
+    run, folder = context.run, carried_folder(context.run)
+    with publish_file(run.pairs) as temporary, BatchWriter(temporary, PAIRS_SCHEMA) as writer:
+        for table in iter_row_groups(folder / "pairs.parquet"):
+            writer.add_table(table)
+        for table in new.tables():
+            writer.add_table(table)
+    with publish_file(run.rejected_data) as temporary:
+        earlier = (folder / "rejected_data_rows.jsonl").read_bytes()
+        temporary.write_bytes(
+            earlier + new.prepared.rejected_path.read_bytes() + "".join(new.lines).encode()
+        )
+    there = read_json(folder / "data.json")["outputs"]
+    prompts = _column(run.pairs, "prompt_key")
+    outputs: dict[str, Any] = there | {
+        "digest": digest_of({"carried": carried.data, "new": new.prepared.digest}),
+        "pairs": there["pairs"] + new.kept,
+        "sources": [*there["sources"], *(asdict(source) for source in new.counts())],
+        "repeated_prompt_share": 1 - len(set(prompts)) / len(prompts),
+    }
+    return outputs, [run.pairs, run.rejected_data]
+
+
+def reserve(context: Context) -> Record:
+    """As :func:`sdpo.nodes.reserve`: what was reserved stays so, new sources add probes of new
+    prompts alone."""
+    carried, settings = context.carried, context.config.data.reserve
+    assert carried is not None, "only a run that extends another one carries anything"
+
+    def choose(usable: pa.Table, source: np.ndarray) -> np.ndarray:
+        steps = _carried_steps(context.run)
+        step_of_pair = dict(zip(steps["pair_id"], steps["step"], strict=True))
+        held = {k for k, step in zip(steps["prompt_key"], steps["step"], strict=True) if not step}
+        trained = {k for k, step in zip(steps["prompt_key"], steps["step"], strict=True) if step}
+        ids, prompts = usable["pair_id"].to_pylist(), usable["prompt_key"].to_pylist()
+        is_new = np.array([i not in step_of_pair for i in ids], dtype=bool)
+        is_held = np.array([prompt in held for prompt in prompts], dtype=bool)
+        fresh = is_new & np.array([p not in held | trained for p in prompts], dtype=bool)
+        chosen = reserve_mask(
+            ids_from_hex([prompts[i] for i in np.flatnonzero(fresh)]),
+            source[fresh],
+            n_sources=len(source_names(context)),
+            fraction=settings.fraction,
+            min_pairs=settings.min_pairs,
+            max_fraction=settings.max_fraction,
+            key=settings.key,
+        )
+        # A prompt may be both reserved and trained in the origin only by mistake: its plan stands.
+        mask = np.where(is_new, is_held, np.array([step_of_pair.get(i) == 0 for i in ids]))
+        mask[fresh] = chosen
+        return mask
+
+    return reserve_by(context, choose, carried={"plan": carried.files["plan.parquet"]})
+
+
+def _carried_steps(run: RunFolder) -> dict[str, list[Any]]:
+    path = carried_folder(run) / "plan.parquet"
+    columns: dict[str, list[Any]] = pq.read_table(
+        path, columns=["pair_id", "prompt_key", "step"]
+    ).to_pydict()
+    return columns
+
+
+def check(context: Context) -> None:
+    """Refuse, before anything is measured, what the run would refuse afterwards.
+
+    Raises:
+        PartitionError, ConfigError: as :func:`partition`.
+    """
+    plan, _ = _plan(context, pq.read_table(context.run.usable))
+    check_steps(context, plan)
+
+
+def partition(context: Context) -> Plan:
+    """``plan.parquet`` and ``plan.json``: the origin's plan, and one step of what is new.
+
+    Raises:
+        PartitionError: nothing is new, or a carried step would not have the pairs that it had.
+    """
+    carried = context.carried
+    assert carried is not None, "only a run that extends another one carries anything"
+    usable = pq.read_table(context.run.usable)
+    plan, step_of = _plan(context, usable)
+    identity = {
+        "usable": file_digest(context.run.usable),
+        "carried": carried.files["plan.parquet"],
+        "probe": {"max_pairs": context.config.probe.max_pairs, "seed": context.config.probe.seed},
+    }
+
+    def make() -> Outcome:
+        publish_plan(context, usable, step_of, plan, features={})
+        return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
+
+    run_once(context, "plan", identity, make)
+    return plan
+
+
+def _plan(context: Context, usable: pa.Table) -> tuple[Plan, np.ndarray]:
+    """The plan, and the step of every usable pair: 0 for the reserve."""
+    there = read_json(carried_folder(context.run) / "plan.json")
+    steps = _carried_steps(context.run)
+    step_of_pair = dict(zip(steps["pair_id"], steps["step"], strict=True))
+    pairs, trained = pairs_of(context, usable, {})
+    ids = usable["pair_id"].take(pa.array(trained)).to_pylist()
+    fields = ("step", "contents", "pairs", "sources", "digest")
+    plan = extend_plan(
+        pairs,
+        partition_settings(context),
+        carried_step=np.array([step_of_pair.get(i, 0) for i in ids], dtype=np.int32),
+        carried=[StepPlan(**{name: step[name] for name in fields}) for step in there["steps"]],
+        measured=there["measured"],
+    )
+    step_of = np.zeros(usable.num_rows, dtype=np.int32)
+    step_of[trained] = plan.step_of
+    return plan, step_of

@@ -1,0 +1,181 @@
+"""Two runs, or two steps, side by side: configuration, data, environment, metrics, gamma."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.errors import SdpoError, UserError
+from sdpo.files import read_json
+from sdpo.history.checkpoint import Checkpoint
+from sdpo.history.results import metrics_of
+from sdpo.run import Stored, read_stored
+from sdpo.store import Record, RunFolder
+
+Flat = dict[str, Any]
+
+_GAMMA = ("pairs", "mean", "se", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
+_FACTS = ("pairs", "examples", "optimizer_steps")
+_TRAINED = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One field on both sides; None where a side does not have it."""
+
+    name: str
+    a: Any
+    b: Any
+
+    @property
+    def differs(self) -> bool:
+        """Whether the sides differ."""
+        return bool(self.a != self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Rows under a title."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    def differing(self) -> "Section":
+        """The section with only the rows that differ."""
+        return Section(self.title, tuple(row for row in self.rows if row.differs))
+
+
+def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
+    """Both sides, section by section. Where a step is named on either side, that pair of steps.
+
+    Raises:
+        UserError: a run is not there, or a step is not complete.
+    """
+    left, right = (read_stored(side.run) for side in (a, b))
+    sections = [
+        Section("Configuration", _rows(_configuration(left), _configuration(right))),
+        Section("Data", _rows(_data(a.run, left), _data(b.run, right))),
+    ]
+    pairs = _steps(a, b)
+    for one, other in pairs:
+        sides = (_record(a.run, one), _record(b.run, other))
+        where = f"step {one}" if one == other else f"step {one} and step {other}"
+        for title, view in (
+            ("Settings of", _settings),
+            ("Environment of", _environment),
+            ("Inputs and outputs of", _links),
+        ):
+            sections.append(Section(f"{title} {where}", _rows(*map(view, sides))))
+        metrics = (_metrics(a.run, one, sides[0]), _metrics(b.run, other, sides[1]))
+        sections.append(Section(f"Metrics of {where}", _rows(*metrics)))
+        gammas = (_gamma(a.run, one), _gamma(b.run, other))
+        names = f"M_{one}" if one == other else f"M_{one} and M_{other}"
+        sections.append(Section(f"Gamma of {names}, in nats", _rows(*gammas)))
+    return sections
+
+
+def _steps(a: Checkpoint, b: Checkpoint) -> list[tuple[int, int]]:
+    if a.step is None and b.step is None:
+        return [(n, n) for n in sorted({*a.run.complete_steps(), *b.run.complete_steps()})]
+    one = a.step if a.step is not None else b.step
+    other = b.step if b.step is not None else a.step
+    assert one is not None, "a step is named on one side"
+    assert other is not None, "a step is named on one side"
+    for side, number in ((a.run, one), (b.run, other)):
+        if number not in side.complete_steps():
+            listed = ", ".join(map(str, side.complete_steps())) or "none"
+            raise UserError(f"run {side.name} has no complete step {number}; complete: {listed}")
+    return [(one, other)]
+
+
+def _record(run: RunFolder, number: int) -> Record | None:
+    node = f"step-{number}"
+    return None if run.is_damaged(node) else run.read_record(node)
+
+
+def _rows(a: Flat, b: Flat) -> tuple[Row, ...]:
+    return tuple(Row(name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b]))
+
+
+def flat(value: object, prefix: str = "") -> Flat:
+    """Leaves of nested mappings and lists by their dotted path."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        items = [(str(item.get("name") or i), item) for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    found: Flat = {}
+    for key, item in items:
+        found |= flat(item, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _configuration(stored: Stored) -> Flat:
+    settings = stored.config.model_dump(exclude={"name", "store"})
+    return {key: value for key, value in flat(settings).items() if value is not None}
+
+
+def _data(run: RunFolder, stored: Stored) -> Flat:
+    found: Flat = {f"{name} digest": digest[:16] for name, digest in stored.inputs.items()}
+    data = None if run.is_damaged("data") else run.read_record("data")
+    for source in data["outputs"]["sources"] if data else ():
+        found[f"{source['name']}: pairs kept"] = source["kept"]
+    try:
+        plan = read_json(run.plan_file)
+    except (OSError, SdpoError):
+        return found
+    for name, count in plan.get("reserve", {}).items():
+        found[f"{name}: reserved"] = count
+    for step in plan["steps"]:
+        found[f"D_{step['step']}: pairs"] = step["pairs"]
+        found[f"D_{step['step']}: digest"] = step["digest"][:16]
+    return found
+
+
+def _settings(record: Record | None) -> Flat:
+    return flat(record["training"]) if record else {}
+
+
+def _environment(record: Record | None) -> Flat:
+    return flat(record["environment"]) if record else {}
+
+
+def _links(record: Record | None) -> Flat:
+    if record is None:
+        return {}
+    digests = record["inputs"] | {"model published": record["outputs"]["model"]}
+    return {name: str(digest)[:16] for name, digest in digests.items()}
+
+
+def _metrics(run: RunFolder, number: int, record: Record | None) -> Flat:
+    if record is None:
+        return {}
+    found: Flat = {name: record[name] for name in _FACTS if name in record}
+    lines = metrics_of(run.step(number) / "metrics.jsonl")
+    trained = [line for line in lines if "loss" in line]
+    if trained:
+        found["first loss"] = _rounded(trained[0]["loss"])
+        found |= {f"last {k}": _rounded(trained[-1][k]) for k in _TRAINED if k in trained[-1]}
+    for line in lines:
+        found |= {name: _rounded(value) for name, value in line.items() if "eval_" in name}
+    found["rows scored"] = record.get("scored_rows", {}).get("computed")
+    found["seconds"] = round(sum(record["timings_s"].values()), 1)
+    return found
+
+
+def _gamma(run: RunFolder, number: int) -> Flat:
+    path = run.step(number) / "gamma.json"
+    try:
+        entries = read_json(path)
+    except (OSError, SdpoError):
+        return {}
+    return {
+        f"{entry['probe']}: {name}": _rounded(entry.get(name))
+        for entry in entries
+        if entry["model"] == f"M_{number}"
+        for name in _GAMMA
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")

@@ -1,0 +1,184 @@
+"""Extend: a new run in which the chain grows by a step over what is new in the data.
+
+It is what a schedule calls when data has come in: the origin's steps are shared, pairs that it has
+not seen become D_{T+1}, and training goes on from M_T.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.chain import Call, ChainResult, plain_call, run_chain
+from sdpo.config import RunConfig, SourceConfig
+from sdpo.data.readers import default_name
+from sdpo.data.schema import Format
+from sdpo.errors import ConfigError, RunExistsError, UserError
+from sdpo.events import Listener
+from sdpo.files import digest_of
+from sdpo.growth import carried_from, count_new_pairs
+from sdpo.history.replay import check_base_of, free_name, of_step
+from sdpo.origin import Carried, Origin
+from sdpo.recipe import make_config
+from sdpo.resolve import resolve
+from sdpo.run import Stored, read_stored
+from sdpo.store import RunFolder, differences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extension:
+    """What came of the data: how many pairs are new, and the new run, where one was made."""
+
+    new_pairs: int
+    chain: ChainResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    run: RunFolder
+    stored: Stored
+    config: RunConfig
+    origin: Origin
+    carried: Carried
+
+
+def extend_run(
+    run: RunFolder,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    name: str = "",
+    min_new_pairs: int = 1,
+    call: Call = plain_call,
+    listen: Listener = lambda event: None,
+    wait: bool = False,
+) -> Extension:
+    """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
+
+    ``sources`` are paths or hub names; ``overrides`` of ``training`` are those of the new step.
+    Fewer than ``min_new_pairs`` new pairs make no run. Pairs are new by their text: what the origin
+    has, trained or reserved, is not; prompts that it reserved are not counted, and never trained.
+
+    Raises:
+        UserError: the run is not complete, the data cannot be read, or an override would change
+            what is carried over.
+        Fault: a stage failed; what was published stands.
+    """
+    plan = _plan(run, sources, overrides=overrides, name=name)
+    new_pairs = _count(plan)
+    if new_pairs < max(1, min_new_pairs):
+        return Extension(new_pairs=new_pairs)
+    chain = run_chain(
+        plan.config,
+        call=call,
+        listen=listen,
+        origin=plan.origin,
+        carried=plan.carried,
+        wait=wait,
+    )
+    return Extension(new_pairs=new_pairs, chain=chain)
+
+
+def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], name: str) -> _Plan:
+    stored = read_stored(run)
+    steps = _complete(run)
+    added = _named(stored.config, sources)
+    values = stored.config.model_dump() | {"name": name or free_name(run, f"extended-{steps + 1}")}
+    values["data"]["sources"] += [source.model_dump() for source in added]
+    config = make_config(values, overrides=[of_step(o, steps + 1) for o in overrides])
+    _check_carried(stored, config, steps)
+    new = RunFolder(run.path.absolute().parent / config.name)
+    origin = Origin(
+        kind="extend",
+        run=run.name,
+        path=str(run.path.absolute()),
+        identity=digest_of(stored.identity),
+        step=steps + 1,
+        overrides=list(overrides),
+    )
+    if new.run_file.is_file() and read_stored(new).origin != origin:
+        raise RunExistsError(
+            f"{new.name} exists and is another run: give the new run another name (--name)"
+        )
+    return _Plan(
+        run=run,
+        stored=stored,
+        config=config,
+        origin=origin,
+        carried=carried_from(run, stored.config),
+    )
+
+
+def _complete(run: RunFolder) -> int:
+    """The number of steps of a run that is complete.
+
+    Raises:
+        UserError: it is not.
+    """
+    plan = run.read_record("plan")
+    steps = int(plan["outputs"]["steps"]) if plan else 0
+    missing = [n for n in range(1, steps + 1) if n not in run.complete_steps()]
+    if not steps or missing:
+        what = f"step {missing[0]} is not complete" if missing else "it has no plan yet"
+        raise UserError(
+            f"run {run.name} cannot be extended, since {what}: finish it first (`sdpo resume "
+            f"{run.name}`)"
+        )
+    return steps
+
+
+def _named(config: RunConfig, sources: Sequence[str]) -> list[SourceConfig]:
+    """The new sources, each with a name that no other source has."""
+    if not sources:
+        raise ConfigError("nothing to extend by: name a source (--source)")
+    taken = {source.name for source in config.data.sources}
+    added: list[SourceConfig] = []
+    for path in sources:
+        base = default_name(path.removeprefix("demo:"))
+        number = 1
+        while (name := base if number == 1 else f"{base}-{number}") in taken:
+            number += 1
+        taken.add(name)
+        added.append(SourceConfig(name=name, path=path))
+    return added
+
+
+def _count(plan: _Plan) -> int:
+    known = plan.stored.data_inputs
+    resolved = resolve(plan.config, known=known)
+    check_base_of(plan.stored, resolved, plan.run.name)
+    data = resolved.config.data
+    new = [s for s in data.sources if s.name not in plan.carried.sources]
+    default_format: Format = "chat" if resolved.has_template else "text"
+    return count_new_pairs(
+        data.model_copy(update={"sources": new}),
+        plan.run,
+        default_format=default_format,
+        strata=plan.config.partition.strata,
+    )
+
+
+def _check_carried(stored: Stored, config: RunConfig, steps: int) -> None:
+    """Refuse settings that would make the carried steps, or their data, anew.
+
+    Raises:
+        ConfigError: names them.
+    """
+    old, new = (_bearing(c, steps) for c in (stored.config, config))
+    if changes := differences(old, new):
+        raise ConfigError(
+            f"what run {config.name} carries over cannot change: {'; '.join(changes)}. Settings of "
+            f"the new step are those of `training` (or steps.{steps}); for anything else run a "
+            "recipe of its own"
+        )
+
+
+def _bearing(config: RunConfig, steps: int) -> dict[str, Any]:
+    """What the first ``steps`` steps and their data depend on."""
+    return {
+        "model": {"attention": config.model.attention},
+        "data": {"max_length": config.data.max_length},
+        "supervised": config.supervised.model_dump(),
+        "partition": config.partition.model_dump(),
+        "launch": config.launch.model_dump(),
+        "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
+    }

@@ -1,0 +1,139 @@
+"""Lineage: how a checkpoint came to be, from its run or from the file that travels with a model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo.card import lineage as chain_of
+from sdpo.digest import model_digest
+from sdpo.errors import SdpoError, UserError
+from sdpo.history.checkpoint import Checkpoint, locate, read_lineage
+from sdpo.store import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One step of the chain: digests of what went in and what came out, and its own settings."""
+
+    step: int
+    kind: str
+    reference: str
+    target: str
+    data: str
+    model: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """The chain of a model, S or the base model first.
+
+    ``inputs``: digests of base model, tokenizer and data sources. ``folder`` is the model's own,
+    ``digest`` what is in it now, empty where it cannot be read. ``faults``: links that do not meet.
+    """
+
+    run: str
+    model: str
+    folder: str
+    inputs: dict[str, str]
+    links: tuple[Link, ...]
+    digest: str
+    faults: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder holds the model that the chain ends in."""
+        return not self.faults
+
+    def as_json(self) -> dict[str, Any]:
+        """Of JSON types, for other programs."""
+        return asdict(self) | {"is_whole": self.is_whole}
+
+
+def lineage_of(target: str, *, runs_dir: Path) -> Lineage:
+    """The lineage of a run's last model, of a checkpoint, or of a model folder wherever it is.
+
+    Raises:
+        UserError: it is none of these, or the run has no complete step.
+    """
+    folder = Path(target)
+    if (folder / "lineage.json").is_file():
+        content = read_lineage(folder)
+        return _lineage(content, folder)
+    return _of_run(locate(target, runs_dir=runs_dir))
+
+
+def _of_run(found: Checkpoint) -> Lineage:
+    run, done = found.run, found.run.complete_steps()
+    number = found.step if found.step is not None else (done[-1] if done else -1)
+    if number not in done:
+        listed = ", ".join(map(str, done)) or "none"
+        raise UserError(f"run {run.name} has no complete step {number}; complete: {listed}")
+    record = run.read_record(f"step-{number}")
+    assert record is not None, "only complete steps are listed"
+    content = {
+        "run": run.name,
+        "model": f"M_{number}",
+        "inputs": _inputs(run),
+        "steps": chain_of(run, record),
+    }
+    return _lineage(content, run.model(number))
+
+
+def _inputs(run: RunFolder) -> dict[str, str]:
+    inputs: dict[str, str] = run.read_run().get("inputs", {})
+    return inputs
+
+
+def _lineage(content: Mapping[str, Any], folder: Path) -> Lineage:
+    try:
+        links = tuple(map(_link, content["steps"]))
+        inputs = dict(content.get("inputs") or {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'lineage.json'} is not the lineage of a model") from error
+    try:
+        digest, faults = model_digest(folder), []
+    except (SdpoError, OSError) as error:
+        digest, faults = "", [f"the model cannot be read: {error}"]
+    if digest and digest != links[-1].model:
+        faults.append(
+            f"the folder does not hold {content.get('model', 'the model')}: its digest is "
+            f"{digest[:16]}, not {links[-1].model[:16]} (an exported copy has other weights)"
+        )
+    return Lineage(
+        run=str(content.get("run", "?")),
+        model=str(content.get("model", "?")),
+        folder=str(folder.absolute()),
+        inputs=inputs,
+        links=links,
+        digest=digest,
+        faults=(*_gaps(links, inputs), *faults),
+    )
+
+
+def _link(step: Mapping[str, Any]) -> Link:
+    inputs, kind = step["inputs"], str(step["kind"])
+    base = inputs.get("base", "")
+    return Link(
+        step=int(step["step"]),
+        kind=kind,
+        reference=str(inputs.get("reference", "")),
+        target=str(inputs.get("target", base)),
+        data=str(inputs.get("partition", inputs.get("examples", ""))),
+        model=str(step["outputs"]["model"]),
+        settings=dict(step["identity"].get("training", {})),
+    )
+
+
+def _gaps(links: tuple[Link, ...], inputs: Mapping[str, str]) -> list[str]:
+    """Where a step starts from a model that no earlier step has made."""
+    known = {inputs["model"]} if "model" in inputs else set()
+    faults: list[str] = []
+    for link in links:
+        if known and link.target not in known:
+            faults.append(
+                f"step {link.step} starts from {link.target[:16]}, which no earlier step has made"
+            )
+        known.add(link.model)
+    return faults

@@ -1,0 +1,130 @@
+"""Two executions of one step: are they the same, and if not, where do they part?"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sdpo.digest import tensor_entries
+from sdpo.errors import IntegrityError, SdpoError
+from sdpo.files import read_json
+from sdpo.store import Record, RunFolder, differences
+
+Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
+
+_OF_THE_CLOCK = re.compile(r"(_s|_per_s|seconds|_bytes|throughput)$")
+"""Metrics that say how fast a step ran; they are others every time."""
+_GAMMA = ("mean", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """``inputs``, ``results`` and ``environment`` each list what differs, in words."""
+
+    verdict: Verdict
+    inputs: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+
+
+def compare_step(old: RunFolder, new: RunFolder, step: int) -> Comparison:
+    """Compare step ``step`` of two runs: identity, weights, loss curve, gamma, environment."""
+    node = f"step-{step}"
+    try:
+        before = old.read_record(node)
+    except IntegrityError as error:
+        return Comparison(verdict="unknown", inputs=(str(error),))
+    after = new.read_record(node)
+    if before is None or after is None:
+        missing = old.name if before is None else new.name
+        return Comparison(verdict="unknown", inputs=(f"step {step} of {missing} has no record",))
+    inputs = tuple(differences(before["identity"], after["identity"]))
+    results = tuple(_results(old, new, before, after))
+    environment = tuple(differences(before["environment"], after["environment"]))
+    verdict: Verdict = "bitwise identical"
+    if inputs:
+        verdict = "inputs differ"
+    elif results:
+        verdict = "same inputs, results differ"
+    return Comparison(verdict=verdict, inputs=inputs, results=results, environment=environment)
+
+
+def _results(old: RunFolder, new: RunFolder, before: Record, after: Record) -> list[str]:
+    lines: list[str] = []
+    step, digests = before["step"], [r["outputs"]["model"] for r in (before, after)]
+    if digests[0] != digests[1]:
+        lines.append(
+            f"weights digest: {digests[0][:16]} -> {digests[1][:16]}"
+            f"{_weights(old.model(step), new.model(step))}"
+        )
+    lines += _curves(*(metrics_of(run.step(step) / "metrics.jsonl") for run in (old, new)))
+    lines += _gammas(*(_gamma(run.step(step) / "gamma.json") for run in (old, new)), step=step)
+    return lines
+
+
+def _weights(old: Path, new: Path) -> str:
+    """By how much the weights differ at most, where both are fp32 of the same shapes."""
+    try:
+        pairs = list(zip(tensor_entries(old), tensor_entries(new), strict=True))
+        if any((a.name, a.dtype, a.shape) != (b.name, b.dtype, b.shape) for a, b in pairs):
+            return ", other tensors"
+        if any(a.dtype != "F32" for a, _ in pairs):
+            return ""
+        largest = max(
+            float(np.abs(_values(a.file, a.start, a.end) - _values(b.file, b.start, b.end)).max())
+            for a, b in pairs
+            if a.elements
+        )
+    except (SdpoError, OSError, ValueError):
+        return ""
+    return f", by at most {largest:.3g}"
+
+
+def _values(file: Path, start: int, end: int) -> np.ndarray:
+    return np.memmap(file, dtype=np.uint8, mode="r")[start:end].view("<f4")
+
+
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl without those fields that say how fast it went."""
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if not _OF_THE_CLOCK.search(k)} for line in lines]
+
+
+def _curves(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    if old == new:
+        return []
+    if len(old) != len(new):
+        return [f"loss curve: {len(old)} lines -> {len(new)} lines"]
+    first = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+    losses = [
+        (a["loss"], b["loss"]) for a, b in zip(old, new, strict=True) if "loss" in a and "loss" in b
+    ]
+    largest = max((abs(a - b) for a, b in losses), default=0.0)
+    a, b = old[first], new[first]
+    fields = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return [
+        f"loss curve: from optimizer step {a.get('step', first + 1)} on, the loss by at "
+        f"most {largest:.3g} (first in {', '.join(fields[:3])})"
+    ]
+
+
+def _gamma(path: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return entries
+
+
+def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) -> list[str]:
+    before, after = (
+        {e["probe"]: {k: e.get(k) for k in _GAMMA} for e in side if e["model"] == f"M_{step}"}
+        for side in (old, new)
+    )
+    return [
+        f"gamma of M_{step} on {line}"
+        for probe in sorted(before.keys() & after.keys())
+        for line in differences(before[probe], after[probe], probe)
+    ]

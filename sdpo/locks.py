@@ -1,0 +1,144 @@
+"""Locks between processes: held by the kernel (flock), so that they end with their holder.
+
+A lock file says who holds it. On a clean release it is emptied; a note that is still there when the
+lock is had was left by a process that died, and whoever takes over says so.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from sdpo.errors import UserError
+from sdpo.events import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock, or held it last."""
+
+    pid: int
+    host: str
+    since: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this host."""
+        return self.host == socket.gethostname()
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host} since {self.since}"
+
+
+@contextmanager
+def hold(
+    path: Path, *, what: str, wait: bool = False, listen: Listener = lambda event: None
+) -> Iterator[int]:
+    """Hold ``path`` for this process alone; ``what`` names the thing that it guards.
+
+    Yields the file descriptor: a child that has it holds the lock too. With ``wait``, waits for
+    another holder to let go.
+
+    Raises:
+        UserError: another process holds it, and ``wait`` is not set; the message says which.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _locked(path, what=what, wait=wait, listen=listen)
+    try:
+        left = _holder(handle)
+        if left:
+            listen({"event": "warning", "message": _taken_over(what, left)})
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        _write_note(handle, json.dumps(asdict(Holder(os.getpid(), socket.gethostname(), since))))
+        yield handle
+        _write_note(handle, "")
+    except (Exception, KeyboardInterrupt):
+        _write_note(handle, "")
+        raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def share(path: Path) -> Iterator[int]:
+    """Hold ``path`` together with others; who wants it alone waits or is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path, *, what: str, wait: bool, listen: Listener) -> int:
+    """A descriptor that holds the lock of the file that is at ``path`` now."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(handle, what=what, wait=wait, listen=listen)
+            if _is_at(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        # Its holder removed the file together with what it guarded: the lock is another file now.
+        os.close(handle)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _lock(handle: int, *, what: str, wait: bool, listen: Listener) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = _holder(handle)
+        by = _in_use_by(holder)
+        if not wait:
+            raise UserError(f"{what} is in use by {by}: wait for it (--wait) or stop it") from error
+        listen({"event": "warning", "message": f"waiting for {what}, in use by {by}"})
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(handle)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _holder(handle: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(os.pread(handle, 1000, 0)))
+    except (ValueError, TypeError):
+        return None  # empty, or being written
+
+
+def _in_use_by(holder: Holder | None) -> str:
+    if holder is None:
+        return "another process"
+    if holder.is_here and not psutil.pid_exists(holder.pid):
+        return f"what {holder} started: it has ended itself, its stage is still ending"
+    return str(holder)
+
+
+def _taken_over(what: str, left: Holder) -> str:
+    if left.is_here:
+        return f"{what} was left behind by {left}, which has died: taken over"
+    return (
+        f"{what} was left behind by {left}: taken over, since nobody here holds it. On some shared "
+        "file systems locks do not reach other hosts: make sure that process has ended"
+    )
+
+
+def _write_note(handle: int, note: str) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, note.encode(), 0)

@@ -1,0 +1,123 @@
+"""What is deleted is what nothing needs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench import Bench
+from histories import contents, flip, origin, replayed
+
+from sdpo.cache import LogpCache
+from sdpo.history.gc import Found, collect, delete
+from sdpo.history.verify import verify_run
+from sdpo.locks import share
+
+
+def swept(bench: Bench) -> Found:
+    with collect(bench.runs) as found:
+        delete(found)
+    return found
+
+
+def test_of_a_whole_run_with_its_cache_nothing_goes(finished_copy: Bench) -> None:
+    before = contents(finished_copy.folder)
+    found = swept(finished_copy)
+    assert (found.waste, found.notes) == ([], [])
+    assert contents(finished_copy.folder) == before
+
+
+def test_what_died_left_behind_goes_and_the_rest_stays(finished_copy: Bench) -> None:
+    run, cache = origin(finished_copy), finished_copy.folder / "cache"
+    before = contents(finished_copy.folder)
+    (run.step(1) / ".tmp-model-1").mkdir()
+    (run.step(1) / ".tmp-model-1" / "weights").write_bytes(b"0" * 1000)
+    (run.step(2) / "resume" / "00000002").mkdir(parents=True)
+    (run.step(2) / "resume" / "00000002" / "state.json").write_text("{}")
+    (cache / "tokens" / ".x.lock").touch()
+    (cache / "tokens" / "0123.arrow").write_bytes(b"0")
+    (cache / "tokens" / "0123.arrow.sha256").write_bytes(b"0")
+    for name, age in ((".tmp-old", 2 * 86400), (".tmp-new", 60)):
+        (cache / "tokens" / name).write_bytes(b"0")
+        os.utime(cache / "tokens" / name, (time.time() - age,) * 2)
+    found = swept(finished_copy)
+    assert {waste.path.name for waste in found.waste} == {
+        *(".tmp-model-1", "resume", ".x.lock", "0123.arrow", "0123.arrow.sha256", ".tmp-old"),
+    }
+    assert found.size_bytes > 1000
+    assert any(".tmp-new" in note for note in found.notes)
+    (cache / "tokens" / ".tmp-new").unlink()
+    assert contents(finished_copy.folder) == before
+
+
+def test_rows_of_no_run_go_and_damaged_ones(finished_copy: Bench) -> None:
+    cache = finished_copy.folder / "cache"
+    ones = np.ones(1, np.float32)
+    foreign = LogpCache(cache, {"model": "of no run"})
+    foreign.add([b"0" * 16], ones, ones)
+    known = sorted(p for p in (cache / "logps").iterdir() if p != foreign.folder)
+    unused = LogpCache(cache, {"model": "x"})
+    unused.folder = known[0]
+    unused.add([b"1" * 16], ones, ones)
+    flip(next(known[1].glob("*.parquet")))
+    whys = {waste.path.parent.name: waste.why for waste in swept(finished_copy).waste}
+    assert whys == {
+        "logps": "log-probs under a model of no run",
+        known[0].name: "log-probs of pairs of no run",
+        known[1].name: "damaged: its rows are scored again",
+    }
+    assert finished_copy.run().result.executed == ()
+    assert verify_run(origin(finished_copy)).faults == []
+
+
+def test_what_a_replay_has_from_its_origin_stays_when_the_origin_goes(
+    finished_copy: Bench,
+) -> None:
+    _, again = replayed(origin(finished_copy), "training.beta=0.2", step=2)
+    shutil.rmtree(origin(finished_copy).path)
+    found = swept(finished_copy)
+    assert [waste.why for waste in found.waste] == ["log-probs under a model of no run"], "M_2's"
+    assert verify_run(again.run).faults == []
+    _, third = replayed(again.run, "training.beta=0.3", step=1)
+    assert third.record("step-1")["scored_rows"]["computed"] == 0
+
+
+def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Bench) -> None:
+    run, cache = origin(finished_copy), finished_copy.folder / "cache"
+    (run.path / ".tmp-x").touch()
+    shutil.copytree(run.path, finished_copy.runs / "other")
+    ones = np.ones(1, np.float32)
+    LogpCache(cache, {"model": "of no run"}).add([b"0" * 16], ones, ones)
+    code = (
+        "import sys; from pathlib import Path; from sdpo.store import RunFolder, run_lock\n"
+        "with run_lock(RunFolder(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
+    )
+    arguments = [sys.executable, "-c", code, str(run.path)]
+    with (
+        subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        share(cache / ".lock"),
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        found = swept(finished_copy)
+        holder.kill()
+    assert [w.path for w in found.waste] == [(finished_copy.runs / "other" / ".tmp-x").absolute()]
+    assert any(f"process {holder.pid}" in note for note in found.notes)
+    assert any("the cache" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "nodes/reserve.json"])
+def test_where_a_run_cannot_be_read_nothing_in_the_cache_goes(
+    finished_copy: Bench, name: str
+) -> None:
+    flip(Path(origin(finished_copy).path / name))
+    cache = finished_copy.folder / "cache"
+    ones = np.ones(1, np.float32)
+    LogpCache(cache, {"model": "of no run"}).add([b"0" * 16], ones, ones)
+    found = swept(finished_copy)
+    assert found.waste == []
+    assert any("left alone" in note for note in found.notes)

@@ -1,0 +1,46 @@
+"""Runs that come from others: how tests make them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import Bench, Outcome, forked_stages
+
+from sdpo.events import Event
+from sdpo.history.replay import ReplayResult, plan_replay, replay_step
+from sdpo.store import RunFolder
+
+
+def replayed(
+    run: RunFolder, *overrides: str, step: int, **options: Any
+) -> tuple[ReplayResult, Outcome]:
+    """Replay a step of a run."""
+    events: list[Event] = []
+    replay = plan_replay(run, step=step, overrides=overrides, **options)
+    with forked_stages():
+        result = replay_step(replay, listen=events.append)
+    return result, Outcome(result.chain, events)
+
+
+def origin(bench: Bench, name: str = "tiny") -> RunFolder:
+    """A run of a bench."""
+    return RunFolder(bench.runs / name)
+
+
+def contents(folder: Path) -> Mapping[str, bytes]:
+    """Every file of a run but its lock, whole."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def flip(path: Path, at: int = -1) -> None:
+    """Flip a bit of one byte where it is, as a disk would: other links of the file see it too."""
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
