@@ -1,0 +1,130 @@
+"""One run per objective after the same supervised model, as a markdown table.
+
+    python -m tests.bench.objectives [--limit 50] [--objectives dpo,simpo] [--set key=value ...]
+
+Run it from the project's root, with the folder `shared` beside the project. Every objective trains
+on all pairs in one step, from the same S (supervised on the chosen sides), with one learning rate;
+betas are those of arXiv 2502.01237 for its 8B model where it has them, else 0.1. At two million
+weights the numbers compare nothing but the pipeline's objectives with one another.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.chain import run_chain
+from sdpo.config import RunConfig
+from sdpo.events import Event
+from sdpo.objectives import OBJECTIVES, describe
+from sdpo.recipe import load_recipe
+from sdpo.report.load import load_run
+from sdpo.report.numbers import measure_run
+from sdpo.store import RunFolder
+
+RECIPE = Path(__file__).parents[1] / "real" / "orca_ultrafeedback.yaml"
+
+BETAS = {
+    "dpo": 0.003,
+    "ipo_sum": 0.001,
+    "simpo": 1.0,
+    "orpo": 0.5,
+    "asft": 0.1,
+    "apo_zero": 0.003,
+    "nca": 3e-4,
+    "cal_dpo": 3e-4,
+    "dpo_norm": 5.0,
+}
+"""Where 0.1 is not the choice: arXiv 2502.01237 (8B, UltraFeedback), and Tulu 3 for dpo_norm."""
+
+COLUMNS = (
+    "objective",
+    "accuracy vs S",
+    "ranking accuracy",
+    "margin",
+    "γ of the result",
+    "change of γ from S",
+    "seconds",
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make the runs that are not there yet, and print a line for each."""
+    options = _options(arguments)
+    with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as scratch:
+        runs = options.out or Path(scratch)
+        common = [
+            "partition.groups=[[orca, ultrafeedback]]",
+            "probe.completions=0",
+            f"store.runs_dir={json.dumps(str(runs))}",
+            *([f"data.limit={options.limit}"] if options.limit else []),
+            *options.overrides,
+        ]
+        print(f"`python -m tests.bench.objectives {shlex.join(arguments)}`\n")
+        print(_line(COLUMNS))
+        print(_line(["---", *["---:"] * (len(COLUMNS) - 1)]), flush=True)
+        supervised = ""
+        for name in options.objectives:
+            start = _start(supervised)
+            beta = BETAS.get(name, 0.1)
+            settings = [f"training.objective={name}"]
+            if "beta" in OBJECTIVES[name].settings:
+                settings.append(f"training.beta={beta}")
+            config = load_recipe(RECIPE, overrides=[*start, *common, *settings, f"name={name}"])
+            run = run_chain(config, listen=_listen).run
+            supervised = supervised or str(RunFolder(run).model(0))
+            print(_line(_cells(run, config)), flush=True)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.objectives")
+    parser.add_argument("--limit", type=int, default=0, help="pairs per source; 0: all")
+    parser.add_argument("--out", type=Path, help="folder to keep the runs in, and to go on from")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--objectives", type=lambda text: text.split(","), default=list(OBJECTIVES))
+    options = parser.parse_args(arguments)
+    if unknown := set(options.objectives) - OBJECTIVES.keys():
+        parser.error(f"unknown objectives: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _start(supervised: str) -> list[str]:
+    """The first run makes S; the others take it as their model."""
+    if supervised:
+        return [f"model.name_or_path={json.dumps(supervised)}", "supervised.enabled=false"]
+    return ["supervised.enabled=true", "supervised.learning_rate=1e-4", "supervised.fraction=0.5"]
+
+
+def _cells(run: Path, config: RunConfig) -> list[str]:
+    data = load_run(run)
+    reserve = measure_run(data).reserve[1]
+    record = data.records[1]
+    last = next(line for line in reversed(data.metrics[1]) if "eval_rewards/margins" in line)
+    seconds = sum(record["timings_s"].values())
+    return [
+        describe(config.training_of(1).model_dump()),
+        f"{100 * reserve['accuracy_vs_S']:.1f}%",
+        f"{100 * reserve['ranking_accuracy']:.1f}%",
+        f"{last['eval_rewards/margins']:+.4f}",
+        f"{reserve['mean']:+.2f}",
+        f"{reserve['vs_S']['mean']:+.2f}",
+        f"{seconds:.0f}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _listen(event: Event) -> None:
+    if event["event"] == "warning":
+        message: Any = event["message"]
+        print(f"  {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
