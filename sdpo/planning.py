@@ -19,10 +19,11 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
+from sdpo.columns import Columns, append_columns
 from sdpo.digest import tensor_entries
 from sdpo.errors import ConfigError
 from sdpo.files import digest_of, file_digest, publish_file, write_json
-from sdpo.nodes import ids_of, source_codes, source_names, tokens_path
+from sdpo.nodes import source_names, tokens_path
 from sdpo.run import Context, run_once
 from sdpo.tokens.store import TokenFile
 
@@ -55,7 +56,7 @@ def check(context: Context) -> None:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
     """
     settings = replace(partition_settings(context), order="given")
-    pairs, _ = _pairs(context, pq.read_table(context.run.usable), {})
+    pairs, _ = _pairs(context, Columns(context.run.usable), {})
     plan = make_plan(pairs, settings)
     _check_steps(context, plan)
     for step in plan.steps:
@@ -90,11 +91,12 @@ def partition(context: Context) -> Plan:
     Raises:
         PartitionError: the settings cannot be followed, or a step has no pairs.
     """
-    usable = pq.read_table(context.run.usable)
+    usable = Columns(context.run.usable)
     features = _features(context) if needs_gamma(context) else {}
     settings = partition_settings(context)
     pairs, trained = _pairs(context, usable, features)
     plan = make_plan(pairs, settings)
+    del pairs  # what follows needs the room
     _check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
@@ -105,7 +107,7 @@ def partition(context: Context) -> Plan:
     }
 
     def make() -> Outcome:
-        step_of = np.zeros(usable.num_rows, dtype=np.int32)
+        step_of = np.zeros(usable.rows, dtype=np.int32)
         step_of[trained] = plan.step_of
         _publish_plan(context, usable, step_of, plan)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
@@ -122,61 +124,69 @@ def _features(context: Context) -> dict[str, np.ndarray]:
 
 
 def _pairs(
-    context: Context, usable: pa.Table, features: dict[str, np.ndarray]
+    context: Context, usable: Columns, features: dict[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
     """The pairs to be trained on as strategies see them, and their rows in ``usable``."""
-    trained = np.flatnonzero(~usable["reserved"].to_numpy(zero_copy_only=False))
-    table = usable.take(pa.array(trained))
+    trained = np.flatnonzero(~usable.numbers("reserved"))
     names = source_names(context)
     return Pairs(
-        ids=ids_of(table["pair_id"]),
-        source=source_codes(table["source"], names),
+        ids=usable.ids("pair_id")[trained],
+        source=usable.codes("source", names)[trained],
         source_names=tuple(names),
-        strata=_strata(context, table),
+        strata=_strata(context, usable.numbers("token_row")[trained]),
         features={name: values[trained] for name, values in features.items()},
     ), trained
 
 
-def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
+def _strata(context: Context, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Codes of the strata columns of these rows of ``pairs.parquet``."""
     columns = [name for name in context.config.partition.strata if name != "source"]
     if not columns or context.config.partition.strategy != "stratified":
         return {}
-    stored = pq.read_table(context.run.pairs, columns=["strata"])["strata"]
-    rows = stored.take(table["token_row"])
+    pairs = Columns(context.run.pairs)
     found: dict[str, np.ndarray] = {}
     for column in columns:
-        values = pa.chunked_array(
-            [pc.map_lookup(chunk, pa.scalar(column), "first") for chunk in rows.chunks]
-        )
-        # Numbered by the values' order, as the draw's result does not depend on how they come.
-        names = pa.array(sorted(pc.unique(values).to_pylist()))
-        found[column] = pc.index_in(values, value_set=names).to_numpy().astype(np.int32)
+        codes: dict[str, int] = {}
+        values = np.empty(pairs.rows, dtype=np.int32)
+        for start, part in pairs.parts("strata"):
+            stated = pc.map_lookup(part, pa.scalar(column), "first").to_pylist()
+            values[start : start + len(stated)] = [codes.setdefault(v, len(codes)) for v in stated]
+        found[column] = values[rows]
     return found
 
 
-def _publish_plan(context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan) -> None:
-    probe = context.config.probe
-    order = np.argsort(ordering_key(ids_of(usable["pair_id"]), probe.seed))
-    sampled = step_of == 0
-    for number in range(1, len(plan.steps) + 1):
-        members = order[step_of[order] == number]
-        sampled[members[: probe.max_pairs]] = True
-    table = usable.select(["pair_id", "prompt_key", "source", "token_row"])
-    table = table.append_column("step", pa.array(step_of, pa.int32()))
-    table = table.append_column("sampled", pa.array(sampled))
+def _publish_plan(context: Context, usable: Columns, step_of: np.ndarray, plan: Plan) -> None:
+    sampled = _sampled(context, usable, step_of, steps=len(plan.steps))
     with publish_file(context.run.plan) as temporary:
-        pq.write_table(table, temporary)
+        append_columns(
+            usable.path,
+            temporary,
+            ["pair_id", "prompt_key", "source", "token_row"],
+            {"step": step_of, "sampled": sampled},
+        )
     write_json(context.run.plan_file, _plan_summary(context, usable, step_of, plan))
 
 
+def _sampled(context: Context, usable: Columns, step_of: np.ndarray, *, steps: int) -> np.ndarray:
+    """Which pairs every model is measured on, bool ``[rows]``: the reserve whole, a draw of each
+    partition."""
+    probe = context.config.probe
+    order = np.argsort(ordering_key(usable.ids("pair_id"), probe.seed))
+    sampled: np.ndarray = step_of == 0
+    for number in range(1, steps + 1):
+        members = order[step_of[order] == number]
+        sampled[members[: probe.max_pairs]] = True
+    return sampled
+
+
 def _plan_summary(
-    context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan
+    context: Context, usable: Columns, step_of: np.ndarray, plan: Plan
 ) -> dict[str, Any]:
     tokens = TokenFile.open(tokens_path(context))
-    rows = usable["token_row"].to_numpy()
+    rows = usable.numbers("token_row")
     content = plan.to_dict()
     content["reserve"] = _reserve_counts(context)
-    content["overlap"] = prompt_overlap(ids_of(usable["prompt_key"]), step_of)
+    content["overlap"] = prompt_overlap(usable.ids("prompt_key"), step_of)
     for entry in content["steps"]:
         lengths = tokens.length_summary(rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
@@ -198,13 +208,11 @@ def plan_on_text(context: Context) -> Plan:
     Raises:
         PartitionError: as :func:`partition`.
     """
-    columns = ["pair_id", "prompt_key", "source", "strata"]
-    lengths = ["prompt_chars", "chosen_chars", "rejected_chars"]
-    table = pq.read_table(context.run.pairs, columns=columns + lengths)
-    names, settings = source_names(context), context.config.data.reserve
-    source = source_codes(table["source"], names)
+    pairs, names = Columns(context.run.pairs), source_names(context)
+    settings = context.config.data.reserve
+    source, prompts = pairs.codes("source", names), pairs.ids("prompt_key")
     mask = reserve_mask(
-        ids_of(table["prompt_key"]),
+        prompts,
         source,
         n_sources=len(names),
         fraction=settings.fraction,
@@ -212,18 +220,24 @@ def plan_on_text(context: Context) -> Plan:
         max_fraction=settings.max_fraction,
         key=settings.key,
     )
-    table = table.append_column("reserved", pa.array(mask))
-    table = table.append_column("token_row", pa.array(np.arange(table.num_rows)))
-    pairs, trained = _pairs(context, table, {})
-    plan = make_plan(pairs, partition_settings(context))
-    step_of = np.zeros(table.num_rows, dtype=np.int32)
+    trained = np.flatnonzero(~mask)
+    columns = Pairs(
+        ids=pairs.ids("pair_id")[trained],
+        source=source[trained],
+        source_names=tuple(names),
+        strata=_strata(context, trained),
+    )
+    plan = make_plan(columns, partition_settings(context))
+    step_of = np.zeros(pairs.rows, dtype=np.int32)
     step_of[trained] = plan.step_of
     content = plan.to_dict()
     reserved = np.bincount(source[mask], minlength=len(names)).tolist()
     content["reserve"] = dict(zip(names, reserved, strict=True))
-    content["overlap"] = prompt_overlap(ids_of(table["prompt_key"]), step_of)
+    content["overlap"] = prompt_overlap(prompts, step_of)
     content["unit"] = "characters"
-    prompt, chosen, rejected = (table[name].to_numpy() for name in lengths)
+    prompt, chosen, rejected = (
+        pairs.numbers(f"{name}_chars") for name in ("prompt", "chosen", "rejected")
+    )
     for entry in content["steps"]:
         members = step_of == entry["step"]
         total = (prompt + np.maximum(chosen, rejected))[members]
