@@ -18,7 +18,14 @@ A further strategy is one more file with a :class:`Strategy`, and its :func:`reg
 from partitions.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
 from partitions.errors import PartitionError
 from partitions.natural import NATURAL
-from partitions.pairs import Pairs, argsort_ids, ids_from_hex, ids_to_hex, ordering_key
+from partitions.pairs import (
+    Pairs,
+    argsort_ids,
+    ids_from_hex,
+    ids_to_bytes,
+    ids_to_hex,
+    ordering_key,
+)
 from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
 from partitions.random_ import RANDOM
 from partitions.registry import Assignment, PartitionSettings, Strategy, get, names, register
@@ -42,6 +49,7 @@ __all__ = [
     "extend_plan",
     "get",
     "ids_from_hex",
+    "ids_to_bytes",
     "ids_to_hex",
     "make_plan",
     "names",

@@ -9,10 +9,9 @@ from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from partitions import PartitionSettings, get
+from sdpo.columns import Columns
 from sdpo.tokens.store import TokenFile
 
 MODEL_FEATURES = frozenset({"gamma", "gamma_per_token"})
@@ -25,28 +24,26 @@ def needed_features(settings: PartitionSettings) -> frozenset[str]:
 
 
 def features_without_model(
-    pairs: Path, usable: pa.Table, needed: Set[str], tokens: TokenFile | None
+    pairs: Path, rows: np.ndarray, needed: Set[str], tokens: TokenFile | None
 ) -> dict[str, np.ndarray]:
-    """Those of ``needed`` that take no model, float64 per row of ``usable``.
+    """Those of ``needed`` that take no model, float64 per row of ``rows``.
 
     ``score_gap``: rating of the chosen answer minus that of the rejected; NaN where the data has
     none. ``length``: tokens of prompt plus the longer side; characters where there are no tokens
-    yet. ``pairs`` is ``pairs.parquet``, of which ``usable``'s column ``token_row`` names the rows.
+    yet. ``rows`` are rows of ``pairs.parquet``, which ``pairs`` is, and of ``tokens``.
     """
     found: dict[str, np.ndarray] = {}
-    rows = usable["token_row"].to_numpy()
+    columns = Columns(pairs)
     if "score_gap" in needed:
-        scores = pq.read_table(pairs, columns=["chosen_score", "rejected_score"]).take(rows)
-        chosen, rejected = (scores[name].to_numpy() for name in scores.column_names)
-        found["score_gap"] = chosen.astype(np.float64) - rejected
+        chosen, rejected = (columns.numbers(f"{side}_score") for side in ("chosen", "rejected"))
+        found["score_gap"] = (chosen.astype(np.float64) - rejected)[rows]
     if "length" in needed and tokens is not None:
         longer = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
         found["length"] = (tokens.prompt_lengths + longer)[rows].astype(np.float64)
     elif "length" in needed:
-        names = ["prompt_chars", "chosen_chars", "rejected_chars"]
-        texts = pq.read_table(pairs, columns=names).take(rows)
-        prompt, chosen, rejected = (texts[name].to_numpy() for name in names)
-        found["length"] = (prompt + np.maximum(chosen, rejected)).astype(np.float64)
+        names = ("prompt_chars", "chosen_chars", "rejected_chars")
+        prompt, chosen, rejected = (columns.numbers(name) for name in names)
+        found["length"] = (prompt + np.maximum(chosen, rejected))[rows].astype(np.float64)
     return found
 
 

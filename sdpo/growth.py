@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partitions import Plan, StepPlan, extend_plan, ids_from_hex, reserve_mask
+from partitions import Plan, StepPlan, extend_plan, ids_to_bytes, reserve_mask
+from sdpo.columns import Columns
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.keys import pair_id
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
@@ -247,17 +248,17 @@ def reserve(context: Context) -> Record:
     carried, settings = context.carried, context.config.data.reserve
     assert carried is not None, "only a run that extends another one carries anything"
 
-    def choose(usable: pa.Table, source: np.ndarray) -> np.ndarray:
-        steps = _carried_steps(context.run)
-        step_of_pair = dict(zip(steps["pair_id"], steps["step"], strict=True))
-        held = {k for k, step in zip(steps["prompt_key"], steps["step"], strict=True) if not step}
-        trained = {k for k, step in zip(steps["prompt_key"], steps["step"], strict=True) if step}
-        ids, prompts = usable["pair_id"].to_pylist(), usable["prompt_key"].to_pylist()
+    def choose(pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
+        there = Columns(carried_folder(context.run) / "plan.parquet")
+        step_of_pair, steps = _carried_steps(there), there.numbers("step")
+        keys = _keys(there.ids("prompt_key"))
+        held = {key for key, step in zip(keys, steps, strict=True) if not step}
+        known, ids = set(keys), _keys(pairs)
         is_new = np.array([i not in step_of_pair for i in ids], dtype=bool)
-        is_held = np.array([prompt in held for prompt in prompts], dtype=bool)
-        fresh = is_new & np.array([p not in held | trained for p in prompts], dtype=bool)
+        is_held = np.array([prompt in held for prompt in _keys(prompts)], dtype=bool)
+        fresh = is_new & np.array([prompt not in known for prompt in _keys(prompts)], dtype=bool)
         chosen = reserve_mask(
-            ids_from_hex([prompts[i] for i in np.flatnonzero(fresh)]),
+            prompts[fresh],
             source[fresh],
             n_sources=len(source_names(context)),
             fraction=settings.fraction,
@@ -273,12 +274,15 @@ def reserve(context: Context) -> Record:
     return reserve_by(context, choose, carried={"plan": carried.files["plan.parquet"]})
 
 
-def _carried_steps(run: RunFolder) -> dict[str, list[Any]]:
-    path = carried_folder(run) / "plan.parquet"
-    columns: dict[str, list[Any]] = pq.read_table(
-        path, columns=["pair_id", "prompt_key", "step"]
-    ).to_pydict()
-    return columns
+def _carried_steps(plan: Columns) -> dict[bytes, int]:
+    """The step of every pair of the carried plan, by the bytes of its id."""
+    return dict(zip(_keys(plan.ids("pair_id")), plan.numbers("step").tolist(), strict=True))
+
+
+def _keys(ids: np.ndarray) -> list[bytes]:
+    """Each id as 16 bytes, which a dictionary takes."""
+    joined = ids_to_bytes(ids)
+    return [joined[start : start + 16] for start in range(0, len(joined), 16)]
 
 
 def check(context: Context) -> None:
@@ -287,7 +291,7 @@ def check(context: Context) -> None:
     Raises:
         PartitionError, ConfigError: as :func:`partition`.
     """
-    plan, _ = _plan(context, pq.read_table(context.run.usable))
+    plan, _ = _plan(context, Columns(context.run.usable))
     check_steps(context, plan)
 
 
@@ -299,7 +303,7 @@ def partition(context: Context) -> Plan:
     """
     carried = context.carried
     assert carried is not None, "only a run that extends another one carries anything"
-    usable = pq.read_table(context.run.usable)
+    usable = Columns(context.run.usable)
     plan, step_of = _plan(context, usable)
     identity = {
         "usable": file_digest(context.run.usable),
@@ -315,13 +319,12 @@ def partition(context: Context) -> Plan:
     return plan
 
 
-def _plan(context: Context, usable: pa.Table) -> tuple[Plan, np.ndarray]:
+def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
     """The plan, and the step of every usable pair: 0 for the reserve."""
     there = read_json(carried_folder(context.run) / "plan.json")
-    steps = _carried_steps(context.run)
-    step_of_pair = dict(zip(steps["pair_id"], steps["step"], strict=True))
+    step_of_pair = _carried_steps(Columns(carried_folder(context.run) / "plan.parquet"))
     pairs, trained = pairs_of(context, usable, {})
-    ids = usable["pair_id"].take(pa.array(trained)).to_pylist()
+    ids = _keys(pairs.ids)
     fields = ("step", "contents", "pairs", "sources", "digest")
     plan = extend_plan(
         pairs,
@@ -330,6 +333,6 @@ def _plan(context: Context, usable: pa.Table) -> tuple[Plan, np.ndarray]:
         carried=[StepPlan(**{name: step[name] for name in fields}) for step in there["steps"]],
         measured=there["measured"],
     )
-    step_of = np.zeros(usable.num_rows, dtype=np.int32)
+    step_of = np.zeros(usable.rows, dtype=np.int32)
     step_of[trained] = plan.step_of
     return plan, step_of

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from partitions import argsort_ids, ids_from_hex, reserve_mask
+from partitions import argsort_ids, reserve_mask
+from sdpo.columns import Columns, hex_column, write_parts
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
@@ -40,8 +39,6 @@ from sdpo.store import Record
 from sdpo.tokens.store import TokenFile
 
 Outcome = tuple[dict[str, Any], list[Path]]
-
-_PART_ROWS = 1 << 16
 
 
 def prepare_data(context: Context) -> Record:
@@ -239,9 +236,9 @@ def reserve(context: Context) -> Record:
     """
     settings = context.config.data.reserve
 
-    def choose(usable: pa.Table, source: np.ndarray) -> np.ndarray:
+    def choose(_pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
         return reserve_mask(
-            ids_of(usable["prompt_key"]),
+            prompts,
             source,
             n_sources=len(source_names(context)),
             fraction=settings.fraction,
@@ -253,8 +250,9 @@ def reserve(context: Context) -> Record:
     return reserve_by(context, choose)
 
 
-Choice = Callable[[pa.Table, np.ndarray], np.ndarray]
-"""From the usable pairs and the codes of their sources: which are reserved, bool ``[pairs]``."""
+Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""From the ids of the usable pairs, those of their prompts (uint64 ``[pairs, 2]``) and the codes of
+their sources: which are reserved, bool ``[pairs]``."""
 
 
 def reserve_by(
@@ -269,27 +267,19 @@ def reserve_by(
         identity["carried"] = dict(carried)
 
     def make() -> Outcome:
-        columns = ["pair_id", "prompt_key", "source", "row", "chosen_chars", "rejected_chars"]
-        pairs = pq.read_table(context.run.pairs, columns=columns)
-        names = source_names(context)
+        pairs, names = Columns(context.run.pairs), source_names(context)
+        source = pairs.codes("source", names)
+        unusable = _unusable(tokens, source, names)
         kept = np.flatnonzero(tokens.usable)
-        source = source_codes(pairs["source"], names)
-        unusable = count_unusable(tokens, source, names)
         _check_sources_left(source[kept], names, unusable)
-        mask = choose(pairs.select(["pair_id", "prompt_key"]).take(pa.array(kept)), source[kept])
-        ordered = argsort_ids(ids_of(pairs["pair_id"])[kept])
-        usable = pairs.take(pa.array(kept[ordered]))
-        usable = usable.append_column("token_row", pa.array(kept[ordered]))
-        usable = usable.append_column("reserved", pa.array(mask[ordered]))
-        usable = usable.set_column(
-            usable.schema.get_field_index("source"), "source", usable["source"].cast(pa.string())
-        )
-        with publish_file(context.run.usable) as temporary:
-            pq.write_table(usable, temporary)
-        publish_rejected(context, tokens, pairs)
+        prompts = pairs.ids("prompt_key")[kept]
+        mask = choose(pairs.ids("pair_id")[kept], prompts, source[kept])
         counts = np.bincount(source[kept][mask], minlength=len(names))
+        with publish_file(context.run.usable) as temporary:
+            _write_usable(temporary, pairs, names, source, kept=kept, prompts=prompts, mask=mask)
+        _publish_rejected(context, tokens, pairs, names, source)
         return {
-            "usable": usable.num_rows,
+            "usable": len(kept),
             "reserved": dict(zip(names, counts.tolist(), strict=True)),
             "unusable": unusable,
         }, [context.run.usable, context.run.rejected]
@@ -297,15 +287,62 @@ def reserve_by(
     return run_once(context, "reserve", identity, make)
 
 
-def publish_rejected(context: Context, tokens: TokenFile, pairs: pa.Table) -> None:
+_USABLE_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt_key", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("chosen_chars", pa.int32()),
+        ("rejected_chars", pa.int32()),
+        ("token_row", pa.int64()),
+        ("reserved", pa.bool_()),
+    ]
+)
+"""Columns of ``usable.parquet``, which is in the order of the pairs' ids. ``token_row`` is the row
+in ``pairs.parquet`` and in the token file."""
+
+
+def _write_usable(
+    path: Path,
+    pairs: Columns,
+    names: list[str],
+    source: np.ndarray,
+    *,
+    kept: np.ndarray,
+    prompts: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    """Write the pairs at rows ``kept``, with the ids of their prompts and who is reserved."""
+    ids = pairs.ids("pair_id")[kept]
+    numbers = [pairs.numbers(name) for name in ("row", "chosen_chars", "rejected_chars")]
+    order, listed = argsort_ids(ids), pa.array(names, pa.string())
+
+    def part(rows: slice) -> list[pa.Array]:
+        at = order[rows]
+        return [
+            hex_column(ids[at]),
+            hex_column(prompts[at]),
+            listed.take(pa.array(source[kept[at]])),
+            *(pa.array(values[kept[at]]) for values in numbers),
+            pa.array(kept[at]),
+            pa.array(mask[at]),
+        ]
+
+    write_parts(path, _USABLE_SCHEMA, len(kept), part)
+
+
+def _publish_rejected(
+    context: Context, tokens: TokenFile, pairs: Columns, names: list[str], source: np.ndarray
+) -> None:
     """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
-    rows = pairs.select(["source", "row"])
+    rows = pairs.numbers("row")
     with publish_file(context.run.rejected) as temporary:
         shutil.copyfile(context.run.rejected_data, temporary)
         with temporary.open("a", encoding="utf-8") as file:
             for index, reason in tokens.rejected():
-                [row] = rows.slice(index, 1).to_pylist()
-                line = {**row, "reason": reason, "detail": ""}
+                where = {"source": names[source[index]], "row": int(rows[index])}
+                line = {**where, "reason": reason, "detail": ""}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -314,25 +351,7 @@ def source_names(context: Context) -> list[str]:
     return [source.name for source in context.config.data.sources]
 
 
-def source_codes(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
-    """Position of each value of a source column among ``names``, int32 ``[rows]``."""
-    codes = pc.index_in(column, value_set=pa.array(names, pa.string()))
-    found: np.ndarray = codes.to_numpy().astype(np.int32, copy=False)
-    return found
-
-
-def ids_of(column: pa.ChunkedArray) -> np.ndarray:
-    """The ids in a column of hex digits, uint64 ``[rows, 2]``; read a part at a time, since as
-    strings of Python they would take three times the memory of the column."""
-    parts = [np.empty((0, 2), dtype=np.uint64)]
-    for start in range(0, len(column), _PART_ROWS):
-        parts.append(ids_from_hex(column.slice(start, _PART_ROWS).to_pylist()))
-    return np.concatenate(parts)
-
-
-def count_unusable(
-    tokens: TokenFile, source: np.ndarray, names: list[str]
-) -> dict[str, dict[str, int]]:
+def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
     """Per source, how many pairs the tokenizer rejects for which reason."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for row, reason in tokens.rejected():

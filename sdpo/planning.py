@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from partitions import (
     Pairs,
@@ -19,6 +18,7 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
+from sdpo.columns import Columns, append_columns
 from sdpo.digest import tensor_entries
 from sdpo.errors import ConfigError
 from sdpo.features import (
@@ -28,7 +28,7 @@ from sdpo.features import (
     needed_features,
 )
 from sdpo.files import file_digest, publish_file, write_json
-from sdpo.nodes import ids_of, source_codes, source_names, tokens_path
+from sdpo.nodes import source_names, tokens_path
 from sdpo.run import Context, run_once
 from sdpo.tokens.store import TokenFile
 
@@ -60,11 +60,11 @@ def check(context: Context) -> None:
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
     """
-    settings, usable = partition_settings(context), pq.read_table(context.run.usable)
+    settings, usable = partition_settings(context), Columns(context.run.usable)
     needed = needed_features(settings)
-    features = features_without_model(context.run.pairs, usable, needed, _tokens(context))
+    features = _known_features(context, usable)
     # A measurement moves pairs between steps and steps among themselves, never their number.
-    features |= {name: np.zeros(usable.num_rows) for name in needed & MODEL_FEATURES}
+    features |= {name: np.zeros(usable.rows) for name in needed & MODEL_FEATURES}
     pairs, _ = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
     check_steps(context, plan)
@@ -105,11 +105,12 @@ def partition(context: Context) -> Plan:
     Raises:
         PartitionError: the settings cannot be followed, or a step has no pairs.
     """
-    usable = pq.read_table(context.run.usable)
+    usable = Columns(context.run.usable)
     settings = partition_settings(context)
     features = _features(context, usable)
     pairs, trained = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
+    del pairs  # what follows needs the room
     check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
@@ -121,7 +122,7 @@ def partition(context: Context) -> Plan:
     }
 
     def make() -> Outcome:
-        step_of = np.zeros(usable.num_rows, dtype=np.int32)
+        step_of = np.zeros(usable.rows, dtype=np.int32)
         step_of[trained] = plan.step_of
         publish_plan(context, usable, step_of, plan, features=features)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
@@ -133,17 +134,22 @@ def partition(context: Context) -> Plan:
     return plan
 
 
-def _features(context: Context, usable: pa.Table) -> dict[str, np.ndarray]:
+def _features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
     """What the strategy needs of every usable pair, in the order of ``usable``."""
-    needed = needed_features(partition_settings(context))
-    known = features_without_model(context.run.pairs, usable, needed, _tokens(context))
-    measured = sorted(needed & MODEL_FEATURES)
-    table = pq.read_table(context.run.features, columns=measured) if measured else None
-    return known | {name: table[name].to_numpy() for name in measured if table is not None}
+    measured = sorted(needed_features(partition_settings(context)) & MODEL_FEATURES)
+    table = Columns(context.run.features) if measured else None
+    known = _known_features(context, usable)
+    return known | {name: table.numbers(name) for name in measured if table is not None}
 
 
-def _tokens(context: Context) -> TokenFile:
-    return TokenFile.open(tokens_path(context))
+def _known_features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
+    """Those that take no model."""
+    return features_without_model(
+        context.run.pairs,
+        usable.numbers("token_row"),
+        needed_features(partition_settings(context)),
+        TokenFile.open(tokens_path(context)),
+    )
 
 
 def _changed_settings(plan: Plan) -> dict[str, Any]:
@@ -153,60 +159,55 @@ def _changed_settings(plan: Plan) -> dict[str, Any]:
 
 
 def pairs_of(
-    context: Context, usable: pa.Table, features: dict[str, np.ndarray]
+    context: Context, usable: Columns, features: Mapping[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
     """The pairs to be trained on as strategies see them, and their rows in ``usable``."""
-    trained = np.flatnonzero(~usable["reserved"].to_numpy(zero_copy_only=False))
-    table = usable.take(pa.array(trained))
+    trained = np.flatnonzero(~usable.numbers("reserved"))
     names = source_names(context)
     return Pairs(
-        ids=ids_of(table["pair_id"]),
-        source=source_codes(table["source"], names),
+        ids=usable.ids("pair_id")[trained],
+        source=usable.codes("source", names)[trained],
         source_names=tuple(names),
-        strata=_strata(context, table),
+        strata=_strata(context, usable.numbers("token_row")[trained]),
         features={name: values[trained] for name, values in features.items()},
     ), trained
 
 
-def _strata(context: Context, table: pa.Table) -> dict[str, np.ndarray]:
+def _strata(context: Context, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Codes of the strata columns of these rows of ``pairs.parquet``."""
     columns = [name for name in context.config.partition.strata if name != "source"]
     if not columns or context.config.partition.strategy != "stratified":
         return {}
-    stored = pq.read_table(context.run.pairs, columns=["strata"])["strata"]
-    rows = stored.take(table["token_row"])
+    pairs = Columns(context.run.pairs)
     found: dict[str, np.ndarray] = {}
     for column in columns:
-        values = pa.chunked_array(
-            [pc.map_lookup(chunk, pa.scalar(column), "first") for chunk in rows.chunks]
-        )
-        # Numbered by the values' order, as the draw's result does not depend on how they come.
-        names = pa.array(sorted(pc.unique(values).to_pylist()))
-        found[column] = pc.index_in(values, value_set=names).to_numpy().astype(np.int32)
+        codes: dict[str, int] = {}
+        values = np.empty(pairs.rows, dtype=np.int32)
+        for start, part in pairs.parts("strata"):
+            stated = pc.map_lookup(part, pa.scalar(column), "first").to_pylist()
+            values[start : start + len(stated)] = [codes.setdefault(v, len(codes)) for v in stated]
+        found[column] = values[rows]
     return found
 
 
 def publish_plan(
     context: Context,
-    usable: pa.Table,
+    usable: Columns,
     step_of: np.ndarray,
     plan: Plan,
     *,
     features: Mapping[str, np.ndarray],
 ) -> None:
     """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs."""
-    probe = context.config.probe
-    order = np.argsort(ordering_key(ids_of(usable["pair_id"]), probe.seed))
-    sampled = step_of == 0
-    for number in range(1, len(plan.steps) + 1):
-        members = order[step_of[order] == number]
-        sampled[members[: probe.max_pairs]] = True
-    table = usable.select(["pair_id", "prompt_key", "source", "token_row"])
-    table = table.append_column("step", pa.array(step_of, pa.int32()))
-    table = table.append_column("sampled", pa.array(sampled))
-    for name, values in sorted(features.items()):
-        table = table.append_column(f"feature:{name}", pa.array(values, pa.float64()))
+    columns = {
+        "step": step_of,
+        "sampled": _sampled(context, usable, step_of, steps=len(plan.steps)),
+        **{f"feature:{name}": values for name, values in sorted(features.items())},
+    }
     with publish_file(context.run.plan) as temporary:
-        pq.write_table(table, temporary)
+        append_columns(
+            usable.path, temporary, ["pair_id", "prompt_key", "source", "token_row"], columns
+        )
     content = _plan_summary(context, usable, step_of, plan)
     content["features"] = {
         name: {"digest": column_digest(values), "scorer": _scorer(context, name)}
@@ -224,14 +225,26 @@ def _scorer(context: Context, feature: str) -> str:
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
+def _sampled(context: Context, usable: Columns, step_of: np.ndarray, *, steps: int) -> np.ndarray:
+    """Which pairs every model is measured on, bool ``[rows]``: the reserve whole, a draw of each
+    partition."""
+    probe = context.config.probe
+    order = np.argsort(ordering_key(usable.ids("pair_id"), probe.seed))
+    sampled: np.ndarray = step_of == 0
+    for number in range(1, steps + 1):
+        members = order[step_of[order] == number]
+        sampled[members[: probe.max_pairs]] = True
+    return sampled
+
+
 def _plan_summary(
-    context: Context, usable: pa.Table, step_of: np.ndarray, plan: Plan
+    context: Context, usable: Columns, step_of: np.ndarray, plan: Plan
 ) -> dict[str, Any]:
     tokens = TokenFile.open(tokens_path(context))
-    rows = usable["token_row"].to_numpy()
+    rows = usable.numbers("token_row")
     content = plan.to_dict()
     content["reserve"] = _reserve_counts(context)
-    content["overlap"] = prompt_overlap(ids_of(usable["prompt_key"]), step_of)
+    content["overlap"] = prompt_overlap(usable.ids("prompt_key"), step_of)
     for entry in content["steps"]:
         lengths = tokens.length_summary(rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
@@ -253,13 +266,11 @@ def plan_on_text(context: Context) -> Plan:
     Raises:
         PartitionError: as :func:`partition`.
     """
-    columns = ["pair_id", "prompt_key", "source", "strata"]
-    lengths = ["prompt_chars", "chosen_chars", "rejected_chars"]
-    table = pq.read_table(context.run.pairs, columns=columns + lengths)
-    names, settings = source_names(context), context.config.data.reserve
-    source = source_codes(table["source"], names)
+    pairs, names = Columns(context.run.pairs), source_names(context)
+    settings = context.config.data.reserve
+    source, prompts = pairs.codes("source", names), pairs.ids("prompt_key")
     mask = reserve_mask(
-        ids_of(table["prompt_key"]),
+        prompts,
         source,
         n_sources=len(names),
         fraction=settings.fraction,
@@ -267,21 +278,27 @@ def plan_on_text(context: Context) -> Plan:
         max_fraction=settings.max_fraction,
         key=settings.key,
     )
-    table = table.append_column("reserved", pa.array(mask))
-    table = table.append_column("token_row", pa.array(np.arange(table.num_rows)))
-    settings_of_plan = partition_settings(context)
-    needed = needed_features(settings_of_plan)
-    features = features_without_model(context.run.pairs, table, needed, None)
-    pairs, trained = pairs_of(context, table, features)
-    plan = make_plan(pairs, settings_of_plan)
-    step_of = np.zeros(table.num_rows, dtype=np.int32)
+    trained, plan_settings = np.flatnonzero(~mask), partition_settings(context)
+    needed = needed_features(plan_settings)
+    features = features_without_model(context.run.pairs, np.arange(pairs.rows), needed, None)
+    columns = Pairs(
+        ids=pairs.ids("pair_id")[trained],
+        source=source[trained],
+        source_names=tuple(names),
+        strata=_strata(context, trained),
+        features={name: values[trained] for name, values in features.items()},
+    )
+    plan = make_plan(columns, plan_settings)
+    step_of = np.zeros(pairs.rows, dtype=np.int32)
     step_of[trained] = plan.step_of
     content = plan.to_dict()
     reserved = np.bincount(source[mask], minlength=len(names)).tolist()
     content["reserve"] = dict(zip(names, reserved, strict=True))
-    content["overlap"] = prompt_overlap(ids_of(table["prompt_key"]), step_of)
+    content["overlap"] = prompt_overlap(prompts, step_of)
     content["unit"] = "characters"
-    prompt, chosen, rejected = (table[name].to_numpy() for name in lengths)
+    prompt, chosen, rejected = (
+        pairs.numbers(f"{name}_chars") for name in ("prompt", "chosen", "rejected")
+    )
     for entry in content["steps"]:
         members = step_of == entry["step"]
         total = (prompt + np.maximum(chosen, rejected))[members]
