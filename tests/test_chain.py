@@ -397,7 +397,8 @@ def test_the_supervised_stage_leaves_the_reserve_alone(eased: Outcome) -> None:
 
 def test_easy_first_orders_the_sources_by_measured_gamma(eased: Outcome) -> None:
     usable = pq.read_table(eased.run.usable).to_pylist()
-    gamma = dict(zip(*pq.read_table(eased.run.features).to_pydict().values(), strict=True))
+    columns = pq.read_table(eased.run.features, columns=["pair_id", "gamma"]).to_pydict()
+    gamma = dict(zip(*columns.values(), strict=True))
     share = {
         source: np.mean(
             [

@@ -51,7 +51,7 @@ def gamma(run, tmp_path_factory):
     def score(policy) -> np.ndarray:
         rows = [row["token_row"] for row in run.rows_of(2)]
         scored = score_rows(
-            make_scorer(policy),
+            make_scorer(policy, layout="shared"),
             run.token_file(),
             rows,
             cache=LogpCache(tmp_path_factory.mktemp("cache"), {}),

@@ -157,7 +157,7 @@ def write_tokens(path: Path, task: PreferenceTask) -> TokenFile:
     return TokenFile.open(path)
 
 
-def make_scorer(policy: Any, *, precision: str = "fp32") -> Scorer:
+def make_scorer(policy: Any, *, precision: str = "fp32", layout: str = "padded") -> Scorer:
     """``policy`` ready to score."""
     accelerate = accelerator(precision=precision)
     return Scorer(
@@ -165,7 +165,7 @@ def make_scorer(policy: Any, *, precision: str = "fp32") -> Scorer:
         module=accelerate.prepare_model(SequenceScorer(policy), evaluation_mode=True),
         pad_token_id=PAD,
         micro_batch_tokens=0,
-        layout="shared",
+        layout=layout,
     )
 
 
