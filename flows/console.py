@@ -62,6 +62,8 @@ class RunConsole:
                 self._show_progress(event)
             case "resume" | "checkpoint":
                 self._console.print(f"  {where_it_stands(event)}", highlight=False)
+            case "note":
+                self._console.print(f"  {escape(event['message'])}", highlight=False)
             case "warning":
                 message = escape(event["message"])
                 self._console.print(f"[yellow]warning:[/] {message}", highlight=False)

@@ -58,33 +58,50 @@ def global_batch(step: int, *, items: int, batch_size: int, seed: int) -> tuple[
 
 
 def micro_batches(
-    items: np.ndarray, lengths: np.ndarray, *, budget: int, rows: int, ranks: int
+    items: np.ndarray, costs: np.ndarray, *, budget: int, ranks: int, padded: bool
 ) -> list[list[np.ndarray]]:
     """Cut ``items`` into micro-batches, for every rank equally many.
 
-    ``lengths[i]`` are the tokens of item i's longest row, ``rows`` the rows per item; a micro-batch
-    of k items costs ``k * rows * longest`` tokens and holds at least one item. Items go to ranks by
-    falling length, each to the rank with least tokens. A rank with less work gets empty arrays.
+    ``costs[i]`` are the tokens of item i alone in a forward. A micro-batch costs the sum of its
+    items; where rows are ``padded``, as many times the largest as it has items. It holds at least
+    one item. Items go to ranks by falling cost, each to the rank with least tokens. A rank with
+    less work gets empty arrays.
     """
-    by_length = items[np.argsort(-lengths[items], kind="stable")]
+    by_cost = items[np.argsort(-costs[items], kind="stable")]
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    for item in by_length:
+    for item in by_cost:
         rank = min(range(ranks), key=load.__getitem__)
         shares[rank].append(int(item))
-        load[rank] += int(lengths[item])
-    cut = [_pack(share, lengths, budget=budget, rows=rows) for share in shares]
+        load[rank] += int(costs[item])
+    pack = _pack_padded if padded else _pack
+    cut = [pack(share, costs, budget) for share in shares]
     most = max(len(batches) for batches in cut)
     empty = np.empty(0, dtype=np.int64)
     return [batches + [empty] * (most - len(batches)) for batches in cut]
 
 
-def _pack(items: Sequence[int], lengths: np.ndarray, *, budget: int, rows: int) -> list[np.ndarray]:
-    """Greedy packing of items that come longest first."""
+def _pack(items: Sequence[int], costs: np.ndarray, budget: int) -> list[np.ndarray]:
+    """First fit of items that come by falling cost: each to the first micro-batch with room."""
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for item in items:
+        cost = int(costs[item])
+        index = next((i for i, left in enumerate(room) if cost <= left), len(batches))
+        if index == len(batches):
+            batches.append([])
+            room.append(budget)
+        batches[index].append(item)
+        room[index] -= cost
+    return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
+def _pack_padded(items: Sequence[int], costs: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Runs of items that come by falling cost: every row is as long as the first's."""
     batches: list[np.ndarray] = []
     start = 0
     while start < len(items):
-        fit = max(1, budget // (int(lengths[items[start]]) * rows))
+        fit = max(1, budget // int(costs[items[start]]))
         batches.append(np.array(items[start : start + fit], dtype=np.int64))
         start += fit
     return batches

@@ -57,7 +57,9 @@ def divergence(
     """
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     budget = 1 if device.type == "cpu" else micro_batch_tokens
-    (batches,) = micro_batches(np.arange(len(sequences)), lengths, budget=budget, rows=1, ranks=1)
+    (batches,) = micro_batches(
+        np.arange(len(sequences)), lengths, budget=budget, ranks=1, padded=True
+    )
     sums = np.zeros((3, len(sequences)))
     for items in batches:
         batch = collate([sequences[i] for i in items], pad_token_id=pad_token_id).to(device)

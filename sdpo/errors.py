@@ -41,6 +41,10 @@ class DiskFullError(Fault):
     """There is not enough space on a disk."""
 
 
+class LowMemoryError(Fault):
+    """Memory was short; a smaller budget is published, and the same stage can be run again."""
+
+
 class LayoutError(SdpoError, RuntimeError):
     """An architecture cannot be used with a layout of tokens; another layout may serve."""
 

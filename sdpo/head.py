@@ -71,7 +71,7 @@ class _ChunkedHead(torch.autograd.Function):
                 if low.dtype == torch.float32:
                     weight_grad.addmm_(low.T, hidden[rows])
                 else:
-                    weight_grad += low.T @ hidden[rows]
+                    weight_grad += _product(low.T, hidden[rows])
         return (
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
@@ -82,6 +82,14 @@ class _ChunkedHead(torch.autograd.Function):
         )
 
 
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The matrix product in fp32. A GPU sums products of bf16 in fp32 anyway: what it would lose is
+    the rounding of the result, which for a log-prob of -100 is a quarter of a nat."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
 def _logits(
     hidden: torch.Tensor,
     kernel: torch.Tensor,
@@ -89,7 +97,7 @@ def _logits(
     scale: float,
     softcap: float,
 ) -> torch.Tensor:
-    logits = (hidden @ kernel.T).float()
+    logits = _product(hidden, kernel.T)
     if bias is not None:
         logits += bias.float()
     if scale != 1.0:

@@ -132,9 +132,10 @@ def step_identity(
         "inputs": inputs,
         "training": read
         | {
-            "micro_batch_tokens": micro_batch_tokens(
-                training.micro_batch_tokens, device=str(launch.device)
-            )
+            # What a GPU has room for is an outcome: it is in the record, not in the identity.
+            "micro_batch_tokens": micro_batch_tokens(training.micro_batch_tokens, device="cpu")
+            if launch.device == "cpu"
+            else training.micro_batch_tokens
         },
         "arithmetic": {
             "attention": model.attention,

@@ -25,8 +25,7 @@ class SavedState:
     """A state that was found whole.
 
     ``content``: ``key`` (digests of what it belongs to), ``optimizer_step`` and ``total``,
-    ``micro_batch_tokens``, ``reductions``, ``facts`` (of the record to be), ``timings_s``,
-    ``versions``.
+    ``facts`` (of the record to be), ``timings_s``, ``versions``.
     """
 
     folder: Path

@@ -11,7 +11,7 @@ from partitions import PartitionError
 from sdpo import machine
 from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
-from sdpo.errors import ConfigError, RunExistsError, UserError
+from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import sweep_temporaries
 from sdpo.identity import run_identity
@@ -156,8 +156,15 @@ class Context:
         refresh_card(self.run, record, name=f"M_{number}", folder=self.run.model(number))
 
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Run a stage, which holds the run's locks and ``locks`` as well; returns its result."""
-        return run_stage(spec, listen=self.listen, keep=(*self.locks, *locks))
+        """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.
+
+        One of several processes without memory ends the stage: it is run again with less.
+        """
+        while True:
+            try:
+                return run_stage(spec, listen=self.listen, keep=(*self.locks, *locks))
+            except LowMemoryError as error:
+                self.listen({"event": "warning", "message": f"{error}; it starts again"})
 
 
 @contextmanager

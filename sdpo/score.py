@@ -97,15 +97,18 @@ def _compute(
     """Score ``rows`` and add them to the cache; every rank does its share."""
     scorer.module.eval()
     accelerator = scorer.accelerator
-    lengths = np.array([_longest(tokens, row) for row in rows])
+    layout = LAYOUTS[scorer.layout]
+    at = np.asarray(rows)
+    sides = np.stack([tokens.chosen_lengths[at], tokens.rejected_lengths[at]], axis=1)
+    lengths = layout.tokens(tokens.prompt_lengths[at], sides)
     on_cpu = accelerator.device.type == "cpu"
     budget = micro_batch_tokens(scorer.micro_batch_tokens, device=accelerator.device.type)
     shares = micro_batches(
         np.arange(len(rows)),
         lengths,
         budget=1 if on_cpu else budget * GRADIENT_FREE_FACTOR,
-        rows=2,
         ranks=accelerator.num_processes,
+        padded=layout.padded,
     )
     share = shares[accelerator.process_index]
     costs = np.array([lengths[batch].sum() for batch in share])
@@ -144,11 +147,6 @@ def _forward(
     ]
     logps: np.ndarray = torch.cat(parts).float().cpu().numpy().reshape(-1, 2)
     return logps
-
-
-def _longest(tokens: TokenFile, row: int) -> int:
-    pair = tokens.row(row)
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def _check_finite(logps: np.ndarray, tokens: TokenFile, rows: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sdpo.headroom import Budget
 
 
 class Spec(BaseModel):
@@ -105,6 +106,8 @@ class StepSpec(Spec):
     """Score every usable pair under the input model: a feature that the partition needs."""
     identity: dict[str, Any] = {}
     inputs: dict[str, str] = {}
+    budget: Budget | None = None
+    """Tokens of a micro-batch as the run had them that this one replays."""
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdpo import interrupts
 from sdpo.disk import is_disk_full, no_space_message
-from sdpo.errors import Interrupted, UserError
+from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
 from sdpo.spec import ExportSpec, KlSpec, StageSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
@@ -36,7 +36,8 @@ def main() -> None:
         user = isinstance(error, UserError)
         full = is_disk_full(error)
         message = no_space_message(spec.run) if full else _message(error)
-        _tell(spec.events, "error", user=user, message=message)
+        again = isinstance(error, LowMemoryError)
+        _tell(spec.events, "error", user=user, message=message, again=again)
         sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
     events.emit("result", **result)
 

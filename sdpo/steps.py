@@ -11,6 +11,7 @@ from sdpo.errors import UserError
 from sdpo.features import MODEL_FEATURES
 from sdpo.files import digest_of, file_digest, read_json, write_json
 from sdpo.gamma import gamma_view
+from sdpo.headroom import Budget
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.kl import measure_kl
 from sdpo.nodes import tokens_path
@@ -76,6 +77,7 @@ def supervised_step(context: Context) -> Record:
             input_name="base",
             identity=identity,
             inputs=inputs,
+            budget=_replayed_budget(context, "step-0", identity),
         )
         _check_space(context, spec)
         context.stage(spec)
@@ -177,6 +179,7 @@ def align_step(context: Context, step: int) -> Record:
             measure_output=True,
             identity=identity,
             inputs=inputs,
+            budget=_replayed_budget(context, node, identity),
         )
         _check_space(context, spec)
         context.stage(spec)
@@ -192,6 +195,19 @@ def align_step(context: Context, step: int) -> Record:
     _write_gamma(context, step)
     measure_kl(context, step, training)
     return record
+
+
+def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> Budget | None:
+    """Tokens of a micro-batch as an origin settled them for this node, if it asked the same."""
+
+    def asked(of: dict[str, Any]) -> tuple[Any, Any]:
+        return of["training"].get("micro_batch_tokens"), of["arithmetic"]
+
+    for origin in context.origins:
+        record = None if origin.is_damaged(node) else origin.read_record(node)
+        if record and asked(record["identity"]) == asked(identity):
+            return Budget.model_validate(record["budget"]) if "budget" in record else None
+    return None
 
 
 def _check_space(context: Context, spec: StepSpec) -> None:
@@ -246,6 +262,7 @@ def _train_guide(
             score_as_reference=True,
             identity=identity,
             inputs=inputs,
+            budget=_replayed_budget(context, node, identity),
         )
         _check_space(context, spec)
         context.stage(spec)

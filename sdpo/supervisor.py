@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from sdpo.disk import no_space_message
-from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
+from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import Event, EventReader, Listener
 from sdpo.files import write_text
 from sdpo.interrupts import GRACE_S
@@ -46,6 +46,7 @@ def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict
         UserError: the stage refused what the user gave.
         DiskFullError: no space was left.
         Interrupted: the stage was asked to stop.
+        LowMemoryError: it has lowered its budget, and can be run again.
         Fault: the stage failed; the message names its log.
     """
     path = spec.run / "logs" / f"{spec.name}.json"
@@ -108,6 +109,8 @@ class _Outcome:
             raise DiskFullError(f"{spec.name}: {no_space_message(spec.run)}")
         if self._error and self._error["user"]:
             raise UserError(self._error["message"])
+        if self._error and self._error.get("again"):
+            raise LowMemoryError(f"{spec.name}: {self._error['message']}")
         if self._error:
             raise Fault(f"{spec.name}: {self._error['message']} (log: {spec.log})")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -32,10 +32,6 @@ class Task(Protocol):
         """Sequences of one item."""
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each item's longest sequence, int ``[items]``."""
-
-    @property
     def ids(self) -> Sequence[str]:
         """Name of each item, for messages."""
 
@@ -75,12 +71,6 @@ class PreferenceTask:
     objective: str
     settings: Mapping[str, float]
     rows: int = 2
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of the longer side with its prompt, int ``[items]``."""
-        sides = zip(self.prompts, self.chosen, self.rejected, strict=True)
-        return np.array([len(p) + max(len(c), len(r)) for p, c, r in sides])
 
     @property
     def prompt_tokens(self) -> np.ndarray:
@@ -148,12 +138,6 @@ class SupervisedTask:
     prompts: Sequence[np.ndarray]
     completions: Sequence[np.ndarray]
     rows: int = 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of prompt and completion, int ``[items]``."""
-        sides = zip(self.prompts, self.completions, strict=True)
-        return np.array([len(p) + len(c) for p, c in sides])
 
     @property
     def prompt_tokens(self) -> np.ndarray:

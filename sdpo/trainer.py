@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
 from sdpo.config import TrainingConfig
-from sdpo.errors import DivergedError
+from sdpo.errors import DivergedError, Fault, LowMemoryError
+from sdpo.headroom import Budget, halved
 from sdpo.layouts import LAYOUTS
 from sdpo.tasks import ItemLosses, Task
 
@@ -67,16 +70,14 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a training is, beside its tensors: what a resume takes over.
+    """How far a training is, and how many tokens its micro-batches have.
 
-    ``micro_batch_tokens``: the token budget that is in force; 0: as the settings say.
-    ``reductions``: ``{"step": optimizer step, "micro_batch_tokens": budget}`` for every time that
-    the budget had to be lowered, in order.
+    ``on_lowered`` is told of a smaller budget before it is used.
     """
 
     step: int = 0
-    micro_batch_tokens: int = 0
-    reductions: list[dict[str, int]] = field(default_factory=list)
+    budget: Budget = field(default_factory=Budget)
+    on_lowered: Callable[[Budget], None] = lambda budget: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +96,12 @@ class Trainer:
     layout: str = "padded"
     progress: Progress = field(default_factory=Progress)
 
-    @property
-    def budget(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.progress.micro_batch_tokens or micro_batch_tokens(
+    def budget(self, step: int) -> int:
+        """Tokens of a micro-batch at optimizer step ``step`` (from 0)."""
+        default = micro_batch_tokens(
             self.training.micro_batch_tokens, device=self.accelerator.device.type
         )
+        return self.progress.budget.at(step, default=default)
 
     def logps(self, task: Task, items: np.ndarray) -> torch.Tensor:
         """Summed log-probs of the items' sequences, fp32 ``[rows * k]``."""
@@ -111,12 +112,20 @@ class Trainer:
         logps: torch.Tensor = self.scorer(batch.to(device))
         return logps.float().view(len(items), task.rows).T.reshape(-1)
 
-    def _costs(self, task: Task) -> tuple[np.ndarray, int]:
-        """Tokens of each item in a forward, and how often: by row where rows are padded."""
-        layout = LAYOUTS[self.layout]
-        if layout.padded:
-            return task.lengths, task.rows
-        return layout.tokens(task.prompt_tokens, task.completion_tokens), 1
+    def costs(self, task: Task) -> np.ndarray:
+        """Tokens of each item alone in a forward, ``[items]``."""
+        return LAYOUTS[self.layout].tokens(task.prompt_tokens, task.completion_tokens)
+
+    def _cut(self, items: np.ndarray, costs: np.ndarray, *, step: int) -> list[np.ndarray]:
+        """This rank's micro-batches of ``items``, with the budget of optimizer step ``step``."""
+        shares = micro_batches(
+            items,
+            costs,
+            budget=self.budget(step),
+            ranks=self.accelerator.num_processes,
+            padded=LAYOUTS[self.layout].padded,
+        )
+        return shares[self.accelerator.process_index]
 
     def train(self, task: Task, *, on_step: Callable[[int, int, Metrics], None]) -> int:
         """Train on ``task``; ``on_step(step, total, metrics)`` after each optimizer step, from 1.
@@ -126,8 +135,8 @@ class Trainer:
         Raises:
             DivergedError: a loss or the gradient is not finite; no update was made from it.
         """
-        costs, rows = self._costs(task)
-        items, training = len(costs), self.training
+        costs, training = self.costs(task), self.training
+        items = len(costs)
         total = optimizer_steps(
             items,
             batch_size=training.batch_size,
@@ -141,25 +150,71 @@ class Trainer:
                 step, items=items, batch_size=training.batch_size, seed=training.seed
             )
             rate = learning_rate(step, total=total, training=training)
-            metrics = self._optimizer_step(task, batch, costs, rows=rows, rate=rate)
+            metrics = self._optimizer_step(task, batch, costs, step=step, rate=rate)
             metrics |= {"learning_rate": rate, "epoch": (step + 1) / per_epoch}
             self.progress.step = step + 1
             on_step(step + 1, total, metrics)
         return total
 
     def _optimizer_step(
-        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, rows: int, rate: float
+        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int, rate: float
     ) -> Metrics:
-        accelerator = self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        cut = micro_batches(
-            batch,
-            costs,
-            budget=self.budget,
-            rows=rows,
-            ranks=accelerator.num_processes,
-        )[accelerator.process_index]
+        metrics = self._gradients_in_memory(task, batch, costs, step=step)
+        norm = self._clip()
+        if not math.isfinite(norm):
+            self._diverged(f"the gradient norm is {norm}", task, batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return metrics | {"grad_norm": norm}
+
+    def _gradients_in_memory(
+        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
+    ) -> Metrics:
+        """As :meth:`_gradients`, in smaller micro-batches where memory does not hold them.
+
+        Raises:
+            LowMemoryError: there are several processes, of which the others wait in a collective
+                now; the smaller budget is told, and a new stage has to go on with it.
+            Fault: one item alone does not fit.
+        """
+        generators = Generators(self.accelerator.device)
+        while True:
+            try:
+                return self._gradients(task, batch, costs, step=step)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                fault = str(error).partition("\n")[0]
+            # Here the error is gone, and the tensors that its frames held with it.
+            self.optimizer.zero_grad(set_to_none=True)
+            self._lower(step, largest=int(costs[batch].max()), fault=fault)
+            generators.restore()
+
+    def _lower(self, step: int, *, largest: int, fault: str) -> None:
+        before = self.budget(step)
+        tokens = halved(before, largest=largest)
+        if not tokens:
+            raise Fault(
+                f"out of memory with one pair of {largest} tokens in a micro-batch: set "
+                "training.gradient_checkpointing, train adapters (training.lora_r), shard the "
+                "model (launch.strategy: deepspeed_zero3) or shorten data.max_length "
+                f"({fault})"
+            )
+        self.progress.budget = self.progress.budget.lowered(step, to=tokens)
+        self.progress.on_lowered(self.progress.budget)
+        if self.accelerator.distributed_type != DistributedType.NO:
+            raise LowMemoryError(
+                f"out of memory at optimizer step {step + 1} with micro-batches of {before} "
+                f"tokens: it goes on with {tokens} ({fault})"
+            )
+        clear_device_cache(garbage_collection=True)
+
+    def _gradients(self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int) -> Metrics:
+        """Add the gradients of a global batch; returns its metrics."""
+        accelerator = self.accelerator
+        cut = self._cut(batch, costs, step=step)
         weight = float(task.weights(batch).sum())
         scale = accelerator.num_processes / weight  # DDP and ZeRO average over ranks
         sums = _Sums(accelerator)
@@ -174,12 +229,7 @@ class Trainer:
                     metrics = sums.means(weight=weight)
                     self._check_finite(metrics, task, batch)
                 accelerator.backward(losses.loss.sum() * scale)
-        norm = self._clip()
-        if not math.isfinite(norm):
-            self._diverged(f"the gradient norm is {norm}", task, batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return metrics | {"grad_norm": norm}
+        return metrics
 
     def _forward(self, task: Task, items: np.ndarray, *, fallback: np.ndarray) -> ItemLosses:
         """Losses of a micro-batch; an empty one still runs a forward, as sharded models need."""
@@ -207,15 +257,9 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, task: Task) -> Metrics:
         """Mean loss and metrics of all items, every item counted once."""
-        costs, rows = self._costs(task)
+        costs = self.costs(task)
         everything = np.arange(len(costs))
-        cut = micro_batches(
-            everything,
-            costs,
-            budget=self.budget,
-            rows=rows,
-            ranks=self.accelerator.num_processes,
-        )[self.accelerator.process_index]
+        cut = self._cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
         for items in cut:
@@ -228,6 +272,20 @@ class Trainer:
                 "Lower the learning rate"
             )
         return means
+
+
+class Generators:
+    """States of torch's generators, to draw the same dropout again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
 
 
 class _Sums:

@@ -98,8 +98,6 @@ class Checkpoints:
         load_training(self.trainer, saved.folder, sharded=self.sharded)
         progress: Progress = self.trainer.progress
         progress.step = self._saved_at = saved.optimizer_step
-        progress.micro_batch_tokens = saved.content["micro_batch_tokens"]
-        progress.reductions = [dict(reduction) for reduction in saved.content["reductions"]]
         if self._accelerator.is_main_process:
             with publish_file(self.folder / METRICS) as temporary:
                 shutil.copyfile(saved.folder / METRICS, temporary)
@@ -225,13 +223,10 @@ class Checkpoints:
         return values[0]
 
     def _content(self, number: int, total: int) -> dict[str, Any]:
-        progress = self.trainer.progress
         return {
             "key": dict(self.key),
             "optimizer_step": number,
             "total": total,
-            "micro_batch_tokens": progress.micro_batch_tokens,
-            "reductions": progress.reductions,
             "facts": dict(self.facts),
             "timings_s": dict(self.timings_s()),
             "versions": machine.versions(),

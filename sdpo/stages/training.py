@@ -21,11 +21,13 @@ from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.events import EventWriter
 from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file
+from sdpo.headroom import Budget
 from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.checkpoint import METRICS, Checkpoints
+from sdpo.stages.headroom import settle_budget
 from sdpo.stages.model import Session
 from sdpo.stages.reference import (
     cached_values,
@@ -327,6 +329,14 @@ def _train(
     )
     if saved:
         checkpoints.restore(saved)
+    settle_budget(
+        trainer,
+        task,
+        folder=step.folder,
+        key=digest_of(step.spec.identity),
+        given=step.spec.budget,
+        events=step.events,
+    )
     with (
         step.timings.of("train"),
         _metrics_log(step, start=trainer.progress.step) as write,
@@ -345,7 +355,10 @@ def _train(
                 write(number, {f"eval_{name}": value for name, value in measured.items()})
             checkpoints.after_step(number, total)
 
-        return trainer.train(task, on_step=on_step), facts
+        done = trainer.train(task, on_step=on_step)
+    budget = trainer.progress.budget
+    settled = {"budget": budget.model_dump(mode="json")} if budget != Budget() else {}
+    return done, facts | settled
 
 
 @contextmanager

@@ -15,13 +15,12 @@ from sdpo.batching import (
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 CUTS = st.fixed_dictionaries(
-    {"budget": st.integers(1, 2000), "rows": st.integers(1, 2), "ranks": st.integers(1, 5)}
+    {"budget": st.integers(1, 2000), "padded": st.booleans(), "ranks": st.integers(1, 5)}
 )
 
 
-def cut(lengths, *, budget, rows, ranks):
-    items = np.arange(len(lengths))
-    return micro_batches(items, np.array(lengths), budget=budget, rows=rows, ranks=ranks)
+def cut(costs, **options):
+    return micro_batches(np.arange(len(costs)), np.array(costs), **options)
 
 
 @given(LENGTHS, CUTS)
@@ -44,8 +43,16 @@ def test_every_rank_has_equally_many_micro_batches(lengths, options):
 def test_a_micro_batch_keeps_to_the_budget_unless_it_is_a_single_item(lengths, options):
     for share in cut(lengths, **options):
         for batch in share:
-            tokens = len(batch) * options["rows"] * max((lengths[i] for i in batch), default=0)
+            costs = [lengths[i] for i in batch] or [0]
+            tokens = len(costs) * max(costs) if options["padded"] else sum(costs)
             assert tokens <= options["budget"] or len(batch) == 1
+
+
+@given(LENGTHS, CUTS)
+def test_no_two_micro_batches_of_a_rank_would_fit_into_one(lengths, options):
+    for share in cut(lengths, **options | {"padded": False}):
+        tokens = sorted(sum(lengths[i] for i in batch) for batch in share if len(batch))
+        assert len(tokens) < 2 or tokens[0] + tokens[1] > options["budget"]
 
 
 @given(LENGTHS, CUTS)
@@ -76,18 +83,25 @@ def test_the_cut_of_distinct_lengths_does_not_depend_on_the_order_of_items(order
 
 def test_only_the_items_asked_for_are_cut():
     lengths = np.full(100, 10)
-    (share,) = micro_batches(np.array([7, 93]), lengths, budget=40, rows=2, ranks=1)
+    (share,) = micro_batches(np.array([7, 93]), lengths, budget=20, ranks=1, padded=True)
     assert [batch.tolist() for batch in share] == [[7, 93]]
 
 
 def test_a_cut_by_hand():
-    shares = cut([5, 9, 2, 4], budget=20, rows=2, ranks=2)
+    shares = cut([5, 9, 2, 4], budget=10, ranks=2, padded=True)
     # Rank 0: 9; rank 1: 5 then 4; 2 goes to the lighter or first of the two (9 and 9).
     assert [[batch.tolist() for batch in share] for share in shares] == [[[1], [2]], [[0, 3], []]]
 
 
+def test_without_padding_a_short_item_fills_the_room_beside_a_long_one():
+    (share,) = cut([90, 60, 50, 40, 10], budget=100, ranks=1, padded=False)
+    assert [batch.tolist() for batch in share] == [[0, 4], [1, 3], [2]]
+    (share,) = cut([90, 60, 50, 40, 10], budget=100, ranks=1, padded=True)
+    assert [batch.tolist() for batch in share] == [[0], [1], [2, 3], [4]]
+
+
 def test_nothing_is_cut_into_nothing():
-    assert micro_batches(np.arange(0), np.arange(0), budget=1, rows=2, ranks=2) == [[], []]
+    assert micro_batches(np.arange(0), np.arange(0), budget=1, ranks=2, padded=True) == [[], []]
 
 
 ITEMS, BATCH = st.integers(1, 70), st.integers(1, 40)

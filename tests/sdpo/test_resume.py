@@ -11,10 +11,12 @@ from sdpo import interrupts
 from sdpo.config import EvaluationConfig, TrackingConfig, TrainingConfig
 from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
-from sdpo.resume import find_state, seal, states_folder
+from sdpo.files import read_json
+from sdpo.headroom import Budget
+from sdpo.resume import find_state, states_folder
 from sdpo.stages import step as stage
 
-from .training_helpers.models import accelerator
+from .training_helpers.models import ShortOfMemory, accelerator
 from .training_helpers.runs import PreparedRun, prepare_run
 
 PAIRS = {0: 5, 1: 19, 2: 6}
@@ -259,20 +261,19 @@ def test_states_come_by_minutes_too_and_none_where_none_is_asked_for(fresh):
     assert not run_step(fresh, none).of("checkpoint")
 
 
-def test_the_budget_in_force_and_its_reductions_are_taken_over(fresh):
-    run_step(fresh, dies_at=5)
-    step = fresh.folder.step(1)
-    state, _ = find_state(step, key={})
-    assert state is not None
-    assert (state.content["micro_batch_tokens"], state.content["reductions"]) == (0, [])
-    lowered = {"micro_batch_tokens": 77, "reductions": [{"step": 2, "micro_batch_tokens": 77}]}
-    content = {k: v for k, v in state.content.items() if k != "files"} | lowered
-    seal(state.folder, content, state.content["files"])
-    run_step(fresh, dies_at=8)
-    again, _ = find_state(step, key={})
-    assert again is not None
-    assert again.optimizer_step == 6
-    assert {name: again.content[name] for name in lowered} == lowered
+def test_a_budget_that_was_lowered_is_taken_over_by_resume_and_replay(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdpo.stages.model.SequenceScorer", ShortOfMemory)
+    monkeypatch.setattr(ShortOfMemory, "limit", 180)
+    events = run_step(fresh, dies_at=5)
+    warnings = [line for line in events.warnings if "ran out of memory" in line]
+    lowered = read_json(fresh.folder.step(1) / "budget.json")["reductions"]
+    assert warnings[-1].endswith(f"have {lowered[-1]['micro_batch_tokens']} tokens")
+    monkeypatch.setattr(ShortOfMemory, "limit", 10**9)  # as if others had left the device
+    run_step(fresh)
+    assert fresh.record(1)["budget"]["reductions"] == lowered
+    replayed = copy_of(fresh, tmp_path / "replay")
+    run_step(replayed, budget=Budget.model_validate(fresh.record(1)["budget"]))
+    assert_same_step(replayed, fresh)
 
 
 def test_tensorboard_drops_the_points_that_are_logged_a_second_time(fresh):

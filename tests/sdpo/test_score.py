@@ -154,4 +154,5 @@ def test_progress_reaches_its_end_in_tokens(task, cache, score_all):
     score_all(make_scorer(tiny_llama()), range(12), cache(), events=events)
     last = events.all[-1]
     assert (last["event"], last["phase"]) == ("progress", "score D_1")
-    assert last["done"] == last["total"] == task.lengths.sum()
+    tokens = 2 * (task.prompt_tokens + task.completion_tokens.max(axis=1)).sum()
+    assert last["done"] == last["total"] == tokens

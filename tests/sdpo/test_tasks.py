@@ -38,10 +38,6 @@ def test_sequences_are_chosen_sides_then_rejected_sides_each_after_its_prompt(pa
     assert len(sequences) == pairs.rows * len(A_AND_B)
 
 
-def test_the_length_of_a_pair_is_that_of_its_longer_side(pairs):
-    assert pairs.lengths.tolist() == [5, 2, 3]
-
-
 def test_every_pair_counts_once(pairs):
     assert pairs.weights(A_AND_B).tolist() == [1, 1]
 
@@ -106,7 +102,6 @@ def test_an_example_is_one_sequence(examples):
     sequences = examples.sequences(np.array([1, 0]))
     assert [s.ids.tolist() for s in sequences] == [[3, 5, 6, 7], [1, 2, 4]]
     assert [s.prompt for s in sequences] == [1, 2]
-    assert examples.lengths.tolist() == [3, 4]
 
 
 def test_an_example_counts_by_its_tokens_and_costs_its_negative_log_likelihood(examples):

@@ -89,6 +89,17 @@ def accelerator(*, precision: str = "fp32") -> Any:
     return Accelerator(cpu=True, mixed_precision="bf16" if precision == "bf16" else "no")
 
 
+class ShortOfMemory(SequenceScorer):
+    """A model on a device that holds ``limit`` padded tokens with their activations."""
+
+    limit = 10**9
+
+    def forward(self, batch):
+        if torch.is_grad_enabled() and batch.input_ids.numel() > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(batch)
+
+
 def make_trainer(
     policy: Any, training: TrainingConfig, *, sgd: bool = False, precision: str = "fp32"
 ) -> Trainer:

@@ -1,0 +1,123 @@
+"""Settling the token budget of a training before its first micro-batch, and keeping it.
+
+On a CPU the settings say it. On a GPU nobody can: it is tried on the longest items, forward and
+backward, with room for the optimizer's states, and what fits is published.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from sdpo.batching import GPU_MICRO_BATCH_TOKENS
+from sdpo.events import EventWriter
+from sdpo.headroom import Budget, probe, read_budget, write_budget
+from sdpo.layouts import LAYOUTS
+from sdpo.tasks import Task
+from sdpo.trainer import Generators, Trainer
+
+_SHARE = 0.85
+"""Of a device's memory that the trial may take: fragments and the kernels' workspaces need some."""
+
+
+def settle_budget(
+    trainer: Trainer,
+    task: Task,
+    *,
+    folder: Path,
+    key: str,
+    given: Budget | None,
+    events: EventWriter,
+) -> None:
+    """Give ``trainer`` the budget that was settled for this training, or settle it.
+
+    ``folder`` is the step's, ``key`` the digest of its identity, ``given`` the budget of the run
+    that this one replays.
+    """
+    is_main = trainer.accelerator.is_main_process
+    budget = read_budget(folder, key=key) or given
+    trainer.accelerator.wait_for_everyone()  # all have read before one writes
+    if budget is None and _is_open(trainer):
+        tokens = _probed(trainer, task)
+        budget = Budget(micro_batch_tokens=tokens)
+        events.emit("note", message=f"{folder.name}: micro-batches of {tokens} tokens fit")
+
+    def on_lowered(lowered: Budget) -> None:
+        write_budget(folder, lowered, key=key)
+        last = lowered.reductions[-1]
+        events.warning(
+            f"{folder.name} ran out of memory at optimizer step {last.step + 1}: from there on its "
+            f"micro-batches have {last.micro_batch_tokens} tokens"
+        )
+
+    trainer.progress.on_lowered = on_lowered
+    if budget is not None:
+        trainer.progress.budget = budget
+        if is_main:
+            write_budget(folder, budget, key=key)
+
+
+def _is_open(trainer: Trainer) -> bool:
+    """Whether nobody has said the budget. Several processes would wait for each other in a trial
+    that fails on one of them: they take the default."""
+    accelerator = trainer.accelerator
+    return (
+        accelerator.device.type == "cuda"
+        and accelerator.distributed_type == DistributedType.NO
+        and not trainer.training.micro_batch_tokens
+    )
+
+
+def _probed(trainer: Trainer, task: Task) -> int:
+    costs = trainer.costs(task)
+    order = np.argsort(-costs, kind="stable")
+    most = int(costs[order[: trainer.training.batch_size]].sum())
+    generators = Generators(trainer.accelerator.device)
+    trainer.scorer.train()
+    try:
+        return probe(
+            lambda tokens: fits(trainer, task, heaviest(order, costs, tokens, trainer.layout)),
+            start=GPU_MICRO_BATCH_TOKENS,
+            most=most,
+        )
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)
+        generators.restore()
+
+
+def heaviest(order: np.ndarray, costs: np.ndarray, tokens: int, layout: str) -> np.ndarray:
+    """The micro-batch of ``tokens`` that takes most: items in ``order``, by falling cost."""
+    if LAYOUTS[layout].padded:
+        total = costs[order[0]] * np.arange(1, len(order) + 1)
+    else:
+        total = np.cumsum(costs[order])
+    return order[: max(1, int(np.searchsorted(total, tokens, side="right")))]
+
+
+def fits(trainer: Trainer, task: Task, items: np.ndarray) -> bool:
+    """Whether ``items`` fit into the device's memory in one micro-batch of a training."""
+    device = trainer.accelerator.device
+    clear_device_cache(garbage_collection=True)
+    torch.cuda.reset_peak_memory_stats(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    room = _SHARE * (free + torch.cuda.memory_reserved(device))
+    try:
+        losses = task.losses(trainer.logps(task, items), items)
+        trainer.accelerator.backward(losses.loss.sum() * 0.0)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    return torch.cuda.max_memory_allocated(device) + _states_to_come(trainer) <= room
+
+
+def _states_to_come(trainer: Trainer) -> int:
+    """Bytes that the optimizer allocates at its first step."""
+    if trainer.optimizer.state:
+        return 0
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    moments = 2 if trainer.training.optimizer == "adamw" else 1
+    return sum(moments * p.numel() * p.element_size() for p in trained)
