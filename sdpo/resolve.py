@@ -21,7 +21,6 @@ from sdpo.config import (
     RunConfig,
     SourceConfig,
     TrainingConfig,
-    trainings_of,
 )
 from sdpo.data.readers import default_name
 from sdpo.digest import model_digest
@@ -306,7 +305,7 @@ def _locate_references(
             stored = locate(own, f"steps.{number - 1}")
             steps[number - 1] = steps[number - 1].model_copy(update=stored)  # type: ignore[attr-defined]
     located = config.model_copy(update=update | {"steps": steps})
-    for where, user in trainings_of(located).items():
+    for where, user in located.trainings.items():
         _check_vocabulary(user, found, where)
     return located, found, inputs
 

@@ -1,0 +1,72 @@
+"""Preference data: sources, the reserve, tokens."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sdpo.config.group import Group
+
+
+class ColumnsConfig(Group):
+    """Where a source keeps its fields, as dotted paths; empty: recognised by itself."""
+
+    prompt: str = Field("", description="Column of the prompt (text or messages).")
+    chosen: str = Field("", description="Column of the preferred answer (text or messages).")
+    rejected: str = Field("", description="Column of the other answer (text or messages).")
+    system: str = Field("", description="Column of the system message.")
+    chosen_score: str = Field("", description="Column of the chosen answer's score.")
+    rejected_score: str = Field("", description="Column of the rejected answer's score.")
+
+
+class SourceConfig(Group):
+    """One source of preference pairs."""
+
+    name: str = Field("", description="Name of the source; empty: the file's or data set's name.")
+    path: str = Field(
+        "",
+        description="JSON, JSONL (also .gz), CSV, Parquet or Arrow file, a folder saved by "
+        "`datasets`, a hub name, or `demo:<name>` for data that the demo generates.",
+    )
+    revision: str = Field("", description="Branch, tag or commit of a hub data set.")
+    subset: str = Field("", description="Configuration name of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set or saved folder.")
+    format: Literal["auto", "chat", "text"] = Field(
+        "auto",
+        description="`chat`: through the chat template; `text`: prompt and prompt + completion "
+        "encoded as they are; `auto`: chat where the tokenizer has a template.",
+    )
+    columns: ColumnsConfig = Field(
+        ColumnsConfig(), description="Where the fields are, if they are not found by themselves."
+    )
+    max_pairs: int = Field(
+        0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
+    )
+
+
+class ReserveConfig(Group):
+    """Pairs set aside before anything is trained: the fixed probe of every model.
+
+    Per source the pairs with the smallest prompt hashes, until
+    max(fraction, min(min_pairs, max_fraction)) of them are set aside.
+    """
+
+    fraction: float = Field(0.03, ge=0, lt=1, description="Share of each source, at least.")
+    min_pairs: int = Field(64, ge=0, description="Pairs of each source wanted, at least.")
+    max_fraction: float = Field(
+        0.10, ge=0, lt=1, description="Share of a source that `min_pairs` may take, at most."
+    )
+    key: str = Field("sdpo", description="Key of the hash that chooses the reserved prompts.")
+
+
+class DataConfig(Group):
+    """Preference data and how it becomes tokens."""
+
+    sources: list[SourceConfig] = Field(
+        [], description="Sources of preference pairs, in order; the first one keeps a duplicate."
+    )
+    reserve: ReserveConfig = Field(ReserveConfig(), description="Pairs that are never trained on.")
+    max_length: int = Field(
+        1024, ge=8, description="Tokens of prompt + completion that are kept, from the start."
+    )
+    seed: int = Field(42, ge=0, description="Seed of `max_pairs` and `limit`.")
+    limit: int = Field(0, ge=0, description="Pairs per source for a smoke run; 0: all.")

@@ -1,0 +1,104 @@
+"""Combinations of settings that are refused from the recipe alone, each with what to do.
+
+One function per group or pair of groups, so that none of them needs the whole recipe. What needs
+files, models or the hub to be refused is :mod:`sdpo.resolve`; references are
+:mod:`sdpo.reference_rules`.
+"""
+
+from collections.abc import Mapping
+
+from sdpo.config.data import ReserveConfig
+from sdpo.config.partition import PartitionConfig
+from sdpo.config.running import LaunchConfig
+from sdpo.config.supervised import SupervisedConfig
+from sdpo.config.training import TrainingConfig
+
+_NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
+
+
+def impossible_reserve(reserve: ReserveConfig) -> list[str]:
+    """Shares that contradict each other."""
+    if reserve.fraction <= reserve.max_fraction:
+        return []
+    return [
+        f"data.reserve.fraction ({reserve.fraction}) is above data.reserve.max_fraction "
+        f"({reserve.max_fraction}): raise the latter or lower the former"
+    ]
+
+
+def impossible_partition(partition: PartitionConfig) -> list[str]:
+    """Fractions that are no fractions, where the strategy reads them."""
+    if partition.strategy in ("natural", "single"):
+        return []
+    if not partition.fractions or min(partition.fractions) <= 0:
+        return ["partition.fractions must be positive numbers, one per step"]
+    total = sum(partition.fractions)
+    if abs(total - 1) > 1e-6:
+        return [f"partition.fractions sum to {total:g}, not 1: {partition.fractions}"]
+    return []
+
+
+def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Processes that the strategy, or what they train, cannot use."""
+    problems: list[str] = []
+    sharded = launch.strategy.startswith("deepspeed")
+    if launch.strategy == "single" and launch.processes > 1:
+        problems.append(
+            f"launch.strategy is `single` with launch.processes {launch.processes}: use `ddp`"
+        )
+    if sharded and launch.processes == 1:
+        problems.append(
+            f"launch.strategy {launch.strategy} shares weights among processes, and "
+            "launch.processes is 1: use `single`"
+        )
+    if sharded and any(training.lora_r for training in trainings.values()):
+        problems.append(
+            "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
+            "use `ddp`"
+        )
+    return problems
+
+
+def impossible_precision(trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Steps whose arithmetic differs from the run's."""
+    common = trainings["training"].precision
+    return [
+        f"{where}.precision differs from training.precision: all models of a run are compared, "
+        "so they are measured in one arithmetic"
+        for where, training in trainings.items()
+        if training.precision != common
+    ]
+
+
+def impossible_layouts(attention: str, trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Layouts that the attention kernel cannot compute."""
+    return [
+        f"{where}.layout {training.layout} cannot be computed with model.attention {attention}: "
+        "use sdpa, or leave the layout to `auto`"
+        for where, training in trainings.items()
+        if training.layout in _NO_LAYOUT.get(attention, ())
+    ]
+
+
+def impossible_supervised(supervised: SupervisedConfig) -> list[str]:
+    """Data of the supervised stage that is named twice, half or not at all."""
+    problems: list[str] = []
+    if supervised.from_source and not supervised.path:
+        problems.append(
+            "supervised.examples is `source` but supervised.path is empty: name the data, or set "
+            "supervised.examples to `chosen`"
+        )
+    if supervised.enabled and supervised.path and supervised.examples == "chosen":
+        problems.append(
+            "supervised.path is set but supervised.examples is `chosen`: set it to `source` to "
+            "train on that data, or leave the path empty"
+        )
+    columns = supervised.columns
+    if columns.messages and (columns.prompt or columns.completion):
+        problems.append(
+            "supervised.columns has `messages` beside `prompt` or `completion`: a dialogue has its "
+            "prompt within; set one or the others"
+        )
+    if bool(columns.prompt) != bool(columns.completion):
+        problems.append("supervised.columns.prompt and .completion are set together or not at all")
+    return problems

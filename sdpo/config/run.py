@@ -1,0 +1,65 @@
+"""The whole recipe: the groups together, and what they rule out together."""
+
+from pydantic import Field, model_validator
+
+from sdpo.config import impossible
+from sdpo.config.data import DataConfig
+from sdpo.config.group import Group
+from sdpo.config.measuring import EvaluationConfig, ProbeConfig
+from sdpo.config.model import ModelConfig
+from sdpo.config.partition import PartitionConfig
+from sdpo.config.running import LaunchConfig, StoreConfig, TrackingConfig
+from sdpo.config.supervised import SupervisedConfig
+from sdpo.config.training import StepConfig, TrainingConfig
+from sdpo.reference_rules import impossible_references
+
+
+class RunConfig(Group):
+    """A whole run, from preference data to M_T."""
+
+    name: str = Field("", description="Name of the run; empty: the recipe's file name.")
+    model: ModelConfig = Field(ModelConfig(), description="Base model and tokenizer.")
+    data: DataConfig = Field(DataConfig(), description="Preference data.")
+    supervised: SupervisedConfig = Field(
+        SupervisedConfig(), description="Supervised stage before step 1."
+    )
+    partition: PartitionConfig = Field(PartitionConfig(), description="Pairs to steps.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Preference training.")
+    steps: list[StepConfig] = Field(  # type: ignore[valid-type]
+        [], description="Per step, in order: training settings that differ from `training`."
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
+    probe: ProbeConfig = Field(ProbeConfig(), description="Measurements of every model.")
+    launch: LaunchConfig = Field(LaunchConfig(), description="Processes and devices.")
+    store: StoreConfig = Field(StoreConfig(), description="Folders.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="Metric trackers.")
+
+    def training_of(self, step: int) -> TrainingConfig:
+        """Training settings of step ``step`` (from 1), overrides applied."""
+        if step > len(self.steps):
+            return self.training
+        overrides = self.steps[step - 1].model_dump(exclude_none=True)  # type: ignore[attr-defined]
+        return TrainingConfig.model_validate(self.training.model_dump() | overrides)
+
+    @property
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """The training settings of the recipe and of each listed step, by where they stand."""
+        return {"training": self.training} | {
+            f"steps.{index}": self.training_of(index + 1) for index in range(len(self.steps))
+        }
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunConfig":
+        trainings = self.trainings
+        problems = [
+            *impossible.impossible_reserve(self.data.reserve),
+            *impossible.impossible_partition(self.partition),
+            *impossible.impossible_launch(self.launch, trainings),
+            *impossible.impossible_precision(trainings),
+            *impossible_references(trainings),
+            *impossible.impossible_layouts(self.model.attention, trainings),
+            *impossible.impossible_supervised(self.supervised),
+        ]
+        if problems:
+            raise ValueError(problems[0])
+        return self

@@ -1,0 +1,169 @@
+"""How a step trains, and how single steps differ."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, create_model
+
+from sdpo.config.group import Group
+from sdpo.objectives import ObjectiveName, other_name
+from sdpo.reference_rules import ReferenceChoice, TargetChoice
+
+
+def _known_objective(name: object) -> object:
+    if isinstance(name, str) and (here := other_name(name)):
+        raise ValueError(f"what others call `{name}` is `{here}` here")
+    return name
+
+
+def _known_precision(name: object) -> object:
+    if name in ("fp16", "float16"):
+        raise ValueError(
+            "fp16 is refused: it ends at 65504, below the start value 1 / (4 beta^2) of "
+            "IPO, SPPO and Cal-DPO at the betas in use, and its gradients vanish at the learning "
+            "rates in use. Set bf16, or fp32"
+        )
+    return name
+
+
+Objective = Annotated[ObjectiveName, BeforeValidator(_known_objective)]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_precision)]
+
+
+class TrainingConfig(Group):
+    """How one step trains. Any of these may differ by step: see `steps`."""
+
+    objective: Objective = Field(
+        "dpo",
+        description="Objective; its formula and paper are in sdpo/objectives/losses.py. `ipo` "
+        "averages over tokens as TRL does, `ipo_sum` sums as arXiv 2502.01237 does.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="Temperature: strength of the reference where there is one; tau of IPO. What "
+        "is best differs between objectives by orders of magnitude.",
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=0.5, description="Share of labels taken to be flipped (`cdpo`, `robust`)."
+    )
+    exo_epsilon: float = Field(
+        1e-3,
+        gt=0,
+        lt=0.5,
+        description="Probability of the rejected side in EXO's target (`exo`); TRL's "
+        "label_smoothing for exo_pair.",
+    )
+    cal_dpo_c: float = Field(
+        1.0,
+        gt=0,
+        description="Weight of the calibration term (`cal_dpo`): 1 in arXiv 2502.01237, 0.5 in the "
+        "authors' code.",
+    )
+    simpo_gamma_beta_ratio: float = Field(
+        0.5,
+        ge=0,
+        description="Target margin per token over beta (`simpo`): SimPO's gamma_beta_ratio; TRL's "
+        "simpo_gamma is beta times this.",
+    )
+    preference_weight: float = Field(
+        1.0,
+        gt=0,
+        description="Lambda, the weight of the preference term beside the NLL "
+        "(`orpo_one_stage`, `asft_one_stage`); `beta` of TRL's ORPOTrainer.",
+    )
+    reference: ReferenceChoice = Field(
+        "previous",
+        description="Model that the policy is compared with. `previous`: the step before's, as in "
+        "sDPO; `base`: S at every step; `model`: the one of `reference_model`; `guided`: trained "
+        "first, on the step's own data, from the target (Pre-DPO); `none`: for objectives without.",
+    )
+    reference_model: str = Field(
+        "",
+        description="Folder or hub name of the reference, where `reference` is `model`. With "
+        "another tokenizer, only for objectives on summed log-probs.",
+    )
+    reference_revision: str = Field(
+        "", description="Branch, tag or commit of a hub `reference_model`."
+    )
+    target: TargetChoice = Field(
+        "previous",
+        description="Model that training starts from: `previous`, or `base` for S at every step.",
+    )
+    learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW and RMSprop: epsilon.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay, not applied to biases and norms."
+    )
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Learning rate after the warmup."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of the optimizer steps with linear warmup."
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm clipped to this; 0: off.")
+    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step, over all processes.")
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens (padding included) in one forward of one process; 0: chosen by the "
+        "device. Does not change the loss beyond rounding.",
+    )
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto",
+        description="Tokens of a pair in a forward: `shared` computes the prompt once for both "
+        "sides, `packed` puts sequences in one row without padding, `padded` is the plain form; "
+        "`auto`: what the attention kernel allows. Changes nothing but the last bits.",
+    )
+    epochs: int = Field(1, ge=1, description="Passes over the partition.")
+    max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
+    seed: int = Field(42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout.")
+    precision: Precision = Field(
+        "auto",
+        description="Arithmetic: bf16 is autocast over fp32 weights; `auto`: bf16 on a GPU that "
+        "has it, else fp32. Weights are always kept and published in fp32.",
+    )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="Minutes between resume states of a step that trains, at least (saving takes "
+        "5% of the time at most); 0: by `checkpoint_every` alone.",
+    )
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps between resume states; 0: by `checkpoint_minutes` alone.",
+    )
+    checkpoints_kept: int = Field(
+        1, ge=1, description="Resume states kept while a step trains; none is left after it."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    lora_r: int = Field(0, ge=0, description="Rank of LoRA adapters; 0: full fine-tuning.")
+    lora_alpha: int = Field(16, ge=1, description="LoRA scale: alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_target_modules: list[str] = Field(
+        ["all-linear"], description="Module names that get adapters, or `all-linear`."
+    )
+
+
+def _step_overrides() -> type[Group]:
+    fields: dict[str, Any] = {}
+    for name, field in TrainingConfig.model_fields.items():
+        annotation: Any = field.annotation
+        if field.metadata:
+            annotation = Annotated[annotation, *field.metadata]
+        description = f"{field.description} Empty: as in `training`."
+        fields[name] = (annotation | None, Field(None, description=description))
+    return create_model(
+        "StepConfig",
+        __base__=Group,
+        __doc__="Training settings of one step that differ from `training`.",
+        **fields,
+    )
+
+
+StepConfig = _step_overrides()
