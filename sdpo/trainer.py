@@ -116,7 +116,7 @@ class Trainer:
         """Tokens of each item alone in a forward, ``[items]``."""
         return LAYOUTS[self.layout].tokens(task.prompt_tokens, task.completion_tokens)
 
-    def _cut(self, items: np.ndarray, costs: np.ndarray, *, step: int) -> list[np.ndarray]:
+    def cut(self, items: np.ndarray, costs: np.ndarray, *, step: int) -> list[np.ndarray]:
         """This rank's micro-batches of ``items``, with the budget of optimizer step ``step``."""
         shares = micro_batches(
             items,
@@ -214,7 +214,7 @@ class Trainer:
     def _gradients(self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int) -> Metrics:
         """Add the gradients of a global batch; returns its metrics."""
         accelerator = self.accelerator
-        cut = self._cut(batch, costs, step=step)
+        cut = self.cut(batch, costs, step=step)
         weight = float(task.weights(batch).sum())
         scale = accelerator.num_processes / weight  # DDP and ZeRO average over ranks
         sums = _Sums(accelerator)
@@ -259,7 +259,7 @@ class Trainer:
         """Mean loss and metrics of all items, every item counted once."""
         costs = self.costs(task)
         everything = np.arange(len(costs))
-        cut = self._cut(everything, costs, step=self.progress.step)
+        cut = self.cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
         for items in cut:

@@ -56,6 +56,11 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
             "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
             "use `ddp`"
         )
+    if sharded and any(training.compile for training in trainings.values()):
+        problems.append(
+            "training.compile with launch.strategy deepspeed is not supported: its hooks gather "
+            "the weights between the blocks' parts; use `ddp`"
+        )
     return problems
 
 

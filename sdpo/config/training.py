@@ -142,6 +142,11 @@ class TrainingConfig(Group):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    compile: bool = Field(
+        False,
+        description="Train the decoder blocks through torch.compile and report what it gained; "
+        "takes a compiler, and up to minutes at the start of every step.",
+    )
     lora_r: int = Field(0, ge=0, description="Rank of LoRA adapters; 0: full fine-tuning.")
     lora_alpha: int = Field(16, ge=1, description="LoRA scale: alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")

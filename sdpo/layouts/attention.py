@@ -25,6 +25,9 @@ _UNKNOWN = ("softcap", "s_aux", "position_bias", "block_indices", "indices")
 """What some architectures add to attention and this module does not do."""
 
 
+# Under torch.compile the blocks around attention are compiled, attention is not: the segments of
+# every micro-batch are others. On a GPU it has its own compiled kernel, so what it calls may be.
+@torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
 def segmented_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -53,12 +56,27 @@ def segmented_attention(
     if query.device.type == "cuda":
         out = _flex(query, key, value, segments, scaling, sliding_window)
         return out.transpose(1, 2).contiguous(), None
-    masks = segments.masks(sliding_window, query.dtype)
+    return _on_cpu(query, key, value, segments, scaling, dropout, sliding_window), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _on_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> torch.Tensor:
+    masks = segments.masks(window, query.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout == 0.0 and query.shape[-1] == value.shape[-1]:
-        out = _SegmentedAttention.apply(query, key, value, segments, masks, scale)  # type: ignore[no-untyped-call]
-        return out, None
-    return _through_autograd(query, key, value, segments, masks, scale, dropout), None
+        out: torch.Tensor = _SegmentedAttention.apply(  # type: ignore[no-untyped-call]
+            query, key, value, segments, masks, scale
+        )
+        return out
+    return _through_autograd(query, key, value, segments, masks, scale, dropout)
 
 
 class _SegmentedAttention(torch.autograd.Function):

@@ -27,6 +27,7 @@ from sdpo.resume import SavedState
 from sdpo.score import Scored, score_rows
 from sdpo.spec import StepSpec
 from sdpo.stages.checkpoint import METRICS, Checkpoints
+from sdpo.stages.compiling import compiled_blocks
 from sdpo.stages.headroom import settle_budget
 from sdpo.stages.model import Session
 from sdpo.stages.reference import (
@@ -338,6 +339,7 @@ def _train(
         events=step.events,
     )
     with (
+        compiled_blocks(trainer, task, step.events) as compiled,
         step.timings.of("train"),
         _metrics_log(step, start=trainer.progress.step) as write,
         checkpoints.watched(),
@@ -358,7 +360,7 @@ def _train(
         done = trainer.train(task, on_step=on_step)
     budget = trainer.progress.budget
     settled = {"budget": budget.model_dump(mode="json")} if budget != Budget() else {}
-    return done, facts | settled
+    return done, facts | settled | compiled
 
 
 @contextmanager

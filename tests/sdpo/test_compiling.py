@@ -1,0 +1,80 @@
+"""The decoder blocks through torch.compile: what it gained is said, and nothing else changes."""
+
+import pytest
+import torch
+
+from sdpo.config import RunConfig, TrainingConfig
+from sdpo.errors import ConfigError
+from sdpo.files import digest_of
+from sdpo.recipe import make_config
+from sdpo.stages.compiling import compiled_blocks, decoder_blocks
+
+from .training_helpers.models import (
+    RecordedEvents,
+    make_trainer,
+    preference_task,
+    run_steps,
+    tiny_llama,
+    weights_of,
+)
+
+# Dynamo looks at attributes of every tensor it meets, and torch warns of some of them.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+
+TRAINING = TrainingConfig(learning_rate=1e-3, batch_size=4, precision="fp32", compile=True)
+
+
+def test_the_blocks_are_those_that_repeat():
+    blocks = decoder_blocks(tiny_llama())
+    assert [type(block).__name__ for block in blocks] == ["LlamaDecoderLayer"] * 2
+
+
+def test_without_the_setting_nothing_is_compiled():
+    trainer = make_trainer(tiny_llama(), TRAINING.model_copy(update={"compile": False}))
+    with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
+        assert facts == {}
+
+
+def test_a_compiler_that_is_not_there_is_said_and_the_models_own_code_trains(monkeypatch):
+    def no_compiler(self, **_options):
+        raise RuntimeError("no working C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
+    policy, events = tiny_llama(), RecordedEvents()
+    before = weights_of(policy)
+    trainer = make_trainer(policy, TRAINING)
+    with compiled_blocks(trainer, preference_task(4), events) as facts:
+        assert all(block._compiled_call_impl is None for block in decoder_blocks(policy))
+        assert facts["compiled"]["left"] == "RuntimeError: no working C++ compiler"
+        left = run_steps(trainer, preference_task(4))
+    (warning,) = [event for event in events.all if event["event"] == "warning"]
+    assert warning["message"].startswith("training.compile is left")
+    plain = run_steps(make_trainer(tiny_llama(), TRAINING), preference_task(4))
+    assert left == plain
+    assert before.keys() == weights_of(policy).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_training_has_the_same_losses_and_says_what_it_gained():
+    torch._dynamo.reset()
+    policy, events = tiny_llama(), RecordedEvents()
+    trainer = make_trainer(policy, TRAINING)
+    with compiled_blocks(trainer, preference_task(8), events) as facts:
+        assert "left" not in facts["compiled"], facts
+        assert all(block._compiled_call_impl for block in decoder_blocks(policy))
+        compiled = [line["loss"] for line in run_steps(trainer, preference_task(8))]
+    assert all(block._compiled_call_impl is None for block in decoder_blocks(policy))
+    plain = run_steps(make_trainer(tiny_llama(), TRAINING), preference_task(8))
+    assert compiled == pytest.approx([line["loss"] for line in plain], rel=1e-4)
+    (note,) = [event["message"] for event in events.all if event["event"] == "note"]
+    assert note.startswith("compiled 2 decoder blocks: a micro-batch takes")
+
+
+def test_sharded_training_is_not_compiled():
+    values = RunConfig().model_dump()
+    values["model"]["name_or_path"] = "x"
+    overrides = ["training.compile=true", "launch.strategy=deepspeed_zero2", "launch.processes=2"]
+    with pytest.raises(ConfigError, match=r"training\.compile with launch\.strategy deepspeed"):
+        make_config(values, overrides=overrides)
+    assert digest_of(TRAINING.model_dump()) != digest_of(TrainingConfig().model_dump())
