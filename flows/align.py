@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.console import where_it_stands
+from flows.console import interruption, where_it_stands
 from flows.tables import gamma_rows, partition_rows
 from partitions import PartitionError
 from sdpo.chain import ChainResult, run_chain
@@ -103,6 +103,8 @@ def align_config(config: RunConfig) -> ChainResult:
     def listen(event: Event) -> None:
         if event["event"] == "warning":
             logger.warning(event["message"])
+        elif event["event"] == "interrupted":
+            logger.info(interruption(event))
         elif event["event"] in ("resume", "checkpoint"):
             logger.info(where_it_stands(event))
         elif event["event"] == "node":

@@ -60,6 +60,8 @@ class RunConsole:
                 self._node(event)
             case "progress":
                 self._show_progress(event)
+            case "interrupted":
+                self._console.print(interruption(event), highlight=False)
             case "resume" | "checkpoint":
                 self._console.print(f"  {where_it_stands(event)}", highlight=False)
             case "note":
@@ -69,7 +71,7 @@ class RunConsole:
                 self._console.print(f"[yellow]warning:[/] {message}", highlight=False)
             case "published":
                 self._console.print(
-                    f"  published M_{event['step']} [dim]{event['model'][:16]}", highlight=False
+                    f"  published {event['name']} [dim]{event['model'][:16]}", highlight=False
                 )
             case _:
                 pass
@@ -115,6 +117,13 @@ class RunConsole:
             left = (time.monotonic() - self._started_s) * (total - done) / done
             line += f", about {left:.0f} s left"
         return f"{line} {event.get('note', '')}".rstrip()
+
+
+def interruption(event: Event) -> str:
+    """An ``interrupted`` event in words."""
+    done = [f"step {number}" for number in event["complete"]]
+    what = f"{' and '.join(done)} {'are' if len(done) > 1 else 'is'}" if done else "no step is"
+    return f"run {event['run']} stopped before its end, {what} complete: going on"
 
 
 def where_it_stands(event: Event) -> str:

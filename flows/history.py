@@ -184,10 +184,10 @@ def _print_lineage(found: Lineage, console: Console) -> None:
     )
     rows = [
         {
-            "model": f"M_{link.step}",
+            "model": link.name,
             "made by": link.kind,
-            "reference": link.reference[:12] or "–",
-            "target": link.target[:12] or "–",
+            "reference": _linked(link.models.get("reference", ""), link.reference),
+            "target": _linked(link.models.get("target", ""), link.target),
             "data": link.data[:12] or "–",
             "settings": ", ".join(f"{name} {value}" for name, value in link.settings.items()),
             "digest": link.model[:12],
@@ -206,6 +206,10 @@ def _print_lineage(found: Lineage, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _linked(name: str, digest: str) -> str:
+    return f"{name} {digest[:12]}".strip() if digest else "–"
 
 
 def gc(*, runs_dir: Path, yes: bool, dry_run: bool, console: Console) -> None:

@@ -30,9 +30,7 @@ def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
 
 def damaged_nodes(run: RunFolder) -> list[str]:
     """Nodes of a run whose record is not the one that was written."""
-    nodes = [path.stem for path in sorted(run.path.glob("nodes/*.json"))]
-    nodes += [f"step-{number}" for number in run.step_numbers()]
-    return [node for node in nodes if run.is_damaged(node)]
+    return [node for node in run.nodes() if run.is_damaged(node)]
 
 
 def _show_run(run: RunFolder, console: Console) -> None:

@@ -14,11 +14,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.errors import Fault
 from sdpo.files import digest_of, publish_file, read_json, write_json
 
 SCORING_VERSION = 2
@@ -132,7 +134,7 @@ class LogpCache:
         """
         parts = sorted(self._part_names(row_digests))
         note = {"software": dict(software), "parts": parts, "numbers": dict(numbers)}
-        write_json(self.folder / f"checked-{digest_of([note['software'], parts])[:32]}.json", note)
+        write_json(self.folder / f"checked-{digest_of(note)[:32]}.json", note)
 
     def check_of(
         self, row_digests: Sequence[bytes], *, software: Mapping[str, str]
@@ -145,8 +147,8 @@ class LogpCache:
             return None
         unchecked, worst = self._part_names(row_digests), None
         for path in sorted(self.folder.glob("checked-*.json")):
-            note = read_json(path)
-            if note["software"] == dict(software) and unchecked & set(note["parts"]):
+            note = read_note(path)
+            if note and note["software"] == dict(software) and unchecked & set(note["parts"]):
                 unchecked -= set(note["parts"])
                 numbers: dict[str, float] = note["numbers"]
                 if worst is None or numbers[_FOUND] > worst[_FOUND]:
@@ -202,6 +204,15 @@ def _logps(part: pa.Table) -> np.ndarray:
 def part_is_whole(part: Path) -> bool:
     """Whether a part has the content that its name says."""
     return _is_named(part, part.read_bytes())
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """A note of a check; None where it has not the content that its name says."""
+    try:
+        note: dict[str, Any] = read_json(path)
+        return note if path.stem == f"checked-{digest_of(note)[:32]}" else None
+    except Fault:
+        return None
 
 
 def _is_named(part: Path, content: bytes) -> bool:

@@ -10,9 +10,18 @@ from sdpo.store import Record, RunFolder
 
 
 def lineage(run: RunFolder, record: Record) -> list[dict[str, Any]]:
-    """How the model of ``record`` came to be: one entry per step since S, oldest first."""
-    earlier = [run.read_record(f"step-{number}") for number in range(record["step"])]
-    return [_entry(step) for step in [*earlier, record] if step]
+    """How the model of ``record`` came to be: one entry per step since S, oldest first, a step's
+    guide before it."""
+    step = record["step"]
+    nodes = [f"{kind}-{number}" for number in range(step) for kind in ("guide", "step")]
+    if not is_guide(record):
+        nodes.append(f"guide-{step}")
+    return [_entry(found) for found in [*map(run.read_record, nodes), record] if found]
+
+
+def is_guide(record: Record) -> bool:
+    """Whether the record is that of a guide, which a step has for its reference."""
+    return str(record.get("name", "")).startswith("guide-")
 
 
 def _entry(record: Record) -> dict[str, Any]:

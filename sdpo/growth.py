@@ -312,11 +312,25 @@ def partition(context: Context) -> Plan:
     }
 
     def make() -> Outcome:
-        publish_plan(context, usable, step_of, plan, features={})
+        features, scorers = _carried_features(context.run, usable)
+        publish_plan(context, usable, step_of, plan, features=features, scorers=scorers)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     run_once(context, "plan", identity, make)
     return plan
+
+
+def _carried_features(
+    run: RunFolder, usable: Columns
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What the origin's plan rests on, and what gave it: NaN for new pairs, which nobody asked."""
+    said = read_json(carried_folder(run) / "plan.json").get("features", {})
+    plan = Columns(carried_folder(run) / "plan.parquet")
+    row_of = {pair: row for row, pair in enumerate(_keys(plan.ids("pair_id")))}
+    rows = np.array([row_of.get(pair, -1) for pair in _keys(usable.ids("pair_id"))])
+    columns = {name: plan.numbers(f"feature:{name}") for name in said}
+    features = {name: np.where(rows < 0, np.nan, values[rows]) for name, values in columns.items()}
+    return features, {name: entry["scorer"] for name, entry in said.items()}
 
 
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:

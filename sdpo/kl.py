@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdpo.config import TrainingConfig
-from sdpo.files import digest_of, write_json
+from sdpo.errors import Fault
+from sdpo.files import digest_of, file_digest, publish_file, read_json, write_json
 from sdpo.gamma import Entry, bootstrap_means
 from sdpo.identity import scoring_identity
+from sdpo.locks import hold
 from sdpo.nodes import tokens_path
 from sdpo.references import named_model
 from sdpo.reserved import reserved_rows
@@ -31,6 +33,8 @@ KL_VERSION = 1
 
 ESTIMATORS = ("kl", "k1", "k3")
 _FILES = ("kl.parquet", "samples.parquet")
+_KEY = "key.json"
+"""Written last: what a cached measurement depends on, and the digests of its files."""
 
 
 def measure_kl(context: Context, step: int, training: TrainingConfig) -> None:
@@ -55,15 +59,46 @@ def measure_kl(context: Context, step: int, training: TrainingConfig) -> None:
     options: dict[str, Any] = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
 
     def make() -> tuple[dict[str, Any], list[Path]]:
-        if not all((spec.out / name).is_file() for name in _FILES):
-            context.stage(spec)
+        _ensure_cached(context, spec, identity)
         for name, target in zip(_FILES, targets, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(spec.out / name, target)
+            with publish_file(target) as temporary:
+                shutil.copyfile(spec.out / name, temporary)
         write_json(view, kl_view(pq.read_table(targets[0]), model=spec.policy.name, **options))
-        return {}, [*targets, view]
+        return {"cached": spec.out.name}, [*targets, view]
 
     run_once(context, node, identity | options, make)
+
+
+def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> None:
+    """See to it that the samples and their KL are in the cache, and whole."""
+    if not cached_fault(spec.out):
+        return
+    # Another run may be measuring the same: then this one waits and finds it.
+    lock = spec.out.with_name(f".{spec.out.name}.lock")
+    what = f"the measurement {spec.out.name}"
+    with hold(lock, what=what, wait=True, listen=context.listen) as handle:
+        if cached_fault(spec.out):
+            shutil.rmtree(spec.out, ignore_errors=True)
+            context.stage(spec, handle)
+            files = {name: file_digest(spec.out / name) for name in _FILES}
+            write_json(spec.out / _KEY, {"identity": identity, "files": files})
+        lock.unlink(missing_ok=True)
+
+
+def cached_fault(folder: Path) -> str:
+    """What is wrong with a cached measurement; empty: nothing."""
+    if not (folder / _KEY).is_file():
+        return "not cached"
+    try:
+        content = read_json(folder / _KEY)
+        if digest_of(content["identity"])[:32] != folder.name:
+            return f"{_KEY} was changed"
+        for name, digest in content["files"].items():
+            if file_digest(folder / name) != digest:
+                return f"{name} was changed"
+    except (Fault, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    return ""
 
 
 def _spec(

@@ -160,37 +160,7 @@ def end_token_ids(folder: Path) -> list[int]:
 
 def tokenise(context: Context) -> Path:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
-    wanted = token_paths(context)
-    pairs, examples = wanted[0], wanted[1] if len(wanted) > 1 else None
-    if any(token_fault(path) for path in wanted):
-        # Another run may be making the same tokens: then this one waits and finds them.
-        lock = pairs.with_name(f".{pairs.stem}.lock")
-        what = f"the token file {pairs.name}"
-        with hold(lock, what=what, wait=True, listen=context.listen) as handle:
-            faults = [fault for path in wanted if (fault := token_fault(path))]
-            _tell_tokens(context, faults)
-            if faults:
-                context.executed.append("tokens")
-                _make_tokens(context, pairs, examples, lock=handle)
-            lock.unlink(missing_ok=True)
-    else:
-        _tell_tokens(context, [])
-    _check_positions(context, TokenFile.open(pairs))
-    return pairs
-
-
-def token_paths(context: Context) -> list[Path]:
-    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
-    from_source = context.config.supervised.from_source and not context.carried  # S is, too
-    return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
-
-
-def _tell_tokens(context: Context, faults: list[str]) -> None:
-    status, reason = ("run", faults[0]) if faults else ("reuse", "")
-    context.listen({"event": "node", "node": "tokens", "status": status, "reason": reason})
-
-
-def _make_tokens(context: Context, pairs: Path, examples: Path | None, *, lock: int) -> None:
+    pairs, *examples = token_paths(context)
     spec = TokeniseSpec(
         name="tokenise",
         run=context.run.path,
@@ -200,14 +170,45 @@ def _make_tokens(context: Context, pairs: Path, examples: Path | None, *, lock: 
         pairs=context.run.pairs,
         out=pairs,
         supervised=context.run.path / "supervised.parquet" if examples else None,
-        supervised_out=examples,
+        supervised_out=examples[0] if examples else None,
         max_length=context.config.data.max_length,
         clock=context.clock,
         end_token_ids=end_token_ids(context.resolved.model),
     )
-    context.stage(spec, lock)
-    for path in filter(None, (pairs, examples)):
-        write_text(checksum_path(path), checksum_text(path))
+    ensure_tokens(context, spec, node="tokens")
+    _check_positions(context, TokenFile.open(pairs))
+    return pairs
+
+
+def ensure_tokens(context: Context, spec: TokeniseSpec, *, node: str) -> None:
+    """See to it that the token files that ``spec`` makes are in the cache, and whole."""
+    wanted = [spec.out, *filter(None, [spec.supervised_out])]
+    if not any(map(token_fault, wanted)):
+        _tell_tokens(context, node, [])
+        return
+    # Another run may be making the same tokens: then this one waits and finds them.
+    lock = spec.out.with_name(f".{spec.out.stem}.lock")
+    what = f"the token file {spec.out.name}"
+    with hold(lock, what=what, wait=True, listen=context.listen) as handle:
+        faults = [fault for path in wanted if (fault := token_fault(path))]
+        _tell_tokens(context, node, faults)
+        if faults:
+            context.executed.append(node)
+            context.stage(spec, handle)
+            for path in wanted:
+                write_text(checksum_path(path), checksum_text(path))
+        lock.unlink(missing_ok=True)
+
+
+def token_paths(context: Context) -> list[Path]:
+    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
+    from_source = context.config.supervised.from_source and not context.carried  # S is, too
+    return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
+
+
+def _tell_tokens(context: Context, node: str, faults: list[str]) -> None:
+    status, reason = ("run", faults[0]) if faults else ("reuse", "")
+    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
 
 
 def token_fault(path: Path) -> str:

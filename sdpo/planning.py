@@ -124,7 +124,8 @@ def partition(context: Context) -> Plan:
     def make() -> Outcome:
         step_of = np.zeros(usable.rows, dtype=np.int32)
         step_of[trained] = plan.step_of
-        publish_plan(context, usable, step_of, plan, features=features)
+        scorers = {name: _scorer(context, name) for name in features}
+        publish_plan(context, usable, step_of, plan, features=features, scorers=scorers)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     for name in plan.ignored_settings:
@@ -197,8 +198,12 @@ def publish_plan(
     plan: Plan,
     *,
     features: Mapping[str, np.ndarray],
+    scorers: Mapping[str, str],
 ) -> None:
-    """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs."""
+    """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs.
+
+    ``features`` are those of every usable pair, ``scorers`` the digests of what gave them.
+    """
     columns = {
         "step": step_of,
         "sampled": _sampled(context, usable, step_of, steps=len(plan.steps)),
@@ -210,7 +215,7 @@ def publish_plan(
         )
     content = _plan_summary(context, usable, step_of, plan)
     content["features"] = {
-        name: {"digest": column_digest(values), "scorer": _scorer(context, name)}
+        name: {"digest": column_digest(values), "scorer": scorers[name]}
         for name, values in sorted(features.items())
     }
     write_json(context.run.plan_file, content)

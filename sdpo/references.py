@@ -6,6 +6,7 @@ which ends before the target is loaded: one model in memory at a time. Where eve
 and was checked under these versions, the reference is not loaded at all.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import pyarrow.parquet as pq
 
 from sdpo import machine
 from sdpo.cache import LogpCache
-from sdpo.config import TrainingConfig
+from sdpo.config import RunConfig, TrainingConfig
 from sdpo.errors import DataError
 from sdpo.files import digest_of
 from sdpo.identity import scoring_identities, tokens_identity
-from sdpo.nodes import end_token_ids, tokens_path
+from sdpo.nodes import cached_tokens, end_token_ids, tokens_path
 from sdpo.reference_rules import effective_reference
+from sdpo.resolve import ReferenceModel
 from sdpo.run import Context
 from sdpo.spec import ReferenceSpec, TokeniseSpec
 from sdpo.tokens.store import TokenFile
@@ -62,12 +64,16 @@ class StepModels:
             inputs["reference_tokenizer"] = self.reference.tokenizer
         return inputs | {"target": self.target.digest}
 
-    def said(self, training: TrainingConfig) -> dict[str, dict[str, str]]:
-        """The choices and what they stand for, for the record."""
+    def said(
+        self, training: TrainingConfig, *, tokens: Path | None = None
+    ) -> dict[str, dict[str, str]]:
+        """The choices and what they stand for, for the record; ``tokens``: the reference's own."""
+        own = {"tokens": tokens.stem} if tokens else {}
         return {
             "reference": {
                 "choice": effective_reference(training),
                 "name": self.reference.name if self.reference else "none",
+                **own,
             },
             "target": {"choice": training.target, "name": self.target.name},
         }
@@ -93,10 +99,8 @@ def target_of(context: Context, step: int, training: TrainingConfig) -> NamedMod
     return named_model(context, 0 if training.target == "base" else step - 1)
 
 
-def reference_of(
-    context: Context, step: int, training: TrainingConfig, *, guide: NamedModel | None
-) -> NamedModel | None:
-    """What the policy of step ``step`` is compared with; ``guide`` where it has one."""
+def reference_of(context: Context, step: int, training: TrainingConfig) -> NamedModel | None:
+    """What the policy of step ``step`` is compared with."""
     match effective_reference(training):
         case "previous":
             return named_model(context, step - 1)
@@ -105,10 +109,17 @@ def reference_of(
         case "model":
             return _given_model(context, training)
         case "guided":
-            assert guide is not None, "the guide is trained before it is used"
-            return guide
+            return _guide_of(context, step)
         case _:
             return None
+
+
+def _guide_of(context: Context, step: int) -> NamedModel:
+    node = f"guide-{step}"
+    record = context.run.read_record(node)
+    assert record is not None, "a guide is trained before it is used"
+    folder = context.run.path / node / "model"
+    return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
 
 
 def _given_model(context: Context, training: TrainingConfig) -> NamedModel:
@@ -130,12 +141,9 @@ def _short_name(model: str) -> str:
     return "/".join(path.parts[-3:-1]) if path.name == "model" else path.name
 
 
-def reference_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:
-    """The pairs as tokens of a reference that cuts text differently; None where it does not.
-
-    Raises:
-        DataError: the reference cannot read some pairs of D_step or the reserve.
-    """
+def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
+    """How the pairs become tokens of a reference that cuts text differently; None where it does
+    not."""
     if not reference.tokenizer:
         return None
     data = context.run.read_record("data")
@@ -148,28 +156,27 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Path
         clock=context.clock,
         ends=ends,
     )
-    path = context.cache / "tokens" / f"{digest_of(identity)[:32]}.arrow"
-    if not path.is_file():
-        context.stage(
-            TokeniseSpec(
-                name=f"tokenise-reference-{step}",
-                run=context.run.path,
-                model=context.config.model.model_copy(update={"chat_template": ""}),
-                launch=context.config.launch,
-                tokenizer=reference.folder,
-                pairs=context.run.pairs,
-                out=path,
-                max_length=context.config.data.max_length,
-                clock=context.clock,
-                end_token_ids=ends,
-            )
-        )
-    _check_readable(context, reference, TokenFile.open(path), step)
-    return path
+    return TokeniseSpec(
+        name=f"tokenise-reference-{step}",
+        run=context.run.path,
+        model=context.config.model.model_copy(update={"chat_template": ""}),
+        launch=context.config.launch,
+        tokenizer=reference.folder,
+        pairs=context.run.pairs,
+        out=cached_tokens(context.cache, digest_of(identity)[:32]),
+        max_length=context.config.data.max_length,
+        clock=context.clock,
+        end_token_ids=ends,
+    )
 
 
-def _check_readable(context: Context, reference: NamedModel, tokens: TokenFile, step: int) -> None:
-    rows = rows_of(context, step)
+def check_readable(context: Context, reference: NamedModel, path: Path, step: int) -> None:
+    """Say what a tokenizer of its own means for a step.
+
+    Raises:
+        DataError: the reference cannot read some pairs of D_step or the reserve.
+    """
+    rows, tokens = rows_of(context, step), TokenFile.open(path)
     unusable = [row for row in rows if not tokens.usable[row]]
     if unusable:
         example = tokens.pair_ids[unusable[0]]
@@ -226,6 +233,25 @@ def reference_spec(models: StepModels, tokens: Path | None) -> ReferenceSpec | N
     if models.reference is None or models.agree:
         return None
     return ReferenceSpec(name=models.reference.name, digest=models.reference.digest, tokens=tokens)
+
+
+def stored_references(
+    config: RunConfig, inputs: Mapping[str, str]
+) -> dict[tuple[str, str], ReferenceModel]:
+    """References that a run's stored recipe names, by the digests that it keeps; none is opened."""
+    groups = {"training": config.training}
+    groups |= {f"steps.{index}": step for index, step in enumerate(config.steps)}
+    found: dict[tuple[str, str], ReferenceModel] = {}
+    for where, group in groups.items():
+        name = f"reference.{where}"
+        if name in inputs:
+            model, revision = group.reference_model, group.reference_revision
+            found[model, revision] = ReferenceModel(
+                folder=Path(model),
+                digest=inputs[name],
+                tokenizer=inputs.get(f"{name}.tokenizer", ""),
+            )
+    return found
 
 
 def guided_training(training: TrainingConfig) -> TrainingConfig:

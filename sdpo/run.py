@@ -148,12 +148,12 @@ class Context:
             reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or there.reason)
         return None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE)
 
-    def settle(self, record: Record) -> None:
-        """Bring a complete step into its final form: card and lineage of this run, no resume state
-        (a death between record and tidying leaves one behind)."""
-        number = record["step"]
-        discard(self.run.step(number))
-        refresh_card(self.run, record, name=f"M_{number}", folder=self.run.model(number))
+    def settle(self, node: str, record: Record) -> None:
+        """Bring a complete step or guide into its final form: card and lineage of this run, no
+        resume state (a death between record and tidying leaves one behind)."""
+        folder = self.run.path / node
+        discard(folder)
+        refresh_card(self.run, record, name=record["name"], folder=folder / "model")
 
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
         """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.
@@ -206,6 +206,8 @@ def open_run(
             run.write_run(_run_file(run, resolved, origin, carried))
         stored = read_stored(run)
         _check_same(run, stored, resolved, origin)
+        if not new and not run.record_path("report").is_file():
+            listen({"event": "interrupted", "run": run.name, "complete": run.complete_steps()})
         origins, missing = origin_chain(run, stored.origin)
         for line in [*settings_without_effect(config), *missing]:
             listen({"event": "warning", "message": line})

@@ -14,12 +14,12 @@ from sdpo.gamma import gamma_view
 from sdpo.headroom import Budget
 from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
 from sdpo.kl import measure_kl
-from sdpo.nodes import tokens_path
+from sdpo.nodes import ensure_tokens, tokens_path
 from sdpo.origin import Carried
 from sdpo.reference_rules import effective_reference
 from sdpo.references import (
-    NamedModel,
     StepModels,
+    check_readable,
     guided_training,
     model_of,
     reference_of,
@@ -34,7 +34,7 @@ from sdpo.resume import stored_bytes
 from sdpo.run import Context, run_once
 from sdpo.sharing import detach
 from sdpo.spec import ReferenceSpec, StepSpec
-from sdpo.store import Record
+from sdpo.store import NOT_DONE, Record
 from sdpo.tokens.store import TokenFile
 
 _PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
@@ -83,7 +83,7 @@ def supervised_step(context: Context) -> Record:
         context.stage(spec)
         record = context.run.read_record("step-0")
         assert record is not None, "the stage wrote its record"
-    context.settle(record)
+    context.settle("step-0", record)
     return record
 
 
@@ -94,7 +94,7 @@ def _carried_supervised(context: Context, carried: Carried) -> Record:
         if there and digest_of(there["identity"]) == carried.supervised:
             record = context.done("step-0", there["identity"])
             if record:
-                context.settle(record)
+                context.settle("step-0", record)
                 return record
     raise UserError(
         f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
@@ -147,23 +147,18 @@ def align_step(context: Context, step: int) -> Record:
     that are missing although the step is complete are made again by a stage of their own. A guide
     is trained before, and a reference that is not the target scored before, each by its own stage.
     """
-    config = context.config
-    training = config.training_of(step)
-    training = training.model_copy(
-        update={"precision": resolve_precision(training.precision, config.launch)}
-    )
-    target = target_of(context, step, training)
-    guide = None
+    training = resolved_training(context, step)
     if effective_reference(training) == "guided":
-        guide = _train_guide(context, step, guided_training(training), target)
-    models = StepModels(target=target, reference=reference_of(context, step, training, guide=guide))
+        _train_guide(context, step, guided_training(training))
+    models = step_models(context, step, training)
+    target = models.target
     identity, inputs = _step_identity(context, step, training, models)
     node = f"step-{step}"
     if context.done(node, identity) is None:
         reference = _scored_reference(context, step, training, models)
         start = int(target.name.removeprefix("M_"))
         detach(context.run.step(step) / "metrics.jsonl")
-        measure_input = start == step - 1 and _probe_record(context, start) is None
+        measure_input = start == step - 1 and _find_probe(context, start)[0] is None
         spec = _spec(
             context,
             name=node,
@@ -174,7 +169,7 @@ def align_step(context: Context, step: int) -> Record:
             input_digest=target.digest,
             input_name=target.name,
             reference=reference,
-            models=models.said(training),
+            models=models.said(training, tokens=reference.tokens if reference else None),
             measure_input=measure_input,
             measure_output=True,
             identity=identity,
@@ -187,11 +182,12 @@ def align_step(context: Context, step: int) -> Record:
             _record_probe(context, start)
         _record_probe(context, step)
     for number in (step - 1, step):
-        if _probe_record(context, number) is None:
-            _measure_again(context, number, training)
+        found, reason = _find_probe(context, number)
+        if found is None:
+            _measure_again(context, number, training, reason)
     record = context.run.read_record(node)
     assert record is not None, "the stage wrote its record"
-    context.settle(record)
+    context.settle(node, record)
     _write_gamma(context, step)
     measure_kl(context, step, training)
     return record
@@ -208,6 +204,21 @@ def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> B
         if record and asked(record["identity"]) == asked(identity):
             return Budget.model_validate(record["budget"]) if "budget" in record else None
     return None
+
+
+def resolved_training(context: Context, step: int) -> TrainingConfig:
+    """The settings of a step, its precision resolved."""
+    config = context.config
+    training = config.training_of(step)
+    precision = resolve_precision(training.precision, config.launch)
+    return training.model_copy(update={"precision": precision})
+
+
+def step_models(context: Context, step: int, training: TrainingConfig) -> StepModels:
+    """What a step works with; a guide, where it has one, is trained already."""
+    return StepModels(
+        target=target_of(context, step, training), reference=reference_of(context, step, training)
+    )
 
 
 def _check_space(context: Context, spec: StepSpec) -> None:
@@ -236,19 +247,18 @@ def _step_identity(
     )
 
 
-def _train_guide(
-    context: Context, step: int, training: TrainingConfig, target: NamedModel
-) -> NamedModel:
+def _train_guide(context: Context, step: int, training: TrainingConfig) -> None:
     """The first pass of Pre-DPO (arXiv 2504.15843): from the step's target, on the step's data.
 
     Its reference is its own start. It is published as ``guide-<step>``, and scores what the step
     will read of it while it is in memory.
     """
-    node = f"guide-{step}"
+    node, target = f"guide-{step}", target_of(context, step, context.config.training_of(step))
     models = StepModels(target=target, reference=target)
     identity, inputs = _step_identity(context, step, training, models)
     record = context.done(node, identity)
     if record is None:
+        detach(context.run.path / node / "metrics.jsonl")
         spec = _spec(
             context,
             name=node,
@@ -268,8 +278,7 @@ def _train_guide(
         context.stage(spec)
         record = context.run.read_record(node)
         assert record is not None, "the stage wrote its record"
-    folder = context.run.path / node / "model"
-    return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
+    context.settle(node, record)
 
 
 def _scored_reference(
@@ -279,7 +288,11 @@ def _scored_reference(
     reference = models.reference
     if reference is None or models.agree:
         return None
-    own_tokens = reference_tokens(context, reference, step)
+    own_tokens = None
+    if own := reference_tokens(context, reference, step):
+        ensure_tokens(context, own, node=own.name)
+        check_readable(context, reference, own.out, step)
+        own_tokens = own.out
     tokens = own_tokens or tokens_path(context)
     reason = why_score(context, reference, tokens, step, training)
     node = f"reference-{step}"
@@ -335,9 +348,8 @@ def _scoring(context: Context, digest: str) -> dict[str, Any]:
     )
 
 
-def _probe_record(context: Context, number: int) -> Record | None:
-    node = f"probe-M_{number}"
-    return context.find(node, _probe_identity(context, number))[0]
+def _find_probe(context: Context, number: int) -> tuple[Record | None, str]:
+    return context.find(f"probe-M_{number}", _probe_identity(context, number))
 
 
 def _record_probe(context: Context, number: int) -> None:
@@ -351,11 +363,11 @@ def _record_probe(context: Context, number: int) -> None:
     )
 
 
-def _measure_again(context: Context, number: int, training: TrainingConfig) -> None:
+def _measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
     folder, digest = model_of(context, number)
     node = f"probe-M_{number}"
-    event = {"event": "node", "node": node, "status": "run", "reason": "its measurements are gone"}
-    context.listen(event)
+    why = "its measurements are gone" if reason == NOT_DONE else reason
+    context.listen({"event": "node", "node": node, "status": "run", "reason": why})
     context.executed.append(node)
     context.stage(
         _spec(

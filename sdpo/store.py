@@ -184,6 +184,12 @@ class RunFolder:
             return True
         return False
 
+    def nodes(self) -> list[str]:
+        """Nodes that have a record, whole or not: those between first, then what publishes."""
+        between = sorted(path.stem for path in self.path.glob("nodes/*.json"))
+        published = sorted(path.parent.name for path in self.path.glob("*/record.json"))
+        return [*between, *published]
+
     def step_numbers(self) -> list[int]:
         """Numbers of the steps that have a folder, in order."""
         names = (path.name for path in self.path.glob("step-*"))

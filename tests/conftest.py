@@ -19,6 +19,7 @@ import pytest
 from bench import Bench, DemoFiles, Outcome, Values, forked_stages
 
 from sdpo import demo
+from sdpo.demo.model import write_model
 
 
 @pytest.fixture
@@ -54,6 +55,17 @@ def tiny_recipe(demo_files: DemoFiles) -> Values:
         "launch": {"device": "cpu", "threads": 1},
         "probe": {"completions": 1, "completion_tokens": 4, "bootstrap_resamples": 100},
     }
+
+
+@pytest.fixture(scope="session")
+def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model's very weights with another vocabulary and template: another model."""
+    folder = tmp_path_factory.mktemp("foreign")
+    write_model(folder, [f"Where is {name}? I am glad to help." for name in "abcdefgh"] * 50)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = template.replace("bos_token -", "bos_token + 'Chat: ' -")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from bench import Bench, DemoFiles, Outcome, Values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo.cache import LogpCache
-from sdpo.demo.model import write_model
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.files import read_json
@@ -224,17 +223,6 @@ def test_what_other_versions_have_checked_is_checked_again(
 
 
 # --- models that the recipe names
-
-
-@pytest.fixture(scope="module")
-def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base model's very weights with another vocabulary and template: another model."""
-    folder = tmp_path_factory.mktemp("foreign")
-    write_model(folder, [f"Where is {name}? I am glad to help." for name in "abcdefgh"] * 50)
-    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = template.replace("bos_token -", "bos_token + 'Chat: ' -")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sdpo import nodes
+from sdpo import nodes, steps
 from sdpo.chain import walk
 from sdpo.config import RunConfig
 from sdpo.errors import IntegrityError
 from sdpo.events import Event
 from sdpo.origin import Carried, Origin, origin_chain
+from sdpo.references import reference_tokens, why_score
 from sdpo.resolve import cache_dir, resolve
 from sdpo.run import Context, read_stored
 from sdpo.sharing import adopt
@@ -28,6 +29,8 @@ T = TypeVar("T")
 Action = Literal["REUSE", "RUN", "RUN IF"]
 
 IF_DIFFERENT = "an earlier output differs"
+_MEASUREMENTS = ("probe-", "gamma-", "kl-", "reference-")
+"""Nodes that change no step: what a step reads of them is keyed by the model and the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,17 @@ class DryRun(Context):
 
     lines: list[NodeLine] = field(default_factory=list)
 
-    @property
-    def is_uncertain(self) -> bool:
-        """Whether an earlier node would have to be done."""
-        return any(line.action != "REUSE" for line in self.lines)
+    def is_uncertain(self, node: str) -> bool:
+        """Whether a node that this one depends on would have to be done."""
+        is_step = not node.startswith((*_MEASUREMENTS, "report"))
+        earlier = [li for li in self.lines if not (is_step and li.node.startswith(_MEASUREMENTS))]
+        return any(line.action != "REUSE" for line in earlier)
 
     def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
         """The node's record, or one that stands in for it."""
-        uncertain = self.is_uncertain
         record, reason = self.find(node, identity)
         if record:
+            uncertain = self.is_uncertain(node)
             line = NodeLine(node, "RUN IF", IF_DIFFERENT) if uncertain else NodeLine(node, "REUSE")
             self.lines.append(line)
             return record
@@ -75,15 +79,42 @@ class DryRun(Context):
                 continue
             if record and not adopt(self.run, node, origin, record):
                 return record
+        if node.startswith(_MEASUREMENTS):
+            return {}  # nothing that comes after reads it
         raise _Unknown(node)
 
-    def settle(self, record: Record) -> None:
+    def settle(self, node: str, record: Record) -> None:
         """Nothing is written."""
 
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Nothing is executed; what the stage would have given is not known."""
-        self.lines.append(NodeLine(spec.name, "RUN", "not measured yet"))
-        raise _Unknown(spec.name)
+        """Nothing is executed: a model that would be measured again was measured in the origin."""
+        if not self._stand_in(spec.name):
+            raise _Unknown(spec.name)
+        return {}
+
+    def ask_reference(self, step: int) -> None:
+        """A line for scoring the reference of a step that would train against another model."""
+        training = steps.resolved_training(self, step)
+        models = steps.step_models(self, step, training)
+        action = next(line.action for line in self.lines if line.node == f"step-{step}")
+        if models.reference is None or models.agree or action == "REUSE":
+            return
+        own = reference_tokens(self, models.reference, step)
+        reason = own and nodes.token_fault(own.out)
+        if not reason:
+            tokens = own.out if own else nodes.tokens_path(self)
+            reason = why_score(self, models.reference, tokens, step, training)
+        node, is_made = (
+            f"reference-{step}",
+            models.reference.digest not in self.resolved.inputs.values(),
+        )
+        if reason:
+            line = NodeLine(node, action, reason)
+        elif is_made and self.is_uncertain(f"step-{step - 1}"):
+            line = NodeLine(node, "RUN IF", IF_DIFFERENT)
+        else:
+            line = NodeLine(node, "REUSE")
+        self.lines.append(line)
 
 
 @contextmanager
@@ -99,8 +130,9 @@ def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -
         lines: list[NodeLine] = []
 
         def listen(event: Event) -> None:
-            if event["event"] == "node" and event["node"] == "tokens":
-                lines.append(NodeLine("tokens", "REUSE"))
+            if event["event"] == "node":
+                action: Action = "REUSE" if event["status"] == "reuse" else "RUN"
+                lines.append(NodeLine(event["node"], action, event["reason"]))
 
         yield DryRun(
             run=run,
@@ -118,7 +150,7 @@ def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -
 def dry_run(context: DryRun) -> list[NodeLine]:
     """A line for each node, in order."""
     try:
-        walk(context, call=_ask_tokens)
+        walk(context, call=_ask)
     except _Unknown:
         known = {line.node for line in context.lines}
         context.lines.extend(
@@ -129,7 +161,7 @@ def dry_run(context: DryRun) -> list[NodeLine]:
     return context.lines
 
 
-def _ask_tokens(_name: str, function: Callable[..., T], /, *args: object) -> T:
+def _ask(_name: str, function: Callable[..., T], /, *args: Any) -> T:
     """Call a node, but for tokenising what is not cached, which would write to the cache."""
     context = args[0]
     if function is nodes.tokenise and isinstance(context, DryRun):
@@ -139,7 +171,10 @@ def _ask_tokens(_name: str, function: Callable[..., T], /, *args: object) -> T:
         if faults:
             context.lines.append(NodeLine("tokens", "RUN", faults[0]))
             raise _Unknown("tokens")
-    return function(*args)
+    result = function(*args)
+    if function is steps.align_step and isinstance(context, DryRun):
+        context.ask_reference(args[1])
+    return result
 
 
 def _remaining(context: DryRun) -> list[str]:
@@ -147,8 +182,7 @@ def _remaining(context: DryRun) -> list[str]:
     for origin in context.origins:
         plan = None if origin.is_damaged("plan") else origin.read_record("plan")
         if plan:
-            steps = range(1, plan["outputs"]["steps"] + 1)
             last = context.last_step
-            wanted = [n for n in steps if last is None or n <= last]
+            wanted = range(1, (plan["outputs"]["steps"] if last is None else last) + 1)
             return ["reserve", "plan", *(f"step-{n}" for n in wanted), "report"]
     return []

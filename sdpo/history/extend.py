@@ -16,7 +16,7 @@ from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import digest_of
 from sdpo.growth import carried_from, count_new_pairs
-from sdpo.history.replay import check_base_of, free_name, of_step
+from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.origin import Carried, Origin
 from sdpo.recipe import make_config
 from sdpo.resolve import resolve
@@ -145,7 +145,7 @@ def _named(config: RunConfig, sources: Sequence[str]) -> list[SourceConfig]:
 def _count(plan: _Plan) -> int:
     known = plan.stored.data_inputs
     resolved = resolve(plan.config, known=known)
-    check_base_of(plan.stored, resolved, plan.run.name)
+    check_models_of(plan.stored, resolved, plan.run.name)
     data = resolved.config.data
     new = [s for s in data.sources if s.name not in plan.carried.sources]
     default_format: Format = "chat" if resolved.has_template else "text"

@@ -18,7 +18,8 @@ from sdpo.digest import model_digest
 from sdpo.errors import SdpoError
 from sdpo.files import digest_of
 from sdpo.history.faults import Findings
-from sdpo.resolve import Resolved
+from sdpo.references import stored_references
+from sdpo.resolve import ReferenceModel, Resolved
 from sdpo.run import Context, Stored
 from sdpo.spec import Spec
 from sdpo.store import Record, RunFolder, differences
@@ -59,7 +60,7 @@ class Walk(Context):
             self.findings.fault(name, f"was made from something else: {changes}")
         return record, ""
 
-    def settle(self, record: Record) -> None:
+    def settle(self, node: str, record: Record) -> None:
         """Nothing is written."""
 
     def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
@@ -78,6 +79,9 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
         )
         return
     _check_base(base, stored, findings)
+    references = stored_references(stored.config, stored.inputs)
+    for reference in references.values():
+        _check_given(reference, findings)
     context = Walk(
         run=run,
         resolved=Resolved(
@@ -85,6 +89,7 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
             model=base,
             inputs=stored.inputs,
             has_template=bool(stored.config.model.chat_template) or has_chat_template(base),
+            references=references,
         ),
         cache=cache,
         clock=stored.clock,
@@ -119,6 +124,25 @@ def _is_tokenising(function: Callable[..., Any]) -> bool:
 
 def _tokens_fail(context: Context) -> bool:
     return any(map(nodes.token_fault, nodes.token_paths(context)))
+
+
+def _check_given(reference: ReferenceModel, findings: Findings) -> None:
+    """A reference that the recipe names by its folder; one of the hub is known by its commit."""
+    folder = reference.folder
+    if not folder.is_absolute():
+        return
+    try:
+        found = model_digest(folder)
+    except (SdpoError, OSError):
+        findings.note(f"the reference model is not at {folder}, or cannot be read")
+        return
+    if found != reference.digest:
+        findings.fault(
+            str(folder),
+            f"is another reference model now: its digest is {found[:16]}, and the run was made "
+            f"with {reference.digest[:16]}",
+            "put the original back: the run can be neither resumed nor replayed with this one",
+        )
 
 
 def _check_base(base: Path, stored: Stored, findings: Findings) -> None:

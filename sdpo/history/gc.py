@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from sdpo.cache import part_is_whole
+from sdpo.cache import part_is_whole, read_note
 from sdpo.errors import SdpoError, UserError
 from sdpo.files import TEMPORARY, digest_of, read_json
+from sdpo.kl import cached_fault
 from sdpo.locks import hold
 from sdpo.nodes import cached_tokens, token_fault
 from sdpo.resolve import cache_dir
@@ -111,18 +112,19 @@ def _caches(runs_dir: Path, runs: list[RunFolder]) -> list[Path]:
 def _look_at_run(run: RunFolder, found: Found) -> None:
     for path in sorted(run.path.rglob(f"{TEMPORARY}*")):
         found.add(path, "left unfinished by a process that died")
-    for number in run.complete_steps():
-        states = states_folder(run.step(number))
-        if states.is_dir():
-            found.add(states, f"resume states of step {number}, which is complete")
+    for node in run.nodes():
+        states = states_folder(run.path / node)
+        if states.is_dir() and not run.is_damaged(node) and run.read_record(node):
+            found.add(states, f"resume states of {node}, which is complete")
 
 
 @dataclass(slots=True)
 class _Needed:
-    """What the runs of the folder need of a cache: log-probs under models, token files."""
+    """What the runs of the folder need of a cache: log-probs under models, token files, KL."""
 
     models: set[str] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
+    kl: set[str] = field(default_factory=set)
 
 
 def _look_at_cache(cache: Path, runs: list[RunFolder], found: Found) -> None:
@@ -132,11 +134,9 @@ def _look_at_cache(cache: Path, runs: list[RunFolder], found: Found) -> None:
             found.add(path, "left unfinished by a process that died")
         else:
             found.notes.append(f"{path} is unfinished and less than a day old: left alone")
-    for path in sorted(cache.glob("tokens/.*.lock")):
+    for path in sorted([*cache.glob("tokens/.*.lock"), *cache.glob("kl/.*.lock")]):
         found.add(path, "a lock that nobody holds")
-    for part in sorted(cache.glob("logps/*/[!.]*.parquet")):
-        if not part_is_whole(part):
-            found.add(part, "damaged: its rows are scored again")
+    _look_for_damage(cache, found)
     needed = _Needed()
     for run in runs:
         unreadable = _add_needs(run, needed)
@@ -144,15 +144,30 @@ def _look_at_cache(cache: Path, runs: list[RunFolder], found: Found) -> None:
             # What it needs is not known, so nothing may go.
             found.notes.append(f"{unreadable}: cached rows and tokens are left alone")
             return
+    for folder in sorted(cache.glob("kl/[!.]*")):
+        if folder.name not in needed.kl:
+            found.add(folder, "KL and samples of no run")
     _look_at_tokens(cache, needed, found)
     _look_at_rows(cache, needed, found)
+
+
+def _look_for_damage(cache: Path, found: Found) -> None:
+    for part in sorted(cache.glob("logps/*/[!.]*.parquet")):
+        if not part_is_whole(part):
+            found.add(part, "damaged: its rows are scored again")
+    for note in sorted(cache.glob("logps/*/checked-*.json")):
+        if read_note(note) is None:
+            found.add(note, "damaged: its rows are checked again")
+    for folder in sorted(cache.glob("kl/[!.]*")):
+        if fault := cached_fault(folder):
+            found.add(folder, f"damaged, {fault}: it is measured again")
 
 
 def _add_needs(run: RunFolder, needed: _Needed) -> str:
     """Add what a run needs; returns why that is not known, else nothing."""
     try:
         needed.models.add(read_stored(run).inputs["model"])
-        records = [run.read_record(node) for node in _nodes(run)]
+        records = [run.read_record(node) for node in run.nodes()]
     except (SdpoError, OSError) as error:
         return str(error)
     for record in filter(None, records):
@@ -177,11 +192,6 @@ def _rows_of(cache: Path, names: set[str]) -> set[bytes] | None:
     return rows
 
 
-def _nodes(run: RunFolder) -> list[str]:
-    steps = [f"step-{number}" for number in run.step_numbers()]
-    return [*(path.stem for path in run.path.glob("nodes/*.json")), *steps]
-
-
 def _add_record(record: Record, needed: _Needed) -> None:
     identity, outputs = record["identity"], record.get("outputs", {})
     inputs = identity.get("inputs", {})
@@ -189,9 +199,12 @@ def _add_record(record: Record, needed: _Needed) -> None:
     needed.models |= {v for k, v in inputs.items() if k in ("base", "reference", "target")}
     scoring = identity.get("scoring", {})
     needed.models |= {scoring["model"]} if "model" in scoring else set()
-    for name in (identity.get("tokens"), inputs.get("examples")):
+    own = record.get("models", {}).get("reference", {}).get("tokens")
+    for name in (identity.get("tokens"), inputs.get("examples"), own):
         if isinstance(name, str):
             needed.tokens.add(name)
+    if "cached" in outputs:
+        needed.kl.add(outputs["cached"])
 
 
 def _look_at_tokens(cache: Path, needed: _Needed, found: Found) -> None:

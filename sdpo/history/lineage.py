@@ -14,10 +14,16 @@ from sdpo.store import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One step of the chain: digests of what went in and what came out, and its own settings."""
+    """One model of the chain: digests of what went in and what came out, and its own settings.
+
+    ``name``: M_t, or the guide that step t has for its reference. ``models``: the names of its
+    reference and target.
+    """
 
     step: int
+    name: str
     kind: str
+    models: dict[str, str]
     reference: str
     target: str
     data: str
@@ -113,11 +119,14 @@ def _lineage(content: Mapping[str, Any], folder: Path) -> Lineage:
 
 
 def _link(step: Mapping[str, Any]) -> Link:
-    inputs, kind = step["inputs"], str(step["kind"])
+    inputs, number = step["inputs"], int(step["step"])
     base = inputs.get("base", "")
+    said = step.get("models") or {}
     return Link(
-        step=int(step["step"]),
-        kind=kind,
+        step=number,
+        name=str(step.get("name", f"M_{number}")),
+        kind=str(step["kind"]),
+        models={role: str(model["name"]) for role, model in said.items()},
         reference=str(inputs.get("reference", "")),
         target=str(inputs.get("target", base)),
         data=str(inputs.get("partition", inputs.get("examples", ""))),
@@ -127,13 +136,21 @@ def _link(step: Mapping[str, Any]) -> Link:
 
 
 def _gaps(links: tuple[Link, ...], inputs: Mapping[str, str]) -> list[str]:
-    """Where a step starts from a model that no earlier step has made."""
-    known = {inputs["model"]} if "model" in inputs else set()
+    """Where a model comes from one that no earlier step has made, and no recipe names."""
+    if "model" not in inputs:
+        return []
+    known = {inputs["model"]}
+    given = {digest for name, digest in inputs.items() if name.startswith("reference.")}
     faults: list[str] = []
     for link in links:
-        if known and link.target not in known:
+        if link.target not in known:
             faults.append(
-                f"step {link.step} starts from {link.target[:16]}, which no earlier step has made"
+                f"{link.name} starts from {link.target[:16]}, which no earlier step has made"
+            )
+        if link.reference and link.reference not in known | given:
+            faults.append(
+                f"{link.name} was compared with {link.reference[:16]}, which no earlier step has "
+                "made and the recipe does not name"
             )
         known.add(link.model)
     return faults

@@ -17,6 +17,7 @@ from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
 from sdpo.origin import Carried, Origin
 from sdpo.recipe import check_run_name, make_config
+from sdpo.references import stored_references
 from sdpo.resolve import Resolved, resolve
 from sdpo.run import Stored, read_stored
 from sdpo.store import RunFolder
@@ -154,8 +155,8 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
             )
 
 
-def check_base_of(stored: Stored, resolved: Resolved, name: str) -> None:
-    """Refuse a base model that is not the one the run ``name`` was made with.
+def check_models_of(stored: Stored, resolved: Resolved, name: str) -> None:
+    """Refuse a base model, or a reference, that is not the one the run ``name`` was made with.
 
     Raises:
         ModelError: names the digests.
@@ -167,6 +168,15 @@ def check_base_of(stored: Stored, resolved: Resolved, name: str) -> None:
                 f"the base {what} at {resolved.config.model.name_or_path} has changed since run "
                 f"{name} was made: its digest is {found}, not {was}. Put the original back, or "
                 "name its folder with --set model.name_or_path=FOLDER"
+            )
+    known = stored_references(stored.config, stored.inputs)
+    for key, reference in resolved.references.items():
+        was = known[key].digest if key in known else reference.digest
+        if reference.digest != was:
+            raise ModelError(
+                f"the reference model at {reference.folder} has changed since run {name} was made: "
+                f"its digest is {reference.digest}, not {was}. Put the original back, or name "
+                "another folder (reference_model)"
             )
 
 
@@ -184,7 +194,7 @@ def replay_step(
         Fault: a stage failed; what was published stands.
     """
     resolved = resolve(replay.config, known=replay.stored.data_inputs)
-    check_base_of(replay.stored, resolved, replay.run.name)
+    check_models_of(replay.stored, resolved, replay.run.name)
     if any(not _concerns(override, replay.step) for override in replay.origin.overrides):
         check(replay, look(replay))
     chain = run_chain(

@@ -434,12 +434,19 @@ def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) 
     }
     write_card(run, record, name=name, folder=step.folder / "model")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
-    views = {"gamma.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
+    views = {
+        "gamma.json",
+        "kl.json",
+        "record.json",
+        "record.json.sha256",
+        "README.md",
+        "lineage.json",
+    }
     files = [f for f in files if f.name not in views and not {"tracking", "resume"} & set(f.parts)]
     files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
     run.write_record(node, record, files=files)
     resume.discard(step.folder)
-    step.events.emit("published", step=spec.step, model=digest)
+    step.events.emit("published", name=name, model=digest)
 
 
 def _environment(session: Session) -> dict[str, Any]:

@@ -39,9 +39,16 @@ RECIPE = {
     "data": {"limit": 40, "max_length": 160},
     "training": {"learning_rate": 1e-3, "batch_size": 4, "epochs": 3, "checkpoint_every": 3},
     "launch": {"device": "cpu", "threads": 1},
-    "probe": {"completions": 1, "completion_tokens": 4, "bootstrap_resamples": 100},
+    "probe": {
+        "completions": 1,
+        "completion_tokens": 4,
+        "bootstrap_resamples": 100,
+        "kl_prompts": 2,
+        "kl_tokens": 8,
+    },
+    "steps": [{"reference": "guided"}, {"reference": "base"}],
 }
-HAS_VERIFY = "def verify" in (Path(__file__).parents[2] / "flows" / "cli.py").read_text("utf-8")
+"""Every kind of node: a guide, a reference that is scored by itself, KL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +190,7 @@ def kills(campaign: Campaign, count: int) -> None:
 
 
 def verify(campaign: Campaign, case: str, place: Path, *, whole: bool) -> str:
-    """What ``sdpo verify`` says of the run, where there is such a command."""
-    if not HAS_VERIFY:
-        return ""
+    """What ``sdpo verify`` says of the run; nothing where it finds no fault."""
     called = start("verify", NAME, "--runs-dir", place / "runs", log=place / "verified.txt")
     code = called.wait(300)
     if "Traceback" in called.said:
@@ -247,7 +252,7 @@ def damages(campaign: Campaign, count: int, finished: Path) -> None:
         in_cache = where.startswith("cache/")
         said = verify(campaign, case, place, whole=False)
         name = "another" if in_cache else NAME
-        if HAS_VERIFY and not in_cache and path.name not in said:
+        if not in_cache and path.name not in said:
             campaign.fault(case, f"verify does not name {where} ({how}): {said[-300:]}")
         named = "verify names it" if path.name in said else "verify is silent"
         again = campaign.run(place, name=name)

@@ -1,6 +1,7 @@
 """A chain that grows: what was is carried over, what is new becomes one more step."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from histories import contents, origin, replayed
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Event
 from sdpo.history.extend import Extension, extend_run
+from sdpo.history.replay import look, plan_replay
+from sdpo.history.verify import verify_run
 from sdpo.store import RunFolder
 
 
@@ -251,3 +254,35 @@ def test_s_and_a_drawn_plan_are_carried_over(
         assert more.record(f"step-{step}")["outputs"] == run.record(f"step-{step}")["outputs"]
     with pytest.raises(UserError, match="replay step 0 there"):
         replayed(more.run, step=0)
+
+
+def test_what_a_measured_curriculum_rests_on_is_kept_when_it_is_replayed_and_extended(
+    tmp_path: Path, tiny_recipe: Values, new_data: Path
+) -> None:
+    """Gamma of every pair under S is measured once, and stands in the plan beside its pair."""
+    run = Bench(tmp_path, tiny_recipe).run(
+        {
+            "partition": {"strategy": "reference_margin", "fractions": [0.5, 0.5]},
+            "training": {"max_steps": 1},
+            "probe": {"completions": 0},
+        }
+    )
+    assert "features" in run.result.executed
+    lines = {line.node: line.action for line in look(plan_replay(run.run, step=2))}
+    assert (lines["features"], lines["plan"], lines["step-1"]) == ("REUSE",) * 3
+    result, again = replayed(run.run, step=2)
+    assert result.comparison.verdict == "bitwise identical"
+    assert {"features", "plan", "step-1"} <= set(again.result.shared)
+    _, more = extended(run.run, new_data, name="more")
+    assert more.result.steps == 3
+    assert {"step-1", "step-2"} <= set(more.result.shared)
+    before, after = (
+        {row["pair_id"]: row["feature:gamma"] for row in pq.read_table(r.run.plan).to_pylist()}
+        for r in (run, more)
+    )
+    assert {pair: after[pair] for pair in before} == before
+    assert all(math.isnan(value) for pair, value in after.items() if pair not in before)
+    model = run.json("plan.json")["features"]["gamma"]["scorer"]
+    assert more.json("plan.json")["features"]["gamma"]["scorer"] == model
+    for made in (run, again, more):
+        assert verify_run(made.run).faults == []

@@ -65,7 +65,7 @@ def test_a_chain_whose_links_do_not_meet_is_told(finished: Outcome, tmp_path: Pa
     content["steps"].pop(0)
     (copied / "lineage.json").write_text(json.dumps(content))
     found = lineage_of(str(copied), runs_dir=tmp_path)
-    assert "step 2 starts from" in found.faults[0]
+    assert "M_2 starts from" in found.faults[0]
 
 
 @pytest.mark.parametrize("text", ["{}", "no json", '{"steps": [1]}'])

@@ -1,0 +1,165 @@
+"""What a run reads of the caches: is it still what the run was made from?
+
+What is not there is no fault: it is computed again when it is needed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.cache import LogpCache, part_is_whole, read_note
+from sdpo.errors import SdpoError
+from sdpo.files import digest_of, file_digest, read_json
+from sdpo.history.faults import Findings
+from sdpo.identity import scoring_identities
+from sdpo.kl import cached_fault
+from sdpo.nodes import cached_tokens, token_fault
+from sdpo.run import Stored
+from sdpo.store import Record, RunFolder
+from sdpo.tokens.store import TokenFile
+
+_REMEDY = "delete it (`sdpo gc`): what is missing is computed again"
+Key = dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A run whose caches are looked at."""
+
+    run: RunFolder
+    stored: Stored
+    cache: Path
+    records: Mapping[str, Record]
+    findings: Findings
+
+    def token_file(self, record: Record | None = None) -> Path | None:
+        """The token file of the run's pairs; the reference's own, where a step has such a one."""
+        reserve = self.records.get("reserve")
+        own = record and record["models"].get("reference", {}).get("tokens")
+        name = own or (reserve and reserve["identity"]["tokens"])
+        return cached_tokens(self.cache, name) if name else None
+
+    def against(self) -> Iterator[tuple[str, Record]]:
+        """Steps and guides that were trained against a reference."""
+        for node, record in self.records.items():
+            if "reference_logps" in record.get("inputs", {}):
+                yield node, record
+
+    def keys(self, record: Record) -> list[Key]:
+        """Under which the log-probs of a step's reference may be cached."""
+        return scoring_identities(
+            record["inputs"]["reference"],
+            training=self.stored.config.training_of(record["step"]),
+            launch=self.stored.config.launch,
+            model=self.stored.config.model,
+        )
+
+
+def check_cached(
+    run: RunFolder,
+    stored: Stored,
+    cache: Path,
+    records: Mapping[str, Record],
+    findings: Findings,
+) -> None:
+    """Tokens, log-probs and KL that a run has in the caches, and ``reference.parquet`` of its
+    steps, which came from there."""
+    checked = _Checked(run, stored, cache, records, findings)
+    _check_tokens(checked)
+    for node, record in checked.against():
+        _check_reference(checked, node, record)
+    _check_logps(checked)
+    for record in records.values():
+        name = record.get("outputs", {}).get("cached")
+        folder = cache / "kl" / str(name)
+        if name and folder.is_dir() and (fault := cached_fault(folder)):
+            findings.fault(str(folder), fault, _REMEDY)
+
+
+def _check_tokens(checked: _Checked) -> None:
+    own = [checked.token_file(record) for _, record in checked.against()]
+    for path in dict.fromkeys([checked.token_file(), *own]):
+        if path is None:
+            continue
+        if not path.is_file():
+            checked.findings.note(
+                f"the tokens are not in the cache ({path}): they are made again when needed"
+            )
+        elif token_fault(path):
+            checked.findings.fault(str(path), "was changed, or its .sha256 is gone", _REMEDY)
+
+
+def _check_reference(checked: _Checked, node: str, record: Record) -> None:
+    """``reference.parquet``: its record, its pairs, and the cache it came from."""
+    path = checked.run.path / node / "reference.parquet"
+    name = str(path.relative_to(checked.run.path))
+    if path.is_file() and file_digest(path) != record["inputs"]["reference_logps"]:
+        checked.findings.fault(name, "is not what the step was trained against")
+        return
+    plan = _read_table(checked.run.plan, ["pair_id", "step", "token_row"])
+    table = _read_table(path, None)
+    if table is None or plan is None:
+        return
+    members = plan.filter(pa.array(plan["step"].to_numpy() == record["step"]))
+    if table["pair_id"].to_pylist() != members["pair_id"].to_pylist():
+        checked.findings.fault(name, f"has not the pairs of D_{record['step']}")
+    elif (tokens := checked.token_file(record)) and not token_fault(tokens):
+        rows = TokenFile.open(tokens).digests(members["token_row"].to_numpy())
+        agreeing = [_agrees(checked, node, key, rows, table) for key in checked.keys(record)]
+        if False in agreeing and True not in agreeing:
+            checked.findings.fault(name, "and the cache have other log-probs for the same pairs")
+
+
+def _agrees(checked: _Checked, node: str, key: Key, rows: Any, table: pa.Table) -> bool | None:
+    """Whether the cache has the values that the step was trained against; None: it has none."""
+    cache = LogpCache(checked.cache, key)
+    if not cache.folder.is_dir():
+        return None
+    try:
+        found = cache.lookup(rows)
+    except (SdpoError, OSError, pa.ArrowException) as error:
+        checked.findings.note(f"{node}: the cached log-probs cannot be read: {error}")
+        return None
+    stored = [table[f"reference_{side}_logps"].to_numpy() for side in ("chosen", "rejected")]
+    return all(
+        bool((mine[found.present] == theirs[found.present]).all())
+        for mine, theirs in zip(stored, (found.chosen, found.rejected), strict=True)
+    )
+
+
+def _check_logps(checked: _Checked) -> None:
+    """Cached log-probs under the run's models and references: parts, notes and keys."""
+    records = checked.records.items()
+    keys = [r["identity"]["scoring"] for n, r in records if n.startswith("probe-")]
+    for _, record in checked.against():
+        keys += checked.keys(record)
+    for folder in {LogpCache(checked.cache, key).folder for key in keys}:
+        if not folder.is_dir():
+            continue
+        for part in sorted(folder.glob("[!.]*.parquet")):
+            if not part_is_whole(part):
+                checked.findings.fault(str(part), "was changed", _REMEDY)
+        for note in sorted(folder.glob("checked-*.json")):
+            if read_note(note) is None:
+                checked.findings.fault(str(note), "was changed", _REMEDY)
+        if not _is_key(folder):
+            remedy = "delete it: it is written again, and says to a person what the rows are of"
+            checked.findings.fault(str(folder / "key.json"), "is not the folder's key", remedy)
+
+
+def _is_key(folder: Path) -> bool:
+    try:
+        return digest_of(read_json(folder / "key.json"))[:32] == folder.name
+    except (SdpoError, OSError):
+        return False
+
+
+def _read_table(path: Path, columns: list[str] | None) -> pa.Table | None:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException):
+        return None  # its own digest says that it is damaged
