@@ -13,7 +13,7 @@ from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.files import sweep_temporaries
+from sdpo.files import checksum_path, sweep_temporaries
 from sdpo.identity import run_identity
 from sdpo.locks import share
 from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
@@ -24,6 +24,8 @@ from sdpo.sharing import adopt
 from sdpo.spec import Spec
 from sdpo.store import NOT_DONE, Record, RunFolder, differences, matching, reuse, run_lock
 from sdpo.supervisor import run_stage
+
+_UNVOUCHED = "run.yaml.sha256 is missing, so that a change of run.yaml would not be noticed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,8 @@ def open_run(
         if not new and not run.record_path("report").is_file():
             listen({"event": "interrupted", "run": run.name, "complete": run.complete_steps()})
         origins, missing = origin_chain(run, stored.origin)
-        for line in [*settings_without_effect(config), *missing]:
+        unvouched = [] if checksum_path(run.run_file).is_file() else [_UNVOUCHED]
+        for line in [*unvouched, *settings_without_effect(config), *missing]:
             listen({"event": "warning", "message": line})
         context = Context(
             run=run,

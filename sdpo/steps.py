@@ -444,8 +444,9 @@ def write_report(context: Context) -> Path:
     nodes = sorted(context.run.path.glob("nodes/*.json")) + sorted(
         context.run.path.glob("step-*/record.json")
     )
-    identity = {str(path.relative_to(context.run.path)): file_digest(path) for path in nodes}
-    identity.pop("nodes/report.json", None)
+    records = {str(path.relative_to(context.run.path)): file_digest(path) for path in nodes}
+    records.pop("nodes/report.json", None)
+    identity = {"records": digest_of(records)[:16]}
 
     def make() -> tuple[dict[str, Any], list[Path]]:
         return {}, [render_report(context.run.path)]

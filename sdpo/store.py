@@ -35,6 +35,7 @@ from sdpo.locks import hold
 
 Record = dict[str, Any]
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 NOT_DONE = "not done yet"
 """Why a node without a record has to be done."""
 
@@ -282,6 +283,8 @@ def differences(old: object, new: object, where: str = "") -> list[str]:
 
 def _short(value: object) -> str:
     text = "nothing" if value is None else str(value)
+    if _DIGEST.fullmatch(text):
+        return text[:16]
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -11,15 +11,17 @@ The last lines are a summary; the exit code is 1 where anything did not hold.
 """
 
 import argparse
+import io
 import json
 import random
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,13 +29,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from bench import forked_stages
 from processes import Running, stages_of, start
 
+from flows.cli import run_app
 from sdpo import demo
-from sdpo.errors import SdpoError
 from sdpo.store import RunFolder
 
-NAME = "campaign"
+NAME, STEPS = "campaign", (1, 2)
 RECIPE = {
     "name": NAME,
     "data": {"limit": 40, "max_length": 160},
@@ -53,10 +56,11 @@ RECIPE = {
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: digests of its models and its metrics, both by step."""
+    """What a run came to, by step: digests of its models, its metrics, and what was measured."""
 
     models: tuple[str, ...]
     metrics: tuple[str, ...]
+    measured: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -106,6 +110,8 @@ class Campaign:
             self.fault(case, f"models {found.models} instead of {self.whole.models}")
         if self.whole and found.metrics != self.whole.metrics:
             self.fault(case, "other lines in metrics.jsonl")
+        if self.whole and found.measured != self.whole.measured:
+            self.fault(case, "other numbers in gamma.json or kl.json")
         left = [path.name for path in (place / "runs").rglob(".tmp-*")]
         left += [str(path) for path in (place / "runs").rglob("resume")]
         if left:
@@ -114,13 +120,18 @@ class Campaign:
 
 def result_of(run: Path) -> Result:
     """Models and metrics of a finished run."""
-    folder, models, metrics = RunFolder(run), [], []
-    for step in (1, 2):
-        record = folder.read_record(f"step-{step}")
-        models.append(record["outputs"]["model"] if record else "not there")
-        path = folder.step(step) / "metrics.jsonl"
-        metrics.append(path.read_text(encoding="utf-8") if path.is_file() else "not there")
-    return Result(tuple(models), tuple(metrics))
+    folder = RunFolder(run)
+    records = [folder.read_record(f"step-{step}") for step in STEPS]
+
+    def texts(name: str) -> tuple[str, ...]:
+        paths = [folder.step(step) / name for step in STEPS]
+        return tuple(p.read_text(encoding="utf-8") if p.is_file() else "none" for p in paths)
+
+    return Result(
+        models=tuple(record["outputs"]["model"] if record else "none" for record in records),
+        metrics=texts("metrics.jsonl"),
+        measured=texts("gamma.json") + texts("kl.json"),
+    )
 
 
 def undisturbed(campaign: Campaign) -> Path:
@@ -189,15 +200,26 @@ def kills(campaign: Campaign, count: int) -> None:
         done += 1
 
 
+def call(*arguments: object) -> tuple[int, str]:
+    """``sdpo`` in this process, its stages forks of a server: exit code, and what it said."""
+    said = io.StringIO()
+    with forked_stages(), redirect_stdout(said), redirect_stderr(said):
+        try:
+            code = run_app([str(argument) for argument in arguments])
+        except Exception:  # noqa: BLE001 - what escapes is told, and a fault of the case
+            traceback.print_exc()
+            code = 1
+    return code, " ".join(said.getvalue().split())
+
+
 def verify(campaign: Campaign, case: str, place: Path, *, whole: bool) -> str:
     """What ``sdpo verify`` says of the run; nothing where it finds no fault."""
-    called = start("verify", NAME, "--runs-dir", place / "runs", log=place / "verified.txt")
-    code = called.wait(300)
-    if "Traceback" in called.said:
-        campaign.fault(case, f"verify: {called.said[-500:]}")
-    elif whole and code:
-        campaign.fault(case, f"verify finds faults in a run that is whole: {called.said[-500:]}")
-    return "" if code == 0 else called.said
+    code, said = call("verify", NAME, "--runs-dir", place / "runs")
+    if "Traceback" in said:
+        campaign.fault(case, f"verify: {said[-500:]}")
+    if whole and code:
+        campaign.fault(case, f"verify finds faults in a run that is whole: {said[-500:]}")
+    return "" if code == 0 else said
 
 
 def _flip(path: Path, drawn: random.Random) -> None:
@@ -252,23 +274,22 @@ def damages(campaign: Campaign, count: int, finished: Path) -> None:
         in_cache = where.startswith("cache/")
         said = verify(campaign, case, place, whole=False)
         name = "another" if in_cache else NAME
-        if not in_cache and path.name not in said:
+        name_of = path.name.removesuffix(".sha256")
+        if not in_cache and name_of not in said:
             campaign.fault(case, f"verify does not name {where} ({how}): {said[-300:]}")
-        named = "verify names it" if path.name in said else "verify is silent"
-        again = campaign.run(place, name=name)
-        code = again.wait(900)
-        if "Traceback" in again.said:
-            campaign.fault(case, again.said[-500:])
+        named = "verify names it" if name_of in said else "verify is silent"
+        code, again = call("run", place / "recipe.yaml", "--name", name)
+        if "Traceback" in again:
+            campaign.fault(case, again[-500:])
         if code == 0:
             word = "the same result"
-            with suppress(SdpoError):
-                campaign.check(case, place, name=name)
-                if not in_cache:
-                    verify(campaign, case, place, whole=True)
+            campaign.check(case, place, name=name)
+            if not in_cache and path.name != "run.yaml.sha256":  # which a person must put back
+                verify(campaign, case, place, whole=True)
         else:
             word = "refused"
-            if path.name not in again.said and "made from something else" not in again.said:
-                campaign.fault(case, f"the refusal does not name {path.name}: {again.said[-300:]}")
+            if name_of not in again and "made from something else" not in again:
+                campaign.fault(case, f"the refusal does not name {path.name}: {again[-300:]}")
         campaign.seen[f"{how}: {word}"] += 1
         print(f"{case}, {where} {how}: {named}; {word}, exit {code}", flush=True)
 

@@ -155,7 +155,7 @@ def test_extend_grows_the_chain_or_says_that_nothing_is_new(
     called = sdpo("extend", "tiny", *options, "--set", "training.max_steps=1")
     assert called.code == 0, called.told
     assert "✓ step-2 shared from tiny" in called.out
-    assert re.search(r"^ 3 +18 +M_2 ", called.out, re.MULTILINE)
+    assert re.search(r"^ 3 +DPO, β 0\.1 +M_2 +M_2 +18 ", called.out, re.MULTILINE)
     status = sdpo("status", "--runs-dir", finished_copy.runs)
     assert "extends tiny, step 3" in status.told
     again = sdpo("extend", "tiny-extended-3", *options)

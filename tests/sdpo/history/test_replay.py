@@ -101,6 +101,14 @@ def test_another_setting_makes_no_scoring_forward_and_the_later_step_follows(
     assert {"step-1", "step-2"} <= set(again.result.executed)
 
 
+@pytest.mark.parametrize("objective", ["ipo_sum", "apo_zero"])
+def test_another_objective_makes_no_scoring_forward(finished_copy: Bench, objective: str) -> None:
+    result, again = replayed(origin(finished_copy), f"training.objective={objective}", step=2)
+    assert f"training.objective: nothing -> {objective}" in result.comparison.inputs
+    assert again.record("step-2")["scored_rows"]["computed"] == 0
+    assert "step-1" in again.result.shared
+
+
 def test_a_setting_of_the_second_step_leaves_the_first_shared(finished_copy: Bench) -> None:
     _, again = replayed(origin(finished_copy), "training.beta=0.3", step=2)
     assert "step-1" in again.result.shared
