@@ -173,7 +173,8 @@ class RunFolder:
         if not path.is_file() or not checksum_path(path).is_file():
             return None
         if _is_changed(path):
-            raise IntegrityError(f"{path} was changed after it was written, or its .sha256 was")
+            beside = checksum_path(path).name
+            raise IntegrityError(f"{path} was changed after it was written, or {beside} was")
         record: Record = read_json(path)
         return record
 

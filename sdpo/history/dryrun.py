@@ -54,9 +54,11 @@ class DryRun(Context):
     lines: list[NodeLine] = field(default_factory=list)
 
     def is_uncertain(self, node: str) -> bool:
-        """Whether a node that this one depends on would have to be done."""
-        is_step = not node.startswith((*_MEASUREMENTS, "report"))
-        earlier = [li for li in self.lines if not (is_step and li.node.startswith(_MEASUREMENTS))]
+        """Whether a node that this one depends on would have to be done: one before it."""
+        names = [line.node for line in self.lines]
+        earlier = self.lines[: names.index(node)] if node in names else self.lines
+        if not node.startswith((*_MEASUREMENTS, "report")):
+            earlier = [line for line in earlier if not line.node.startswith(_MEASUREMENTS)]
         return any(line.action != "REUSE" for line in earlier)
 
     def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
@@ -104,17 +106,11 @@ class DryRun(Context):
         if not reason:
             tokens = own.out if own else nodes.tokens_path(self)
             reason = why_score(self, models.reference, tokens, step, training)
-        node, is_made = (
-            f"reference-{step}",
-            models.reference.digest not in self.resolved.inputs.values(),
-        )
-        if reason:
-            line = NodeLine(node, action, reason)
-        elif is_made and self.is_uncertain(f"step-{step - 1}"):
-            line = NodeLine(node, "RUN IF", IF_DIFFERENT)
-        else:
-            line = NodeLine(node, "REUSE")
-        self.lines.append(line)
+        is_given = models.reference.digest in self.resolved.inputs.values()
+        if not reason:
+            is_certain = is_given or not self.is_uncertain(f"step-{step}")
+            action, reason = ("REUSE", "") if is_certain else ("RUN IF", IF_DIFFERENT)
+        self.lines.append(NodeLine(f"reference-{step}", action, reason))
 
 
 @contextmanager
@@ -162,7 +158,8 @@ def dry_run(context: DryRun) -> list[NodeLine]:
 
 
 def _ask(_name: str, function: Callable[..., T], /, *args: Any) -> T:
-    """Call a node, but for tokenising what is not cached, which would write to the cache."""
+    """Call a node, but for tokenising what is not cached, which would write to the cache; after a
+    step, ask about its reference."""
     context = args[0]
     if function is nodes.tokenise and isinstance(context, DryRun):
         faults = [

@@ -71,7 +71,10 @@ def _read_records(run: RunFolder, findings: Findings) -> dict[str, Record]:
             findings.fault(name, str(error).removeprefix(f"{path} "))
             continue
         if record is None:
-            findings.fault(name, "has no .sha256 beside it, so that it counts as not written")
+            findings.fault(
+                name,
+                f"has no {checksum_path(path).name} beside it, so that it counts as not written",
+            )
         else:
             records[node] = record
     for path in sorted(run.path.rglob("*.json.sha256")):

@@ -274,10 +274,9 @@ def damages(campaign: Campaign, count: int, finished: Path) -> None:
         in_cache = where.startswith("cache/")
         said = verify(campaign, case, place, whole=False)
         name = "another" if in_cache else NAME
-        name_of = path.name.removesuffix(".sha256")
-        if not in_cache and name_of not in said:
+        if not in_cache and path.name not in said:
             campaign.fault(case, f"verify does not name {where} ({how}): {said[-300:]}")
-        named = "verify names it" if name_of in said else "verify is silent"
+        named = "verify names it" if path.name in said else "verify is silent"
         code, again = call("run", place / "recipe.yaml", "--name", name)
         if "Traceback" in again:
             campaign.fault(case, again[-500:])
@@ -288,7 +287,7 @@ def damages(campaign: Campaign, count: int, finished: Path) -> None:
                 verify(campaign, case, place, whole=True)
         else:
             word = "refused"
-            if name_of not in again and "made from something else" not in again:
+            if path.name not in again and "made from something else" not in again:
                 campaign.fault(case, f"the refusal does not name {path.name}: {again[-300:]}")
         campaign.seen[f"{how}: {word}"] += 1
         print(f"{case}, {where} {how}: {named}; {word}, exit {code}", flush=True)

@@ -153,6 +153,10 @@ def test_a_dry_run_knows_the_guide_the_reference_and_kl(copy: Bench) -> None:
     assert found["reference-2"] == ("REUSE", "")
     assert found["kl-M_2"] == ("RUN IF", "an earlier output differs")
     assert contents(copy.folder) == before
+    first = by_node(look(plan_replay(origin(copy, NAME), step=1)))
+    assert first["guide-1"] == first["reference-1"] == ("REUSE", "")
+    assert (first["step-1"][0], first["step-2"][0]) == ("RUN", "RUN IF")
+    assert first["reference-2"] == ("REUSE", ""), "the recipe names it, whatever M_1 becomes"
 
 
 def test_a_step_with_a_given_reference_is_made_again_bitwise(copy: Bench) -> None:
