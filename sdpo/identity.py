@@ -6,7 +6,7 @@ keeps old results valid.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sdpo.config import (
 )
 from sdpo.objectives import OBJECTIVE_SETTINGS
 from sdpo.reference_rules import REFERENCE_FIELDS
+from sdpo.store import differences
 
 TRAINER_VERSION = 2
 """Raised when a change of this project's code changes what a step publishes."""
@@ -61,6 +62,21 @@ def changed_settings(group: BaseModel) -> Payload:
         else:
             payload[name] = value
     return payload
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, one line each; a training setting that one of them leaves out
+    is told as the default that it stands for."""
+    return differences(_spelled_out(old, new), _spelled_out(new, old))
+
+
+def _spelled_out(identity: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    mine, theirs = identity.get("training"), other.get("training")
+    if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):
+        return identity
+    fields = TrainingConfig.model_fields
+    defaults = {name: fields[name].default for name in theirs.keys() - mine if name in fields}
+    return {**identity, "training": {**defaults, **mine}}
 
 
 def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:

@@ -14,7 +14,7 @@ from sdpo.config import RunConfig, settings_without_effect
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import checksum_path, sweep_temporaries
-from sdpo.identity import run_identity
+from sdpo.identity import changes, run_identity
 from sdpo.locks import share
 from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
 from sdpo.recipe import check_run_name, make_config
@@ -135,20 +135,33 @@ class Context:
 
         A node that is shared has a reason too: from where.
         """
-        own = reuse(self.run, node, identity)
+        own = reuse(self.run, node, identity, explain=changes)
         if own.record:
             return own.record, ""
         if node == self.replayed:
-            return None, "replayed" if own.reason == NOT_DONE else own.reason
+            return None, self._replayed_with(identity) if own.reason == NOT_DONE else own.reason
         reasons = [own.reason]
         for origin in self.origins:
-            there = matching(origin, node, identity)
+            there = matching(origin, node, identity, explain=changes)
             faults = adopt(self.run, node, origin, there.record) if there.record else []
             if there.record and not faults:
                 self.shared.append(node)
                 return self.run.read_record(node), f"shared from {origin.name}"
-            reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or there.reason)
+            why = "" if self._is_grown(node) else there.reason
+            reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or why)
+        reasons = [reason for reason in reasons if reason]
         return None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE)
+
+    def _replayed_with(self, identity: Mapping[str, Any]) -> str:
+        """That a step is replayed, and what is changed in it."""
+        found = [matching(o, self.replayed, identity, explain=changes) for o in self.origins[:1]]
+        reasons = [there.reason for there in found if there.reason not in ("", NOT_DONE)]
+        return " with ".join(["replayed", *reasons])
+
+    def _is_grown(self, node: str) -> bool:
+        """Whether a node of an extended run is another than its origin's because there is more."""
+        is_extended = self.origin is not None and self.origin.kind == "extend"
+        return is_extended and not node.startswith(("step-", "guide-"))
 
     def settle(self, node: str, record: Record) -> None:
         """Bring a complete step or guide into its final form: card and lineage of this run, no
@@ -263,9 +276,9 @@ def _run_file(
 def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Origin | None) -> None:
     """Refuse a recipe, or an origin, that the run was not made from."""
     identity = run_identity(resolved.config, dict(resolved.inputs))
-    changes = differences(stored.identity, identity)
+    changed = differences(stored.identity, identity)
     settings = differences(stored.config.model_dump(), resolved.config.model_dump())
-    lines = _named(changes, settings)
+    lines = _named(changed, settings)
     if origin:
         given, there = (o.model_dump() if o else {} for o in (origin, stored.origin))
         lines += differences(there, given, "origin")
@@ -277,16 +290,16 @@ def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Orig
         )
 
 
-def _named(changes: list[str], settings: list[str]) -> list[str]:
+def _named(changed: list[str], settings: list[str]) -> list[str]:
     """Of the changed ``settings`` those that bear identity, with defaults; then changed inputs."""
     prefix = "settings."
-    bearing = [c.removeprefix(prefix).split(":")[0] for c in changes if c.startswith(prefix)]
+    bearing = [c.removeprefix(prefix).split(":")[0] for c in changed if c.startswith(prefix)]
 
     def bears(line: str) -> bool:
         field = line.split(":", maxsplit=1)[0]
         return any(f"{field}.".startswith(f"{group}.") for group in bearing)
 
-    return [*filter(bears, settings), *(c for c in changes if not c.startswith(prefix))]
+    return [*filter(bears, settings), *(c for c in changed if not c.startswith(prefix))]
 
 
 def run_once(

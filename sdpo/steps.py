@@ -366,7 +366,7 @@ def _record_probe(context: Context, number: int) -> None:
 def _measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
     folder, digest = model_of(context, number)
     node = f"probe-M_{number}"
-    why = "its measurements are gone" if reason == NOT_DONE else reason
+    why = "not measured yet" if reason == NOT_DONE else reason
     context.listen({"event": "node", "node": node, "status": "run", "reason": why})
     context.executed.append(node)
     context.stage(

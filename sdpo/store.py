@@ -9,7 +9,7 @@ without a look. This module knows nothing of models.
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -245,14 +245,22 @@ class Reuse:
     reason: str
 
 
-def reuse(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
+Explain = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
+"""Names the differences of two identities, the old one first."""
+
+
+def reuse(
+    run: RunFolder, node: str, identity: Mapping[str, Any], *, explain: Explain | None = None
+) -> Reuse:
     """A complete record with the same identity whose files verify; anything else says why."""
-    found = matching(run, node, identity)
+    found = matching(run, node, identity, explain=explain)
     damage = run.damage(found.record) if found.record else []
     return Reuse(None, "; ".join(damage)) if damage else found
 
 
-def matching(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
+def matching(
+    run: RunFolder, node: str, identity: Mapping[str, Any], *, explain: Explain | None = None
+) -> Reuse:
     """As :func:`reuse`, without a look at the files."""
     try:
         record = run.read_record(node)
@@ -261,7 +269,8 @@ def matching(run: RunFolder, node: str, identity: Mapping[str, Any]) -> Reuse:
     if record is None:
         return Reuse(None, NOT_DONE)
     if digest_of(record["identity"]) != digest_of(dict(identity)):
-        return Reuse(None, "; ".join(differences(record["identity"], identity)))
+        explain = explain or differences
+        return Reuse(None, "; ".join(explain(record["identity"], identity)))
     return Reuse(record, "")
 
 

@@ -98,7 +98,8 @@ class DryRun(Context):
         """A line for scoring the reference of a step that would train against another model."""
         training = steps.resolved_training(self, step)
         models = steps.step_models(self, step, training)
-        action = next(line.action for line in self.lines if line.node == f"step-{step}")
+        index = [line.node for line in self.lines].index(f"step-{step}")
+        action = self.lines[index].action
         if models.reference is None or models.agree or action == "REUSE":
             return
         own = reference_tokens(self, models.reference, step)
@@ -110,7 +111,7 @@ class DryRun(Context):
         if not reason:
             is_certain = is_given or not self.is_uncertain(f"step-{step}")
             action, reason = ("REUSE", "") if is_certain else ("RUN IF", IF_DIFFERENT)
-        self.lines.append(NodeLine(f"reference-{step}", action, reason))
+        self.lines.insert(index, NodeLine(f"reference-{step}", action, reason))
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from sdpo.digest import model_digest
 from sdpo.errors import SdpoError
 from sdpo.files import digest_of
 from sdpo.history.faults import Findings
+from sdpo.identity import changes
 from sdpo.references import stored_references
 from sdpo.resolve import ReferenceModel, Resolved
 from sdpo.run import Context, Stored
 from sdpo.spec import Spec
-from sdpo.store import Record, RunFolder, differences
+from sdpo.store import Record, RunFolder
 from sdpo.tokens.digest import has_chat_template
 
 T = TypeVar("T")
@@ -56,8 +57,8 @@ class Walk(Context):
             return None, ""
         if node != "report" and digest_of(record["identity"]) != digest_of(dict(identity)):
             name = str(self.run.record_path(node).relative_to(self.run.path))
-            changes = "; ".join(differences(record["identity"], identity))
-            self.findings.fault(name, f"was made from something else: {changes}")
+            what = "; ".join(changes(record["identity"], identity))
+            self.findings.fault(name, f"was made from something else: {what}")
         return record, ""
 
     def settle(self, node: str, record: Record) -> None:

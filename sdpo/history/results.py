@@ -11,6 +11,7 @@ import numpy as np
 from sdpo.digest import tensor_entries
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.files import read_json
+from sdpo.identity import changes
 from sdpo.store import Record, RunFolder, differences
 
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
@@ -41,7 +42,7 @@ def compare_step(old: RunFolder, new: RunFolder, step: int) -> Comparison:
     if before is None or after is None:
         missing = old.name if before is None else new.name
         return Comparison(verdict="unknown", inputs=(f"step {step} of {missing} has no record",))
-    inputs = tuple(differences(before["identity"], after["identity"]))
+    inputs = tuple(changes(before["identity"], after["identity"]))
     results = tuple(_results(old, new, before, after))
     environment = tuple(differences(before["environment"], after["environment"]))
     verdict: Verdict = "bitwise identical"

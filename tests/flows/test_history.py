@@ -34,7 +34,7 @@ def test_replay_of_a_checkpoint_with_another_beta_says_what_changed(
     target = finished_copy.runs / "tiny" / "step-2"
     called = sdpo("replay", target, "--set", "training.beta=0.2", "--name", "other")
     assert called.code == 0, called.told
-    assert "step 2 of tiny again, as other: inputs differ training.beta: nothing -> 0.2" in (
+    assert "step 2 of tiny again, as other: inputs differ training.beta: 0.1 -> 0.2" in (
         called.told
     )
     assert "weights digest: " in called.out
@@ -50,7 +50,7 @@ def test_a_dry_run_prints_a_line_per_node_and_does_nothing(
     lines = [re.split(r" {2,}", line.strip(), maxsplit=2) for line in called.out.splitlines()]
     assert ["REUSE", "plan"] in lines
     assert ["RUN", "step-1", "replayed"] in lines
-    assert ["RUN", "step-2", "training.beta: nothing -> 0.5"] in lines
+    assert ["RUN", "step-2", "training.beta: 0.1 -> 0.5"] in lines
     assert contents(finished_copy.folder) == before
     follows = sdpo("replay", "tiny/step-1", *options)
     assert "RUN IF  step-2      an earlier output differs" in follows.out

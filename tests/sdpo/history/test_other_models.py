@@ -188,7 +188,7 @@ def test_a_guide_that_is_damaged_in_the_origin_is_trained_again(copy: Bench) -> 
 
 def test_another_beta_makes_no_scoring_forward_of_a_given_reference(copy: Bench) -> None:
     result, again = replayed(origin(copy, NAME), "training.beta=0.3", step=2)
-    assert result.comparison.inputs == ("training.beta: nothing -> 0.3",)
+    assert result.comparison.inputs == ("training.beta: 0.1 -> 0.3",)
     assert "reference-2" not in again.result.executed
     assert again.record("step-2")["scored_rows"]["computed"] == 0
 

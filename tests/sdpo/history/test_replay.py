@@ -104,7 +104,7 @@ def test_another_setting_makes_no_scoring_forward_and_the_later_step_follows(
 @pytest.mark.parametrize("objective", ["ipo_sum", "apo_zero"])
 def test_another_objective_makes_no_scoring_forward(finished_copy: Bench, objective: str) -> None:
     result, again = replayed(origin(finished_copy), f"training.objective={objective}", step=2)
-    assert f"training.objective: nothing -> {objective}" in result.comparison.inputs
+    assert f"training.objective: dpo -> {objective}" in result.comparison.inputs
     assert again.record("step-2")["scored_rows"]["computed"] == 0
     assert "step-1" in again.result.shared
 
@@ -121,7 +121,7 @@ def test_a_setting_of_the_second_step_leaves_the_first_shared(finished_copy: Ben
     [
         ("data.limit=30", r"data: data\.limit: 40 -> 30"),
         ("partition.strategy=random", "plan: "),
-        ("steps.0.beta=0.5", r"step-1: training\.beta: nothing -> 0\.5"),
+        ("steps.0.beta=0.5", r"step-1: training\.beta: 0\.1 -> 0\.5"),
         ("launch.threads=2", r"step-1: arithmetic\.threads: 1 -> 2"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_dry_run_names_the_field_with_its_old_and_new_value(finished_copy: Ben
     overrides = ("training.beta=0.2", "steps.1.learning_rate=0.01")
     lines = look(plan_replay(origin(finished_copy), step=1, overrides=overrides))
     reasons = {line.node: line.reason for line in lines if line.action == "RUN"}
-    assert reasons["step-1"] == "replayed"
+    assert reasons["step-1"] == "replayed with training.beta: 0.1 -> 0.2"
     assert reasons["step-2"] == "training.learning_rate: 0.001 -> 0.01"
     replay = plan_replay(origin(finished_copy), step=2, overrides=("data.limit=30",))
     lines = look(replay)

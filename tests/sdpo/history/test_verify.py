@@ -121,7 +121,7 @@ def test_a_record_that_does_not_follow_from_run_yaml_is_a_fault(finished_copy: B
     rewrite(run, "step-1", identity=record["identity"] | {"training": training})
     found = named(verify_run(run))
     assert "its identity_digest is not that of its identity" in found
-    assert "was made from something else: training.beta: 0.7 -> nothing" in found
+    assert "was made from something else: training.beta: 0.7 -> 0.1" in found
 
 
 def test_a_run_yaml_with_a_matching_digest_but_other_settings_is_a_fault(
@@ -131,7 +131,7 @@ def test_a_run_yaml_with_a_matching_digest_but_other_settings_is_a_fault(
     content = run.read_run()
     content["config"]["training"]["beta"] = 0.7
     run.write_run(content)
-    assert "was made from something else: training.beta: nothing -> 0.7" in named(verify_run(run))
+    assert "was made from something else: training.beta: 0.1 -> 0.7" in named(verify_run(run))
 
 
 def test_a_cache_with_other_values_than_the_step_trained_against_is_a_fault(
