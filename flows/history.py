@@ -59,11 +59,14 @@ def replay(
 
 def print_lines(lines: Sequence[NodeLine], *, console: Console) -> None:
     """A line per node: what would become of it, and why."""
+    width = max(10, *(len(line.node) for line in lines))
     for line in lines:
         colour = _COLOURS[line.action]
         why = f"  {escape(line.reason)}" if line.reason else ""
         console.print(
-            f"[{colour}]{line.action:<6}[/]  {line.node:<10}{why}", highlight=False, soft_wrap=True
+            f"[{colour}]{line.action:<6}[/]  {line.node:<{width}}{why}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
