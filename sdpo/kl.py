@@ -77,7 +77,10 @@ def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> 
     lock = spec.out.with_name(f".{spec.out.name}.lock")
     what = f"the measurement {spec.out.name}"
     with hold(lock, what=what, wait=True, listen=context.listen) as handle:
-        if cached_fault(spec.out):
+        if fault := cached_fault(spec.out):
+            if spec.out.exists():
+                message = f"{spec.out} in the cache is damaged, {fault}: it is measured again"
+                context.listen({"event": "warning", "message": message})
             shutil.rmtree(spec.out, ignore_errors=True)
             context.stage(spec, handle)
             files = {name: file_digest(spec.out / name) for name in _FILES}

@@ -224,6 +224,8 @@ def test_kl_that_is_damaged_in_the_cache_is_measured_again(copy: Bench, made: Ou
         flip(path, path.stat().st_size // 2)
     again = copy.run({"name": "again"})
     assert {"kl-M_1", "kl-M_2"} <= set(again.result.executed)
+    said = [event["message"] for event in again.events if event["event"] == "warning"]
+    assert sum("is damaged, kl.parquet was changed: it is measured again" in m for m in said) == 2
     assert again.json("step-2/kl.json") == made.json("step-2/kl.json")
     assert verify_run(again.run).faults == []
 
