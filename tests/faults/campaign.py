@@ -1,12 +1,13 @@
 """The whole campaign of faults: random deaths and random damage, each run to its end afterwards.
 
-    python tests/faults/campaign.py [--kills 30] [--damages 50] [--seed 0] [--folder DIR]
+    python tests/faults/campaign.py [--kills 30] [--damages 50] [--seed 0] [--folder DIR] [--plain]
 
 A run of two steps over the demo's data is made once without disturbance. Then it is made again and
-killed with everything it started (SIGKILL) at a moment drawn from its duration, and resumed; and a
-finished copy is damaged in one file of the run or of the caches (a bit flipped, cut, removed),
-looked at by ``sdpo verify``, and run again. What must hold: M_2 and the metrics are those of the
-undisturbed run, or the call refuses with a message that names the file; never another result.
+killed with everything it started (SIGKILL) at a moment drawn from its computing time, which other
+work on the machine does not stretch, and resumed; and a finished copy is damaged in one file of the
+run or of the caches (a bit flipped, cut, removed), looked at by ``sdpo verify``, and run again.
+What must hold: M_2, the metrics and what was measured are those of the undisturbed run, or the call
+refuses with a message that names the file; never another result.
 The last lines are a summary; the exit code is 1 where anything did not hold.
 """
 
@@ -72,7 +73,8 @@ class Campaign:
     model: Path
     sources: dict[str, Path]
     whole: Result | None = None
-    duration_s: float = 0.0
+    plain: bool = False
+    cpu_s: float = 0.0
     seen: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
@@ -82,7 +84,10 @@ class Campaign:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         sources = [{"name": name, "path": str(path)} for name, path in self.sources.items()]
+        probe = RECIPE["probe"] | ({"kl_prompts": 0} if self.plain else {})  # type: ignore[operator]
         recipe = RECIPE | {
+            "probe": probe,
+            "steps": [] if self.plain else RECIPE["steps"],
             "model": {"name_or_path": str(self.model)},
             "data": RECIPE["data"] | {"sources": sources},  # type: ignore[operator]
             "store": {"runs_dir": str(place / "runs")},
@@ -90,13 +95,9 @@ class Campaign:
         (place / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return place
 
-    def run(self, place: Path, *, name: str = NAME) -> Running:
-        """``sdpo run`` there."""
-        return start("run", place / "recipe.yaml", "--name", name, log=place / "said.txt")
-
-    def resume(self, place: Path) -> Running:
-        """``sdpo resume`` there."""
-        return start("resume", NAME, "--runs-dir", place / "runs", log=place / "said.txt")
+    def run(self, place: Path) -> Running:
+        """``sdpo run`` there, in processes of its own."""
+        return start("run", place / "recipe.yaml", log=place / "said.txt")
 
     def fault(self, case: str, what: str) -> None:
         """Keep what did not hold."""
@@ -137,13 +138,13 @@ def result_of(run: Path) -> Result:
 def undisturbed(campaign: Campaign) -> Path:
     """Make the run by which all others are judged."""
     place = campaign.place("whole")
-    began = time.monotonic()
     running = campaign.run(place)
-    code = running.wait(900)
-    assert code == 0, running.said
-    campaign.duration_s = time.monotonic() - began
+    while running.process.poll() is None:
+        campaign.cpu_s = max(campaign.cpu_s, running.cpu_s())
+        time.sleep(0.05)
+    assert running.process.returncode == 0, running.said
     campaign.whole = result_of(place / "runs" / NAME)
-    print(f"undisturbed: {campaign.duration_s:.1f} s, M_2 {campaign.whole.models[1][:16]}")
+    print(f"undisturbed: {campaign.cpu_s:.1f} s of computing, M_2 {campaign.whole.models[1][:16]}")
     return place
 
 
@@ -169,35 +170,32 @@ def moment_of(run: Path) -> str:
 
 
 def kills(campaign: Campaign, count: int) -> None:
-    """The whole process tree is killed at random moments, one in every slice of the duration."""
-    done = 0
-    while done < count:
+    """The whole process tree is killed at random moments, one in every slice of the run."""
+    slices = list(range(count))
+    campaign.drawn.shuffle(slices)
+    for done, at in enumerate(slices):
         case = f"kill {done + 1}"
         place = campaign.place("killed")
         run = place / "runs" / NAME
-        wait_s = campaign.duration_s * (done + campaign.drawn.random()) / count
+        moment_s = campaign.cpu_s * (at + campaign.drawn.random()) / count
         running = campaign.run(place)
-        time.sleep(wait_s)
-        if running.process.poll() is not None:
-            # Machines are not equally fast at all times: draw earlier.
-            campaign.duration_s *= 0.9
-            continue
+        while running.process.poll() is None and running.cpu_s() < moment_s:
+            time.sleep(0.01)
         running.kill_tree()
         moment = moment_of(run) if run.is_dir() else "before the run's folder"
         campaign.seen[moment] += 1
         if stages_of(run):
             campaign.fault(case, "a stage survived")
         there = (run / "run.yaml").is_file()
-        again = campaign.resume(place) if there and done % 2 else campaign.run(place)
-        code = again.wait(900)
-        word = "goes on after" if "goes on after" in again.said else "from its last complete node"
-        print(f"{case} after {wait_s:.1f} s, {moment}: {word}, exit {code}", flush=True)
+        again = ("resume", NAME, "--runs-dir", place / "runs") if there and done % 2 else None
+        code, said = call(*(again or ("run", place / "recipe.yaml", "--name", NAME)))
+        word = "goes on after" if "goes on after" in said else "from its last complete node"
+        print(f"{case} after {moment_s:.1f} s, {moment}: {word}, exit {code}", flush=True)
         if code:
-            campaign.fault(case, again.said[-500:])
+            campaign.fault(case, said[-500:])
         else:
             campaign.check(case, place)
             verify(campaign, case, place, whole=True)
-        done += 1
 
 
 def call(*arguments: object) -> tuple[int, str]:
@@ -299,13 +297,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--damages", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="Without guide and KL: quicker.")
     parser.add_argument("--folder", type=Path, help="Where to work; else a temporary folder.")
     given = parser.parse_args()
     folder = (given.folder or Path(tempfile.mkdtemp(prefix="sdpo-faults-"))).absolute()
     names = ("tiny-llama", "questions", "requests")
     model, *files = (demo.materialise(f"demo:{name}", folder / "inputs") for name in names)
     sources = dict(zip(names[1:], files, strict=True))
-    campaign = Campaign(folder, random.Random(given.seed), model, sources)
+    campaign = Campaign(folder, random.Random(given.seed), model, sources, plain=given.plain)
     finished = undisturbed(campaign)
     kills(campaign, given.kills)
     damages(campaign, given.damages, finished)

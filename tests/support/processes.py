@@ -41,6 +41,16 @@ class Running:
             assert time.monotonic() < end, f"that did not happen:\n{self.said}"
             time.sleep(0.01)
 
+    def cpu_s(self) -> float:
+        """Seconds of computing of the call and all that it started, until now."""
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.process.pid)
+            for member in [leader, *leader.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    total += sum(member.cpu_times()[:4])  # its own, and of those that ended
+        return total
+
     def kill_tree(self) -> None:
         """SIGKILL to the call and to everything that it started."""
         with suppress(psutil.NoSuchProcess):
