@@ -37,7 +37,10 @@ def mixed_bench(
             "fraction": 0.2,
             "learning_rate": 2e-3,
         },
-        "steps": [{"objective": "simpo", "beta": 2.0}, {"objective": "ipo", "beta": 0.01}],
+        "steps": [
+            {"objective": "simpo", "beta": 2.0, "reference": "none"},
+            {"objective": "ipo", "beta": 0.01},
+        ],
         "probe": {"max_pairs": 16, "completions": 0},
     }
     return Bench(folder, Bench(folder, tiny_recipe).values(changes))
@@ -62,6 +65,7 @@ def test_a_step_without_reference_has_a_target_alone(mixed: Outcome) -> None:
     s = mixed.record("step-0")["outputs"]["model"]
     assert first["inputs"]["target"] == s
     assert "reference" not in first["inputs"]
+    assert first["models"]["reference"] == {"choice": "none", "name": "none"}
     assert first["scored_rows"] == {"computed": 0, "cached": 0}
     assert first["gate"] is None
     assert (

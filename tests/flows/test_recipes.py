@@ -167,16 +167,32 @@ def test_check_accepts_it_over_local_files(
 
 
 ABLATIONS = {
-    "everything at once": ("partition.groups=[[questions, requests]]", [72]),
-    "natural": ("partition.strategy=natural", [36, 36]),
-    "stratified": ("partition.strategy=stratified", [12, 60]),
+    # of sDPO's paper: the override; of each step its pairs, reference and target
+    "natural steps": ("partition.strategy=natural", [(36, "previous", "previous")] * 2),
+    "everything at once": ("partition.strategy=single", [(72, "previous", "previous")]),
+    "stratified steps": (
+        "partition.strategy=stratified",
+        [(12, "previous", "previous"), (60, "previous", "previous")],
+    ),
+    "target from S": ("training.target=base", [(36, "previous", "base")] * 2),
+    "reference fixed at S": ("training.reference=base", [(36, "base", "previous")] * 2),
 }
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_of_the_paper_is_one_override(ablation: str, bench: Bench, sdpo: Sdpo):
-    override, sizes = ABLATIONS[ablation]
+    override, steps = ABLATIONS[ablation]
     called = sdpo("check", bench.write(), "--set", override)
     assert called.code == 0, called.told
-    found = re.findall(r"^ +(\d) +(\d+) +\d+ +\d+ +DPO, β 0.1 ", called.out, re.MULTILINE)
-    assert [(int(n), int(pairs)) for n, pairs in found] == list(enumerate(sizes, start=1))
+    row = r"^ +(\d) +(\d+) +\d+ +\d+ +DPO, β 0\.1 +(\w+) +(\w+) "
+    found = re.findall(row, called.out, re.MULTILINE)
+    expected = [(str(n), str(pairs), *models) for n, (pairs, *models) in enumerate(steps, 1)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["paper_solar_10.7b", "daa_8b_dpo"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_projects_recipes_take_every_ablation(name: str, ablation: str):
+    override, _ = ABLATIONS[ablation]
+    config = load_recipe(FOLDER / f"{name}.yaml", presets=FOLDER, overrides=[override])
+    assert settings_without_effect(config) == []
