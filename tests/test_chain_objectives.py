@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bench import Bench, DemoFiles, Outcome, Values
+from histories import replayed
 
 from sdpo.digest import model_digest
 
@@ -58,6 +59,12 @@ def test_the_supervised_stage_is_recorded_as_step_zero_with_its_own_rate(mixed: 
     assert record["training"]["learning_rate"] == 2e-3
     listed = pq.read_table(mixed.folder / "supervised.parquet").num_rows
     assert 0 < record["examples"] <= round(0.2 * listed)
+
+
+def test_the_supervised_stage_is_replayed_like_a_step(mixed: Outcome) -> None:
+    result, again = replayed(mixed.run, step=0)
+    assert result.comparison.verdict == "bitwise identical"
+    assert again.result.executed == ("step-0", "report")
 
 
 def test_a_step_without_reference_has_a_target_alone(mixed: Outcome) -> None:

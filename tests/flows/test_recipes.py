@@ -140,7 +140,7 @@ CHECKED = [
     # The 3B rows differ from these in numbers alone.
     pytest.param(name, marks=[pytest.mark.slow] if name.startswith("daa_3b") else [])
     for name in NAMES
-    if name.startswith(("daa_", "tulu"))
+    if name != "demo"
 ]
 
 
