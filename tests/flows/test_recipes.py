@@ -9,7 +9,7 @@ from bench import Bench, DemoFiles
 from command_line import Sdpo
 
 from flows.presets import FOLDER, presets, printed
-from sdpo.config import settings_without_effect
+from sdpo.config import RunConfig, settings_without_effect
 from sdpo.objectives import OBJECTIVES
 from sdpo.recipe import load_recipe
 
@@ -32,6 +32,14 @@ def load(name: str):
     return load_recipe(FOLDER / f"{name}.yaml", presets=FOLDER)
 
 
+def assert_common_settings(config: RunConfig) -> None:
+    training = config.training
+    assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)
+    assert (training.batch_size, training.max_grad_norm, training.warmup_ratio) == (128, 2.0, 0.03)
+    assert (training.optimizer, training.lr_schedule, training.epochs) == ("adamw", "linear", 1)
+    assert config.data.max_length == 4096
+
+
 def test_the_presets_are_those_that_are_promised():
     rows = [f"daa_{size}_{o}" for size in ("3b", "8b") for o in BEST]
     rows += [f"daa_{size}_{o}_one_stage" for size in ("3b", "8b") for o in ("orpo", "asft")]
@@ -45,10 +53,7 @@ def test_a_two_stage_row_has_the_best_settings_of_the_paper(objective, size):
     training, supervised = config.training, config.supervised
     assert training.objective == objective
     assert (training.learning_rate, training.beta) == BEST[objective][size]
-    assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)
-    assert (training.batch_size, training.max_grad_norm, training.warmup_ratio) == (128, 2.0, 0.03)
-    assert (training.optimizer, training.lr_schedule, training.epochs) == ("adamw", "linear", 1)
-    assert config.data.max_length == 4096
+    assert_common_settings(config)
     assert (training.simpo_gamma_beta_ratio, training.cal_dpo_c) == (0.5, 1.0)
     assert supervised.from_source
     assert (supervised.learning_rate, supervised.batch_size, supervised.epochs) == (6e-6, 128, 1)
@@ -58,9 +63,17 @@ def test_a_two_stage_row_has_the_best_settings_of_the_paper(objective, size):
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("one_stage")])
 def test_a_one_stage_row_starts_from_the_base_model(name):
     config = load(name)
+    assert_common_settings(config)
     assert not config.supervised.enabled
     assert OBJECTIVES[config.training.objective].has_nll
     assert (config.training.preference_weight, config.training.learning_rate) == (1.0, 8e-6)
+
+
+def test_zephyr_as_its_paper_has_it():
+    training = load("zephyr_7b").training
+    assert (training.objective, training.beta, training.learning_rate) == ("dpo", 0.1, 5e-7)
+    assert (training.optimizer, training.lr_schedule) == ("rmsprop", "linear")
+    assert (training.batch_size, training.warmup_ratio) == (32, 0.1)
 
 
 def test_tulu_3_as_its_paper_has_it():
