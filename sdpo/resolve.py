@@ -1,49 +1,33 @@
 """What the names in a recipe stand for: folders, hub commits, this machine's devices.
 
 The resolved configuration is what a run stores. It is reached without torch: models are looked up
-as files, devices through the driver.
+as files (:mod:`sdpo.locate`, :mod:`sdpo.named_references`), devices through the driver.
 """
 
 import importlib.util
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from sdpo import demo, machine
+from sdpo import machine
 from sdpo.config import (
     Group,
     LaunchConfig,
-    ModelConfig,
     RunConfig,
     SourceConfig,
-    TrainingConfig,
 )
-from sdpo.data.readers import default_name
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
-from sdpo.files import digest_of, file_digest, folder_digests
-from sdpo.reference_rules import effective_reference, is_length_normalised
-from sdpo.tokens.digest import has_chat_template, tokenizer_digest, vocabulary_digest
+from sdpo.files import digest_of, file_digest
+from sdpo.locate import data_digest, locate_source, model_folder, model_name
+from sdpo.named_references import ReferenceModel, locate_references
+from sdpo.tokens.digest import has_chat_template, tokenizer_digest
 
 G = TypeVar("G", bound=Group)
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _BF16_CAPABILITY = (8, 0)  # Ampere
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceModel:
-    """A reference that the recipe names. ``tokenizer`` is the digest of its own, where it cuts text
-    into other tokens than the run's; empty where both have one vocabulary."""
-
-    folder: Path
-    digest: str
-    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +57,16 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
         ModelError, DataError, ConfigError: something is not there or not possible here.
     """
     cache = cache_dir(config)
-    model = _model_folder(config.model, cache=cache)
-    config, references, named = _locate_references(config, model=model, cache=cache)
+    model = model_folder(config.model, cache=cache)
+    config, references, named = locate_references(config, model=model, cache=cache)
     sources = [
-        source if f"data.{source.name}" in known else _source(source, cache=cache)
+        source if f"data.{source.name}" in known else locate_source(source, cache=cache)
         for source in config.data.sources
     ]
     _check_sources(sources)
     supervised = config.supervised
     if supervised.from_source and "data.supervised" not in known:
-        found = _source(
+        found = locate_source(
             SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
         )
         supervised = supervised.model_copy(update={"path": found.path, "revision": found.revision})
@@ -95,7 +79,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
         update={
             "model": config.model.model_copy(
                 update={
-                    **_model_name(config.model, model),
+                    **model_name(config.model, model),
                     "chat_template": str(Path(template).absolute()) if template else "",
                 }
             ),
@@ -133,7 +117,7 @@ def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[st
             path=supervised.path, revision=supervised.revision
         )
     return {
-        name: known.get(name) or _data_digest(source.path, source.revision)
+        name: known.get(name) or data_digest(source.path, source.revision)
         for name, source in sources.items()
     }
 
@@ -257,171 +241,6 @@ def _check_attention(config: RunConfig) -> None:
         )
 
 
-def is_path(name: str) -> bool:
-    """Whether a name is meant as a path even if nothing is there."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
-
-
-def _locate_references(
-    config: RunConfig, *, model: Path, cache: Path
-) -> tuple[RunConfig, dict[tuple[str, str], ReferenceModel], dict[str, str]]:
-    """``config`` with its reference models located, these by name and revision, their digests.
-
-    Raises:
-        ModelError: one is not there, or is no model folder.
-        ConfigError: one has another vocabulary, and the objective needs log-probs per token.
-    """
-    found: dict[tuple[str, str], ReferenceModel] = {}
-    inputs: dict[str, str] = {}
-
-    def locate(training: TrainingConfig, where: str) -> dict[str, str]:
-        """The model's name and revision as they are stored, for a group that names one."""
-        given = config.model.model_copy(
-            update={
-                "name_or_path": training.reference_model,
-                "revision": training.reference_revision,
-            }
-        )
-        folder = _model_folder(given, cache=cache, where=f"{where}.reference_model")
-        key = _model_name(given, folder)
-        found[key["name_or_path"], key["revision"]] = reference = _reference_model(folder, model)
-        inputs[f"reference.{where}"] = reference.digest
-        if reference.tokenizer:
-            inputs[f"reference.{where}.tokenizer"] = reference.tokenizer
-        return {"reference_model": key["name_or_path"], "reference_revision": key["revision"]}
-
-    training, steps = config.training, list(config.steps)
-    numbers = range(1, len(steps) + 1)
-    inherited = [not steps[number - 1].reference_model for number in numbers]  # type: ignore[attr-defined]
-    users = [training, *(config.training_of(n) for n in numbers if inherited[n - 1])]
-    update: dict[str, object] = {}
-    if any(effective_reference(user) == "model" for user in users):
-        update["training"] = training.model_copy(update=locate(training, "training"))
-    for number in numbers:
-        own = config.training_of(number)
-        if effective_reference(own) == "model" and not inherited[number - 1]:
-            revision = steps[number - 1].reference_revision or ""  # type: ignore[attr-defined]
-            own = own.model_copy(update={"reference_revision": revision})
-            stored = locate(own, f"steps.{number - 1}")
-            steps[number - 1] = steps[number - 1].model_copy(update=stored)  # type: ignore[attr-defined]
-    located = config.model_copy(update=update | {"steps": steps})
-    for where, user in located.trainings.items():
-        _check_vocabulary(user, found, where)
-    return located, found, inputs
-
-
-def _reference_model(folder: Path, model: Path) -> ReferenceModel:
-    same = vocabulary_digest(folder) == vocabulary_digest(model)
-    return ReferenceModel(
-        folder=folder,
-        digest=model_digest(folder),
-        tokenizer="" if same else tokenizer_digest(folder),
-    )
-
-
-def _check_vocabulary(
-    training: TrainingConfig, references: Mapping[tuple[str, str], ReferenceModel], where: str
-) -> None:
-    reference = references.get((training.reference_model, training.reference_revision))
-    if effective_reference(training) != "model" or reference is None or not reference.tokenizer:
-        return
-    if is_length_normalised(training.objective):
-        raise ConfigError(
-            f"{where}.reference_model: {training.reference_model} has another vocabulary than the "
-            f"run's model, so its tokens are not the policy's, and objective {training.objective} "
-            "divides by their number: use an objective on summed log-probs (dpo, ipo_sum), or a "
-            "reference with the same vocabulary"
-        )
-
-
-def _model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or_path") -> Path:
-    name = given.name_or_path
-    if not name:
-        raise ModelError(f"{where} is empty: give a model folder or a hub name")
-    if name.startswith("demo:"):
-        return demo.materialise(name, cache / "demo")
-    local = Path(name).expanduser()
-    if local.is_dir():
-        _check_model_folder(local)
-        return Path(os.path.normpath(local.absolute()))
-    if is_path(name):
-        raise ModelError(f"{where}: no folder at {local.absolute()}")
-    return _hub_model(name, revision=given.revision, code=given.trust_remote_code, where=where)
-
-
-def _model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
-    """A folder by its path, a hub model by its name and commit."""
-    if given.name_or_path.startswith("demo:") or Path(given.name_or_path).expanduser().is_dir():
-        return {"name_or_path": str(folder), "revision": ""}
-    return {"name_or_path": given.name_or_path, "revision": folder.name}
-
-
-def _check_model_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
-    if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
-        raise ModelError(
-            f"{folder.absolute()} has no tokenizer (tokenizer.json): save it beside the model with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-        )
-
-
-def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
-    # huggingface_hub takes half a second and most runs use local folders.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    patterns = [*_MODEL_FILES, "*.py"] if code else _MODEL_FILES
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{where}: {name} is not a local folder ({Path(name).absolute()}), not in "
-            "the local hub cache, and the hub cannot be reached"
-        ) from error
-    except Exception as error:  # the hub's HTTP library has errors of its own
-        raise ModelError(f"{where}: {name}: not to be had: {error}") from error
-    _check_model_folder(folder)
-    return folder
-
-
-def _source(source: SourceConfig, *, cache: Path) -> SourceConfig:
-    """``source`` with a name, an absolute path or a hub name with its commit."""
-    if not source.path:
-        raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
-    name = source.name or default_name(source.path.removeprefix("demo:"))
-    if source.path.startswith("demo:"):
-        made = demo.materialise(source.path, cache / "demo")
-        return source.model_copy(update={"name": name, "path": str(made)})
-    local = Path(source.path).expanduser()
-    is_data_file = default_name(source.path) != local.name
-    if local.exists() or is_path(source.path) or is_data_file:
-        path = os.path.normpath(local.absolute())
-        return source.model_copy(update={"name": name, "path": path})
-    commit = _hub_data_commit(source.path, source.revision)
-    return source.model_copy(update={"name": name, "revision": commit})
-
-
-def _hub_data_commit(name: str, revision: str) -> str:
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
-
-    cached = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    reference = cached / "refs" / (revision or "main")
-    try:
-        commit = HfApi().dataset_info(name, revision=revision or None).sha
-    except HFValidationError as error:
-        raise DataError(f"data source {name}: {error}") from error
-    except Exception as error:  # the hub's HTTP library has errors of its own
-        if reference.is_file():
-            return reference.read_text().strip()
-        raise DataError(
-            f"data source {name}: no file at {Path(name).absolute()}, not in the local hub cache, "
-            f"and not to be had from the hub ({type(error).__name__})"
-        ) from error
-    return commit or revision
-
-
 def _check_sources(sources: list[SourceConfig]) -> None:
     if not sources:
         raise DataError("data.sources is empty: a run needs preference data")
@@ -437,21 +256,3 @@ def _check_sources(sources: list[SourceConfig]) -> None:
 def _tokenizer_digest(model: Path, template: str) -> str:
     digest = tokenizer_digest(model)
     return digest_of([digest, file_digest(Path(template))]) if template else digest
-
-
-def _data_digest(path: str, revision: str) -> str:
-    local = Path(path)
-    if local.is_file():
-        return file_digest(local)
-    if local.is_dir():
-        return digest_of(folder_digests(local))
-    if os.path.isabs(path):  # noqa: PTH117 - hub names are not paths
-        raise DataError(f"no data at {path}{_similar(local)}")
-    return digest_of([path, revision])
-
-
-def _similar(path: Path) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-    return f": did you mean {near[0]}?" if near else ""

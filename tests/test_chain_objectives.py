@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bench import Bench, DemoFiles, Outcome, Values
+from histories import replayed
 
 from sdpo.digest import model_digest
 
@@ -37,7 +38,10 @@ def mixed_bench(
             "fraction": 0.2,
             "learning_rate": 2e-3,
         },
-        "steps": [{"objective": "simpo", "beta": 2.0}, {"objective": "ipo", "beta": 0.01}],
+        "steps": [
+            {"objective": "simpo", "beta": 2.0, "reference": "none"},
+            {"objective": "ipo", "beta": 0.01},
+        ],
         "probe": {"max_pairs": 16, "completions": 0},
     }
     return Bench(folder, Bench(folder, tiny_recipe).values(changes))
@@ -57,11 +61,18 @@ def test_the_supervised_stage_is_recorded_as_step_zero_with_its_own_rate(mixed: 
     assert 0 < record["examples"] <= round(0.2 * listed)
 
 
+def test_the_supervised_stage_is_replayed_like_a_step(mixed: Outcome) -> None:
+    result, again = replayed(mixed.run, step=0)
+    assert result.comparison.verdict == "bitwise identical"
+    assert again.result.executed == ("step-0", "report")
+
+
 def test_a_step_without_reference_has_a_target_alone(mixed: Outcome) -> None:
     first, second = mixed.record("step-1"), mixed.record("step-2")
     s = mixed.record("step-0")["outputs"]["model"]
     assert first["inputs"]["target"] == s
     assert "reference" not in first["inputs"]
+    assert first["models"]["reference"] == {"choice": "none", "name": "none"}
     assert first["scored_rows"] == {"computed": 0, "cached": 0}
     assert first["gate"] is None
     assert (

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -125,52 +124,3 @@ def test_settings_of_kl_without_prompts_are_said_to_have_no_effect() -> None:
 
     made = make_config({"probe": {"kl_tokens": 9}})
     assert settings_without_effect(made) == ["probe.kl_tokens has no effect: probe.kl_prompts is 0"]
-
-
-# --- curricula, whose features the same runs can measure
-
-
-def test_a_margin_curriculum_orders_pairs_by_gamma_under_m0(place: Bench) -> None:
-    outcome = place.run(
-        {
-            "name": "margin",
-            "probe": PROBE | {"kl_prompts": 0},
-            "partition": {"strategy": "reference_margin", "fractions": [0.5, 0.5]},
-            "training": {"max_steps": 1},
-        }
-    )
-    plan = pq.read_table(outcome.run.plan).to_pylist()
-    easy, hard = ([r["feature:gamma"] for r in plan if r["step"] == step] for step in (1, 2))
-    assert min(easy) >= max(hard)
-    stored = outcome.json("plan.json")["features"]["gamma"]
-    assert stored["scorer"] == outcome.record("step-1")["inputs"]["target"]
-    probe = pq.read_table(outcome.run.probes / "M_0.parquet").to_pylist()
-    gamma = {r["pair_id"]: r["chosen_logps"] - r["rejected_logps"] for r in probe}
-    for row in plan:
-        if row["pair_id"] in gamma:
-            assert row["feature:gamma"] == pytest.approx(gamma[row["pair_id"]], abs=1e-5)
-    assert outcome.record("step-1")["scored_rows"]["computed"] == 0, "measured once, under M_0"
-
-
-def test_a_length_curriculum_needs_no_model_and_is_previewed(
-    place: Bench, capfd: pytest.CaptureFixture[str]
-) -> None:
-    recipe = place.write({"partition": {"strategy": "length", "fractions": [0.25, 0.75]}})
-    assert run_app(["partition", recipe, "--name", "length"]) == 0
-    assert "Partition plan: length" in capfd.readouterr().out
-
-
-def test_pairs_without_ratings_are_refused_before_anything_is_trained(
-    place: Bench, capfd: pytest.CaptureFixture[str]
-) -> None:
-    recipe = place.write({"name": "rated", "partition": {"strategy": "score_gap"}})
-    assert run_app(["run", recipe]) == 2
-    told = capfd.readouterr().err
-    assert "pairs have no score_gap (questions" in told
-    assert not (place.runs / "rated").exists()
-
-
-def test_everything_at_once_is_one_setting_away(place: Bench) -> None:
-    config = make_config(place.values(), overrides=["partition.strategy=single"])
-    assert config.partition.strategy == "single"
-    assert np.isclose(sum(config.partition.fractions), 1)

@@ -18,6 +18,9 @@ from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.files import read_json
 from sdpo.recipe import make_config
+from sdpo.report import summarise
+from sdpo.report.load import load_run
+from sdpo.report.numbers import measure_run
 from sdpo.tokens.digest import tokenizer_digest
 from sdpo.tokens.store import TokenFile
 
@@ -273,6 +276,46 @@ def test_a_foreign_reference_scores_the_same_text_in_its_own_tokens(
 def test_of_a_foreign_reference_it_is_said_that_nothing_is_per_token(named: Outcome) -> None:
     said = [event["message"] for event in named.events if event["event"] == "warning"]
     assert any("statistics per token are not given" in message for message in said)
+    references = measure_run(load_run(named.folder)).references
+    assert references[1]["per_token_mean"] is None
+    assert references[2]["per_token_mean"] is not None
+    stored = gamma_of(named.run.step(1) / "reference.parquet", "reference_")
+    assert references[1]["mean"] == pytest.approx(np.mean(list(stored.values())), abs=1e-4)
+
+
+def table_of(outcome: Outcome, title: str) -> list[dict[str, str]]:
+    (table,) = (t for t in summarise(outcome.folder).tables if t.title == title)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def test_the_tables_of_every_run_name_objective_reference_and_target(
+    plain: Outcome,
+    fixed: Outcome,
+    restarted: Outcome,
+    guided: Outcome,
+    named: Outcome,
+    foreign_model: Path,
+) -> None:
+    expected = [
+        (plain, [("S", "S"), ("M_1", "M_1")]),
+        (fixed, [("S", "S"), ("S", "M_1")]),
+        (restarted, [("S", "S"), ("M_1", "S")]),
+        (guided, [("guide-1", "S")]),
+        (named, [(foreign_model.name, "S"), ("plain/step-1", "M_1")]),
+    ]
+    for outcome, models in expected:
+        rows = table_of(outcome, "Steps")
+        assert [(row["Reference"], row["Target"]) for row in rows] == models
+        assert {row["Objective"] for row in rows} == {"DPO, β 0.1"}
+        page = outcome.result.report.read_text(encoding="utf-8")
+        assert all(row["Mean γ_ref on D_t"] in page for row in rows)
+
+
+def test_the_report_says_by_how_much_the_first_loss_is_above_ln_2(restarted: Outcome) -> None:
+    first, second = table_of(restarted, "Training")
+    assert first["First loss, above agreement"] in ("+0.0000", "−0.0000", "0.0000")
+    excess = restarted.record("step-2")["gate"]["excess_loss"]
+    assert second["First loss, above agreement"] == f"{excess:+.4f}"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +335,17 @@ def test_a_reference_that_cannot_be_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(UserError, match=message):
         bench.run({"training": training})
+    assert not (bench.runs / "tiny").exists()
+
+
+@pytest.mark.parametrize("objective", ["ipo", "dpo_norm"])
+def test_a_foreign_reference_is_refused_where_the_objective_counts_tokens(
+    bench: Bench, foreign_model: Path, objective: str
+) -> None:
+    reference = {"reference": "model", "reference_model": str(foreign_model)}
+    steps = [{}, reference | {"objective": objective}]
+    with pytest.raises(ConfigError, match=r"steps\.1.* has another vocabulary .* divides by"):
+        bench.run({"steps": steps})
     assert not (bench.runs / "tiny").exists()
 
 

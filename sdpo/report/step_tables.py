@@ -84,7 +84,7 @@ def training_table(data: RunData) -> Table:
         ),
         rows=tuple(rows),
         note="Loss and margin: last batch of the step. First loss: before any update, above its "
-        "value where policy and reference agree (ln 2 for DPO); 0 where they are one model. "
+        "value where policy and reference agree; 0 where they are one model. "
         "Reserve: evaluation at the end of the step, rewards against the step's reference.",
     )
 

@@ -43,9 +43,10 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     with timings.of("check"):
         session.settle_layout(tokens, _rows_to_come(spec), events)
     spec = session.spec
+    result: dict[str, Any] = {}
     if spec.score_everything:
         with timings.of("score"):
-            _score_everything(session, tokens, events)
+            result["scored_rows"] = _score_everything(session, tokens, events)
     if spec.score_as_reference and spec.task == "none":
         with timings.of("score"):
             score_as_reference(
@@ -76,7 +77,7 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
             digest = session.published_digest
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
     session.close()
-    return {"model": session.published_digest, "timings_s": timings.rounded()}
+    return result | {"model": session.published_digest, "timings_s": timings.rounded()}
 
 
 def _rows_to_come(spec: StepSpec) -> list[int]:
@@ -99,8 +100,11 @@ def _saved(session: Session, events: EventWriter) -> SavedState | None:
     )
 
 
-def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> None:
-    """Publish gamma of every usable pair under the input model: a feature for the partition."""
+def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> dict[str, int]:
+    """Publish gamma of every usable pair under the input model: a feature for the partition.
+
+    Returns how many rows were computed, and how many came from the cache.
+    """
     spec = session.spec
     usable = pq.read_table(spec.usable, columns=["pair_id", "token_row"])
     cache = open_cache(spec, spec.input_digest)
@@ -126,6 +130,7 @@ def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) 
         )
         with publish_file(RunFolder(spec.run).features) as temporary:
             pq.write_table(table, temporary)
+    return {"computed": scored.computed, "cached": scored.cached}
 
 
 def _measure(

@@ -268,36 +268,44 @@ def _preference_task(
 
 
 def _supervised_task(step: StepFiles) -> SupervisedTask:
-    """Examples of the supervised stage: none has a reserved prompt; a fraction, if so set."""
+    """What the supervised stage trains on: its examples, or a fraction of them drawn by the seed.
+
+    Raises:
+        DataError: every example has a reserved prompt.
+    """
     spec = step.spec
-    usable = pq.read_table(spec.usable)
-    if spec.supervised.examples == "chosen":
-        kept = usable.filter(pa.array(~usable["reserved"].to_numpy(zero_copy_only=False)))
-        pairs = [step.tokens.row(row) for row in kept["token_row"].to_pylist()]
-        examples = [
-            (pair_id, pair.prompt_ids, pair.chosen_ids)
-            for pair_id, pair in zip(kept["pair_id"].to_pylist(), pairs, strict=True)
-        ]
-    else:
-        assert spec.supervised_tokens is not None, "the supervised source was not tokenised"
-        reserved = usable.filter(pa.array(usable["reserved"].to_numpy(zero_copy_only=False)))
-        held = set(reserved["prompt_key"].to_pylist())
-        file = SupervisedTokenFile.open(spec.supervised_tokens)
-        rows = [
-            file.row(int(index))
-            for index in np.flatnonzero(file.usable)
-            if file.prompt_keys[index] not in held
-        ]
-        examples = [(row.example_id, row.prompt_ids, row.completion_ids) for row in rows]
+    examples = sorted(_supervised_examples(step), key=lambda example: example[0])
     if not examples:
         raise DataError("the supervised stage has no examples left after setting the reserve aside")
-    examples.sort(key=lambda example: example[0])
     if spec.supervised.fraction < 1:
         count = max(1, round(len(examples) * spec.supervised.fraction))
         drawn = np.random.default_rng([spec.training.seed, 2]).permutation(len(examples))[:count]
         examples = [examples[i] for i in sorted(drawn)]
     ids, prompts, completions = zip(*examples, strict=True)
     return SupervisedTask(ids=ids, prompts=prompts, completions=completions)
+
+
+def _supervised_examples(step: StepFiles) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Id, prompt and completion of every example without a reserved prompt."""
+    spec = step.spec
+    usable = pq.read_table(spec.usable)
+    reserved = usable["reserved"].to_numpy(zero_copy_only=False)
+    if spec.supervised.examples == "chosen":
+        kept = usable.filter(pa.array(~reserved))
+        pairs = [step.tokens.row(row) for row in kept["token_row"].to_pylist()]
+        return [
+            (pair_id, pair.prompt_ids, pair.chosen_ids)
+            for pair_id, pair in zip(kept["pair_id"].to_pylist(), pairs, strict=True)
+        ]
+    assert spec.supervised_tokens is not None, "the supervised source was not tokenised"
+    held = set(usable.filter(pa.array(reserved))["prompt_key"].to_pylist())
+    file = SupervisedTokenFile.open(spec.supervised_tokens)
+    rows = [
+        file.row(int(index))
+        for index in np.flatnonzero(file.usable)
+        if file.prompt_keys[index] not in held
+    ]
+    return [(row.example_id, row.prompt_ids, row.completion_ids) for row in rows]
 
 
 def _train(

@@ -20,6 +20,7 @@ from typing import Any
 from sdpo.chain import run_chain
 from sdpo.config import RunConfig
 from sdpo.events import Event
+from sdpo.files import read_json
 from sdpo.objectives import OBJECTIVES, describe
 from sdpo.recipe import load_recipe
 from sdpo.report.load import load_run
@@ -48,6 +49,7 @@ COLUMNS = (
     "margin",
     "γ of the result",
     "change of γ from S",
+    "KL to S",
     "seconds",
 )
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         common = [
             "partition.groups=[[orca, ultrafeedback]]",
             "probe.completions=0",
+            f"probe.kl_prompts={options.kl_prompts}",
+            f"probe.kl_tokens={options.kl_tokens}",
             f"store.runs_dir={json.dumps(str(runs))}",
             *([f"data.limit={options.limit}"] if options.limit else []),
             *options.overrides,
@@ -83,6 +87,8 @@ def main(arguments: Sequence[str]) -> None:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.objectives")
     parser.add_argument("--limit", type=int, default=0, help="pairs per source; 0: all")
+    parser.add_argument("--kl-prompts", type=int, default=32, help="reserved prompts for KL")
+    parser.add_argument("--kl-tokens", type=int, default=64, help="tokens of each sample")
     parser.add_argument("--out", type=Path, help="folder to keep the runs in, and to go on from")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--objectives", type=lambda text: text.split(","), default=list(OBJECTIVES))
@@ -112,8 +118,19 @@ def _cells(run: Path, config: RunConfig) -> list[str]:
         f"{last['eval_rewards/margins']:+.4f}",
         f"{reserve['mean']:+.2f}",
         f"{reserve['vs_S']['mean']:+.2f}",
+        _kl_to_s(run),
         f"{seconds:.0f}",
     ]
+
+
+def _kl_to_s(run: Path) -> str:
+    """KL(M_1||S) per completion in nats, with its interval."""
+    path = run / "step-1" / "kl.json"
+    if not path.is_file():
+        return "–"
+    (kl,) = (entry["per_sequence"]["kl"] for entry in read_json(path))
+    low, mean, high = (f"{kl[name]:.3g}" for name in ("low", "mean", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _line(cells: Sequence[str]) -> str:

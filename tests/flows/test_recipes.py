@@ -9,7 +9,7 @@ from bench import Bench, DemoFiles
 from command_line import Sdpo
 
 from flows.presets import FOLDER, presets, printed
-from sdpo.config import settings_without_effect
+from sdpo.config import RunConfig, settings_without_effect
 from sdpo.objectives import OBJECTIVES
 from sdpo.recipe import load_recipe
 
@@ -32,6 +32,14 @@ def load(name: str):
     return load_recipe(FOLDER / f"{name}.yaml", presets=FOLDER)
 
 
+def assert_common_settings(config: RunConfig) -> None:
+    training = config.training
+    assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)
+    assert (training.batch_size, training.max_grad_norm, training.warmup_ratio) == (128, 2.0, 0.03)
+    assert (training.optimizer, training.lr_schedule, training.epochs) == ("adamw", "linear", 1)
+    assert config.data.max_length == 4096
+
+
 def test_the_presets_are_those_that_are_promised():
     rows = [f"daa_{size}_{o}" for size in ("3b", "8b") for o in BEST]
     rows += [f"daa_{size}_{o}_one_stage" for size in ("3b", "8b") for o in ("orpo", "asft")]
@@ -45,10 +53,7 @@ def test_a_two_stage_row_has_the_best_settings_of_the_paper(objective, size):
     training, supervised = config.training, config.supervised
     assert training.objective == objective
     assert (training.learning_rate, training.beta) == BEST[objective][size]
-    assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)
-    assert (training.batch_size, training.max_grad_norm, training.warmup_ratio) == (128, 2.0, 0.03)
-    assert (training.optimizer, training.lr_schedule, training.epochs) == ("adamw", "linear", 1)
-    assert config.data.max_length == 4096
+    assert_common_settings(config)
     assert (training.simpo_gamma_beta_ratio, training.cal_dpo_c) == (0.5, 1.0)
     assert supervised.from_source
     assert (supervised.learning_rate, supervised.batch_size, supervised.epochs) == (6e-6, 128, 1)
@@ -58,9 +63,17 @@ def test_a_two_stage_row_has_the_best_settings_of_the_paper(objective, size):
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("one_stage")])
 def test_a_one_stage_row_starts_from_the_base_model(name):
     config = load(name)
+    assert_common_settings(config)
     assert not config.supervised.enabled
     assert OBJECTIVES[config.training.objective].has_nll
     assert (config.training.preference_weight, config.training.learning_rate) == (1.0, 8e-6)
+
+
+def test_zephyr_as_its_paper_has_it():
+    training = load("zephyr_7b").training
+    assert (training.objective, training.beta, training.learning_rate) == ("dpo", 0.1, 5e-7)
+    assert (training.optimizer, training.lr_schedule) == ("rmsprop", "linear")
+    assert (training.batch_size, training.warmup_ratio) == (32, 0.1)
 
 
 def test_tulu_3_as_its_paper_has_it():
@@ -140,7 +153,7 @@ CHECKED = [
     # The 3B rows differ from these in numbers alone.
     pytest.param(name, marks=[pytest.mark.slow] if name.startswith("daa_3b") else [])
     for name in NAMES
-    if name.startswith(("daa_", "tulu"))
+    if name != "demo"
 ]
 
 
@@ -167,16 +180,32 @@ def test_check_accepts_it_over_local_files(
 
 
 ABLATIONS = {
-    "everything at once": ("partition.groups=[[questions, requests]]", [72]),
-    "natural": ("partition.strategy=natural", [36, 36]),
-    "stratified": ("partition.strategy=stratified", [12, 60]),
+    # of sDPO's paper: the override; of each step its pairs, reference and target
+    "natural steps": ("partition.strategy=natural", [(36, "previous", "previous")] * 2),
+    "everything at once": ("partition.strategy=single", [(72, "previous", "previous")]),
+    "stratified steps": (
+        "partition.strategy=stratified",
+        [(12, "previous", "previous"), (60, "previous", "previous")],
+    ),
+    "target from S": ("training.target=base", [(36, "previous", "base")] * 2),
+    "reference fixed at S": ("training.reference=base", [(36, "base", "previous")] * 2),
 }
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_of_the_paper_is_one_override(ablation: str, bench: Bench, sdpo: Sdpo):
-    override, sizes = ABLATIONS[ablation]
+    override, steps = ABLATIONS[ablation]
     called = sdpo("check", bench.write(), "--set", override)
     assert called.code == 0, called.told
-    found = re.findall(r"^ +(\d) +(\d+) +\d+ +\d+ +DPO, β 0.1 ", called.out, re.MULTILINE)
-    assert [(int(n), int(pairs)) for n, pairs in found] == list(enumerate(sizes, start=1))
+    row = r"^ +(\d) +(\d+) +\d+ +\d+ +DPO, β 0\.1 +(\w+) +(\w+) "
+    found = re.findall(row, called.out, re.MULTILINE)
+    expected = [(str(n), str(pairs), *models) for n, (pairs, *models) in enumerate(steps, 1)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["paper_solar_10.7b", "daa_8b_dpo"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_projects_recipes_take_every_ablation(name: str, ablation: str):
+    override, _ = ABLATIONS[ablation]
+    config = load_recipe(FOLDER / f"{name}.yaml", presets=FOLDER, overrides=[override])
+    assert settings_without_effect(config) == []

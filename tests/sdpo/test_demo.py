@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo import demo
+from sdpo.config import ProbeConfig
 from sdpo.demo import model, text
 from sdpo.errors import ConfigError
 from sdpo.files import folder_digests
@@ -195,3 +196,4 @@ def test_the_recipe_is_valid_and_uses_what_the_demo_has() -> None:
     assert config.supervised.enabled
     assert config.partition.strategy == "natural"
     assert text.PAIRS * config.data.reserve.fraction >= 150
+    assert config.probe.kl_prompts > 0 == ProbeConfig().kl_prompts, "off elsewhere"

@@ -12,8 +12,9 @@ from sdpo import machine
 from sdpo.config import LaunchConfig, RunConfig
 from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
+from sdpo.locate import is_path
 from sdpo.recipe import make_config
-from sdpo.resolve import cache_dir, is_path, resolve, resolve_launch, resolve_precision
+from sdpo.resolve import cache_dir, resolve, resolve_launch, resolve_precision
 
 PAIR = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

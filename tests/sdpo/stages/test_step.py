@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,14 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo.cache import LogpCache
 from sdpo.config import EvaluationConfig, SupervisedConfig, TrackingConfig, TrainingConfig
+from sdpo.data.supervised import prepare_supervised
+from sdpo.demo.text import dialogues
 from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, GateError, ModelError
 from sdpo.logps import TokenSequence
 from sdpo.stages.training import open_cache
+from sdpo.tokens.tokenise import tokenise_supervised
 
 from ..training_helpers.models import hf_logps
 from ..training_helpers.runs import prepare_run
@@ -264,12 +268,39 @@ def test_the_supervised_stage_learns_the_chosen_sides_and_never_a_reserved_promp
     assert record["outputs"]["model"] == model_digest(fresh.folder.model(0))
 
 
+def own_examples(run, count: int):
+    """Supervised data of the run's own: as many dialogues, tokenised."""
+    source = run.folder.path / "dialogues.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in dialogues()[:count]))
+    settings = SupervisedConfig(enabled=True, examples="source", path=str(source))
+    prepare_supervised(settings, default_format="chat", out=run.folder.path)
+    out = run.folder.path / "dialogues.arrow"
+    tokenise_supervised(
+        run.folder.path / "supervised.parquet",
+        AutoTokenizer.from_pretrained(run.model),
+        max_length=256,
+        clock=datetime(2024, 1, 2, tzinfo=UTC),
+        out=out,
+    )
+    return settings, out
+
+
+@pytest.mark.parametrize("kind", ["chosen", "source"])
 @pytest.mark.parametrize(("fraction", "examples"), [(0.05, 2), (0.1, 4), (1.0, 40)])
-def test_the_supervised_stage_takes_the_fraction_asked_for(tmp_path, fraction, examples):
+def test_the_supervised_stage_takes_the_fraction_asked_for(tmp_path, kind, fraction, examples):
     fresh = prepare_run(tmp_path, pairs={0: 2, 1: 40})
-    supervised = SupervisedConfig(enabled=True, fraction=fraction)
-    training = TRAINING.model_copy(update={"max_steps": 1})
-    fresh.run_step(1, training, name="step-0", step=0, task="supervised", supervised=supervised)
+    supervised, tokens = SupervisedConfig(enabled=True), None
+    if kind == "source":
+        supervised, tokens = own_examples(fresh, 40)
+    fresh.run_step(
+        1,
+        TRAINING.model_copy(update={"max_steps": 1}),
+        name="step-0",
+        step=0,
+        task="supervised",
+        supervised=supervised.model_copy(update={"fraction": fraction}),
+        supervised_tokens=tokens,
+    )
     assert fresh.record(0)["examples"] == examples
 
 

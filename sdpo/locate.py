@@ -1,0 +1,143 @@
+"""Where the names in a recipe lead: a folder, a file, or a commit of the hub.
+
+Models are looked up as files, without torch; what was found there is told from other contents by
+its digest, and from other commits by its own.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from sdpo import demo
+from sdpo.config import ModelConfig, SourceConfig
+from sdpo.data.readers import default_name
+from sdpo.errors import DataError, ModelError
+from sdpo.files import digest_of, file_digest, folder_digests
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path even if nothing is there."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
+
+
+def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or_path") -> Path:
+    """Folder of a model with its tokenizer; ``where``: the setting that names it, for messages.
+
+    Raises:
+        ModelError: there is none, here or on the hub.
+    """
+    name = given.name_or_path
+    if not name:
+        raise ModelError(f"{where} is empty: give a model folder or a hub name")
+    if name.startswith("demo:"):
+        return demo.materialise(name, cache / "demo")
+    local = Path(name).expanduser()
+    if local.is_dir():
+        _check_model_folder(local)
+        return Path(os.path.normpath(local.absolute()))
+    if is_path(name):
+        raise ModelError(f"{where}: no folder at {local.absolute()}")
+    return _hub_model(name, revision=given.revision, code=given.trust_remote_code, where=where)
+
+
+def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
+    """A folder by its path, a hub model by its name and commit."""
+    if given.name_or_path.startswith("demo:") or Path(given.name_or_path).expanduser().is_dir():
+        return {"name_or_path": str(folder), "revision": ""}
+    return {"name_or_path": given.name_or_path, "revision": folder.name}
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
+    if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
+        raise ModelError(
+            f"{folder.absolute()} has no tokenizer (tokenizer.json): save it beside the model with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+        )
+
+
+def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
+    # huggingface_hub takes half a second and most runs use local folders.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = [*_MODEL_FILES, "*.py"] if code else _MODEL_FILES
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{where}: {name} is not a local folder ({Path(name).absolute()}), not in "
+            "the local hub cache, and the hub cannot be reached"
+        ) from error
+    except Exception as error:  # the hub's HTTP library has errors of its own
+        raise ModelError(f"{where}: {name}: not to be had: {error}") from error
+    _check_model_folder(folder)
+    return folder
+
+
+def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:
+    """``source`` with a name, and an absolute path or a hub name with its commit.
+
+    Raises:
+        DataError: it has no path, or the hub does not have it.
+    """
+    if not source.path:
+        raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
+    name = source.name or default_name(source.path.removeprefix("demo:"))
+    if source.path.startswith("demo:"):
+        made = demo.materialise(source.path, cache / "demo")
+        return source.model_copy(update={"name": name, "path": str(made)})
+    local = Path(source.path).expanduser()
+    is_data_file = default_name(source.path) != local.name
+    if local.exists() or is_path(source.path) or is_data_file:
+        path = os.path.normpath(local.absolute())
+        return source.model_copy(update={"name": name, "path": path})
+    commit = _hub_data_commit(source.path, source.revision)
+    return source.model_copy(update={"name": name, "revision": commit})
+
+
+def _hub_data_commit(name: str, revision: str) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+
+    cached = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    reference = cached / "refs" / (revision or "main")
+    try:
+        commit = HfApi().dataset_info(name, revision=revision or None).sha
+    except HFValidationError as error:
+        raise DataError(f"data source {name}: {error}") from error
+    except Exception as error:  # the hub's HTTP library has errors of its own
+        if reference.is_file():
+            return reference.read_text().strip()
+        raise DataError(
+            f"data source {name}: no file at {Path(name).absolute()}, not in the local hub cache, "
+            f"and not to be had from the hub ({type(error).__name__})"
+        ) from error
+    return commit or revision
+
+
+def data_digest(path: str, revision: str) -> str:
+    """Digest of a located source: of its content, or of a hub name with its commit.
+
+    Raises:
+        DataError: nothing is at the path.
+    """
+    local = Path(path)
+    if local.is_file():
+        return file_digest(local)
+    if local.is_dir():
+        return digest_of(folder_digests(local))
+    if os.path.isabs(path):  # noqa: PTH117 - hub names are not paths
+        raise DataError(f"no data at {path}{_similar(local)}")
+    return digest_of([path, revision])
+
+
+def _similar(path: Path) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+    return f": did you mean {near[0]}?" if near else ""

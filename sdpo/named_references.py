@@ -1,0 +1,98 @@
+"""References that the recipe names: located, known by digest, and refused where they cannot serve.
+
+One with the run's own vocabulary (by digest) reads the same token ids. One with another gets the
+text in its own tokens, which only objectives on summed log-probs can use.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo.config import RunConfig, TrainingConfig
+from sdpo.digest import model_digest
+from sdpo.errors import ConfigError
+from sdpo.locate import model_folder, model_name
+from sdpo.reference_rules import effective_reference, is_length_normalised
+from sdpo.tokens.digest import tokenizer_digest, vocabulary_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceModel:
+    """A reference that the recipe names. ``tokenizer`` is the digest of its own, where it cuts text
+    into other tokens than the run's; empty where both have one vocabulary."""
+
+    folder: Path
+    digest: str
+    tokenizer: str
+
+
+def locate_references(
+    config: RunConfig, *, model: Path, cache: Path
+) -> tuple[RunConfig, dict[tuple[str, str], ReferenceModel], dict[str, str]]:
+    """``config`` with its reference models located, these by name and revision, their digests.
+
+    Raises:
+        ModelError: one is not there, or is no model folder.
+        ConfigError: one has another vocabulary, and the objective needs log-probs per token.
+    """
+    found: dict[tuple[str, str], ReferenceModel] = {}
+    inputs: dict[str, str] = {}
+
+    def locate(training: TrainingConfig, where: str) -> dict[str, str]:
+        """The model's name and revision as they are stored, for a group that names one."""
+        given = config.model.model_copy(
+            update={
+                "name_or_path": training.reference_model,
+                "revision": training.reference_revision,
+            }
+        )
+        folder = model_folder(given, cache=cache, where=f"{where}.reference_model")
+        key = model_name(given, folder)
+        found[key["name_or_path"], key["revision"]] = reference = _reference_model(folder, model)
+        inputs[f"reference.{where}"] = reference.digest
+        if reference.tokenizer:
+            inputs[f"reference.{where}.tokenizer"] = reference.tokenizer
+        return {"reference_model": key["name_or_path"], "reference_revision": key["revision"]}
+
+    training, steps = config.training, list(config.steps)
+    numbers = range(1, len(steps) + 1)
+    inherited = [not steps[number - 1].reference_model for number in numbers]  # type: ignore[attr-defined]
+    users = [training, *(config.training_of(n) for n in numbers if inherited[n - 1])]
+    update: dict[str, object] = {}
+    if any(effective_reference(user) == "model" for user in users):
+        update["training"] = training.model_copy(update=locate(training, "training"))
+    for number in numbers:
+        own = config.training_of(number)
+        if effective_reference(own) == "model" and not inherited[number - 1]:
+            revision = steps[number - 1].reference_revision or ""  # type: ignore[attr-defined]
+            own = own.model_copy(update={"reference_revision": revision})
+            stored = locate(own, f"steps.{number - 1}")
+            steps[number - 1] = steps[number - 1].model_copy(update=stored)  # type: ignore[attr-defined]
+    located = config.model_copy(update=update | {"steps": steps})
+    for where, user in located.trainings.items():
+        _check_vocabulary(user, found, where)
+    return located, found, inputs
+
+
+def _reference_model(folder: Path, model: Path) -> ReferenceModel:
+    same = vocabulary_digest(folder) == vocabulary_digest(model)
+    return ReferenceModel(
+        folder=folder,
+        digest=model_digest(folder),
+        tokenizer="" if same else tokenizer_digest(folder),
+    )
+
+
+def _check_vocabulary(
+    training: TrainingConfig, references: Mapping[tuple[str, str], ReferenceModel], where: str
+) -> None:
+    reference = references.get((training.reference_model, training.reference_revision))
+    if effective_reference(training) != "model" or reference is None or not reference.tokenizer:
+        return
+    if is_length_normalised(training.objective):
+        raise ConfigError(
+            f"{where}.reference_model: {training.reference_model} has another vocabulary than the "
+            f"run's model, so its tokens are not the policy's, and objective {training.objective} "
+            "divides by their number: use an objective on summed log-probs (dpo, ipo_sum), or a "
+            "reference with the same vocabulary"
+        )
