@@ -1,14 +1,19 @@
-"""What the commands about promoted models print: promote, rollback, current."""
+"""What the commands about promoted models print: promote, rollback, current,
+retrain."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from flows.console import table
+from flows.console import RunConsole, table
+from flows.tables import gate_rows
 from sdpo.history.checkpoint import locate
+from sdpo.promotion import Judgement, gate_settings
 from sdpo.registry import NamedModel, Version, current, promote, read_registry, rollback
+from sdpo.retraining import Answer, Retrained, retrain
 from sdpo.store import RunFolder
 
 
@@ -43,6 +48,59 @@ def show_current(
         _history(named[0], console)
     else:
         console.print(table(_row(each.name, each.in_use) for each in named))
+
+
+def retrain_named(
+    name: str,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    min_new_pairs: int,
+    gate: Sequence[str],
+    ask: bool,
+    wait: bool,
+    runs_dir: Path,
+    console: Console,
+) -> int:
+    """Let a model grow by what is new; 1 where a step was made and is not in use."""
+    settings = gate_settings(gate)
+
+    def asked(judgement: Judgement, run: RunFolder) -> Answer:
+        _show(judgement, console)
+        try:
+            said = console.input(f"promote M_{judgement.new} of run {run.name}? \\[y/N] ")
+        except EOFError:
+            return Answer(approved=None)
+        return Answer(approved=said.strip().lower() in ("y", "yes"))
+
+    with RunConsole(console) as listen:
+        found = retrain(
+            name,
+            sources,
+            runs_dir=runs_dir,
+            overrides=overrides,
+            min_new_pairs=min_new_pairs,
+            gate=settings,
+            ask=asked if ask else None,
+            listen=listen,
+            wait=wait,
+        )
+    if found.judgement and not ask:
+        _show(found.judgement, console)
+    _say_what_came(found, runs_dir, console)
+    return 0 if found.status in ("promoted", "nothing new") else 1
+
+
+def _show(judgement: Judgement, console: Console) -> None:
+    console.print(table(gate_rows(judgement), title="Gate: on the reserve, against S"))
+
+
+def _say_what_came(found: Retrained, runs_dir: Path, console: Console) -> None:
+    colour = {"promoted": "green", "nothing new": "cyan"}.get(found.status, "yellow")
+    what = f"[{colour}]{found.status}:[/] " if found.run else ""
+    console.print(f"{what}{escape(found.reason)}", highlight=False, soft_wrap=True)
+    if found.run:
+        _say(current(found.name, runs_dir=runs_dir), runs_dir, console)
 
 
 def _all(runs_dir: Path) -> list[NamedModel]:

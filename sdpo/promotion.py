@@ -10,7 +10,8 @@ has pairs enough for that, it must not be shown to be worse: an interval below -
 The numbers come from the probes of the run that holds both models; nothing is measured here.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdpo.config import ProbeConfig
-from sdpo.errors import Fault
+from sdpo.errors import ConfigError, Fault
 from sdpo.gamma import (
     CONTAMINATION_NATS,
     RESERVE,
@@ -97,6 +98,28 @@ class GateSettings(BaseModel):
         description="How much more than on the reserve the current model may have moved away from "
         "S on the new pairs, before it trained on them: more says that it has seen them.",
     )
+
+
+def gate_settings(given: Sequence[str]) -> GateSettings:
+    """Settings from ``key=value`` texts, as the command line gets them.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value.
+    """
+    values: dict[str, str] = {}
+    known = list(GateSettings.model_fields)
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"--gate {text}: write it as key=value; {hint}")
+        values[key] = value
+    try:
+        return GateSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [f"gate.{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

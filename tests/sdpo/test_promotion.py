@@ -20,7 +20,7 @@ Gammas = Mapping[str, Sequence[float]]
 Judge = Callable[..., Judgement]
 
 
-def table(gammas: Gammas, more: Gammas = {}) -> pa.Table:
+def table(gammas: Gammas, more: Mapping[str, Sequence[float]] = {}) -> pa.Table:
     """``probes/M_t.parquet``: the reserve of each source, and D_2 from ``more``."""
     rows = [
         {
