@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.align import task_call
 from flows.console import where_it_stands
+from flows.slots import device_slot
 from flows.tables import gate_rows
 from sdpo.events import Event
 from sdpo.promotion import GateSettings, Judgement
@@ -138,6 +139,7 @@ def retrain(
         ask=ask if approval.required else None,
         call=task_call,
         listen=listen,
+        occupy=device_slot,
     )
     if found.judgement:
         _show(found.judgement, found.name)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from sdpo.chain import Call, plain_call
+from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
 from sdpo.files import digest_of, read_json, write_json
@@ -97,6 +98,7 @@ def retrain(
     call: Call = plain_call,
     listen: Listener = lambda event: None,
     wait: bool = False,
+    occupy: Occupy = unlimited,
 ) -> Retrained:
     """Make the pairs of ``sources`` that the model ``name`` has not seen its next step, and promote
     the result if the gate, and ``ask`` where it is given, agree.
@@ -127,7 +129,14 @@ def retrain(
     key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
     new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
     extension = extend_run(
-        run, sources, overrides=overrides, name=new_name, call=call, listen=listen, wait=wait
+        run,
+        sources,
+        overrides=overrides,
+        name=new_name,
+        call=call,
+        listen=listen,
+        wait=wait,
+        occupy=occupy,
     )
     if extension.chain is None:
         raise UserError("the data changed while it was read: call it again")

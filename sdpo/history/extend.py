@@ -12,6 +12,7 @@ from sdpo.chain import Call, ChainResult, plain_call, run_chain
 from sdpo.config import RunConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
+from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import digest_of
@@ -51,6 +52,7 @@ def extend_run(
     call: Call = plain_call,
     listen: Listener = lambda event: None,
     wait: bool = False,
+    occupy: Occupy = unlimited,
 ) -> Extension:
     """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
 
@@ -74,6 +76,7 @@ def extend_run(
         origin=plan.origin,
         carried=plan.carried,
         wait=wait,
+        occupy=occupy,
     )
     return Extension(new_pairs=new_pairs, chain=chain)
 
@@ -190,6 +193,6 @@ def _bearing(config: RunConfig, steps: int) -> dict[str, Any]:
         "data": {"max_length": config.data.max_length},
         "supervised": config.supervised.model_dump(),
         "partition": config.partition.model_dump(),
-        "launch": config.launch.model_dump(),
+        "launch": config.launch.model_dump(exclude={"share_device"}),
         "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
     }

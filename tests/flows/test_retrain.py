@@ -3,20 +3,23 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from bench import Bench, forked_stages
 from histories import origin, write_new_pairs
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import GateSettings, retrain
+from flows.slots import device_slot, slot_name
+from sdpo.devices import LOCK_DIR, SHARE, lock_folder
 from sdpo.errors import UserError
 from sdpo.history.checkpoint import Checkpoint
+from sdpo.locks import hold
 from sdpo.registry import current, promote
 from sdpo.retraining import Retrained
 
@@ -100,19 +103,27 @@ def test_the_first_time_it_fails_with_what_to_do(finished_copy: Bench) -> None:
     assert "`sdpo promote tiny` makes it the first one" in (state.message or "")
 
 
+def active_slots() -> int:
+    """Stages that hold this host's slot on the server."""
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(slot_name()).active_slots
+
+
 class Person(threading.Thread):
     """Answers the form of the run that is paused."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self._answer = answer
-        self.held: list[Path] = []
+        self.found_free = False
 
     def run(self) -> None:
         end = time.monotonic() + 120
         while time.monotonic() < end:
             paused = last_run()
             if paused.state and paused.state.is_paused():
+                with hold(lock_folder() / "cpu.lock", what="the device"):
+                    self.found_free = active_slots() == 0
                 resume_flow_run(paused.id, run_input=self._answer)
                 return
             time.sleep(0.5)
@@ -125,13 +136,21 @@ class Person(threading.Thread):
         ({"approve": False, "reason": "too wordy"}, "rejected", 1),
     ],
 )
-def test_a_paused_run_goes_on_with_what_the_person_says(
-    promoted: Bench, answer: dict[str, Any], status: str, version: int
+def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
+    promoted: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    status: str,
+    version: int,
 ) -> None:
+    monkeypatch.setenv(LOCK_DIR, str(promoted.folder / "locks"))
+    monkeypatch.setenv(SHARE, "")
     person = Person(answer)
     person.start()
     found = flown(promoted, *range(20), approval={"required": True, "timeout_minutes": 3})
     person.join()
+    assert person.found_free
+    assert (lock_folder() / "cpu.lock").exists(), "it was held while the step trained"
     assert found.status == status
     assert answer["reason"] in found.reason
     assert current("tiny", runs_dir=promoted.runs).current == version
@@ -162,3 +181,18 @@ def test_the_form_has_flat_groups_with_titles_descriptions_and_literal_defaults(
             assert "anyOf" not in field, name
             assert "$ref" not in field, name
     assert GateSettings().min_pairs == 200
+
+
+def test_the_slot_of_a_host_is_made_once_and_held_by_one_at_a_time() -> None:
+    @flow
+    def two_stages() -> list[int]:
+        seen = []
+        for _ in range(2):
+            with device_slot(["cpu"]):
+                seen.append(active_slots())
+            seen.append(active_slots())
+        return seen
+
+    assert two_stages() == [1, 0, 1, 0]
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name(slot_name()).limit == 1
