@@ -13,6 +13,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.console import interruption, where_it_stands
+from flows.slots import device_slot
 from flows.tables import gamma_rows, partition_rows
 from partitions import PartitionError
 from sdpo.chain import ChainResult, run_chain
@@ -110,7 +111,7 @@ def align_config(config: RunConfig) -> ChainResult:
         elif event["event"] == "node":
             logger.info("%s: %s %s", event["node"], event["status"], event["reason"])
 
-    result = run_chain(config, call=task_call, listen=listen)
+    result = run_chain(config, call=task_call, listen=listen, occupy=device_slot)
     slug = config.name.lower().replace(".", "-").replace("_", "-")
     create_table_artifact(
         partition_rows(result.run), key=f"partition-{slug}", description="Pairs per step and source"

@@ -6,7 +6,6 @@ Prefect is loaded only where it is asked for.
 
 import errno
 import json
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,17 +13,17 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from flows import promoting
+from flows.options import Overrides, RunsDir, Target, Wait, make_console, out, runs_folder
 from flows.presets import FOLDER, find, printed
 from partitions import PartitionError
 from sdpo import __version__
-from sdpo.config import RunConfig, StoreConfig
+from sdpo.config import RunConfig
 from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.recipe import check_run_name, load_recipe
 
 _INTERRUPTED = 130
-_PLAIN_COLUMNS = 120
 
 _USERS_PATHS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
@@ -40,35 +39,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(promoting.app)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """A console whose tables are not cut where the output goes to a file or a pipe."""
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    width = None if terminal else max(_PLAIN_COLUMNS, shutil.get_terminal_size().columns)
-    return Console(stderr=stderr, width=width)
-
-
-out = _console()
-err = _console(stderr=True)
+err = make_console(stderr=True)
 
 Recipe = Annotated[
     Path, typer.Argument(help="Recipe file (YAML), or the name of a preset: see `sdpo recipes`.")
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting: group.key=value; may be given many times."),
-]
 Name = Annotated[str, typer.Option("--name", help="Name of the run; else the recipe's.")]
 Limit = Annotated[int, typer.Option("--limit", help="Pairs per source, for a smoke run; 0: all.")]
-RunsDir = Annotated[
-    Path | None, typer.Option("--runs-dir", help="Folder of the runs; else the recipe's, or runs/.")
-]
-
-Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait for another process that works on the run.")
-]
-Target = Annotated[str, typer.Argument(help="Run or checkpoint: NAME, NAME/step-2, or a path.")]
 
 
 def _config(
@@ -84,15 +64,11 @@ def _config(
     return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
 
 
-def _runs(runs_dir: Path | None) -> Path:
-    return runs_dir or Path(StoreConfig().runs_dir)
-
-
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
     """A run's folder, given by name or, as shells complete it, by path."""
     if "/" in run and Path(run).is_dir():
         return Path(run)
-    return _runs(runs_dir) / check_run_name(run)
+    return runs_folder(runs_dir) / check_run_name(run)
 
 
 @app.command()
@@ -182,7 +158,7 @@ def status(
     from flows.status import show_status
 
     folder = _run_folder(run, runs_dir) if run else None
-    show_status(folder, runs_dir=_runs(runs_dir), console=out)
+    show_status(folder, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -237,7 +213,7 @@ def replay(
         name=check_run_name(name) if name else "",
         dry_run=dry_run,
         wait=wait,
-        runs_dir=_runs(runs_dir),
+        runs_dir=runs_folder(runs_dir),
         console=out,
     )
     raise typer.Exit(code)
@@ -267,7 +243,7 @@ def extend(
         name=check_run_name(name) if name else "",
         min_new_pairs=min_new_pairs,
         wait=wait,
-        runs_dir=_runs(runs_dir),
+        runs_dir=runs_folder(runs_dir),
         console=out,
     )
 
@@ -279,7 +255,7 @@ def verify(
     """Check every file, record and link of a run; exit code 1 where there is a fault."""
     from flows import history
 
-    raise typer.Exit(history.verify(run, runs_dir=_runs(runs_dir), console=out))
+    raise typer.Exit(history.verify(run, runs_dir=runs_folder(runs_dir), console=out))
 
 
 @app.command()
@@ -292,7 +268,7 @@ def diff(
     """Put two runs, or two steps, side by side."""
     from flows import history
 
-    history.diff(a, b, everything=everything, runs_dir=_runs(runs_dir), console=out)
+    history.diff(a, b, everything=everything, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -304,7 +280,7 @@ def lineage(
     """Show how a model came to be; exit code 1 where its folder holds something else."""
     from flows import history
 
-    code = history.lineage(target, as_json=as_json, runs_dir=_runs(runs_dir), console=out)
+    code = history.lineage(target, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out)
     raise typer.Exit(code)
 
 
@@ -317,7 +293,7 @@ def gc(
     """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
     from flows import history
 
-    history.gc(runs_dir=_runs(runs_dir), yes=yes, dry_run=dry_run, console=out)
+    history.gc(runs_dir=runs_folder(runs_dir), yes=yes, dry_run=dry_run, console=out)
 
 
 @app.command()

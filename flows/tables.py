@@ -1,9 +1,11 @@
 """Rows of the tables that the command line prints and the Prefect UI shows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpo.files import read_json
+from sdpo.promotion import Judgement
 from sdpo.store import RunFolder
 
 Row = dict[str, Any]
@@ -48,3 +50,24 @@ def gamma_rows(run: Path) -> list[Row]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
+
+
+def gate_rows(judgement: Judgement) -> list[Row]:
+    """Per scope: S, the current and the new model on the same reserved pairs, with intervals."""
+    return [_gate_row(entry, judgement) for entry in judgement.comparisons]
+
+
+def _gate_row(entry: Mapping[str, Any], judgement: Judgement) -> Row:
+    row: Row = {"reserve": entry["scope"], "pairs": entry["pairs"]}
+    names = {"current": f"M_{judgement.current}", "new": f"M_{judgement.new}"}
+    for number, title in (("accuracy_vs_S", "accuracy vs S"), ("margin", "margin")):
+        for group in ("current", "new"):
+            row[f"{names[group]} {title}"] = _with_interval(entry[group][number])
+        row[f"{title} change"] = _with_interval(entry["difference"][number])
+    return row
+
+
+def _with_interval(number: Mapping[str, float | None]) -> str:
+    if number["low"] is None:
+        return f"{number['estimate']:.3f}"
+    return f"{number['estimate']:.3f} [{number['low']:.3f}, {number['high']:.3f}]"

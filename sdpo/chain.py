@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from sdpo import growth, nodes, planning, steps
 from sdpo.config import RunConfig
+from sdpo.devices import Occupy, unlimited
 from sdpo.events import Listener
 from sdpo.origin import Carried, Origin
 from sdpo.run import Context, open_run
@@ -51,11 +52,13 @@ def run_chain(
     origin: Origin | None = None,
     carried: Carried | None = None,
     wait: bool = False,
+    occupy: Occupy = unlimited,
 ) -> ChainResult:
     """Bring the run that ``config`` names to its last step, doing only what is not done yet.
 
     ``origin``: the run that a new one replays or extends, ``carried`` what it then carries over.
-    With ``wait``, waits for another process that works on the run.
+    With ``wait``, waits for another process that works on the run. ``occupy`` holds what limits the
+    use of devices besides the host's own locks, while a stage runs.
 
     Raises:
         UserError: something the recipe names cannot be used, or a run of this name was made from
@@ -64,6 +67,7 @@ def run_chain(
     """
     opened = open_run(config, listen=listen, origin=origin, carried=carried, wait=wait)
     with opened as context:
+        context.occupy = occupy
         number = walk(context, call=call)
         return ChainResult(
             run=context.run.path,

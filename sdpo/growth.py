@@ -197,12 +197,13 @@ def _read_new(
     return NewPairs(prepared, folder, origin=origin)
 
 
-def count_new_pairs(
+def find_new_pairs(
     data: DataConfig, origin: RunFolder, *, default_format: Format, strata: list[str]
-) -> int:
-    """How many pairs of ``data`` the origin has not and could be trained on, as far as text tells.
+) -> frozenset[str]:
+    """Ids of the pairs of ``data`` that the origin has not and could be trained on, as far as text
+    tells.
 
-    Pairs of prompts that the origin has reserved stay reserved, so they are not counted.
+    Pairs of prompts that the origin has reserved stay reserved, so they are left out.
     """
     plan = pq.read_table(origin.plan, columns=["prompt_key", "step"])
     reserved = set(plan.filter(pa.array(plan["step"].to_numpy() == 0))["prompt_key"].to_pylist())
@@ -215,8 +216,12 @@ def count_new_pairs(
             scratch=Path(scratch),
             origin=origin.name,
         )
-        keys = [key for table in new.tables() for key in table["prompt_key"].to_pylist()]
-    return sum(key not in reserved for key in keys)
+        rows = [
+            row
+            for table in new.tables()
+            for row in table.select(["pair_id", "prompt_key"]).to_pylist()
+        ]
+    return frozenset(row["pair_id"] for row in rows if row["prompt_key"] not in reserved)
 
 
 def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:

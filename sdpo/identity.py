@@ -38,7 +38,7 @@ Payload = dict[str, Any]
 _NO_IDENTITY = {
     *("name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"),
     *("checkpoint_minutes", "checkpoint_every", "checkpoints_kept"),
-    *("reference_model", "reference_revision"),
+    *("reference_model", "reference_revision", "share_device"),
 }
 """Names and places, whose content bears identity by its digest; and what a resume goes on from,
 which is exact."""

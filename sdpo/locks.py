@@ -27,6 +27,7 @@ class Holder:
     pid: int
     host: str
     since: str
+    run: str = ""
 
     @property
     def is_here(self) -> bool:
@@ -34,14 +35,21 @@ class Holder:
         return self.host == socket.gethostname()
 
     def __str__(self) -> str:
-        return f"process {self.pid} on host {self.host} since {self.since}"
+        of = f" (run {self.run})" if self.run else ""
+        return f"process {self.pid} on host {self.host} since {self.since}{of}"
 
 
 @contextmanager
 def hold(
-    path: Path, *, what: str, wait: bool = False, listen: Listener = lambda event: None
+    path: Path,
+    *,
+    what: str,
+    wait: bool = False,
+    listen: Listener = lambda event: None,
+    run: str = "",
 ) -> Iterator[int]:
-    """Hold ``path`` for this process alone; ``what`` names the thing that it guards.
+    """Hold ``path`` for this process alone; ``what`` names the thing that it guards, ``run`` the
+    run that needs it, for the others.
 
     Yields the file descriptor: a child that has it holds the lock too. With ``wait``, waits for
     another holder to let go.
@@ -56,7 +64,8 @@ def hold(
         if left:
             listen({"event": "warning", "message": _taken_over(what, left)})
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        _write_note(handle, json.dumps(asdict(Holder(os.getpid(), socket.gethostname(), since))))
+        holder = Holder(os.getpid(), socket.gethostname(), since, run)
+        _write_note(handle, json.dumps(asdict(holder)))
         yield handle
         _write_note(handle, "")
     except (Exception, KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """An open run: its folder, its resolved recipe, and the one way to do a node only once."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from partitions import PartitionError
 from sdpo import machine
 from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
+from sdpo.devices import Occupy, hold_devices, unlimited
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import checksum_path, sweep_temporaries
@@ -90,7 +91,8 @@ class Context:
 
     ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
     runs that complete nodes are shared from, nearest first. ``executed`` are the nodes that had to
-    be done, in order; ``shared`` those that came from an origin.
+    be done, in order; ``shared`` those that came from an origin. ``occupy`` holds what limits the
+    use of devices besides the host's own locks, while a stage runs.
     """
 
     run: RunFolder
@@ -104,6 +106,7 @@ class Context:
     origins: tuple[RunFolder, ...] = ()
     executed: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    occupy: Occupy = unlimited
 
     @property
     def config(self) -> RunConfig:
@@ -175,11 +178,20 @@ class Context:
 
         One of several processes without memory ends the stage: it is run again with less.
         """
-        while True:
-            try:
-                return run_stage(spec, listen=self.listen, keep=(*self.locks, *locks))
-            except LowMemoryError as error:
-                self.listen({"event": "warning", "message": f"{error}; it starts again"})
+        keep = (*self.locks, *locks)
+        with self._devices(spec) as devices:
+            while True:
+                try:
+                    return run_stage(spec, listen=self.listen, keep=(*keep, *devices))
+                except LowMemoryError as error:
+                    self.listen({"event": "warning", "message": f"{error}; it starts again"})
+
+    def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
+        if not spec.uses_device:
+            return nullcontext(())
+        return hold_devices(
+            spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a stage (a child process) is told to do: a JSON file, checked on both sides."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -21,6 +21,9 @@ class Spec(BaseModel):
     """Common to all stages. ``name`` is that of its log and event files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uses_device: ClassVar[bool] = False
+    """Whether the stage computes with a model, and so needs the device to itself."""
 
     name: str
     run: Path
@@ -72,6 +75,7 @@ class StepSpec(Spec):
     unless ``reference`` says another, or ``without_reference`` none.
     """
 
+    uses_device: ClassVar[bool] = True
     kind: Literal["step"] = "step"
     step: int
     task: Literal["preference", "supervised", "none"]
@@ -128,6 +132,7 @@ class NamedFolder(BaseModel):
 class KlSpec(Spec):
     """Sample from a model, and measure KL to others along the samples."""
 
+    uses_device: ClassVar[bool] = True
     kind: Literal["kl"] = "kl"
     policy: NamedFolder
     others: list[NamedFolder]

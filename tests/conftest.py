@@ -9,6 +9,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "SDPO_SHARE_DEVICE": "1",  # tests run beside each other; those of the lock turn it on
 }
 
 import json

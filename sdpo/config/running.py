@@ -21,6 +21,11 @@ class LaunchConfig(Group):
     threads: int = Field(
         0, ge=0, description="CPU threads of each process; 0: cores divided by processes."
     )
+    share_device: bool = Field(
+        False,
+        description="Let stages of several runs use the device at once; otherwise the next one "
+        "waits until the device is free.",
+    )
 
 
 class StoreConfig(Group):

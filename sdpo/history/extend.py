@@ -12,10 +12,11 @@ from sdpo.chain import Call, ChainResult, plain_call, run_chain
 from sdpo.config import RunConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
+from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import digest_of
-from sdpo.growth import carried_from, count_new_pairs
+from sdpo.growth import carried_from, find_new_pairs
 from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.origin import Carried, Origin
 from sdpo.recipe import make_config
@@ -51,6 +52,7 @@ def extend_run(
     call: Call = plain_call,
     listen: Listener = lambda event: None,
     wait: bool = False,
+    occupy: Occupy = unlimited,
 ) -> Extension:
     """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
 
@@ -64,7 +66,7 @@ def extend_run(
         Fault: a stage failed; what was published stands.
     """
     plan = _plan(run, sources, overrides=overrides, name=name)
-    new_pairs = _count(plan)
+    new_pairs = len(_find(plan))
     if new_pairs < max(1, min_new_pairs):
         return Extension(new_pairs=new_pairs)
     chain = run_chain(
@@ -74,8 +76,20 @@ def extend_run(
         origin=plan.origin,
         carried=plan.carried,
         wait=wait,
+        occupy=occupy,
     )
     return Extension(new_pairs=new_pairs, chain=chain)
+
+
+def new_pairs_of(
+    run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str] = ()
+) -> frozenset[str]:
+    """Ids of the pairs that :func:`extend_run` would make a step of.
+
+    Raises:
+        UserError: as :func:`extend_run`, before anything is made.
+    """
+    return _find(_plan(run, sources, overrides=overrides, name=""))
 
 
 def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], name: str) -> _Plan:
@@ -142,14 +156,14 @@ def _named(config: RunConfig, sources: Sequence[str]) -> list[SourceConfig]:
     return added
 
 
-def _count(plan: _Plan) -> int:
+def _find(plan: _Plan) -> frozenset[str]:
     known = plan.stored.data_inputs
     resolved = resolve(plan.config, known=known)
     check_models_of(plan.stored, resolved, plan.run.name)
     data = resolved.config.data
     new = [s for s in data.sources if s.name not in plan.carried.sources]
     default_format: Format = "chat" if resolved.has_template else "text"
-    return count_new_pairs(
+    return find_new_pairs(
         data.model_copy(update={"sources": new}),
         plan.run,
         default_format=default_format,
@@ -179,6 +193,6 @@ def _bearing(config: RunConfig, steps: int) -> dict[str, Any]:
         "data": {"max_length": config.data.max_length},
         "supervised": config.supervised.model_dump(),
         "partition": config.partition.model_dump(),
-        "launch": config.launch.model_dump(),
+        "launch": config.launch.model_dump(exclude={"share_device"}),
         "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sdpo.chain import Call, ChainResult, plain_call, run_chain
 from sdpo.config import RunConfig
+from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.files import digest_of
@@ -186,6 +187,7 @@ def replay_step(
     call: Call = plain_call,
     listen: Listener = lambda event: None,
     wait: bool = False,
+    occupy: Occupy = unlimited,
 ) -> ReplayResult:
     """Execute the step in the new run, let the later ones follow, and compare.
 
@@ -204,6 +206,7 @@ def replay_step(
         origin=replay.origin,
         carried=replay.carried,
         wait=wait,
+        occupy=occupy,
     )
     return ReplayResult(
         chain=chain, comparison=compare_step(replay.run, RunFolder(chain.run), replay.step)

@@ -1,5 +1,6 @@
 """Runs that come from others: how tests make them."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,3 +45,17 @@ def flip(path: Path, at: int = -1) -> None:
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
+
+
+def write_new_pairs(path: Path, *numbers: int) -> Path:
+    """A file of pairs that no demo data has, one for each number."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Count to {n}, please."}],
+            "chosen": [{"role": "assistant", "content": f"Here is {n}, as you like it."}],
+            "rejected": [{"role": "assistant", "content": f"No. Not {n}."}],
+        }
+        for n in numbers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,97 @@
+"""The commands about models in use: promote, rollback, current, retrain. Part of ``sdpo``."""
+
+from typing import Annotated
+
+import typer
+
+from flows.options import Overrides, RunsDir, Target, Wait, out, runs_folder
+
+app = typer.Typer()
+
+ModelName = Annotated[str, typer.Argument(help="Name that a run was promoted under.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the registry.")]
+
+
+@app.command()
+def promote(
+    run: Target,
+    name: Annotated[
+        str, typer.Option("--name", help="Name; else that of the runs it comes from.")
+    ] = "",
+    reason: Reason = "",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Make a finished run's model the current one of a name, after a check of its digest."""
+    from flows import registering
+
+    registering.promote_run(run, name=name, why=reason, runs_dir=runs_folder(runs_dir), console=out)
+
+
+@app.command()
+def rollback(
+    name: ModelName,
+    to: Annotated[
+        int | None, typer.Option("--to", min=1, help="Version; else the one before.")
+    ] = None,
+    reason: Reason = "",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Make the version before the current one again, or another one. No version is ever lost."""
+    from flows import registering
+
+    registering.roll_back(name, to=to, why=reason, runs_dir=runs_folder(runs_dir), console=out)
+
+
+@app.command()
+def current(
+    name: Annotated[str, typer.Argument(help="Name; else all names.")] = "",
+    path: Annotated[bool, typer.Option("--path", help="Only the model's folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Show which model is in use, and which were."""
+    from flows import registering
+
+    registering.show_current(
+        name, only_path=path, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
+    )
+
+
+@app.command()
+def retrain(
+    name: Annotated[str, typer.Argument(help="Name that a run was promoted under, or the run.")],
+    source: Annotated[
+        list[str], typer.Option("--source", help="New data: file or hub name; may be repeated.")
+    ],
+    overrides: Overrides = None,
+    min_new_pairs: Annotated[
+        int, typer.Option("--min-new-pairs", min=1, help="Fewer new pairs make no step.")
+    ] = 1,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option("--gate", help="Setting of the gate, as min_pairs=50; may be repeated."),
+    ] = None,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask before the model in use is replaced.")
+    ] = False,
+    runs_dir: RunsDir = None,
+    wait: Wait = False,
+) -> None:
+    """Make the pairs that a model has not seen its next step; promote it if the gate agrees.
+
+    Exit code 0: promoted, or nothing new; 1: a step was made and the model in use stays.
+    """
+    from flows import registering
+
+    code = registering.retrain_named(
+        name,
+        source,
+        overrides=overrides or [],
+        min_new_pairs=min_new_pairs,
+        gate=gate or [],
+        ask=ask,
+        wait=wait,
+        runs_dir=runs_folder(runs_dir),
+        console=out,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,148 @@
+"""What the commands about promoted models print: promote, rollback, current,
+retrain."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.console import RunConsole, table
+from flows.tables import gate_rows
+from sdpo.history.checkpoint import locate
+from sdpo.promotion import Judgement, gate_settings
+from sdpo.registry import NamedModel, Version, current, promote, read_registry, rollback
+from sdpo.retraining import Answer, Retrained, retrain
+from sdpo.store import RunFolder
+
+
+def promote_run(target: str, *, name: str, why: str, runs_dir: Path, console: Console) -> None:
+    """Make a run's model, or a step's, the current one."""
+    found = locate(target, runs_dir=runs_dir)
+    named = promote(found, runs_dir=runs_dir, name=name, why=why)
+    _say(named, runs_dir, console)
+
+
+def roll_back(name: str, *, to: int | None, why: str, runs_dir: Path, console: Console) -> None:
+    """Make an earlier version the current one again."""
+    named = rollback(name, runs_dir=runs_dir, to=to, why=why)
+    _say(named, runs_dir, console)
+
+
+def show_current(
+    name: str, *, only_path: bool, as_json: bool, runs_dir: Path, console: Console
+) -> None:
+    """One name with its versions, or a line for every name."""
+    named = [current(name, runs_dir=runs_dir)] if name else list(_all(runs_dir))
+    if as_json:
+        content = {each.name: each.model_dump() for each in named}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    elif only_path:
+        for each in named:
+            print(_model(each.in_use, runs_dir))
+    elif not named:
+        console.print("nothing was promoted yet: sdpo promote RUN")
+    elif name:
+        _say(named[0], runs_dir, console)
+        _history(named[0], console)
+    else:
+        console.print(table(_row(each.name, each.in_use) for each in named))
+
+
+def retrain_named(
+    name: str,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    min_new_pairs: int,
+    gate: Sequence[str],
+    ask: bool,
+    wait: bool,
+    runs_dir: Path,
+    console: Console,
+) -> int:
+    """Let a model grow by what is new; 1 where a step was made and is not in use."""
+    settings = gate_settings(gate)
+
+    def asked(judgement: Judgement, run: RunFolder) -> Answer:
+        _show(judgement, console)
+        try:
+            said = console.input(f"promote M_{judgement.new} of run {run.name}? \\[y/N] ")
+        except EOFError:
+            return Answer(approved=None)
+        return Answer(approved=said.strip().lower() in ("y", "yes"))
+
+    with RunConsole(console) as listen:
+        found = retrain(
+            name,
+            sources,
+            runs_dir=runs_dir,
+            overrides=overrides,
+            min_new_pairs=min_new_pairs,
+            gate=settings,
+            ask=asked if ask else None,
+            listen=listen,
+            wait=wait,
+        )
+    if found.judgement and not ask:
+        _show(found.judgement, console)
+    _say_what_came(found, runs_dir, console)
+    return 0 if found.status in ("promoted", "nothing new") else 1
+
+
+def _show(judgement: Judgement, console: Console) -> None:
+    console.print(table(gate_rows(judgement), title="Gate: on the reserve, against S"))
+
+
+def _say_what_came(found: Retrained, runs_dir: Path, console: Console) -> None:
+    colour = {"promoted": "green", "nothing new": "cyan"}.get(found.status, "yellow")
+    what = f"[{colour}]{found.status}:[/] " if found.run else ""
+    console.print(f"{what}{escape(found.reason)}", highlight=False, soft_wrap=True)
+    if found.run:
+        _say(current(found.name, runs_dir=runs_dir), runs_dir, console)
+
+
+def _all(runs_dir: Path) -> list[NamedModel]:
+    return [found for _, found in sorted(read_registry(runs_dir).items())]
+
+
+def _say(named: NamedModel, runs_dir: Path, console: Console) -> None:
+    version = named.in_use
+    console.print(
+        f"[bold]{escape(named.name)}[/] is at version {version.version}: M_{version.step} of run "
+        f"{escape(version.run)}, digest {version.digest[:16]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"model: {_model(version, runs_dir)}", highlight=False, soft_wrap=True)
+
+
+def _history(named: NamedModel, console: Console) -> None:
+    console.print(table(_row(named.name, version) for version in named.versions))
+    rows = [
+        {
+            "moved": move.when,
+            "from": move.from_version or "–",
+            "to": move.to_version,
+            "why": move.why,
+        }
+        for move in named.moves
+    ]
+    console.print(table(rows))
+
+
+def _row(name: str, version: Version) -> dict[str, object]:
+    return {
+        "name": name,
+        "version": version.version,
+        "run": version.run,
+        "model": f"M_{version.step}",
+        "digest": version.digest[:16],
+        "promoted": version.when,
+        "why": version.why,
+    }
+
+
+def _model(version: Version, runs_dir: Path) -> Path:
+    return RunFolder(runs_dir.absolute() / version.run).model(version.step)

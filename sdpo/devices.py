@@ -1,0 +1,86 @@
+"""One stage per device at a time on a host, whatever run it belongs to.
+
+A lock file per device, held from before a stage starts until all of it has ended. The kernel lets
+go of it when its holders end, the stage's process among them, however they end. Locks belong to a
+host and a user: they stand in a folder that does not depend on the environment, since a schedule's
+and a terminal's would differ; ``SDPO_LOCK_DIR`` names another, for containers that share a host.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+from sdpo.config import LaunchConfig
+from sdpo.errors import UserError
+from sdpo.events import Listener
+from sdpo.locks import hold
+
+SHARE = "SDPO_SHARE_DEVICE"
+"""Environment variable that turns the locks off, as ``launch.share_device`` does for one run."""
+LOCK_DIR = "SDPO_LOCK_DIR"
+
+Occupy = Callable[[Sequence[str]], AbstractContextManager[object]]
+"""Holds what else limits the use of these devices, for as long as its context lasts."""
+
+
+def unlimited(_devices: Sequence[str]) -> AbstractContextManager[object]:
+    """Nothing else limits them."""
+    return nullcontext()
+
+
+def device_names(launch: LaunchConfig) -> list[str]:
+    """The devices that the processes of a stage use: ``cpu``, or ``cuda:<number or UUID>``, as
+    CUDA_VISIBLE_DEVICES has them."""
+    if launch.device != "cuda":
+        return ["cpu"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = [part.strip() for part in visible.split(",") if part.strip()]
+    numbered = listed or [str(number) for number in range(launch.processes)]
+    return [f"cuda:{name}" for name in numbered[: launch.processes]]
+
+
+@contextmanager
+def hold_devices(
+    launch: LaunchConfig, *, run: str, listen: Listener, occupy: Occupy = unlimited
+) -> Iterator[tuple[int, ...]]:
+    """Hold the devices of a stage alone, waiting for other runs; yields the locks' descriptors.
+
+    Where somebody else holds one, a warning says who. ``occupy`` is entered first: it may be shared
+    with other hosts, and who waits there must not keep a device from those who could use it.
+    """
+    if launch.share_device or os.environ.get(SHARE, "") not in ("", "0"):
+        yield ()
+        return
+    names = device_names(launch)
+    with ExitStack() as stack:
+        stack.enter_context(occupy(names))
+        folder = lock_folder()
+        yield tuple(
+            stack.enter_context(
+                hold(
+                    folder / f"{name.replace('/', '-')}.lock",
+                    what=f"device {name}",
+                    wait=True,
+                    listen=listen,
+                    run=run,
+                )
+            )
+            for name in sorted(names)  # one order for all, so that no two wait for each other
+        )
+
+
+def lock_folder() -> Path:
+    """Where the locks of this user's stages on this host are.
+
+    Raises:
+        UserError: somebody else has taken the folder.
+    """
+    given = os.environ.get(LOCK_DIR, "")
+    folder = Path(given) if given else Path(f"/tmp/sdpo-devices-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not given and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+        raise UserError(
+            f"{folder} belongs to somebody else: remove it, or name another folder in {LOCK_DIR}"
+        )
+    return folder

@@ -1,0 +1,288 @@
+"""Retraining: the model in use grows by a step over new pairs, and is replaced if the gate agrees.
+
+Read :func:`retrain` from top to bottom. It can be called again at any time, by a schedule or by
+hand: what was made stands, a run that was interrupted is gone on with, and pairs that a run was
+made from and judged by the same rules make no second one. The decision with its numbers stands in
+``promotion.json`` of the new run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from sdpo.chain import Call, plain_call
+from sdpo.devices import Occupy, unlimited
+from sdpo.errors import ConfigError, Fault, UserError
+from sdpo.events import Listener
+from sdpo.files import digest_of, read_json, write_json
+from sdpo.history.checkpoint import Checkpoint
+from sdpo.history.extend import extend_run, new_pairs_of
+from sdpo.promotion import GateSettings, Judgement, judge
+from sdpo.registry import (
+    NamedModel,
+    Version,
+    checked_digest,
+    current,
+    default_name,
+    last_step,
+    promote,
+    read_registry,
+)
+from sdpo.run import read_stored
+from sdpo.store import RunFolder
+
+DECISION = "promotion.json"
+"""The file of a run that holds what was decided about it."""
+
+Status = Literal[
+    "nothing new",
+    "promoted",
+    "refused",
+    "too few to tell",
+    "rejected",
+    "unanswered",
+    "waiting",
+]
+_FINAL = ("promoted", "refused", "too few to tell", "rejected")
+"""After these the same pairs are not tried again under the same rules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a person said: ``approved`` None where nobody answered in time."""
+
+    approved: bool | None
+    why: str = ""
+
+
+Ask = Callable[[Judgement, RunFolder], Answer]
+"""Asks a person whether a run that passed the gate is to be promoted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrained:
+    """What came of it: ``run`` is the new run, None where nothing was new."""
+
+    name: str
+    status: Status
+    reason: str
+    new_pairs: int
+    run: Path | None = None
+    judgement: Judgement | None = None
+    version: Version | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """A new run of a name: what it starts from, and the rules that it is judged by."""
+
+    name: str
+    start: Version
+    run: RunFolder
+    rules: dict[str, Any]
+
+
+def retrain(
+    name: str,
+    sources: Sequence[str],
+    *,
+    runs_dir: Path,
+    overrides: Sequence[str] = (),
+    min_new_pairs: int = 1,
+    gate: GateSettings = GateSettings(),
+    ask: Ask | None = None,
+    call: Call = plain_call,
+    listen: Listener = lambda event: None,
+    wait: bool = False,
+    occupy: Occupy = unlimited,
+) -> Retrained:
+    """Make the pairs of ``sources`` that the model ``name`` has not seen its next step, and promote
+    the result if the gate, and ``ask`` where it is given, agree.
+
+    ``name``: a name of the registry, or a run that was promoted. ``overrides`` of ``training`` are
+    those of the new step. Pairs count as new that neither the current model's run has, nor a run
+    that was made from it and judged by the same rules.
+
+    Raises:
+        UserError: nothing was promoted under that name, the data cannot be read, or an override
+            would change what is carried over.
+        Fault: a stage failed, or a model is not what its record says; `current` stays.
+    """
+    named = find_named(name, runs_dir=runs_dir)
+    start = named.in_use
+    run = _checked_start(named, runs_dir)
+    rules = {"overrides": list(overrides), "gate": gate.model_dump(), "asked": ask is not None}
+    found = new_pairs_of(run, sources, overrides=overrides)
+    tried = list(_tried(named, rules, runs_dir))
+    fresh = found.difference(*(ids for _, ids in tried))
+    if len(fresh) < max(1, min_new_pairs):
+        return Retrained(
+            name=named.name,
+            status="nothing new",
+            reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
+            new_pairs=len(fresh),
+        )
+    key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
+    new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
+    extension = extend_run(
+        run,
+        sources,
+        overrides=overrides,
+        name=new_name,
+        call=call,
+        listen=listen,
+        wait=wait,
+        occupy=occupy,
+    )
+    if extension.chain is None:
+        raise UserError("the data changed while it was read: call it again")
+    attempt = _Attempt(
+        name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
+    )
+    return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, call=call, listen=listen)
+
+
+def find_named(name: str, *, runs_dir: Path) -> NamedModel:
+    """What ``name`` stands for: a name of the registry, or a run that belongs to one.
+
+    Raises:
+        UserError: nothing was promoted yet; says how to.
+    """
+    if not name:
+        raise ConfigError("which model is to grow? Give the name that a run was promoted under")
+    names, run = read_registry(runs_dir), RunFolder(runs_dir / name)
+    if name not in names and run.run_file.is_file():
+        known = default_name(run, runs_dir=runs_dir)
+        if known in names:
+            return names[known]
+        raise UserError(
+            f"run {name} was not promoted yet, so there is no current model to go on from: "
+            f"`sdpo promote {name}` makes it the first one"
+        )
+    return current(name, runs_dir=runs_dir)
+
+
+def _checked_start(named: NamedModel, runs_dir: Path) -> RunFolder:
+    """The run of the current model, which is the last of its run and what it was."""
+    start = named.in_use
+    run = RunFolder(runs_dir / start.run)
+    last = last_step(run)
+    if start.step != last:
+        raise UserError(
+            f"{named.name} is at M_{start.step} of run {start.run}, which has {last} steps, and a "
+            "chain grows from its end: run it with that many steps under another name and promote "
+            f"that, or promote M_{last}"
+        )
+    if checked_digest(run, last) != start.digest:
+        raise UserError(
+            f"run {start.run} is another one than when it was promoted as {named.name}: promote it "
+            f"again (`sdpo promote {start.run} --name {named.name}`), or roll back"
+        )
+    return run
+
+
+def _tried(
+    named: NamedModel, rules: dict[str, Any], runs_dir: Path
+) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """Decisions about runs from the current model by the same rules, and the pairs of each run."""
+    for path in sorted(runs_dir.glob(f"*/{DECISION}")):
+        decision = read_json(path)
+        same = decision["name"] == named.name and decision["rules"] == rules
+        if same and decision["from"] == _start(named.in_use) and decision["status"] in _FINAL:
+            pairs = path.parent / "pairs.parquet"
+            yield decision, set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
+
+
+def _start(version: Version) -> dict[str, Any]:
+    return {"run": version.run, "step": version.step, "digest": version.digest}
+
+
+def _nothing_new(
+    named: NamedModel, fresh: int, wanted: int, tried: Sequence[dict[str, Any]]
+) -> str:
+    what = f"{fresh} new pairs" if fresh else "nothing new"
+    few = f", and {wanted} are wanted" if fresh else ""
+    past = "".join(
+        f". Run {decision['run']} was made from what came before and is not in use "
+        f"({decision['status']}: {decision['reason']})"
+        for decision in tried
+    )
+    return f"{what} for {named.name}, which is at version {named.current}{few}{past}"
+
+
+def _decide(
+    attempt: _Attempt,
+    pairs: frozenset[str],
+    gate: GateSettings,
+    *,
+    runs_dir: Path,
+    ask: Ask | None,
+    call: Call,
+    listen: Listener,
+) -> Retrained:
+    run, step = attempt.run, attempt.start.step + 1
+    probe = read_stored(run).config.probe
+    if checked_digest(run, step - 1) != attempt.start.digest:
+        raise Fault(
+            f"M_{step - 1} of run {run.name} is not the model that {attempt.name} stands for, "
+            "although it was carried over: see `sdpo diff`"
+        )
+
+    def judged() -> Judgement:
+        return judge(run, new=step, current=step - 1, settings=gate, probe=probe)
+
+    def moved(why: str) -> NamedModel:
+        return promote(
+            Checkpoint(run, step),
+            runs_dir=runs_dir,
+            name=attempt.name,
+            why=why,
+            expected=attempt.start.version,
+            listen=listen,
+        )
+
+    def ended(status: Status, reason: str, version: Version | None = None) -> Retrained:
+        _write(attempt, found, status, reason)
+        return Retrained(
+            name=attempt.name,
+            status=status,
+            reason=reason,
+            new_pairs=len(pairs),
+            run=run.path,
+            judgement=found,
+            version=version,
+        )
+
+    found = call("gate", judged)
+    if found.outcome != "passed":
+        return ended(found.outcome, found.reason)
+    why = f"gate: {found.reason}"
+    if ask:
+        _write(attempt, found, "waiting", "the gate agrees; a person is asked")
+        answer = ask(found, run)
+        if answer.approved is None:
+            return ended("unanswered", answer.why or "nobody answered")
+        said = f": {answer.why}" if answer.why else ""
+        if not answer.approved:
+            return ended("rejected", f"a person rejected it{said}")
+        why = f"approved by a person{said}; {why}"
+    named = call("promote", moved, why)
+    return ended("promoted", why, named.in_use)
+
+
+def _write(attempt: _Attempt, found: Judgement, status: Status, reason: str) -> None:
+    content = {
+        "name": attempt.name,
+        "run": attempt.run.name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": status,
+        "reason": reason,
+        "from": _start(attempt.start),
+        "rules": attempt.rules,
+        "judgement": asdict(found),
+    }
+    write_json(attempt.run.path / DECISION, content)

@@ -1,0 +1,430 @@
+"""The container files, as far as they can be checked without an engine."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from prefect.utilities.templating import find_placeholders
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+ENTRYPOINT = DOCKER / "entrypoint.sh"
+TARGETS = ("cpu", "cuda")
+
+
+def instructions() -> list[tuple[str, str, str]]:
+    """The Dockerfile: the stage, the instruction and its text, continued lines joined."""
+    text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    found, stage = [], ""
+    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
+        if not line.strip():
+            continue
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            stage = rest.split(" AS ")[1]
+        found.append((stage, word, rest))
+    return found
+
+
+def copied() -> list[tuple[str, str]]:
+    """Sources of every COPY that does not copy from another stage."""
+    return [
+        (stage, source)
+        for stage, word, rest in instructions()
+        if word == "COPY" and "--from=" not in rest
+        for source in rest.split()[:-1]
+    ]
+
+
+def runs(stage: str) -> list[str]:
+    """The commands of a stage's RUN instructions."""
+    return [
+        part.strip()
+        for of, word, rest in instructions()
+        if (of, word) == (stage, "RUN")
+        for part in rest.split("&&")
+    ]
+
+
+def allowed() -> list[str]:
+    lines = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
+# --- the Dockerfile
+
+
+def test_there_are_two_images_that_run_as_a_user_of_their_own() -> None:
+    words = instructions()
+    assert {stage for stage, _, _ in words} == {"requirements", *TARGETS}
+    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "ARG", "USER", "ENTRYPOINT", "CMD"}
+    assert {word for _, word, _ in words} <= known
+    for target in TARGETS:
+        mine = [(word, rest) for stage, word, rest in words if stage == target]
+        assert ("USER", "sdpo") in mine
+        after = mine[mine.index(("USER", "sdpo")) :]
+        assert not any(word in ("RUN", "COPY", "USER") for word, _ in after[1:])
+        (entry,) = [json.loads(rest) for word, rest in mine if word == "ENTRYPOINT"]
+        assert (ROOT / Path(entry[0]).relative_to("/opt/sdpo")) == ENTRYPOINT
+        assert "PREFECT_SERVER_ANALYTICS_ENABLED=false" in dict(mine)["ENV"]
+
+
+def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
+    assert len(copied()) >= 6
+    for stage, source in copied():
+        assert (ROOT / source).exists(), (stage, source)
+        top = source.split("/")[0]
+        assert source == "." or top in allowed(), (stage, source)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    tops = {name.split(".")[0] for name in packages["setuptools"]["packages"]}
+    needed = {*tops, "pyproject.toml", "README.md", "LICENSE", "docker", "constraints.txt"}
+    assert needed <= set(allowed())
+    assert all((ROOT / name).exists() for name in allowed() if name != "prefect.yaml")
+
+
+def test_files_of_other_stages_are_made_there() -> None:
+    made = " ".join(runs("requirements"))
+    froms = [rest for _, word, rest in instructions() if word == "COPY" and "--from=" in rest]
+    assert froms
+    for rest in froms:
+        source = rest.split()[1]
+        assert rest.startswith("--from=requirements /src/")
+        assert f"> {Path(source).name}" in made
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_dependencies_have_a_layer_of_their_own_before_the_source(target: str) -> None:
+    words = [(word, rest) for stage, word, rest in instructions() if stage == target]
+    source = words.index(("COPY", ". ."))
+    installs = [
+        i for i, (word, rest) in enumerate(words) if word == "RUN" and "pip install" in rest
+    ]
+    before = [words[i][1] for i in installs if i < source]
+    assert all("--constraint /opt/constraints.txt" in command for command in before)
+    assert any("--requirement /opt/requirements.txt" in command for command in before)
+    (after,) = [words[i][1] for i in installs if i > source]
+    assert after.startswith("pip install --no-deps .")
+
+
+def test_the_cuda_image_has_flash_attn_and_deepspeed() -> None:
+    assert any('"flash-attn==${FLASH_ATTN_VERSION}"' in command for command in runs("cuda"))
+    assert "deepspeed" in listed("deepspeed")
+    assert "deepspeed" not in listed()
+
+
+def listed(*extras: str) -> str:
+    command = [sys.executable, str(DOCKER / "dependencies.py"), "pyproject.toml", *extras]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_the_requirements_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert listed().splitlines() == project["dependencies"]
+    extra = project["optional-dependencies"]["deepspeed"]
+    assert listed("deepspeed").splitlines() == [*project["dependencies"], *extra]
+
+
+def in_place(command: str, requirements: Path) -> list[str]:
+    """An install command of the CPU image, its paths those of this machine."""
+    text = command.replace("/opt/constraints.txt", str(ROOT / "constraints.txt"))
+    text = text.replace("/opt/requirements.txt", str(requirements))
+    # A mirror may have the CPU build already; the image asks the index that is for it.
+    return shlex.split(text.replace("${TORCH_ARGS}", os.environ.get("TORCH_ARGS", "")))
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    """A clean environment with the project's requirements beside it."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    (tmp_path / "requirements.txt").write_text(listed(), encoding="utf-8")
+    return tmp_path
+
+
+def pip(clean: Path, arguments: list[str]) -> str:
+    command = [str(clean / "venv" / "bin" / "python"), "-m", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_constraints_resolve_in_a_clean_environment(clean: Path) -> None:
+    command, *_ = [c for c in runs("cpu") if "--constraint" in c and c.endswith(" torch")]
+    out = pip(clean, [*in_place(command, clean / "requirements.txt"), "--dry-run", "--quiet"])
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert "torch==" in pinned
+    assert "Would install" in out or not out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_install_commands_of_the_cpu_image_run_as_written(clean: Path) -> None:
+    commands = [c for c in runs("cpu") if c.startswith("pip install")]
+    assert len(commands) == 3
+    for command in commands:
+        pip(clean, in_place(command, clean / "requirements.txt"))
+    sdpo = str(clean / "venv" / "bin" / "sdpo")
+    done = subprocess.run([sdpo, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+
+
+# --- entry point
+
+
+def test_the_scripts_parse_and_may_be_executed() -> None:
+    scripts = sorted(DOCKER.glob("*.sh"))
+    assert {script.name for script in scripts} == {"entrypoint.sh", "worker.sh"}
+    for script in scripts:
+        assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+        assert script.stat().st_mode & stat.S_IXUSR
+        subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+def entered(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    kept = {"PATH": os.environ["PATH"], **environment}
+    return subprocess.run(
+        [str(ENTRYPOINT), *command], capture_output=True, text=True, env=kept, check=False
+    )
+
+
+def test_secrets_come_from_files_and_one_serves_server_and_clients(tmp_path: Path) -> None:
+    auth, password = tmp_path / "auth", tmp_path / "password"
+    auth.write_text("sdpo:s3 cr'et$\n", encoding="utf-8")
+    password.write_text('p"w\\n', encoding="utf-8")
+    done = entered(
+        *("env", "-0"),
+        PREFECT_AUTH_FILE=str(auth),
+        PREFECT_SERVER_DATABASE_PASSWORD_FILE=str(password),
+    )
+    assert done.returncode == 0, done.stderr
+    seen = dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
+    assert seen["PREFECT_API_AUTH_STRING"] == "sdpo:s3 cr'et$"
+    assert seen["PREFECT_SERVER_API_AUTH_STRING"] == "sdpo:s3 cr'et$"
+    assert seen["PREFECT_SERVER_DATABASE_PASSWORD"] == 'p"w\\n'
+    assert "PREFECT_AUTH" not in seen
+    assert "HF_TOKEN" not in seen
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "is not there"), ("", "is empty"), ("nouser", "write it as user:password")],
+)
+def test_a_secret_that_is_missing_or_empty_stops_it(
+    tmp_path: Path, content: str | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / "auth").write_text(content, encoding="utf-8")
+    done = entered("echo", "started", PREFECT_AUTH_FILE=str(tmp_path / "auth"))
+    assert done.returncode == 1
+    assert "started" not in done.stdout
+    assert told in done.stderr
+
+
+def test_arguments_pass_through_and_so_does_the_exit_code() -> None:
+    done = entered("sh", "-c", 'echo "$1"; exit 7', "sh", "two words")
+    assert (done.stdout, done.returncode) == ("two words\n", 7)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def started(*command: str, log: Path, cwd: Path = ROOT, **environment: str) -> Iterator[None]:
+    """A container's process, once it is well at ``HEALTH``."""
+    health = environment.pop("HEALTH")
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [str(ENTRYPOINT), *command],
+            env={"PATH": os.environ["PATH"], **environment},
+            cwd=cwd,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            deadline = time.monotonic() + 300
+            while not is_well(health):
+                assert process.poll() is None, log.read_text(encoding="utf-8")
+                assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+                time.sleep(0.5)
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
+def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The Prefect server as the compose file starts it, with a database of its own; yields the
+    environment of its clients but for the secret."""
+    port, auth = free_port(), tmp_path / "auth"
+    auth.write_text("sdpo:secret\n", encoding="utf-8")
+    url = f"http://127.0.0.1:{port}/api"
+    home = {"HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+    with started(
+        *compose()["services"]["server"]["command"],
+        log=tmp_path / "server.log",
+        HEALTH=f"{url}/health",
+        PREFECT_AUTH_FILE=str(auth),
+        PREFECT_SERVER_API_PORT=str(port),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        **home,
+    ):
+        yield {"PREFECT_API_URL": url, **home}
+
+
+def is_well(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+FLOW = """
+from prefect import flow
+
+@flow
+def nothing() -> None:
+    pass
+"""
+DEPLOYMENTS = {
+    "name": "test",
+    "deployments": [
+        {"name": "nothing", "entrypoint": "nothing.py:nothing", "work_pool": {"name": "sdpo"}}
+    ],
+}
+
+
+def test_the_server_of_the_compose_file_asks_for_the_secret_and_its_clients_have_it(
+    tmp_path: Path,
+) -> None:
+    asked = ("prefect", "work-pool", "ls")
+    with server(tmp_path) as base:
+        refused = entered(*asked, **base)
+        assert refused.returncode != 0
+        assert "401" in refused.stdout + refused.stderr
+        known = base | {"PREFECT_AUTH_FILE": str(tmp_path / "auth")}
+        assert entered(*asked, **known).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text(FLOW, encoding="utf-8")
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(DEPLOYMENTS), encoding="utf-8")
+    with server(tmp_path) as base:
+        known = base | {"PREFECT_AUTH_FILE": str(tmp_path / "auth")}
+        for _ in range(2):  # a second start changes nothing
+            port = free_port()
+            with started(
+                str(DOCKER / "worker.sh"),
+                log=tmp_path / "worker.log",
+                cwd=tmp_path,
+                HEALTH=f"http://127.0.0.1:{port}/health",
+                PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
+                PREFECT_WORKER_WEBSERVER_PORT=str(port),
+                **known,
+            ):
+                there = entered("prefect", "deployment", "ls", **known)
+            assert there.stdout.count("nothing/nothing") == 1, there.stdout
+
+
+# --- compose and Kubernetes
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_compose_file_has_its_services_healthy_in_order_and_their_volumes_declared() -> None:
+    content = compose()
+    services = content["services"]
+    assert set(services) == {"postgres", "server", "worker", "worker-cuda"}
+    assert all("healthcheck" in service for service in services.values())
+    assert services["server"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert services["worker"]["depends_on"] == {"server": {"condition": "service_healthy"}}
+    named = {
+        volume.split(":")[0]
+        for service in services.values()
+        for volume in service.get("volumes", [])
+        if not volume.startswith(("$", ".", "/"))
+    }
+    assert named == set(content["volumes"]) == {"postgres", "runs", "cache", "hub", "locks"}
+    stages = {stage for stage, _, _ in instructions()}
+    for service in services.values():
+        if "build" in service:
+            build = service["build"]
+            assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == (
+                DOCKER / "Dockerfile"
+            )
+            assert build["target"] in stages
+    worker = services["worker"]["command"][0]
+    assert (ROOT / Path(worker).relative_to("/opt/sdpo")) == DOCKER / "worker.sh"
+    assert int(services["worker"]["stop_grace_period"].removesuffix("s")) > 25
+
+
+def test_no_secret_is_in_the_compose_file_and_none_in_an_environment() -> None:
+    content = compose()
+    for service in content["services"].values():
+        environment = service.get("environment", {})
+        held = [name for name in environment if re.search("PASSWORD|AUTH|TOKEN|KEY", name)]
+        assert all(name.endswith("_FILE") for name in held)
+        for name in held:
+            secret = environment[name].removeprefix("/run/secrets/")
+            assert secret in service["secrets"]
+        assert set(service.get("secrets", [])) <= set(content["secrets"])
+    assert all("file" in secret for secret in content["secrets"].values())
+    for name in ("server", "worker", "worker-cuda"):
+        assert "PREFECT_AUTH_FILE" in content["services"][name]["environment"]
+    server_environment = content["services"]["server"]["environment"]
+    assert server_environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_the_example_of_the_environment_has_every_variable_and_its_default() -> None:
+    text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+    used = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
+    assert len(used) == len(set(re.findall(r"\$\{([A-Z_]+)", text))), "each has a default"
+    lines = (DOCKER / ".env.example").read_text(encoding="utf-8").splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert example == used
+
+
+def test_the_kubernetes_template_declares_what_it_uses_and_uses_what_it_declares() -> None:
+    path = DOCKER / "kubernetes-work-pool.json"
+    template = json.loads(path.read_text(encoding="utf-8"))
+    assert set(template) == {"job_configuration", "variables"}
+    used = {p.name for p in find_placeholders(template["job_configuration"])}
+    declared = template["variables"]["properties"]
+    assert used == set(declared)
+    for name, variable in declared.items():
+        assert variable["title"], name
+        assert variable["description"], name
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["terminationGracePeriodSeconds"] > 25
+    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}

@@ -1,0 +1,198 @@
+"""The retrain flow with a real server: new pairs, none, a refusal, and a person who is asked."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bench import Bench, forked_stages
+from histories import origin, write_new_pairs
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.flow_runs import resume_flow_run
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.retrain import GateSettings, retrain
+from flows.slots import device_slot, slot_name
+from sdpo.devices import LOCK_DIR, SHARE, lock_folder
+from sdpo.errors import UserError
+from sdpo.history.checkpoint import Checkpoint
+from sdpo.locks import hold
+from sdpo.registry import current, promote
+from sdpo.retraining import Retrained
+
+LENIENT = {
+    "when_too_few": "estimate",
+    "accuracy_tolerance": 1,
+    "margin_tolerance_nats": 1000,
+    "gamma_change_min_nats": -1000,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.fixture
+def promoted(finished_copy: Bench) -> Bench:
+    promote(Checkpoint(origin(finished_copy)), runs_dir=finished_copy.runs)
+    return finished_copy
+
+
+def flown(bench: Bench, *numbers: int, **groups: Any) -> Retrained:
+    """The flow with plain values, as a schedule or the form gives them."""
+    news = write_new_pairs(bench.folder / "new.jsonl", *numbers)
+    given: dict[str, Any] = {
+        "lineage": {"name": "tiny", "runs_dir": str(bench.runs)},
+        "data": {"sources": [str(news)], "min_new_pairs": 10},
+        "step": {"overrides": ["training.max_steps=1"]},
+        "gate": LENIENT,
+    }
+    with forked_stages():
+        found = retrain(**given | groups)
+    assert isinstance(found, Retrained)
+    return found
+
+
+def last_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return max(client.read_flow_runs(), key=lambda run: str(run.created))
+
+
+def task_names(run: FlowRun) -> list[str]:
+    with get_client(sync_client=True) as client:
+        tasks = [task for task in client.read_task_runs() if task.flow_run_id == run.id]
+    return [task.name for task in sorted(tasks, key=lambda task: str(task.start_time))]
+
+
+def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted: Bench) -> None:
+    found = flown(promoted, *range(20))
+    run = last_run()
+    assert found.status == "promoted"
+    assert run.state is not None
+    assert run.state.is_completed()
+    assert (run.state.message or "").startswith("promoted: gate: by estimates alone")
+    assert task_names(run)[-4:] == [
+        *("step 3: align on D_3 (18 pairs)", "report", "gate", "promote")
+    ]
+    with get_client(sync_client=True) as client:
+        table = next(a for a in client.read_artifacts() if a.flow_run_id == run.id)
+    assert table.key == "gate-tiny"
+    assert "M_3 accuracy vs S" in str(table.data)
+    assert current("tiny", runs_dir=promoted.runs).in_use.step == 3
+
+    assert flown(promoted, *range(20)).status == "nothing new"
+    message = "nothing new: nothing new for tiny, which is at version 2"
+    state = last_run().state
+    assert state is not None
+    assert (state.is_completed(), state.message) == (True, message)
+    assert "20 new pairs" not in message
+    assert len(list(promoted.runs.glob("*/run.yaml"))) == 2
+
+
+def test_the_first_time_it_fails_with_what_to_do(finished_copy: Bench) -> None:
+    with pytest.raises(UserError, match="sdpo promote tiny"):
+        flown(finished_copy, *range(20))
+    state = last_run().state
+    assert state is not None
+    assert state.is_failed()
+    assert "`sdpo promote tiny` makes it the first one" in (state.message or "")
+
+
+def active_slots() -> int:
+    """Stages that hold this host's slot on the server."""
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(slot_name()).active_slots
+
+
+class Person(threading.Thread):
+    """Answers the form of the run that is paused."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._answer = answer
+        self.found_free = False
+
+    def run(self) -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            paused = last_run()
+            if paused.state and paused.state.is_paused():
+                with hold(lock_folder() / "cpu.lock", what="the device"):
+                    self.found_free = active_slots() == 0
+                resume_flow_run(paused.id, run_input=self._answer)
+                return
+            time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "version"),
+    [
+        ({"approve": True, "reason": "reads well"}, "promoted", 2),
+        ({"approve": False, "reason": "too wordy"}, "rejected", 1),
+    ],
+)
+def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
+    promoted: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    status: str,
+    version: int,
+) -> None:
+    monkeypatch.setenv(LOCK_DIR, str(promoted.folder / "locks"))
+    monkeypatch.setenv(SHARE, "")
+    person = Person(answer)
+    person.start()
+    found = flown(promoted, *range(20), approval={"required": True, "timeout_minutes": 3})
+    person.join()
+    assert person.found_free
+    assert (lock_folder() / "cpu.lock").exists(), "it was held while the step trained"
+    assert found.status == status
+    assert answer["reason"] in found.reason
+    assert current("tiny", runs_dir=promoted.runs).current == version
+    state = last_run().state
+    assert state is not None
+    assert state.is_completed()
+
+
+def test_without_an_answer_the_run_completes_in_time_and_the_model_in_use_stays(
+    promoted: Bench,
+) -> None:
+    found = flown(promoted, *range(20), approval={"required": True, "timeout_minutes": 0.05})
+    assert (found.status, found.reason) == (*("unanswered", "nobody answered within 0.05 minutes"),)
+    assert current("tiny", runs_dir=promoted.runs).current == 1
+    state = last_run().state
+    assert state is not None
+    assert state.is_completed()
+
+
+def test_the_form_has_flat_groups_with_titles_descriptions_and_literal_defaults() -> None:
+    schema = retrain.parameters.model_dump()
+    assert list(schema["properties"]) == ["lineage", "data", "step", "gate", "approval"]
+    for group in schema["definitions"].values():
+        for name, field in group["properties"].items():
+            assert field.get("title"), name
+            assert field.get("description"), name
+            assert "default" in field, name
+            assert "anyOf" not in field, name
+            assert "$ref" not in field, name
+    assert GateSettings().min_pairs == 200
+
+
+def test_the_slot_of_a_host_is_made_once_and_held_by_one_at_a_time() -> None:
+    @flow
+    def two_stages() -> list[int]:
+        seen = []
+        for _ in range(2):
+            with device_slot(["cpu"]):
+                seen.append(active_slots())
+            seen.append(active_slots())
+        return seen
+
+    assert two_stages() == [1, 0, 1, 0]
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name(slot_name()).limit == 1
