@@ -9,6 +9,7 @@ from typing import Any
 
 from partitions import PartitionError
 from sdpo import machine
+from sdpo.calls import Call, plain_call
 from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
@@ -88,7 +89,8 @@ class Context:
 
     ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
     runs that complete nodes are shared from, nearest first. ``executed`` are the nodes that had to
-    be done, in order; ``shared`` those that came from an origin.
+    be done, in order; ``shared`` those that came from an origin. ``call`` runs what has a name of
+    its own within a node: the phases of a stage.
     """
 
     run: RunFolder
@@ -102,6 +104,7 @@ class Context:
     origins: tuple[RunFolder, ...] = ()
     executed: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    call: Call = plain_call
 
     @property
     def config(self) -> RunConfig:
@@ -160,9 +163,10 @@ class Context:
 
         One of several processes without memory ends the stage: it is run again with less.
         """
+        keep = (*self.locks, *locks)
         while True:
             try:
-                return run_stage(spec, listen=self.listen, keep=(*self.locks, *locks))
+                return run_stage(spec, listen=self.listen, keep=keep, call=self.call)
             except LowMemoryError as error:
                 self.listen({"event": "warning", "message": f"{error}; it starts again"})
 
