@@ -27,7 +27,7 @@ from sdpo.config import (
 from sdpo.recipe import make_config
 
 
-@form({name: field for name, field in RunConfig.model_fields.items()})
+@form(RunConfig.model_fields)
 @flow(name="sdpo-align", validate_parameters=False)  # make_config says it better
 def align(
     name: str = "",

@@ -5,8 +5,7 @@ The UI is a view: where the server cannot be reached, or is restarted, the run g
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -109,12 +108,10 @@ class RunPage:
 
     def finish(self, run: Path) -> None:
         """Put the run card there."""
-        with self._quietly():
-            create_markdown_artifact(
-                run_card(run, summarise(run)),
-                key=f"run-{self._slug}",
-                description=f"Run {run.name}: outcome, lineage, files",
-            )
+        text = run_card(run, summarise(run))
+        what = f"Run {run.name}: outcome, lineage, files"
+        key = f"run-{self._slug}"
+        self._show(lambda: create_markdown_artifact(text, key=key, description=what))
 
     def _stage(self, event: Event) -> None:
         name = event["stage"]
@@ -122,17 +119,15 @@ class RunPage:
             self._say(logging.INFO, f"{name}: everything it prints is in {event['log']}")
             self._bars[name] = _Bar(f"progress-{self._slug}-{slug(name)}", name.replace("-", " "))
         elif bar := self._bars.pop(name, None):
-            with self._quietly():
-                bar.finish()
+            self._show(bar.finish)
 
     def _progress(self, event: Event) -> None:
-        bar = self._bars.get(event["stage"])
+        bar = self._bars.get(event.get("stage", ""))
         if bar is None:
             return
         bar.state.take(event)
         if bar.is_due:
-            with self._quietly():
-                bar.show()
+            self._show(bar.show)
 
     def _publish(self, name: str, run: Path) -> None:
         """The tables that the node called ``name`` changes."""
@@ -145,10 +140,9 @@ class RunPage:
             self._table("reserve", table_rows(reserve), f"Accuracies on the reserve. {reserve.note}")
 
     def _table(self, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-        with self._quietly():
-            create_table_artifact(
-                [dict(row) for row in rows], key=f"{what}-{self._slug}", description=description
-            )
+        table = [dict(row) for row in rows]
+        key = f"{what}-{self._slug}"
+        self._show(lambda: create_table_artifact(table, key=key, description=description))
 
     def _say(self, level: int, message: str) -> None:
         """A log line in the UI: once, on one line, and no more of them than a person reads."""
@@ -162,13 +156,12 @@ class RunPage:
             self._silent = 1
             get_run_logger().warning("there is more: see the logs of the stages in the run's folder")
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """A server that does not answer is no reason to end a run, nor to wait for it each time."""
+    def _show(self, show: Callable[[], object]) -> None:
+        """Show something, unless the server does not answer: no reason to end a run."""
         if time.monotonic() < self._left_alone_until_s:
             return
         try:
-            yield
+            show()
         except (httpx.HTTPError, PrefectException, OSError) as error:
             self._left_alone_until_s = time.monotonic() + _PATIENCE_S
             _logger.warning("the Prefect server did not answer: %s", error)

@@ -1,0 +1,40 @@
+"""The form of a flow in the UI: a label, a description and a place for each of its parameters."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from sdpo.labels import label_of
+
+F = TypeVar("F", bound=Flow[..., Any])
+
+
+def form(fields: Mapping[str, FieldInfo]) -> Callable[[F], F]:
+    """Describe a flow's parameters by ``fields``: title (else from the name) and description.
+
+    Prefect reads a parameter's description from its default if that is a pydantic field; the
+    function itself keeps the plain default, so that it can be called as it stands.
+    """
+
+    def described(flow: F) -> F:
+        signature = inspect.signature(flow.fn, eval_str=True)
+        parameters = [
+            parameter.replace(default=_field(parameter, fields[name], position))
+            for position, (name, parameter) in enumerate(signature.parameters.items())
+        ]
+        flow.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        flow.parameters = parameter_schema(flow)
+        return flow
+
+    return described
+
+
+def _field(parameter: inspect.Parameter, field: FieldInfo, position: int) -> Any:
+    label = field.title or label_of(parameter.name)
+    extra = {"title": label, "position": position}
+    return Field(parameter.default, description=field.description, json_schema_extra=extra)
