@@ -6,6 +6,7 @@ and a schedule can replace one of them alone.
 
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows.form import form
 from flows.runpage import RunPage
@@ -27,7 +28,10 @@ from sdpo.config import (
 from sdpo.recipe import make_config
 
 
-@form(RunConfig.model_fields)
+_NAME = Field("", description="Name of the run; empty: that of the run in the UI.")
+
+
+@form(RunConfig.model_fields | {"name": _NAME})
 @flow(name="sdpo-align", validate_parameters=False)  # make_config says it better
 def align(
     name: str = "",

@@ -4,6 +4,7 @@ The UI is a view: where the server cannot be reached, or is restarted, the run g
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from sdpo.errors import UserError
 from sdpo.events import Event
 from sdpo.report import summarise
 from sdpo.run import Context
+from sdpo.supervisor import terminate_with_parent
 
 T = TypeVar("T")
 
@@ -40,6 +42,7 @@ _PATIENCE_S = 30.0
 _LINES = 500
 """Log lines of one run in the UI, at most; all of them are in the stages' logs."""
 _LINE_LENGTH = 2000
+_RUN_BY_WORKER = "PREFECT__FLOW_RUN_ID"
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ class RunPage:
     """The page of one flow run: give ``call`` and ``listen`` to the chain."""
 
     def __init__(self, name: str) -> None:
+        if _RUN_BY_WORKER in os.environ:  # a worker that was killed ends nothing itself
+            terminate_with_parent()
         self._slug = slug(name)
         self._lines: set[str] = set()
         self._silent = 0

@@ -40,7 +40,7 @@ class EventWriter:
         if done < total and now - self._last_progress_s < _PROGRESS_EVERY_S:
             return
         self._last_progress_s = now
-        size = size or f"{total} {unit}"
+        size = size or f"{total} {unit if total != 1 else unit.removesuffix('s')}"
         self.emit(
             "progress", phase=phase, done=done, total=total, unit=unit, note=note, size=size
         )

@@ -219,11 +219,17 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
         process.wait()
 
 
+def terminate_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the thread that started this process ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def die_with_parent() -> None:
-    """Ask the kernel to terminate this process when the one that started it ends (Linux)."""
+    """:func:`terminate_with_parent`, and at once where the parent is dead already."""
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    terminate_with_parent()
     expected = os.environ.pop(_PARENT, "")  # ranks have the launcher for a parent, not us
     if expected and os.getppid() != int(expected):
         sys.exit(128 + signal.SIGTERM)  # it ended before the kernel was asked
