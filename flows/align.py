@@ -7,6 +7,7 @@ and a schedule can replace one of them alone.
 from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from flows.form import form
 from flows.runpage import RunPage
@@ -27,8 +28,7 @@ from sdpo.config import (
 )
 from sdpo.recipe import make_config
 
-
-_NAME = Field("", description="Name of the run; empty: that of the run in the UI.")
+_NAME: FieldInfo = Field("", description="Name of the run; empty: that of the run in the UI.")
 
 
 @form(RunConfig.model_fields | {"name": _NAME})

@@ -323,9 +323,7 @@ def gc(
 server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")
 app.add_typer(server_app, name="server", no_args_is_help=True)
 
-ServerFolder = Annotated[
-    Path, typer.Option("--folder", help="Where the server keeps everything.")
-]
+ServerFolder = Annotated[Path, typer.Option("--folder", help="Where the server keeps everything.")]
 
 
 @server_app.command()

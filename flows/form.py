@@ -9,7 +9,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from sdpo.labels import label_of
+from sdpo.labels import label_of, unit_of
 
 F = TypeVar("F", bound=Flow[..., Any])
 
@@ -36,5 +36,7 @@ def form(fields: Mapping[str, FieldInfo]) -> Callable[[F], F]:
 
 def _field(parameter: inspect.Parameter, field: FieldInfo, position: int) -> Any:
     label = field.title or label_of(parameter.name)
-    extra = {"title": label, "position": position}
+    extra: dict[str, Any] = {"title": label, "position": position}
+    if unit := unit_of(parameter.name):
+        extra["unit"] = unit
     return Field(parameter.default, description=field.description, json_schema_extra=extra)

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from flows.form import form
 from flows.history import comparison_lines
@@ -15,7 +16,7 @@ from sdpo.history.checkpoint import locate
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
 from sdpo.recipe import check_run_name
 
-FIELDS = {
+FIELDS: dict[str, FieldInfo] = {
     "run": Field("", description="Run, by name, whose step is made again."),
     "step": Field(1, ge=0, description="Step to make again; 0: the supervised stage."),
     "overrides": Field([], description="Settings to change: `training.beta=0.05`, one a line."),

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -142,7 +142,9 @@ class RunPage:
             what = "gamma_ref of every step on every probe: log p(chosen) - log p(rejected)"
             self._table("gamma-ref", gamma_ref_rows(run), what)
             reserve = summarise(run).tables[-1]
-            self._table("reserve", table_rows(reserve), f"Accuracies on the reserve. {reserve.note}")
+            self._table(
+                "reserve", table_rows(reserve), f"Accuracies on the reserve. {reserve.note}"
+            )
 
     def _table(self, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
         table = [dict(row) for row in rows]
@@ -159,7 +161,9 @@ class RunPage:
             get_run_logger().log(level, line)
         elif not self._silent:
             self._silent = 1
-            get_run_logger().warning("there is more: see the logs of the stages in the run's folder")
+            get_run_logger().warning(
+                "there is more: see the logs of the stages in the run's folder"
+            )
 
     def _show(self, show: Callable[[], object]) -> None:
         """Show something, unless the server does not answer: no reason to end a run."""
@@ -201,7 +205,8 @@ class _Bar:
     def _put(self, percent: float, words: str) -> None:
         percent = round(percent, 1)
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, key=self._key, description=words)
+            made = create_progress_artifact(percent, key=self._key, description=words)
+            self._artifact = cast(UUID, made)  # a coroutine only where there is an event loop
         else:
             update_progress_artifact(self._artifact, percent, description=words)
 

@@ -15,6 +15,7 @@ from sdpo.events import Listener
 from sdpo.origin import Carried, Origin
 from sdpo.run import Context, open_run
 
+
 @dataclass(frozen=True, slots=True)
 class ChainResult:
     """A finished run and what had to be done for it: names of the nodes that were executed, and of

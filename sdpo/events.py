@@ -41,9 +41,7 @@ class EventWriter:
             return
         self._last_progress_s = now
         size = size or f"{total} {unit if total != 1 else unit.removesuffix('s')}"
-        self.emit(
-            "progress", phase=phase, done=done, total=total, unit=unit, note=note, size=size
-        )
+        self.emit("progress", phase=phase, done=done, total=total, unit=unit, note=note, size=size)
 
     def warning(self, message: str) -> None:
         """Write a warning that belongs in front of a person and into the report."""

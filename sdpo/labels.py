@@ -10,7 +10,7 @@ NONE = "no unit"
 SHARE = "0 to 1"
 
 UNITS = {
-    **dict.fromkeys(("seed",), NONE),
+    **dict.fromkeys(("seed", "step"), NONE),
     **dict.fromkeys(("beta", "cal_dpo_c", "simpo_gamma_beta_ratio", "preference_weight"), NONE),
     **dict.fromkeys(("exo_epsilon", "label_smoothing", "adam_beta1", "adam_beta2"), SHARE),
     **dict.fromkeys(("fraction", "max_fraction", "fractions", "warmup_ratio"), SHARE),
@@ -79,5 +79,17 @@ def labelled(schema: dict[str, Any], group: type) -> None:
     for position, (name, field) in enumerate(schema.get("properties", {}).items()):
         field["title"] = label_of(name, group.__name__)
         field["position"] = position
+        _flatten(field)
         if unit := unit_of(name, group.__name__):
             field["unit"] = unit
+
+
+def _flatten(field: dict[str, Any]) -> None:
+    """A setting that may be left empty is shown as what it is otherwise, not as a choice of two."""
+    options = field.get("anyOf", [])
+    filled = [option for option in options if option != {"type": "null"}]
+    if len(filled) == 1 and len(options) == 2:
+        del field["anyOf"]
+        field |= filled[0]
+        if field.get("default", 0) is None:
+            del field["default"]

@@ -18,7 +18,7 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
         return {}
     plan = pq.read_table(spec.plan)
     pairs, reserve = (int((plan["step"].to_numpy() == n).sum()) for n in (spec.step, 0))
-    epochs = spec.training.epochs
+    epochs: float = spec.training.epochs
     if spec.training.max_steps:
         epochs = min(epochs, spec.training.max_steps * spec.training.batch_size / max(pairs, 1))
     phases = {f"score D_{spec.step}": pairs}
@@ -32,7 +32,5 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
 
 def _probed(spec: StepSpec, model: int) -> int:
     assert spec.plan is not None, "probes need a plan"
-    rows = probe_rows(
-        pq.read_table(spec.plan), step=model, next_whole=model + 1 in spec.references
-    )
+    rows = probe_rows(pq.read_table(spec.plan), step=model, next_whole=model + 1 in spec.references)
     return len(rows.token_rows)

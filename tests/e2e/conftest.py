@@ -32,12 +32,12 @@ def runs(tmp_path: Path) -> Path:
 def recipe(tiny_recipe: Values, runs: Path, desk: Desk) -> Any:
     """``recipe(name, changes)``: the parameters of a run; caches are shared by all tests."""
 
-    def make(name: str, changes: Values = {}) -> Values:
+    def make(name: str, changes: Values | None = None) -> Values:
         where = {
             "name": name,
             "store": {"runs_dir": str(runs), "cache_dir": str(desk.folder / "cache")},
         }
-        return merged(merged(tiny_recipe, where), changes)
+        return merged(merged(tiny_recipe, where), changes or {})
 
     return make
 

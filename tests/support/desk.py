@@ -100,9 +100,7 @@ class Desk:
     def submit(self, deployment: str, parameters: dict[str, Any]) -> "FlowRun":
         """Create a run of ``flow/deployment``."""
         found = self.api(f"/deployments/name/{deployment}")
-        made = self.api(
-            f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters}
-        )
+        made = self.api(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
         return FlowRun(self, made["id"])
 
     def runs(self) -> list["FlowRun"]:
