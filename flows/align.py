@@ -6,8 +6,6 @@ and a schedule can replace one of them alone.
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
-from pydantic.fields import FieldInfo
 
 from flows.form import form
 from flows.runpage import RunPage
@@ -28,10 +26,11 @@ from sdpo.config import (
 )
 from sdpo.recipe import make_config
 
-_NAME: FieldInfo = Field("", description="Name of the run; empty: that of the run in the UI.")
+_GROUPS = {name: str(field.description) for name, field in RunConfig.model_fields.items()}
+_NAME = "Name of the run; empty: that of the run in the UI."
 
 
-@form(RunConfig.model_fields | {"name": _NAME})
+@form(_GROUPS | {"name": _NAME})
 @flow(name="sdpo-align", validate_parameters=False)  # make_config says it better
 def align(
     name: str = "",

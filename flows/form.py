@@ -7,15 +7,14 @@ from typing import Any, TypeVar
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
-from pydantic.fields import FieldInfo
 
 from sdpo.labels import label_of, unit_of
 
 F = TypeVar("F", bound=Flow[..., Any])
 
 
-def form(fields: Mapping[str, FieldInfo]) -> Callable[[F], F]:
-    """Describe a flow's parameters by ``fields``: title (else from the name) and description.
+def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
+    """Describe a flow's parameters; their labels come from their names.
 
     Prefect reads a parameter's description from its default if that is a pydantic field; the
     function itself keeps the plain default, so that it can be called as it stands.
@@ -24,7 +23,7 @@ def form(fields: Mapping[str, FieldInfo]) -> Callable[[F], F]:
     def described(flow: F) -> F:
         signature = inspect.signature(flow.fn, eval_str=True)
         parameters = [
-            parameter.replace(default=_field(parameter, fields[name], position))
+            parameter.replace(default=_field(parameter, descriptions[name], position))
             for position, (name, parameter) in enumerate(signature.parameters.items())
         ]
         flow.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -34,9 +33,8 @@ def form(fields: Mapping[str, FieldInfo]) -> Callable[[F], F]:
     return described
 
 
-def _field(parameter: inspect.Parameter, field: FieldInfo, position: int) -> Any:
-    label = field.title or label_of(parameter.name)
-    extra: dict[str, Any] = {"title": label, "position": position}
+def _field(parameter: inspect.Parameter, description: str, position: int) -> Any:
+    extra: dict[str, Any] = {"title": label_of(parameter.name), "position": position}
     if unit := unit_of(parameter.name):
         extra["unit"] = unit
-    return Field(parameter.default, description=field.description, json_schema_extra=extra)
+    return Field(parameter.default, description=description, json_schema_extra=extra)

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from pydantic import Field
-from pydantic.fields import FieldInfo
 
 from flows.form import form
 from flows.history import comparison_lines
@@ -16,17 +14,17 @@ from sdpo.history.checkpoint import locate
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
 from sdpo.recipe import check_run_name
 
-FIELDS: dict[str, FieldInfo] = {
-    "run": Field("", description="Run, by name, whose step is made again."),
-    "step": Field(1, ge=0, description="Step to make again; 0: the supervised stage."),
-    "overrides": Field([], description="Settings to change: `training.beta=0.05`, one a line."),
-    "only": Field(False, description="This step alone; else the later ones follow."),
-    "name": Field("", description="Name of the new run; empty: made from the old one's."),
-    "store": Field(StoreConfig(), description="Folders."),
+_DESCRIPTIONS = {
+    "run": "Run, by name, whose step is made again.",
+    "step": "Step to make again; 0: the supervised stage.",
+    "overrides": "Settings to change: `training.beta=0.05`, one a line.",
+    "only": "This step alone; else the later ones follow.",
+    "name": "Name of the new run; empty: made from the old one's.",
+    "store": "Folders.",
 }
 
 
-@form(FIELDS)
+@form(_DESCRIPTIONS)
 @flow(name="sdpo-replay", validate_parameters=False)
 def replay(
     run: str = "",
