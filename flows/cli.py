@@ -340,6 +340,21 @@ def up(
 
     url = server.up(host=host, port=port, folder=folder, console=out)
     out.print(f"UI: {url}/deployments", highlight=False, soft_wrap=True)
+    out.print("a form filled with a recipe: sdpo server form demo", highlight=False)
+
+
+@server_app.command()
+def form(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    name: Name = "",
+    folder: ServerFolder = Path(".sdpo-server"),
+) -> None:
+    """Print the address of the form of a run, filled with a recipe and ready to submit."""
+    from flows import server
+
+    config = _config(recipe, overrides, name, 0, None)
+    out.print(server.form_address(config, folder=folder), highlight=False, soft_wrap=True)
 
 
 @server_app.command()

@@ -6,6 +6,7 @@ be somebody else's by now.
 """
 
 import base64
+import json
 import os
 import signal
 import socket
@@ -13,22 +14,26 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
 import yaml
 from rich.console import Console
 
+from sdpo.config import RunConfig
 from sdpo.errors import Fault, UserError
 from sdpo.files import read_json, write_json
 from sdpo.interrupts import GRACE_S
 from sdpo.locks import hold
 
 POOL = "sdpo"
+OK, NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
 FOLDER = Path(".sdpo-server")
 HOST, PORT = "127.0.0.1", 4200
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
@@ -170,6 +175,23 @@ def status(*, folder: Path, console: Console) -> int:
     return 0 if answers and "worker" in running else 1
 
 
+def form_address(config: RunConfig, *, folder: Path) -> str:
+    """Address of the form of a run, filled with what a recipe gives.
+
+    Raises:
+        UserError: the server does not run, or asks for another password.
+    """
+    desk = Desk.read(folder.absolute())
+    if "server" not in desk.running:
+        raise UserError(f"no server runs that was started from {folder}: sdpo server up")
+    code, content = _ask(f"{desk.url}/api/deployments/name/sdpo-align/align")
+    if code != OK:
+        raise UserError(f"the server at {desk.url} has no form of a run (it said {code})")
+    given = config.model_dump(mode="json", exclude_unset=True)
+    query = urllib.parse.urlencode({"parameters": json.dumps(given)})
+    return f"{desk.url}/deployments/deployment/{json.loads(content)['id']}/run?{query}"
+
+
 def environment(folder: Path, url: str) -> dict[str, str]:
     """Environment in which Prefect's commands talk to this server and to nobody else."""
     kept = {name: value for name, value in os.environ.items() if name != "PREFECT_PROFILE"}
@@ -247,23 +269,23 @@ def _until(
 
 
 def _is_healthy(url: str) -> bool:
-    return _answer(f"{url}/api/health") == 200
+    return _ask(f"{url}/api/health")[0] == OK
 
 
 def _may_use(url: str) -> bool:
-    return _answer(f"{url}/api/version") == 200
+    return _ask(f"{url}/api/version")[0] == OK
 
 
-def _answer(url: str) -> int:
-    """Status code of a request with the password that is set; 0 where nobody answers."""
+def _ask(url: str) -> tuple[int, bytes]:
+    """Status code and content of an answer, with the password that is set; 0 without an answer."""
     headers = _authorization(os.environ)
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as got:
-            return int(got.status)
+            return int(got.status), got.read()
     except urllib.error.HTTPError as error:
-        return error.code
+        return error.code, b""
     except OSError:
-        return 0
+        return 0, b""
 
 
 def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
@@ -275,7 +297,7 @@ def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
 def _deploy(folder: Path, project: Path, url: str, console: Console) -> None:
     """The pool, if it is not there, and the deployments of prefect.yaml."""
     pool = ["work-pool", "create", POOL, "--type", "process"]
-    if _answer(f"{url}/api/work_pools/{POOL}") == 404:
+    if _ask(f"{url}/api/work_pools/{POOL}")[0] == NOT_FOUND:
         _call(pool, folder, project, url)
     _call(["deploy", "--all"], folder, project, url)
     console.print(f"deployed: {', '.join(_deployments(project))}", highlight=False)

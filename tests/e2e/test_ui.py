@@ -29,7 +29,7 @@ def browser(desk: Desk) -> Iterator[Browser]:
 
 
 def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path) -> None:
-    browser.form("sdpo-align/align", recipe("from_form"))
+    browser.form(recipe("from_form"))
     browser.field("Training", "Beta").locator("input").fill("0.2")
     strategy = browser.field("Partition", "Strategy")
     browser.choose(strategy, "random")
@@ -64,7 +64,7 @@ def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path
 
 def test_a_value_that_cannot_be_is_refused_by_the_form(browser: Browser, recipe, runs) -> None:
     before = len(browser.desk.runs())
-    browser.form("sdpo-align/align", recipe("refused"))
+    browser.form(recipe("refused"))
     browser.field("Training", "Beta").locator("input").fill("-1")
     browser.submit()
     browser.page.get_by_text("Validation failed for field 'training.beta'").wait_for()
@@ -73,7 +73,7 @@ def test_a_value_that_cannot_be_is_refused_by_the_form(browser: Browser, recipe,
 
 
 def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Values, runs) -> None:
-    browser.form("sdpo-align/align", long)
+    browser.form(long)
     run = browser.submitted()
     run.until_training(runs / "long")
     page = browser.page

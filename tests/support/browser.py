@@ -1,14 +1,13 @@
 """The Prefect UI in a real browser: what a person does in it."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
+import yaml
 from desk import PASSWORD, Desk, FlowRun, wait_until
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -24,10 +23,9 @@ class Browser:
     desk: Desk
     pictures: Path | None
 
-    def open(self, path: str, **query: Any) -> None:
+    def open(self, path: str) -> None:
         """Go to a page of the UI."""
-        values = {name: json.dumps(value) for name, value in query.items()}
-        self.page.goto(f"{self.desk.url}{path}" + (f"?{urlencode(values)}" if values else ""))
+        self.page.goto(f"{self.desk.url}{path}")
 
     def log_in(self) -> None:
         """Give the password that the UI asks for."""
@@ -37,10 +35,13 @@ class Browser:
         field.press("Enter")
         self.page.get_by_text("Deployments", exact=True).first.wait_for()
 
-    def form(self, deployment: str, parameters: dict[str, Any]) -> None:
-        """Open the form of a deployment, filled with parameters."""
-        found = self.desk.api(f"/deployments/name/{deployment}")
-        self.open(f"/deployments/deployment/{found['id']}/run", parameters=parameters)
+    def form(self, parameters: dict[str, Any]) -> None:
+        """Open the form of a run, filled with parameters."""
+        recipe = self.desk.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(parameters), encoding="utf-8")
+        done = self.desk.sdpo("form", str(recipe))
+        assert done.returncode == 0, done.stderr
+        self.page.goto(done.stdout.strip())
         self.page.get_by_role("button", name="Submit").wait_for()
         self.page.locator(".schema-form-property").first.wait_for()
 
