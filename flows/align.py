@@ -68,7 +68,7 @@ def align(
 
 def align_config(config: RunConfig) -> ChainResult:
     """The flow's body: the chain with its nodes as tasks. Call it inside a flow run."""
-    page = RunPage(config.name)
-    result = run_chain(config, call=page.call, listen=page.listen)
-    page.finish(result.run)
+    with RunPage(config.name) as page:
+        result = run_chain(config, call=page.call, listen=page.listen)
+        page.finish(result.run)
     return result

@@ -45,9 +45,9 @@ def replay(
         only=only,
         name=check_run_name(name) if name else "",
     )
-    page = RunPage(planned.config.name)
-    result = replay_step(planned, call=page.call, listen=page.listen)
-    page.finish(result.chain.run)
+    with RunPage(planned.config.name) as page:
+        result = replay_step(planned, call=page.call, listen=page.listen)
+        page.finish(result.chain.run)
     lines = comparison_lines(result.comparison, f"step {step} of {run} again")
     key = f"replay-{slug(planned.config.name)}"
     create_markdown_artifact("\n".join(lines), key=key, description="Compared with the original")

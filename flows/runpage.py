@@ -21,8 +21,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
 
 from flows.console import where_it_stands
+from flows.guardian import RUN_ID, guarded
 from flows.progress import StageProgress
 from flows.runcard import gamma_ref_rows, run_card, table_rows
 from flows.tables import partition_rows
@@ -42,7 +44,6 @@ _PATIENCE_S = 30.0
 _LINES = 500
 """Log lines of one run in the UI, at most; all of them are in the stages' logs."""
 _LINE_LENGTH = 2000
-_RUN_BY_WORKER = "PREFECT__FLOW_RUN_ID"
 
 _logger = logging.getLogger(__name__)
 
@@ -72,16 +73,24 @@ def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
 
 
 class RunPage:
-    """The page of one flow run: give ``call`` and ``listen`` to the chain."""
+    """The page of one flow run: give ``call`` and ``listen`` to the chain, within it."""
 
     def __init__(self, name: str) -> None:
-        if _RUN_BY_WORKER in os.environ:  # a worker that was killed ends nothing itself
-            terminate_with_parent()
         self._slug = slug(name)
         self._lines: set[str] = set()
         self._silent = 0
         self._left_alone_until_s = 0.0
         self._bars: dict[str, _Bar] = {}
+
+    def __enter__(self) -> "RunPage":
+        if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
+            terminate_with_parent()
+        self._guardian = guarded(flow_run.run_count)
+        self._guardian.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._guardian.__exit__(*error)
 
     def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
         """Run a node as a task; its tables are there when it is done."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
 
@@ -22,12 +22,15 @@ _ALL_IS_WELL = b"."
 
 
 @contextmanager
-def watched(mark: str) -> Iterator[None]:
-    """Within it, the death of this process is the end of all processes that bear ``mark``."""
+def outlived_by(module: str, *arguments: str) -> Iterator[None]:
+    """Within it `python -m module` waits, in a session of its own, for the death of this process.
+
+    It gets ``arguments`` and a descriptor: see :func:`parent_died`.
+    """
     read, write = os.pipe()
     try:
-        watchdog = subprocess.Popen(
-            [sys.executable, "-m", "sdpo.watchdog", mark, str(read)],
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, str(read)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -42,7 +45,19 @@ def watched(mark: str) -> Iterator[None]:
         with suppress(BrokenPipeError):  # it is gone: so be it
             os.write(write, _ALL_IS_WELL)
         os.close(write)
-        watchdog.wait()
+        waiting.wait()
+
+
+def parent_died(descriptor: int) -> bool:
+    """Wait for the end of :func:`outlived_by`; whether it came by the death of the process."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # whoever ends the parent may mean its whole family
+    return os.read(descriptor, 1) != _ALL_IS_WELL
+
+
+def watched(mark: str) -> AbstractContextManager[None]:
+    """Within it, the death of this process is the end of all processes that bear ``mark``."""
+    return outlived_by("sdpo.watchdog", mark)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -79,10 +94,8 @@ def sweep(mark: str, *, grace_s: float = GRACE_S) -> None:
 
 def main() -> None:
     """Wait for the parent's word or death."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # whoever ends the parent may mean its whole family
-    mark, descriptor = sys.argv[1], int(sys.argv[2])
-    if os.read(descriptor, 1) != _ALL_IS_WELL:
+    mark, descriptor = sys.argv[1:]
+    if parent_died(int(descriptor)):
         sweep(mark)
 
 

@@ -10,9 +10,9 @@ from desk import Desk, desk_in
 
 LONG = {
     "partition": {"strategy": "single"},
-    "training": {"epochs": 60, "checkpoint_every": 20},
+    "training": {"epochs": 25, "checkpoint_every": 10},
 }
-"""One step of some 700 optimizer steps, whose state is saved on the way."""
+"""One step of 300 optimizer steps, whose state is saved on the way."""
 
 
 @pytest.fixture(scope="session")

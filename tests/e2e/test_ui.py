@@ -67,7 +67,7 @@ def test_a_value_that_cannot_be_is_refused_by_the_form(browser: Browser, recipe,
     browser.form(recipe("refused"))
     browser.field("Training", "Beta").locator("input").fill("-1")
     browser.submit()
-    browser.page.get_by_text("Validation failed for field 'training.beta'").wait_for()
+    browser.page.get_by_text("Validation failed for field 'training.beta'").first.wait_for()
     assert len(browser.desk.runs()) == before
     assert not runs.exists()
 
