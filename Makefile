@@ -1,5 +1,7 @@
 # make demo   installs into .venv and runs the demo recipe
 # make test   installs into .venv, then linters, type checker and tests
+# make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
+# make server starts a Prefect server, a worker and the deployments at this desk
 # make test-real   the slow tests and those that train on the real data beside the project
 
 PYTHON ?= python3
@@ -11,18 +13,21 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo test test-real lint format clean
+.PHONY: install demo server test e2e test-real lint format clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,deepspeed]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,deepspeed,e2e]'
 	touch $(STAMP)
 
 demo: install
 	$(BIN)/sdpo run flows/recipes/demo.yaml
+
+server: install
+	$(BIN)/sdpo server up
 
 lint: install
 	$(BIN)/ruff check .
@@ -32,6 +37,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+e2e: install
+	$(BIN)/pytest --numprocesses 0 -m e2e tests/e2e
 
 test-real: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow

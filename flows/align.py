@@ -1,21 +1,15 @@
-"""The Prefect flow: the same chain, every node a task, its tables as artifacts.
+"""The Prefect flow of a whole run: the same chain, every node a task, its tables as artifacts.
 
 Top-level groups of the recipe are the flow's parameters, so that they become cards in the UI's form
 and a schedule can replace one of them alone.
 """
 
-import logging
-from collections.abc import Callable
-from typing import TypeVar
+from prefect import flow
+from prefect.runtime import flow_run
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-
-from flows.console import interruption, where_it_stands
+from flows.form import form
+from flows.runpage import RunPage
 from flows.slots import device_slot
-from flows.tables import gamma_rows, partition_rows
-from partitions import PartitionError
 from sdpo.chain import ChainResult, run_chain
 from sdpo.config import (
     DataConfig,
@@ -31,42 +25,18 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sdpo.errors import UserError
-from sdpo.events import Event
 from sdpo.recipe import make_config
 
-T = TypeVar("T")
+_GROUPS = {name: str(field.description) for name, field in RunConfig.model_fields.items()}
+_NAME = "Name of the run; empty: that of the run in the UI."
 
 
-def _message_alone(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of a mistake whose message says everything."""
-    if record.exc_info and isinstance(record.exc_info[1], UserError | PartitionError):
-        record.exc_info = None
-    return True
-
-
-for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_message_alone)
-
-
-def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
-    """Run a node as a Prefect task: called directly, so that it sees signals in the main thread.
-
-    A node decides by its record whether it is done; Prefect's own cache does not look at the disk.
-    """
-
-    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
-    def node() -> T:
-        return function(*args)
-
-    return node()
-
-
-@flow(name="sdpo-align", validate_parameters=True)
+@form(_GROUPS | {"name": _NAME})
+@flow(name="sdpo-align", validate_parameters=False)  # make_config says it better
 def align(
-    name: str,
-    model: ModelConfig,
-    data: DataConfig,
+    name: str = "",
+    model: ModelConfig = ModelConfig(),
+    data: DataConfig = DataConfig(),
     supervised: SupervisedConfig = SupervisedConfig(),
     partition: PartitionConfig = PartitionConfig(),
     training: TrainingConfig = TrainingConfig(),
@@ -77,10 +47,10 @@ def align(
     store: StoreConfig = StoreConfig(),
     tracking: TrackingConfig = TrackingConfig(),
 ) -> ChainResult:
-    """Align a model in steps; returns the finished run."""
+    """Align a model in steps: the whole recipe, from preference data to the last step's model."""
     config = make_config(
         {
-            "name": name,
+            "name": name or flow_run.name,
             "model": model,
             "data": data,
             "supervised": supervised,
@@ -98,27 +68,8 @@ def align(
 
 
 def align_config(config: RunConfig) -> ChainResult:
-    """The flow's body: the chain with tasks, then its tables. Call it inside a flow run."""
-    logger = get_run_logger()
-
-    def listen(event: Event) -> None:
-        if event["event"] == "warning":
-            logger.warning(event["message"])
-        elif event["event"] == "interrupted":
-            logger.info(interruption(event))
-        elif event["event"] in ("resume", "checkpoint"):
-            logger.info(where_it_stands(event))
-        elif event["event"] == "node":
-            logger.info("%s: %s %s", event["node"], event["status"], event["reason"])
-
-    result = run_chain(config, call=task_call, listen=listen, occupy=device_slot)
-    slug = config.name.lower().replace(".", "-").replace("_", "-")
-    create_table_artifact(
-        partition_rows(result.run), key=f"partition-{slug}", description="Pairs per step and source"
-    )
-    create_table_artifact(
-        gamma_rows(result.run),
-        key=f"gamma-{slug}",
-        description="gamma = log p(chosen) - log p(rejected), mean per model and probe, in nats",
-    )
+    """The flow's body: the chain with its nodes as tasks. Call it inside a flow run."""
+    with RunPage(config.name) as page:
+        result = run_chain(config, call=page.call, listen=page.listen, occupy=device_slot)
+        page.finish(result.run)
     return result

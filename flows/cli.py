@@ -296,6 +296,59 @@ def gc(
     history.gc(runs_dir=runs_folder(runs_dir), yes=yes, dry_run=dry_run, console=out)
 
 
+server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")
+app.add_typer(server_app, name="server", no_args_is_help=True)
+
+ServerFolder = Annotated[Path, typer.Option("--folder", help="Where the server keeps everything.")]
+
+
+@server_app.command()
+def up(
+    port: Annotated[int, typer.Option("--port", help="Port of the UI.")] = 4200,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    folder: ServerFolder = Path(".sdpo-server"),
+) -> None:
+    """Start what does not run yet, deploy, and print the address of the UI.
+
+    With PREFECT_SERVER_API_AUTH_STRING=user:password set, the server asks for it.
+    """
+    from flows import server
+
+    url = server.up(host=host, port=port, folder=folder, console=out)
+    out.print(f"UI: {url}/deployments", highlight=False, soft_wrap=True)
+    out.print("a form filled with a recipe: sdpo server form demo", highlight=False)
+
+
+@server_app.command()
+def form(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    name: Name = "",
+    folder: ServerFolder = Path(".sdpo-server"),
+) -> None:
+    """Print the address of the form of a run, filled with a recipe and ready to submit."""
+    from flows import server
+
+    config = _config(recipe, overrides, name, 0, None)
+    out.print(server.form_address(config, folder=folder), highlight=False, soft_wrap=True)
+
+
+@server_app.command()
+def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
+    """Stop what `sdpo server up` started; runs that are at work can be gone on with."""
+    from flows import server
+
+    server.down(folder=folder, console=out)
+
+
+@server_app.command("status")
+def server_status(folder: ServerFolder = Path(".sdpo-server")) -> None:
+    """Say what runs; exit code 1 where something does not."""
+    from flows import server
+
+    raise typer.Exit(server.status(folder=folder, console=out))
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe."""

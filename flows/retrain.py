@@ -21,11 +21,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.align import task_call
-from flows.console import where_it_stands
+from flows.runpage import RunPage
 from flows.slots import device_slot
 from flows.tables import gate_rows
-from sdpo.events import Event
 from sdpo.promotion import GateSettings, Judgement
 from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named
@@ -115,35 +113,29 @@ def retrain(
     approval: ApprovalSettings = ApprovalSettings(),
 ) -> State[Retrained]:
     """Make the pairs that a model has not seen its next step, and promote it if the gate agrees."""
-    logger = get_run_logger()
-
-    def listen(event: Event) -> None:
-        if event["event"] == "warning":
-            logger.warning(event["message"])
-        elif event["event"] in ("resume", "checkpoint"):
-            logger.info(where_it_stands(event))
-        elif event["event"] == "node":
-            logger.info("%s: %s %s", event["node"], event["status"], event["reason"])
 
     def ask(judgement: Judgement, run: RunFolder) -> Answer:
         _show(judgement, lineage.name)
         return ask_in_ui(judgement, run, timeout_s=approval.timeout_minutes * 60)
 
-    found = retrain_named(
-        lineage.name,
-        data.sources,
-        runs_dir=Path(lineage.runs_dir),
-        overrides=step.overrides,
-        min_new_pairs=data.min_new_pairs,
-        gate=gate,
-        ask=ask if approval.required else None,
-        call=task_call,
-        listen=listen,
-        occupy=device_slot,
-    )
+    with RunPage(lineage.name) as page:
+        found = retrain_named(
+            lineage.name,
+            data.sources,
+            runs_dir=Path(lineage.runs_dir),
+            overrides=step.overrides,
+            min_new_pairs=data.min_new_pairs,
+            gate=gate,
+            ask=ask if approval.required else None,
+            call=page.call,
+            listen=page.listen,
+            occupy=device_slot,
+        )
+        if found.run:
+            page.finish(found.run)
     if found.judgement:
         _show(found.judgement, found.name)
-    logger.info("%s: %s", found.status, found.reason)
+    get_run_logger().info("%s: %s", found.status, found.reason)
     return Completed(message=f"{found.status}: {found.reason}"[:1000], data=found)
 
 

@@ -5,31 +5,16 @@ a named function plainly or as a task. Every node is done once: a complete recor
 identity whose files verify stands, anything else is executed, with a word about why.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from sdpo import growth, nodes, planning, steps
+from sdpo.calls import Call, plain_call
 from sdpo.config import RunConfig
 from sdpo.devices import Occupy, unlimited
 from sdpo.events import Listener
 from sdpo.origin import Carried, Origin
 from sdpo.run import Context, open_run
-
-T = TypeVar("T")
-
-
-class Call(Protocol):
-    """Runs ``function(context)`` under a name that a person understands."""
-
-    def __call__(self, name: str, function: Callable[..., T], /, *args: object) -> T:
-        """The function's result."""
-
-
-def plain_call(_name: str, function: Callable[..., T], /, *args: object) -> T:
-    """Call ``function`` here and now."""
-    return function(*args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +52,7 @@ def run_chain(
     """
     opened = open_run(config, listen=listen, origin=origin, carried=carried, wait=wait)
     with opened as context:
-        context.occupy = occupy
+        context.call, context.occupy = call, occupy
         number = walk(context, call=call)
         return ChainResult(
             run=context.run.path,

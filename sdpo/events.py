@@ -29,13 +29,19 @@ class EventWriter:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def progress(self, phase: str, done: int, total: int, *, unit: str, note: str = "") -> None:
-        """Write how far a phase has come, at most every 0.2 s and always at its end."""
+    def progress(
+        self, phase: str, done: int, total: int, *, unit: str, note: str = "", size: str = ""
+    ) -> None:
+        """Write how far a phase has come, at most every 0.2 s and always at its end.
+
+        ``size``: how much it is for a person, who does not count in ``unit``.
+        """
         now = time.monotonic()
         if done < total and now - self._last_progress_s < _PROGRESS_EVERY_S:
             return
         self._last_progress_s = now
-        self.emit("progress", phase=phase, done=done, total=total, unit=unit, note=note)
+        size = size or f"{total} {unit if total != 1 else unit.removesuffix('s')}"
+        self.emit("progress", phase=phase, done=done, total=total, unit=unit, note=note, size=size)
 
     def warning(self, message: str) -> None:
         """Write a warning that belongs in front of a person and into the report."""

@@ -21,9 +21,9 @@ from sdpo.config import RunConfig, TrainingConfig
 from sdpo.errors import DataError
 from sdpo.files import digest_of
 from sdpo.identity import scoring_identities, tokens_identity
+from sdpo.named_references import ReferenceModel
 from sdpo.nodes import cached_tokens, end_token_ids, tokens_path
 from sdpo.reference_rules import effective_reference
-from sdpo.resolve import ReferenceModel
 from sdpo.run import Context
 from sdpo.spec import ReferenceSpec, TokeniseSpec
 from sdpo.tokens.store import TokenFile

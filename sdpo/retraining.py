@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from sdpo.chain import Call, plain_call
+from sdpo.calls import Call, plain_call
 from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener

@@ -9,6 +9,7 @@ from typing import Any
 
 from partitions import PartitionError
 from sdpo import machine
+from sdpo.calls import Call, plain_call
 from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.devices import Occupy, hold_devices, unlimited
@@ -91,8 +92,9 @@ class Context:
 
     ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
     runs that complete nodes are shared from, nearest first. ``executed`` are the nodes that had to
-    be done, in order; ``shared`` those that came from an origin. ``occupy`` holds what limits the
-    use of devices besides the host's own locks, while a stage runs.
+    be done, in order; ``shared`` those that came from an origin. ``call`` runs what has a name of
+    its own within a node: the phases of a stage. ``occupy`` holds what limits the use of devices
+    besides the host's own locks, while a stage runs.
     """
 
     run: RunFolder
@@ -106,6 +108,7 @@ class Context:
     origins: tuple[RunFolder, ...] = ()
     executed: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    call: Call = plain_call
     occupy: Occupy = unlimited
 
     @property
@@ -182,16 +185,16 @@ class Context:
         with self._devices(spec) as devices:
             while True:
                 try:
-                    return run_stage(spec, listen=self.listen, keep=(*keep, *devices))
+                    return run_stage(
+                        spec, listen=self.listen, keep=(*keep, *devices), call=self.call
+                    )
                 except LowMemoryError as error:
                     self.listen({"event": "warning", "message": f"{error}; it starts again"})
 
     def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
         if not spec.uses_device:
             return nullcontext(())
-        return hold_devices(
-            spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy
-        )
+        return hold_devices(spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy)
 
 
 @contextmanager

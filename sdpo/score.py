@@ -120,7 +120,8 @@ def _compute(
             _check_finite(logps, tokens, members)
             pending.add([tokens.row(row).row_digest for row in members], logps)
         done += int(cost)
-        events.progress(phase, done, int(costs.sum()), unit="tokens", note=f"{len(rows)} pairs")
+        size = f"{len(rows)} pairs"
+        events.progress(phase, done, int(costs.sum()), unit="tokens", note=size, size=size)
     pending.flush()
 
 

@@ -1,8 +1,9 @@
 """Starting a stage, listening to it, and leaving nothing behind.
 
 The stage runs in a session of its own with its own log file. Whatever ends the parent, the stage is
-ended with it: the child asks the kernel for that (see :func:`die_with_parent`), and on every way
-out of here all its descendants are terminated, then killed.
+ended with it: the child asks the kernel for that (see :func:`die_with_parent`), on every way out of
+here all its descendants are terminated, then killed, and where there is no way out, since this
+process was killed, a watchdog does the same (:mod:`sdpo.watchdog`).
 """
 
 import ctypes
@@ -18,18 +19,18 @@ from typing import Any
 
 import psutil
 
+from sdpo.calls import Call, plain_call
 from sdpo.disk import no_space_message
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import Event, EventReader, Listener
 from sdpo.files import write_text
 from sdpo.interrupts import GRACE_S
 from sdpo.spec import Spec
+from sdpo.watchdog import MARK, marked, send, watched
 
 _POLL_S = 0.05
 _GRACE_S = GRACE_S
 _PR_SET_PDEATHSIG = 1
-_MARK = "SDPO_STAGE"
-"""Environment variable by which all processes of a stage are known."""
 _PARENT = "SDPO_PARENT_PID"
 USER_ERROR_EXIT = 2
 DISK_FULL_EXIT = 28
@@ -37,10 +38,13 @@ DISK_FULL_EXIT = 28
 _INTERRUPTING = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict[str, Any]:
+def run_stage(
+    spec: Spec, *, listen: Listener, keep: Sequence[int] = (), call: Call = plain_call
+) -> dict[str, Any]:
     """Run ``spec`` in a child process (or several) and return its result event.
 
     ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it.
+    ``call`` runs the wait for each phase of the stage under the phase's name.
 
     Raises:
         UserError: the stage refused what the user gave.
@@ -52,55 +56,90 @@ def run_stage(spec: Spec, *, listen: Listener, keep: Sequence[int] = ()) -> dict
     path = spec.run / "logs" / f"{spec.name}.json"
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
-    reader, outcome, mark = EventReader(spec.events), _Outcome(listen), uuid.uuid4().hex
-    with spec.log.open("ab") as log:
+    outcome, mark = _Outcome(spec, listen), uuid.uuid4().hex
+    listen({"event": "stage", "stage": spec.name, "status": "started", "log": str(spec.log)})
+    with watched(mark), spec.log.open("ab") as log:
         process = subprocess.Popen(
             _command(spec, path),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(spec) | {_MARK: mark, _PARENT: str(os.getpid())},
+            env=_environment(spec) | {MARK: mark, _PARENT: str(os.getpid())},
             pass_fds=tuple(keep),
         )
-    try:
-        while process.poll() is None:
-            outcome.take(reader)
-            time.sleep(_POLL_S)
-        outcome.take(reader)
-    finally:
-        _end(process, mark)
-        outcome.take_saved(reader)
-    return outcome.judge(process.returncode, spec)
+        try:
+            while process.poll() is None:
+                if outcome.phase:
+                    call(outcome.phase, outcome.watch, process)
+                else:
+                    outcome.watch(process)
+        finally:
+            _end(process, mark)
+            outcome.take_saved()
+    result = outcome.judge(process.returncode)
+    listen({"event": "stage", "stage": spec.name, "status": "completed", "log": str(spec.log)})
+    return result
 
 
 class _Outcome:
     """What a stage's events amount to."""
 
-    def __init__(self, listen: Listener) -> None:
+    def __init__(self, spec: Spec, listen: Listener) -> None:
+        self.phase = ""
+        self._spec = spec
         self._listen = listen
+        self._reader = EventReader(spec.events)
+        self._first: Event | None = None
         self._result: Event | None = None
         self._error: Event | None = None
         self._interrupted: Event | None = None
 
-    def take(self, reader: EventReader) -> None:
-        for event in reader.read():
-            if event["event"] == "result":
-                self._result = event
-            elif event["event"] == "interrupted":
-                self._interrupted = event
-            elif event["event"] == "error":
-                self._error = self._error or event
-            else:
-                self._listen(event)
+    def watch(self, process: "subprocess.Popen[bytes]") -> None:
+        """Pass on events until the next phase begins or the stage ends.
 
-    def take_saved(self, reader: EventReader) -> None:
+        Raises:
+            SdpoError: it ended, and not well.
+        """
+        while process.poll() is None:
+            if self._take():
+                return
+            time.sleep(_POLL_S)
+        while self._take():
+            pass
+        self.judge(process.returncode)
+
+    def _take(self) -> bool:
+        """Pass on what has come; True where it stopped before the first event of a new phase."""
+        if self._first:
+            first, self._first = self._first, None
+            self._heed(first)
+        for event in self._reader.read():
+            phase = _phase(event, self._spec)
+            if phase and phase != self.phase:
+                self.phase, self._first = phase, event
+                return True
+            self._heed(event)
+        return False
+
+    def _heed(self, event: Event) -> None:
+        if event["event"] == "result":
+            self._result = event
+        elif event["event"] == "interrupted":
+            self._interrupted = event
+        elif event["event"] == "error":
+            self._error = self._error or event
+        else:
+            self._listen({"stage": self._spec.name, **event})
+
+    def take_saved(self) -> None:
         """Pass on what a stage that had to end saved meanwhile."""
-        for event in reader.read():
+        for event in self._reader.read():
             if event["event"] == "checkpoint":
                 self._listen(event)
 
-    def judge(self, code: int, spec: Spec) -> dict[str, Any]:
+    def judge(self, code: int) -> dict[str, Any]:
+        spec = self._spec
         if code == 0 and self._result is not None:
             return dict(self._result)
         if self._interrupted or -code in _INTERRUPTING:
@@ -115,6 +154,16 @@ class _Outcome:
             raise Fault(f"{spec.name}: {self._error['message']} (log: {spec.log})")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise Fault(f"{spec.name} ended with {how}{_tail(spec.log)} (log: {spec.log})")
+
+
+def _phase(event: Event, spec: Spec) -> str:
+    """What the stage is at, in words; empty where the event does not say."""
+    if "phase" not in event:
+        return ""
+    stage, phase = spec.name.replace("-", " "), event["phase"]
+    size = event.get("size", "")
+    name = phase if phase.split(" ")[0] == stage else f"{stage}: {phase}"
+    return f"{name} ({size})" if size else name
 
 
 def _tail(log: Path) -> str:
@@ -156,44 +205,31 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
 
     Whoever asks a second time does not want to wait: then it is killed at once.
     """
-    family = set(_marked(mark))
+    family = set(marked(mark))
     if process.poll() is None:
         leader = psutil.Process(process.pid)
         family |= {leader, *leader.children(recursive=True)}
     try:
         for member in family:
-            _signal(member, signal.SIGTERM)
+            send(member, signal.SIGTERM)
         psutil.wait_procs(family, timeout=_GRACE_S)
     finally:
         for member in family:
-            _signal(member, signal.SIGKILL)
+            send(member, signal.SIGKILL)
         process.wait()
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """All processes of a stage, whoever their parent is by now and whatever session they are in."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(_MARK) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # another user's, or gone
-    return found
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+def terminate_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the thread that started this process ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to terminate this process when the one that started it ends (Linux)."""
+    """:func:`terminate_with_parent`, and at once where the parent is dead already."""
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    terminate_with_parent()
     expected = os.environ.pop(_PARENT, "")  # ranks have the launcher for a parent, not us
     if expected and os.getppid() != int(expected):
         sys.exit(128 + signal.SIGTERM)  # it ended before the kernel was asked

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.chain import Call, ChainResult, plain_call, run_chain
+from sdpo.calls import Call, plain_call
+from sdpo.chain import ChainResult, run_chain
 from sdpo.config import RunConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format

@@ -19,8 +19,9 @@ from sdpo.errors import SdpoError
 from sdpo.files import digest_of
 from sdpo.history.faults import Findings
 from sdpo.identity import changes
+from sdpo.named_references import ReferenceModel
 from sdpo.references import stored_references
-from sdpo.resolve import ReferenceModel, Resolved
+from sdpo.resolve import Resolved
 from sdpo.run import Context, Stored
 from sdpo.spec import Spec
 from sdpo.store import Record, RunFolder

@@ -8,7 +8,8 @@ changed. The origin is only read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo.chain import Call, ChainResult, plain_call, run_chain
+from sdpo.calls import Call, plain_call
+from sdpo.chain import ChainResult, run_chain
 from sdpo.config import RunConfig
 from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError

@@ -18,9 +18,10 @@ from sdpo.files import TEMPORARY, checksum_path, digest_of, file_digest
 from sdpo.history.cached import check_cached
 from sdpo.history.faults import Findings
 from sdpo.history.follow import follow
+from sdpo.named_references import ReferenceModel
 from sdpo.origin import origin_chain
 from sdpo.references import stored_references
-from sdpo.resolve import ReferenceModel, cache_dir
+from sdpo.resolve import cache_dir
 from sdpo.run import Stored, read_stored
 from sdpo.store import Record, RunFolder
 

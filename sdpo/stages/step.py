@@ -30,6 +30,7 @@ from sdpo.stages.training import (
     train_preference,
     train_supervised,
 )
+from sdpo.stages.work import expected_work
 from sdpo.store import RunFolder
 from sdpo.tokens.store import TokenFile
 
@@ -37,6 +38,7 @@ from sdpo.tokens.store import TokenFile
 def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     """Do what ``spec`` says and return the result event's fields."""
     timings = Timings()
+    events.emit("work", phases=expected_work(spec))
     with timings.of("load"):
         session = open_session(spec, events)
         tokens = TokenFile.open(spec.tokens)

@@ -414,6 +414,7 @@ def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metr
 def _publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
     """Publish M_t, then the record that makes the step complete."""
     spec, session = step.spec, step.session
+    step.events.emit("phase", phase="publish")
     with step.timings.of("publish"):
         digest = session.publish()
     if not session.accelerator.is_main_process:

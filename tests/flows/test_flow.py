@@ -1,19 +1,23 @@
 """The Prefect flow: the same chain, its nodes as tasks, its tables as artifacts."""
 
+import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from bench import Bench, Outcome, forked_stages
 from command_line import Sdpo
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.exceptions import ParameterTypeError
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.align import align
+from flows.runpage import RunPage
 from sdpo.chain import ChainResult
 from sdpo.config import RunConfig
+from sdpo.errors import ConfigError
 from sdpo.recipe import make_config
 
 
@@ -72,8 +76,11 @@ def test_the_flow_makes_what_the_chain_makes(
     assert result.report.is_file()
 
 
-def test_every_node_is_a_task_with_its_name(flown: tuple[ChainResult, FlowRun]) -> None:
-    assert task_names(flown[1]) == [
+def test_every_node_is_a_task_with_its_name_and_so_is_each_phase_of_a_stage(
+    flown: tuple[ChainResult, FlowRun],
+) -> None:
+    names = task_names(flown[1])
+    nodes = [
         "prepare data",
         "tokenise",
         "reserve",
@@ -83,19 +90,79 @@ def test_every_node_is_a_task_with_its_name(flown: tuple[ChainResult, FlowRun]) 
         "step 2: align on D_2 (36 pairs)",
         "report",
     ]
+    assert [name for name in names if name in nodes] == nodes
+    start = names.index(nodes[5])
+    phases = names[start + 1 : names.index(nodes[6])]
+    assert phases[0] == "step 1: load"
+    assert {"step 1: train (6 steps)", "step 1: publish"} <= set(phases)
 
 
-def test_its_tables_are_artifacts(flown: tuple[ChainResult, FlowRun]) -> None:
-    found = artifacts(flown[1])
-    assert found.keys() == {"partition-flown-1", "gamma-flown-1"}
-    assert all(artifact.type == "table" for artifact in found.values())
+def test_its_tables_its_progress_and_its_card_are_artifacts(
+    flown: tuple[ChainResult, FlowRun],
+) -> None:
+    result, run = flown
+    found = artifacts(run)
+    tables = {"partition-flown-1", "gamma-ref-flown-1", "reserve-flown-1"}
+    assert found.keys() == {
+        *tables,
+        "run-flown-1",
+        "progress-flown-1-step-1",
+        "progress-flown-1-step-2",
+    }
+    assert {found[key].type for key in tables} == {"table"}
     assert "questions 36" in str(found["partition-flown-1"].data)
-    assert "reserve:requests" in str(found["gamma-flown-1"].data)
+    gamma = json.loads(str(found["gamma-ref-flown-1"].data))
+    assert {(row["step"], row["model"]) for row in gamma} == {(1, "S"), (2, "M_1")}
+    assert {row["probe"] for row in gamma} >= {"D_1", "D_2", "reserve:requests"}
+    reserve = json.loads(str(found["reserve-flown-1"].data))
+    assert [row["Model"] for row in reserve] == ["S", "M_1", "M_2"]
+    assert {found[f"progress-flown-1-step-{step}"].data for step in (1, 2)} == {100.0}
+    card = str(found["run-flown-1"].data)
+    assert str(result.report) in card
+    for step in (1, 2):
+        record = Outcome(result, []).record(f"step-{step}")
+        assert f"| M_{step} | dpo |" in card
+        assert record["outputs"]["model"][:12] in card
+
+
+def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    updates: list[str] = []
+    monkeypatch.setattr(
+        "flows.runpage.create_progress_artifact", lambda *a, **k: updates.append("")
+    )
+    monkeypatch.setattr(
+        "flows.runpage.update_progress_artifact", lambda *a, **k: updates.append("")
+    )
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.append(record.getMessage())
+
+    @flow
+    def noisy() -> None:
+        logger = logging.getLogger("prefect.flow_runs")
+        logger.addHandler(handler := Lines())
+        page = RunPage("noisy")
+        page.listen({"event": "stage", "stage": "s", "status": "started", "log": "s.log"})
+        for number in range(100_000):
+            message = f"a bar\r{number} of it\rand a line"
+            page.listen({"event": "warning", "stage": "s", "message": message})
+            done = {"phase": "p", "done": number, "total": 100_000}
+            page.listen({"event": "progress", "stage": "s", **done})
+        logger.removeHandler(handler)
+
+    noisy()
+    said = [line for line in shown if line.startswith("a bar")]
+    assert 100 < len(said) < 1000
+    assert not any("\r" in line or "\n" in line for line in shown)
+    assert any("there is more" in line for line in shown)
+    assert 1 <= len(updates) < 30
 
 
 def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: Sdpo) -> None:
-    message = "training.beta: Input should be greater than 0"
-    with pytest.raises(ParameterTypeError, match=message):
+    message = "training.beta: Input should be greater than 0, got -1"
+    with pytest.raises(ConfigError, match=message):
         align(**parameters(bench) | {"training": {"beta": -1}})
     assert message in sdpo("run", bench.write({"training": {"beta": -1}})).told
     assert not bench.runs.exists()

@@ -12,6 +12,7 @@ import pytest
 from sdpo import supervisor
 from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
+from sdpo.interrupts import GRACE_S
 from sdpo.spec import ExportSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.supervisor import run_stage
 
@@ -168,8 +169,9 @@ def test_no_stage_outlives_an_interruption(export, error):
     seen = []
 
     def interrupt(event) -> None:
-        seen.extend(stages(export))
-        raise error
+        if event["event"] == "phase":
+            seen.extend(stages(export))
+            raise error
 
     with pytest.raises(type(error)):
         run_stage(export, listen=interrupt)
@@ -185,8 +187,9 @@ from sdpo.spec import read_spec
 from sdpo.supervisor import run_stage
 
 def listen(event):
-    print(event["event"], flush=True)
-    time.sleep(60)
+    if event["event"] == "phase":
+        print("phase", flush=True)
+        time.sleep(60)
 
 run_stage(read_spec(Path(sys.argv[1])), listen=listen)
 """
@@ -240,6 +243,44 @@ def test_descendants_in_sessions_of_their_own_that_ignore_sigterm_are_killed(mon
         supervisor._end(leader, "of-this-test")
         stubborn.wait(timeout=5)
     assert leader.poll() is not None
+
+
+ORPHANS = f"""
+import subprocess, sys, time
+from sdpo.watchdog import MARK, watched
+import os
+with watched("orphans-of-this-test"):
+    command = [sys.executable, "-c", {FAMILY!r}]
+    environment = os.environ | {{MARK: "orphans-of-this-test"}}
+    subprocess.Popen(command, start_new_session=True, env=environment)
+    time.sleep(60)
+"""
+
+
+def test_where_the_parent_is_killed_its_watchdog_ends_what_nothing_else_would():
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        stubborn = psutil.Process(int(parent.stdout.readline()))
+        family = [stubborn, psutil.Process(stubborn.ppid())]
+        parent.kill()
+        parent.wait()
+        _, alive = psutil.wait_procs(family, timeout=GRACE_S + 5)
+    assert alive == []
+
+
+def test_each_phase_of_a_stage_is_called_by_its_name(export):
+    called = []
+
+    def call(name, function, *args):
+        called.append(name)
+        return function(*args)
+
+    heard = []
+    run_stage(export, listen=heard.append, call=call)
+    assert called == ["export: load"]
+    stages = [event["status"] for event in heard if event["event"] == "stage"]
+    assert stages == ["started", "completed"]
 
 
 def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):

@@ -1,0 +1,40 @@
+"""The form of a flow in the UI: a label, a description and a place for each of its parameters."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+from pydantic import Field
+
+from sdpo.labels import label_of, unit_of
+
+F = TypeVar("F", bound=Flow[..., Any])
+
+
+def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
+    """Describe a flow's parameters; their labels come from their names.
+
+    Prefect reads a parameter's description from its default if that is a pydantic field; the
+    function itself keeps the plain default, so that it can be called as it stands.
+    """
+
+    def described(flow: F) -> F:
+        signature = inspect.signature(flow.fn, eval_str=True)
+        parameters = [
+            parameter.replace(default=_field(parameter, descriptions[name], position))
+            for position, (name, parameter) in enumerate(signature.parameters.items())
+        ]
+        flow.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        flow.parameters = parameter_schema(flow)
+        return flow
+
+    return described
+
+
+def _field(parameter: inspect.Parameter, description: str, position: int) -> Any:
+    extra: dict[str, Any] = {"title": label_of(parameter.name), "position": position}
+    if unit := unit_of(parameter.name):
+        extra["unit"] = unit
+    return Field(parameter.default, description=description, json_schema_extra=extra)

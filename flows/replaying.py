@@ -1,0 +1,55 @@
+"""The Prefect flow of a replay: a step of a finished run made again in a new run, and compared."""
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.form import form
+from flows.history import comparison_lines
+from flows.runpage import RunPage, slug
+from flows.slots import device_slot
+from sdpo.config import StoreConfig
+from sdpo.errors import UserError
+from sdpo.history.checkpoint import locate
+from sdpo.history.replay import ReplayResult, plan_replay, replay_step
+from sdpo.recipe import check_run_name
+
+_DESCRIPTIONS = {
+    "run": "Run, by name, whose step is made again.",
+    "step": "Step to make again; 0: the supervised stage.",
+    "overrides": "Settings to change: `training.beta=0.05`, one a line.",
+    "only": "This step alone; else the later ones follow.",
+    "name": "Name of the new run; empty: made from the old one's.",
+    "store": "Folders.",
+}
+
+
+@form(_DESCRIPTIONS)
+@flow(name="sdpo-replay", validate_parameters=False)
+def replay(
+    run: str = "",
+    step: int = 1,
+    overrides: list[str] = [],  # noqa: B006 - never mutated
+    only: bool = False,
+    name: str = "",
+    store: StoreConfig = StoreConfig(),
+) -> ReplayResult:
+    """Make a step of a finished run again, as it was or with a setting changed, and compare."""
+    if not run:
+        raise UserError("which run is to be replayed? Give `run`, its name")
+    runs_dir = Path(StoreConfig.model_validate(store).runs_dir)
+    planned = plan_replay(
+        locate(run, runs_dir=runs_dir).run,
+        step=step,
+        overrides=overrides,
+        only=only,
+        name=check_run_name(name) if name else "",
+    )
+    with RunPage(planned.config.name) as page:
+        result = replay_step(planned, call=page.call, listen=page.listen, occupy=device_slot)
+        page.finish(result.chain.run)
+    lines = comparison_lines(result.comparison, f"step {step} of {run} again")
+    key = f"replay-{slug(planned.config.name)}"
+    create_markdown_artifact("\n".join(lines), key=key, description="Compared with the original")
+    return result

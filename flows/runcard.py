@@ -1,0 +1,82 @@
+"""What the Prefect UI shows of a run beside its log: tables, and one page about the whole of it."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.tables import Row
+from sdpo.card import lineage
+from sdpo.files import read_json
+from sdpo.report import Summary
+from sdpo.report.tables import Table, interval, number, short
+from sdpo.store import RunFolder
+
+
+def gamma_ref_rows(run: Path) -> list[Row]:
+    """Per finished step and probe: gamma of the model before it, which is its reference in sDPO."""
+    rows: list[Row] = []
+    folder = RunFolder(run)
+    for step in folder.complete_steps():
+        path = folder.step(step) / "gamma.json"
+        if step and path.is_file():
+            rows += [_gamma_row(step, e) for e in read_json(path) if e["model"] == f"M_{step - 1}"]
+    return rows
+
+
+def _gamma_row(step: int, entry: dict[str, Any]) -> Row:
+    return {
+        "step": step,
+        "model": "S" if step == 1 else entry["model"],
+        "probe": entry["probe"],
+        "pairs": entry["pairs"],
+        "mean gamma (nats)": number(entry["mean"]),
+        "95% interval": interval(entry["mean_low"], entry["mean_high"]),
+        "gamma > 0": number(entry["ranking_accuracy"], digits=3),
+    }
+
+
+def table_rows(table: Table) -> list[Row]:
+    """A table of the report as Prefect takes it."""
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def run_card(run: Path, summary: Summary) -> str:
+    """Markdown: what came of the run, how its models came to be, and where everything is."""
+    folder = RunFolder(run)
+    done = [step for step in folder.complete_steps() if folder.read_record(f"step-{step}")]
+    record = folder.read_record(f"step-{done[-1]}") if done else None
+    chain = lineage(folder, record) if record else []
+    lines = [
+        f"# Run {folder.name}",
+        "",
+        f"**{summary.verdict.headline}**",
+        "",
+        *(f"{sentence}\n" for sentence in summary.verdict.sentences),
+        "## Lineage",
+        "",
+        "| model | objective | reference | target | partition | digest |",
+        "|---|---|---|---|---|---|",
+        *(_lineage_row(entry) for entry in chain),
+        "",
+        "## Where it is",
+        "",
+        f"- report: `{folder.report}`",
+        *(f"- {entry['name']}: `{folder.model(entry['step'])}`" for entry in chain[-1:]),
+        f"- logs of the stages: `{run / 'logs'}`",
+        "",
+        f"`sdpo status {folder.name}`, `sdpo verify {folder.name}`, `sdpo lineage {folder.name}` "
+        "say more.",
+    ]
+    return "\n".join(lines)
+
+
+def _lineage_row(entry: dict[str, Any]) -> str:
+    inputs = entry["inputs"]
+    cells = (
+        entry["name"],
+        entry["objective"],
+        short(inputs.get("reference")),
+        short(inputs.get("target", inputs.get("base"))),
+        short(inputs.get("partition", inputs.get("examples"))),
+        short(entry["outputs"]["model"]),
+    )
+    return f"| {' | '.join(cells)} |"

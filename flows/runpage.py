@@ -1,0 +1,229 @@
+"""What a person sees of a run in the Prefect UI: its tasks, its log lines, its artifacts.
+
+The UI is a view: where the server cannot be reached, or is restarted, the run goes on without it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
+
+from flows.console import interruption, where_it_stands
+from flows.guardian import RUN_ID, guarded
+from flows.progress import StageProgress
+from flows.runcard import gamma_ref_rows, run_card, table_rows
+from flows.tables import partition_rows
+from partitions import PartitionError
+from sdpo.errors import UserError
+from sdpo.events import Event
+from sdpo.report import summarise
+from sdpo.run import Context
+from sdpo.supervisor import terminate_with_parent
+
+T = TypeVar("T")
+
+_EVERY_S = 5.0
+"""Seconds between two updates of a progress artifact, at least."""
+_PATIENCE_S = 30.0
+"""Seconds for which a server that did not answer is left alone."""
+_LINES = 500
+"""Log lines of one run in the UI, at most; all of them are in the stages' logs."""
+_LINE_LENGTH = 2000
+
+_logger = logging.getLogger(__name__)
+
+
+def _message_alone(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of a mistake whose message says everything."""
+    if record.exc_info and isinstance(record.exc_info[1], UserError | PartitionError):
+        record.exc_info = None
+    return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_message_alone)
+
+
+def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
+    """Run a node as a Prefect task: called directly, so that it sees signals in the main thread.
+
+    A node decides by its record whether it is done; Prefect's own cache does not look at the disk.
+    """
+
+    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    def node() -> T:
+        return function(*args)
+
+    return node()
+
+
+class RunPage:
+    """The page of one flow run: give ``call`` and ``listen`` to the chain, within it."""
+
+    def __init__(self, name: str) -> None:
+        self._slug = slug(name)
+        self._lines: set[str] = set()
+        self._silent = 0
+        self._left_alone_until_s = 0.0
+        self._bars: dict[str, _Bar] = {}
+
+    def __enter__(self) -> "RunPage":
+        if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
+            terminate_with_parent()
+        self._guardian = guarded(flow_run.run_count)
+        self._guardian.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._guardian.__exit__(*error)
+
+    def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
+        """Run a node as a task; its tables are there when it is done."""
+        result = task_call(name, function, *args)
+        if args and isinstance(args[0], Context):
+            self._publish(name, args[0].run.path)
+        return result
+
+    def listen(self, event: Event) -> None:
+        """Show an event of the run, if it is one for the page."""
+        match event["event"]:
+            case "warning":
+                self._say(logging.WARNING, event["message"])
+            case "note":
+                self._say(logging.INFO, event["message"])
+            case "interrupted":
+                self._say(logging.INFO, interruption(event))
+            case "resume" | "checkpoint":
+                self._say(logging.INFO, where_it_stands(event))
+            case "node":
+                why = f": {event['reason']}" if event["reason"] else ""
+                self._say(logging.INFO, f"{event['node']} {event['status']}{why}")
+            case "published":
+                self._say(logging.INFO, f"published M_{event['step']} {event['model']}")
+            case "stage":
+                self._stage(event)
+            case "work":
+                self._bars[event["stage"]].state.work = event["phases"]
+            case "progress":
+                self._progress(event)
+            case _:
+                pass
+
+    def finish(self, run: Path) -> None:
+        """Put the run card there."""
+        text = run_card(run, summarise(run))
+        what = f"Run {run.name}: outcome, lineage, files"
+        key = f"run-{self._slug}"
+        self._show(lambda: create_markdown_artifact(text, key=key, description=what))
+
+    def _stage(self, event: Event) -> None:
+        name = event["stage"]
+        if event["status"] == "started":
+            self._say(logging.INFO, f"{name}: everything it prints is in {event['log']}")
+            self._bars[name] = _Bar(f"progress-{self._slug}-{slug(name)}", name.replace("-", " "))
+        elif bar := self._bars.pop(name, None):
+            self._show(bar.finish)
+
+    def _progress(self, event: Event) -> None:
+        bar = self._bars.get(event.get("stage", ""))
+        if bar is None:
+            return
+        bar.state.take(event)
+        if bar.is_due:
+            self._show(bar.show)
+
+    def _publish(self, name: str, run: Path) -> None:
+        """The tables that the node called ``name`` changes."""
+        if name == "partition":
+            self._table("partition", partition_rows(run), "Pairs of every step and source")
+        elif name.startswith("step ") and not name.startswith("step 0"):
+            what = "gamma_ref of every step on every probe: log p(chosen) - log p(rejected)"
+            self._table("gamma-ref", gamma_ref_rows(run), what)
+            reserve = summarise(run).tables[-1]
+            self._table(
+                "reserve", table_rows(reserve), f"Accuracies on the reserve. {reserve.note}"
+            )
+
+    def _table(self, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+        table = [dict(row) for row in rows]
+        key = f"{what}-{self._slug}"
+        self._show(lambda: create_table_artifact(table, key=key, description=description))
+
+    def _say(self, level: int, message: str) -> None:
+        """A log line in the UI: once, on one line, and no more of them than a person reads."""
+        line = " ".join(message.split())[:_LINE_LENGTH]
+        if line in self._lines:
+            return
+        if len(self._lines) < _LINES:
+            self._lines.add(line)
+            get_run_logger().log(level, line)
+        elif not self._silent:
+            self._silent = 1
+            get_run_logger().warning(
+                "there is more: see the logs of the stages in the run's folder"
+            )
+
+    def _show(self, show: Callable[[], object]) -> None:
+        """Show something, unless the server does not answer: no reason to end a run."""
+        if time.monotonic() < self._left_alone_until_s:
+            return
+        try:
+            show()
+        except (httpx.HTTPError, PrefectException, OSError) as error:
+            self._left_alone_until_s = time.monotonic() + _PATIENCE_S
+            _logger.warning("the Prefect server did not answer: %s", error)
+
+
+class _Bar:
+    """The progress artifact of a stage."""
+
+    def __init__(self, key: str, what: str) -> None:
+        self.state = StageProgress()
+        self._key = key
+        self._what = what
+        self._artifact: UUID | None = None
+        self._shown_s = -_EVERY_S
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it was last shown long enough ago."""
+        return time.monotonic() - self._shown_s >= _EVERY_S
+
+    def show(self) -> None:
+        """Show where the stage is."""
+        self._shown_s = time.monotonic()
+        state = self.state
+        words = (f"{self._what}: {state.phase}", state.left)
+        self._put(state.percent, ", ".join(filter(None, words)))
+
+    def finish(self) -> None:
+        """Show that the stage is done."""
+        self._put(100.0, f"{self._what}: done")
+
+    def _put(self, percent: float, words: str) -> None:
+        percent = round(percent, 1)
+        if self._artifact is None:
+            made = create_progress_artifact(percent, key=self._key, description=words)
+            self._artifact = cast(UUID, made)  # a coroutine only where there is an event loop
+        else:
+            update_progress_artifact(self._artifact, percent, description=words)
+
+
+def slug(name: str) -> str:
+    """``name`` as the key of an artifact may be."""
+    return name.lower().replace(".", "-").replace("_", "-")

@@ -1,0 +1,36 @@
+"""What a stage has before it, so that whoever watches can say how much of it is left."""
+
+import pyarrow.parquet as pq
+
+from sdpo.probing import probe_rows
+from sdpo.spec import StepSpec
+
+_TRAINED = 3
+"""A training step costs about as much as three forwards: backward is two."""
+
+
+def expected_work(spec: StepSpec) -> dict[str, int]:
+    """Phases of a step that trains, in order, with their cost in pairs times forwards.
+
+    Rows that the cache has cost nothing: then a phase is over sooner than this says.
+    """
+    if spec.task != "preference" or spec.plan is None:
+        return {}
+    plan = pq.read_table(spec.plan)
+    pairs, reserve = (int((plan["step"].to_numpy() == n).sum()) for n in (spec.step, 0))
+    epochs: float = spec.training.epochs
+    if spec.training.max_steps:
+        epochs = min(epochs, spec.training.max_steps * spec.training.batch_size / max(pairs, 1))
+    phases = {f"score D_{spec.step}": pairs}
+    if spec.measure_input:
+        phases[f"measure {spec.input_name}"] = _probed(spec, int(spec.input_name[2:]))
+    phases |= {"score the reserve": reserve, "train": round(_TRAINED * epochs * pairs)}
+    if spec.measure_output:
+        phases[f"measure M_{spec.step}"] = _probed(spec, spec.step)
+    return phases
+
+
+def _probed(spec: StepSpec, model: int) -> int:
+    assert spec.plan is not None, "probes need a plan"
+    rows = probe_rows(pq.read_table(spec.plan), step=model, next_whole=model + 1 in spec.references)
+    return len(rows.token_rows)

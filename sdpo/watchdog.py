@@ -1,0 +1,103 @@
+"""Who ends a stage when the process that started it cannot: ``python -m sdpo.watchdog MARK FD``.
+
+The kernel tells a stage that its parent died, but not what the stage has started, in sessions of
+its own or deaf to SIGTERM. This process waits for one end of a pipe whose other end the parent
+alone holds: however the parent dies, the pipe closes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+import psutil
+
+from sdpo.interrupts import GRACE_S
+
+MARK = "SDPO_STAGE"
+"""Environment variable by which all processes of a stage are known."""
+_ALL_IS_WELL = b"."
+
+
+@contextmanager
+def outlived_by(module: str, *arguments: str) -> Iterator[None]:
+    """Within it `python -m module` waits, in a session of its own, for the death of this process.
+
+    It gets ``arguments`` and a descriptor: see :func:`parent_died`.
+    """
+    read, write = os.pipe()
+    try:
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, str(read)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(read,),
+        )
+    finally:
+        os.close(read)
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError):  # it is gone: so be it
+            os.write(write, _ALL_IS_WELL)
+        os.close(write)
+        waiting.wait()
+
+
+def parent_died(descriptor: int) -> bool:
+    """Wait for the end of :func:`outlived_by`; whether it came by the death of the process."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # whoever ends the parent may mean its whole family
+    return os.read(descriptor, 1) != _ALL_IS_WELL
+
+
+def watched(mark: str) -> AbstractContextManager[None]:
+    """Within it, the death of this process is the end of all processes that bear ``mark``."""
+    return outlived_by("sdpo.watchdog", mark)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """All processes of a stage, whoever their parent is by now and whatever session they are in."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # another user's, or gone
+    return found
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def sweep(mark: str, *, grace_s: float = GRACE_S) -> None:
+    """Terminate what bears ``mark``; kill what is left of it, or came meanwhile, after a time."""
+    family = marked(mark)
+    for member in family:
+        send(member, signal.SIGTERM)
+    psutil.wait_procs(family, timeout=grace_s)
+    while family := marked(mark):
+        for member in family:
+            send(member, signal.SIGKILL)
+        psutil.wait_procs(family, timeout=1)
+
+
+def main() -> None:
+    """Wait for the parent's word or death."""
+    mark, descriptor = sys.argv[1:]
+    if parent_died(int(descriptor)):
+        sweep(mark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Runs that are cancelled, killed or left alone: no process survives, the state is right, and they
+can be gone on with."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from bench import Values
+from desk import Desk, FlowRun, wait_until
+from histories import flip
+from processes import stages_of
+
+from sdpo.store import RunFolder
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def start(desk: Desk, parameters: Values) -> FlowRun:
+    run = desk.submit("sdpo-align/align", parameters)
+    run.until_training(folder_of(parameters))
+    return run
+
+
+def folder_of(parameters: Values) -> Path:
+    return Path(parameters["store"]["runs_dir"]) / parameters["name"]
+
+
+def assert_nothing_is_left(run: FlowRun, parameters: Values, *, within_s: float = 1) -> None:
+    wait_until(lambda: not run.all_processes(), within_s, "the end of its processes")
+    assert stages_of(folder_of(parameters)) == []
+
+
+def test_cancelled_while_training_it_ends_and_retried_it_goes_on(desk: Desk, long: Values) -> None:
+    run = start(desk, long)
+    asked = time.monotonic()
+    run.cancel()
+    assert run.wait(35, ("CANCELLED",)) == "CANCELLED"
+    assert time.monotonic() - asked < 35
+    assert_nothing_is_left(run, long)
+    run.retry()
+    assert run.wait() == "COMPLETED"
+    assert any("goes on after optimizer step" in line for line in run.lines())
+    assert RunFolder(folder_of(long)).complete_steps() == [1]
+
+
+def test_a_killed_engine_is_crashed_and_leaves_nothing(desk: Desk, long: Values) -> None:
+    run = start(desk, long)
+    engine = run.engine
+    assert engine is not None
+    engine.send_signal(signal.SIGKILL)
+    assert run.wait(15) == "CRASHED"
+    assert_nothing_is_left(run, long, within_s=15)
+
+
+def test_a_killed_worker_takes_its_runs_with_it(desk: Desk, long: Values) -> None:
+    run = start(desk, long)
+    desk.kill(desk.processes.worker)
+    try:
+        assert run.wait(30) == "CRASHED"
+        assert_nothing_is_left(run, long, within_s=15)
+    finally:
+        desk.restart("worker")
+    run.retry()
+    assert run.wait() == "COMPLETED"
+
+
+def test_a_worker_that_is_asked_to_end_ends_its_runs_first(desk: Desk, long: Values) -> None:
+    run = start(desk, long)
+    started = desk.processes.worker
+    assert started is not None
+    worker = started.process
+    assert worker is not None
+    worker.terminate()
+    try:
+        worker.wait(40)
+        assert run.wait(20) == "CRASHED"
+        assert_nothing_is_left(run, long, within_s=15)
+    finally:
+        desk.restart("worker")
+
+
+def test_training_outlives_a_restart_of_the_server(desk: Desk, long: Values) -> None:
+    run = start(desk, long)
+    desk.kill(desk.processes.server, whole_group=True)
+    assert stages_of(folder_of(long))
+    desk.restart("server")
+    assert run.wait() == "COMPLETED"
+    assert RunFolder(folder_of(long)).complete_steps() == [1]
+
+
+def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(desk: Desk, recipe) -> None:
+    parameters = recipe("flipped")
+    run = desk.submit("sdpo-align/align", parameters)
+    assert run.wait() == "COMPLETED"
+    folder = RunFolder(folder_of(parameters))
+    before = folder.read_record("step-1")
+    model = folder.model(1) / "model.safetensors"
+    whole = model.read_bytes()
+    flip(model, at=-100)
+    again = desk.submit("sdpo-align/align", parameters)
+    assert again.wait() == "COMPLETED"
+    assert folder.read_record("step-1")["outputs"] == before["outputs"]
+    assert model.read_bytes() == whole
+    assert any("step-1 run: " in line and "model.safetensors" in line for line in again.lines())

@@ -1,0 +1,94 @@
+"""``sdpo server``: what it starts, that it asks for a password, and that it stops only its own."""
+
+import urllib.error
+from pathlib import Path
+
+import psutil
+import pytest
+from bench import Values
+from desk import PASSWORD, Desk
+
+from flows.server import Desk as Processes
+from flows.server import Started
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def test_a_second_call_changes_nothing(desk: Desk) -> None:
+    before = desk.processes
+    deployments = {d["id"] for d in desk.api("/deployments/filter", {})}
+    done = desk.up()
+    assert done.returncode == 0, done.stderr
+    assert desk.processes == before
+    assert {d["id"] for d in desk.api("/deployments/filter", {})} == deployments
+    assert desk.sdpo("status").returncode == 0
+
+
+def test_deployments_are_those_of_prefect_yaml_on_a_process_pool(desk: Desk) -> None:
+    found = {d["name"]: d for d in desk.api("/deployments/filter", {})}
+    assert found.keys() >= {"align", "replay"}
+    assert {d["work_pool_name"] for d in found.values()} == {"sdpo"}
+    assert desk.api("/work_pools/sdpo")["type"] == "process"
+    if retrain := found.get("retrain"):
+        assert retrain["global_concurrency_limit"]["limit"] == 1
+        assert retrain["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert retrain["schedules"][0]["schedule"]["timezone"]
+
+
+def test_nobody_gets_in_without_the_password(desk: Desk) -> None:
+    for password in ("", "desk:wrong"):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            desk.api("/deployments/filter", {}, password=password)
+    assert "sdpo-align/align" in desk.prefect("deployment", "ls")
+    assert "sdpo-align/align" not in desk.prefect("deployment", "ls", password="desk:wrong")
+    for file in (desk.folder / ".sdpo-server").glob("*.log"):
+        assert PASSWORD.partition(":")[2] not in file.read_text(errors="replace")
+
+
+def test_nothing_is_kept_outside_its_folder_and_no_telemetry_is_on(desk: Desk) -> None:
+    server = desk.processes.running["server"].environ()
+    assert server["PREFECT_HOME"] == str(desk.folder / ".sdpo-server" / "prefect")
+    assert server["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert server["DO_NOT_TRACK"] == "1"
+    assert (desk.folder / ".sdpo-server" / "prefect" / "prefect.db").is_file()
+
+
+def test_a_port_that_is_in_use_is_said_to_be(desk: Desk, tmp_path: Path) -> None:
+    other = Desk(tmp_path, desk.port)
+    done = other.up()
+    assert done.returncode == 2
+    assert f"127.0.0.1:{desk.port} cannot be used (Address already in use)" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_another_process_now_has_the_id_of_is_left_alone(tmp_path: Path) -> None:
+    mine = Started.of(psutil.Process().pid)
+    somebody = Started(mine.pid, mine.started - 1)
+    folder = tmp_path / ".sdpo-server"
+    folder.mkdir()
+    Processes(folder, "http://127.0.0.1:1", somebody, None).write()
+    done = Desk(tmp_path, 1).sdpo("down")
+    assert done.returncode == 0, done.stderr
+    assert "nothing was running" in done.stdout
+
+
+def test_a_step_is_replayed_from_the_ui(desk: Desk, recipe, runs: Path) -> None:
+    parameters: Values = recipe("played", {"partition": {"strategy": "single"}})
+    assert desk.submit("sdpo-align/align", parameters).wait() == "COMPLETED"
+    store = parameters["store"]
+    run = desk.submit("sdpo-replay/replay", {"run": "played", "step": 1, "store": store})
+    assert run.wait() == "COMPLETED"
+    assert (runs / "played-replay-1" / "step-1" / "record.json").is_file()
+    told = run.artifacts()["replay-played-replay-1"]["data"]
+    assert "bitwise identical: weights, loss curve and gamma" in told
+
+
+def test_a_mistake_ends_in_its_own_message(desk: Desk, recipe, runs: Path) -> None:
+    wrong = {"partition": {"strategy": "random", "fractions": [0.5, 0.4]}}
+    run = desk.submit("sdpo-align/align", recipe("wrong", wrong))
+    assert run.wait() == "FAILED"
+    message = run.read()["state"]["message"]
+    assert "partition.fractions sum to 0.9, not 1: [0.5, 0.4]" in message
+    assert not (runs / "wrong").exists()
+    assert not any("Traceback" in line for line in run.lines())

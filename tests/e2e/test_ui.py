@@ -1,0 +1,89 @@
+"""What a person does in the UI, in a real browser: the form, the run's page, Cancel and Retry."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bench import Values
+from desk import Desk
+
+from sdpo.store import RunFolder
+
+pytest.importorskip("playwright", reason="playwright is not installed: extra `e2e`")
+from browser import CHROMIUM, Browser, browser_at
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(desk: Desk) -> Iterator[Browser]:
+    """With SDPO_PICTURES=FOLDER it keeps pictures of the form and of a run's page."""
+    pictures = os.environ.get("SDPO_PICTURES")
+    with browser_at(desk, Path(pictures) if pictures else None) as browser:
+        yield browser
+
+
+def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path) -> None:
+    browser.form(recipe("from_form"))
+    browser.field("Training", "Beta").locator("input").fill("0.2")
+    strategy = browser.field("Partition", "Strategy")
+    browser.choose(strategy, "random")
+    strategy.scroll_into_view_if_needed()
+    browser.picture("form")
+    run = browser.submitted()
+    assert run.wait() == "COMPLETED"
+
+    folder = RunFolder(runs / "from_form")
+    record = folder.read_record("step-2")
+    assert record is not None
+    assert record["training"]["beta"] == 0.2
+    assert folder.read_run()["config"]["partition"]["strategy"] == "random"
+
+    names = list(run.tasks())
+    assert {"partition", "step 1: score D_1 (12 pairs)", "step 2: publish"} <= set(names)
+    found = run.artifacts()
+    assert {a["data"] for a in found.values() if a["type"] == "progress"} == {100.0}
+    page = browser.page
+    browser.run_page(run)
+    page.get_by_text("step 2: train").first.wait_for()
+    browser.picture("run")
+    browser.run_page(run, "Artifacts")
+    for key in ("partition-from-form", "gamma-ref-from-form", "reserve-from-form"):
+        page.get_by_text(key, exact=True).first.wait_for()
+    browser.picture("artifacts")
+    browser.open(f"/artifacts/artifact/{found['run-from-form']['id']}")
+    page.get_by_role("heading", name="Run from_form").wait_for()
+    page.get_by_text(str(folder.report)).first.wait_for()
+    browser.picture("card")
+
+
+def test_a_value_that_cannot_be_is_refused_by_the_form(browser: Browser, recipe, runs) -> None:
+    before = len(browser.desk.runs())
+    browser.form(recipe("refused"))
+    browser.field("Training", "Beta").locator("input").fill("-1")
+    browser.submit()
+    browser.page.get_by_text("Validation failed for field 'training.beta'").first.wait_for()
+    assert len(browser.desk.runs()) == before
+    assert not runs.exists()
+
+
+def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Values, runs) -> None:
+    browser.form(long)
+    run = browser.submitted()
+    run.until_training(runs / "long")
+    page = browser.page
+    browser.run_page(run)
+    page.get_by_role("button", name="Cancel").first.click()
+    page.get_by_role("button", name="Cancel Run").last.click()
+    assert run.wait(35, ("CANCELLED",)) == "CANCELLED"
+    assert run.all_processes() == []
+    page.get_by_role("button", name="Retry").first.click()
+    page.get_by_role("button", name="Retry").last.click()
+    assert run.wait() == "COMPLETED"
+    assert any("goes on after optimizer step" in line for line in run.lines())
+    assert RunFolder(runs / "long").complete_steps() == [1]

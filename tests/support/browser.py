@@ -1,0 +1,102 @@
+"""The Prefect UI in a real browser: what a person does in it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from desk import PASSWORD, Desk, FlowRun, wait_until
+from playwright.sync_api import Locator, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or ""
+_SIZE = {"width": 1280, "height": 900}
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """A browser at the UI of a server; pictures go to ``pictures`` where there is such a folder."""
+
+    page: Page
+    desk: Desk
+    pictures: Path | None
+
+    def open(self, path: str) -> None:
+        """Go to a page of the UI."""
+        self.page.goto(f"{self.desk.url}{path}")
+
+    def log_in(self) -> None:
+        """Give the password that the UI asks for."""
+        self.open("/")
+        field = self.page.locator("input[type=password]")
+        field.fill(PASSWORD)
+        field.press("Enter")
+        self.page.get_by_text("Deployments", exact=True).first.wait_for()
+
+    def form(self, parameters: dict[str, Any]) -> None:
+        """Open the form of a run, filled with parameters."""
+        recipe = self.desk.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(parameters), encoding="utf-8")
+        done = self.desk.sdpo("form", str(recipe))
+        assert done.returncode == 0, done.stderr
+        self.page.goto(done.stdout.strip())
+        self.page.get_by_role("button", name="Submit").wait_for()
+        self.page.locator(".schema-form-property").first.wait_for()
+
+    def field(self, group: str, label: str) -> Locator:
+        """The field of a group in the form, by its label."""
+        return _labelled(_labelled(self.page.locator("body"), group), label)
+
+    def choose(self, field: Locator, value: str) -> None:
+        """Choose an entry of a list."""
+        field.locator("button.p-select-button__control").focus()
+        self.page.keyboard.press("ArrowDown")
+        self.page.locator(".p-select-option").get_by_text(value, exact=True).click()
+
+    def submit(self) -> None:
+        """Press the form's button."""
+        self.page.get_by_role("button", name="Submit").click()
+
+    def submitted(self) -> FlowRun:
+        """Press the form's button; the run that comes of it."""
+        before = {run.id for run in self.desk.runs()}
+        self.submit()
+        new = wait_until(
+            lambda: [run for run in self.desk.runs() if run.id not in before], 30, "a flow run"
+        )
+        return FlowRun(self.desk, new[0].id)
+
+    def run_page(self, run: FlowRun, tab: str = "Logs") -> None:
+        """Open the page of a flow run at a tab."""
+        self.open(f"/runs/flow-run/{run.id}")
+        self.page.locator(".p-tab-navigation, .p-tabs").get_by_text(tab, exact=True).first.click()
+
+    def picture(self, name: str) -> None:
+        """Keep a picture of what is seen."""
+        if self.pictures:
+            self.page.wait_for_timeout(1500)  # figures that grow into their place
+            self.page.screenshot(path=self.pictures / f"{name}.png")
+
+
+def _labelled(within: Locator, label: str) -> Locator:
+    """The property of the form whose own label is ``label``."""
+    own = within.page.locator(":scope > .p-label__header .schema-form-property__label")
+    exact = own.filter(has_text=label).get_by_text(f"{label} (Optional)", exact=True)
+    return within.locator(".schema-form-property").filter(has=exact).first
+
+
+@contextmanager
+def browser_at(desk: Desk, pictures: Path | None) -> Iterator[Browser]:
+    """A browser that has logged in."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        page = chromium.new_page(viewport=_SIZE)
+        page.set_default_timeout(60_000)
+        browser = Browser(page, desk, pictures)
+        browser.log_in()
+        yield browser
+        chromium.close()

@@ -1,0 +1,227 @@
+"""A Prefect server and worker as ``sdpo server up`` starts them, and what is asked of them."""
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+from processes import stages_of
+
+from flows.server import AUTH, Started, environment
+from flows.server import Desk as Processes
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "desk:a secret"
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(happened: Callable[[], Any], timeout_s: float, what: str = "that") -> Any:
+    """Wait until something is true; returns it."""
+    end = time.monotonic() + timeout_s
+    while not (found := happened()):
+        assert time.monotonic() < end, f"{what} did not happen in {timeout_s} s"
+        time.sleep(0.2)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The folder of a server and its port."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def processes(self) -> Processes:
+        """What was started."""
+        return Processes.read(self.folder / ".sdpo-server")
+
+    def sdpo(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """``sdpo server ...`` with this folder."""
+        return subprocess.run(
+            [sys.executable, "-c", "from flows.cli import main; main()", "server", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), AUTH: PASSWORD},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def up(self) -> "subprocess.CompletedProcess[str]":
+        """Start what does not run."""
+        return self.sdpo("up", "--port", str(self.port))
+
+    def prefect(self, *arguments: str, password: str = PASSWORD) -> str:
+        """A command of Prefect's own; what it says."""
+        with patch.dict(os.environ, {AUTH: password}):
+            made = environment(self.folder / ".sdpo-server", self.url)
+        made["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, "-m", "prefect", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=made, capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    def api(self, path: str, body: Any = None, *, password: str = PASSWORD) -> Any:
+        """Ask the API; POST where there is a body."""
+        encoded = base64.b64encode(password.encode()).decode()
+        headers = {"Content-Type": "application/json"}
+        if password:
+            headers["Authorization"] = f"Basic {encoded}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/api{path}", data=data, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def submit(self, deployment: str, parameters: dict[str, Any]) -> "FlowRun":
+        """Create a run of ``flow/deployment``."""
+        found = self.api(f"/deployments/name/{deployment}")
+        made = self.api(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        return FlowRun(self, made["id"])
+
+    def runs(self) -> list["FlowRun"]:
+        """All flow runs, the latest first."""
+        found = self.api("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        return [FlowRun(self, run["id"]) for run in found]
+
+    def restart(self, role: str) -> None:
+        """Start again what has ended."""
+        done = self.up()
+        assert done.returncode == 0, done.stderr
+        assert role in self.processes.running
+
+    def kill(self, started: Started | None, *, whole_group: bool = False) -> None:
+        """SIGKILL to a process that was started here."""
+        assert started is not None
+        process = started.process
+        assert process is not None
+        family = [process, *process.children(recursive=True)] if whole_group else [process]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRun:
+    """A flow run of a server."""
+
+    desk: Desk
+    id: str
+
+    def read(self) -> dict[str, Any]:
+        """What the API says of it."""
+        found: dict[str, Any] = self.desk.api(f"/flow_runs/{self.id}")
+        return found
+
+    @property
+    def state(self) -> str:
+        """Type of its state."""
+        return str(self.read()["state"]["type"])
+
+    def wait(self, timeout_s: float = 240, states: Sequence[str] = FINAL) -> str:
+        """Its state, once that is one of ``states``."""
+
+        def state() -> str:
+            with suppress(urllib.error.URLError, ConnectionError):
+                return found if (found := self.state) in states else ""
+            return ""
+
+        return str(wait_until(state, timeout_s, f"one of {states}"))
+
+    def set_state(self, **state: Any) -> None:
+        """What the UI's buttons do."""
+        self.desk.api(f"/flow_runs/{self.id}/set_state", {"state": state})
+
+    def cancel(self) -> None:
+        """Cancel it."""
+        self.set_state(type="CANCELLING", name="Cancelling")
+
+    def retry(self) -> None:
+        """Retry it, as the UI does."""
+        self.set_state(type="SCHEDULED", name="AwaitingRetry", message="Retry from the UI")
+
+    @property
+    def engine(self) -> psutil.Process | None:
+        """The process that runs the flow."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                is_mine = process.environ().get("PREFECT__FLOW_RUN_ID") == self.id
+                if is_mine and "prefect.engine" in " ".join(process.cmdline()):
+                    return process
+        return None
+
+    def all_processes(self) -> list[psutil.Process]:
+        """Everything that still runs on its account: environments are inherited."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                is_mine = process.environ().get("PREFECT__FLOW_RUN_ID") == self.id
+                if is_mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """Its latest artifacts by key."""
+        body = {"flow_runs": {"id": {"any_": [self.id]}}, "sort": "CREATED_DESC"}
+        found = self.desk.api("/artifacts/filter", body)
+        return {artifact["key"]: artifact for artifact in reversed(found)}
+
+    def tasks(self) -> dict[str, str]:
+        """State of each task by name."""
+        body = {"flow_runs": {"id": {"any_": [self.id]}}}
+        found = self.desk.api("/task_runs/filter", body)
+        return {task["name"]: task["state"]["name"] for task in found}
+
+    def lines(self) -> list[str]:
+        """Its log lines in the UI."""
+        body = {"logs": {"flow_run_id": {"any_": [self.id]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.desk.api("/logs/filter", body)]
+
+    def until_training(self, run: Path, *, timeout_s: float = 240) -> None:
+        """Wait until a step has saved a state from which it can go on."""
+
+        def saved() -> bool:
+            assert self.state not in FINAL, self.read()["state"]
+            return any(run.glob("step-*/resume/*"))
+
+        wait_until(saved, timeout_s, "a resume state")
+        assert stages_of(run)
+
+
+@contextmanager
+def desk_in(folder: Path) -> Iterator[Desk]:
+    """A server and a worker, stopped afterwards."""
+    desk = Desk(folder, free_port())
+    done = desk.up()
+    try:
+        assert done.returncode == 0, done.stderr
+        assert f"UI: {desk.url}/deployments" in done.stdout
+        yield desk
+    finally:
+        stopped = desk.sdpo("down")
+        assert stopped.returncode == 0, stopped.stderr
