@@ -5,6 +5,7 @@ import os
 import platform
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -28,6 +29,16 @@ def cuda_capabilities() -> tuple[tuple[int, int], ...]:
         driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
         found.append((major.value, minor.value))
     return tuple(found)
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has units for products of bf16 matrices (AMX), several times fp32's rate."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return "amx_bf16" in flags.split()
 
 
 def cores() -> int:

@@ -166,6 +166,20 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
     return precision
 
 
+def precision_hint(precision: str, launch: LaunchConfig) -> str:
+    """What there is to know of ``training.precision`` on this machine's CPU; empty: nothing.
+
+    ``auto`` stays fp32 there, so that one recipe means one thing on every CPU.
+    """
+    if launch.device != "cpu":
+        return ""
+    if precision == "auto" and machine.multiplies_bf16():
+        return "this CPU multiplies bf16 matrices in hardware (AMX): training.precision=bf16 gains"
+    if precision == "bf16" and not machine.multiplies_bf16():
+        return "this CPU has no AMX, so training.precision bf16 gains nothing over fp32"
+    return ""
+
+
 def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
     """``config`` with what it leaves open as the run found it when it was created.
 

@@ -20,7 +20,7 @@ from sdpo.identity import changes, run_identity
 from sdpo.locks import share
 from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
 from sdpo.recipe import check_run_name, make_config
-from sdpo.resolve import Resolved, cache_dir, resolve, restore_machine
+from sdpo.resolve import Resolved, cache_dir, precision_hint, resolve, restore_machine
 from sdpo.resume import discard
 from sdpo.sharing import adopt
 from sdpo.spec import Spec
@@ -233,6 +233,8 @@ def open_run(
         sweep_temporaries(run.path)
         new = not run.run_file.is_file()
         if new:
+            if hint := precision_hint(config.training.precision, resolved.config.launch):
+                listen({"event": "note", "message": hint})
             run.write_run(_run_file(run, resolved, origin, carried))
         stored = read_stored(run)
         _check_same(run, stored, resolved, origin)

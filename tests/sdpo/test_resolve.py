@@ -14,7 +14,13 @@ from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, DataError, ModelError
 from sdpo.locate import is_path
 from sdpo.recipe import make_config
-from sdpo.resolve import cache_dir, resolve, resolve_launch, resolve_precision
+from sdpo.resolve import (
+    cache_dir,
+    precision_hint,
+    resolve,
+    resolve_launch,
+    resolve_precision,
+)
 
 PAIR = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -334,3 +340,26 @@ def test_what_the_machine_has_is_asked_without_torch():
     assert versions["torch"] != "absent"
     assert versions["sdpo"] != "absent"
     assert all(len(capability) == 2 for capability in machine.cuda_capabilities())
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "said"),
+    [
+        ("fpu amx_bf16 amx_tile", "auto", "gains"),
+        ("fpu amx_bf16 amx_tile", "bf16", ""),
+        ("fpu avx512_bf16", "auto", ""),
+        ("fpu avx512_bf16", "bf16", "gains nothing"),
+        ("fpu amx_bf16", "fp32", ""),
+    ],
+)
+def test_what_bf16_means_on_a_cpu_is_said(tmp_path, monkeypatch, flags, precision, said):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\n")
+    found = machine.multiplies_bf16(cpuinfo)
+    assert found == ("amx_bf16" in flags)
+    assert not machine.multiplies_bf16(tmp_path / "nothing")
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: found)
+    hint = precision_hint(precision, LaunchConfig(device="cpu"))
+    assert hint.endswith(said) if said.endswith("gains") else said in hint
+    assert bool(hint) == bool(said)
+    assert not precision_hint(precision, LaunchConfig(device="cuda"))
