@@ -7,7 +7,7 @@ walk (every record's identity against what run.yaml and its inputs give now, by 
 make runs). What cannot be checked because something outside the run is not there is a note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from sdpo.card import card_files
@@ -112,33 +112,32 @@ def _check_models(
 ) -> None:
     """Every model against the digest in its record, and those that it was made from by name."""
     known = {"base": stored.inputs["model"], "M_0": stored.inputs["model"]} if stored else {}
-    given = {ref.digest for ref in _given(stored)}
+    given = None
+    if stored:
+        given = {ref.digest for ref in stored_references(stored.config, stored.inputs).values()}
     for number in run.step_numbers():
         if f"step-{number}" not in records:
             known.pop(f"M_{number}", None)
         for node in (f"guide-{number}", f"step-{number}"):
-            record = records.get(node)
-            if record is None:
-                continue
-            name = str(run.record_path(node).relative_to(run.path))
-            if record["identity_digest"] != digest_of(record["identity"]):
-                findings.fault(name, "its identity_digest is not that of its identity")
-            for role, wanted in _ancestors(record).items():
-                digest, expected = record["inputs"].get(role, ""), known.get(wanted)
-                if wanted == "given" and stored and digest not in given:
-                    findings.fault(
-                        name, f"its {role} is {digest[:16]}, which is none that the recipe names"
-                    )
-                elif expected and digest != expected:
-                    findings.fault(
-                        name, f"its {role} is {digest[:16]}, and {wanted} is {expected[:16]}"
-                    )
-            _check_model(run, node, record, findings)
-            known[record["name"]] = record["outputs"]["model"]
+            if record := records.get(node):
+                name = str(run.record_path(node).relative_to(run.path))
+                for what in _wrong_links(record, known, given):
+                    findings.fault(name, what)
+                _check_model(run, node, record, findings)
+                known[record["name"]] = record["outputs"]["model"]
 
 
-def _given(stored: Stored | None) -> list[ReferenceModel]:
-    return list(stored_references(stored.config, stored.inputs).values()) if stored else []
+def _wrong_links(record: Record, known: Mapping[str, str], given: Set[str] | None) -> Iterator[str]:
+    """What a record has otherwise than it follows from the models ``known`` by name, and the
+    digests of those that the recipe names."""
+    if record["identity_digest"] != digest_of(record["identity"]):
+        yield "its identity_digest is not that of its identity"
+    for role, wanted in _ancestors(record).items():
+        digest, expected = record["inputs"].get(role, ""), known.get(wanted)
+        if wanted == "given" and given is not None and digest not in given:
+            yield f"its {role} is {digest[:16]}, which is none that the recipe names"
+        elif expected and digest != expected:
+            yield f"its {role} is {digest[:16]}, and {wanted} is {expected[:16]}"
 
 
 def _ancestors(record: Record) -> dict[str, str]:
