@@ -18,7 +18,6 @@ from sdpo.files import TEMPORARY, checksum_path, digest_of, file_digest
 from sdpo.history.cached import check_cached
 from sdpo.history.faults import Findings
 from sdpo.history.follow import follow
-from sdpo.named_references import ReferenceModel
 from sdpo.origin import origin_chain
 from sdpo.references import stored_references
 from sdpo.resolve import cache_dir
