@@ -129,7 +129,7 @@ def _kl_to_s(run: Path) -> str:
     if not path.is_file():
         return "–"
     (kl,) = (entry["per_sequence"]["kl"] for entry in read_json(path))
-    low, mean, high = (f"{kl[name]:.3g}" for name in ("low", "mean", "high"))
+    low, mean, high = (f"{kl[name]:.3f}" for name in ("low", "mean", "high"))
     return f"{mean} [{low}, {high}]"
 
 
