@@ -88,14 +88,18 @@ class Desk:
         )
         return done.stdout + done.stderr
 
-    def api(self, path: str, body: Any = None, *, password: str = PASSWORD) -> Any:
+    def api(
+        self, path: str, body: Any = None, *, password: str = PASSWORD, method: str | None = None
+    ) -> Any:
         """Ask the API; POST where there is a body."""
         encoded = base64.b64encode(password.encode()).decode()
         headers = {"Content-Type": "application/json"}
         if password:
             headers["Authorization"] = f"Basic {encoded}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/api{path}", data=data, headers=headers)
+        request = urllib.request.Request(
+            f"{self.url}/api{path}", data=data, headers=headers, method=method
+        )
         for _ in range(_TRIES):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
