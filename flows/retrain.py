@@ -19,11 +19,13 @@ from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from flows.form import form
 from flows.runpage import RunPage
 from flows.slots import device_slot
 from flows.tables import gate_rows
+from sdpo.config.group import Group
 from sdpo.promotion import GateSettings, Judgement
 from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named
@@ -34,11 +36,7 @@ _MARGIN_S = 3600
 """Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LineageSettings(_Group):
+class LineageSettings(Group):
     """Which model is to grow."""
 
     name: str = Field(
@@ -51,7 +49,7 @@ class LineageSettings(_Group):
     )
 
 
-class NewDataSettings(_Group):
+class NewDataSettings(Group):
     """Where new pairs come from, and how many make a step."""
 
     sources: list[str] = Field(
@@ -67,7 +65,7 @@ class NewDataSettings(_Group):
     )
 
 
-class NewStepSettings(_Group):
+class NewStepSettings(Group):
     """How the new step trains."""
 
     overrides: list[str] = Field(
@@ -77,7 +75,7 @@ class NewStepSettings(_Group):
     )
 
 
-class ApprovalSettings(_Group):
+class ApprovalSettings(Group):
     """Whether a person has the last word."""
 
     required: bool = Field(
@@ -104,6 +102,16 @@ class Approval(RunInput):
     reason: str = Field("", title="Why", description="Kept in the registry and in the run.")
 
 
+_GROUPS = {
+    "lineage": "Which model is to grow.",
+    "data": "Where new pairs come from, and how many make a step.",
+    "step": "How the new step trains.",
+    "gate": "What the new model must hold before it replaces the current one.",
+    "approval": "Whether a person has the last word.",
+}
+
+
+@form(_GROUPS)
 @flow(name="sdpo-retrain")
 def retrain(
     lineage: LineageSettings = LineageSettings(),

@@ -6,6 +6,8 @@ unit, if only to say that it has none.
 
 from typing import Any
 
+from pydantic import BaseModel
+
 NONE = "no unit"
 SHARE = "0 to 1"
 
@@ -19,10 +21,13 @@ UNITS = {
     "lora_dropout": SHARE,
     **dict.fromkeys(("max_length", "micro_batch_tokens"), "tokens"),
     **dict.fromkeys(("completion_tokens", "kl_tokens"), "tokens"),
-    **dict.fromkeys(("max_pairs", "min_pairs", "limit", "batch_size"), "pairs"),
+    **dict.fromkeys(("max_pairs", "min_pairs", "min_new_pairs", "limit", "batch_size"), "pairs"),
+    **dict.fromkeys(("accuracy_tolerance", "prompt_overlap_max"), SHARE),
+    **dict.fromkeys(("margin_tolerance_nats", "contamination_gap_max_nats"), "nats"),
+    **dict.fromkeys(("gamma_change_min_nats", "gamma_change_max_nats"), "nats"),
     **dict.fromkeys(("every", "max_steps", "checkpoint_every"), "optimizer steps"),
     "epochs": "passes",
-    "checkpoint_minutes": "minutes",
+    **dict.fromkeys(("checkpoint_minutes", "timeout_minutes"), "minutes"),
     "checkpoints_kept": "states",
     "bootstrap_resamples": "resamples",
     **dict.fromkeys(("completions", "kl_prompts"), "prompts"),
@@ -64,20 +69,21 @@ def unit_of(name: str, group: str = "") -> str:
     return _OF_GROUP.get((group, name), UNITS.get(name, ""))
 
 
-def label_of(name: str, group: str = "") -> str:
-    """``max_length`` as a person reads it: ``Maximum length (tokens)``."""
+def label_of(name: str, group: str = "", title: str = "") -> str:
+    """``max_length`` as a person reads it: ``Maximum length (tokens)``; ``title`` if it has one."""
     words = [_WORDS.get(word, word) for word in name.split("_")]
-    text = _LABELS.get(name, " ".join(words))
+    text = title or _LABELS.get(name, " ".join(words))
     unit = unit_of(name, group)
-    shown = f" ({unit})" if unit and unit != NONE else ""
-    return f"{text[0].upper()}{text[1:]}{shown}"
+    is_said = not unit or unit == NONE or f"({unit}" in text
+    return f"{text[0].upper()}{text[1:]}" + ("" if is_said else f" ({unit})")
 
 
-def labelled(schema: dict[str, Any], group: type) -> None:
+def labelled(schema: dict[str, Any], group: type[BaseModel]) -> None:
     """Give the JSON schema of a group of settings its labels, units and order."""
     schema["title"] = label_of(group.__name__.removesuffix("Config").lower())
+    titles = {name: field.title or "" for name, field in group.model_fields.items()}
     for position, (name, field) in enumerate(schema.get("properties", {}).items()):
-        field["title"] = label_of(name, group.__name__)
+        field["title"] = label_of(name, group.__name__, titles[name])
         field["position"] = position
         _flatten(field)
         if unit := unit_of(name, group.__name__):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench import Values
+from bench import Bench, Values
 from desk import Desk, FlowRun, wait_until
 from histories import flip
 from processes import stages_of
@@ -89,17 +89,26 @@ def test_training_outlives_a_restart_of_the_server(desk: Desk, long: Values) -> 
     assert RunFolder(folder_of(long)).complete_steps() == [1]
 
 
-def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(desk: Desk, recipe) -> None:
-    parameters = recipe("flipped")
-    run = desk.submit("sdpo-align/align", parameters)
-    assert run.wait() == "COMPLETED"
-    folder = RunFolder(folder_of(parameters))
+def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(
+    desk: Desk, finished_copy: Bench
+) -> None:
+    folder = RunFolder(finished_copy.runs / "tiny")
     before = folder.read_record("step-1")
+    assert before is not None
     model = folder.model(1) / "model.safetensors"
     whole = model.read_bytes()
     flip(model, at=-100)
-    again = desk.submit("sdpo-align/align", parameters)
-    assert again.wait() == "COMPLETED"
-    assert folder.read_record("step-1")["outputs"] == before["outputs"]
+    run = desk.submit("sdpo-align/align", finished_copy.values())
+    assert run.wait() == "COMPLETED"
     assert model.read_bytes() == whole
-    assert any("step-1 run: " in line and "model.safetensors" in line for line in again.lines())
+    model.unlink()
+    run.retry()
+    assert run.wait(states=("PENDING", "RUNNING")) != "COMPLETED"
+    assert run.wait() == "COMPLETED"
+    assert model.read_bytes() == whole
+    again = folder.read_record("step-1")
+    assert again is not None
+    assert again["outputs"] == before["outputs"]
+    said = [line for line in run.lines() if line.startswith("step-1 run: ")]
+    assert len(said) == 2
+    assert all("model.safetensors" in line for line in said)

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import Values
-from desk import Desk
+from bench import Bench, Values
+from desk import FINAL, Desk
+from retraining import parameters
 
+from sdpo.registry import current
 from sdpo.store import RunFolder
 
 pytest.importorskip("playwright", reason="playwright is not installed: extra `e2e`")
@@ -87,3 +89,24 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     assert run.wait() == "COMPLETED"
     assert any("goes on after optimizer step" in line for line in run.lines())
     assert RunFolder(runs / "long").complete_steps() == [1]
+
+
+def test_a_paused_approval_is_given_in_its_form(
+    browser: Browser, desk: Desk, finished_copy: Bench
+) -> None:
+    asked = parameters(finished_copy, approval={"required": True})
+    run = desk.submit("sdpo-retrain/retrain", asked)
+    assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
+    page = browser.page
+    browser.run_page(run)
+    page.get_by_role("button", name="Resume").first.click()
+    form = page.locator(".p-modal")
+    form.get_by_text("Promote it").first.wait_for()
+    browser.picture("approval")
+    form.locator(".p-toggle").first.click()
+    form.locator("textarea").first.fill("looks right")
+    form.get_by_role("button", name="Submit").click()
+    assert run.wait() == "COMPLETED"
+    assert run.read()["state"]["message"].startswith("promoted")
+    found = current("tiny", runs_dir=finished_copy.runs).in_use
+    assert found.step == 3

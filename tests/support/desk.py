@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from flows.server import Desk as Processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "desk:a secret"
+_TRIES = 10
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -86,16 +88,27 @@ class Desk:
         )
         return done.stdout + done.stderr
 
-    def api(self, path: str, body: Any = None, *, password: str = PASSWORD) -> Any:
+    def api(
+        self, path: str, body: Any = None, *, password: str = PASSWORD, method: str | None = None
+    ) -> Any:
         """Ask the API; POST where there is a body."""
         encoded = base64.b64encode(password.encode()).decode()
         headers = {"Content-Type": "application/json"}
         if password:
             headers["Authorization"] = f"Basic {encoded}"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/api{path}", data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
+        request = urllib.request.Request(
+            f"{self.url}/api{path}", data=data, headers=headers, method=method
+        )
+        for _ in range(_TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:  # its data base is busy
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
+                time.sleep(1)
+        raise AssertionError(f"{path}: the server stays unavailable")
 
     def submit(self, deployment: str, parameters: dict[str, Any]) -> "FlowRun":
         """Create a run of ``flow/deployment``."""

@@ -1,0 +1,79 @@
+"""Retraining on a schedule, with a real scheduler and worker."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bench import Bench, Values
+from desk import Desk, FlowRun, wait_until
+from retraining import parameters
+
+from sdpo.registry import current
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+EVERY_S = 20
+
+
+@pytest.fixture
+def firing(desk: Desk) -> Iterator[Any]:
+    """``firing(parameters)``: the retrain deployment fires every few seconds, until the end."""
+    made: list[tuple[str, str]] = []
+
+    def fire(given: Values) -> None:
+        deployment = desk.api("/deployments/name/sdpo-retrain/retrain")["id"]
+        schedule = {
+            "active": True,
+            "parameters": given,
+            "schedule": {
+                "interval": EVERY_S,
+                "anchor_date": datetime.now(UTC).isoformat(),
+                "timezone": "Europe/Berlin",
+            },
+        }
+        found = desk.api(f"/deployments/{deployment}/schedules", [schedule])
+        made.append((deployment, found[0]["id"]))
+
+    yield fire
+    for deployment, schedule in made:
+        desk.api(f"/deployments/{deployment}/schedules/{schedule}", method="DELETE")
+
+
+def slots(desk: Desk) -> list[FlowRun]:
+    """Runs of the retrain deployment that have come to their time."""
+    body = {
+        "flows": {"name": {"any_": ["sdpo-retrain"]}},
+        "flow_runs": {"expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
+        "sort": "EXPECTED_START_TIME_DESC",
+    }
+    return [FlowRun(desk, run["id"]) for run in desk.api("/flow_runs/filter", body)]
+
+
+def messages(desk: Desk) -> list[str]:
+    """What the completed ones said."""
+    ended = [run.read()["state"] for run in slots(desk)]
+    return [state["message"] for state in ended if state["type"] == "COMPLETED"]
+
+
+def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
+    desk: Desk, finished_copy: Bench, firing: Any
+) -> None:
+    given = parameters(finished_copy)
+    desk.kill(desk.processes.worker)
+    firing(given)
+    wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
+    desk.restart("worker")
+    wait_until(lambda: messages(desk), 240, "a step")
+    wait_until(
+        lambda: any(message.startswith("nothing new") for message in messages(desk)),
+        240,
+        "a slot without new pairs",
+    )
+    said = messages(desk)
+    assert len([message for message in said if message.startswith("promoted")]) == 1
+    states = {run.state for run in slots(desk)}
+    assert "CANCELLED" in states
+    assert "FAILED" not in states
+    assert current("tiny", runs_dir=finished_copy.runs).in_use.step == 3
+    assert len(list(finished_copy.runs.glob("*/run.yaml"))) == 2
