@@ -19,12 +19,13 @@ from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flows.align import task_call
 from flows.console import where_it_stands
 from flows.slots import device_slot
 from flows.tables import gate_rows
+from sdpo.config import Group
 from sdpo.events import Event
 from sdpo.promotion import GateSettings, Judgement
 from sdpo.retraining import Answer, Retrained
@@ -36,11 +37,7 @@ _MARGIN_S = 3600
 """Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class LineageSettings(_Group):
+class LineageSettings(Group):
     """Which model is to grow."""
 
     name: str = Field(
@@ -53,7 +50,7 @@ class LineageSettings(_Group):
     )
 
 
-class NewDataSettings(_Group):
+class NewDataSettings(Group):
     """Where new pairs come from, and how many make a step."""
 
     sources: list[str] = Field(
@@ -69,7 +66,7 @@ class NewDataSettings(_Group):
     )
 
 
-class NewStepSettings(_Group):
+class NewStepSettings(Group):
     """How the new step trains."""
 
     overrides: list[str] = Field(
@@ -79,7 +76,7 @@ class NewStepSettings(_Group):
     )
 
 
-class ApprovalSettings(_Group):
+class ApprovalSettings(Group):
     """Whether a person has the last word."""
 
     required: bool = Field(

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from sdpo.config import ProbeConfig
+from sdpo.config import Group, ProbeConfig
 from sdpo.errors import ConfigError, Fault
 from sdpo.gamma import (
     CONTAMINATION_NATS,
@@ -40,10 +40,8 @@ ALL = "all"
 Outcome = Literal["passed", "refused", "too few to tell"]
 
 
-class GateSettings(BaseModel):
+class GateSettings(Group):
     """What a new model must hold before it replaces the current one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     accuracy_tolerance: float = Field(
         0.05,

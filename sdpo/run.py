@@ -174,9 +174,7 @@ class Context:
     def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
         if not spec.uses_device:
             return nullcontext(())
-        return hold_devices(
-            spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy
-        )
+        return hold_devices(spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy)
 
 
 @contextmanager
