@@ -25,7 +25,7 @@ from flows.form import form
 from flows.runpage import RunPage
 from flows.slots import device_slot
 from flows.tables import gate_rows
-from sdpo.config.group import Group
+from sdpo.config import Group
 from sdpo.promotion import GateSettings, Judgement
 from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named

@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
-from sdpo.config import ProbeConfig
-from sdpo.config.group import Group
+from sdpo.config import Group, ProbeConfig
 from sdpo.errors import ConfigError, Fault
 from sdpo.gamma import (
     CONTAMINATION_NATS,
