@@ -56,10 +56,12 @@ class Running:
         with suppress(psutil.NoSuchProcess):
             leader = psutil.Process(self.process.pid)
             leader.suspend()  # it must not start another one meanwhile
-            for member in [*leader.children(recursive=True), leader]:
+            members = leader.children(recursive=True)
+            for member in [*members, leader]:
                 with suppress(psutil.NoSuchProcess):
                     member.send_signal(signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
+            psutil.wait_procs(members, timeout=30)  # until then they hold the run
 
 
 def start(*arguments: Any, log: Path) -> Running:
