@@ -114,7 +114,7 @@ class RunPage:
                 why = f": {event['reason']}" if event["reason"] else ""
                 self._say(logging.INFO, f"{event['node']} {event['status']}{why}")
             case "published":
-                self._say(logging.INFO, f"published M_{event['step']} {event['model']}")
+                self._say(logging.INFO, f"published {event['name']} {event['model']}")
             case "stage":
                 self._stage(event)
             case "work":

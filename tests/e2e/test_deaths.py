@@ -33,10 +33,10 @@ def assert_nothing_is_left(run: FlowRun, parameters: Values, *, within_s: float 
 
 def test_cancelled_while_training_it_ends_and_retried_it_goes_on(desk: Desk, long: Values) -> None:
     run = start(desk, long)
-    asked = time.monotonic()
+    asked_s = time.time()
     run.cancel()
-    assert run.wait(35, ("CANCELLED",)) == "CANCELLED"
-    assert time.monotonic() - asked < 35
+    assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
+    assert run.ended_s - asked_s < 35
     assert_nothing_is_left(run, long)
     run.retry()
     assert run.wait() == "COMPLETED"
@@ -48,9 +48,11 @@ def test_a_killed_engine_is_crashed_and_leaves_nothing(desk: Desk, long: Values)
     run = start(desk, long)
     engine = run.engine
     assert engine is not None
+    killed_s = time.time()
     engine.send_signal(signal.SIGKILL)
-    assert run.wait(15) == "CRASHED"
-    assert_nothing_is_left(run, long, within_s=15)
+    assert run.wait(60) == "CRASHED"
+    assert run.ended_s - killed_s < 15
+    assert_nothing_is_left(run, long, within_s=25)
 
 
 def test_a_killed_worker_takes_its_runs_with_it(desk: Desk, long: Values) -> None:

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,12 @@ class FlowRun:
     def state(self) -> str:
         """Type of its state."""
         return str(self.read()["state"]["type"])
+
+    @property
+    def ended_s(self) -> float:
+        """When it came into its state: by the server's clock, whoever was slow to ask."""
+        stamp = self.read()["state"]["timestamp"]
+        return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
     def wait(self, timeout_s: float = 240, states: Sequence[str] = FINAL) -> str:
         """Its state, once that is one of ``states``."""
