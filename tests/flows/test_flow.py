@@ -48,8 +48,9 @@ def task_names(run: FlowRun) -> list[str]:
 
 
 def artifacts(run: FlowRun) -> dict[str, Artifact]:
+    """The latest of each key."""
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts()
+        found = sorted(client.read_artifacts(), key=lambda artifact: str(artifact.created))
     return {artifact.key or "": artifact for artifact in found if artifact.flow_run_id == run.id}
 
 
