@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Values
-from desk import FINAL, Desk
+from desk import FINAL, Desk, wait_until
 from retraining import parameters
 
 from sdpo.registry import current
@@ -81,11 +81,11 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     page = browser.page
     browser.run_page(run)
     page.get_by_role("button", name="Cancel").first.click()
-    page.get_by_role("button", name="Cancel Run").last.click()
-    assert run.wait(35, ("CANCELLED",)) == "CANCELLED"
-    assert run.all_processes() == []
+    page.locator(".p-modal").get_by_role("button", name="Confirm").click()
+    assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
+    wait_until(lambda: not run.all_processes(), 5, "the end of its processes")
     page.get_by_role("button", name="Retry").first.click()
-    page.get_by_role("button", name="Retry").last.click()
+    page.locator(".p-modal").get_by_role("button", name="Retry").click()
     assert run.wait() == "COMPLETED"
     assert any("goes on after optimizer step" in line for line in run.lines())
     assert RunFolder(runs / "long").complete_steps() == [1]
@@ -103,7 +103,7 @@ def test_a_paused_approval_is_given_in_its_form(
     form = page.locator(".p-modal")
     form.get_by_text("Promote it").first.wait_for()
     browser.picture("approval")
-    form.locator(".p-toggle").first.click()
+    form.get_by_role("switch").first.click()
     form.locator("textarea").first.fill("looks right")
     form.get_by_role("button", name="Submit").click()
     assert run.wait() == "COMPLETED"
