@@ -183,9 +183,14 @@ def warm(finished_bench: Bench, finished: Outcome, tmp_path: Path) -> Bench:
     return Bench(tmp_path, finished_bench.recipe)
 
 
-def submitted(bench: Bench, name: str) -> Running:
+@contextmanager
+def submitted(bench: Bench, name: str) -> Iterator[Running]:
     recipe = bench.write({"name": name, "training": {"max_steps": 2}}, name=f"{name}.yaml")
-    return start("run", recipe, log=bench.folder / f"{name}.txt")
+    running = start("run", recipe, log=bench.folder / f"{name}.txt")
+    try:
+        yield running
+    finally:
+        running.kill_tree()
 
 
 def stage_times(run: Path) -> list[tuple[float, float]]:
@@ -193,24 +198,28 @@ def stage_times(run: Path) -> list[tuple[float, float]]:
     found = []
     for path in sorted(run.glob("logs/step-*.events.jsonl")):
         times = [json.loads(line)["time"] for line in path.read_text().splitlines()]
-        found.append((times[0], times[-1]))
+        if times:
+            found.append((times[0], times[-1]))
     return found
 
 
+@pytest.mark.timeout(600)
 def test_two_submissions_with_one_device_never_overlap_and_both_complete(warm: Bench) -> None:
-    first, second = (submitted(warm, name) for name in ("a", "b"))
-    assert (first.wait(), second.wait()) == (0, 0), first.said + second.said
+    with submitted(warm, "a") as first, submitted(warm, "b") as second:
+        assert first.wait(250) == 0, first.said
+        assert second.wait(250) == 0, second.said
     times = {name: stage_times(warm.runs / name) for name in ("a", "b")}
     assert [len(stages) for stages in times.values()] == [2, 2]
     for (begin, end), (other_begin, other_end) in product(times["a"], times["b"]):
         assert end < other_begin or other_end < begin
 
 
+@pytest.mark.timeout(600)
 def test_the_device_is_free_when_a_run_that_holds_it_is_killed(warm: Bench) -> None:
-    first = submitted(warm, "a")
-    first.until(lambda: bool(stage_times(warm.runs / "a")))
-    second = submitted(warm, "b")
-    second.until(lambda: "waiting for device cpu" in second.said)
-    first.kill_tree()
-    assert second.wait() == 0, second.said
-    assert "device cpu was left behind by process" in second.said
+    with submitted(warm, "a") as first:
+        first.until(lambda: bool(stage_times(warm.runs / "a")))
+        with submitted(warm, "b") as second:
+            second.until(lambda: "waiting for device cpu" in second.said)
+            first.kill_tree()
+            assert second.wait(250) == 0, second.said
+            assert "device cpu was left behind by process" in second.said
