@@ -54,6 +54,7 @@ def _show_run(run: RunFolder, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+        run.read_record(damaged[0])  # raises: what is damaged, and an exit code that scripts see
 
 
 def _without_empty(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ import yaml
 from prefect.utilities.templating import find_placeholders
 
 ROOT = Path(__file__).resolve().parents[2]
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+"""As in an image: the environment that runs the tests has the commands."""
 DOCKER = ROOT / "docker"
 ENTRYPOINT = DOCKER / "entrypoint.sh"
 TARGETS = ("cpu", "cuda")
@@ -96,7 +98,7 @@ def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
     tops = {name.split(".")[0] for name in packages["setuptools"]["packages"]}
     needed = {*tops, "pyproject.toml", "README.md", "LICENSE", "docker", "constraints.txt"}
     assert needed <= set(allowed())
-    assert all((ROOT / name).exists() for name in allowed() if name != "prefect.yaml")
+    assert all((ROOT / name).exists() for name in allowed())
 
 
 def test_files_of_other_stages_are_made_there() -> None:
@@ -200,7 +202,7 @@ def test_the_scripts_parse_and_may_be_executed() -> None:
 
 
 def entered(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    kept = {"PATH": os.environ["PATH"], **environment}
+    kept = {"PATH": PATH, **environment}
     return subprocess.run(
         [str(ENTRYPOINT), *command], capture_output=True, text=True, env=kept, check=False
     )
@@ -258,7 +260,7 @@ def started(*command: str, log: Path, cwd: Path = ROOT, **environment: str) -> I
     with log.open("wb") as file:
         process = subprocess.Popen(
             [str(ENTRYPOINT), *command],
-            env={"PATH": os.environ["PATH"], **environment},
+            env={"PATH": PATH, **environment},
             cwd=cwd,
             stdout=file,
             stderr=file,

@@ -43,8 +43,8 @@ def test_run_prints_the_tables_and_where_the_report_is(bench: Bench, sdpo: Sdpo)
         assert f"▶ {node}" in called.out
     assert "Partitions" in called.out
     assert "questions 36" in called.out
-    assert re.search(r"^ 2 +36 +DPO, β 0.1 +M_1 ", called.out, re.MULTILINE), (
-        "step 2's reference is M_1"
+    assert re.search(r"^ 2 +DPO, β 0.1 +M_1 +M_1 +36 ", called.out, re.MULTILINE), (
+        "step 2's reference and target are M_1"
     )
     assert "Change from S" in called.told
     assert re.search(r"Small probes: .* reserve of questions \(4 pairs\)", called.told)

@@ -10,6 +10,7 @@ from bench import Bench, Outcome, forked_stages
 from command_line import Sdpo
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.testing.utilities import prefect_test_harness
 
@@ -39,10 +40,14 @@ def flow_runs() -> list[FlowRun]:
         return sorted(client.read_flow_runs(), key=lambda run: str(run.created), reverse=True)
 
 
+def only(run: FlowRun) -> FlowRunFilter:
+    """This flow run and no other: the server answers with 200 rows at most."""
+    return FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+
 def task_names(run: FlowRun) -> list[str]:
     with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs()
-    mine = [task for task in tasks if task.flow_run_id == run.id]
+        mine = client.read_task_runs(flow_run_filter=only(run))
     assert all(task.state is not None and task.state.is_completed() for task in mine)
     return [task.name for task in sorted(mine, key=lambda task: str(task.start_time))]
 
@@ -50,8 +55,8 @@ def task_names(run: FlowRun) -> list[str]:
 def artifacts(run: FlowRun) -> dict[str, Artifact]:
     """The latest of each key."""
     with get_client(sync_client=True) as client:
-        found = sorted(client.read_artifacts(), key=lambda artifact: str(artifact.created))
-    return {artifact.key or "": artifact for artifact in found if artifact.flow_run_id == run.id}
+        found = client.read_artifacts(flow_run_filter=only(run))
+    return {a.key or "": a for a in sorted(found, key=lambda artifact: str(artifact.created))}
 
 
 @pytest.fixture(scope="module")

@@ -107,8 +107,9 @@ def test_status_of_runs_whose_records_are_damaged(finished_copy: Bench, sdpo: Sd
     assert re.search(r"tiny .* 1 of 2 +yes +step-1", called.out)
     assert re.search(r"worse .* 2 of \? +yes +run\.yaml, plan", called.out)
     one = sdpo("status", "tiny", "--runs-dir", finished_copy.runs)
-    assert one.code == 0
+    assert one.code == 1
     assert "damaged: the records of step-1; `sdpo verify tiny` says more" in one.out
+    assert "record.json was changed" in one.err
     assert sdpo("status", "worse", "--runs-dir", finished_copy.runs).code == 1
 
 

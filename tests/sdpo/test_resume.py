@@ -57,9 +57,9 @@ class Events(EventWriter):
         """Keep one event."""
         self.all.append({"event": event, **fields})
 
-    def progress(self, phase: str, done: int, total: int, *, unit: str, note: str = "") -> None:
+    def progress(self, phase: str, done: int, total: int, **said: str) -> None:
         """Metrics of the step are written by now, its evaluation and its state are not."""
-        super().progress(phase, done, total, unit=unit, note=note)
+        super().progress(phase, done, total, **said)
         if phase == "train" and done == self.dies_at:
             raise Died
 
@@ -305,9 +305,9 @@ class Asked(Events):
         super().__init__()
         self.number = number
 
-    def progress(self, phase: str, done: int, total: int, *, unit: str, note: str = "") -> None:
+    def progress(self, phase: str, done: int, total: int, **said: str) -> None:
         """The signal comes before the boundary."""
-        super().progress(phase, done, total, unit=unit, note=note)
+        super().progress(phase, done, total, **said)
         if phase == "train" and done == 5:
             signal.raise_signal(self.number)
 
@@ -366,7 +366,7 @@ def test_scoring_that_was_cut_off_keeps_the_parts_that_were_published(fresh, mon
     monkeypatch.setattr("sdpo.score._PART_ROWS", 4)
 
     class CutOff(Events):
-        def progress(self, phase, done, total, *, unit, note=""):
+        def progress(self, phase, done, total, **said):
             if phase == "score D_1" and done > total / 2:
                 raise Died
 

@@ -14,7 +14,11 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-_MAIN = "from flows.cli import main; main()"
+# A shell that starts the tests in the background lets them, and all below them, ignore SIGINT.
+_MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from flows.cli import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)
