@@ -69,11 +69,12 @@ def run_stage(
             pass_fds=tuple(keep),
         )
         try:
-            while process.poll() is None:
+            while process.poll() is None or outcome.begins_phase:
                 if outcome.phase:
                     call(outcome.phase, outcome.watch, process)
                 else:
                     outcome.watch(process)
+            outcome.take_rest()
         finally:
             _end(process, mark)
             outcome.take_saved()
@@ -95,6 +96,16 @@ class _Outcome:
         self._error: Event | None = None
         self._interrupted: Event | None = None
 
+    @property
+    def begins_phase(self) -> bool:
+        """Whether the first event of a new phase has come, and waits to be passed on within it."""
+        return self._first is not None
+
+    def take_rest(self) -> None:
+        """Pass on what is left of a stage that has ended: its last phases may have been short."""
+        while self._take():
+            pass
+
     def watch(self, process: "subprocess.Popen[bytes]") -> None:
         """Pass on events until the next phase begins or the stage ends.
 
@@ -105,8 +116,7 @@ class _Outcome:
             if self._take():
                 return
             time.sleep(_POLL_S)
-        while self._take():
-            pass
+        self.take_rest()
         self.judge(process.returncode)
 
     def _take(self) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.align import align
 from flows.runpage import RunPage
@@ -21,11 +19,7 @@ from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
 from sdpo.recipe import make_config
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def parameters(bench: Bench, **changes: Any) -> dict[str, Any]:

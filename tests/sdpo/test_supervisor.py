@@ -283,6 +283,19 @@ def test_each_phase_of_a_stage_is_called_by_its_name(export):
     assert stages == ["started", "completed"]
 
 
+def test_a_stage_that_is_over_before_its_last_phase_was_looked_at_has_its_result(
+    export, monkeypatch
+):
+    watch = supervisor._Outcome.watch
+
+    def late(self, process):
+        watch(self, process)
+        process.wait()
+
+    monkeypatch.setattr(supervisor._Outcome, "watch", late)
+    assert run_stage(export, listen=lambda event: None)["dtype"] == "bfloat16"
+
+
 def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
     environment = supervisor._environment(broken)
     assert environment["OMP_NUM_THREADS"] == "1"
