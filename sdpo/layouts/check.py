@@ -7,21 +7,19 @@ import numpy as np
 import torch
 
 from sdpo.errors import LayoutError
-from sdpo.layouts import LAYOUTS, PromptGroup
+from sdpo.layouts import LAYOUTS, Batch, PromptGroup
 from sdpo.tokens.store import TokenFile
 
-_TOKENS = 4096
-"""At most so many tokens in two rows are tried, but at least one pair."""
+_TOKENS = 2048
+"""At most so many tokens of two pairs are tried, prompts once; one pair may have more."""
 
 
 def longest_pairs(tokens: TokenFile, rows: Sequence[int]) -> list[int]:
     """Of ``rows`` the longest two, or one where two are too much for a trial."""
     at = np.asarray(rows)
-    completions = np.maximum(tokens.chosen_lengths[at], tokens.rejected_lengths[at])
-    lengths = tokens.prompt_lengths[at] + completions
+    lengths = tokens.prompt_lengths[at] + tokens.chosen_lengths[at] + tokens.rejected_lengths[at]
     order = np.argsort(-lengths, kind="stable")[:2]
-    fitting = order[: max(1, _TOKENS // int(2 * lengths[order[0]]))]
-    return [int(row) for row in at[fitting]]
+    return [int(row) for row in at[order if lengths[order].sum() <= _TOKENS else order[:1]]]
 
 
 def agrees(
@@ -42,17 +40,23 @@ def agrees(
     gradients = gradients and bool(trained)
     module.eval()
     results: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
-    for name in ("padded", layout):
-        batch = LAYOUTS[name].collate(groups, pad_token_id=pad_token_id, device=device.type)
+    for name, parts in (("padded", _alone(groups)), (layout, [list(groups)])):
         try:
-            with torch.set_grad_enabled(gradients):
-                logps = module(batch.to(device))
-                found = torch.autograd.grad(_mixed(logps), trained) if gradients else ()
+            found = _measured(
+                module,
+                [
+                    LAYOUTS[name]
+                    .collate(part, pad_token_id=pad_token_id, device=device.type)
+                    .to(device)
+                    for part in parts
+                ],
+                trained if gradients else [],
+            )
         except (LayoutError, TypeError, ValueError, NotImplementedError) as error:
             if name == "padded":
                 raise
             return str(error)
-        results.append((logps.detach().double(), [g.double() for g in found]))
+        results.append(found)
     (plain, plain_gradients), (ours, own_gradients) = results
     low = torch.is_autocast_enabled(device.type)
     rtol, atol = (2e-2, 1.0) if low else (1e-5, 1e-3)
@@ -67,7 +71,27 @@ def agrees(
     return ""
 
 
-def _mixed(logps: torch.Tensor) -> torch.Tensor:
-    """A sum in which no two completions count the same, so that none can stand for another."""
-    weights = torch.linspace(1.0, -0.5, len(logps), device=logps.device)
-    return (logps.float() * weights).sum()
+def _alone(groups: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
+    """Each completion with its prompt in a forward of its own: the trial takes no more memory than
+    one row does."""
+    return [[PromptGroup(group.prompt, (side,))] for group in groups for side in group.completions]
+
+
+def _measured(
+    module: Any, batches: Sequence[Batch], trained: list[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Log-probs of all completions, and the gradients of a sum in which no two count the same, so
+    that none can stand for another."""
+    weights = torch.linspace(1.0, -0.5, sum(len(batch.scored) for batch in batches))
+    logps: list[torch.Tensor] = []
+    gradients = [torch.zeros_like(p, dtype=torch.float64) for p in trained]
+    for batch in batches:
+        with torch.set_grad_enabled(bool(trained)):
+            found = module(batch)
+            here = weights[len(logps) : len(logps) + len(found)].to(found.device)
+            if trained:
+                parts = torch.autograd.grad((found.float() * here).sum(), trained)
+                for total, part in zip(gradients, parts, strict=True):
+                    total.add_(part.double())
+        logps += found.detach().double()
+    return torch.stack(logps), gradients
