@@ -43,6 +43,7 @@ def assert_common_settings(config: RunConfig) -> None:
 def test_the_presets_are_those_that_are_promised():
     rows = [f"daa_{size}_{o}" for size in ("3b", "8b") for o in BEST]
     rows += [f"daa_{size}_{o}_one_stage" for size in ("3b", "8b") for o in ("orpo", "asft")]
+    rows += [f"daa_{size}_sft" for size in ("3b", "8b")]
     assert set(NAMES) == {*rows, "demo", "paper_solar_10.7b", "tulu3_8b", "zephyr_7b"}
 
 
