@@ -16,8 +16,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -228,7 +228,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _start(folder: Path, role: str, arguments: list[str], *, url: str, cwd: Path) -> Started:
-    with (folder / f"{role}.log").open("ab") as log:
+    with (folder / f"{role}.log").open("ab") as log, _interruptible():
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
             stdin=subprocess.DEVNULL,
@@ -239,6 +239,20 @@ def _start(folder: Path, role: str, arguments: list[str], *, url: str, cwd: Path
             cwd=cwd,
         )
     return Started.of(process.pid)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started here heeds SIGINT, by which Prefect's worker ends: a shell that starts a
+    command in the background lets it ignore that, and all that it starts."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _start_server(folder: Path, host: str, port: int, url: str) -> Started:
