@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from bench import Bench, Outcome, forked_stages
 from command_line import Sdpo
-from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, FlowRun
@@ -139,20 +138,17 @@ def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.Monke
         def emit(self, record: logging.LogRecord) -> None:
             shown.append(record.getMessage())
 
-    @flow
-    def noisy() -> None:
-        logger = logging.getLogger("prefect.flow_runs")
-        logger.addHandler(handler := Lines())
-        page = RunPage("noisy")
-        page.listen({"event": "stage", "stage": "s", "status": "started", "log": "s.log"})
-        for number in range(100_000):
-            message = f"a bar\r{number} of it\rand a line"
-            page.listen({"event": "warning", "stage": "s", "message": message})
-            done = {"phase": "p", "done": number, "total": 100_000}
-            page.listen({"event": "progress", "stage": "s", **done})
-        logger.removeHandler(handler)
-
-    noisy()
+    # A logger of its own: other tests of this process may have set those of Prefect.
+    logger = logging.getLogger("noisy")
+    monkeypatch.setattr(logger, "handlers", [Lines()])
+    monkeypatch.setattr("flows.runpage.get_run_logger", lambda: logger)
+    page = RunPage("noisy")
+    page.listen({"event": "stage", "stage": "s", "status": "started", "log": "s.log"})
+    for number in range(100_000):
+        message = f"a bar\r{number} of it\rand a line"
+        page.listen({"event": "warning", "stage": "s", "message": message})
+        done = {"phase": "p", "done": number, "total": 100_000}
+        page.listen({"event": "progress", "stage": "s", **done})
     said = [line for line in shown if line.startswith("a bar")]
     assert 100 < len(said) < 1000
     assert not any("\r" in line or "\n" in line for line in shown)
