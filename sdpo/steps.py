@@ -18,6 +18,7 @@ from sdpo.nodes import ensure_tokens, tokens_path
 from sdpo.origin import Carried
 from sdpo.reference_rules import effective_reference
 from sdpo.references import (
+    NamedModel,
     StepModels,
     check_readable,
     guided_training,
@@ -65,24 +66,21 @@ def supervised_step(context: Context) -> Record:
     )
     record = context.done("step-0", identity)
     if record is None:
-        detach(context.run.step(0) / "metrics.jsonl")
-        spec = _spec(
+        base = NamedModel(
+            name="base",
+            folder=context.resolved.model,
+            digest=context.resolved.inputs["model"],
+        )
+        record = _train(
             context,
-            name="step-0",
+            node="step-0",
             step=0,
             task="supervised",
             training=training,
-            input_model=context.resolved.model,
-            input_digest=context.resolved.inputs["model"],
-            input_name="base",
+            start=base,
             identity=identity,
             inputs=inputs,
-            budget=_replayed_budget(context, "step-0", identity),
         )
-        _check_space(context, spec)
-        context.stage(spec)
-        record = context.run.read_record("step-0")
-        assert record is not None, "the stage wrote its record"
     context.settle("step-0", record)
     return record
 
@@ -158,27 +156,21 @@ def align_step(context: Context, step: int) -> Record:
     if context.done(node, identity) is None:
         reference = _scored_reference(context, step, training, models)
         start = int(target.name.removeprefix("M_"))
-        detach(context.run.step(step) / "metrics.jsonl")
         measure_input = start == step - 1 and _find_probe(context, start)[0] is None
-        spec = _spec(
+        _train(
             context,
-            name=node,
+            node=node,
             step=step,
             task="preference",
             training=training,
-            input_model=target.folder,
-            input_digest=target.digest,
-            input_name=target.name,
+            start=target,
             reference=reference,
             models=models.said(training, tokens=reference.tokens if reference else None),
             measure_input=measure_input,
             measure_output=True,
             identity=identity,
             inputs=inputs,
-            budget=_replayed_budget(context, node, identity),
         )
-        _check_space(context, spec)
-        context.stage(spec)
         if measure_input:
             _record_probe(context, start)
         _record_probe(context, step)
@@ -191,6 +183,35 @@ def align_step(context: Context, step: int) -> Record:
     context.settle(node, record)
     _write_gamma(context, step)
     measure_kl(context, step, training)
+    return record
+
+
+def _train(
+    context: Context,
+    *,
+    node: str,
+    training: TrainingConfig,
+    start: NamedModel,
+    identity: dict[str, Any],
+    **fields: Any,
+) -> Record:
+    """Run the stage that trains ``node`` from ``start``; the record that it wrote."""
+    detach(context.run.path / node / "metrics.jsonl")
+    spec = _spec(
+        context,
+        name=node,
+        training=training,
+        input_model=start.folder,
+        input_digest=start.digest,
+        input_name=start.name,
+        identity=identity,
+        budget=_replayed_budget(context, node, identity),
+        **fields,
+    )
+    _check_space(context, spec)
+    context.stage(spec)
+    record = context.run.read_record(node)
+    assert record is not None, "the stage wrote its record"
     return record
 
 
@@ -259,26 +280,18 @@ def _train_guide(context: Context, step: int, training: TrainingConfig) -> None:
     identity, inputs = _step_identity(context, step, training, models)
     record = context.done(node, identity)
     if record is None:
-        detach(context.run.path / node / "metrics.jsonl")
-        spec = _spec(
+        record = _train(
             context,
-            name=node,
+            node=node,
             step=step,
             task="preference",
             training=training,
-            input_model=target.folder,
-            input_digest=target.digest,
-            input_name=target.name,
+            start=target,
             models={role: {"choice": "start", "name": target.name} for role in _ROLES},
             score_as_reference=True,
             identity=identity,
             inputs=inputs,
-            budget=_replayed_budget(context, node, identity),
         )
-        _check_space(context, spec)
-        context.stage(spec)
-        record = context.run.read_record(node)
-        assert record is not None, "the stage wrote its record"
     context.settle(node, record)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from bench import Bench, Outcome, forked_stages
 from command_line import Sdpo
+from flow_runs import artifacts_of, tasks_of
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.client.schemas.objects import FlowRun
 
 from flows.align import align
 from flows.runpage import RunPage
@@ -33,23 +33,10 @@ def flow_runs() -> list[FlowRun]:
         return sorted(client.read_flow_runs(), key=lambda run: str(run.created), reverse=True)
 
 
-def only(run: FlowRun) -> FlowRunFilter:
-    """This flow run and no other: the server answers with 200 rows at most."""
-    return FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-
-
 def task_names(run: FlowRun) -> list[str]:
-    with get_client(sync_client=True) as client:
-        mine = client.read_task_runs(flow_run_filter=only(run))
-    assert all(task.state is not None and task.state.is_completed() for task in mine)
-    return [task.name for task in sorted(mine, key=lambda task: str(task.start_time))]
-
-
-def artifacts(run: FlowRun) -> dict[str, Artifact]:
-    """The latest of each key."""
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(flow_run_filter=only(run))
-    return {a.key or "": a for a in sorted(found, key=lambda artifact: str(artifact.created))}
+    tasks = tasks_of(run)
+    assert all(task.state is not None and task.state.is_completed() for task in tasks)
+    return [task.name for task in tasks]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +87,7 @@ def test_its_tables_its_progress_and_its_card_are_artifacts(
     flown: tuple[ChainResult, FlowRun],
 ) -> None:
     result, run = flown
-    found = artifacts(run)
+    found = artifacts_of(run)
     tables = {"partition-flown-1", "gamma-ref-flown-1", "reserve-flown-1"}
     assert found.keys() == {
         *tables,

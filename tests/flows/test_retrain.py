@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from bench import Bench, forked_stages
+from flow_runs import artifacts_of, tasks_of
 from histories import origin, write_new_pairs
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
 
@@ -58,17 +58,6 @@ def last_run() -> FlowRun:
         return max(client.read_flow_runs(), key=lambda run: str(run.created))
 
 
-def only(run: FlowRun) -> FlowRunFilter:
-    """This flow run and no other: the server answers with 200 rows at most."""
-    return FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-
-
-def task_names(run: FlowRun) -> list[str]:
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(flow_run_filter=only(run))
-    return [task.name for task in sorted(tasks, key=lambda task: str(task.start_time))]
-
-
 def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted: Bench) -> None:
     found = flown(promoted, *range(20))
     run = last_run()
@@ -77,9 +66,8 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     assert run.state.is_completed()
     assert (run.state.message or "").startswith("promoted: gate: by estimates alone")
     nodes = ("step 3: align on D_3 (18 pairs)", "report", "gate", "promote")
-    assert [name for name in task_names(run) if name in nodes] == list(nodes)
-    with get_client(sync_client=True) as client:
-        found_there = {a.key: a for a in client.read_artifacts(flow_run_filter=only(run))}
+    assert [task.name for task in tasks_of(run) if task.name in nodes] == list(nodes)
+    found_there = artifacts_of(run)
     table = found_there["gate-tiny"]
     assert {"partition-tiny", "gamma-ref-tiny", "reserve-tiny", "run-tiny"} <= found_there.keys()
     assert "M_3 accuracy vs S" in str(table.data)
