@@ -26,7 +26,7 @@ from sdpo.objectives import OBJECTIVE_SETTINGS
 from sdpo.reference_rules import REFERENCE_FIELDS
 from sdpo.store import differences
 
-TRAINER_VERSION = 2
+TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""
 DATA_VERSION = 1
 """Raised when a change changes which pairs come out of the same files."""

@@ -221,6 +221,16 @@ def test_a_padded_batch_gives_what_the_model_itself_gives_each_sequence(model):
     torch.testing.assert_close(ours.double(), own, rtol=1e-6, atol=1e-4)
 
 
+def test_a_long_completion_is_summed_without_losing_digits(make_llama):
+    model = make_llama(max_position_embeddings=4096)
+    (sequence,) = draw(4000)
+    with torch.no_grad():
+        ours = SequenceScorer(model)(collate([sequence], pad_token_id=0))
+        own = own_logps(model, [sequence])
+    # One ulp of fp32 at -13,000 nats is 1e-3; 2,667 fp32 additions in a row lose many of them.
+    torch.testing.assert_close(ours.double(), own, rtol=1e-7, atol=0)
+
+
 def test_its_gradients_are_those_of_the_models_own_logits(make_llama):
     sequences = draw(5, 9, 12)
     gradients = []
