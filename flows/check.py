@@ -12,7 +12,7 @@ from rich.panel import Panel
 
 from flows.commands import print_plan_notes, scratch_run
 from flows.console import table
-from sdpo.batching import HEAD_CHUNK_BYTES, micro_batch_tokens, optimizer_steps
+from sdpo.batching import head_rows, lane_count, micro_batch_tokens, optimizer_steps
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.digest import read_config, tensor_entries
 from sdpo.files import read_json
@@ -197,20 +197,24 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
         # all-linear: q, k, v, o and three feed-forward matrices of each layer
         trained = layers * training.lora_r * (8 * hidden + 3 * (hidden + inner))
     width = hidden if training.gradient_checkpointing else 14 * hidden + 4 * inner
-    tokens = micro_batch_tokens(
-        training.micro_batch_tokens, device=str(context.config.launch.device)
-    )
-    bytes_each = 2 if training.precision == "bf16" else 4
-    launch = context.config.launch
-    processes = launch.processes
+    launch, bytes_each = context.config.launch, 2 if training.precision == "bf16" else 4
+    processes, device = launch.processes, str(launch.device)
+    tokens = micro_batch_tokens(training.micro_batch_tokens, device=device)
+    lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
+    vocabulary = int(text["vocab_size"])
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1
     return MemoryEstimate(
         parameters=parameters,
         trained=trained,
         weights_bytes=4 * parameters // (processes if sharded == 3 else 1),
-        gradients_bytes=4 * trained // (processes if sharded else 1),
+        gradients_bytes=4 * trained * _copies(lanes) // (processes if sharded else 1),
         optimizer_bytes=4 * states * trained // (processes if sharded else 1),
-        activations_bytes=math.ceil(tokens * layers * width * bytes_each),
-        head_bytes=3 * HEAD_CHUNK_BYTES,
+        activations_bytes=math.ceil(lanes * tokens * layers * width * bytes_each),
+        head_bytes=lanes * 3 * 4 * vocabulary * head_rows(vocabulary, device=device),
     )
+
+
+def _copies(lanes: int) -> int:
+    """Of the gradients: each lane has a sum of its own and those of a micro-batch beside it."""
+    return 1 if lanes == 1 else 2 * lanes

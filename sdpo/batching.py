@@ -10,13 +10,24 @@ from functools import lru_cache
 
 import numpy as np
 
-CPU_MICRO_BATCH_TOKENS = 2048
+CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 16384
 """Padded tokens of one micro-batch where the recipe sets none. On CPU a fixed number, since another
 composition of a micro-batch changes the last bits of its sums."""
 
-HEAD_CHUNK_BYTES = 32 * 2**20
-"""Bytes of one chunk of the head's fp32 logits."""
+_HEAD_CPU_BYTES = 4 * 2**20
+_HEAD_CPU_ROWS = 256
+_HEAD_CPU_MOST_BYTES = 32 * 2**20
+_HEAD_GPU_BYTES = 256 * 2**20
+"""Of one chunk of the head's fp32 logits. On a CPU it stays in the cache while its few passes are
+made, but is not cut below so many rows for it. A GPU reads the whole head for every chunk, which
+hundreds of rows hide."""
+
+LANE_WEIGHTS = 64_000_000
+"""Weights up to which a model's matrix products are too small to keep several threads busy. A
+larger one does, and another copy of its gradients would cost more memory than it saves time."""
+_MOST_LANES = 4
+"""Each holds the activations of a micro-batch."""
 
 GRADIENT_FREE_FACTOR = 4
 """A forward without gradient holds no activations: so many times the tokens fit on a GPU."""
@@ -25,6 +36,25 @@ GRADIENT_FREE_FACTOR = 4
 def micro_batch_tokens(setting: int, *, device: str) -> int:
     """Token budget of a micro-batch: as set, or by the device."""
     return setting or (CPU_MICRO_BATCH_TOKENS if device == "cpu" else GPU_MICRO_BATCH_TOKENS)
+
+
+def head_rows(vocabulary: int, *, device: str) -> int:
+    """Rows of hidden states whose logits exist at a time."""
+    row = 4 * vocabulary
+    if device != "cpu":
+        return max(1, _HEAD_GPU_BYTES // row)
+    return max(1, _HEAD_CPU_BYTES // row, min(_HEAD_CPU_ROWS, _HEAD_CPU_MOST_BYTES // row))
+
+
+def lane_count(weights: int, *, threads: int, device: str, processes: int) -> int:
+    """Into how many threads of its own micro-batches a process divides its work (`sdpo.lanes`).
+
+    As many as share its ``threads`` evenly where a model of so many ``weights`` is small and on a
+    CPU; else one.
+    """
+    if device != "cpu" or processes > 1 or weights > LANE_WEIGHTS:
+        return 1
+    return next(count for count in range(_MOST_LANES, 0, -1) if threads % count == 0)
 
 
 def resolve_layout(setting: str, *, attention: str) -> str:

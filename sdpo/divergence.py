@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.batching import HEAD_CHUNK_BYTES, micro_batches
+from sdpo.batching import micro_batches
 from sdpo.head import head_logits
 from sdpo.layouts import Batch
 from sdpo.logps import TokenSequence, collate
 
+CHUNK_BYTES = 32 * 2**20
+"""Of a chunk of rows, with all its copies."""
 COPIES = 6
 """Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
 made from and into. A chunk is so much smaller than one of the training's head."""
@@ -91,7 +93,7 @@ def _terms(
     The whole vocabulary is needed, so logits exist for one chunk of rows and never in full.
     """
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
-    chunk = max(1, HEAD_CHUNK_BYTES // (8 * COPIES * vocabulary))
+    chunk = max(1, CHUNK_BYTES // (8 * COPIES * vocabulary))
     parts = []
     for start in range(0, len(targets), chunk):
         rows = slice(start, start + chunk)

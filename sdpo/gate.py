@@ -19,6 +19,7 @@ import torch
 
 from sdpo.cache import RowLogps
 from sdpo.errors import GateError
+from sdpo.lanes import in_lanes
 from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.objectives.losses import loss_at_reference
 from sdpo.score import Scorer
@@ -81,9 +82,13 @@ def tolerance(reference: np.ndarray, scored: np.ndarray, *, precision: str) -> n
     return np.asarray(1e-6 * np.abs(reference) + 1e-3)
 
 
-def sample_rows(first_batch: np.ndarray, rows: int, *, seed: int) -> np.ndarray:
-    """The first global batch, and 32 random ones of the other ``rows``."""
-    others = np.setdiff1d(np.arange(rows), first_batch)
+def sample_rows(first_batch: np.ndarray, *, cached: np.ndarray, seed: int) -> np.ndarray:
+    """The first global batch, and 32 random ones of the others that were ``cached``.
+
+    A row that the same process computed a moment ago is not stale: what can be wrong between
+    scoring and training shows in the first batch.
+    """
+    others = np.setdiff1d(cached, first_batch)
     drawn = np.random.default_rng([seed, 1]).permutation(others)[:RANDOM_ROWS]
     return np.concatenate([first_batch, drawn])
 
@@ -96,10 +101,12 @@ def check(
     first_batch: np.ndarray,
     precision: str,
     seed: int,
+    cached: np.ndarray,
     compare: Compared = POLICY,
 ) -> GateResult:
     """Compare on the first global batch and 32 random rows, and take the loss of the former.
 
+    ``cached``: the items whose log-probs were in the cache before; the random ones are of these.
     ``compare``: with the policy where it is the reference; else what the comparison with the
     reference found. Every rank does the whole comparison: it is small, and needs no talk between
     ranks.
@@ -109,9 +116,11 @@ def check(
     """
     rows = first_batch
     if compare == POLICY:
-        rows = sample_rows(first_batch, len(task.ids), seed=seed)
+        rows = sample_rows(first_batch, cached=cached, seed=seed)
     trainer.scorer.eval()
-    policy = np.stack([_both_sides(trainer, task, row) for row in rows])
+    policy = np.stack(
+        list(in_lanes(lambda row: _both_sides(trainer, task, row), rows, lanes=trainer.lanes))
+    )
     if isinstance(compare, Agreement):
         found = compare
     else:

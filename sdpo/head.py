@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdpo.batching import HEAD_CHUNK_BYTES
+from sdpo.batching import head_rows
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _ChunkedHead(torch.autograd.Function):
         scale: float,
         softcap: float,
     ) -> torch.Tensor:
-        chunk = max(1, HEAD_CHUNK_BYTES // (4 * weight.shape[0]))
+        chunk = head_rows(weight.shape[0], device=hidden.device.type)
         kernel = weight.to(hidden.dtype)
         logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logps)
@@ -57,12 +57,14 @@ class _ChunkedHead(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             logits = _logits(hidden[rows], kernel, bias, scale, softcap)
-            slope = torch.exp(logits - lse[rows, None]).neg_()
-            slope[torch.arange(len(slope), device=slope.device), targets[rows]] += 1
-            slope *= gradient[rows, None]
-            if softcap:
-                slope *= 1 - (logits / softcap) ** 2
-            slope *= scale
+            bend = 1 - (logits / softcap) ** 2 if softcap else None
+            slope = logits.sub_(lse[rows, None]).exp_().mul_(-gradient[rows, None])
+            here = torch.arange(len(slope), device=slope.device)
+            slope[here, targets[rows]] += gradient[rows]
+            if bend is not None:
+                slope *= bend
+            if scale != 1.0:
+                slope *= scale
             if bias_grad is not None:
                 bias_grad += slope.sum(0)
             low = slope.to(hidden.dtype)

@@ -15,6 +15,7 @@ from sdpo.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batche
 from sdpo.cache import LogpCache, RowLogps
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
+from sdpo.lanes import in_lanes
 from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.tokens.store import TokenFile
 
@@ -23,22 +24,30 @@ _PART_ROWS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """A model that is ready to score: ``module`` is a :class:`~sdpo.logps.SequenceScorer`."""
+    """A model that is ready to score: ``module`` is a :class:`~sdpo.logps.SequenceScorer`.
+
+    More than one of ``lanes``: see :mod:`sdpo.lanes`.
+    """
 
     accelerator: Any
     module: Any
     pad_token_id: int
     micro_batch_tokens: int
     layout: str = "padded"
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Log-probs of all rows asked for, and how many of them were computed now."""
+    """Log-probs of all rows asked for, and how many of them were computed now.
+
+    ``from_cache``: bool ``[rows]``, those that were there before.
+    """
 
     logps: RowLogps
     computed: int
     cached: int
+    from_cache: np.ndarray
 
 
 def score_rows(
@@ -70,7 +79,11 @@ def score_rows(
     holes = np.flatnonzero(~found.present)
     if len(holes):
         raise Fault(f"{phase}: {len(holes)} rows have no log-probs after scoring")
-    return Scored(found, computed=len(missing), cached=len(rows) - len(missing))
+    from_cache = np.ones(len(rows), dtype=np.bool_)
+    from_cache[missing] = False
+    return Scored(
+        found, computed=len(missing), cached=len(rows) - len(missing), from_cache=from_cache
+    )
 
 
 def _agreed(accelerator: Any, missing: np.ndarray) -> np.ndarray:
@@ -113,9 +126,14 @@ def _compute(
     share = shares[accelerator.process_index]
     costs = np.array([lengths[batch].sum() for batch in share])
     done, pending = 0, _Pending(cache)
-    for batch, cost in zip(share, costs, strict=True):
-        members = [rows[i] for i in batch] or [rows[-1]]
-        logps = _forward(scorer, tokens, members, unpadded=on_cpu)
+    # A rank without rows takes part in the forward, as sharded models need.
+    forwards = [[rows[i] for i in batch] or [rows[-1]] for batch in share]
+    found = in_lanes(
+        lambda members: _forward(scorer, tokens, members, unpadded=on_cpu),
+        forwards,
+        lanes=scorer.lanes,
+    )
+    for batch, members, cost, logps in zip(share, forwards, costs, found, strict=True):
         if len(batch):
             _check_finite(logps, tokens, members)
             pending.add([tokens.row(row).row_digest for row in members], logps)

@@ -58,7 +58,7 @@ def run_stage(
     spec.events.unlink(missing_ok=True)
     outcome, mark = _Outcome(spec, listen), uuid.uuid4().hex
     listen({"event": "stage", "stage": spec.name, "status": "started", "log": str(spec.log)})
-    with watched(mark), spec.log.open("ab") as log:
+    with watched(mark, keep=keep), spec.log.open("ab") as log:
         process = subprocess.Popen(
             _command(spec, path),
             stdin=subprocess.DEVNULL,

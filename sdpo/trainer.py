@@ -20,6 +20,7 @@ from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optim
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError, Fault, LowMemoryError
 from sdpo.headroom import Budget, halved
+from sdpo.lanes import GradientSum, in_lanes
 from sdpo.layouts import LAYOUTS
 from sdpo.tasks import ItemLosses, Task
 
@@ -85,7 +86,7 @@ class Trainer:
     """A model under an accelerator, and the settings it trains with.
 
     ``scorer`` is the prepared :class:`~sdpo.logps.SequenceScorer`, ``optimizer`` the prepared
-    optimizer or None where nothing is trained.
+    optimizer or None where nothing is trained. More than one of ``lanes``: see :mod:`sdpo.lanes`.
     """
 
     accelerator: Any
@@ -94,6 +95,7 @@ class Trainer:
     training: TrainingConfig
     pad_token_id: int
     layout: str = "padded"
+    lanes: int = 1
     progress: Progress = field(default_factory=Progress)
 
     def budget(self, step: int) -> int:
@@ -118,14 +120,19 @@ class Trainer:
 
     def cut(self, items: np.ndarray, costs: np.ndarray, *, step: int) -> list[np.ndarray]:
         """This rank's micro-batches of ``items``, with the budget of optimizer step ``step``."""
-        shares = micro_batches(
+        shares = self._shares(items, costs, step=step, among=self.accelerator.num_processes)
+        return shares[self.accelerator.process_index]
+
+    def _shares(
+        self, items: np.ndarray, costs: np.ndarray, *, step: int, among: int
+    ) -> list[list[np.ndarray]]:
+        return micro_batches(
             items,
             costs,
             budget=self.budget(step),
-            ranks=self.accelerator.num_processes,
+            ranks=among,
             padded=LAYOUTS[self.layout].padded,
         )
-        return shares[self.accelerator.process_index]
 
     def train(self, task: Task, *, on_step: Callable[[int, int, Metrics], None]) -> int:
         """Train on ``task``; ``on_step(step, total, metrics)`` after each optimizer step, from 1.
@@ -213,6 +220,8 @@ class Trainer:
 
     def _gradients(self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int) -> Metrics:
         """Add the gradients of a global batch; returns its metrics."""
+        if self.lanes > 1:
+            return self._gradients_in_lanes(task, batch, costs, step=step)
         accelerator = self.accelerator
         cut = self.cut(batch, costs, step=step)
         weight = float(task.weights(batch).sum())
@@ -224,11 +233,37 @@ class Trainer:
             accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else accelerator.no_sync(self.scorer):
                 losses = self._forward(task, items, fallback=batch)
-                sums.add(losses, items)
+                sums.add(losses)
                 if last:
                     metrics = sums.means(weight=weight)
                     self._check_finite(metrics, task, batch)
                 accelerator.backward(losses.loss.sum() * scale)
+        return metrics
+
+    def _gradients_in_lanes(
+        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
+    ) -> Metrics:
+        """As :meth:`_gradients`, the lanes being to this process what ranks are to a training."""
+        weight = float(task.weights(batch).sum())
+        trained = [p for p in self.scorer.parameters() if p.requires_grad]
+
+        def lane(share: list[np.ndarray]) -> tuple[GradientSum, list[ItemLosses]]:
+            gradients, found = GradientSum(trained), []
+            for items in share:
+                losses = task.losses(self.logps(task, items), items)
+                gradients.backward(losses.loss.sum() / weight)
+                found.append(ItemLosses(losses.loss.detach(), losses.metrics))
+            return gradients, found
+
+        shares = self._shares(batch, costs, step=step, among=self.lanes)
+        busy = [[items for items in share if len(items)] for share in shares]
+        sums = _Sums(self.accelerator)
+        for gradients, found in in_lanes(lane, busy, lanes=self.lanes):
+            gradients.hand_over()
+            for losses in found:
+                sums.add(losses)
+        metrics = sums.means(weight=weight)
+        self._check_finite(metrics, task, batch)
         return metrics
 
     def _forward(self, task: Task, items: np.ndarray, *, fallback: np.ndarray) -> ItemLosses:
@@ -236,7 +271,7 @@ class Trainer:
         if len(items):
             return task.losses(self.logps(task, items), items)
         losses = task.losses(self.logps(task, fallback[-1:]), fallback[-1:])
-        return ItemLosses(losses.loss * 0.0, {})
+        return ItemLosses(losses.loss[:0], {})
 
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf
@@ -262,8 +297,10 @@ class Trainer:
         cut = self.cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
-        for items in cut:
-            sums.add(self._forward(task, items, fallback=everything), items)
+        for losses in in_lanes(
+            lambda items: self._forward(task, items, fallback=everything), cut, lanes=self.lanes
+        ):
+            sums.add(losses)
         self.scorer.train()
         means = sums.means(weight=float(task.weights(everything).sum()))
         if not math.isfinite(means["loss"]):
@@ -297,9 +334,9 @@ class _Sums:
         self._items = 0
         self._metrics: dict[str, torch.Tensor] = {}
 
-    def add(self, losses: ItemLosses, items: np.ndarray) -> None:
+    def add(self, losses: ItemLosses) -> None:
         self._loss += losses.loss.detach().double().sum()
-        self._items += len(items)
+        self._items += len(losses.loss)
         for name, values in losses.metrics.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + values.double().sum()
 

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
@@ -22,10 +22,11 @@ _ALL_IS_WELL = b"."
 
 
 @contextmanager
-def outlived_by(module: str, *arguments: str) -> Iterator[None]:
+def outlived_by(module: str, *arguments: str, keep: Sequence[int] = ()) -> Iterator[None]:
     """Within it `python -m module` waits, in a session of its own, for the death of this process.
 
-    It gets ``arguments`` and a descriptor: see :func:`parent_died`.
+    It gets ``arguments`` and a descriptor: see :func:`parent_died`. It holds the descriptors
+    ``keep`` as well.
     """
     read, write = os.pipe()
     try:
@@ -35,7 +36,7 @@ def outlived_by(module: str, *arguments: str) -> Iterator[None]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=(read,),
+            pass_fds=(read, *keep),
         )
     finally:
         os.close(read)
@@ -55,9 +56,13 @@ def parent_died(descriptor: int) -> bool:
     return os.read(descriptor, 1) != _ALL_IS_WELL
 
 
-def watched(mark: str) -> AbstractContextManager[None]:
-    """Within it, the death of this process is the end of all processes that bear ``mark``."""
-    return outlived_by("sdpo.watchdog", mark)
+def watched(mark: str, *, keep: Sequence[int] = ()) -> AbstractContextManager[None]:
+    """Within it, the death of this process is the end of all processes that bear ``mark``.
+
+    Locks that ``keep`` are the descriptors of last until then: not every process of a stage has
+    them, since launchers of several close what they do not know.
+    """
+    return outlived_by("sdpo.watchdog", mark, keep=keep)
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -111,9 +111,8 @@ class _SegmentedAttention(torch.autograd.Function):
         gradient = gradients[0]
         grouped = query.shape[1] != key.shape[1]
         # Laid out [1, tokens, heads, width], as the projections want their gradients.
-        dq, dk, dv = (
-            torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (query, key, value)
-        )
+        dq = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        dk, dv = (torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (key, value))
         for segment, mask, lse in zip(parts, masks, sums, strict=True):
             q, k, v = _slices(query, key, value, segment)
             groups = k.shape[0]

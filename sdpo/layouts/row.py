@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sdpo.layouts.batch import Batch, PromptGroup, targets_of
-from sdpo.layouts.segments import Segment, Segments, padded_length
+from sdpo.layouts.segments import Segment, Segments, in_blocks, padded_length
 
 
 class Row:
@@ -26,11 +26,14 @@ class Row:
         """What follows sees nothing of what is there."""
         self._group += 1
 
-    def add(self, ids: np.ndarray, *, position: int, part: int) -> None:
-        """Add a run whose first token has ``position``; part 0 is seen by the whole group."""
-        count = len(ids)
-        self._ids.append(ids)
-        self._positions.append(np.arange(position, position + count))
+    def add(self, ids: np.ndarray, *, position: int, part: int, backwards: bool = False) -> None:
+        """Add a run whose first token has ``position``; part 0 is seen by the whole group.
+
+        Laid out ``backwards`` its last token comes first.
+        """
+        count, order = len(ids), slice(None, None, -1 if backwards else 1)
+        self._ids.append(ids[order])
+        self._positions.append(np.arange(position, position + count)[order])
         self._groups.append(np.full(count, self._group))
         self._parts.append(np.full(count, part))
         self.tokens += count
@@ -52,12 +55,13 @@ class Row:
             self.see(start, self.tokens, start, self.tokens)
         targets, scored = targets_of(groups)
         positions = _joined(self._positions)
+        parts = self._segments
+        if device == "cpu":
+            parts = [part for whole in parts for part in in_blocks(whole, positions.numpy())]
         return Batch(
             input_ids=_joined(self._ids)[None],
             position_ids=positions[None],
-            segments=Segments(
-                tuple(self._segments), positions, _joined(self._groups), _joined(self._parts)
-            ),
+            segments=Segments(tuple(parts), positions, _joined(self._groups), _joined(self._parts)),
             predictors=_joined(self._predictors),
             targets=targets,
             scored=scored,

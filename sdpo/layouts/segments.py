@@ -5,14 +5,18 @@ sees the positions up to its own. Cutting attention by segments computes the vis
 nothing else, and needs no padding; FlexAttention gets the same rule as a block mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 _BLOCK = 128
 """FlexAttention works on blocks of so many tokens: rows for it are padded to a multiple."""
+
+_CPU_BLOCK = 128
+"""Queries of a long segment that a CPU computes at a time: see :func:`in_blocks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,22 @@ class Segment:
     last: int
     first_key: int
     last_key: int
+
+
+def in_blocks(segment: Segment, positions: np.ndarray) -> Iterator[Segment]:
+    """The queries of ``segment`` some at a time, each with the run of keys that hold all it sees.
+
+    The kernel computes the whole rectangle under a mask; so half of the square of a long completion
+    with itself is left out. ``positions``: of all tokens of the row.
+    """
+    length = segment.last - segment.first
+    edges = np.linspace(segment.first, segment.last, -(-length // _CPU_BLOCK) + 1).astype(int)
+    keys = positions[segment.first_key : segment.last_key]
+    for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        seen = np.flatnonzero(keys <= positions[first:last].max())
+        yield Segment(
+            first, last, segment.first_key + int(seen[0]), segment.first_key + int(seen[-1]) + 1
+        )
 
 
 @dataclass(frozen=True, slots=True)

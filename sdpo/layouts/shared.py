@@ -1,8 +1,9 @@
 """The prompt once for all its completions: each sees the prompt and itself, not the others.
 
-Tokens of a pair go from 2P + C + R to P + C + R. The row holds the first completion, the prompt,
-then the second: so what each completion may see is one run of keys, and attention needs no copies.
-Positions restart after the prompt, and tokens are what they are in rows of their own.
+Tokens of a pair go from 2P + C + R to P + C + R. The row holds the first completion from its end to
+its beginning, the prompt, then the second: so what each token may see is one run of keys, and
+attention needs no copies. Positions restart after the prompt, and tokens are what they are in rows
+of their own.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) ->
         start = row.tokens
         *before, after = group.completions
         for side in before:
-            row.add(side, position=length, part=1)
+            row.add(side, position=length, part=1, backwards=True)
         prompt = row.tokens
         row.add(group.prompt, position=0, part=0)
         row.add(after, position=length, part=2)
@@ -30,7 +31,7 @@ def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) ->
         last = prompt + length - 1  # predicts the first token of each completion
         if before:
             row.see(start, prompt, start, prompt + length)
-            row.predict(np.concatenate([[last], np.arange(start, prompt - 1)]))
+            row.predict(np.concatenate([[last], np.arange(prompt - 1, start, -1)]))
         row.see(prompt + length, row.tokens, prompt, row.tokens)
         row.predict(np.arange(last, row.tokens - 1))
     return row.batch(groups, pad_token_id=pad_token_id, device=device)

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from sdpo.batching import resolve_layout
+from sdpo.batching import lane_count, resolve_layout
 from sdpo.config import TrainingConfig
 from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.fused import fuse
+from sdpo.lanes import draws_at_random
 from sdpo.layouts import PromptGroup
 from sdpo.layouts.check import agrees, longest_pairs
 from sdpo.logps import SequenceScorer
@@ -108,6 +109,15 @@ class Session:
             pad_token_id=self.pad_token_id,
             micro_batch_tokens=self.spec.training.micro_batch_tokens,
             layout=self.layout,
+            lanes=self._lanes(),
+        )
+
+    def _lanes(self) -> int:
+        return lane_count(
+            sum(parameter.numel() for parameter in self.policy.parameters()),
+            threads=torch.get_num_threads(),
+            device=self.device.type,
+            processes=self.accelerator.num_processes,
         )
 
     def trainer(self, training: TrainingConfig) -> Trainer:
@@ -121,6 +131,9 @@ class Session:
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, training)
             model, optimizer = self.accelerator.prepare(scorer, optimizer)
+        # Recomputation and compiled code belong to one thread, and so does the order of what is
+        # drawn at random.
+        alone = training.gradient_checkpointing or training.compile or draws_at_random(self.policy)
         return Trainer(
             accelerator=self.accelerator,
             scorer=model,
@@ -128,6 +141,7 @@ class Session:
             training=training,
             pad_token_id=self.pad_token_id,
             layout=self.layout,
+            lanes=1 if alone else self._lanes(),
         )
 
     def publish(self) -> str:

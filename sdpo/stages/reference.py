@@ -57,7 +57,8 @@ def score_as_reference(
     )
     digests = [tokens.row(row).row_digest for row in rows]
     one_of_each_part = np.unique(cache.part_of(digests), return_index=True)[1]
-    sample = gate.sample_rows(first, len(rows), seed=training.seed)
+    cached = np.flatnonzero(scored.from_cache)
+    sample = gate.sample_rows(first, cached=cached, seed=training.seed)
     items = np.union1d(sample, one_of_each_part)
     found = gate.check_cache(
         scorer,
@@ -90,7 +91,8 @@ def cached_values(
             f"{phase}: {missing} rows have no log-probs under {reference.name}, which was to be "
             "scored before this stage"
         )
-    return Scored(best, computed=0, cached=len(digests))
+    looked_up = np.ones(len(digests), dtype=np.bool_)
+    return Scored(best, computed=0, cached=len(digests), from_cache=looked_up)
 
 
 def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
@@ -109,14 +111,22 @@ def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Com
 
 
 def note_checked(
-    spec: StepSpec, tokens: TokenFile, rows: pa.Table, first: np.ndarray, passed: gate.GateResult
+    spec: StepSpec,
+    tokens: TokenFile,
+    rows: pa.Table,
+    scored: Scored,
+    first: np.ndarray,
+    passed: gate.GateResult,
 ) -> None:
     """Note what the gate compared with the policy: a later step with this reference profits.
 
-    ``rows`` are D_t's, ``first`` those of the first global batch.
+    ``rows`` are D_t's, ``first`` those of the first global batch. What this process computed is the
+    policy's own too.
     """
-    compared = gate.sample_rows(first, rows.num_rows, seed=spec.training.seed)
-    at = rows["token_row"].take(pa.array(compared)).to_pylist()
+    cached = np.flatnonzero(scored.from_cache)
+    compared = gate.sample_rows(first, cached=cached, seed=spec.training.seed)
+    known = np.union1d(compared, np.flatnonzero(~scored.from_cache))
+    at = rows["token_row"].take(pa.array(known)).to_pylist()
     cache = open_cache(spec, spec.input_digest)
     digests = [tokens.row(row).row_digest for row in at]
     if cache.lookup(digests).present.all():

@@ -141,8 +141,8 @@ def _reference_facts(
     step: StepFiles, trainer: Trainer, task: PreferenceTask, reference: Reference
 ) -> dict[str, Any]:
     """What the record says of the reference: the gate, and the rows scored for the loss."""
-    training = step.spec.training
-    if reference.scored is None:
+    training, scored = step.spec.training, reference.scored
+    if scored is None:
         why = f"objective {training.objective} reads no reference: there is nothing to compare"
         return {
             "gate": None,
@@ -159,11 +159,11 @@ def _reference_facts(
             first_batch=first,
             precision=training.precision,
             seed=training.seed,
+            cached=np.flatnonzero(scored.from_cache),
             compare=compared_with(step.spec, step.tokens, reference.rows),
         )
         if passed.compared == gate.POLICY and step.session.accelerator.is_main_process:
-            note_checked(step.spec, step.tokens, reference.rows, first, passed)
-    scored = reference.scored
+            note_checked(step.spec, step.tokens, reference.rows, scored, first, passed)
     return {
         "gate": asdict(passed),
         "scored_rows": {"computed": scored.computed, "cached": scored.cached},
@@ -196,7 +196,8 @@ def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
     computed, cached = (
         step.saved.content["facts"]["scored_rows"][n] for n in ("computed", "cached")
     )
-    kept = Reference(rows, Scored(logps, computed=computed, cached=cached))
+    looked_up = np.ones(rows.num_rows, dtype=np.bool_)
+    kept = Reference(rows, Scored(logps, computed=computed, cached=cached, from_cache=looked_up))
     same = table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
     return kept if same and kept.digest == step.saved.content["key"]["reference"] else None
 

@@ -1,13 +1,15 @@
 """Runs that are cancelled, killed or left alone: no process survives, the state is right, and they
 can be gone on with."""
 
+import os
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from bench import Bench, Values
-from desk import Desk, FlowRun, wait_until
+from desk import ROOT, Desk, FlowRun, wait_until
 from histories import flip
 from processes import stages_of
 
@@ -16,8 +18,31 @@ from sdpo.store import RunFolder
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def start(desk: Desk, parameters: Values) -> FlowRun:
-    run = desk.submit("sdpo-align/align", parameters)
+STUBBORN = """
+import os, signal, subprocess, sys, time
+if "sdpo.stage" in sys.orig_argv and "step-1.json" in sys.orig_argv[-1]:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+"""
+"""What every Python of a run does when it starts: that of a step leaves a child in a session of its
+own that ignores SIGTERM."""
+
+
+@pytest.fixture
+def stubborn(tmp_path: Path) -> Values:
+    """Variables of a run whose steps have such a child."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(STUBBORN)
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def stubborn_children(run: FlowRun) -> list[psutil.Process]:
+    return [p for p in run.all_processes() if "time.sleep(600)" in p.cmdline()[-1]]
+
+
+def start(desk: Desk, parameters: Values, *, environment: Values | None = None) -> FlowRun:
+    run = desk.submit("sdpo-align/align", parameters, environment=environment)
     run.until_training(folder_of(parameters))
     return run
 
@@ -42,6 +67,30 @@ def test_cancelled_while_training_it_ends_and_retried_it_goes_on(desk: Desk, lon
     assert run.wait() == "COMPLETED"
     assert any("goes on after optimizer step" in line for line in run.lines())
     assert RunFolder(folder_of(long)).complete_steps() == [1]
+
+
+def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_cancelled_run(
+    desk: Desk, long: Values, stubborn: Values
+) -> None:
+    run = start(desk, long, environment=stubborn)
+    assert stubborn_children(run)
+    asked_s = time.time()
+    run.cancel()
+    assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
+    assert run.ended_s - asked_s < 35
+    assert_nothing_is_left(run, long)
+
+
+def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_killed_engine(
+    desk: Desk, long: Values, stubborn: Values
+) -> None:
+    run = start(desk, long, environment=stubborn)
+    assert stubborn_children(run)
+    engine = run.engine
+    assert engine is not None
+    engine.send_signal(signal.SIGKILL)
+    assert run.wait(60) == "CRASHED"
+    assert_nothing_is_left(run, long, within_s=25)
 
 
 def test_a_killed_engine_is_crashed_and_leaves_nothing(desk: Desk, long: Values) -> None:

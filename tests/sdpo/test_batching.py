@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 from sdpo.batching import (
     CPU_MICRO_BATCH_TOKENS,
     GPU_MICRO_BATCH_TOKENS,
+    LANE_WEIGHTS,
     epoch_order,
     global_batch,
+    head_rows,
+    lane_count,
     micro_batch_tokens,
     micro_batches,
     optimizer_steps,
@@ -159,3 +162,28 @@ def test_the_budget_is_the_recipes_or_the_devices():
     assert micro_batch_tokens(7, device="cpu") == micro_batch_tokens(7, device="cuda") == 7
     assert micro_batch_tokens(0, device="cpu") == CPU_MICRO_BATCH_TOKENS
     assert micro_batch_tokens(0, device="cuda") == GPU_MICRO_BATCH_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "rows"),
+    [(2048, "cpu", 512), (32000, "cpu", 256), (128256, "cpu", 65), (128256, "cuda", 523)],
+)
+def test_a_chunk_of_the_head_is_as_large_as_its_device_likes(vocabulary, device, rows):
+    assert head_rows(vocabulary, device=device) == rows
+
+
+def test_a_chunk_of_the_head_has_at_least_one_row():
+    assert head_rows(10**9, device="cpu") == head_rows(10**9, device="cuda") == 1
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 3), (5, 1), (6, 3), (16, 4)])
+def test_a_small_model_gets_lanes_that_share_the_threads_evenly(threads, lanes):
+    assert lane_count(LANE_WEIGHTS, threads=threads, device="cpu", processes=1) == lanes
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "processes"),
+    [(LANE_WEIGHTS + 1, "cpu", 1), (1000, "cpu", 2), (1000, "cuda", 1)],
+)
+def test_a_large_model_several_processes_and_a_gpu_get_one_lane(weights, device, processes):
+    assert lane_count(weights, threads=2, device=device, processes=processes) == 1

@@ -137,7 +137,7 @@ def test_the_key_holds_what_log_probs_depend_on_and_no_more():
 
 
 def test_the_folder_of_a_key_stays_where_it_is(cache, tmp_path):
-    assert cache.folder == tmp_path / "logps" / "8f186212f8bf777c716413e50386a08c"
+    assert cache.folder == tmp_path / "logps" / "1b9223e027a2e1980dd27199862ec421"
 
 
 @given(

@@ -123,7 +123,7 @@ def test_small_chunks_change_nothing(monkeypatch):
     policy, other = tiny(1), tiny(2)
     completions = [(0, 1, 2, 3), (4, 3), (1, 1, 1)]
     whole = measured(policy, other, completions)
-    monkeypatch.setattr("sdpo.divergence.HEAD_CHUNK_BYTES", 1)
+    monkeypatch.setattr("sdpo.divergence.CHUNK_BYTES", 1)
     rows = measured(policy, other, completions)
     np.testing.assert_allclose(rows.kl, whole.kl, rtol=1e-6)
     np.testing.assert_allclose(rows.k1, whole.k1, rtol=1e-5, atol=1e-6)

@@ -36,9 +36,10 @@ def task(policy):
         return with_reference(pairs, hf_pair_logps(double(policy), pairs, np.arange(10)).numpy())
 
 
-def check(policy, task, *, precision="fp32"):
+def check(policy, task, *, precision="fp32", cached=None):
     trainer = make_trainer(policy, TrainingConfig(), precision=precision)
-    return gate.check(trainer, task, first_batch=FIRST, precision=precision, seed=1)
+    cached = np.arange(len(task.ids)) if cached is None else cached
+    return gate.check(trainer, task, first_batch=FIRST, precision=precision, seed=1, cached=cached)
 
 
 def test_a_policy_that_is_its_reference_passes_with_a_loss_of_ln_2(policy, task):
@@ -54,6 +55,14 @@ def test_at_most_32_pairs_beside_the_first_batch_are_looked_at(policy):
     with torch.no_grad():
         reference = hf_pair_logps(policy, pairs, np.arange(50)).numpy()
     assert check(policy, with_reference(pairs, reference)).pairs == 4 + 32
+
+
+def test_pairs_that_were_scored_a_moment_ago_are_looked_at_in_the_first_batch_alone(policy, task):
+    cached = np.array([0, 6, 7])
+    assert check(policy, task, cached=cached).pairs == 4 + 2
+    task.reference[7, 1] -= 0.01
+    with pytest.raises(GateError, match="pair-07"):
+        check(policy, task, cached=cached)
 
 
 def test_a_difference_within_the_tolerance_passes_and_is_recorded(policy, task):

@@ -61,14 +61,16 @@ class Head:
 
 
 @pytest.fixture(params=[1, 7, ROWS, 1000])
-def chunk_rows(request, monkeypatch):
-    monkeypatch.setattr("sdpo.head.HEAD_CHUNK_BYTES", 4 * VOCABULARY * request.param)
+def rows_at_a_time(request, monkeypatch):
+    monkeypatch.setattr("sdpo.head.head_rows", lambda vocabulary, *, device: request.param)
     return request.param
 
 
 @pytest.mark.parametrize(("scale", "softcap"), TRANSFORMS)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_chunked_head_is_log_softmax_whatever_the_chunk(chunk_rows, scale, softcap, with_bias):
+def test_the_chunked_head_is_log_softmax_whatever_the_chunk(
+    rows_at_a_time, scale, softcap, with_bias
+):
     head = Head(with_bias=with_bias)
     logps = head.ours(scale=scale, softcap=softcap)
     exact, _ = head.exact(scale=scale, softcap=softcap)
@@ -78,7 +80,7 @@ def test_the_chunked_head_is_log_softmax_whatever_the_chunk(chunk_rows, scale, s
 
 @pytest.mark.parametrize(("scale", "softcap"), TRANSFORMS)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_its_gradients_are_those_of_autograd(chunk_rows, scale, softcap, with_bias):
+def test_its_gradients_are_those_of_autograd(rows_at_a_time, scale, softcap, with_bias):
     head = Head(with_bias=with_bias)
     (head.ours(scale=scale, softcap=softcap) * head.slopes).sum().backward()
     _, exact = head.exact(scale=scale, softcap=softcap)
@@ -98,7 +100,7 @@ def test_a_weight_that_does_not_train_gets_no_gradient_and_hidden_states_still_d
 
 
 def test_logits_are_not_kept_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr("sdpo.head.HEAD_CHUNK_BYTES", 4 * VOCABULARY * 2)
+    monkeypatch.setattr("sdpo.head.head_rows", lambda vocabulary, *, device: 2)
     head, kept = Head(), []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

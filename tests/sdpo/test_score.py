@@ -87,6 +87,7 @@ def test_rows_in_the_cache_are_not_computed_again(cache, score_all):
     assert len(forwards) == 10, "one per sequence"
     second = score_all(scorer, range(3, 9), cache())
     assert (second.computed, second.cached) == (4, 2)
+    assert second.from_cache.sum() == 2
     assert len(forwards) == 10 + 8
     third = score_all(scorer, range(9), cache())
     assert (third.computed, third.cached) == (0, 9)

@@ -12,7 +12,7 @@ import pytest
 from sdpo import supervisor
 from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
-from sdpo.interrupts import GRACE_S
+from sdpo.locks import hold
 from sdpo.spec import ExportSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.supervisor import run_stage
 
@@ -165,12 +165,16 @@ def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [Interrupted("enough"), KeyboardInterrupt()], ids=repr)
-def test_no_stage_outlives_an_interruption(export, error):
+def test_no_stage_outlives_an_interruption(export, error, monkeypatch):
+    """A stage that stands still, so that it can neither heed the signal nor be done before it."""
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.3)
     seen = []
 
     def interrupt(event) -> None:
         if event["event"] == "phase":
             seen.extend(stages(export))
+            for stage in seen:
+                stage.suspend()
             raise error
 
     with pytest.raises(type(error)):
@@ -246,10 +250,11 @@ def test_descendants_in_sessions_of_their_own_that_ignore_sigterm_are_killed(mon
 
 
 ORPHANS = f"""
-import subprocess, sys, time
+import os, subprocess, sys, time
+from pathlib import Path
+from sdpo.locks import hold
 from sdpo.watchdog import MARK, watched
-import os
-with watched("orphans-of-this-test"):
+with hold(Path(sys.argv[1]), what="it") as lock, watched("orphans-of-this-test", keep=[lock]):
     command = [sys.executable, "-c", {FAMILY!r}]
     environment = os.environ | {{MARK: "orphans-of-this-test"}}
     subprocess.Popen(command, start_new_session=True, env=environment)
@@ -257,16 +262,21 @@ with watched("orphans-of-this-test"):
 """
 
 
-def test_where_the_parent_is_killed_its_watchdog_ends_what_nothing_else_would():
-    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE)
+def test_where_the_parent_is_killed_its_watchdog_ends_what_nothing_else_would(tmp_path):
+    """Its lock, which the orphans do not have, is not free before they have ended."""
+    lock = tmp_path / "lock"
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS, lock], stdout=subprocess.PIPE)
     with parent:
         assert parent.stdout is not None
         stubborn = psutil.Process(int(parent.stdout.readline()))
         family = [stubborn, psutil.Process(stubborn.ppid())]
         parent.kill()
         parent.wait()
-        _, alive = psutil.wait_procs(family, timeout=GRACE_S + 5)
-    assert alive == []
+        with pytest.raises(UserError, match="its stage is still ending"), hold(lock, what="it"):
+            pass
+        with hold(lock, what="it", wait=True):
+            states = [member.status() for member in family if member.is_running()]
+    assert set(states) <= {psutil.STATUS_ZOMBIE}
 
 
 def test_each_phase_of_a_stage_is_called_by_its_name(export):

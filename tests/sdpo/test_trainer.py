@@ -98,9 +98,10 @@ def test_rmsprop_takes_the_step_that_its_formula_says():
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("pairs", [7, 1])
-def test_metrics_and_gradient_are_those_of_the_models_own_logits_in_float64(budget, pairs):
+def test_metrics_and_gradient_are_those_of_the_models_own_logits_in_float64(budget, pairs, lanes):
     """One global batch, smaller than the batch size, however it is cut."""
     policy, task = tiny_llama(), preference_task(pairs)
     before, exact = weights_of(policy), double(policy)
@@ -133,9 +134,8 @@ def test_metrics_and_gradient_are_those_of_the_models_own_logits_in_float64(budg
         "epoch": 1.0,
     }
 
-    (metrics,) = run_steps(
-        make_trainer(policy, one_step(batch_size=8, micro_batch_tokens=budget), sgd=True), task
-    )
+    training = one_step(batch_size=8, micro_batch_tokens=budget)
+    (metrics,) = run_steps(make_trainer(policy, training, sgd=True, lanes=lanes), task)
 
     assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-5)
     for name, after in policy.named_parameters():

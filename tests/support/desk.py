@@ -111,10 +111,19 @@ class Desk:
                 time.sleep(1)
         raise AssertionError(f"{path}: the server stays unavailable")
 
-    def submit(self, deployment: str, parameters: dict[str, Any]) -> "FlowRun":
-        """Create a run of ``flow/deployment``."""
+    def submit(
+        self,
+        deployment: str,
+        parameters: dict[str, Any],
+        *,
+        environment: dict[str, str] | None = None,
+    ) -> "FlowRun":
+        """Create a run of ``flow/deployment``, with variables that the worker gives to it."""
         found = self.api(f"/deployments/name/{deployment}")
-        made = self.api(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        body: dict[str, Any] = {"parameters": parameters}
+        if environment:
+            body["job_variables"] = {"env": environment}
+        made = self.api(f"/deployments/{found['id']}/create_flow_run", body)
         return FlowRun(self, made["id"])
 
     def runs(self) -> list["FlowRun"]:

@@ -101,7 +101,12 @@ class ShortOfMemory(SequenceScorer):
 
 
 def make_trainer(
-    policy: Any, training: TrainingConfig, *, sgd: bool = False, precision: str = "fp32"
+    policy: Any,
+    training: TrainingConfig,
+    *,
+    sgd: bool = False,
+    precision: str = "fp32",
+    lanes: int = 1,
 ) -> Trainer:
     """``policy`` under a trainer; with ``sgd`` an update is the gradient times the rate."""
     accelerate = accelerator(precision=precision)
@@ -116,6 +121,7 @@ def make_trainer(
         optimizer=optimizer,
         training=training,
         pad_token_id=PAD,
+        lanes=lanes,
     )
 
 
@@ -168,7 +174,9 @@ def write_tokens(path: Path, task: PreferenceTask) -> TokenFile:
     return TokenFile.open(path)
 
 
-def make_scorer(policy: Any, *, precision: str = "fp32", layout: str = "padded") -> Scorer:
+def make_scorer(
+    policy: Any, *, precision: str = "fp32", layout: str = "padded", lanes: int = 1
+) -> Scorer:
     """``policy`` ready to score."""
     accelerate = accelerator(precision=precision)
     return Scorer(
@@ -177,6 +185,7 @@ def make_scorer(policy: Any, *, precision: str = "fp32", layout: str = "padded")
         pad_token_id=PAD,
         micro_batch_tokens=0,
         layout=layout,
+        lanes=lanes,
     )
 
 

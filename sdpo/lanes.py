@@ -1,0 +1,106 @@
+"""Threads of one process that each compute micro-batches of their own, on a CPU.
+
+Threads that share a matrix product of a small model wait for each other at the end of every
+operation; threads that each have other pairs do not. They share the weights. Gradients they do not
+share: each sums its own, and the sums are added in the lanes' order, so that the result does not
+depend on which was done first.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def draws_at_random(model: nn.Module) -> bool:
+    """Whether a training forward may draw random numbers, whose order lanes would not keep."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    config = getattr(model, "config", None)
+    settings: dict[str, Any] = config.to_dict() if config is not None else {}
+    random = ("drop", "jitter", "noise")
+    return any(
+        isinstance(value, float) and value > 0 and any(word in name for word in random)
+        for name, value in settings.items()
+    )
+
+
+def in_lanes(function: Callable[[_T], _R], items: Iterable[_T], *, lanes: int) -> Iterator[_R]:
+    """``function`` of each item, in the items' order, ``lanes`` at a time.
+
+    Whether gradients are on is as it is here. What a lane raises is raised here, when the others
+    that had begun are done.
+    """
+    if lanes == 1:
+        yield from map(function, items)
+        return
+    gradients = torch.is_grad_enabled()
+
+    def run(item: _T) -> _R:
+        with torch.set_grad_enabled(gradients):  # this is known by thread
+            return function(item)
+
+    waiting: deque[Future[_R]] = deque()
+    with _threads_of_each(lanes), ThreadPoolExecutor(lanes, "lane") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(run, item))
+                if len(waiting) > 2 * lanes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _threads_of_each(lanes: int) -> Iterator[None]:
+    """A lane's share of torch's threads, which new threads take over from the one that starts
+    them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // lanes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class GradientSum:
+    """A lane's sum of gradients of ``parameters``; None for those that nothing depends on."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self._sums: list[torch.Tensor | None] = [None] * len(parameters)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of ``loss``."""
+        found: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            loss, self.parameters, allow_unused=True
+        )
+        for index, gradient in enumerate(found):
+            if gradient is None:
+                continue
+            total = self._sums[index]
+            if total is None:  # what autograd returns may be another parameter's gradient as well
+                self._sums[index] = gradient.clone()
+            else:
+                total.add_(gradient)
+
+    def hand_over(self) -> None:
+        """Add the sums to the parameters' ``grad``."""
+        for parameter, total in zip(self.parameters, self._sums, strict=True):
+            if total is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = total
+            else:
+                parameter.grad.add_(total)
+        self._sums = []
