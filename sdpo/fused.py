@@ -56,6 +56,38 @@ class _SiluGate(torch.autograd.Function):
         return gate_grad, up_grad
 
 
+class _GatedMLP(torch.autograd.Function):
+    """``(silu(x Wg') * (x Wu')) Wd'``; saves x and the two products, not what they make.
+
+    What is left out is a sixth of all that a Llama's layer keeps for its backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    ) -> torch.Tensor:
+        gated, raised = functional.linear(x, gate), functional.linear(x, up)
+        ctx.save_for_backward(x, gated, raised, gate, up, down)
+        return functional.linear(functional.silu(gated).mul_(raised), down)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        x, gated, raised, gate, up, down = (t.flatten(0, -2) for t in ctx.saved_tensors)
+        wants_x, *wants = ctx.needs_input_grad
+        gradient = gradients[0].flatten(0, -2)
+        inner = gradient @ down
+        activated = functional.silu(gated)
+        down_grad = gradient.T @ (activated * raised) if wants[2] else None
+        raised_grad = activated.mul_(inner)
+        gated_grad = torch.ops.aten.silu_backward(inner.mul_(raised), gated)
+        gate_grad = gated_grad.T @ x if wants[0] else None
+        up_grad = raised_grad.T @ x if wants[1] else None
+        x_grad = None
+        if wants_x:
+            x_grad = (gated_grad @ gate).addmm_(raised_grad, up).view(ctx.saved_tensors[0].shape)
+        return x_grad, gate_grad, up_grad, down_grad
+
+
 class _Rotary(torch.autograd.Function):
     """Rotation of the two halves of each head (arXiv 2104.09864); saves cosine and sine alone."""
 
@@ -88,6 +120,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``, element by element."""
     out: torch.Tensor = _SiluGate.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+def gated_mlp(
+    x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """``down(silu(gate(x)) * up(x))`` of weights as ``nn.Linear`` has them, without biases."""
+    out: torch.Tensor = _GatedMLP.apply(x, gate, up, down)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -152,12 +192,26 @@ def _fuse_gates(model: nn.Module) -> int:
         def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
             if not _plain(x):
                 return _own(self, x)
-            return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
+            projections = (self.gate_proj, self.up_proj, self.down_proj)
+            if all(map(_is_bare, projections)):
+                return gated_mlp(x, *(p.weight for p in projections))
+            return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))  # adapters
 
         if _same(module, forward, _width(module)):
             module.forward = MethodType(forward, module)
             count += 1
     return count
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a module is its weight and nothing else: no adapter, no bias, no hooks."""
+    return (
+        type(module) is nn.Linear
+        and getattr(module, "bias", None) is None
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
 
 
 @torch.no_grad()

@@ -203,6 +203,8 @@ def _environment(spec: Spec) -> dict[str, str]:
         # starve each other where cores are shared: a step took three times as long. These spin for
         # some microseconds.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
+        # One heap for all threads: what a lane frees another one takes, and nobody asks the kernel.
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sdpo.fused import fuse, rms_norm, rotate, silu_gate
+from sdpo.fused import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.layouts.check import agrees
 from sdpo.logps import SequenceScorer, plain_attention
@@ -161,6 +161,8 @@ def test_fused_functions_have_the_gradients_of_their_formulas():
         lambda x, w: rms_norm(x, w, 1e-6), (doubles(2, 3, 8), doubles(8))
     )
     assert torch.autograd.gradcheck(silu_gate, (doubles(3, 4), doubles(3, 4)))
+    weights = (doubles(6, 4), doubles(6, 4), doubles(5, 6))
+    assert torch.autograd.gradcheck(gated_mlp, (doubles(2, 3, 4), *weights))
     assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (doubles(1, 2, 3, 8),))
 
 
