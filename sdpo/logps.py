@@ -63,15 +63,18 @@ class SequenceScorer(nn.Module):
             options["segments"] = batch.segments
         if batch.position_ids is not None:
             options["position_ids"] = batch.position_ids
-        hidden = inner.get_decoder()(
+        pruned = getattr(inner, "prunes_last_block", False)
+        if pruned:
+            options["predictors"] = batch.predictors
+        rows = inner.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,
             **options,
         ).last_hidden_state
-        # index_select, not indexing: its backward is an addition of rows, and a prompt's last row
-        # predicts the first token of both completions.
-        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.predictors)
+        rows = rows.reshape(-1, rows.shape[-1])
+        if not pruned:
+            rows = predicting(rows, batch.predictors)
         if torch.is_autocast_enabled(rows.device.type):
             rows = rows.to(torch.get_autocast_dtype(rows.device.type))
         per_token_logps = inner.get_output_embeddings()(rows, batch.targets)
@@ -106,10 +109,26 @@ class SequenceScorer(nn.Module):
             )
 
 
+def predicting(rows: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
+    """The ``rows`` that predict.
+
+    Not by indexing, whose backward sorts: here it is an addition of rows, and the last row of a
+    prompt predicts the first token of both completions.
+    """
+    return rows.index_select(0, predictors)
+
+
 def inner_model(model: nn.Module) -> Any:
     """The transformers model below a PEFT wrapper."""
     wrapped: Any = model
     return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_blocks(model: Any) -> list[nn.Module]:
+    """The layers of a model that repeat, by the names its architecture gives."""
+    inner = inner_model(model)
+    names = set(inner._no_split_modules or ())
+    return [module for module in inner.modules() if type(module).__name__ in names]
 
 
 def plain_attention(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from sdpo.batching import global_batch
 from sdpo.events import EventWriter
-from sdpo.logps import inner_model
+from sdpo.logps import decoder_blocks
 from sdpo.tasks import Task
 from sdpo.trainer import Generators, Trainer
 
@@ -61,13 +61,6 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
         yield {"compiled": found}
     finally:
         _restore(blocks)
-
-
-def decoder_blocks(model: Any) -> list[torch.nn.Module]:
-    """The layers of a model that repeat, by the names its architecture gives."""
-    inner = inner_model(model)
-    names = set(inner._no_split_modules or ())
-    return [module for module in inner.modules() if type(module).__name__ in names]
 
 
 def _first_items(trainer: Trainer, task: Task) -> np.ndarray:

@@ -16,6 +16,7 @@ from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.fused import fuse
 from sdpo.lanes import draws_at_random
+from sdpo.last_block import prune
 from sdpo.layouts import PromptGroup
 from sdpo.layouts.check import agrees, longest_pairs
 from sdpo.logps import SequenceScorer
@@ -232,6 +233,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         fuse(policy)
+        prune(policy)
         session.check_head(SequenceScorer(policy))
     return session
 

@@ -39,7 +39,8 @@ class Shape:
         """Useful operations of one forward of a pair.
 
         Matrix products alone, a multiply-add counted as two: the prompt once, attention over what
-        the causal mask lets through, the head on the rows that predict a completion token.
+        the causal mask lets through, the head and the last block's feed-forward part on the rows
+        that predict a completion token.
         """
         tokens = prompt + chosen + rejected
         # Token i of a sequence attends to i + 1 keys; completions see the prompt and themselves.
@@ -47,7 +48,8 @@ class Shape:
         keys += sum(n * prompt + n * (n + 1) // 2 for n in (chosen, rejected))
         attention = 2 * 2 * keys * self.hidden * self.layers
         head = 2 * (chosen + rejected) * self.vocabulary * self.hidden
-        return 2 * tokens * self.layers * self._block + attention + head
+        unread = 2 * prompt * 3 * self.hidden * self.feed_forward
+        return 2 * tokens * self.layers * self._block + attention + head - unread
 
 
 SHAPES: Mapping[str, Shape] = {

@@ -6,8 +6,9 @@ import torch
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.errors import ConfigError
 from sdpo.files import digest_of
+from sdpo.logps import decoder_blocks
 from sdpo.recipe import make_config
-from sdpo.stages.compiling import compiled_blocks, decoder_blocks
+from sdpo.stages.compiling import compiled_blocks
 
 from .training_helpers.models import (
     RecordedEvents,

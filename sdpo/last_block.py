@@ -1,0 +1,67 @@
+"""The last decoder block of a model answers for the tokens that predict, and for no others.
+
+Of a prompt that block needs keys and values. What its feed-forward part would make of the prompt's
+tokens nobody reads: a sixth of a six-layer model's work on them, less of a deeper one's. It is left
+out where the block has the parts of a Llama's and was seen to give the same.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdpo.logps import decoder_blocks, inner_model, plain_attention, predicting
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+_TRIED = 12
+_PREDICTORS = (3, 7, 7, 10)
+
+
+@torch.no_grad()
+def prune(model: nn.Module) -> bool:
+    """Let the last block of ``model`` leave out what no prediction needs; whether it does now.
+
+    The decoder then takes ``predictors``, flat indices of tokens, and answers with their states
+    alone, ``[1, predictors, width]``. Without them it is what it was.
+    """
+    inner = inner_model(model)
+    blocks = decoder_blocks(model)
+    if not blocks or not all(isinstance(getattr(blocks[-1], p, None), nn.Module) for p in _PARTS):
+        return False
+    block: Any = blocks[-1]
+    block.forward = MethodType(_pruned, block)
+    inner.prunes_last_block = _is_the_same(inner)
+    if not inner.prunes_last_block:
+        del block.forward
+    return bool(inner.prunes_last_block)
+
+
+def _pruned(
+    self: Any,
+    hidden_states: torch.Tensor,
+    *rest: Any,
+    predictors: torch.Tensor | None = None,
+    **options: Any,
+) -> Any:
+    recomputed = self.training and getattr(self, "gradient_checkpointing", False)
+    if predictors is None or recomputed:  # recomputing is a wrapper around the block's own code
+        states = type(self).forward(self, hidden_states, *rest, **options)
+        return states if predictors is None else predicting(states.flatten(0, -2), predictors)[None]
+    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
+    rows = predicting((hidden_states + attended).flatten(0, -2), predictors)[None]
+    return rows + self.mlp(self.post_attention_layernorm(rows))
+
+
+def _is_the_same(inner: Any) -> bool:
+    """Whether the states of some tokens are those that the whole block gives them."""
+    plain_attention(inner)
+    decoder, device = inner.get_decoder(), inner.get_input_embeddings().weight.device
+    ids = torch.arange(_TRIED, device=device)[None] * 7 % inner.config.get_text_config().vocab_size
+    predictors = torch.tensor(_PREDICTORS, device=device)
+    whole = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, predictors]
+    try:
+        some = decoder(input_ids=ids, use_cache=False, predictors=predictors).last_hidden_state
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # another kind of block, whose parts have these names
+    return some.shape[1:] == whole.shape and torch.allclose(some[0], whole, rtol=1e-4, atol=1e-4)
