@@ -174,7 +174,7 @@ class MemoryEstimate:
             f"weights ({self.parameters:,} parameters, fp32)": self.weights_bytes,
             f"gradients ({self.trained:,} trained)": self.gradients_bytes,
             "optimizer state": self.optimizer_bytes,
-            "activations of a micro-batch": self.activations_bytes,
+            "activations": self.activations_bytes,
             "head, in chunks": self.head_bytes,
             "in all": self.total_bytes,
         }
@@ -185,7 +185,8 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
     """What training takes on one device, from the model's files and the settings.
 
     Activations: per token and layer about 14 hidden and 4 feed-forward widths are kept for the
-    backward pass (one hidden width with gradient checkpointing), in the arithmetic's precision.
+    backward pass (one hidden width with gradient checkpointing), in the arithmetic's precision; on
+    a CPU a small model has several micro-batches at a time.
     """
     config = read_config(context.resolved.model)
     text = config.get("text_config", config)
@@ -201,6 +202,8 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
     processes, device = launch.processes, str(launch.device)
     tokens = micro_batch_tokens(training.micro_batch_tokens, device=device)
     lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
+    if training.gradient_checkpointing or training.compile or training.lora_dropout:
+        lanes = 1
     vocabulary = int(text["vocab_size"])
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1

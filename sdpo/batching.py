@@ -52,7 +52,7 @@ def lane_count(weights: int, *, threads: int, device: str, processes: int) -> in
     As many as share its ``threads`` evenly where a model of so many ``weights`` is small and on a
     CPU; else one.
     """
-    if device != "cpu" or processes > 1 or weights > LANE_WEIGHTS:
+    if device != "cpu" or processes > 1 or weights > LANE_WEIGHTS or not threads:
         return 1
     return next(count for count in range(_MOST_LANES, 0, -1) if threads % count == 0)
 

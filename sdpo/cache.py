@@ -56,6 +56,7 @@ def scoring_key(
     precision: str,
     device: str,
     threads: int,
+    processes: int,
     attention: str,
     layout: str,
 ) -> dict[str, str | int]:
@@ -64,7 +65,10 @@ def scoring_key(
         "model": model_digest,
         "precision": precision,
         "device": device,
-        "threads": threads if device == "cpu" else 0,  # they change the last bits
+        # On a CPU the last bits depend on the threads of a forward: so many, or with one process
+        # and a small model their share of it.
+        "threads": threads if device == "cpu" else 0,
+        "processes": processes if device == "cpu" else 0,
         "attention": attention,
         "layout": layout,
         "scoring_version": SCORING_VERSION,

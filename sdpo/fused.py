@@ -1,4 +1,4 @@
-"""Norm, gate and rotary embedding of Llama-like models with backward passes of their own.
+"""Norm, gated MLP and rotary embedding of Llama-like models with backward passes of their own.
 
 On a CPU the matrix products of a small model are half of its time; most of the rest is element-wise
 work that autograd splits into many passes and many saved tensors. These functions do the same

@@ -172,6 +172,7 @@ def scoring_identity(
         precision=training.precision,
         device=launch.device,
         threads=launch.threads,
+        processes=launch.processes,
         attention=model.attention,
         layout=resolve_layout(training.layout, attention=model.attention),
     )

@@ -6,11 +6,12 @@ share: each sums its own, and the sums are added in the lanes' order, so that th
 depend on which was done first.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,23 +21,36 @@ _R = TypeVar("_R")
 
 
 def draws_at_random(model: nn.Module) -> bool:
-    """Whether a training forward may draw random numbers, whose order lanes would not keep."""
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        return True
-    config = getattr(model, "config", None)
-    settings: dict[str, Any] = config.to_dict() if config is not None else {}
-    random = ("drop", "jitter", "noise")
+    """Whether a training forward draws random numbers, whose order lanes would not keep."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            return True
+        for name, value in vars(module).items():
+            if isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name):
+                return True
+    return False
+
+
+def changes_itself(model: nn.Module) -> bool:
+    """Whether a forward writes to the model: rotary frequencies that follow the length do."""
     return any(
-        isinstance(value, float) and value > 0 and any(word in name for word in random)
-        for name, value in settings.items()
+        "dynamic" in kinds or "longrope" in kinds
+        for kinds in (str(getattr(module, "rope_type", "")) for module in model.modules())
     )
 
 
-def in_lanes(function: Callable[[_T], _R], items: Iterable[_T], *, lanes: int) -> Iterator[_R]:
+def in_lanes(
+    function: Callable[[_T], _R],
+    items: Iterable[_T],
+    *,
+    lanes: int,
+    ended: threading.Event | None = None,
+) -> Generator[_R]:
     """``function`` of each item, in the items' order, ``lanes`` at a time.
 
     Whether gradients are on is as it is here. What a lane raises is raised here, when the others
-    that had begun are done.
+    that had begun are done. ``ended`` is set on every way out: a function that takes long looks at
+    it, so that whoever wants the process to end need not wait.
     """
     if lanes == 1:
         yield from map(function, items)
@@ -57,6 +71,8 @@ def in_lanes(function: Callable[[_T], _R], items: Iterable[_T], *, lanes: int) -
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            if ended:
+                ended.set()
             for future in waiting:
                 future.cancel()
 

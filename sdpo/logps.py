@@ -1,5 +1,6 @@
 """Log-probs of completions: a causal language model as a function from batches to sums."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,11 @@ def plain_attention(model: nn.Module) -> None:
     use_attention(inner, getattr(inner, "_sdpo_attention", inner.config._attn_implementation))
 
 
+_SWITCHING = threading.Lock()
+
+
 def use_attention(inner: Any, name: str) -> None:
-    """Let the model take its attention from the function of this name."""
-    if inner.config._attn_implementation != name:
-        inner.set_attn_implementation(name)
+    """Let the model take its attention from the function of this name, all of its parts."""
+    with _SWITCHING:
+        if inner.config._attn_implementation != name:
+            inner.set_attn_implementation(name)

@@ -5,6 +5,7 @@ elsewhere rows of like length share a padded forward.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,13 +134,14 @@ def _compute(
         forwards,
         lanes=scorer.lanes,
     )
-    for batch, members, cost, logps in zip(share, forwards, costs, found, strict=True):
-        if len(batch):
-            _check_finite(logps, tokens, members)
-            pending.add([tokens.row(row).row_digest for row in members], logps)
-        done += int(cost)
-        size = f"{len(rows)} pairs"
-        events.progress(phase, done, int(costs.sum()), unit="tokens", note=size, size=size)
+    with closing(found):
+        for batch, members, cost, logps in zip(share, forwards, costs, found, strict=True):
+            if len(batch):
+                _check_finite(logps, tokens, members)
+                pending.add([tokens.row(row).row_digest for row in members], logps)
+            done += int(cost)
+            size = f"{len(rows)} pairs"
+            events.progress(phase, done, int(costs.sum()), unit="tokens", note=size, size=size)
     pending.flush()
 
 

@@ -6,8 +6,9 @@ is a pure function of the step.
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,8 +204,9 @@ class Trainer:
         before = self.budget(step)
         tokens = halved(before, largest=largest)
         if not tokens:
+            fewer = "launch.threads: 1, for one at a time, " if self.lanes > 1 else ""
             raise Fault(
-                f"out of memory with one pair of {largest} tokens in a micro-batch: set "
+                f"out of memory with one pair of {largest} tokens in a micro-batch: set {fewer}"
                 "training.gradient_checkpointing, train adapters (training.lora_r), shard the "
                 "model (launch.strategy: deepspeed_zero3) or shorten data.max_length "
                 f"({fault})"
@@ -246,10 +248,13 @@ class Trainer:
         """As :meth:`_gradients`, the lanes being to this process what ranks are to a training."""
         weight = float(task.weights(batch).sum())
         trained = [p for p in self.scorer.parameters() if p.requires_grad]
+        ended = threading.Event()
 
         def lane(share: list[np.ndarray]) -> tuple[GradientSum, list[ItemLosses]]:
             gradients, found = GradientSum(trained), []
             for items in share:
+                if ended.is_set():
+                    break
                 losses = task.losses(self.logps(task, items), items)
                 gradients.backward(losses.loss.sum() / weight)
                 found.append(ItemLosses(losses.loss.detach(), losses.metrics))
@@ -258,7 +263,7 @@ class Trainer:
         shares = self._shares(batch, costs, step=step, among=self.lanes)
         busy = [[items for items in share if len(items)] for share in shares]
         sums = _Sums(self.accelerator)
-        for gradients, found in in_lanes(lane, busy, lanes=self.lanes):
+        for gradients, found in in_lanes(lane, busy, lanes=self.lanes, ended=ended):
             gradients.hand_over()
             for losses in found:
                 sums.add(losses)
@@ -297,10 +302,12 @@ class Trainer:
         cut = self.cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
-        for losses in in_lanes(
+        found = in_lanes(
             lambda items: self._forward(task, items, fallback=everything), cut, lanes=self.lanes
-        ):
-            sums.add(losses)
+        )
+        with closing(found):
+            for losses in found:
+                sums.add(losses)
         self.scorer.train()
         means = sums.means(weight=float(task.weights(everything).sum()))
         if not math.isfinite(means["loss"]):

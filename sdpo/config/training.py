@@ -108,8 +108,9 @@ class TrainingConfig(Group):
     micro_batch_tokens: int = Field(
         0,
         ge=0,
-        description="Tokens (padding included) in one forward of one process; 0: chosen by the "
-        "device. Does not change the loss beyond rounding.",
+        description="Tokens (padding included) in one forward, of which a small model has up to "
+        "four at a time on a CPU; 0: chosen by the device. Does not change the loss beyond "
+        "rounding.",
     )
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
         "auto",

@@ -2,7 +2,7 @@
 
 It is registered with transformers' attention interface, so any architecture that takes its
 attention from there can use the shared and packed layouts. On a GPU it is FlexAttention; on a CPU
-it is the fused kernel of torch, once per segment, with its own backward: slices through autograd
+it is the fused kernel of torch, block by block, with its own backward: slices through autograd
 would make and add a full-length gradient for each of them.
 """
 

@@ -15,7 +15,7 @@ from sdpo.errors import DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.fused import fuse
-from sdpo.lanes import draws_at_random
+from sdpo.lanes import changes_itself, draws_at_random
 from sdpo.last_block import prune
 from sdpo.layouts import PromptGroup
 from sdpo.layouts.check import agrees, longest_pairs
@@ -114,6 +114,8 @@ class Session:
         )
 
     def _lanes(self) -> int:
+        if changes_itself(self.policy):
+            return 1
         return lane_count(
             sum(parameter.numel() for parameter in self.policy.parameters()),
             threads=torch.get_num_threads(),
@@ -142,7 +144,7 @@ class Session:
             training=training,
             pad_token_id=self.pad_token_id,
             layout=self.layout,
-            lanes=1 if alone else self._lanes(),
+            lanes=1 if alone else min(self._lanes(), training.batch_size),
         )
 
     def publish(self) -> str:

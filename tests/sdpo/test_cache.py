@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from sdpo.cache import LogpCache, scoring_key
 
 KEY = scoring_key(
-    "m" * 64, precision="fp32", device="cpu", threads=1, attention="sdpa", layout="rows"
+    "m" * 64,
+    precision="fp32",
+    device="cpu",
+    threads=1,
+    processes=1,
+    attention="sdpa",
+    layout="rows",
 )
 
 
@@ -131,13 +137,14 @@ def test_the_key_holds_what_log_probs_depend_on_and_no_more():
         "layout",
         "model",
         "precision",
+        "processes",
         "scoring_version",
         "threads",
     ]
 
 
 def test_the_folder_of_a_key_stays_where_it_is(cache, tmp_path):
-    assert cache.folder == tmp_path / "logps" / "1b9223e027a2e1980dd27199862ec421"
+    assert cache.folder == tmp_path / "logps" / "ad3e6a543827af75535a878d454a0e83"
 
 
 @given(

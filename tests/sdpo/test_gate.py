@@ -36,8 +36,8 @@ def task(policy):
         return with_reference(pairs, hf_pair_logps(double(policy), pairs, np.arange(10)).numpy())
 
 
-def check(policy, task, *, precision="fp32", cached=None):
-    trainer = make_trainer(policy, TrainingConfig(), precision=precision)
+def check(policy, task, *, precision="fp32", cached=None, lanes=1):
+    trainer = make_trainer(policy, TrainingConfig(), precision=precision, lanes=lanes)
     cached = np.arange(len(task.ids)) if cached is None else cached
     return gate.check(trainer, task, first_batch=FIRST, precision=precision, seed=1, cached=cached)
 
@@ -48,6 +48,10 @@ def test_a_policy_that_is_its_reference_passes_with_a_loss_of_ln_2(policy, task)
     assert result.expected_loss == math.log(2)
     assert result.max_abs_difference_nats < result.tolerance_nats < 2e-3
     assert result.pairs == 10
+
+
+def test_the_gate_says_the_same_in_lanes(policy, task):
+    assert check(policy, task, lanes=3) == check(policy, task)
 
 
 def test_at_most_32_pairs_beside_the_first_batch_are_looked_at(policy):

@@ -76,12 +76,12 @@ def test_the_heaviest_micro_batch_takes_the_longest_items():
     assert heaviest(order, costs, 99, "padded").tolist() == [1, 3, 0, 2]
 
 
-def train_short(monkeypatch, limits, *, dropout=0.0, told=None, budget=None):
+def train_short(monkeypatch, limits, *, dropout=0.0, told=None, budget=None, lanes=1):
     """Train with ``limits[n]`` from optimizer step n on; returns losses, weights, the trainer."""
     monkeypatch.setattr("tests.sdpo.training_helpers.models.SequenceScorer", ShortOfMemory)
     policy = tiny_llama(attention_dropout=dropout)
     torch.manual_seed(0)
-    trainer = make_trainer(policy, TRAINING)
+    trainer = make_trainer(policy, TRAINING, lanes=lanes)
     monkeypatch.setattr(ShortOfMemory, "limit", limits.get(0, 10**9))
     if budget:
         trainer.progress.budget = budget
@@ -98,15 +98,18 @@ def train_short(monkeypatch, limits, *, dropout=0.0, told=None, budget=None):
     return losses, weights_of(policy), trainer
 
 
-def test_out_of_memory_halves_the_budget_and_the_loss_stays(monkeypatch):
+@pytest.mark.parametrize(
+    ("lanes", "limits", "steps"), [(1, {0: 160, 2: 80}, [0, 3]), (2, {0: 80}, [0])]
+)
+def test_out_of_memory_halves_the_budget_and_the_loss_stays(monkeypatch, lanes, limits, steps):
     told = []
-    losses, _, trainer = train_short(monkeypatch, {0: 160, 2: 80}, told=told)
+    losses, _, trainer = train_short(monkeypatch, limits, told=told, lanes=lanes)
     plain = [
         m["loss"] for m in run_steps(make_trainer(tiny_llama(), TRAINING), preference_task(10))
     ]
     assert losses == pytest.approx(plain, rel=1e-4)
     reductions = trainer.progress.budget.reductions
-    assert [r.step for r in reductions] == [0, 3], (
+    assert [r.step for r in reductions] == steps, (
         "the last of each step is kept; batch 2 is a small one"
     )
     assert reductions[0].micro_batch_tokens in (CPU_MICRO_BATCH_TOKENS >> n for n in range(1, 9))
@@ -123,6 +126,8 @@ def test_a_replay_with_the_same_reductions_is_the_same_to_the_last_bit(monkeypat
 def test_one_pair_that_does_not_fit_says_what_to_do(monkeypatch):
     with pytest.raises(Fault, match=r"one pair of .*\.gradient_checkpointing"):
         train_short(monkeypatch, {0: 3})
+    with pytest.raises(Fault, match=r"set launch\.threads: 1, for one at a time"):
+        train_short(monkeypatch, {0: 3}, lanes=2)
 
 
 def test_among_several_processes_the_stage_ends_and_the_budget_is_told(monkeypatch):

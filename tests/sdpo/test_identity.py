@@ -131,14 +131,14 @@ def test_the_content_of_every_input_counts(name):
 
 
 def test_a_budget_that_is_spelled_out_is_the_same_budget():
-    assert step(configure(training={"micro_batch_tokens": 2048})) == step(BASE)
+    assert step(configure(training={"micro_batch_tokens": 1024})) == step(BASE)
 
 
 def test_the_identity_is_made_of_plain_values_and_names_the_change():
     payload = step_identity(
         TrainingConfig(beta=0.2), launch=LAUNCH, model=ModelConfig(), inputs=INPUTS
     )
-    assert payload["training"] == {"beta": 0.2, "micro_batch_tokens": 2048}
+    assert payload["training"] == {"beta": 0.2, "micro_batch_tokens": 1024}
     assert payload["inputs"] == INPUTS
     assert payload["arithmetic"]["threads"] == 2
 

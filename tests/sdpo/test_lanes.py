@@ -9,8 +9,9 @@ from torch import nn
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError
-from sdpo.lanes import GradientSum, draws_at_random, in_lanes
+from sdpo.lanes import GradientSum, changes_itself, draws_at_random, in_lanes
 from sdpo.policy import add_adapters
+from sdpo.trainer import Trainer
 
 from .training_helpers.models import (
     make_trainer,
@@ -86,6 +87,42 @@ def test_what_a_lane_raises_is_raised_when_the_others_are_done(threads):
         list(in_lanes(work, [0, 1], lanes=2))
     assert done == [1]
     assert torch.get_num_threads() == 2
+
+
+def test_whoever_leaves_does_not_wait_for_all_that_a_lane_has_to_do():
+    """As a signal does, which raises where the results are waited for."""
+    ended, turns = threading.Event(), []
+
+    def work(item: int) -> None:
+        for _ in range(1000):
+            if ended.is_set():
+                return
+            turns.append(item)
+            time.sleep(0.01)
+            if item == 0:
+                raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        list(in_lanes(work, [0, 1], lanes=2, ended=ended))
+    assert len(turns) < 100
+
+
+def test_a_training_that_is_left_ends_after_the_micro_batches_under_way(monkeypatch):
+    computed: list[int] = []
+    logps = Trainer.logps
+
+    def counted(self, task, items):
+        computed.append(len(items))
+        if len(computed) == 1:
+            raise SystemExit(143)
+        time.sleep(0.05)
+        return logps(self, task, items)
+
+    monkeypatch.setattr(Trainer, "logps", counted)
+    training = TRAINING.model_copy(update={"batch_size": 32, "micro_batch_tokens": 1})
+    with pytest.raises(SystemExit):
+        run_steps(make_trainer(tiny_llama(), training, lanes=2), preference_task(32))
+    assert len(computed) < 16
 
 
 def test_a_gradient_that_two_parameters_share_counts_once_for_each():
@@ -167,7 +204,16 @@ def test_a_loss_that_is_no_number_stops_the_training_before_the_update():
 def test_dropout_of_the_model_or_of_adapters_is_random_and_nothing_else_of_a_llama():
     assert not draws_at_random(tiny_llama())
     assert draws_at_random(tiny_llama(attention_dropout=0.1))
+    assert draws_at_random(nn.Sequential(nn.Dropout(0.1)))
+    assert not draws_at_random(nn.Sequential(nn.Dropout(0.0)))
     adapters = TrainingConfig(lora_r=2)
     assert not draws_at_random(add_adapters(tiny_llama(), adapters))
     with_dropout = adapters.model_copy(update={"lora_dropout": 0.1})
     assert draws_at_random(add_adapters(tiny_llama(), with_dropout))
+
+
+def test_rotary_frequencies_that_follow_the_length_are_written_by_every_forward():
+    fixed = {"rope_type": "default", "rope_theta": 10000.0}
+    assert not changes_itself(tiny_llama(rope_parameters=fixed))
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert changes_itself(tiny_llama(rope_parameters=dynamic))

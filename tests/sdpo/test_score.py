@@ -35,7 +35,13 @@ def cache(tmp_path):
 
     def open_cache(name: str = "a-digest") -> LogpCache:
         key = scoring_key(
-            name, precision="fp32", device="cpu", threads=1, attention="sdpa", layout="padded"
+            name,
+            precision="fp32",
+            device="cpu",
+            threads=1,
+            processes=1,
+            attention="sdpa",
+            layout="padded",
         )
         return LogpCache(tmp_path / "cache", key)
 
@@ -70,6 +76,25 @@ def test_log_probs_are_those_of_the_models_own_logits_in_float64(task, cache, sc
     found = both(score_all(make_scorer(policy), range(12), cache()))
     assert found.dtype == np.float32
     assert (np.abs(found - exact) <= 1e-6 * np.abs(exact) + 1e-4).all()
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_scored_in_lanes_a_row_has_the_same_value_to_the_last_bit(cache, score_all, layout):
+    """Of a thread each, as here, a forward is the same whichever lane computes it."""
+    policy = tiny_llama()
+    alone, in_lanes = (
+        both(score_all(make_scorer(policy, layout=layout, lanes=n), range(12), cache(f"{n}")))
+        for n in (1, 3)
+    )
+    np.testing.assert_array_equal(in_lanes, alone)
+
+
+def test_a_value_that_is_no_number_ends_the_scoring_in_lanes_too(cache, score_all):
+    policy = tiny_llama()
+    with torch.no_grad():
+        policy.model.norm.weight[0] = torch.nan
+    with pytest.raises(Fault, match="gives pair pair-"):
+        score_all(make_scorer(policy, lanes=2), range(12), cache())
 
 
 def test_rows_come_in_the_order_asked_for(cache, score_all):
