@@ -23,9 +23,10 @@ _HEAD_GPU_BYTES = 256 * 2**20
 made, but is not cut below so many rows for it. A GPU reads the whole head for every chunk, which
 hundreds of rows hide."""
 
-LANE_WEIGHTS = 64_000_000
-"""Weights up to which a model's matrix products are too small to keep several threads busy. A
-larger one does, and another copy of its gradients would cost more memory than it saves time."""
+LANE_WEIGHTS = range(1_000_000, 64_000_001)
+"""Of models that compute faster in lanes. The matrix products of a larger one keep several threads
+busy, and another copy of its gradients would cost more memory than it saves time; a smaller one is
+mostly Python, of which one thread runs at a time."""
 _MOST_LANES = 4
 """Each holds the activations of a micro-batch."""
 
@@ -49,10 +50,10 @@ def head_rows(vocabulary: int, *, device: str) -> int:
 def lane_count(weights: int, *, threads: int, device: str, processes: int) -> int:
     """Into how many threads of its own micro-batches a process divides its work (`sdpo.lanes`).
 
-    As many as share its ``threads`` evenly where a model of so many ``weights`` is small and on a
-    CPU; else one.
+    As many as share its ``threads`` evenly where it is on a CPU and a model of so many ``weights``
+    gains by it; else one.
     """
-    if device != "cpu" or processes > 1 or weights > LANE_WEIGHTS or not threads:
+    if device != "cpu" or processes > 1 or weights not in LANE_WEIGHTS or not threads:
         return 1
     return next(count for count in range(_MOST_LANES, 0, -1) if threads % count == 0)
 

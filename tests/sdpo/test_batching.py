@@ -178,12 +178,20 @@ def test_a_chunk_of_the_head_has_at_least_one_row():
 
 @pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 3), (5, 1), (6, 3), (16, 4)])
 def test_a_small_model_gets_lanes_that_share_the_threads_evenly(threads, lanes):
-    assert lane_count(LANE_WEIGHTS, threads=threads, device="cpu", processes=1) == lanes
+    for weights in (LANE_WEIGHTS.start, LANE_WEIGHTS.stop - 1):
+        assert lane_count(weights, threads=threads, device="cpu", processes=1) == lanes
 
 
 @pytest.mark.parametrize(
     ("weights", "device", "processes"),
-    [(LANE_WEIGHTS + 1, "cpu", 1), (1000, "cpu", 2), (1000, "cuda", 1)],
+    [
+        (LANE_WEIGHTS.stop, "cpu", 1),
+        (LANE_WEIGHTS.start - 1, "cpu", 1),
+        (10_000_000, "cpu", 2),
+        (10_000_000, "cuda", 1),
+    ],
 )
-def test_a_large_model_several_processes_and_a_gpu_get_one_lane(weights, device, processes):
+def test_a_larger_or_smaller_model_several_processes_and_a_gpu_get_one_lane(
+    weights, device, processes
+):
     assert lane_count(weights, threads=2, device=device, processes=processes) == 1
