@@ -389,7 +389,10 @@ def run_app(arguments: list[str]) -> int:
     except (UserError, PartitionError) as error:
         return _tell("error", str(error), code=2)
     except typer.TyperException as error:
-        return _tell("error", f"{error.format_message()} (see `sdpo --help`)", code=2)
+        if not (message := error.format_message()):
+            return 2  # no command was given: the help was shown
+        where = context.command_path if (context := getattr(error, "ctx", None)) else "sdpo"
+        return _tell("error", f"{message} (see `{where} --help`)", code=2)
     except OSError as error:
         if error.errno in _DISK_FULL:
             message = f"no space is left on the disk of {error.filename or 'a file'}"

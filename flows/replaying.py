@@ -13,7 +13,7 @@ from sdpo.config import StoreConfig
 from sdpo.errors import UserError
 from sdpo.history.checkpoint import locate
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
-from sdpo.recipe import check_run_name
+from sdpo.recipe import check_run_name, checked
 
 _DESCRIPTIONS = {
     "run": "Run, by name, whose step is made again.",
@@ -38,7 +38,7 @@ def replay(
     """Make a step of a finished run again, as it was or with a setting changed, and compare."""
     if not run:
         raise UserError("which run is to be replayed? Give `run`, its name")
-    runs_dir = Path(StoreConfig.model_validate(store).runs_dir)
+    runs_dir = Path(checked(StoreConfig, store, name="store").runs_dir)
     planned = plan_replay(
         locate(run, runs_dir=runs_dir).run,
         step=step,

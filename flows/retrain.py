@@ -27,6 +27,7 @@ from flows.slots import device_slot
 from flows.tables import gate_rows
 from sdpo.config import Group
 from sdpo.promotion import GateSettings, Judgement
+from sdpo.recipe import checked
 from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named
 from sdpo.store import RunFolder
@@ -112,7 +113,7 @@ _GROUPS = {
 
 
 @form(_GROUPS)
-@flow(name="sdpo-retrain")
+@flow(name="sdpo-retrain", validate_parameters=False)  # checked says it better
 def retrain(
     lineage: LineageSettings = LineageSettings(),
     data: NewDataSettings = NewDataSettings(),
@@ -121,6 +122,11 @@ def retrain(
     approval: ApprovalSettings = ApprovalSettings(),
 ) -> State[Retrained]:
     """Make the pairs that a model has not seen its next step, and promote it if the gate agrees."""
+    lineage = checked(LineageSettings, lineage, name="lineage")
+    data = checked(NewDataSettings, data, name="data")
+    step = checked(NewStepSettings, step, name="step")
+    gate = checked(GateSettings, gate, name="gate")
+    approval = checked(ApprovalSettings, approval, name="approval")
 
     def ask(judgement: Judgement, run: RunFolder) -> Answer:
         _show(judgement, lineage.name)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sdpo.config import Group, ProbeConfig
 from sdpo.errors import ConfigError, Fault
@@ -32,6 +32,7 @@ from sdpo.gamma import (
     contamination,
     split_probes,
 )
+from sdpo.recipe import checked
 from sdpo.store import RunFolder
 
 ALL = "all"
@@ -108,16 +109,14 @@ def gate_settings(given: Sequence[str]) -> GateSettings:
     known = list(GateSettings.model_fields)
     for text in given:
         key, equals, value = text.partition("=")
-        if not equals or key not in known:
+        if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"--gate {text}: write it as key=value; {hint}")
+            raise ConfigError(f"--gate {text}: unknown key {key}; {hint}")
+        if not equals:
+            raise ConfigError(f"--gate {text}: write it as {key}=value")
         values[key] = value
-    try:
-        return GateSettings.model_validate(values)
-    except ValidationError as error:
-        lines = [f"gate.{e['loc'][0]}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+    return checked(GateSettings, values, name="gate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
 from sdpo.reference_rules import REFUSED_KEYS
 
+_Settings = TypeVar("_Settings", bound=BaseModel)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -165,6 +166,29 @@ def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> 
     if config.name:
         check_run_name(config.name)
     return config
+
+
+def checked(kind: type[_Settings], value: Any, *, name: str) -> _Settings:
+    """``value`` (a mapping, or such settings already) as settings of ``kind``, which messages call
+    ``name``.
+
+    Raises:
+        ConfigError: with one line per fault.
+    """
+    try:
+        return kind.model_validate(_copy(value))
+    except ValidationError as error:
+        known = ", ".join(kind.model_fields)
+        lines = [
+            f"{'.'.join([name, *map(str, fault['loc'])])}: "
+            + (
+                f"unknown key; known here: {known}"
+                if fault["type"] == "extra_forbidden"
+                else f"{fault['msg']}, got {fault['input']!r}"
+            )
+            for fault in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from error
 
 
 def check_run_name(name: str) -> str:

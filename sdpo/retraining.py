@@ -128,6 +128,15 @@ def retrain(
         )
     key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
     new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
+    if out := _taken_out(named, new_name):
+        return Retrained(
+            name=named.name,
+            status="refused",
+            reason=f"run {new_name}, which these pairs make, {out}. `sdpo promote {new_name} "
+            f"--name {named.name}` puts it back",
+            new_pairs=len(fresh),
+            run=runs_dir / new_name,
+        )
     extension = extend_run(
         run,
         sources,
@@ -207,11 +216,23 @@ def _nothing_new(
     what = f"{fresh} new pairs" if fresh else "nothing new"
     few = f", and {wanted} are wanted" if fresh else ""
     past = "".join(
-        f". Run {decision['run']} was made from what came before and is not in use "
-        f"({decision['status']}: {decision['reason']})"
+        f". Run {decision['run']} was made from what came before and "
+        + (
+            _taken_out(named, decision["run"])
+            or f"is not in use ({decision['status']}: {decision['reason']})"
+        )
         for decision in tried
     )
     return f"{what} for {named.name}, which is at version {named.current}{few}{past}"
+
+
+def _taken_out(named: NamedModel, run: str) -> str:
+    """What became of a run that was in use under the name and is no more; empty for others."""
+    found = next((v for v in reversed(named.versions) if v.run == run), None)
+    if found is None or found.version == named.current:
+        return ""
+    move = next(m for m in reversed(named.moves) if m.from_version == found.version)
+    return f"was version {found.version} of {named.name} and was taken out of use ({move.why})"
 
 
 def _decide(

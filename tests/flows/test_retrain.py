@@ -16,7 +16,7 @@ from prefect.flow_runs import resume_flow_run
 from flows.retrain import GateSettings, retrain
 from flows.slots import device_slot, slot_name
 from sdpo.devices import LOCK_DIR, SHARE, lock_folder
-from sdpo.errors import UserError
+from sdpo.errors import ConfigError, UserError
 from sdpo.history.checkpoint import Checkpoint
 from sdpo.locks import hold
 from sdpo.registry import current, promote
@@ -51,6 +51,13 @@ def flown(bench: Bench, *numbers: int, **groups: Any) -> Retrained:
         found = retrain(**given | groups)
     assert isinstance(found, Retrained)
     return found
+
+
+def test_a_value_that_cannot_be_is_refused_in_the_words_of_the_command_line(
+    promoted: Bench,
+) -> None:
+    with pytest.raises(ConfigError, match=r"gate\.accuracy_tolerance: .* got 'much'"):
+        flown(promoted, *range(20), gate={"accuracy_tolerance": "much"})
 
 
 def last_run() -> FlowRun:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
-from sdpo.recipe import check_run_name, load_recipe, make_config
+from sdpo.promotion import GateSettings
+from sdpo.recipe import check_run_name, checked, load_recipe, make_config
 
 
 @pytest.fixture
@@ -230,3 +231,22 @@ def test_fractions_need_not_sum_to_one_where_nothing_uses_them():
 def test_a_configuration_is_its_own_recipe():
     config = make_config({"steps": [{"beta": 0.2}], "data": {"sources": [{"path": "a.jsonl"}]}})
     assert make_config(config.model_dump()) == config
+
+
+def test_settings_of_any_kind_are_checked_in_the_words_of_a_recipe():
+    values = {"when_too_few": "guess", "accuracy_tolerance": "much", "bogus": 1}
+    with pytest.raises(ConfigError) as error:
+        checked(GateSettings, values, name="gate")
+    lines = str(error.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "gate.accuracy_tolerance",
+        "gate.when_too_few",
+        "gate.bogus",
+    ]
+    assert lines[0].endswith("got 'much'")
+    assert "unknown key; known here: " in lines[2]
+
+
+def test_settings_that_were_checked_already_stay_what_they_are():
+    settings = GateSettings(accuracy_tolerance=0.5)
+    assert checked(GateSettings, settings, name="gate") == settings

@@ -13,7 +13,7 @@ from sdpo.events import Event
 from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.verify import verify_run
 from sdpo.promotion import GateSettings
-from sdpo.registry import current, promote
+from sdpo.registry import current, promote, rollback
 from sdpo.retraining import DECISION, Answer, Retrained, retrain
 from sdpo.store import RunFolder
 
@@ -107,6 +107,23 @@ def test_a_refused_step_stays_beside_and_is_not_made_again_but_judged_by_new_rul
     judged, made = retrained(promoted, news)
     assert (judged.status, judged.run, made) == ("promoted", found.run, [])
     assert decision(judged)["status"] == "promoted"
+
+
+def test_a_step_that_was_rolled_back_is_not_promoted_again_by_any_rules(promoted: Bench) -> None:
+    news = write_new_pairs(promoted.folder / "new.jsonl", *range(20))
+    found, _ = retrained(promoted, news)
+    assert found.run is not None
+    rollback("tiny", runs_dir=promoted.runs, why="worse in production")
+    out = "was version 2 of tiny and was taken out of use (worse in production)"
+    again, made = retrained(promoted, news)
+    assert (again.status, made) == ("nothing new", [])
+    assert f"Run {found.run.name} was made from what came before and {out}" in again.reason
+    other = LENIENT.model_copy(update={"accuracy_tolerance": 0.9})
+    refused, made = retrained(promoted, news, gate=other)
+    assert (refused.status, refused.run, made) == ("refused", found.run, [])
+    assert out in refused.reason
+    assert f"`sdpo promote {found.run.name} --name tiny` puts it back" in refused.reason
+    assert current("tiny", runs_dir=promoted.runs).current == 1
 
 
 def test_the_tiny_reserve_is_too_few_to_tell_and_does_not_promote(promoted: Bench) -> None:
