@@ -12,7 +12,13 @@ from rich.panel import Panel
 
 from flows.commands import print_plan_notes, scratch_run
 from flows.console import table
-from sdpo.batching import head_rows, lane_count, micro_batch_tokens, optimizer_steps
+from sdpo.batching import (
+    head_rows,
+    lane_count,
+    micro_batch_tokens,
+    optimizer_steps,
+    training_lanes,
+)
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.digest import read_config, tensor_entries
 from sdpo.files import read_json
@@ -202,8 +208,7 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
     processes, device = launch.processes, str(launch.device)
     tokens = micro_batch_tokens(training.micro_batch_tokens, device=device)
     lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
-    if training.gradient_checkpointing or training.compile or training.lora_dropout:
-        lanes = 1
+    lanes = training_lanes(training, lanes)
     vocabulary = int(text["vocab_size"])
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from sdpo.config import TrainingConfig
+
 CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 16384
 """Padded tokens of one micro-batch where the recipe sets none. On CPU a fixed number, since another
@@ -56,6 +58,17 @@ def lane_count(weights: int, *, threads: int, device: str, processes: int) -> in
     if device != "cpu" or processes > 1 or weights not in LANE_WEIGHTS or not threads:
         return 1
     return next(count for count in range(_MOST_LANES, 0, -1) if threads % count == 0)
+
+
+def training_lanes(training: TrainingConfig, lanes: int) -> int:
+    """How many of ``lanes`` a training uses.
+
+    Recomputation and compiled code belong to one thread, and so does the order of what is drawn at
+    random.
+    """
+    if training.gradient_checkpointing or training.compile or training.lora_dropout:
+        return 1
+    return min(lanes, training.batch_size)
 
 
 def resolve_layout(setting: str, *, attention: str) -> str:

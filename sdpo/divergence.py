@@ -28,7 +28,7 @@ CHUNK_BYTES = 32 * 2**20
 """Of a chunk of rows, with all its copies."""
 COPIES = 6
 """Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
-made from and into. A chunk is so much smaller than one of the training's head."""
+made from and into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,16 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from sdpo.policy import random_rates
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 def draws_at_random(model: nn.Module) -> bool:
     """Whether a training forward draws random numbers, whose order lanes would not keep."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            return True
-        for name, value in vars(module).items():
-            if isinstance(value, float) and value > 0 and ("drop" in name or "jitter" in name):
-                return True
-    return False
+    rates = random_rates(model, "drop", "jitter")
+    return any(getattr(module, name) > 0 for module, name in rates)
 
 
 def changes_itself(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ of a step's change (see the design's precision test). Adapters are merged before
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,18 @@ def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: boo
 
 def _disable_dropout(policy: nn.Module) -> None:
     """Reference and policy must agree before training, so the model's own dropout is off."""
-    for module in policy.modules():
+    for module, name in random_rates(policy, "drop"):  # hidden_dropout, layerdrop, ...
+        setattr(module, name, 0.0)
+
+
+def random_rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
+    """Modules with the names of their rates of dropout, and of other rates by ``words`` in them."""
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            yield module, "p"
         for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):  # hidden_dropout, layerdrop, ...
-                setattr(module, name, 0.0)
+            if isinstance(value, float) and any(word in name for word in words):
+                yield module, name
 
 
 def add_adapters(policy: Any, training: TrainingConfig) -> Any:

@@ -10,7 +10,6 @@ has pairs enough for that, it must not be shown to be worse: an interval below -
 The numbers come from the probes of the run that holds both models; nothing is measured here.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,15 +105,10 @@ def gate_settings(given: Sequence[str]) -> GateSettings:
         ConfigError: an unknown key or an impossible value.
     """
     values: dict[str, str] = {}
-    known = list(GateSettings.model_fields)
     for text in given:
         key, equals, value = text.partition("=")
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"--gate {text}: unknown key {key}; {hint}")
         if not equals:
-            raise ConfigError(f"--gate {text}: write it as {key}=value")
+            raise ConfigError(f"--gate {text}: write it as key=value")
         values[key] = value
     return checked(GateSettings, values, name="gate")
 

@@ -159,16 +159,13 @@ def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> 
     tree = _copy(values)
     for override in overrides:
         _apply(tree, override)
-    try:
-        config = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from error
+    config = checked(RunConfig, tree)
     if config.name:
         check_run_name(config.name)
     return config
 
 
-def checked(kind: type[_Settings], value: Any, *, name: str) -> _Settings:
+def checked(kind: type[_Settings], value: Any, *, name: str = "") -> _Settings:
     """``value`` (a mapping, or such settings already) as settings of ``kind``, which messages call
     ``name``.
 
@@ -178,17 +175,7 @@ def checked(kind: type[_Settings], value: Any, *, name: str) -> _Settings:
     try:
         return kind.model_validate(_copy(value))
     except ValidationError as error:
-        known = ", ".join(kind.model_fields)
-        lines = [
-            f"{'.'.join([name, *map(str, fault['loc'])])}: "
-            + (
-                f"unknown key; known here: {known}"
-                if fault["type"] == "extra_forbidden"
-                else f"{fault['msg']}, got {fault['input']!r}"
-            )
-            for fault in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(_explain(error, kind, name))) from error
 
 
 def check_run_name(name: str) -> str:
@@ -264,13 +251,13 @@ def _index(node: list[Any], part: str, *, override: str) -> int:
     )
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, kind: type[BaseModel], name: str) -> list[str]:
     lines: list[str] = []
     for fault in error.errors():
         location = [str(part) for part in fault["loc"]]
-        where = ".".join(location) or "recipe"
+        where = ".".join([*filter(None, [name]), *location]) or "recipe"
         if fault["type"] == "extra_forbidden":
-            lines.append(_unknown_key(location))
+            lines.append(f"{where}: {_unknown_key(location, kind)}")
         elif fault["type"] == "value_error":
             error_ = str(fault["ctx"]["error"])
             lines.append(f"{where}: {error_}" if location else error_)
@@ -279,25 +266,25 @@ def _explain(error: ValidationError) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _unknown_key(location: list[str]) -> str:
+def _unknown_key(location: list[str], kind: type[BaseModel]) -> str:
     if reason := REFUSED_KEYS.get(location[-1]):
-        return f"{'.'.join(location)}: {reason}"
-    group = _group_at(location[:-1])
+        return reason
+    group = _group_at(location[:-1], kind)
     known = list(group.model_fields) if group else []
     elsewhere = [
         path
-        for path in _all_keys(RunConfig)
+        for path in _all_keys(kind)
         if path.split(".")[-1] == location[-1] and not path.startswith("steps.")
     ]
     cutoff = 0.8 if elsewhere else 0.5
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=cutoff)
     nearest = " or ".join(f"`{name}`" for name in [*near, *elsewhere])
     hint = f"did you mean {nearest}?" if nearest else f"known here: {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown key; {hint}"
+    return f"unknown key; {hint}"
 
 
-def _group_at(location: Sequence[str]) -> type[BaseModel] | None:
-    group: type[BaseModel] | None = RunConfig
+def _group_at(location: Sequence[str], kind: type[BaseModel]) -> type[BaseModel] | None:
+    group: type[BaseModel] | None = kind
     for part in location:
         if part.isdigit() or group is None:
             continue

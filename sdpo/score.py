@@ -40,15 +40,35 @@ class Scorer:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Log-probs of all rows asked for, and how many of them were computed now.
-
-    ``from_cache``: bool ``[rows]``, those that were there before.
-    """
+    """Log-probs of all rows asked for; ``is_new``: bool ``[rows]``, those computed now."""
 
     logps: RowLogps
-    computed: int
-    cached: int
-    from_cache: np.ndarray
+    is_new: np.ndarray
+
+    @classmethod
+    def looked_up(cls, logps: RowLogps) -> "Scored":
+        """Values that were all there before."""
+        return cls(logps, np.zeros(len(logps.chosen), dtype=np.bool_))
+
+    @property
+    def new_items(self) -> np.ndarray:
+        """Numbers of the rows that were computed now."""
+        return np.flatnonzero(self.is_new)
+
+    @property
+    def cached_items(self) -> np.ndarray:
+        """Numbers of the rows that were there before."""
+        return np.flatnonzero(~self.is_new)
+
+    @property
+    def computed(self) -> int:
+        """How many were computed now."""
+        return len(self.new_items)
+
+    @property
+    def cached(self) -> int:
+        """How many were there before."""
+        return len(self.cached_items)
 
 
 def score_rows(
@@ -80,11 +100,9 @@ def score_rows(
     holes = np.flatnonzero(~found.present)
     if len(holes):
         raise Fault(f"{phase}: {len(holes)} rows have no log-probs after scoring")
-    from_cache = np.ones(len(rows), dtype=np.bool_)
-    from_cache[missing] = False
-    return Scored(
-        found, computed=len(missing), cached=len(rows) - len(missing), from_cache=from_cache
-    )
+    is_new = np.zeros(len(rows), dtype=np.bool_)
+    is_new[missing] = True
+    return Scored(found, is_new)
 
 
 def _agreed(accelerator: Any, missing: np.ndarray) -> np.ndarray:
@@ -126,22 +144,21 @@ def _compute(
     )
     share = shares[accelerator.process_index]
     costs = np.array([lengths[batch].sum() for batch in share])
+    total, size = int(costs.sum()), f"{len(rows)} pairs"
+
+    def forward(batch: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Its rows and their log-probs; a rank without any takes part, as sharded models need."""
+        members = [rows[i] for i in batch] or [rows[-1]]
+        return members, _forward(scorer, tokens, members, unpadded=on_cpu)
+
     done, pending = 0, _Pending(cache)
-    # A rank without rows takes part in the forward, as sharded models need.
-    forwards = [[rows[i] for i in batch] or [rows[-1]] for batch in share]
-    found = in_lanes(
-        lambda members: _forward(scorer, tokens, members, unpadded=on_cpu),
-        forwards,
-        lanes=scorer.lanes,
-    )
-    with closing(found):
-        for batch, members, cost, logps in zip(share, forwards, costs, found, strict=True):
+    with closing(in_lanes(forward, share, lanes=scorer.lanes)) as found:
+        for batch, cost, (members, logps) in zip(share, costs, found, strict=True):
             if len(batch):
                 _check_finite(logps, tokens, members)
                 pending.add([tokens.row(row).row_digest for row in members], logps)
             done += int(cost)
-            size = f"{len(rows)} pairs"
-            events.progress(phase, done, int(costs.sum()), unit="tokens", note=size, size=size)
+            events.progress(phase, done, total, unit="tokens", note=size, size=size)
     pending.flush()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdpo.batching import lane_count, resolve_layout
+from sdpo.batching import lane_count, resolve_layout, training_lanes
 from sdpo.config import TrainingConfig
 from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, Fault, ModelError
@@ -134,9 +134,7 @@ class Session:
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, training)
             model, optimizer = self.accelerator.prepare(scorer, optimizer)
-        # Recomputation and compiled code belong to one thread, and so does the order of what is
-        # drawn at random.
-        alone = training.gradient_checkpointing or training.compile or draws_at_random(self.policy)
+        lanes = 1 if draws_at_random(self.policy) else training_lanes(training, self._lanes())
         return Trainer(
             accelerator=self.accelerator,
             scorer=model,
@@ -144,7 +142,7 @@ class Session:
             training=training,
             pad_token_id=self.pad_token_id,
             layout=self.layout,
-            lanes=1 if alone else min(self._lanes(), training.batch_size),
+            lanes=lanes,
         )
 
     def publish(self) -> str:

@@ -57,8 +57,7 @@ def score_as_reference(
     )
     digests = [tokens.row(row).row_digest for row in rows]
     one_of_each_part = np.unique(cache.part_of(digests), return_index=True)[1]
-    cached = np.flatnonzero(scored.from_cache)
-    sample = gate.sample_rows(first, cached=cached, seed=training.seed)
+    sample = gate.sample_rows(first, cached=scored.cached_items, seed=training.seed)
     items = np.union1d(sample, one_of_each_part)
     found = gate.check_cache(
         scorer,
@@ -91,8 +90,7 @@ def cached_values(
             f"{phase}: {missing} rows have no log-probs under {reference.name}, which was to be "
             "scored before this stage"
         )
-    looked_up = np.ones(len(digests), dtype=np.bool_)
-    return Scored(best, computed=0, cached=len(digests), from_cache=looked_up)
+    return Scored.looked_up(best)
 
 
 def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
@@ -123,9 +121,8 @@ def note_checked(
     ``rows`` are D_t's, ``first`` those of the first global batch. What this process computed is the
     policy's own too.
     """
-    cached = np.flatnonzero(scored.from_cache)
-    compared = gate.sample_rows(first, cached=cached, seed=spec.training.seed)
-    known = np.union1d(compared, np.flatnonzero(~scored.from_cache))
+    compared = gate.sample_rows(first, cached=scored.cached_items, seed=spec.training.seed)
+    known = np.union1d(compared, scored.new_items)
     at = rows["token_row"].take(pa.array(known)).to_pylist()
     cache = open_cache(spec, spec.input_digest)
     digests = [tokens.row(row).row_digest for row in at]

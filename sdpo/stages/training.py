@@ -159,7 +159,7 @@ def _reference_facts(
             first_batch=first,
             precision=training.precision,
             seed=training.seed,
-            cached=np.flatnonzero(scored.from_cache),
+            cached=scored.cached_items,
             compare=compared_with(step.spec, step.tokens, reference.rows),
         )
         if passed.compared == gate.POLICY and step.session.accelerator.is_main_process:
@@ -193,11 +193,7 @@ def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
     if table.num_rows != rows.num_rows or not {"pair_id", *names} <= set(table.column_names):
         return None
     logps = RowLogps(*(table[name].to_numpy() for name in names))
-    computed, cached = (
-        step.saved.content["facts"]["scored_rows"][n] for n in ("computed", "cached")
-    )
-    looked_up = np.ones(rows.num_rows, dtype=np.bool_)
-    kept = Reference(rows, Scored(logps, computed=computed, cached=cached, from_cache=looked_up))
+    kept = Reference(rows, Scored.looked_up(logps))
     same = table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
     return kept if same and kept.digest == step.saved.content["key"]["reference"] else None
 

@@ -5,17 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.cache import LogpCache, scoring_key
+from sdpo.cache import LogpCache
 
-KEY = scoring_key(
-    "m" * 64,
-    precision="fp32",
-    device="cpu",
-    threads=1,
-    processes=1,
-    attention="sdpa",
-    layout="rows",
-)
+from .training_helpers.models import cpu_key
+
+KEY = cpu_key("m" * 64, layout="rows")
 
 
 def digests(*names: object) -> list[bytes]:

@@ -3,61 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.fused import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.layouts import LAYOUTS, PromptGroup
 from sdpo.layouts.check import agrees
 from sdpo.logps import SequenceScorer, plain_attention
 
-VOCABULARY = 61
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
+from .training_helpers.layouts import SMALL, VOCABULARY, batch, pairs, small_model
+
 MODELS = {
-    "grouped heads": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
-    "equal heads": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 4})),
-    "one key head": lambda: LlamaForCausalLM(LlamaConfig(**SMALL | {"num_key_value_heads": 1})),
-    "norms on heads": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=16)),
-    "sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=7)),
-    "learned positions": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
-    ),
+    "grouped heads": {"kind": "llama"},
+    "equal heads": {"kind": "llama", "num_key_value_heads": 4},
+    "one key head": {"kind": "llama", "num_key_value_heads": 1},
+    "norms on heads": {"kind": "qwen3", "head_dim": 16},
+    "sliding window": {"kind": "mistral", "sliding_window": 7},
+    "learned positions": {"kind": "gpt2"},
 }
 
 
 def model(name: str = "grouped heads") -> torch.nn.Module:
-    torch.manual_seed(3)
-    built = MODELS[name]()
-    return built.eval()
-
-
-def pairs(count: int = 3, *, sides: int = 2) -> list[PromptGroup]:
-    rng = np.random.default_rng(5)
-
-    def ids() -> np.ndarray:
-        return rng.integers(0, VOCABULARY, int(rng.integers(1, 15))).astype(np.int32)
-
-    return [PromptGroup(ids(), tuple(ids() for _ in range(sides))) for _ in range(count)]
-
-
-def batch(layout: str, groups: list[PromptGroup]):
-    return LAYOUTS[layout].collate(groups, pad_token_id=0, device="cpu")
+    return small_model(**MODELS[name])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,13 +3,14 @@ import pytest
 import torch
 
 from sdpo import score
-from sdpo.cache import LogpCache, scoring_key
+from sdpo.cache import LogpCache
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
 from sdpo.score import score_rows
 
 from .training_helpers.models import (
     RecordedEvents,
+    cpu_key,
     double,
     hf_pair_logps,
     make_scorer,
@@ -34,16 +35,7 @@ def cache(tmp_path):
     """``cache(name)``: as another process finds the rows of one key."""
 
     def open_cache(name: str = "a-digest") -> LogpCache:
-        key = scoring_key(
-            name,
-            precision="fp32",
-            device="cpu",
-            threads=1,
-            processes=1,
-            attention="sdpa",
-            layout="padded",
-        )
-        return LogpCache(tmp_path / "cache", key)
+        return LogpCache(tmp_path / "cache", cpu_key(name, layout="padded"))
 
     return open_cache
 
@@ -112,7 +104,7 @@ def test_rows_in_the_cache_are_not_computed_again(cache, score_all):
     assert len(forwards) == 10, "one per sequence"
     second = score_all(scorer, range(3, 9), cache())
     assert (second.computed, second.cached) == (4, 2)
-    assert second.from_cache.sum() == 2
+    assert second.cached_items.tolist() == [0, 1]
     assert len(forwards) == 10 + 8
     third = score_all(scorer, range(9), cache())
     assert (third.computed, third.cached) == (0, 9)

@@ -57,9 +57,13 @@ class Browser:
         self.page.keyboard.press("ArrowDown")
         self.page.locator(".p-select-option").get_by_text(value, exact=True).click()
 
+    @property
+    def _button(self) -> Locator:
+        return self.page.get_by_role("button", name="Submit")
+
     def submit(self) -> None:
         """Press the form's button."""
-        self.page.get_by_role("button", name="Submit").click()
+        self._button.click()
 
     def submitted(self) -> FlowRun:
         """Press the form's button; the run that comes of it.
@@ -68,12 +72,12 @@ class Browser:
         long as the form is there.
         """
         before = {run.id for run in self.desk.runs()}
-        button, pressed_s = self.page.get_by_role("button", name="Submit"), 0.0
+        pressed_s = 0.0
 
         def new_runs() -> list[FlowRun]:
             nonlocal pressed_s
-            if time.monotonic() - pressed_s > _LOST_S and button.is_visible():
-                button.click()
+            if time.monotonic() - pressed_s > _LOST_S and self._button.is_visible():
+                self.submit()
                 pressed_s = time.monotonic()
             return [run for run in self.desk.runs() if run.id not in before]
 

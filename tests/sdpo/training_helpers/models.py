@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sdpo.cache import scoring_key
 from sdpo.config import TrainingConfig
 from sdpo.events import EventWriter
 from sdpo.logps import SequenceScorer, TokenSequence
@@ -172,6 +173,19 @@ def write_tokens(path: Path, task: PreferenceTask) -> TokenFile:
     with pa.ipc.new_file(str(path), TOKENS_SCHEMA) as writer:
         writer.write_table(pa.table(columns, schema=TOKENS_SCHEMA))
     return TokenFile.open(path)
+
+
+def cpu_key(model: str, *, layout: str) -> dict[str, str | int]:
+    """The cache's key of a model that :func:`make_scorer` scores."""
+    return scoring_key(
+        model,
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        processes=1,
+        attention="sdpa",
+        layout=layout,
+    )
 
 
 def make_scorer(
