@@ -32,7 +32,7 @@ from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named
 from sdpo.store import RunFolder
 
-_POLL_S = 10
+_POLL_S = 3
 _MARGIN_S = 3600
 """Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bench import Bench, DemoFiles, Outcome, Values, forked_stages
+from bench import Bench, DemoFiles, Outcome, Values
+from forked_stages import forked_stages
 
 from sdpo import demo
 from sdpo.demo.model import write_model

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ import psutil
 import pytest
 from bench import Bench, Outcome, Values
 from command_line import Sdpo, caller
+from forked_stages import forked_stages
 from processes import Running, stages_of, start
 
-from sdpo import supervisor
 from sdpo.chain import run_chain
 from sdpo.disk import step_needs
 from sdpo.errors import DiskFullError, Fault
@@ -96,37 +95,26 @@ import sdpo.resume as module
 module.discard = lambda *args: kill()
 """,
 }
-STAGE = """
+KILL = """
 import os, signal
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
-{death}
-from sdpo.stage import main
-main()
 """
 
 
-def dying_stage(death: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages that load a model end like that; the others are as ever."""
-    command = supervisor._command
-
-    def dying(spec, path):
-        code = STAGE.format(death=death)
-        return (
-            [sys.executable, "-c", code, str(path)] if spec.kind == "step" else command(spec, path)
-        )
-
-    monkeypatch.setattr(supervisor, "_command", dying)
+def killed_while_training(bench: Bench, changes: Values = EVERY_STEP) -> None:
+    """Start a run, whose first step is killed after its fourth optimizer step."""
+    with forked_stages(first=KILL + DEATHS["in the middle of training"]), pytest.raises(Fault):
+        run_chain(make_config(bench.values(changes)))
 
 
 @pytest.mark.parametrize("moment", DEATHS)
 def test_a_run_whose_stage_is_killed_goes_on_to_the_same_models(
-    warm: Bench, finished: Outcome, monkeypatch: pytest.MonkeyPatch, moment: str
+    warm: Bench, finished: Outcome, moment: str
 ) -> None:
-    with monkeypatch.context() as patch:
-        dying_stage(DEATHS[moment], patch)
-        with pytest.raises(Fault, match="step-1 ended with signal SIGKILL"):
-            run_chain(make_config(warm.values(EVERY_STEP)))
+    killed = pytest.raises(Fault, match="step-1 ended with signal SIGKILL")
+    with forked_stages(first=KILL + DEATHS[moment]), killed:
+        run_chain(make_config(warm.values(EVERY_STEP)))
     outcome = warm.run(EVERY_STEP)
     complete = moment == "right after the record"
     assert ("step-1" in outcome.result.executed) is not complete
@@ -194,13 +182,10 @@ def test_a_call_that_is_killed_takes_its_stage_with_it_and_leaves_the_run_free(w
 
 
 def test_resume_takes_the_run_by_its_name_and_says_where_it_goes_on(
-    warm: Bench, finished: Outcome, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
+    warm: Bench, finished: Outcome, sdpo: Sdpo
 ) -> None:
     recipe = warm.write(EVERY_STEP)
-    with monkeypatch.context() as patch:
-        dying_stage(DEATHS["in the middle of training"], patch)
-        with pytest.raises(Fault):
-            run_chain(make_config(warm.values(EVERY_STEP)))
+    killed_while_training(warm)
     Path(recipe).unlink()
     called = sdpo("resume", "tiny", "--runs-dir", warm.runs)
     assert called.code == 0, called.told
@@ -258,22 +243,14 @@ module.{name} = full
     ("module", "name"), [("stages.model", "save_policy"), ("stages.training", "write_card")]
 )
 def test_a_disk_that_is_full_while_publishing_is_told_and_the_run_goes_on_when_there_is_room(
-    warm: Bench,
-    finished: Outcome,
-    small_disk: Path,
-    sdpo: Sdpo,
-    monkeypatch: pytest.MonkeyPatch,
-    module: str,
-    name: str,
+    warm: Bench, finished: Outcome, small_disk: Path, sdpo: Sdpo, module: str, name: str
 ) -> None:
     filler, runs = small_disk / "filler", small_disk / "runs"
     cache = {"store": {"cache_dir": str(warm.folder / "cache")}}
     recipe = warm.write(EVERY_STEP | cache)
     arguments = (recipe, "--runs-dir", runs)
-    with monkeypatch.context() as patch:
-        dying_stage(FILL.format(module=module, name=name, filler=str(filler)), patch)
-        patch.setattr("command_line.forked_stages", pytest.MonkeyPatch.context)
-        called = sdpo("run", *arguments)
+    filling = FILL.format(module=module, name=name, filler=str(filler))
+    called = sdpo("run", *arguments, first=filling)
     assert called.code == 1, called.told
     assert "no space is left on the disk of" in called.told
     assert "go on with: sdpo resume tiny" in called.told
@@ -353,12 +330,9 @@ def test_a_read_only_run_folder_gives_one_clear_message(
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is_now(
-    warm: Bench, finished: Outcome, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
+    warm: Bench, finished: Outcome, sdpo: Sdpo
 ) -> None:
-    with monkeypatch.context() as patch:
-        dying_stage(DEATHS["in the middle of training"], patch)
-        with pytest.raises(Fault):
-            run_chain(make_config(warm.values(EVERY_STEP)))
+    killed_while_training(warm)
     elsewhere = warm.folder / "elsewhere"
     elsewhere.mkdir()
     shutil.move(warm.runs, elsewhere / "moved")
@@ -373,14 +347,9 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now(
     assert record["outputs"] == finished.record("step-2")["outputs"]
 
 
-def test_files_from_the_future_do_not_disturb_a_run(
-    warm: Bench, finished: Outcome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_from_the_future_do_not_disturb_a_run(warm: Bench, finished: Outcome) -> None:
     """As they are after the clock was set back."""
-    with monkeypatch.context() as patch:
-        dying_stage(DEATHS["in the middle of training"], patch)
-        with pytest.raises(Fault):
-            run_chain(make_config(warm.values(EVERY_STEP)))
+    killed_while_training(warm)
     later = time.time() + 10 * 365 * 86400
     for path in warm.folder.rglob("*"):
         os.utime(path, (later, later))
@@ -392,15 +361,12 @@ def test_files_from_the_future_do_not_disturb_a_run(
 
 
 def test_a_base_model_that_changed_meanwhile_is_refused_with_both_digests(
-    warm: Bench, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch, demo_files
+    warm: Bench, sdpo: Sdpo, demo_files
 ) -> None:
     model = warm.folder / "base"
     shutil.copytree(demo_files.model, model)
     named: Values = {"model": {"name_or_path": str(model)}}
-    with monkeypatch.context() as patch:
-        dying_stage(DEATHS["in the middle of training"], patch)
-        with pytest.raises(Fault):
-            run_chain(make_config(warm.values(named)))
+    killed_while_training(warm, named)
     before = folder_of(warm).read_run()["inputs"]["model"]
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())

@@ -1,4 +1,4 @@
-"""One server and one worker for all tests that need them, with a password."""
+"""A server and a worker with a password, one pair for all tests of a process."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -30,7 +30,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from bench import forked_stages
+from forked_stages import forked_stages
 from processes import Running, stages_of, start
 
 from flows.cli import run_app

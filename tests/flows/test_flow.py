@@ -5,9 +5,10 @@ import logging
 from typing import Any
 
 import pytest
-from bench import Bench, Outcome, forked_stages
+from bench import Bench, Outcome
 from command_line import Sdpo
 from flow_runs import artifacts_of, tasks_of
+from forked_stages import forked_stages
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 

@@ -5,8 +5,9 @@ import time
 from typing import Any
 
 import pytest
-from bench import Bench, forked_stages
+from bench import Bench
 from flow_runs import artifacts_of, tasks_of
+from forked_stages import forked_stages
 from histories import origin, write_new_pairs
 from prefect import flow
 from prefect.client.orchestration import get_client

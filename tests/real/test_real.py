@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from bench import Outcome, forked_stages
+from bench import Outcome
+from forked_stages import forked_stages
 from histories import replayed
 
 from sdpo.chain import run_chain

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Bench, forked_stages
+from bench import Bench
+from forked_stages import forked_stages
 from histories import contents, origin, write_new_pairs
 
 from sdpo.errors import ConfigError, IntegrityError, UserError

@@ -6,17 +6,13 @@ stage is quicker than usual (see :mod:`forked_stages`).
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import yaml
-from forked_stages import ForkedStage
+from forked_stages import forked_stages
 
 from sdpo.chain import ChainResult, run_chain
 from sdpo.events import Event
@@ -24,17 +20,6 @@ from sdpo.recipe import make_config
 from sdpo.store import RunFolder
 
 Values = dict[str, Any]
-
-
-@contextmanager
-def forked_stages() -> Iterator[None]:
-    """Within it, stages of one process start as forks of a server that has imported torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        quick = SimpleNamespace(
-            Popen=ForkedStage, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
-        )
-        patch.setattr("sdpo.supervisor.subprocess", quick)
-        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from bench import forked_stages
+from forked_stages import forked_stages
 
 from flows.cli import run_app
 
@@ -28,11 +28,11 @@ Sdpo = Callable[..., Called]
 
 
 def caller(capsys: pytest.CaptureFixture[str]) -> Sdpo:
-    """``sdpo("run", recipe, ...)``."""
+    """``sdpo("run", recipe, ...)``; ``first`` is code that its stages run before their own."""
 
-    def sdpo(*arguments: Any) -> Called:
+    def sdpo(*arguments: Any, first: str = "") -> Called:
         capsys.readouterr()
-        with forked_stages():
+        with forked_stages(first=first):
             code = run_app([str(argument) for argument in arguments])
         return Called(code, *capsys.readouterr())
 

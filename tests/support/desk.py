@@ -27,6 +27,8 @@ from flows.server import Desk as Processes
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "desk:a secret"
 _TRIES = 10
+_QUICK = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
+"""A schedule that was made is looked at after seconds, where it would be a minute."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -68,7 +70,7 @@ class Desk:
         return subprocess.run(
             [sys.executable, "-c", "from flows.cli import main; main()", "server", *arguments],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), AUTH: PASSWORD},
+            env=os.environ | _QUICK | {"PYTHONPATH": str(ROOT), AUTH: PASSWORD},
             capture_output=True,
             text=True,
             check=False,

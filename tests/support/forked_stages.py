@@ -6,8 +6,15 @@ A server process imports what stages import, once; every stage is a fork of it. 
 
 import multiprocessing
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, BinaryIO
+
+import pytest
 
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(
@@ -15,7 +22,23 @@ STARTER.set_forkserver_preload(
 )
 
 
-def stage(arguments: list[str], environment: dict[str, str], log: str) -> None:
+@contextmanager
+def forked_stages(*, first: str = "") -> Iterator[None]:
+    """Within it, stages of one process start as forks of a server that has imported torch.
+
+    ``first``: code that each of them runs before its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        quick = SimpleNamespace(
+            Popen=partial(ForkedStage, first=first),
+            DEVNULL=subprocess.DEVNULL,
+            STDOUT=subprocess.STDOUT,
+        )
+        patch.setattr("sdpo.supervisor.subprocess", quick)
+        yield
+
+
+def stage(arguments: list[str], environment: dict[str, str], log: str, first: str) -> None:
     """What ``python -m sdpo.stage STAGE.json`` does, in a fork of the server."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -24,6 +47,7 @@ def stage(arguments: list[str], environment: dict[str, str], log: str) -> None:
     os.environ.update(environment)
     os.environ.pop("SDPO_PARENT_PID")  # its parent is the server
     sys.argv = arguments
+    exec(first, {})
     from sdpo.stage import main
 
     main()
@@ -33,10 +57,16 @@ class ForkedStage:
     """The part of ``subprocess.Popen`` that the supervisor uses."""
 
     def __init__(
-        self, command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object
+        self,
+        command: list[str],
+        *,
+        first: str,
+        stdout: BinaryIO,
+        env: dict[str, str],
+        **_: object,
     ) -> None:
         assert command[1:3] == ["-m", "sdpo.stage"], "several processes are launched for real"
-        self._process = STARTER.Process(target=stage, args=(command[2:], env, stdout.name))
+        self._process = STARTER.Process(target=stage, args=(command[2:], env, stdout.name, first))
         self._process.start()
         self.pid = self._process.pid
 

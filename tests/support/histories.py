@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import Bench, Outcome, forked_stages
+from bench import Bench, Outcome
+from forked_stages import forked_stages
 
 from sdpo.events import Event
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step

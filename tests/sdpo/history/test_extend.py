@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from bench import Bench, DemoFiles, Outcome, Values, forked_stages
+from bench import Bench, DemoFiles, Outcome, Values
+from forked_stages import forked_stages
 from histories import contents, origin, replayed
 
 from sdpo.errors import ConfigError, RunExistsError, UserError
