@@ -31,8 +31,14 @@ _GROUPS = {name: str(field.description) for name, field in RunConfig.model_field
 _NAME = "Name of the run; empty: that of the run in the UI."
 
 
+def _run_name() -> str:
+    """The recipe's name is also that of the run in the UI; a retry keeps the one it has."""
+    return str(flow_run.parameters.get("name") or flow_run.name)
+
+
+# Parameters are validated by make_config, which says it better.
 @form(_GROUPS | {"name": _NAME})
-@flow(name="sdpo-align", validate_parameters=False)  # make_config says it better
+@flow(name="sdpo-align", flow_run_name=_run_name, validate_parameters=False)
 def align(
     name: str = "",
     model: ModelConfig = ModelConfig(),

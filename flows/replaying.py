@@ -26,7 +26,7 @@ _DESCRIPTIONS = {
 
 
 @form(_DESCRIPTIONS)
-@flow(name="sdpo-replay", validate_parameters=False)
+@flow(name="sdpo-replay", flow_run_name="{run}/step-{step}", validate_parameters=False)
 def replay(
     run: str = "",
     step: int = 1,

@@ -4,7 +4,7 @@ Its deployment needs a concurrency limit of 1 with the collision strategy CANCEL
 comes while a run is at work is cancelled and not queued, so that missed slots do not pile up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event as Flag
@@ -112,8 +112,16 @@ _GROUPS = {
 }
 
 
+def _run_name() -> str:
+    """The lineage and the time of its slot, by which a person tells the runs of a schedule."""
+    given = flow_run.parameters.get("lineage")
+    name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", "")
+    return f"{name or 'retrain'} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+
+
+# Parameters are validated by checked, which says it better.
 @form(_GROUPS)
-@flow(name="sdpo-retrain", validate_parameters=False)  # checked says it better
+@flow(name="sdpo-retrain", flow_run_name=_run_name, validate_parameters=False)
 def retrain(
     lineage: LineageSettings = LineageSettings(),
     data: NewDataSettings = NewDataSettings(),

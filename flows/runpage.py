@@ -14,12 +14,15 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import (
+    TableArtifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
@@ -81,6 +84,7 @@ class RunPage:
         self._silent = 0
         self._left_alone_until_s = 0.0
         self._bars: dict[str, _Bar] = {}
+        self._tables: dict[str, UUID] = {}
 
     def __enter__(self) -> "RunPage":
         if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
@@ -162,7 +166,17 @@ class RunPage:
     def _table(self, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
         table = [dict(row) for row in rows]
         key = f"{what}-{self._slug}"
-        self._show(lambda: create_table_artifact(table, key=key, description=description))
+        self._show(lambda: self._put_table(key, table, description))
+
+    def _put_table(self, key: str, table: list[dict[str, Any]], description: str) -> None:
+        """Made once, then brought up to date: the run's list shows each table once."""
+        if made := self._tables.get(key):
+            data = TableArtifact(table=table).format(_sync=True)  # type: ignore[call-arg]
+            with get_client(sync_client=True) as client:
+                client.update_artifact(made, ArtifactUpdate(data=data, description=description))
+        else:
+            new = create_table_artifact(table, key=key, description=description)
+            self._tables[key] = cast(UUID, new)  # a coroutine only where there is an event loop
 
     def _say(self, level: int, message: str) -> None:
         """A log line in the UI: once, on one line, and no more of them than a person reads."""

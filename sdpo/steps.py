@@ -6,16 +6,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sdpo.config import TrainingConfig
-from sdpo.disk import check_space, step_needs
 from sdpo.errors import UserError
 from sdpo.features import MODEL_FEATURES
 from sdpo.files import digest_of, file_digest, read_json, write_json
 from sdpo.gamma import gamma_view
-from sdpo.headroom import Budget
-from sdpo.identity import rows_digest, scoring_identity, step_identity, supervised_identity
+from sdpo.identity import rows_digest, step_identity, supervised_identity
 from sdpo.kl import measure_kl
 from sdpo.nodes import ensure_tokens, tokens_path
 from sdpo.origin import Carried
+from sdpo.probe_nodes import find_probe, measure_again, record_probe
 from sdpo.reference_rules import effective_reference
 from sdpo.references import (
     NamedModel,
@@ -31,16 +30,11 @@ from sdpo.references import (
 )
 from sdpo.report import write_report as render_report
 from sdpo.resolve import resolve_precision
-from sdpo.resume import stored_bytes
 from sdpo.run import Context, run_once
-from sdpo.sharing import detach
-from sdpo.spec import ReferenceSpec, StepSpec
-from sdpo.store import NOT_DONE, Record
+from sdpo.spec import ReferenceSpec
+from sdpo.step_stage import reads_previous, scoring_of, step_spec, train_node
+from sdpo.store import Record
 from sdpo.tokens.store import TokenFile
-
-_PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
-"""Settings that a probe's table and completions depend on."""
-
 
 _ROLES = ("reference", "target")
 
@@ -71,7 +65,7 @@ def supervised_step(context: Context) -> Record:
             folder=context.resolved.model,
             digest=context.resolved.inputs["model"],
         )
-        record = _train(
+        record = train_node(
             context,
             node="step-0",
             step=0,
@@ -113,14 +107,14 @@ def measure_gamma(context: Context) -> Record:
     """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
     folder, digest = model_of(context, 0)
     identity = {
-        "scoring": _scoring(context, digest),
+        "scoring": scoring_of(context, digest),
         "tokens": tokens_path(context).stem,
         "usable": file_digest(context.run.usable),
         "columns": sorted(MODEL_FEATURES),
     }
 
     def make() -> tuple[dict[str, Any], list[Path]]:
-        spec = _spec(
+        spec = step_spec(
             context,
             name="measure-M_0",
             step=0,
@@ -156,8 +150,8 @@ def align_step(context: Context, step: int) -> Record:
     if context.done(node, identity) is None:
         reference = _scored_reference(context, step, training, models)
         start = int(target.name.removeprefix("M_"))
-        measure_input = start == step - 1 and _find_probe(context, start)[0] is None
-        _train(
+        measure_input = start == step - 1 and find_probe(context, start)[0] is None
+        train_node(
             context,
             node=node,
             step=step,
@@ -172,60 +166,18 @@ def align_step(context: Context, step: int) -> Record:
             inputs=inputs,
         )
         if measure_input:
-            _record_probe(context, start)
-        _record_probe(context, step)
+            record_probe(context, start)
+        record_probe(context, step)
     for number in (step - 1, step):
-        found, reason = _find_probe(context, number)
+        found, reason = find_probe(context, number)
         if found is None:
-            _measure_again(context, number, training, reason)
+            measure_again(context, number, training, reason)
     record = context.run.read_record(node)
     assert record is not None, "the stage wrote its record"
     context.settle(node, record)
     _write_gamma(context, step)
     measure_kl(context, step, training)
     return record
-
-
-def _train(
-    context: Context,
-    *,
-    node: str,
-    training: TrainingConfig,
-    start: NamedModel,
-    identity: dict[str, Any],
-    **fields: Any,
-) -> Record:
-    """Run the stage that trains ``node`` from ``start``; the record that it wrote."""
-    detach(context.run.path / node / "metrics.jsonl")
-    spec = _spec(
-        context,
-        name=node,
-        training=training,
-        input_model=start.folder,
-        input_digest=start.digest,
-        input_name=start.name,
-        identity=identity,
-        budget=_replayed_budget(context, node, identity),
-        **fields,
-    )
-    _check_space(context, spec)
-    context.stage(spec)
-    record = context.run.read_record(node)
-    assert record is not None, "the stage wrote its record"
-    return record
-
-
-def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> Budget | None:
-    """Tokens of a micro-batch as an origin settled them for this node, if it asked the same."""
-
-    def asked(of: dict[str, Any]) -> tuple[Any, Any]:
-        return of["training"].get("micro_batch_tokens"), of["arithmetic"]
-
-    for origin in context.origins:
-        record = None if origin.is_damaged(node) else origin.read_record(node)
-        if record and asked(record["identity"]) == asked(identity):
-            return Budget.model_validate(record["budget"]) if "budget" in record else None
-    return None
 
 
 def resolved_training(context: Context, step: int) -> TrainingConfig:
@@ -240,17 +192,6 @@ def step_models(context: Context, step: int, training: TrainingConfig) -> StepMo
     """What a step works with; a guide, where it has one, is trained already."""
     return StepModels(
         target=target_of(context, step, training), reference=reference_of(context, step, training)
-    )
-
-
-def _check_space(context: Context, spec: StepSpec) -> None:
-    """Refuse a step that the disks have no room for."""
-    run = context.run
-    rows = 2 * pq.read_metadata(run.usable).num_rows  # under the model that comes in, and out
-    check_space(
-        step_needs(spec.input_model, spec.training, run=run.path, cache=context.cache, rows=rows),
-        used_bytes={run.path: stored_bytes(spec.folder)},
-        what=spec.name,
     )
 
 
@@ -280,7 +221,7 @@ def _train_guide(context: Context, step: int, training: TrainingConfig) -> None:
     identity, inputs = _step_identity(context, step, training, models)
     record = context.done(node, identity)
     if record is None:
-        record = _train(
+        record = train_node(
             context,
             node=node,
             step=step,
@@ -314,7 +255,7 @@ def _scored_reference(
     context.listen({"event": "node", "node": node, "status": status, "reason": reason})
     if reason:
         context.executed.append(node)
-        spec = _spec(
+        spec = step_spec(
             context,
             name=node,
             step=step,
@@ -330,102 +271,11 @@ def _scored_reference(
     return reference_spec(models, own_tokens)
 
 
-def reads_previous(context: Context, step: int) -> bool:
-    """Whether ``step`` reads log-probs of D_step under M_{step-1}: its reference, if it has one."""
-    return effective_reference(context.config.training_of(step)) == "previous"
-
-
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
     rows = plan["token_row"].to_numpy()[plan["step"].to_numpy() == step]
     return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))
-
-
-def _probe_identity(context: Context, number: int) -> dict[str, Any]:
-    _, digest = model_of(context, number)
-    sampled = {} if reads_previous(context, number + 1) else {"next_partition": "sample"}
-    return {
-        "scoring": _scoring(context, digest),
-        "tokens": tokens_path(context).stem,
-        "plan": file_digest(context.run.plan),
-        "probe": context.config.probe.model_dump(include=_PROBED),
-        **sampled,
-    }
-
-
-def _scoring(context: Context, digest: str) -> dict[str, Any]:
-    """What log-probs under the model of this digest depend on besides the rows."""
-    config = context.config
-    return scoring_identity(
-        digest, training=config.training, launch=config.launch, model=config.model
-    )
-
-
-def _find_probe(context: Context, number: int) -> tuple[Record | None, str]:
-    return context.find(f"probe-M_{number}", _probe_identity(context, number))
-
-
-def _record_probe(context: Context, number: int) -> None:
-    files = [context.run.probes / f"M_{number}.parquet"]
-    completions = context.run.probes / f"M_{number}.completions.json"
-    if context.config.probe.completions and completions.is_file():
-        files.append(completions)
-    node = f"probe-M_{number}"
-    context.run.write_record(
-        node, {"node": node, "identity": _probe_identity(context, number)}, files=files
-    )
-
-
-def _measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
-    folder, digest = model_of(context, number)
-    node = f"probe-M_{number}"
-    why = "not measured yet" if reason == NOT_DONE else reason
-    context.listen({"event": "node", "node": node, "status": "run", "reason": why})
-    context.executed.append(node)
-    context.stage(
-        _spec(
-            context,
-            name=node,
-            step=number,
-            task="none",
-            training=training,
-            input_model=folder,
-            input_digest=digest,
-            input_name=f"M_{number}",
-            measure_input=True,
-        )
-    )
-    _record_probe(context, number)
-
-
-def _spec(
-    context: Context, *, name: str, step: int, training: TrainingConfig, **fields: Any
-) -> StepSpec:
-    config, run = context.config, context.run
-    supervised = config.supervised
-    from_source = supervised.from_source
-    return StepSpec(
-        name=name,
-        run=run.path,
-        model=config.model,
-        launch=config.launch,
-        base=context.resolved.model,
-        tokens=tokens_path(context),
-        pairs=run.pairs,
-        usable=run.usable,
-        plan=run.plan if run.plan.is_file() else None,
-        supervised=supervised,
-        supervised_tokens=tokens_path(context, "supervised") if from_source else None,
-        cache=context.cache,
-        training=training,
-        evaluation=config.evaluation,
-        probe=config.probe,
-        tracking=config.tracking,
-        references=[n for n in (step, step + 1) if n and reads_previous(context, n)],
-        step=step,
-        **fields,
-    )
 
 
 def _write_gamma(context: Context, step: int) -> None:

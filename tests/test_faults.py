@@ -87,7 +87,7 @@ def die(policy, folder, **kwargs):
 module.save_policy = die
 """,
     "between the model and its record": """
-import sdpo.stages.training as module
+import sdpo.stages.publication as module
 module.write_card = lambda *args, **kwargs: kill()
 """,
     "right after the record": """
@@ -240,7 +240,7 @@ module.{name} = full
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("stages.model", "save_policy"), ("stages.training", "write_card")]
+    ("module", "name"), [("stages.model", "save_policy"), ("stages.publication", "write_card")]
 )
 def test_a_disk_that_is_full_while_publishing_is_told_and_the_run_goes_on_when_there_is_room(
     warm: Bench, finished: Outcome, small_disk: Path, sdpo: Sdpo, module: str, name: str

@@ -22,14 +22,10 @@ from sdpo.spec import StepSpec
 from sdpo.stages.checkpoint import find
 from sdpo.stages.model import Session, open_session
 from sdpo.stages.reference import open_cache, score_as_reference
+from sdpo.stages.scoring import score_reference
+from sdpo.stages.step_files import StepFiles
 from sdpo.stages.timings import Timings
-from sdpo.stages.training import (
-    StepFiles,
-    key_of,
-    score_reference,
-    train_preference,
-    train_supervised,
-)
+from sdpo.stages.training import key_of, train_preference, train_supervised
 from sdpo.stages.work import expected_work
 from sdpo.store import RunFolder
 from sdpo.tokens.store import TokenFile

@@ -79,6 +79,7 @@ def test_a_step_is_replayed_from_the_ui(desk: Desk, recipe, runs: Path) -> None:
     store = parameters["store"]
     run = desk.submit("sdpo-replay/replay", {"run": "played", "step": 1, "store": store})
     assert run.wait() == "COMPLETED"
+    assert run.read()["name"] == "played/step-1"
     assert (runs / "played-replay-1" / "step-1" / "record.json").is_file()
     told = run.artifacts()["replay-played-replay-1"]["data"]
     assert "bitwise identical: weights, loss curve and gamma" in told

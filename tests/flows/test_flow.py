@@ -58,6 +58,7 @@ def test_the_flow_makes_what_the_chain_makes(
     result, run = flown
     assert run.state is not None
     assert run.state.is_completed()
+    assert run.name == "flown_1"
     mine = Outcome(result, [])
     assert mine.record("step-2")["outputs"] == finished.record("step-2")["outputs"]
     assert result.report.is_file()

@@ -1,5 +1,6 @@
 """The retrain flow with a real server: new pairs, none, a refusal, and a person who is asked."""
 
+import re
 import threading
 import time
 from typing import Any
@@ -70,6 +71,7 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     found = flown(promoted, *range(20))
     run = last_run()
     assert found.status == "promoted"
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
     assert run.state is not None
     assert run.state.is_completed()
     assert (run.state.message or "").startswith("promoted: gate: by estimates alone")

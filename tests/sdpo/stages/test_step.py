@@ -16,7 +16,7 @@ from sdpo.demo.text import dialogues
 from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, GateError, ModelError
 from sdpo.logps import TokenSequence
-from sdpo.stages.training import open_cache
+from sdpo.stages.reference import open_cache
 from sdpo.tokens.tokenise import tokenise_supervised
 
 from ..training_helpers.models import hf_logps

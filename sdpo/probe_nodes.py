@@ -1,0 +1,66 @@
+"""Measurements of the models of a run: found by what they depend on, made where there are none."""
+
+from typing import Any
+
+from sdpo.config import TrainingConfig
+from sdpo.files import file_digest
+from sdpo.nodes import tokens_path
+from sdpo.references import model_of
+from sdpo.run import Context
+from sdpo.step_stage import reads_previous, scoring_of, step_spec
+from sdpo.store import NOT_DONE, Record
+
+_PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
+"""Settings that a probe's table and completions depend on."""
+
+
+def find_probe(context: Context, number: int) -> tuple[Record | None, str]:
+    """The record of M_number's probe if it is whole, else why not."""
+    return context.find(f"probe-M_{number}", _probe_identity(context, number))
+
+
+def record_probe(context: Context, number: int) -> None:
+    """Record the probe of M_number, which a stage has published."""
+    files = [context.run.probes / f"M_{number}.parquet"]
+    completions = context.run.probes / f"M_{number}.completions.json"
+    if context.config.probe.completions and completions.is_file():
+        files.append(completions)
+    node = f"probe-M_{number}"
+    context.run.write_record(
+        node, {"node": node, "identity": _probe_identity(context, number)}, files=files
+    )
+
+
+def measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
+    """Measure M_number in a stage of its own."""
+    folder, digest = model_of(context, number)
+    node = f"probe-M_{number}"
+    why = "not measured yet" if reason == NOT_DONE else reason
+    context.listen({"event": "node", "node": node, "status": "run", "reason": why})
+    context.executed.append(node)
+    context.stage(
+        step_spec(
+            context,
+            name=node,
+            step=number,
+            task="none",
+            training=training,
+            input_model=folder,
+            input_digest=digest,
+            input_name=f"M_{number}",
+            measure_input=True,
+        )
+    )
+    record_probe(context, number)
+
+
+def _probe_identity(context: Context, number: int) -> dict[str, Any]:
+    _, digest = model_of(context, number)
+    sampled = {} if reads_previous(context, number + 1) else {"next_partition": "sample"}
+    return {
+        "scoring": scoring_of(context, digest),
+        "tokens": tokens_path(context).stem,
+        "plan": file_digest(context.run.plan),
+        "probe": context.config.probe.model_dump(include=_PROBED),
+        **sampled,
+    }

@@ -1,0 +1,73 @@
+"""Publishing what a step trained: its model, then the record that makes it complete."""
+
+from typing import Any
+
+import torch
+
+from sdpo import machine, resume
+from sdpo.card import write_card
+from sdpo.files import TEMPORARY, digest_of
+from sdpo.stages.model import Session
+from sdpo.stages.step_files import StepFiles
+from sdpo.store import RunFolder
+
+_VIEWS = {
+    "gamma.json",
+    "kl.json",
+    "record.json",
+    "record.json.sha256",
+    "README.md",
+    "lineage.json",
+}
+"""Files of a step's folder that are no outputs of its training."""
+
+
+def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
+    """Publish M_t, then the record that makes the step complete."""
+    spec, session = step.spec, step.session
+    step.events.emit("phase", phase="publish")
+    with step.timings.of("publish"):
+        digest = session.publish()
+    if not session.accelerator.is_main_process:
+        return
+    name = f"M_{spec.step}" if spec.name.startswith("step-") else spec.name
+    who = spec.name.replace("-", " ")
+    if digest == spec.input_digest:
+        step.events.warning(
+            f"{who} changed nothing: {name} is {spec.input_name} to the last bit. It made "
+            f"{facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
+        )
+    run, node = RunFolder(spec.run), spec.name
+    record = {
+        "step": spec.step,
+        "name": name,
+        "kind": spec.task,
+        "identity": spec.identity,
+        "identity_digest": digest_of(spec.identity),
+        "models": spec.models,
+        "inputs": spec.inputs | inputs,
+        "outputs": {"model": digest},
+        **facts,
+        "training": spec.training.model_dump(),
+        "timings_s": step.timings.rounded(),
+        "environment": _environment(session),
+    }
+    write_card(run, record, name=name, folder=step.folder / "model")
+    files = [path for path in step.folder.rglob("*") if path.is_file()]
+    files = [f for f in files if f.name not in _VIEWS and not {"tracking", "resume"} & set(f.parts)]
+    files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
+    run.write_record(node, record, files=files)
+    resume.discard(step.folder)
+    step.events.emit("published", name=name, model=digest)
+
+
+def _environment(session: Session) -> dict[str, Any]:
+    device = session.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "processes": session.accelerator.num_processes,
+        "strategy": session.spec.launch.strategy,
+        "threads": torch.get_num_threads(),
+        "versions": machine.versions(),
+    }

@@ -1,0 +1,141 @@
+"""D_t and the reserve with their log-probs under the step's reference: ``reference.parquet``."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.cache import RowLogps
+from sdpo.files import digest_of, publish_file
+from sdpo.objectives import OBJECTIVES
+from sdpo.resume import SavedState
+from sdpo.score import Scored, score_rows
+from sdpo.spec import StepSpec
+from sdpo.stages.reference import cached_values, open_cache, plan_rows
+from sdpo.stages.step_files import StepFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """D_t, with its log-probs under M_{t-1} where the objective reads them."""
+
+    rows: pa.Table
+    scored: Scored | None
+
+    @property
+    def logps(self) -> np.ndarray:
+        """Chosen and rejected, fp32 ``[pairs, 2]``; NaN where nothing was scored."""
+        if self.scored is None:
+            return np.full((self.rows.num_rows, 2), np.nan, dtype=np.float32)
+        return np.stack([self.scored.logps.chosen, self.scored.logps.rejected], axis=1)
+
+    @property
+    def digest(self) -> str:
+        """Of the pairs and their values."""
+        values = self.logps.T.astype("<f4")
+        return digest_of([self.rows["pair_id"].to_pylist(), values.tobytes().hex()])
+
+
+def score_reference(step: StepFiles) -> Reference:
+    """D_t under the step's reference: scored, where that is the model in memory and the cache does
+    not have it. Publishes the values, if there is a reference.
+
+    A step that goes on from a state keeps the values that it was trained against so far. Nothing is
+    scored for an objective that reads no reference.
+    """
+    rows = plan_rows(step.spec, step.spec.step)
+    if not reads_reference(step.spec):
+        if step.session.accelerator.is_main_process:  # what another objective left here
+            (step.folder / "reference.parquet").unlink(missing_ok=True)
+        return Reference(rows, None)
+    if kept := _kept_reference(step, rows):
+        return kept
+    with step.timings.of("score"):
+        scored = _score(step, rows, phase=f"score D_{step.spec.step}")
+    _publish_reference(step, rows, scored)
+    return Reference(rows, scored)
+
+
+def score_reserve(step: StepFiles) -> Reference | None:
+    """The reserve likewise, for the curve on it; None where there is none."""
+    rows = plan_rows(step.spec, 0)
+    if not rows.num_rows:
+        return None
+    if not reads_reference(step.spec):
+        return Reference(rows, None)
+    return Reference(rows, _score(step, rows, phase="score the reserve"))
+
+
+def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
+    """``reference.parquet`` as the state to go on from knows it."""
+    path = step.folder / "reference.parquet"
+    if step.saved is None or not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return None  # damaged: the values are looked up again
+    names = ("reference_chosen_logps", "reference_rejected_logps")
+    if table.num_rows != rows.num_rows or not {"pair_id", *names} <= set(table.column_names):
+        return None
+    logps = RowLogps(*(table[name].to_numpy() for name in names))
+    kept = Reference(rows, Scored.looked_up(logps))
+    same = table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
+    return kept if same and kept.digest == step.saved.content["key"]["reference"] else None
+
+
+def state_of(step: StepFiles, reference: Reference) -> SavedState | None:
+    """The state to go on from, unless it was trained against other reference values."""
+    saved = step.saved
+    if saved and saved.content["key"]["reference"] != reference.digest:
+        step.events.warning(
+            f"the resume state of {step.folder.name} was trained against other reference values: "
+            "the step starts again"
+        )
+        return None
+    return saved
+
+
+def reads_reference(spec: StepSpec) -> bool:
+    """Whether the step's objective compares the policy with a reference."""
+    return OBJECTIVES[spec.training.objective].needs_reference
+
+
+def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
+    """Log-probs of ``rows`` under the step's reference."""
+    if step.spec.reference:
+        return cached_values(step.spec, step.spec.reference, step.tokens, rows, phase=phase)
+    return score_rows(
+        step.session.scorer(),
+        step.tokens,
+        rows["token_row"].to_pylist(),
+        cache=open_cache(step.spec, step.spec.input_digest),
+        events=step.events,
+        phase=phase,
+    )
+
+
+def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
+    """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
+    if not step.session.accelerator.is_main_process:
+        return
+    logps, at = scored.logps, rows["token_row"].to_numpy()
+    tokens = step.tokens
+    # The policy's tokens say nothing of a reference that cuts the text into others.
+    foreign = step.spec.reference is not None and step.spec.reference.tokens is not None
+    nothing = pa.nulls(len(at), pa.int32())
+    table = pa.table(
+        {
+            "pair_id": rows["pair_id"],
+            "prompt_key": rows["prompt_key"],
+            "source": rows["source"],
+            "reference_chosen_logps": logps.chosen,
+            "reference_rejected_logps": logps.rejected,
+            "chosen_tokens": nothing if foreign else tokens.chosen_lengths[at],
+            "rejected_tokens": nothing if foreign else tokens.rejected_lengths[at],
+            "complete": ~(tokens.chosen_truncated[at] | tokens.rejected_truncated[at]),
+        }
+    )
+    with publish_file(step.folder / "reference.parquet") as temporary:
+        pq.write_table(table, temporary)

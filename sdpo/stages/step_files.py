@@ -1,0 +1,32 @@
+"""What the parts of a step's stage share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo.events import EventWriter
+from sdpo.resume import SavedState
+from sdpo.spec import StepSpec
+from sdpo.stages.model import Session
+from sdpo.stages.timings import Timings
+from sdpo.tokens.store import TokenFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFiles:
+    """What the training of a step works with; ``saved``: the state that it goes on from."""
+
+    session: Session
+    tokens: TokenFile
+    events: EventWriter
+    timings: Timings
+    saved: SavedState | None = None
+
+    @property
+    def spec(self) -> StepSpec:
+        """The stage's spec."""
+        return self.session.spec
+
+    @property
+    def folder(self) -> Path:
+        """Where this stage publishes."""
+        return self.spec.folder

@@ -1,0 +1,114 @@
+"""Starting the stage that loads a model, for a node that trains or measures."""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sdpo.config import TrainingConfig
+from sdpo.disk import check_space, step_needs
+from sdpo.headroom import Budget
+from sdpo.identity import scoring_identity
+from sdpo.nodes import tokens_path
+from sdpo.reference_rules import effective_reference
+from sdpo.references import NamedModel
+from sdpo.resume import stored_bytes
+from sdpo.run import Context
+from sdpo.sharing import detach
+from sdpo.spec import StepSpec
+from sdpo.store import Record
+
+
+def step_spec(
+    context: Context, *, name: str, step: int, training: TrainingConfig, **fields: Any
+) -> StepSpec:
+    """What a stage of ``step`` is told; ``fields`` are what it is to do."""
+    config, run = context.config, context.run
+    supervised = config.supervised
+    from_source = supervised.from_source
+    return StepSpec(
+        name=name,
+        run=run.path,
+        model=config.model,
+        launch=config.launch,
+        base=context.resolved.model,
+        tokens=tokens_path(context),
+        pairs=run.pairs,
+        usable=run.usable,
+        plan=run.plan if run.plan.is_file() else None,
+        supervised=supervised,
+        supervised_tokens=tokens_path(context, "supervised") if from_source else None,
+        cache=context.cache,
+        training=training,
+        evaluation=config.evaluation,
+        probe=config.probe,
+        tracking=config.tracking,
+        references=[n for n in (step, step + 1) if n and reads_previous(context, n)],
+        step=step,
+        **fields,
+    )
+
+
+def train_node(
+    context: Context,
+    *,
+    node: str,
+    training: TrainingConfig,
+    start: NamedModel,
+    identity: dict[str, Any],
+    **fields: Any,
+) -> Record:
+    """Run the stage that trains ``node`` from ``start``; the record that it wrote."""
+    detach(context.run.path / node / "metrics.jsonl")
+    spec = step_spec(
+        context,
+        name=node,
+        training=training,
+        input_model=start.folder,
+        input_digest=start.digest,
+        input_name=start.name,
+        identity=identity,
+        budget=_replayed_budget(context, node, identity),
+        **fields,
+    )
+    _check_space(context, spec)
+    context.stage(spec)
+    record = context.run.read_record(node)
+    assert record is not None, "the stage wrote its record"
+    return record
+
+
+def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> Budget | None:
+    """Tokens of a micro-batch as an origin settled them for this node, if it asked the same."""
+
+    def asked(of: dict[str, Any]) -> tuple[Any, Any]:
+        return of["training"].get("micro_batch_tokens"), of["arithmetic"]
+
+    for origin in context.origins:
+        record = None if origin.is_damaged(node) else origin.read_record(node)
+        if record and asked(record["identity"]) == asked(identity):
+            return Budget.model_validate(record["budget"]) if "budget" in record else None
+    return None
+
+
+def _check_space(context: Context, spec: StepSpec) -> None:
+    """Refuse a step that the disks have no room for."""
+    run = context.run
+    rows = 2 * pq.read_metadata(run.usable).num_rows  # under the model that comes in, and out
+    check_space(
+        step_needs(spec.input_model, spec.training, run=run.path, cache=context.cache, rows=rows),
+        used_bytes={run.path: stored_bytes(spec.folder)},
+        what=spec.name,
+    )
+
+
+def scoring_of(context: Context, digest: str) -> dict[str, Any]:
+    """What log-probs under the model of this digest depend on besides the rows."""
+    config = context.config
+    return scoring_identity(
+        digest, training=config.training, launch=config.launch, model=config.model
+    )
+
+
+def reads_previous(context: Context, step: int) -> bool:
+    """Whether ``step`` reads log-probs of D_step under M_{step-1}: its reference, if it has one."""
+    return effective_reference(context.config.training_of(step)) == "previous"
