@@ -26,6 +26,8 @@ from sdpo.files import digest_of, publish_file, read_json, write_json
 SCORING_VERSION = 3
 """Raised when a change of this project's code changes the log-probs it computes."""
 
+RowDigests = Sequence[bytes] | np.ndarray[Any, np.dtype[np.bytes_]]
+"""As bytes, or as an array ``S16``."""
 _FOUND = "max_abs_difference_nats"
 _SCHEMA = pa.schema(
     [
@@ -89,9 +91,7 @@ class LogpCache:
         self._read: set[str] = set()
         self._reported: set[str] = set()
 
-    def add(
-        self, row_digests: Sequence[bytes] | np.ndarray, chosen: np.ndarray, rejected: np.ndarray
-    ) -> None:
+    def add(self, row_digests: RowDigests, chosen: np.ndarray, rejected: np.ndarray) -> None:
         """Publish rows as one part."""
         if not (self.folder / "key.json").is_file():  # for people: what the rows are of
             write_json(self.folder / "key.json", self._key)
@@ -113,8 +113,8 @@ class LogpCache:
         with publish_file(self.folder / name) as temporary:
             temporary.write_bytes(content)
 
-    def lookup(self, row_digests: Sequence[bytes] | np.ndarray) -> RowLogps:
-        """The rows that are there; NaN for those that are not. Digests as bytes or ``S16``."""
+    def lookup(self, row_digests: RowDigests) -> RowLogps:
+        """The rows that are there; NaN for those that are not."""
         self._refresh()
         wanted = np.asarray(row_digests, dtype="S16")
         logps = np.full((len(wanted), 2), np.nan, dtype=np.float32)
@@ -126,7 +126,7 @@ class LogpCache:
 
     def note_check(
         self,
-        row_digests: Sequence[bytes],
+        row_digests: RowDigests,
         *,
         software: Mapping[str, str],
         numbers: Mapping[str, float],
@@ -141,7 +141,7 @@ class LogpCache:
         write_json(self.folder / f"checked-{digest_of(note)[:32]}.json", note)
 
     def check_of(
-        self, row_digests: Sequence[bytes], *, software: Mapping[str, str]
+        self, row_digests: RowDigests, *, software: Mapping[str, str]
     ) -> dict[str, float] | None:
         """The numbers of the comparison that found most, if all these rows were checked so.
 
@@ -159,13 +159,13 @@ class LogpCache:
                     worst = numbers
         return None if unchecked else worst
 
-    def part_of(self, row_digests: Sequence[bytes]) -> np.ndarray:
+    def part_of(self, row_digests: RowDigests) -> np.ndarray:
         """Number of the part in which each row stands, int32 ``[rows]``; all must be there."""
         self._refresh()
-        wanted = np.array(list(row_digests), dtype="S16")
+        wanted = np.asarray(row_digests, dtype="S16")
         return self._part_of[np.searchsorted(self._digests, wanted)]
 
-    def _part_names(self, row_digests: Sequence[bytes]) -> set[str]:
+    def _part_names(self, row_digests: RowDigests) -> set[str]:
         return {self._parts[int(part)] for part in np.unique(self.part_of(row_digests))}
 
     def _refresh(self) -> None:

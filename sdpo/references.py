@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo import machine
@@ -200,14 +199,11 @@ def check_readable(context: Context, reference: NamedModel, path: Path, step: in
     )
 
 
-def rows_of(context: Context, step: int) -> list[int]:
+def rows_of(context: Context, step: int) -> np.ndarray:
     """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
     plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
-    steps = plan["step"].to_numpy()
-    found: list[int] = []
-    for number in (0, step):
-        found += plan.filter(pa.array(steps == number))["token_row"].to_pylist()
-    return found
+    steps, rows = plan["step"].to_numpy(), plan["token_row"].to_numpy()
+    return np.concatenate([rows[steps == number] for number in (0, step)])
 
 
 def why_score(
@@ -215,7 +211,7 @@ def why_score(
 ) -> str:
     """Why the reference has to be loaded for step ``step``; empty where it has not."""
     config, file = context.config, TokenFile.open(tokens)
-    digests = [file.row(row).row_digest for row in rows_of(context, step)]
+    digests = file.digests(rows_of(context, step))
     keys = scoring_identities(
         reference.digest, training=training, launch=config.launch, model=config.model
     )

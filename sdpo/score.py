@@ -18,7 +18,7 @@ from sdpo.errors import Fault
 from sdpo.events import EventWriter
 from sdpo.lanes import in_lanes
 from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.tokens.store import TokenFile
+from sdpo.tokens.store import Digests, TokenFile
 
 _PART_ROWS = 512
 
@@ -74,7 +74,7 @@ class Scored:
 def score_rows(
     scorer: Scorer,
     tokens: TokenFile,
-    rows: Sequence[int],
+    rows: Sequence[int] | np.ndarray,
     *,
     cache: LogpCache,
     events: EventWriter,
@@ -82,19 +82,20 @@ def score_rows(
 ) -> Scored:
     """Log-probs of the pairs at ``rows`` of ``tokens``, in their order.
 
+    What it keeps of a row are a few dozen bytes in arrays, whatever the text is.
+
     Raises:
         Fault: a log-prob is not finite, or a row is still missing at the end.
     """
-    digests = [tokens.row(row).row_digest for row in rows]
+    rows = np.asarray(rows, dtype=np.int64)
+    digests = tokens.digests(rows)
     found = cache.lookup(digests)
     for part in cache.damaged:
         events.warning(f"cache part {part} is damaged: its rows are scored again")
     cache.damaged.clear()
     missing = _agreed(scorer.accelerator, np.flatnonzero(~found.present))
     if len(missing):
-        _compute(
-            scorer, tokens, [rows[int(i)] for i in missing], cache=cache, events=events, phase=phase
-        )
+        _compute(scorer, tokens, rows[missing], cache=cache, events=events, phase=phase)
         scorer.accelerator.wait_for_everyone()
         found = cache.lookup(digests)
     holes = np.flatnonzero(~found.present)
@@ -120,7 +121,7 @@ def _agreed(accelerator: Any, missing: np.ndarray) -> np.ndarray:
 def _compute(
     scorer: Scorer,
     tokens: TokenFile,
-    rows: Sequence[int],
+    rows: np.ndarray,
     *,
     cache: LogpCache,
     events: EventWriter,
@@ -128,46 +129,56 @@ def _compute(
 ) -> None:
     """Score ``rows`` and add them to the cache; every rank does its share."""
     scorer.module.eval()
-    accelerator = scorer.accelerator
-    layout = LAYOUTS[scorer.layout]
-    at = np.asarray(rows)
-    sides = np.stack([tokens.chosen_lengths[at], tokens.rejected_lengths[at]], axis=1)
-    lengths = layout.tokens(tokens.prompt_lengths[at], sides)
-    on_cpu = accelerator.device.type == "cpu"
-    budget = micro_batch_tokens(scorer.micro_batch_tokens, device=accelerator.device.type)
-    shares = micro_batches(
-        np.arange(len(rows)),
-        lengths,
-        budget=1 if on_cpu else budget * GRADIENT_FREE_FACTOR,
-        ranks=accelerator.num_processes,
-        padded=layout.padded,
-    )
-    share = shares[accelerator.process_index]
-    costs = np.array([lengths[batch].sum() for batch in share])
-    total, size = int(costs.sum()), f"{len(rows)} pairs"
+    sides = np.stack([tokens.chosen_lengths[rows], tokens.rejected_lengths[rows]], axis=1)
+    lengths = LAYOUTS[scorer.layout].tokens(tokens.prompt_lengths[rows], sides)
+    share = _share(scorer, lengths)
 
-    def forward(batch: np.ndarray) -> tuple[list[int], np.ndarray]:
-        """Its rows and their log-probs; a rank without any takes part, as sharded models need."""
-        members = [rows[i] for i in batch] or [rows[-1]]
-        return members, _forward(scorer, tokens, members, unpadded=on_cpu)
+    def forward(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Itself and its log-probs; a rank without any takes part, as sharded models need."""
+        return batch, _forward(scorer, tokens, rows[batch] if len(batch) else rows[-1:])
 
-    done, pending = 0, _Pending(cache)
+    done, total, size = 0, sum(int(lengths[batch].sum()) for batch in share), f"{len(rows)} pairs"
+    pending = _Pending(cache)
     with closing(in_lanes(forward, share, lanes=scorer.lanes)) as found:
-        for batch, cost, (members, logps) in zip(share, costs, found, strict=True):
+        for batch, logps in found:
             if len(batch):
-                _check_finite(logps, tokens, members)
-                pending.add([tokens.row(row).row_digest for row in members], logps)
-            done += int(cost)
+                _check_finite(logps, tokens, rows[batch])
+                pending.add(tokens.digests(rows[batch]), logps)
+            done += int(lengths[batch].sum())
             events.progress(phase, done, total, unit="tokens", note=size, size=size)
     pending.flush()
 
 
-def _forward(
-    scorer: Scorer, tokens: TokenFile, rows: Sequence[int], *, unpadded: bool
-) -> np.ndarray:
+def _share(scorer: Scorer, lengths: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
+    """Batches of this rank, of positions in ``lengths``; every rank has equally many.
+
+    On a CPU a batch is one pair, whose log-probs are the same in whatever company it came.
+    """
+    accelerator = scorer.accelerator
+    rank, ranks, kind = (
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device.type,
+    )
+    if kind == "cpu":
+        alone: np.ndarray = np.argsort(-lengths, kind="stable")[rank::ranks, None]
+        idle = -(-len(lengths) // ranks) - len(alone)
+        return [*alone, *(np.empty(0, dtype=np.int64) for _ in range(idle))] if idle else alone
+    return micro_batches(
+        np.arange(len(lengths)),
+        lengths,
+        budget=micro_batch_tokens(scorer.micro_batch_tokens, device=kind) * GRADIENT_FREE_FACTOR,
+        ranks=ranks,
+        padded=LAYOUTS[scorer.layout].padded,
+    )[rank]
+
+
+def _forward(scorer: Scorer, tokens: TokenFile, rows: np.ndarray) -> np.ndarray:
     """fp32 ``[rows, 2]``: chosen and rejected log-probs."""
+    device, layout = scorer.accelerator.device, LAYOUTS[scorer.layout]
+    unpadded = device.type == "cpu"
     groups: list[list[PromptGroup]] = []
-    for row in rows:
+    for row in rows.tolist():
         pair = tokens.row(row)
         sides = (pair.chosen_ids, pair.rejected_ids)
         if scorer.layout == "shared" or not unpadded:
@@ -176,7 +187,6 @@ def _forward(
             groups += [[PromptGroup(pair.prompt_ids, (side,))] for side in sides]
     if not unpadded:
         groups = [[group for alone in groups for group in alone]]
-    device, layout = scorer.accelerator.device, LAYOUTS[scorer.layout]
     parts = [
         scorer.module(
             layout.collate(group, pad_token_id=scorer.pad_token_id, device=device.type).to(device)
@@ -187,7 +197,7 @@ def _forward(
     return logps
 
 
-def _check_finite(logps: np.ndarray, tokens: TokenFile, rows: Sequence[int]) -> None:
+def _check_finite(logps: np.ndarray, tokens: TokenFile, rows: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(logps).all(axis=1))
     if len(bad):
         pair_id = tokens.pair_ids[rows[int(bad[0])]]
@@ -202,17 +212,19 @@ class _Pending:
 
     def __init__(self, cache: LogpCache) -> None:
         self._cache = cache
-        self._digests: list[bytes] = []
+        self._rows = 0
+        self._digests: list[Digests] = []
         self._logps: list[np.ndarray] = []
 
-    def add(self, digests: list[bytes], logps: np.ndarray) -> None:
-        self._digests += digests
+    def add(self, digests: Digests, logps: np.ndarray) -> None:
+        self._rows += len(digests)
+        self._digests.append(digests)
         self._logps.append(logps)
-        if len(self._digests) >= _PART_ROWS:
+        if self._rows >= _PART_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        if self._digests:
+        if self._rows:
             logps = np.concatenate(self._logps)
-            self._cache.add(self._digests, logps[:, 0], logps[:, 1])
-        self._digests, self._logps = [], []
+            self._cache.add(np.concatenate(self._digests), logps[:, 0], logps[:, 1])
+        self._rows, self._digests, self._logps = 0, [], []

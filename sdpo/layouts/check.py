@@ -14,12 +14,12 @@ _TOKENS = 2048
 """At most so many tokens of two pairs are tried, prompts once; one pair may have more."""
 
 
-def longest_pairs(tokens: TokenFile, rows: Sequence[int]) -> list[int]:
+def longest_pairs(tokens: TokenFile, rows: np.ndarray) -> list[int]:
     """Of ``rows`` the longest two, or one where two are too much for a trial."""
-    at = np.asarray(rows)
-    lengths = tokens.prompt_lengths[at] + tokens.chosen_lengths[at] + tokens.rejected_lengths[at]
+    sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
+    lengths = tokens.prompt_lengths[rows] + sides
     order = np.argsort(-lengths, kind="stable")[:2]
-    return [int(row) for row in at[order if lengths[order].sum() <= _TOKENS else order[:1]]]
+    return [int(row) for row in rows[order if lengths[order].sum() <= _TOKENS else order[:1]]]
 
 
 def agrees(

@@ -1,11 +1,11 @@
 """The model of a stage: loaded once, scored, trained, published."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 
 from sdpo.batching import lane_count, resolve_layout, training_lanes
@@ -60,7 +60,7 @@ class Session:
         """Layout of tokens, for scoring and training alike."""
         return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
 
-    def settle_layout(self, tokens: TokenFile, rows: Sequence[int], events: EventWriter) -> None:
+    def settle_layout(self, tokens: TokenFile, rows: np.ndarray, events: EventWriter) -> None:
         """Try the layout on the longest pairs of ``rows``; the plain one where it does not serve.
 
         A sharded model is tried without gradients: its engine alone may run them.

@@ -21,7 +21,7 @@ from sdpo.identity import scoring_identities, scoring_identity
 from sdpo.score import Scored, score_rows
 from sdpo.spec import ReferenceSpec, StepSpec
 from sdpo.stages.model import Session
-from sdpo.tokens.store import TokenFile
+from sdpo.tokens.store import Digests, TokenFile
 
 
 def open_cache(spec: StepSpec, digest: str) -> LogpCache:
@@ -47,7 +47,7 @@ def score_as_reference(
     """
     spec = session.spec
     trained, held = plan_rows(spec, spec.step), plan_rows(spec, 0)
-    rows = pa.concat_tables([trained, held])["token_row"].to_pylist()
+    rows = pa.concat_tables([trained, held])["token_row"].to_numpy()
     cache, scorer = open_cache(spec, digest), session.scorer()
     phase = f"score D_{spec.step} under {name}, its reference"
     scored = score_rows(scorer, tokens, rows, cache=cache, events=events, phase=phase)
@@ -55,7 +55,7 @@ def score_as_reference(
     first, _ = global_batch(
         0, items=trained.num_rows, batch_size=training.batch_size, seed=training.seed
     )
-    digests = [tokens.row(row).row_digest for row in rows]
+    digests = tokens.digests(rows)
     one_of_each_part = np.unique(cache.part_of(digests), return_index=True)[1]
     sample = gate.sample_rows(first, cached=scored.cached_items, seed=training.seed)
     items = np.union1d(sample, one_of_each_part)
@@ -69,8 +69,7 @@ def score_as_reference(
         name=name,
     )
     if session.accelerator.is_main_process:
-        compared = [digests[int(item)] for item in items]
-        cache.note_check(compared, software=machine.versions(), numbers=found.numbers())
+        cache.note_check(digests[items], software=machine.versions(), numbers=found.numbers())
 
 
 def cached_values(
@@ -123,9 +122,8 @@ def note_checked(
     """
     compared = gate.sample_rows(first, cached=scored.cached_items, seed=spec.training.seed)
     known = np.union1d(compared, scored.new_items)
-    at = rows["token_row"].take(pa.array(known)).to_pylist()
     cache = open_cache(spec, spec.input_digest)
-    digests = [tokens.row(row).row_digest for row in at]
+    digests = tokens.digests(rows["token_row"].to_numpy()[known])
     if cache.lookup(digests).present.all():
         numbers = passed.agreement.numbers()
         cache.note_check(digests, software=machine.versions(), numbers=numbers)
@@ -139,9 +137,9 @@ def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
     return [LogpCache(spec.cache, key) for key in keys]
 
 
-def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> list[bytes]:
+def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> Digests:
     file = TokenFile.open(reference.tokens) if reference.tokens else tokens
-    return [file.row(row).row_digest for row in rows["token_row"].to_pylist()]
+    return file.digests(rows["token_row"].to_numpy())
 
 
 def _typed(numbers: dict[str, float]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
     return score_rows(
         step.session.scorer(),
         step.tokens,
-        rows["token_row"].to_pylist(),
+        rows["token_row"].to_numpy(),
         cache=open_cache(step.spec, step.spec.input_digest),
         events=step.events,
         phase=phase,

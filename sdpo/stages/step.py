@@ -9,9 +9,9 @@ without a reference.
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.columns import Columns, append_columns
 from sdpo.events import EventWriter
 from sdpo.files import publish_file
 from sdpo.logps import plain_attention
@@ -78,13 +78,14 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     return result | {"model": session.published_digest, "timings_s": timings.rounded()}
 
 
-def _rows_to_come(spec: StepSpec) -> list[int]:
+def _rows_to_come(spec: StepSpec) -> np.ndarray:
     """Token rows that the stage is about: those of D_t, or all that can be used."""
-    rows: list[int] = []
     if (spec.task == "preference" or spec.score_as_reference) and spec.plan is not None:
-        plan = pq.read_table(spec.plan, columns=["step", "token_row"])
-        rows = plan.filter(pa.array(plan["step"].to_numpy() == spec.step))["token_row"].to_pylist()
-    return rows or pq.read_table(spec.usable, columns=["token_row"])["token_row"].to_pylist()
+        plan = Columns(spec.plan)
+        rows: np.ndarray = plan.numbers("token_row")[plan.numbers("step") == spec.step]
+        if len(rows):
+            return rows
+    return Columns(spec.usable).numbers("token_row")
 
 
 def _saved(session: Session, events: EventWriter) -> SavedState | None:
@@ -104,30 +105,23 @@ def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) 
     Returns how many rows were computed, and how many came from the cache.
     """
     spec = session.spec
-    usable = pq.read_table(spec.usable, columns=["pair_id", "token_row"])
+    rows = Columns(spec.usable).numbers("token_row")
     cache = open_cache(spec, spec.input_digest)
     scored = score_rows(
         session.scorer(),
         tokens,
-        usable["token_row"].to_pylist(),
+        rows,
         cache=cache,
         events=events,
         phase=f"gamma of every pair under {spec.input_name}",
     )
     if session.accelerator.is_main_process:
-        rows = usable["token_row"].to_numpy()
         chosen = scored.logps.chosen.astype(np.float64)
         rejected = scored.logps.rejected.astype(np.float64)
         per_token = chosen / tokens.chosen_lengths[rows] - rejected / tokens.rejected_lengths[rows]
-        table = pa.table(
-            {
-                "pair_id": usable["pair_id"],
-                "gamma": chosen - rejected,
-                "gamma_per_token": per_token,
-            }
-        )
+        gamma = {"gamma": chosen - rejected, "gamma_per_token": per_token}
         with publish_file(RunFolder(spec.run).features) as temporary:
-            pq.write_table(table, temporary)
+            append_columns(spec.usable, temporary, ["pair_id"], gamma)
     return {"computed": scored.computed, "cached": scored.cached}
 
 

@@ -202,19 +202,30 @@ def run_family(
 
 
 def _family(process: psutil.Process) -> list[int]:
+    """The process and its children, but those that it is just starting.
+
+    Until such a child becomes its own program it has all pages of its parent, which are no memory.
+    """
     try:
-        return [process.pid, *(child.pid for child in process.children(recursive=True))]
+        children = [child.pid for child in process.children(recursive=True)]
     except psutil.NoSuchProcess:
+        return []
+    own = _words(process.pid)
+    return [process.pid, *(pid for pid in children if _words(pid) != own)]
+
+
+def _words(pid: int) -> list[str]:
+    """The command line of a process; empty where it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+    except OSError:
         return []
 
 
 def _stage(family: Sequence[int]) -> str:
     """Name of the stage among these processes, by its command line."""
     for pid in family:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-        except OSError:
-            continue  # it has just ended
+        words = _words(pid)
         if "sdpo.stage" in words:
             return Path(words[words.index("sdpo.stage") + 1]).stem
     return ""
