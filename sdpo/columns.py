@@ -23,11 +23,6 @@ PART_ROWS = 1 << 14
 _DIGITS = 32
 
 
-def one_heap() -> None:
-    """Let Arrow's tables come from the process's own heap: its pool keeps what was freed."""
-    pa.set_memory_pool(pa.system_memory_pool())
-
-
 class Columns:
     """Columns of the Parquet file at ``path``."""
 

@@ -11,7 +11,6 @@ from partitions import PartitionError
 from sdpo import machine
 from sdpo.calls import Call, plain_call
 from sdpo.card import refresh_card
-from sdpo.columns import one_heap
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.devices import Occupy, hold_devices, unlimited
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
@@ -217,7 +216,6 @@ def open_run(
         RunExistsError: the run was made from another recipe or other inputs; names the fields.
         UserError: something that the recipe names is not there, or the run is in use.
     """
-    one_heap()
     if not config.name:
         raise ConfigError("the run has no name: set `name` (or --name)")
     name = check_run_name(config.name)

@@ -11,7 +11,6 @@ import traceback
 from pathlib import Path
 
 from sdpo import interrupts
-from sdpo.columns import one_heap
 from sdpo.disk import is_disk_full, no_space_message
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
@@ -23,7 +22,6 @@ def main() -> None:
     """Run the stage that the command line names."""
     die_with_parent()
     interrupts.listen()
-    one_heap()
     spec = read_spec(Path(sys.argv[1]))
     events = EventWriter(spec.events if os.environ.get("RANK", "0") == "0" else None)
     try:

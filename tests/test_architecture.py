@@ -113,3 +113,8 @@ def test_every_package_is_named_in_the_distribution() -> None:
 def test_every_module_says_what_it_owns() -> None:
     silent = [n for n, p in NAMES.items() if not ast.get_docstring(ast.parse(p.read_text("utf-8")))]
     assert not silent
+
+
+def test_arrow_takes_its_memory_from_the_process_and_keeps_none_of_what_was_freed() -> None:
+    done = python("import flows.cli, pyarrow; print(pyarrow.default_memory_pool().backend_name)")
+    assert done.stdout.strip() == "system", done.stderr
