@@ -116,7 +116,7 @@ def _run_name() -> str:
     """The lineage and the time of its slot, by which a person tells the runs of a schedule."""
     given = flow_run.parameters.get("lineage")
     name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", "")
-    return f"{name or 'retrain'} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+    return f"{name or 'retrain'} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M} UTC"
 
 
 # Parameters are validated by checked, which says it better.
@@ -136,8 +136,11 @@ def retrain(
     gate = checked(GateSettings, gate, name="gate")
     approval = checked(ApprovalSettings, approval, name="approval")
 
+    shown: list[Judgement] = []
+
     def ask(judgement: Judgement, run: RunFolder) -> Answer:
         _show(judgement, lineage.name)
+        shown.append(judgement)
         return ask_in_ui(judgement, run, timeout_s=approval.timeout_minutes * 60)
 
     with RunPage(lineage.name) as page:
@@ -155,7 +158,7 @@ def retrain(
         )
         if found.run:
             page.finish(found.run)
-    if found.judgement:
+    if found.judgement and found.judgement not in shown:
         _show(found.judgement, found.name)
     get_run_logger().info("%s: %s", found.status, found.reason)
     return Completed(message=f"{found.status}: {found.reason}"[:1000], data=found)

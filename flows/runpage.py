@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -169,14 +170,18 @@ class RunPage:
         self._show(lambda: self._put_table(key, table, description))
 
     def _put_table(self, key: str, table: list[dict[str, Any]], description: str) -> None:
-        """Made once, then brought up to date: the run's list shows each table once."""
+        """Made once by an attempt at the run, then brought up to date: so it is listed once."""
         if made := self._tables.get(key):
             data = TableArtifact(table=table).format(_sync=True)  # type: ignore[call-arg]
-            with get_client(sync_client=True) as client:
-                client.update_artifact(made, ArtifactUpdate(data=data, description=description))
-        else:
-            new = create_table_artifact(table, key=key, description=description)
-            self._tables[key] = cast(UUID, new)  # a coroutine only where there is an event loop
+            try:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(made, ArtifactUpdate(data=data, description=description))
+                return
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != HTTPStatus.NOT_FOUND:
+                    raise  # else somebody has deleted it
+        new = create_table_artifact(table, key=key, description=description)
+        self._tables[key] = cast(UUID, new)  # a coroutine only where there is an event loop
 
     def _say(self, level: int, message: str) -> None:
         """A log line in the UI: once, on one line, and no more of them than a person reads."""

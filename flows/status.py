@@ -43,7 +43,7 @@ def _show_run(run: RunFolder, console: Console) -> None:
     )
     rows = [_step_row(run, number) for number in run.complete_steps()]
     if rows:
-        console.print(table(_without_empty(rows, ("KL from previous", "KL from S", "shared from"))))
+        console.print(table(_without_empty(rows, ("KL previous", "KL S", "shared from"))))
     planned = _planned_steps(run)
     console.print(f"{sum(row['step'] > 0 for row in rows)} of {planned or '?'} steps are complete")
     damaged = damaged_nodes(run)
@@ -107,7 +107,7 @@ def _made_with(run: RunFolder, record: Mapping[str, Any]) -> dict[str, str]:
         for entry in entries
         if entry["sampler"] == EXACT
     }
-    for title, against in (("KL from previous", record["step"] - 1), ("KL from S", 0)):
+    for title, against in (("KL previous", record["step"] - 1), ("KL S", 0)):
         value = found.get(f"M_{against}")
         row[title] = "" if value is None else f"{value:.3f}"
     return row
@@ -119,11 +119,10 @@ def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
     seconds = sum(record["timings_s"].values())
     return {
         "step": number,
-        "kind": record["kind"],
         **_made_with(run, record),
-        "optimizer steps": record["optimizer_steps"],
+        "updates": record["optimizer_steps"],
         "seconds": round(seconds, 1),
-        "model": record["outputs"]["model"][:16],
+        "model": record["outputs"]["model"][:12],
         "finished": datetime.fromisoformat(record["created"]).strftime("%Y-%m-%d %H:%M"),
         "shared from": record.get("shared_from", {}).get("run", ""),
     }

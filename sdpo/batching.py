@@ -66,7 +66,8 @@ def training_lanes(training: TrainingConfig, lanes: int) -> int:
     Recomputation and compiled code belong to one thread, and so does the order of what is drawn at
     random.
     """
-    if training.gradient_checkpointing or training.compile or training.lora_dropout:
+    drawn = training.lora_r and training.lora_dropout
+    if training.gradient_checkpointing or training.compile or drawn:
         return 1
     return min(lanes, training.batch_size)
 

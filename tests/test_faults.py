@@ -104,7 +104,8 @@ def kill():
 
 def killed_while_training(bench: Bench, changes: Values = EVERY_STEP) -> None:
     """Start a run, whose first step is killed after its fourth optimizer step."""
-    with forked_stages(first=KILL + DEATHS["in the middle of training"]), pytest.raises(Fault):
+    killed = pytest.raises(Fault, match="step-1 ended with signal SIGKILL")
+    with forked_stages(first=KILL + DEATHS["in the middle of training"]), killed:
         run_chain(make_config(bench.values(changes)))
 
 

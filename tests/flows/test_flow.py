@@ -9,6 +9,7 @@ from bench import Bench, Outcome
 from command_line import Sdpo
 from flow_runs import artifacts_of, tasks_of
 from forked_stages import forked_stages
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
@@ -151,6 +152,24 @@ def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: S
         align(**parameters(bench) | {"training": {"beta": -1}})
     assert message in sdpo("run", bench.write({"training": {"beta": -1}})).told
     assert not bench.runs.exists()
+
+
+def test_a_table_that_somebody_deleted_is_made_again() -> None:
+    found: list[str] = []
+
+    @flow
+    def shown() -> None:
+        page = RunPage("gone")
+        for number in range(3):
+            page._table("rows", [{"number": number}], "numbers")
+            with get_client(sync_client=True) as client:
+                (artifact,) = artifacts_of(flow_runs()[0]).values()
+                found.append(str(artifact.data))
+                if number == 1:
+                    client.delete_artifact(artifact.id)
+
+    shown()
+    assert found == [json.dumps([{"number": number}]) for number in range(3)]
 
 
 @pytest.mark.parametrize(

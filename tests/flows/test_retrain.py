@@ -71,7 +71,7 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     found = flown(promoted, *range(20))
     run = last_run()
     assert found.status == "promoted"
-    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d UTC", run.name)
     assert run.state is not None
     assert run.state.is_completed()
     assert (run.state.message or "").startswith("promoted: gate: by estimates alone")
@@ -151,6 +151,7 @@ def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
     assert (lock_folder() / "cpu.lock").exists(), "it was held while the step trained"
     assert found.status == status
     assert answer["reason"] in found.reason
+    assert "gate-tiny" in artifacts_of(last_run())
     assert current("tiny", runs_dir=promoted.runs).current == version
     state = last_run().state
     assert state is not None

@@ -14,7 +14,9 @@ from sdpo.batching import (
     micro_batch_tokens,
     micro_batches,
     optimizer_steps,
+    training_lanes,
 )
+from sdpo.config import TrainingConfig
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 CUTS = st.fixed_dictionaries(
@@ -195,3 +197,18 @@ def test_a_larger_or_smaller_model_several_processes_and_a_gpu_get_one_lane(
     weights, device, processes
 ):
     assert lane_count(weights, threads=2, device=device, processes=processes) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "lanes"),
+    [
+        ({}, 4),
+        ({"batch_size": 3}, 3),
+        ({"gradient_checkpointing": True}, 1),
+        ({"compile": True}, 1),
+        ({"lora_r": 4, "lora_dropout": 0.1}, 1),
+        ({"lora_dropout": 0.1}, 4),  # there is no adapter to drop anything of
+    ],
+)
+def test_training_uses_the_lanes_that_its_settings_let_it(settings, lanes):
+    assert training_lanes(TrainingConfig(**settings), 4) == lanes
