@@ -112,7 +112,7 @@ def test_measuring_changes_no_step_and_no_probe(place: Bench, measured: Outcome)
 def test_status_and_report_show_it(measured: Outcome, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_app(["status", "tiny", "--runs-dir", str(measured.folder.parent)]) == 0
     shown = capfd.readouterr().out
-    for text in ("KL from S", "reference", "M_1", "DPO"):
+    for text in ("KL S", "KL previous", "reference", "M_1", "DPO"):
         assert text in shown
     mean = entry_of(measured, 2, "M_0")["per_sequence"]["kl"]["mean"]
     assert f"{mean:.3f}" in shown
