@@ -1,40 +1,31 @@
 """The Prefect flow of scheduled retraining, with a person's approval where one is wanted.
 
-Its deployment needs a concurrency limit of 1 with the collision strategy CANCEL_NEW: a slot that
-comes while a run is at work is cancelled and not queued, so that missed slots do not pile up.
+A slot that comes while a run of the same lineage is at work, or asks, is cancelled and not queued,
+so that missed slots do not pile up. What tells them apart is the lineage's lock, and no concurrency
+limit of the deployment: Prefect gives that up where a run pauses or the server starts again, and
+ends the run minutes later since it is gone.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event as Flag
-from threading import Thread
-from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.exceptions import NotPausedError
-from prefect.flow_runs import pause_flow_run, resume_flow_run
-from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 from pydantic import Field
 
+from flows.approval import ask_in_ui
 from flows.form import form
 from flows.runpage import RunPage
 from flows.slots import device_slot
-from flows.tables import gate_rows
 from sdpo.config import Group
+from sdpo.errors import InUseError
 from sdpo.promotion import GateSettings, Judgement
 from sdpo.recipe import checked
 from sdpo.retraining import Answer, Retrained
 from sdpo.retraining import retrain as retrain_named
 from sdpo.store import RunFolder
-
-_POLL_S = 3
-_MARGIN_S = 3600
-"""Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
 
 
 class LineageSettings(Group):
@@ -94,15 +85,6 @@ class ApprovalSettings(Group):
     )
 
 
-class Approval(RunInput):
-    """The form of a paused run."""
-
-    approve: bool = Field(
-        False, title="Promote it", description="Put the new model in use; otherwise the old stays."
-    )
-    reason: str = Field("", title="Why", description="Kept in the registry and in the run.")
-
-
 _GROUPS = {
     "lineage": "Which model is to grow.",
     "data": "Where new pairs come from, and how many make a step.",
@@ -136,87 +118,30 @@ def retrain(
     gate = checked(GateSettings, gate, name="gate")
     approval = checked(ApprovalSettings, approval, name="approval")
 
-    shown: list[Judgement] = []
-
-    def ask(judgement: Judgement, run: RunFolder) -> Answer:
-        _show(judgement, lineage.name)
-        shown.append(judgement)
-        return ask_in_ui(judgement, run, timeout_s=approval.timeout_minutes * 60)
-
     with RunPage(lineage.name) as page:
-        found = retrain_named(
-            lineage.name,
-            data.sources,
-            runs_dir=Path(lineage.runs_dir),
-            overrides=step.overrides,
-            min_new_pairs=data.min_new_pairs,
-            gate=gate,
-            ask=ask if approval.required else None,
-            call=page.call,
-            listen=page.listen,
-            occupy=device_slot,
-        )
+
+        def ask(judgement: Judgement, run: RunFolder) -> Answer:
+            page.judged(judgement)
+            return ask_in_ui(judgement, run, timeout_s=approval.timeout_minutes * 60)
+
+        try:
+            found = retrain_named(
+                lineage.name,
+                data.sources,
+                runs_dir=Path(lineage.runs_dir),
+                overrides=step.overrides,
+                min_new_pairs=data.min_new_pairs,
+                gate=gate,
+                ask=ask if approval.required else None,
+                call=page.call,
+                listen=page.listen,
+                occupy=device_slot,
+            )
+        except InUseError as error:
+            return Cancelled(message=f"left out: {error.what} is in use by {error.by}"[:1000])
+        if found.judgement:
+            page.judged(found.judgement)
         if found.run:
             page.finish(found.run)
-    if found.judgement and found.judgement not in shown:
-        _show(found.judgement, found.name)
     get_run_logger().info("%s: %s", found.status, found.reason)
     return Completed(message=f"{found.status}: {found.reason}"[:1000], data=found)
-
-
-def _show(judgement: Judgement, name: str) -> None:
-    slug = "".join(c if c.isalnum() else "-" for c in name.lower())
-    create_table_artifact(
-        gate_rows(judgement),
-        key=f"gate-{slug}",
-        description=f"{judgement.outcome}: {judgement.reason}",
-    )
-
-
-def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answer:
-    """Pause the flow run until somebody answers its form, or until the time is over."""
-    step = judgement.new
-    form = Approval.with_initial_data(
-        description=f"M_{step} of run {run.name} passed the gate: {judgement.reason}. Is it to "
-        f"replace M_{judgement.current}? Its numbers are among the artifacts and in "
-        f"{run.path / 'promotion.json'}."
-    )
-    run_id = flow_run.get_id()
-    assert run_id, "only a flow run can be paused"
-    with _answer_in_time(UUID(run_id), timeout_s) as over:
-        said = pause_flow_run(
-            wait_for_input=form,
-            timeout=int(timeout_s) + _MARGIN_S,
-            poll_interval=max(1, min(_POLL_S, int(timeout_s / 10))),
-        )
-    if over.is_set():
-        return Answer(approved=None, why=said.reason)
-    return Answer(approved=said.approve, why=said.reason)
-
-
-@contextmanager
-def _answer_in_time(run_id: UUID, timeout_s: float) -> Iterator[Flag]:
-    """Within it a pause is ended after ``timeout_s``; whether it was, the flag says."""
-    answered, over = Flag(), Flag()
-    reason = f"nobody answered within {timeout_s / 60:g} minutes"
-
-    def answer() -> None:
-        if answered.wait(timeout_s):
-            return
-        while not over.is_set() and not answered.wait(1):
-            try:
-                over.set()
-                resume_flow_run(run_id, run_input={"approve": False, "reason": reason})
-            except NotPausedError:
-                over.clear()  # somebody did at the last moment
-                return
-            except Exception:  # noqa: BLE001 - the server may be away for a while: once more
-                over.clear()
-
-    thread = Thread(target=answer, name="approval-timeout", daemon=True)
-    thread.start()
-    try:
-        yield over
-    finally:
-        answered.set()
-        thread.join()

@@ -31,10 +31,11 @@ from flows.console import interruption, where_it_stands
 from flows.guardian import RUN_ID, guarded
 from flows.progress import StageProgress
 from flows.runcard import gamma_ref_rows, run_card, table_rows
-from flows.tables import partition_rows
+from flows.tables import gate_rows, partition_rows
 from partitions import PartitionError
 from sdpo.errors import UserError
 from sdpo.events import Event
+from sdpo.promotion import Judgement
 from sdpo.report import summarise
 from sdpo.run import Context
 from sdpo.supervisor import terminate_with_parent
@@ -135,6 +136,11 @@ class RunPage:
         what = f"Run {run.name}: outcome, lineage, files"
         key = f"run-{self._slug}"
         self._show(lambda: create_markdown_artifact(text, key=key, description=what))
+
+    def judged(self, judgement: Judgement) -> None:
+        """Put the gate's numbers there."""
+        told = f"{judgement.outcome}: {judgement.reason}"
+        self._table("gate", gate_rows(judgement), told)
 
     def _stage(self, event: Event) -> None:
         name = event["stage"]

@@ -29,6 +29,15 @@ class RunExistsError(UserError):
     """A run of this name exists and was made from something else."""
 
 
+class InUseError(UserError):
+    """Another process holds what is needed: ``what``, and ``by`` whom."""
+
+    def __init__(self, what: str, by: str) -> None:
+        super().__init__(f"{what} is in use by {by}: wait for it (--wait) or stop it")
+        self.what = what
+        self.by = by
+
+
 class Fault(SdpoError, RuntimeError):
     """Something went wrong that is not the user's mistake."""
 

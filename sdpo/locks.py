@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from sdpo.errors import UserError
+from sdpo.errors import InUseError
 from sdpo.events import Listener
 
 
@@ -55,7 +55,7 @@ def hold(
     another holder to let go.
 
     Raises:
-        UserError: another process holds it, and ``wait`` is not set; the message says which.
+        InUseError: another process holds it, and ``wait`` is not set; the message says which.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked(path, what=what, wait=wait, listen=listen)
@@ -110,7 +110,7 @@ def _lock(handle: int, *, what: str, wait: bool, listen: Listener) -> None:
         holder = _holder(handle)
         by = _in_use_by(holder)
         if not wait:
-            raise UserError(f"{what} is in use by {by}: wait for it (--wait) or stop it") from error
+            raise InUseError(what, by) from error
         listen({"event": "warning", "message": f"waiting for {what}, in use by {by}"})
         fcntl.flock(handle, fcntl.LOCK_EX)
 

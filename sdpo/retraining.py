@@ -7,6 +7,7 @@ made from and judged by the same rules make no second one. The decision with its
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from sdpo.events import Listener
 from sdpo.files import digest_of, read_json, write_json
 from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.extend import extend_run, new_pairs_of
+from sdpo.locks import hold
 from sdpo.promotion import GateSettings, Judgement, judge
 from sdpo.registry import (
     NamedModel,
@@ -107,52 +109,55 @@ def retrain(
     those of the new step. Pairs count as new that neither the current model's run has, nor a run
     that was made from it and judged by the same rules.
 
+    One call at a time lets a model grow; ``wait`` is to wait for the other one.
+
     Raises:
+        InUseError: another call is at work, or asks a person, and ``wait`` is not set.
         UserError: nothing was promoted under that name, the data cannot be read, or an override
             would change what is carried over.
         Fault: a stage failed, or a model is not what its record says; `current` stays.
     """
-    named = find_named(name, runs_dir=runs_dir)
-    start = named.in_use
-    run = _checked_start(named, runs_dir)
-    rules = {"overrides": list(overrides), "gate": gate.model_dump(), "asked": ask is not None}
-    found = new_pairs_of(run, sources, overrides=overrides)
-    tried = list(_tried(named, rules, runs_dir))
-    fresh = found.difference(*(ids for _, ids in tried))
-    if len(fresh) < max(1, min_new_pairs):
-        return Retrained(
-            name=named.name,
-            status="nothing new",
-            reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
-            new_pairs=len(fresh),
+    with _alone(name, runs_dir=runs_dir, wait=wait, listen=listen) as named:
+        start = named.in_use
+        run = _checked_start(named, runs_dir)
+        rules = {"overrides": list(overrides), "gate": gate.model_dump(), "asked": ask is not None}
+        found = new_pairs_of(run, sources, overrides=overrides)
+        tried = list(_tried(named, rules, runs_dir))
+        fresh = found.difference(*(ids for _, ids in tried))
+        if len(fresh) < max(1, min_new_pairs):
+            return Retrained(
+                name=named.name,
+                status="nothing new",
+                reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
+                new_pairs=len(fresh),
+            )
+        key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
+        new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
+        if out := _taken_out(named, new_name):
+            return Retrained(
+                name=named.name,
+                status="refused",
+                reason=f"run {new_name}, which these pairs make, {out}. `sdpo promote {new_name} "
+                f"--name {named.name}` puts it back",
+                new_pairs=len(fresh),
+                run=runs_dir / new_name,
+            )
+        extension = extend_run(
+            run,
+            sources,
+            overrides=overrides,
+            name=new_name,
+            call=call,
+            listen=listen,
+            wait=wait,
+            occupy=occupy,
         )
-    key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
-    new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
-    if out := _taken_out(named, new_name):
-        return Retrained(
-            name=named.name,
-            status="refused",
-            reason=f"run {new_name}, which these pairs make, {out}. `sdpo promote {new_name} "
-            f"--name {named.name}` puts it back",
-            new_pairs=len(fresh),
-            run=runs_dir / new_name,
+        if extension.chain is None:
+            raise UserError("the data changed while it was read: call it again")
+        attempt = _Attempt(
+            name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
         )
-    extension = extend_run(
-        run,
-        sources,
-        overrides=overrides,
-        name=new_name,
-        call=call,
-        listen=listen,
-        wait=wait,
-        occupy=occupy,
-    )
-    if extension.chain is None:
-        raise UserError("the data changed while it was read: call it again")
-    attempt = _Attempt(
-        name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
-    )
-    return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, call=call, listen=listen)
+        return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, call=call, listen=listen)
 
 
 def find_named(name: str, *, runs_dir: Path) -> NamedModel:
@@ -173,6 +178,19 @@ def find_named(name: str, *, runs_dir: Path) -> NamedModel:
             f"`sdpo promote {name}` makes it the first one"
         )
     return current(name, runs_dir=runs_dir)
+
+
+@contextmanager
+def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterator[NamedModel]:
+    """The model that is to grow, held so that nobody else lets it grow meanwhile.
+
+    A lock of the kernel's and not a limit of a scheduler's: it lasts as long as this process,
+    whatever becomes of a server, also while a person is asked for a day, and no longer.
+    """
+    known = find_named(name, runs_dir=runs_dir).name
+    lock = runs_dir / f".{known}.retrain.lock"
+    with hold(lock, what=f"the lineage {known}", wait=wait, listen=listen):
+        yield find_named(known, runs_dir=runs_dir)
 
 
 def _checked_start(named: NamedModel, runs_dir: Path) -> RunFolder:

@@ -313,7 +313,7 @@ def run_lock(
     until another process lets go of it.
 
     Raises:
-        UserError: another process holds it; the message says which.
+        InUseError: another process holds it; the message says which.
     """
     with hold(run.lock_file, what=f"run {run.name}", wait=wait, listen=listen) as handle:
         yield handle

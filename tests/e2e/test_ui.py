@@ -95,12 +95,24 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     assert RunFolder(runs / "long").complete_steps() == [1]
 
 
-def test_a_paused_approval_is_given_in_its_form(
+IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
+"""A run that gives up on its server within seconds, where Prefect's client would wait a minute."""
+
+
+def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_meanwhile(
     browser: Browser, desk: Desk, finished_copy: Bench
 ) -> None:
     asked = parameters(finished_copy, approval={"required": True})
-    run = desk.submit("sdpo-retrain/retrain", asked)
+    run = desk.submit("sdpo-retrain/retrain", asked, environment=IMPATIENT)
     assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
+    assert not run.read()["state"]["state_details"]["deployment_concurrency_lease_id"]
+    other = desk.submit("sdpo-retrain/retrain", asked)
+    assert other.wait() == "CANCELLED"
+    assert "the lineage tiny is in use by process" in other.read()["state"]["message"]
+    desk.kill(desk.processes.server, whole_group=True)
+    log = desk.folder / ".sdpo-server" / "worker.log"
+    wait_until(lambda: "still waiting" in log.read_text(errors="replace"), 60)
+    desk.restart("server")
     page = browser.page
     browser.run_page(run)
     page.get_by_role("button", name="Resume").first.click()

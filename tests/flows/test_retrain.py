@@ -1,5 +1,6 @@
 """The retrain flow with a real server: new pairs, none, a refusal, and a person who is asked."""
 
+import os
 import re
 import threading
 import time
@@ -40,17 +41,20 @@ def promoted(finished_copy: Bench) -> Bench:
     return finished_copy
 
 
-def flown(bench: Bench, *numbers: int, **groups: Any) -> Retrained:
-    """The flow with plain values, as a schedule or the form gives them."""
+def parameters(bench: Bench, *numbers: int) -> dict[str, Any]:
+    """Plain values, as a schedule or the form gives them."""
     news = write_new_pairs(bench.folder / "new.jsonl", *numbers)
-    given: dict[str, Any] = {
+    return {
         "lineage": {"name": "tiny", "runs_dir": str(bench.runs)},
         "data": {"sources": [str(news)], "min_new_pairs": 10},
         "step": {"overrides": ["training.max_steps=1"]},
         "gate": LENIENT,
     }
+
+
+def flown(bench: Bench, *numbers: int, **groups: Any) -> Retrained:
     with forked_stages():
-        found = retrain(**given | groups)
+        found = retrain(**parameters(bench, *numbers) | groups)
     assert isinstance(found, Retrained)
     return found
 
@@ -90,6 +94,20 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     assert (state.is_completed(), state.message) == (True, message)
     assert "20 new pairs" not in message
     assert len(list(promoted.runs.glob("*/run.yaml"))) == 2
+
+
+def test_a_slot_that_comes_while_another_is_at_work_is_cancelled_and_says_for_whom(
+    promoted: Bench,
+) -> None:
+    with hold(promoted.runs / ".tiny.retrain.lock", what="the lineage tiny"):
+        state = retrain(**parameters(promoted, *range(20)), return_state=True)
+    assert state.is_cancelled()
+    told = f"left out: the lineage tiny is in use by process {os.getpid()} on host "
+    assert (state.message or "").startswith(told)
+    there = last_run().state
+    assert there is not None
+    assert there.is_cancelled()
+    assert len(list(promoted.runs.glob("*/run.yaml"))) == 1
 
 
 def test_the_first_time_it_fails_with_what_to_do(finished_copy: Bench) -> None:

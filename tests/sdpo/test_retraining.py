@@ -9,7 +9,7 @@ from bench import Bench
 from forked_stages import forked_stages
 from histories import contents, origin, write_new_pairs
 
-from sdpo.errors import ConfigError, IntegrityError, UserError
+from sdpo.errors import ConfigError, IntegrityError, InUseError, UserError
 from sdpo.events import Event
 from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.verify import verify_run
@@ -172,6 +172,18 @@ def test_a_call_that_ended_between_step_and_gate_is_gone_on_with(promoted: Bench
     (first.run / DECISION).unlink()
     again, made = retrained(promoted, news, gate=STRICT)
     assert (again.status, again.run, made) == ("refused", first.run, [])
+
+
+def test_one_call_at_a_time_lets_a_model_grow_also_while_a_person_is_asked(promoted: Bench) -> None:
+    news = write_new_pairs(promoted.folder / "new.jsonl", *range(20))
+
+    def ask(_judgement: Any, _run: RunFolder) -> Answer:
+        with pytest.raises(InUseError, match=r"the lineage tiny is in use by process \d+"):
+            retrained(promoted, news)
+        return Answer(approved=True)
+
+    assert retrained(promoted, news, ask=ask)[0].status == "promoted"
+    assert retrained(promoted, news)[0].status == "nothing new"
 
 
 def test_a_pointer_that_was_moved_meanwhile_stays_where_it_is(promoted: Bench) -> None:

@@ -1,0 +1,114 @@
+"""A person's approval in the Prefect UI: a paused flow run, and the form that it asks by.
+
+A paused run keeps its process, which does nothing but look for the answer: no device is held, and
+the lineage is, so that its next slot does not ask a second time.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Thread
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.exceptions import NotPausedError
+from prefect.flow_runs import pause_flow_run, resume_flow_run
+from prefect.input import RunInput
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from sdpo.promotion import Judgement
+from sdpo.retraining import Answer
+from sdpo.store import RunFolder
+
+_POLL_S = 3
+_MARGIN_S = 3600
+"""Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
+
+
+class Approval(RunInput):
+    """The form of a paused run."""
+
+    approve: bool = Field(
+        False, title="Promote it", description="Put the new model in use; otherwise the old stays."
+    )
+    reason: str = Field("", title="Why", description="Kept in the registry and in the run.")
+
+
+def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answer:
+    """Pause the flow run until somebody answers its form, or until the time is over."""
+    step = judgement.new
+    form = Approval.with_initial_data(
+        description=f"M_{step} of run {run.name} passed the gate: {judgement.reason}. Is it to "
+        f"replace M_{judgement.current}? Its numbers are among the artifacts and in "
+        f"{run.path / 'promotion.json'}."
+    )
+    run_id = flow_run.get_id()
+    assert run_id, "only a flow run can be paused"
+    with _answer_in_time(UUID(run_id), timeout_s) as over:
+        said = _said(form, UUID(run_id), timeout_s=timeout_s)
+    if over.is_set():
+        return Answer(approved=None, why=said.reason)
+    return Answer(approved=said.approve, why=said.reason)
+
+
+def _said(form: type[Approval], run_id: UUID, *, timeout_s: float) -> Approval:
+    """What the form was answered with, however long the server is away meanwhile."""
+    # One pause an attempt: under the key of an earlier one Prefect would not pause again.
+    key = f"approval-{flow_run.run_count}"
+    poll_s = max(1, min(_POLL_S, int(timeout_s / 10)))
+    while True:
+        try:
+            # Called once more after the answer, it pauses no second time and reads the answer.
+            return pause_flow_run(
+                wait_for_input=form,
+                timeout=int(timeout_s) + _MARGIN_S,
+                poll_interval=poll_s,
+                key=key,
+            )
+        except httpx.HTTPError as error:
+            get_run_logger().warning("the server does not answer, still waiting: %s", error)
+            _wait_while_paused(run_id, poll_s)
+
+
+def _wait_while_paused(run_id: UUID, poll_s: float) -> None:
+    while True:
+        time.sleep(poll_s)
+        try:
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(run_id).state
+        except httpx.HTTPError:
+            continue
+        if state is None or not state.is_paused():
+            return
+
+
+@contextmanager
+def _answer_in_time(run_id: UUID, timeout_s: float) -> Iterator[Flag]:
+    """Within it a pause is ended after ``timeout_s``; whether it was, the flag says."""
+    answered, over = Flag(), Flag()
+    reason = f"nobody answered within {timeout_s / 60:g} minutes"
+
+    def answer() -> None:
+        if answered.wait(timeout_s):
+            return
+        while not over.is_set() and not answered.wait(1):
+            try:
+                over.set()
+                resume_flow_run(run_id, run_input={"approve": False, "reason": reason})
+            except NotPausedError:
+                over.clear()  # somebody did at the last moment
+                return
+            except Exception:  # noqa: BLE001 - the server may be away for a while: once more
+                over.clear()
+
+    thread = Thread(target=answer, name="approval-timeout", daemon=True)
+    thread.start()
+    try:
+        yield over
+    finally:
+        answered.set()
+        thread.join()
