@@ -78,6 +78,13 @@ class Columns:
         return np.frombuffer(binascii.unhexlify(digits), ">u8").reshape(-1, 2)
 
 
+def rows_of_step(plan: Path, step: int) -> np.ndarray:
+    """Token rows of a step in the plan's order; 0 is the reserve."""
+    columns = Columns(plan)
+    rows: np.ndarray = columns.numbers("token_row")[columns.numbers("step") == step]
+    return rows
+
+
 def hex_column(ids: np.ndarray) -> pa.StringArray:
     """Ids, uint64 ``[rows, 2]``, as a column of 32 hex digits each."""
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * np.int32(_DIGITS)

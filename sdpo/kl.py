@@ -21,7 +21,7 @@ from sdpo.gamma import Entry, bootstrap_means
 from sdpo.identity import scoring_identity
 from sdpo.locks import hold
 from sdpo.nodes import tokens_path
-from sdpo.references import named_model
+from sdpo.references import model_of
 from sdpo.reserved import reserved_rows
 from sdpo.run import Context, run_once
 from sdpo.sampler import EXACT, PAPER
@@ -110,7 +110,7 @@ def _spec(
     """What the stage is told, and what its result depends on."""
     config, probe = context.config, context.config.probe
     numbers = dict.fromkeys((step - 1, 0))  # once where they are the same
-    policy, *others = (named_model(context, number) for number in (step, *numbers))
+    policy, *others = (model_of(context, number) for number in (step, *numbers))
     launch = config.launch.model_copy(update={"processes": 1, "strategy": "single"})
     tokens = TokenFile.open(tokens_path(context))
     plain = training.model_copy(update={"layout": "padded"})  # as it is measured here

@@ -33,7 +33,6 @@ def record_probe(context: Context, number: int) -> None:
 
 def measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
     """Measure M_number in a stage of its own."""
-    folder, digest = model_of(context, number)
     node = f"probe-M_{number}"
     why = "not measured yet" if reason == NOT_DONE else reason
     context.listen({"event": "node", "node": node, "status": "run", "reason": why})
@@ -45,9 +44,7 @@ def measure_again(context: Context, number: int, training: TrainingConfig, reaso
             step=number,
             task="none",
             training=training,
-            input_model=folder,
-            input_digest=digest,
-            input_name=f"M_{number}",
+            model=model_of(context, number),
             measure_input=True,
         )
     )
@@ -55,10 +52,9 @@ def measure_again(context: Context, number: int, training: TrainingConfig, reaso
 
 
 def _probe_identity(context: Context, number: int) -> dict[str, Any]:
-    _, digest = model_of(context, number)
     sampled = {} if reads_previous(context, number + 1) else {"next_partition": "sample"}
     return {
-        "scoring": scoring_of(context, digest),
+        "scoring": scoring_of(context, model_of(context, number).digest),
         "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
         "probe": context.config.probe.model_dump(include=_PROBED),

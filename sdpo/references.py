@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from sdpo import machine
 from sdpo.cache import LogpCache
+from sdpo.columns import rows_of_step
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.errors import DataError
 from sdpo.files import digest_of
@@ -78,33 +78,29 @@ class StepModels:
         }
 
 
-def model_of(context: Context, number: int) -> tuple[Path, str]:
-    """Folder and digest of M_``number``; M_0 is S, or the base model without a supervised stage."""
+def model_of(context: Context, number: int) -> NamedModel:
+    """M_``number``; M_0 is S, or the base model without a supervised stage."""
     if number == 0 and not context.config.supervised.enabled:
-        return context.resolved.model, context.resolved.inputs["model"]
-    record = context.run.read_record(f"step-{number}")
-    assert record is not None, f"M_{number} is made before it is used"
-    return context.run.model(number), record["outputs"]["model"]
-
-
-def named_model(context: Context, number: int) -> NamedModel:
-    """M_``number``."""
-    folder, digest = model_of(context, number)
+        folder, digest = context.resolved.model, context.resolved.inputs["model"]
+    else:
+        record = context.run.read_record(f"step-{number}")
+        assert record is not None, f"M_{number} is made before it is used"
+        folder, digest = context.run.model(number), record["outputs"]["model"]
     return NamedModel(name=f"M_{number}", folder=folder, digest=digest)
 
 
 def target_of(context: Context, step: int, training: TrainingConfig) -> NamedModel:
     """Where training of step ``step`` starts."""
-    return named_model(context, 0 if training.target == "base" else step - 1)
+    return model_of(context, 0 if training.target == "base" else step - 1)
 
 
 def reference_of(context: Context, step: int, training: TrainingConfig) -> NamedModel | None:
     """What the policy of step ``step`` is compared with."""
     match effective_reference(training):
         case "previous":
-            return named_model(context, step - 1)
+            return model_of(context, step - 1)
         case "base":
-            return named_model(context, 0)
+            return model_of(context, 0)
         case "model":
             return _given_model(context, training)
         case "guided":
@@ -176,8 +172,8 @@ def check_readable(context: Context, reference: NamedModel, path: Path, step: in
         DataError: the reference cannot read some pairs of D_step or the reserve.
     """
     rows, tokens = rows_of(context, step), TokenFile.open(path)
-    unusable = [row for row in rows if not tokens.usable[row]]
-    if unusable:
+    unusable = rows[~tokens.usable[rows]]
+    if len(unusable):
         example = tokens.pair_ids[unusable[0]]
         raise DataError(
             f"{len(unusable)} pairs of D_{step} or the reserve cannot be read by the tokenizer of "
@@ -201,9 +197,7 @@ def check_readable(context: Context, reference: NamedModel, path: Path, step: in
 
 def rows_of(context: Context, step: int) -> np.ndarray:
     """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
-    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
-    steps, rows = plan["step"].to_numpy(), plan["token_row"].to_numpy()
-    return np.concatenate([rows[steps == number] for number in (0, step)])
+    return np.concatenate([rows_of_step(context.run.plan, number) for number in (0, step)])
 
 
 def why_score(

@@ -19,9 +19,15 @@ from sdpo.store import Record
 
 
 def step_spec(
-    context: Context, *, name: str, step: int, training: TrainingConfig, **fields: Any
+    context: Context,
+    *,
+    name: str,
+    step: int,
+    training: TrainingConfig,
+    model: NamedModel,
+    **fields: Any,
 ) -> StepSpec:
-    """What a stage of ``step`` is told; ``fields`` are what it is to do."""
+    """What a stage of ``step`` is told that loads ``model``; ``fields`` are what it is to do."""
     config, run = context.config, context.run
     supervised = config.supervised
     from_source = supervised.from_source
@@ -31,6 +37,9 @@ def step_spec(
         model=config.model,
         launch=config.launch,
         base=context.resolved.model,
+        input_model=model.folder,
+        input_digest=model.digest,
+        input_name=model.name,
         tokens=tokens_path(context),
         pairs=run.pairs,
         usable=run.usable,
@@ -63,9 +72,7 @@ def train_node(
         context,
         name=node,
         training=training,
-        input_model=start.folder,
-        input_digest=start.digest,
-        input_name=start.name,
+        model=start,
         identity=identity,
         budget=_replayed_budget(context, node, identity),
         **fields,

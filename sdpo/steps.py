@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from sdpo.columns import rows_of_step
 from sdpo.config import TrainingConfig
 from sdpo.errors import UserError
 from sdpo.features import MODEL_FEATURES
@@ -105,9 +106,9 @@ def _supervised_training(context: Context) -> TrainingConfig:
 
 def measure_gamma(context: Context) -> Record:
     """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
-    folder, digest = model_of(context, 0)
+    model = model_of(context, 0)
     identity = {
-        "scoring": scoring_of(context, digest),
+        "scoring": scoring_of(context, model.digest),
         "tokens": tokens_path(context).stem,
         "usable": file_digest(context.run.usable),
         "columns": sorted(MODEL_FEATURES),
@@ -120,9 +121,7 @@ def measure_gamma(context: Context) -> Record:
             step=0,
             task="none",
             training=context.config.training,
-            input_model=folder,
-            input_digest=digest,
-            input_name="M_0",
+            model=model,
             score_everything=True,
         )
         result = context.stage(spec)
@@ -261,9 +260,7 @@ def _scored_reference(
             step=step,
             task="none",
             training=training,
-            input_model=reference.folder,
-            input_digest=reference.digest,
-            input_name=reference.name,
+            model=reference,
             score_as_reference=True,
         )
         # The reference pads with a token of its own vocabulary.
@@ -273,8 +270,7 @@ def _scored_reference(
 
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
-    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
-    rows = plan["token_row"].to_numpy()[plan["step"].to_numpy() == step]
+    rows = rows_of_step(context.run.plan, step)
     return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))
 
 

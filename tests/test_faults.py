@@ -178,7 +178,7 @@ def test_a_call_that_is_killed_takes_its_stage_with_it_and_leaves_the_run_free(w
             raise Enough
 
     with pytest.raises(Enough):
-        run_chain(config, listen=listen)
+        run_chain(config, listen=listen, wait=True)  # what watched over the stage ends a bit later
     assert events[-1]["optimizer_step"] >= 2
 
 

@@ -18,7 +18,11 @@ import pytest
 
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(
-    ["sdpo.stages.step", "sdpo.stages.tokenise", "transformers.models.llama", "accelerate", "peft"]
+    [
+        *("sdpo.stages.step", "sdpo.stages.tokenise", "sdpo.stages.kl"),
+        *("transformers.models.llama.modeling_llama", "accelerate", "peft"),
+        *("pyarrow.dataset", "deepspeed"),  # imported by pyarrow and accelerate when first needed
+    ]
 )
 
 
