@@ -39,7 +39,7 @@ test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 e2e: install
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m e2e tests/e2e
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'e2e and not slow' tests/e2e
 
 test-real: install
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow

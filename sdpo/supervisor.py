@@ -218,10 +218,9 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
 
     Whoever asks a second time does not want to wait: then it is killed at once.
     """
-    family = set(marked(mark))
-    if process.poll() is None:
-        leader = psutil.Process(process.pid)
-        family |= {leader, *leader.children(recursive=True)}
+    leader = psutil.Process(process.pid) if process.poll() is None else None
+    family = {leader, *leader.children(recursive=True)} if leader else set()
+    family |= set(marked(mark))
     try:
         for member in family:
             send(member, signal.SIGTERM)
@@ -229,7 +228,10 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     finally:
         for member in family:
             send(member, signal.SIGKILL)
-        process.wait()
+        if leader:
+            # Not process.wait(): a signal that came while process.poll() had its lock, and raised
+            # what brought us here, has left that lock held, and it would be waited for forever.
+            process.returncode = leader.wait()
 
 
 def terminate_with_parent() -> None:

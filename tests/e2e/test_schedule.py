@@ -1,12 +1,13 @@
 """Retraining on a schedule, with a real scheduler and worker."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from bench import Bench, Values
-from desk import Desk, FlowRun, wait_until
+from desk import FINAL, Desk, FlowRun, wait_until
 from retraining import parameters
 
 from sdpo.registry import current
@@ -14,6 +15,8 @@ from sdpo.registry import current
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 EVERY_S = 10
+LEASE_S = 300
+"""For so long Prefect lets a run have a deployment's slot before it has to be renewed."""
 
 
 @pytest.fixture
@@ -79,3 +82,19 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     assert "FAILED" not in states
     assert current("tiny", runs_dir=finished_copy.runs).in_use.step == 3
     assert len(list(finished_copy.runs.glob("*/run.yaml"))) == 2
+
+
+@pytest.mark.slow
+def test_an_approval_is_heard_longer_after_than_any_lease_of_prefect_lasts(
+    desk: Desk, finished_copy: Bench
+) -> None:
+    asked = parameters(finished_copy, approval={"required": True})
+    run = desk.submit("sdpo-retrain/retrain", asked)
+    assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
+    time.sleep(LEASE_S + 30)
+    assert run.state == "PAUSED"
+    desk.api(f"/flow_runs/{run.id}/resume", {"run_input": {"approve": True, "reason": "at last"}})
+    assert run.wait() == "COMPLETED"
+    assert current("tiny", runs_dir=finished_copy.runs).in_use.why.startswith(
+        "approved by a person: at last"
+    )

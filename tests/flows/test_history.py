@@ -12,6 +12,7 @@ import pytest
 from bench import Bench, Outcome
 from command_line import Sdpo
 from histories import contents, flip, origin
+from processes import start
 
 from sdpo.store import RunFolder
 
@@ -242,21 +243,17 @@ def test_a_moved_folder_of_runs_is_gone_on_with_where_it_is(
     assert sdpo("verify", "tiny-replay-2", "--runs-dir", there / "again").code == 0
 
 
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    code = "import sys; from flows.cli import run_app; sys.exit(run_app(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT
-    )
-
-
 def test_two_runs_on_one_cache_at_once_tokenise_once_and_end_in_the_same_bits(
     bench: Bench,
 ) -> None:
     recipe = bench.write({"training": {"max_steps": 1}, "probe": {"completions": 0}})
-    with start("run", recipe, "--name", "a") as one, start("run", recipe, "--name", "b") as other:
-        said = [process.communicate(timeout=170)[0] for process in (one, other)]
-    assert (one.returncode, other.returncode) == (0, 0), said
+    calls = [
+        start("run", recipe, "--name", name, log=bench.folder / f"{name}.txt", quick=True)
+        for name in "ab"
+    ]
+    codes = [call.wait() for call in calls]
+    said = [call.said for call in calls]
+    assert codes == [0, 0], said
     assert sum("▶ tokens" in text for text in said) == 1
     runs = [RunFolder(bench.runs / name) for name in ("a", "b")]
     records = [[run.read_record(f"step-{step}") or {} for step in (1, 2)] for run in runs]
@@ -265,11 +262,12 @@ def test_two_runs_on_one_cache_at_once_tokenise_once_and_end_in_the_same_bits(
 
 def test_two_runs_of_one_name_at_once_are_one_result(bench: Bench) -> None:
     recipe = bench.write({"training": {"max_steps": 1}, "probe": {"completions": 0}})
-    with start("run", recipe) as one, start("run", recipe, "--wait") as other:
-        said = [process.communicate(timeout=170)[0] for process in (one, other)]
-    assert other.returncode == 0, said[1]
-    assert one.returncode in (0, 2), said[0]
-    if one.returncode == 2:
-        assert re.search(r"run tiny is in use by process \d+ on host", said[0])
+    one = start("run", recipe, log=bench.folder / "one.txt", quick=True)
+    other = start("run", recipe, "--wait", log=bench.folder / "other.txt", quick=True)
+    code, other_code = one.wait(), other.wait()
+    assert other_code == 0, other.said
+    assert code in (0, 2), one.said
+    if code == 2:
+        assert re.search(r"run tiny is in use by process \d+ on host", one.said)
     else:
-        assert "is complete: nothing to do" in "".join(said)
+        assert "is complete: nothing to do" in one.said + other.said

@@ -184,9 +184,9 @@ def warm(finished_bench: Bench, finished: Outcome, tmp_path: Path) -> Bench:
 
 
 @contextmanager
-def submitted(bench: Bench, name: str) -> Iterator[Running]:
+def submitted(bench: Bench, name: str, *, quick: bool = False) -> Iterator[Running]:
     recipe = bench.write({"name": name, "training": {"max_steps": 2}}, name=f"{name}.yaml")
-    running = start("run", recipe, log=bench.folder / f"{name}.txt")
+    running = start("run", recipe, log=bench.folder / f"{name}.txt", quick=quick)
     try:
         yield running
     finally:
@@ -205,7 +205,7 @@ def stage_times(run: Path) -> list[tuple[float, float]]:
 
 @pytest.mark.timeout(600)
 def test_two_submissions_with_one_device_never_overlap_and_both_complete(warm: Bench) -> None:
-    with submitted(warm, "a") as first, submitted(warm, "b") as second:
+    with submitted(warm, "a", quick=True) as first, submitted(warm, "b", quick=True) as second:
         assert first.wait(250) == 0, first.said
         assert second.wait(250) == 0, second.said
     times = {name: stage_times(warm.runs / name) for name in ("a", "b")}

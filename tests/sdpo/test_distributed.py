@@ -99,7 +99,13 @@ def test_two_processes_measure_the_same(single, double, model):
         np.testing.assert_allclose(two[column], one[column], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["asked to stop", "killed"])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="asked to stop"),
+        pytest.param(True, id="killed"),
+    ],
+)
 def test_two_processes_go_on_where_they_stopped(double, tmp_path, killed):
     run = prepare_run(tmp_path, pairs=PAIRS)
     saved = stop_step(run, killed=killed, launch=TWO, training=TRAINING)

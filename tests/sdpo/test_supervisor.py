@@ -161,7 +161,26 @@ def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
         leader.stdout.readline()
         with pytest.raises(KeyboardInterrupt):
             supervisor._end(leader, "of-this-test")
-        assert leader.wait(timeout=5) == -signal.SIGKILL
+        assert leader.returncode == -signal.SIGKILL
+
+
+def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(export, monkeypatch):
+    class Interrupting(subprocess.Popen):
+        """As a signal's handler that raises between the two first lines of ``poll`` leaves it."""
+
+        asked = 0
+
+        def poll(self):
+            self.asked += 1
+            if self.asked == 5:
+                self._waitpid_lock.acquire()
+                raise KeyboardInterrupt
+            return super().poll()
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(export, listen=lambda event: None)
+    assert stages(export) == []
 
 
 @pytest.mark.parametrize("error", [Interrupted("enough"), KeyboardInterrupt()], ids=repr)

@@ -1,5 +1,8 @@
 """ZeRO on two CPU processes (gloo), with a tracker running, is the step of one process."""
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 
 from sdpo.config import EvaluationConfig, LaunchConfig, TrackingConfig, TrainingConfig
@@ -32,13 +35,24 @@ def single(tmp_path_factory) -> PreparedRun:
     return run_step(tmp_path_factory.mktemp("one"), strategy="single", processes=1)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Callable[[str], PreparedRun]:
+    """``whole(strategy)``: the step under ZeRO, never stopped; made once."""
+
+    @cache
+    def make(strategy: str) -> PreparedRun:
+        tracking = TrackingConfig(tools=["tensorboard"])
+        folder = tmp_path_factory.mktemp(strategy)
+        return run_step(folder, strategy=strategy, processes=2, tracking=tracking)
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("strategy", "processes"),
-    [("deepspeed_zero3", 2), pytest.param("deepspeed_zero2", 2, marks=pytest.mark.slow)],
+    "strategy", ["deepspeed_zero3", pytest.param("deepspeed_zero2", marks=pytest.mark.slow)]
 )
-def test_zero_gives_the_curve_and_the_weights_of_one_process(single, tmp_path, strategy, processes):
-    tracking = TrackingConfig(tools=["tensorboard"])
-    run = run_step(tmp_path, strategy=strategy, processes=processes, tracking=tracking)
+def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, strategy):
+    run = whole(strategy)
     for line, other in zip(single.metrics(1), run.metrics(1), strict=True):
         for name in ("loss", "eval_loss", "grad_norm", "rewards/margins"):
             if name in line:
@@ -58,8 +72,7 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, tmp_path, s
         pytest.param("deepspeed_zero2", False, marks=pytest.mark.slow),
     ],
 )
-def test_zero_goes_on_where_it_stopped(tmp_path, strategy, killed):
-    whole = run_step(tmp_path / "whole", strategy=strategy, processes=2)
+def test_zero_goes_on_where_it_stopped(whole, tmp_path, strategy, killed):
     broken = prepare_run(tmp_path / "broken", pairs={0: 4, 1: 13, 2: 4})
     launch = LaunchConfig(processes=2, strategy=strategy, device="cpu", threads=1)
     stop_step(broken, killed=killed, training=TRAINING, launch=launch)
@@ -67,5 +80,5 @@ def test_zero_goes_on_where_it_stopped(tmp_path, strategy, killed):
     assert names == {"zero-0.safetensors", "zero-1.safetensors"}
     run_step(tmp_path / "broken", strategy=strategy, processes=2, run=broken)
     assert broken.record(1)["resumed_at"]
-    assert broken.record(1)["outputs"] == whole.record(1)["outputs"]
-    assert broken.metrics(1) == whole.metrics(1)
+    assert broken.record(1)["outputs"] == whole(strategy).record(1)["outputs"]
+    assert broken.metrics(1) == whole(strategy).metrics(1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 
@@ -73,17 +73,9 @@ class ForkedStage:
         self._process = STARTER.Process(target=stage, args=(command[2:], env, stdout.name, first))
         self._process.start()
         self.pid = self._process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        """Exit code; minus the signal's number where a signal ended it."""
-        return self._process.exitcode
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """As ``subprocess.Popen.poll``."""
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """As ``subprocess.Popen.wait``."""
-        self._process.join(timeout)
-        return self._process.exitcode
+        self.returncode = self._process.exitcode
+        return self.returncode

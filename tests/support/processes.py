@@ -15,10 +15,17 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 # A shell that starts the tests in the background lets them, and all below them, ignore SIGINT.
-_MAIN = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from flows.cli import main; main()"
-)
+_MAIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flows.cli import main
+main()
+"""
+_QUICK_MAIN = f"""
+from forked_stages import forked_stages
+with forked_stages():
+    {"    ".join(_MAIN.strip().splitlines(keepends=True))}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +75,16 @@ class Running:
             psutil.wait_procs(members, timeout=30)  # until then they hold the run
 
 
-def start(*arguments: Any, log: Path) -> Running:
-    """``sdpo`` with ``arguments``, in a session of its own; what it prints goes to ``log``."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    }
+def start(*arguments: Any, log: Path, quick: bool = False) -> Running:
+    """``sdpo`` with ``arguments``, in a session of its own; what it prints goes to ``log``.
+
+    ``quick``: its stages start as forks, where it is not about how they start and end.
+    """
+    folders = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *map(str, arguments)],
+            [sys.executable, "-c", _QUICK_MAIN if quick else _MAIN, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
