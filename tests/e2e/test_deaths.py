@@ -13,7 +13,9 @@ from desk import ROOT, Desk, FlowRun, wait_until
 from histories import flip
 from processes import stages_of
 
-from sdpo.store import RunFolder
+from sdpo.devices import LOCK_DIR, SHARE
+from sdpo.locks import hold
+from sdpo.store import RunFolder, run_lock
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -30,11 +32,15 @@ own that ignores SIGTERM."""
 
 @pytest.fixture
 def stubborn(tmp_path: Path) -> Values:
-    """Variables of a run whose steps have such a child."""
+    """Variables of a run whose steps have such a child, on a host with locks of its own."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(STUBBORN)
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return {
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        LOCK_DIR: str(tmp_path / "locks"),
+        SHARE: "",
+    }
 
 
 def stubborn_children(run: FlowRun) -> list[psutil.Process]:
@@ -54,19 +60,15 @@ def folder_of(parameters: Values) -> Path:
 def assert_nothing_is_left(run: FlowRun, parameters: Values, *, within_s: float = 1) -> None:
     wait_until(lambda: not run.all_processes(), within_s, "the end of its processes")
     assert stages_of(folder_of(parameters)) == []
+    with run_lock(RunFolder(folder_of(parameters))):
+        pass  # it is free
 
 
-def test_cancelled_while_training_it_ends_and_retried_it_goes_on(desk: Desk, long: Values) -> None:
-    run = start(desk, long)
-    asked_s = time.time()
-    run.cancel()
-    assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
-    assert run.ended_s - asked_s < 35
-    assert_nothing_is_left(run, long)
-    run.retry()
-    assert run.wait() == "COMPLETED"
-    assert any("goes on after optimizer step" in line for line in run.lines())
-    assert RunFolder(folder_of(long)).complete_steps() == [1]
+def assert_device_is_free(environment: Values) -> None:
+    lock = Path(environment[LOCK_DIR]) / "cpu.lock"
+    assert lock.exists(), "it was held"
+    with hold(lock, what="the device"):
+        pass
 
 
 def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_cancelled_run(
@@ -79,22 +81,14 @@ def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_cancelled_
     assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
     assert run.ended_s - asked_s < 35
     assert_nothing_is_left(run, long)
+    assert_device_is_free(stubborn)
 
 
-def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_killed_engine(
+def test_a_killed_engine_is_crashed_at_once_and_leaves_nothing_not_even_such_children(
     desk: Desk, long: Values, stubborn: Values
 ) -> None:
     run = start(desk, long, environment=stubborn)
     assert stubborn_children(run)
-    engine = run.engine
-    assert engine is not None
-    engine.send_signal(signal.SIGKILL)
-    assert run.wait(60) == "CRASHED"
-    assert_nothing_is_left(run, long, within_s=25)
-
-
-def test_a_killed_engine_is_crashed_and_leaves_nothing(desk: Desk, long: Values) -> None:
-    run = start(desk, long)
     engine = run.engine
     assert engine is not None
     killed_s = time.time()
@@ -102,6 +96,7 @@ def test_a_killed_engine_is_crashed_and_leaves_nothing(desk: Desk, long: Values)
     assert run.wait(60) == "CRASHED"
     assert run.ended_s - killed_s < 15
     assert_nothing_is_left(run, long, within_s=25)
+    assert_device_is_free(stubborn)
 
 
 def test_a_killed_worker_takes_its_runs_with_it(desk: Desk, long: Values) -> None:

@@ -1,6 +1,7 @@
 """What a person does in the UI, in a real browser: the form, the run's page, Cancel and Retry."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 from bench import Bench, Values
 from desk import FINAL, Desk, wait_until
+from processes import stages_of
 from retraining import parameters
 
 from sdpo.registry import current
-from sdpo.store import RunFolder
+from sdpo.store import RunFolder, run_lock
 
 pytest.importorskip("playwright", reason="playwright is not installed: extra `e2e`")
 from browser import CHROMIUM, Browser, browser_at
@@ -85,9 +87,14 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     page = browser.page
     browser.run_page(run)
     page.get_by_role("button", name="Cancel").first.click()
+    asked_s = time.time()
     page.locator(".p-modal").get_by_role("button", name="Confirm").click()
     assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
-    wait_until(lambda: not run.all_processes(), 5, "the end of its processes")
+    assert run.ended_s - asked_s < 35
+    wait_until(lambda: not run.all_processes(), 1, "the end of its processes")
+    assert stages_of(runs / "long") == []
+    with run_lock(RunFolder(runs / "long")):
+        pass  # it is free
     page.get_by_role("button", name="Retry").first.click()
     page.locator(".p-modal").get_by_role("button", name="Retry").click()
     assert run.wait() == "COMPLETED"
