@@ -9,13 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 from bench import Bench, Values
-from desk import ROOT, Desk, FlowRun, wait_until
+from desk import ROOT, Desk, FlowRun, is_free, wait_until
 from histories import flip
 from processes import stages_of
 
 from sdpo.devices import LOCK_DIR, SHARE
-from sdpo.locks import hold
-from sdpo.store import RunFolder, run_lock
+from sdpo.store import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -60,15 +59,12 @@ def folder_of(parameters: Values) -> Path:
 def assert_nothing_is_left(run: FlowRun, parameters: Values, *, within_s: float = 1) -> None:
     wait_until(lambda: not run.all_processes(), within_s, "the end of its processes")
     assert stages_of(folder_of(parameters)) == []
-    with run_lock(RunFolder(folder_of(parameters))):
-        pass  # it is free
+    # A process that is about to be gone may show no environment any more and have its files open.
+    wait_until(lambda: is_free(RunFolder(folder_of(parameters)).lock_file), 1, "a free run")
 
 
 def assert_device_is_free(environment: Values) -> None:
-    lock = Path(environment[LOCK_DIR]) / "cpu.lock"
-    assert lock.exists(), "it was held"
-    with hold(lock, what="the device"):
-        pass
+    wait_until(lambda: is_free(Path(environment[LOCK_DIR]) / "cpu.lock"), 1, "a free device")
 
 
 def test_children_that_ignore_sigterm_in_their_own_session_end_with_a_cancelled_run(

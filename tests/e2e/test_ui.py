@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Values
-from desk import FINAL, Desk, wait_until
+from desk import FINAL, Desk, is_free, wait_until
 from processes import stages_of
 from retraining import parameters
 
 from sdpo.registry import current
-from sdpo.store import RunFolder, run_lock
+from sdpo.store import RunFolder
 
 pytest.importorskip("playwright", reason="playwright is not installed: extra `e2e`")
 from browser import CHROMIUM, Browser, browser_at
@@ -93,8 +93,7 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     assert run.ended_s - asked_s < 35
     wait_until(lambda: not run.all_processes(), 1, "the end of its processes")
     assert stages_of(runs / "long") == []
-    with run_lock(RunFolder(runs / "long")):
-        pass  # it is free
+    wait_until(lambda: is_free(RunFolder(runs / "long").lock_file), 1, "a free run")
     page.get_by_role("button", name="Retry").first.click()
     page.locator(".p-modal").get_by_role("button", name="Retry").click()
     assert run.wait() == "COMPLETED"
