@@ -70,6 +70,7 @@ def _said(form: type[Approval], run_id: UUID, *, timeout_s: float) -> Approval:
                 key=key,
             )
         except httpx.HTTPError as error:
+            _raise_unless_away(error)
             get_run_logger().warning("the server does not answer, still waiting: %s", error)
             _wait_while_paused(run_id, poll_s)
 
@@ -80,10 +81,17 @@ def _wait_while_paused(run_id: UUID, poll_s: float) -> None:
         try:
             with get_client(sync_client=True) as client:
                 state = client.read_flow_run(run_id).state
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            _raise_unless_away(error)
             continue
         if state is None or not state.is_paused():
             return
+
+
+def _raise_unless_away(error: httpx.HTTPError) -> None:
+    """Raise what a server said that is there: it would say so again."""
+    if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+        raise error
 
 
 @contextmanager

@@ -33,9 +33,12 @@ class InUseError(UserError):
     """Another process holds what is needed: ``what``, and ``by`` whom."""
 
     def __init__(self, what: str, by: str) -> None:
-        super().__init__(f"{what} is in use by {by}: wait for it (--wait) or stop it")
+        super().__init__(what, by)
         self.what = what
         self.by = by
+
+    def __str__(self) -> str:
+        return f"{self.what} is in use by {self.by}: wait for it (--wait) or stop it"
 
 
 class Fault(SdpoError, RuntimeError):

@@ -14,23 +14,22 @@ from sdpo.registry import current
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-EVERY_S = 10
 LEASE_S = 300
 """For so long Prefect lets a run have a deployment's slot before it has to be renewed."""
 
 
 @pytest.fixture
 def firing(desk: Desk) -> Iterator[Any]:
-    """``firing(parameters)``: the retrain deployment fires every few seconds, until the end."""
+    """``firing(parameters, every_s=...)``: the retrain deployment fires so often, until the end."""
     made: list[tuple[str, str]] = []
 
-    def fire(given: Values) -> None:
+    def fire(given: Values, *, every_s: int) -> None:
         deployment = desk.api("/deployments/name/sdpo-retrain/retrain")["id"]
         schedule = {
             "active": True,
             "parameters": given,
             "schedule": {
-                "interval": EVERY_S,
+                "interval": every_s,
                 "anchor_date": datetime.now(UTC).isoformat(),
                 "timezone": "Europe/Berlin",
             },
@@ -65,11 +64,13 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
 ) -> None:
     given = parameters(finished_copy)
     desk.kill(desk.processes.worker)
-    firing(given)
+    firing(given, every_s=5)
     wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
     desk.restart("worker")
     wait_until(lambda: messages(desk), 240, "a step")
-    firing(given)  # who starts the worker again deploys again, which leaves the file's schedules
+    firing(
+        given, every_s=10
+    )  # who starts the worker again deploys again, which leaves the file's schedules
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
         240,

@@ -27,11 +27,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def browser(desk: Desk) -> Iterator[Browser]:
+def chromium(desk: Desk) -> Iterator[Browser]:
     """With SDPO_PICTURES=FOLDER it keeps pictures of the form and of a run's page."""
     pictures = os.environ.get("SDPO_PICTURES")
     with browser_at(desk, Path(pictures) if pictures else None) as browser:
         yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    yield chromium
+    chromium.leave()
 
 
 def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path) -> None:
@@ -89,13 +95,18 @@ def test_cancel_and_retry_are_the_buttons_of_the_page(browser: Browser, long: Va
     page.get_by_role("button", name="Cancel").first.click()
     asked_s = time.time()
     page.locator(".p-modal").get_by_role("button", name="Confirm").click()
+    page.locator(".p-modal").wait_for(state="hidden")
+    browser.leave()
     assert run.wait(60, ("CANCELLED",)) == "CANCELLED"
     assert run.ended_s - asked_s < 35
     wait_until(lambda: not run.all_processes(), 1, "the end of its processes")
     assert stages_of(runs / "long") == []
     wait_until(lambda: is_free(RunFolder(runs / "long").lock_file), 1, "a free run")
+    browser.run_page(run)
     page.get_by_role("button", name="Retry").first.click()
     page.locator(".p-modal").get_by_role("button", name="Retry").click()
+    wait_until(lambda: run.state not in FINAL, 20, "the retry")
+    browser.leave()
     assert run.wait() == "COMPLETED"
     assert any("goes on after optimizer step" in line for line in run.lines())
     assert RunFolder(runs / "long").complete_steps() == [1]
@@ -133,6 +144,8 @@ def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_me
         submit.wait_for(state="hidden", timeout=5_000)
     if submit.is_visible():
         submit.click()
+    wait_until(lambda: run.state != "PAUSED", 20, "the answer")
+    browser.leave()
     assert run.wait() == "COMPLETED"
     assert run.read()["state"]["message"].startswith("promoted")
     found = current("tiny", runs_dir=finished_copy.runs).in_use

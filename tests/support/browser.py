@@ -29,6 +29,11 @@ class Browser:
         """Go to a page of the UI."""
         self.page.goto(f"{self.desk.url}{path}")
 
+    def leave(self) -> None:
+        """Go away from the UI: its pages ask the server and draw without end, which takes a core
+        from the run that is waited for."""
+        self.page.goto("about:blank")
+
     def log_in(self) -> None:
         """Give the password that the UI asks for."""
         self.open("/")
@@ -81,7 +86,9 @@ class Browser:
                 pressed_s = time.monotonic()
             return [run for run in self.desk.runs() if run.id not in before]
 
-        return FlowRun(self.desk, wait_until(new_runs, 40, "a flow run")[0].id)
+        run = FlowRun(self.desk, wait_until(new_runs, 40, "a flow run")[0].id)
+        self.leave()
+        return run
 
     def run_page(self, run: FlowRun, tab: str = "Logs") -> None:
         """Open the page of a flow run at a tab."""
@@ -109,9 +116,10 @@ def browser_at(desk: Desk, pictures: Path | None) -> Iterator[Browser]:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
-        page = chromium.new_page(viewport=_SIZE)
+        page = chromium.new_page(viewport=_SIZE, reduced_motion="reduce")
         page.set_default_timeout(60_000)
         browser = Browser(page, desk, pictures)
         browser.log_in()
+        browser.leave()
         yield browser
         chromium.close()
