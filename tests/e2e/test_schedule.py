@@ -68,9 +68,8 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
     desk.restart("worker")
     wait_until(lambda: messages(desk), 240, "a step")
-    firing(
-        given, every_s=10
-    )  # who starts the worker again deploys again, which leaves the file's schedules
+    # Who starts the worker again deploys again: then there are the file's schedules only.
+    firing(given, every_s=10)
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
         240,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from sdpo.cache import LogpCache, part_is_whole
-from sdpo.errors import UserError
+from sdpo.errors import InUseError, UserError
 from sdpo.events import Event
 from sdpo.locks import hold, share
 from sdpo.store import RunFolder, run_lock
@@ -80,6 +81,15 @@ def test_who_holds_a_lock_is_said_with_pid_host_and_time(tmp_path: Path) -> None
         with pytest.raises(UserError, match=wanted), hold(tmp_path / "lock", what="the run"):
             pytest.fail("two processes hold it")
         holder.kill()
+
+
+def test_what_is_said_of_a_holder_is_the_same_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(InUseError("run tiny", "process 7 on host a")))
+    assert isinstance(error, UserError)
+    assert (error.what, error.by) == ("run tiny", "process 7 on host a")
+    assert (
+        str(error) == "run tiny is in use by process 7 on host a: wait for it (--wait) or stop it"
+    )
 
 
 def test_the_second_waits_where_it_is_told_to(tmp_path: Path) -> None:
