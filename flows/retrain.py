@@ -73,8 +73,8 @@ class ApprovalSettings(Group):
     required: bool = Field(
         False,
         title="Ask a person",
-        description="Pause after the gate has agreed until somebody answers in the UI. Nothing is "
-        "held meanwhile.",
+        description="Pause after the gate has agreed until somebody answers in the UI. No device "
+        "is held meanwhile.",
     )
     timeout_minutes: float = Field(
         24 * 60.0,

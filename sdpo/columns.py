@@ -78,11 +78,11 @@ class Columns:
         return np.frombuffer(binascii.unhexlify(digits), ">u8").reshape(-1, 2)
 
 
-def rows_of_step(plan: Path, step: int) -> np.ndarray:
-    """Token rows of a step in the plan's order; 0 is the reserve."""
+def rows_of_steps(plan: Path, *steps: int) -> np.ndarray:
+    """Token rows of one step after the other, each in the plan's order; 0 is the reserve."""
     columns = Columns(plan)
-    rows: np.ndarray = columns.numbers("token_row")[columns.numbers("step") == step]
-    return rows
+    rows, step_of = columns.numbers("token_row"), columns.numbers("step")
+    return np.concatenate([rows[step_of == step] for step in steps])
 
 
 def hex_column(ids: np.ndarray) -> pa.StringArray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sdpo import machine
 from sdpo.cache import LogpCache
-from sdpo.columns import rows_of_step
+from sdpo.columns import rows_of_steps
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.errors import DataError
 from sdpo.files import digest_of
@@ -197,7 +197,7 @@ def check_readable(context: Context, reference: NamedModel, path: Path, step: in
 
 def rows_of(context: Context, step: int) -> np.ndarray:
     """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
-    return np.concatenate([rows_of_step(context.run.plan, number) for number in (0, step)])
+    return rows_of_steps(context.run.plan, 0, step)
 
 
 def why_score(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.columns import rows_of_step
+from sdpo.columns import rows_of_steps
 from sdpo.config import TrainingConfig
 from sdpo.errors import UserError
 from sdpo.features import MODEL_FEATURES
@@ -270,7 +270,7 @@ def _scored_reference(
 
 def _partition_digest(context: Context, step: int) -> str:
     """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
-    rows = rows_of_step(context.run.plan, step)
+    rows = rows_of_steps(context.run.plan, step)
     return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))
 
 

@@ -19,9 +19,12 @@ from pathlib import Path
 import pytest
 from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
+from histories import origin
 
 from sdpo import demo
 from sdpo.demo.model import write_model
+from sdpo.history.checkpoint import Checkpoint
+from sdpo.registry import promote
 
 
 @pytest.fixture
@@ -93,6 +96,13 @@ def finished_copy(finished_bench: Bench, finished: Outcome, tmp_path: Path) -> B
     """A copy of the finished run with its caches, to be changed."""
     assert finished.folder.is_dir()
     return finished_bench.copy_to(tmp_path)
+
+
+@pytest.fixture
+def promoted(finished_copy: Bench) -> Bench:
+    """A copy of the finished run, whose model is in use."""
+    promote(Checkpoint(origin(finished_copy)), runs_dir=finished_copy.runs)
+    return finished_copy
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from bench import Bench, Outcome, Values
 from command_line import Sdpo, caller
+from desk import wait_until
 from forked_stages import forked_stages
-from processes import Running, stages_of, start
+from processes import Running, is_free, stages_of, start
 
 from sdpo.chain import run_chain
 from sdpo.disk import step_needs
@@ -166,6 +167,7 @@ def test_a_call_that_is_killed_takes_its_stage_with_it_and_leaves_the_run_free(w
     running.wait()
     _, alive = psutil.wait_procs(stages, timeout=15)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    wait_until(lambda: is_free(folder_of(warm).lock_file), 15, "a free run")
     config = make_config(warm.values({"training": SLOW}))
     events: list[dict] = []
 
@@ -178,7 +180,7 @@ def test_a_call_that_is_killed_takes_its_stage_with_it_and_leaves_the_run_free(w
             raise Enough
 
     with pytest.raises(Enough):
-        run_chain(config, listen=listen, wait=True)  # what watched over the stage ends a bit later
+        run_chain(config, listen=listen)
     assert events[-1]["optimizer_step"] >= 2
 
 

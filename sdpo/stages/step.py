@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sdpo.columns import Columns, append_columns, rows_of_step
+from sdpo.columns import Columns, append_columns, rows_of_steps
 from sdpo.events import EventWriter
 from sdpo.files import publish_file
 from sdpo.logps import plain_attention
@@ -81,7 +81,7 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
 def _rows_to_come(spec: StepSpec) -> np.ndarray:
     """Token rows that the stage is about: those of D_t, or all that can be used."""
     if (spec.task == "preference" or spec.score_as_reference) and spec.plan is not None:
-        rows = rows_of_step(spec.plan, spec.step)
+        rows = rows_of_steps(spec.plan, spec.step)
         if len(rows):
             return rows
     return Columns(spec.usable).numbers("token_row")

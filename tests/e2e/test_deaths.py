@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 from bench import Bench, Values
-from desk import ROOT, Desk, FlowRun, is_free, wait_until
+from desk import ROOT, Desk, FlowRun, wait_until
 from histories import flip
-from processes import stages_of
+from processes import is_free, stages_of
 
 from sdpo.devices import LOCK_DIR, SHARE
 from sdpo.store import RunFolder

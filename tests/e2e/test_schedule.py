@@ -60,9 +60,9 @@ def messages(desk: Desk) -> list[str]:
 
 
 def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
-    desk: Desk, finished_copy: Bench, firing: Any
+    desk: Desk, promoted: Bench, firing: Any
 ) -> None:
-    given = parameters(finished_copy)
+    given = parameters(promoted)
     desk.kill(desk.processes.worker)
     firing(given, every_s=5)
     wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
@@ -80,21 +80,21 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     states = {run.state for run in slots(desk)}
     assert "CANCELLED" in states
     assert "FAILED" not in states
-    assert current("tiny", runs_dir=finished_copy.runs).in_use.step == 3
-    assert len(list(finished_copy.runs.glob("*/run.yaml"))) == 2
+    assert current("tiny", runs_dir=promoted.runs).in_use.step == 3
+    assert len(list(promoted.runs.glob("*/run.yaml"))) == 2
 
 
 @pytest.mark.slow
 def test_an_approval_is_heard_longer_after_than_any_lease_of_prefect_lasts(
-    desk: Desk, finished_copy: Bench
+    desk: Desk, promoted: Bench
 ) -> None:
-    asked = parameters(finished_copy, approval={"required": True})
+    asked = parameters(promoted, approval={"required": True})
     run = desk.submit("sdpo-retrain/retrain", asked)
     assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
     time.sleep(LEASE_S + 30)
     assert run.state == "PAUSED"
     desk.api(f"/flow_runs/{run.id}/resume", {"run_input": {"approve": True, "reason": "at last"}})
     assert run.wait() == "COMPLETED"
-    assert current("tiny", runs_dir=finished_copy.runs).in_use.why.startswith(
+    assert current("tiny", runs_dir=promoted.runs).in_use.why.startswith(
         "approved by a person: at last"
     )

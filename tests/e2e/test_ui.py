@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, Values
-from desk import FINAL, Desk, is_free, wait_until
-from processes import stages_of
+from desk import FINAL, Desk, wait_until
+from processes import is_free, stages_of
 from retraining import parameters
 
 from sdpo.registry import current
@@ -117,9 +117,9 @@ IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
 
 
 def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_meanwhile(
-    browser: Browser, desk: Desk, finished_copy: Bench
+    browser: Browser, desk: Desk, promoted: Bench
 ) -> None:
-    asked = parameters(finished_copy, approval={"required": True})
+    asked = parameters(promoted, approval={"required": True})
     run = desk.submit("sdpo-retrain/retrain", asked, environment=IMPATIENT)
     assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
     assert not run.read()["state"]["state_details"]["deployment_concurrency_lease_id"]
@@ -148,5 +148,5 @@ def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_me
     browser.leave()
     assert run.wait() == "COMPLETED"
     assert run.read()["state"]["message"].startswith("promoted")
-    found = current("tiny", runs_dir=finished_copy.runs).in_use
+    found = current("tiny", runs_dir=promoted.runs).in_use
     assert found.step == 3

@@ -10,51 +10,26 @@ import pytest
 from bench import Bench
 from flow_runs import artifacts_of, tasks_of
 from forked_stages import forked_stages
-from histories import origin, write_new_pairs
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import resume_flow_run
+from retraining import parameters
 
 from flows.retrain import GateSettings, retrain
 from flows.slots import device_slot, slot_name
 from sdpo.devices import LOCK_DIR, SHARE, lock_folder
 from sdpo.errors import ConfigError, UserError
-from sdpo.history.checkpoint import Checkpoint
 from sdpo.locks import hold
-from sdpo.registry import current, promote
+from sdpo.registry import current
 from sdpo.retraining import Retrained
-
-LENIENT = {
-    "when_too_few": "estimate",
-    "accuracy_tolerance": 1,
-    "margin_tolerance_nats": 1000,
-    "gamma_change_min_nats": -1000,
-}
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-@pytest.fixture
-def promoted(finished_copy: Bench) -> Bench:
-    promote(Checkpoint(origin(finished_copy)), runs_dir=finished_copy.runs)
-    return finished_copy
-
-
-def parameters(bench: Bench, *numbers: int) -> dict[str, Any]:
-    """Plain values, as a schedule or the form gives them."""
-    news = write_new_pairs(bench.folder / "new.jsonl", *numbers)
-    return {
-        "lineage": {"name": "tiny", "runs_dir": str(bench.runs)},
-        "data": {"sources": [str(news)], "min_new_pairs": 10},
-        "step": {"overrides": ["training.max_steps=1"]},
-        "gate": LENIENT,
-    }
-
-
-def flown(bench: Bench, *numbers: int, **groups: Any) -> Retrained:
+def flown(bench: Bench, **groups: Any) -> Retrained:
     with forked_stages():
-        found = retrain(**parameters(bench, *numbers) | groups)
+        found = retrain(**parameters(bench, **groups))
     assert isinstance(found, Retrained)
     return found
 
@@ -63,7 +38,7 @@ def test_a_value_that_cannot_be_is_refused_in_the_words_of_the_command_line(
     promoted: Bench,
 ) -> None:
     with pytest.raises(ConfigError, match=r"gate\.accuracy_tolerance: .* got 'much'"):
-        flown(promoted, *range(20), gate={"accuracy_tolerance": "much"})
+        flown(promoted, gate={"accuracy_tolerance": "much"})
 
 
 def last_run() -> FlowRun:
@@ -72,7 +47,7 @@ def last_run() -> FlowRun:
 
 
 def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted: Bench) -> None:
-    found = flown(promoted, *range(20))
+    found = flown(promoted)
     run = last_run()
     assert found.status == "promoted"
     assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d UTC", run.name)
@@ -87,7 +62,7 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     assert "M_3 accuracy vs S" in str(table.data)
     assert current("tiny", runs_dir=promoted.runs).in_use.step == 3
 
-    assert flown(promoted, *range(20)).status == "nothing new"
+    assert flown(promoted).status == "nothing new"
     message = "nothing new: nothing new for tiny, which is at version 2"
     state = last_run().state
     assert state is not None
@@ -100,7 +75,7 @@ def test_a_slot_that_comes_while_another_is_at_work_is_cancelled_and_says_for_wh
     promoted: Bench,
 ) -> None:
     with hold(promoted.runs / ".tiny.retrain.lock", what="the lineage tiny"):
-        state = retrain(**parameters(promoted, *range(20)), return_state=True)
+        state = retrain(**parameters(promoted), return_state=True)
     assert state.is_cancelled()
     told = f"left out: the lineage tiny is in use by process {os.getpid()} on host "
     assert (state.message or "").startswith(told)
@@ -112,7 +87,7 @@ def test_a_slot_that_comes_while_another_is_at_work_is_cancelled_and_says_for_wh
 
 def test_the_first_time_it_fails_with_what_to_do(finished_copy: Bench) -> None:
     with pytest.raises(UserError, match="sdpo promote tiny"):
-        flown(finished_copy, *range(20))
+        flown(finished_copy)
     state = last_run().state
     assert state is not None
     assert state.is_failed()
@@ -152,7 +127,7 @@ def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
     monkeypatch.setenv(SHARE, "")
     person = Person({"approve": False, "reason": "too wordy"})
     person.start()
-    found = flown(promoted, *range(20), approval={"required": True, "timeout_minutes": 3})
+    found = flown(promoted, approval={"required": True, "timeout_minutes": 3})
     person.join()
     assert person.found_free
     assert (lock_folder() / "cpu.lock").exists(), "it was held while the step trained"
@@ -167,7 +142,7 @@ def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
 def test_without_an_answer_the_run_completes_in_time_and_the_model_in_use_stays(
     promoted: Bench,
 ) -> None:
-    found = flown(promoted, *range(20), approval={"required": True, "timeout_minutes": 0.05})
+    found = flown(promoted, approval={"required": True, "timeout_minutes": 0.05})
     assert (found.status, found.reason) == (*("unanswered", "nobody answered within 0.05 minutes"),)
     assert current("tiny", runs_dir=promoted.runs).current == 1
     state = last_run().state

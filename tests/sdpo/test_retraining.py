@@ -48,12 +48,6 @@ def runs(bench: Bench) -> set[str]:
     return {path.parent.name for path in bench.runs.glob("*/run.yaml")}
 
 
-@pytest.fixture
-def promoted(finished_copy: Bench) -> Bench:
-    promote(Checkpoint(origin(finished_copy)), runs_dir=finished_copy.runs)
-    return finished_copy
-
-
 def test_new_pairs_become_a_step_that_is_promoted_and_the_second_call_makes_none(
     promoted: Bench,
 ) -> None:

@@ -1,7 +1,6 @@
 """A Prefect server and worker as ``sdpo server up`` starts them, and what is asked of them."""
 
 import base64
-import fcntl
 import json
 import os
 import socket
@@ -47,16 +46,6 @@ def wait_until(happened: Callable[[], Any], timeout_s: float, what: str = "that"
         assert time.monotonic() < end, f"{what} did not happen in {timeout_s} s"
         time.sleep(0.2)
     return found
-
-
-def is_free(lock: Path) -> bool:
-    """Whether nobody holds a lock that somebody held."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

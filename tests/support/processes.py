@@ -1,5 +1,6 @@
 """``sdpo`` in processes of its own, to be ended in every way that processes end."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -92,6 +93,16 @@ def start(*arguments: Any, log: Path, quick: bool = False) -> Running:
             env=environment,
         )
     return Running(process, log)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether nobody holds a lock that somebody held."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def stages_of(run: Path) -> list[psutil.Process]:

@@ -1,17 +1,13 @@
-"""A finished run that is in use, and the parameters of its retraining."""
+"""The parameters of a retraining of the finished run."""
 
 from typing import Any
 
 from bench import Bench, Values
-from histories import origin, write_new_pairs
-
-from sdpo.history.checkpoint import Checkpoint
-from sdpo.registry import promote
+from histories import write_new_pairs
 
 
 def parameters(bench: Bench, **groups: Any) -> Values:
-    """Parameters of a lenient retraining of the finished run over new pairs."""
-    promote(Checkpoint(origin(bench)), runs_dir=bench.runs)
+    """Plain values, as a schedule or the form gives them: 20 new pairs, and a lenient gate."""
     news = write_new_pairs(bench.folder / "new.jsonl", *range(20))
     return {
         "lineage": {"name": "tiny", "runs_dir": str(bench.runs)},
