@@ -20,8 +20,9 @@ from sdpo.batching import (
     training_lanes,
 )
 from sdpo.config import RunConfig, TrainingConfig
-from sdpo.digest import read_config, tensor_entries
+from sdpo.digest import tensor_entries
 from sdpo.files import read_json
+from sdpo.model_folder import read_config, text_config, unused_files
 from sdpo.nodes import prepare_data, reserve, tokenise
 from sdpo.objectives import describe
 from sdpo.planning import check, needs_gamma, partition
@@ -45,6 +46,13 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         tokens = TokenFile.open(tokenise(context))
         record = reserve(context)
         console.print(table(_source_rows(data["outputs"], record["outputs"]), title="Data"))
+        code = config.model.trust_remote_code
+        if unused := unused_files(context.resolved.model, code=code):
+            console.print(
+                f"in the model's folder, and not used: {escape(', '.join(unused))}",
+                highlight=False,
+                soft_wrap=True,
+            )
         _print_pair(context, tokens, console)
         lengths = tokens.length_summary()
         console.print(table(_length_rows(lengths), title="Lengths, in tokens"))
@@ -63,7 +71,10 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
             console.print(table(rows, title="Steps"))
             print_plan_notes(read_json(context.run.plan_file), console=console)
         memory = estimate_memory(context, context.config.training)
-        console.print(table(memory.rows(), title="Memory per device, estimated"))
+        if memory.activations_bytes:
+            console.print(table(memory.rows(), title="Memory per device, estimated"))
+        else:
+            console.print("memory: the model's config.json does not say its size in known words")
 
 
 def _source_rows(data: dict[str, Any], reserved: dict[str, Any]) -> list[dict[str, Any]]:
@@ -194,11 +205,11 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
     backward pass (one hidden width with gradient checkpointing), in the arithmetic's precision; on
     a CPU a small model has several micro-batches at a time.
     """
-    config = read_config(context.resolved.model)
-    text = config.get("text_config", config)
+    text = text_config(read_config(context.resolved.model))
     parameters = sum(entry.elements for entry in tensor_entries(context.resolved.model))
-    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
-    inner = int(text.get("intermediate_size") or 4 * hidden)
+    hidden = _width(text, "hidden_size", "n_embd", "d_model")
+    layers = _width(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    inner = _width(text, "intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
     trained = parameters
     if training.lora_r:
         # all-linear: q, k, v, o and three feed-forward matrices of each layer
@@ -209,7 +220,7 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
     tokens = micro_batch_tokens(training.micro_batch_tokens, device=device)
     lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
     lanes = training_lanes(training, lanes)
-    vocabulary = int(text["vocab_size"])
+    vocabulary = _width(text, "vocab_size") or 1
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1
     return MemoryEstimate(
@@ -221,6 +232,12 @@ def estimate_memory(context: Context, training: TrainingConfig) -> MemoryEstimat
         activations_bytes=math.ceil(lanes * tokens * layers * width * bytes_each),
         head_bytes=lanes * 3 * 4 * vocabulary * head_rows(vocabulary, device=device),
     )
+
+
+def _width(text: dict[str, Any], *names: str) -> int:
+    """A number of a configuration by the first of its names that is there; 0: by none."""
+    found = (value for name in names if isinstance(value := text.get(name), int))
+    return max(0, next(found, 0))
 
 
 def _copies(lanes: int) -> int:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sdpo.digest import read_config
 from sdpo.files import json_text, write_text
+from sdpo.model_folder import read_config
 from sdpo.objectives import OBJECTIVES, settings_of
 from sdpo.store import Record, RunFolder
 

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import IntegrityError, ModelError
-from sdpo.files import canonical_json, read_json
+from sdpo.errors import ModelError
+from sdpo.files import canonical_json
+from sdpo.model_folder import read_config, weight_files
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
 """Keys of config.json that a save rewrites without changing what the model computes: the weights
 carry their own dtype, and the cache setting is a matter of generation speed."""
+
+_LONGEST_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+_UNREADABLE = (ValueError, AttributeError, KeyError, TypeError, RecursionError, OverflowError)
+"""What reading a header of any other shape may end in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +55,9 @@ def tensor_entries(folder: Path) -> list[TensorEntry]:
         ModelError: no safetensors file, or one that is damaged.
     """
     entries: list[TensorEntry] = []
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         entries.extend(_header_entries(file))
     return sorted(entries, key=lambda entry: entry.name)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{folder}: {index.name} names files that are not there: {missing}")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = sorted(p.name for p in folder.glob("*.bin"))
-    hint = (
-        f"it has {pickles}, and pickles are never loaded: convert the model to safetensors"
-        if pickles
-        else "a model folder has model.safetensors (or shards with an index) and config.json"
-    )
-    raise ModelError(f"no safetensors weights in {folder}: {hint}")
 
 
 def _header_entries(file: Path) -> list[TensorEntry]:
@@ -78,10 +65,12 @@ def _header_entries(file: Path) -> list[TensorEntry]:
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header: dict[str, Any] = json.loads(handle.read(min(length, size)))
+            if length > min(size, _LONGEST_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes")
+            header: dict[str, Any] = json.loads(handle.read(length))
         header.pop("__metadata__", None)
         entries = [_entry(file, 8 + length, name, entry) for name, entry in header.items()]
-    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (*_UNREADABLE, struct.error) as error:
         raise ModelError(f"{file} is damaged: its safetensors header cannot be read") from error
     for entry in entries:
         if entry.end > size:
@@ -93,7 +82,11 @@ def _header_entries(file: Path) -> list[TensorEntry]:
 
 def _entry(file: Path, base: int, name: str, entry: dict[str, Any]) -> TensorEntry:
     start, end = entry["data_offsets"]
-    return TensorEntry(name, entry["dtype"], tuple(entry["shape"]), file, base + start, base + end)
+    numbers, dtype = (start, end, *entry["shape"]), entry["dtype"]
+    if not all(type(number) is int and number >= 0 for number in numbers) or start > end:
+        raise ValueError(f"{name} has a shape or a place that is none")
+    name.encode()  # half of a surrogate pair is no text
+    return TensorEntry(name, str(dtype), tuple(entry["shape"]), file, base + start, base + end)
 
 
 def model_digest(folder: Path) -> str:
@@ -114,22 +107,6 @@ def model_digest(folder: Path) -> str:
         for mapped in maps.values():
             mapped.close()
     return total.hexdigest()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder.
-
-    Raises:
-        ModelError: it is not there.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        config: dict[str, Any] = read_json(path)
-    except IntegrityError as error:
-        raise ModelError(str(error)) from error
-    return config
 
 
 def _identity_config(folder: Path) -> object:

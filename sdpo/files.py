@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, IntegrityError
+
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair; the halves of a whole pair make one character."""
 
 TEMPORARY = ".tmp-"
 """Prefix of names that are not finished; nothing ever reads them."""
@@ -101,14 +105,24 @@ def json_text(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in ``path``.
+    """The JSON value in ``path``: nested no deeper than Python can follow, of text that is text.
 
     Raises:
-        IntegrityError: the file is not JSON.
+        IntegrityError: the file is not JSON, or holds what no file of this kind does.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if _HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise IntegrityError(
+            f"{path} is damaged: it has text that is none (half a pair of \\u surrogates)"
+        ) from error
+    except RecursionError as error:
+        raise IntegrityError(f"{path} is damaged: it is nested too deeply") from error
+    except ValueError as error:  # not JSON, not UTF-8, an integer of thousands of digits
         raise IntegrityError(f"{path} is damaged: it is not JSON ({error})") from error
 
 

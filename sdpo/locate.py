@@ -13,6 +13,7 @@ from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
 from sdpo.files import digest_of, file_digest, folder_digests
+from sdpo.model_folder import check_folder
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -36,7 +37,7 @@ def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or
         return demo.materialise(name, cache / "demo")
     local = Path(name).expanduser()
     if local.is_dir():
-        _check_model_folder(local)
+        _check_model_folder(local, code=given.trust_remote_code)
         return Path(os.path.normpath(local.absolute()))
     if is_path(name):
         raise ModelError(f"{where}: no folder at {local.absolute()}")
@@ -50,7 +51,7 @@ def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
     return {"name_or_path": given.name_or_path, "revision": folder.name}
 
 
-def _check_model_folder(folder: Path) -> None:
+def _check_model_folder(folder: Path, *, code: bool) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
     if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
@@ -58,6 +59,7 @@ def _check_model_folder(folder: Path) -> None:
             f"{folder.absolute()} has no tokenizer (tokenizer.json): save it beside the model with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
+    check_folder(folder, code=code)
 
 
 def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
@@ -75,7 +77,7 @@ def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
         ) from error
     except Exception as error:  # the hub's HTTP library has errors of its own
         raise ModelError(f"{where}: {name}: not to be had: {error}") from error
-    _check_model_folder(folder)
+    _check_model_folder(folder, code=code)
     return folder
 
 

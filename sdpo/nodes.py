@@ -19,7 +19,6 @@ from sdpo.columns import Columns, hex_column, write_parts
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
-from sdpo.digest import read_config
 from sdpo.errors import DataError, ModelError
 from sdpo.files import (
     checksum_path,
@@ -27,11 +26,11 @@ from sdpo.files import (
     digest_of,
     is_vouched_for,
     publish_file,
-    read_json,
     write_text,
 )
 from sdpo.identity import data_identity, tokens_identity
 from sdpo.locks import hold
+from sdpo.model_folder import read_config, read_object, text_config
 from sdpo.resolve import data_digests
 from sdpo.run import Context, run_once
 from sdpo.spec import TokeniseSpec
@@ -145,17 +144,24 @@ def template_uses_clock(context: Context) -> bool:
     model, given = context.resolved.model, context.config.model.chat_template
     files = [Path(given)] if given else [*model.glob("*.jinja"), model / "tokenizer_config.json"]
     return any(
-        "strftime_now" in path.read_text(encoding="utf-8") for path in files if path.is_file()
+        "strftime_now" in path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.is_file()
     )
 
 
 def end_token_ids(folder: Path) -> list[int]:
-    """Tokens at which generation stops, by generation_config.json."""
+    """Tokens at which generation stops, by generation_config.json.
+
+    Raises:
+        ModelError: the file has something else there than token ids.
+    """
     path = folder / "generation_config.json"
-    ends = read_json(path).get("eos_token_id") if path.is_file() else None
-    if ends is None:
-        return []
-    return list(ends) if isinstance(ends, list) else [int(ends)]
+    ends = read_object(path).get("eos_token_id") if path.is_file() else None
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if any(type(end) is not int for end in listed):
+        raise ModelError(f"{path}: eos_token_id is {ends!r}, and a token id is a number")
+    return list(listed)
 
 
 def tokenise(context: Context) -> Path:
@@ -221,9 +227,9 @@ def token_fault(path: Path) -> str:
 def _check_positions(context: Context, tokens: TokenFile) -> None:
     """Refuse sequences longer than the positions the model was trained on."""
     config = read_config(context.resolved.model)
-    positions = config.get("text_config", config).get("max_position_embeddings")
+    positions = text_config(config).get("max_position_embeddings")
     longest = int(tokens.sequence_lengths.max(initial=0))
-    if positions and longest > positions:
+    if isinstance(positions, int) and 0 < positions < longest:
         raise ModelError(
             f"the longest sequence has {longest} tokens and the model has {positions} positions: "
             f"set data.max_length to {positions} or less"

@@ -11,44 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
-
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.jinja",
-    "*.model",
-    "additional_chat_templates",
-)
+from sdpo.model_folder import refusals, tokenizer_files, view_of
 
 
 def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: bool = False) -> Any:
     """The causal language model in ``folder``, fp32, without dropout.
 
+    It is loaded from a view of exactly the files that are digested.
+
     Raises:
-        ModelError: it is not a causal language model, or its weights do not fit its configuration.
+        ModelError: it is not a causal language model, its weights do not fit its configuration, or
+            the folder is one that transformers would understand otherwise.
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    code = model.trust_remote_code
+    with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
         policy, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+            view,
             dtype=torch.float32,
             attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=code,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    policy.name_or_path = policy.config.name_or_path = str(folder)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -139,10 +131,12 @@ def save_policy(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files byte for byte."""
-    for pattern in _TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            elif path.suffix != ".safetensors":
-                shutil.copyfile(path, folder / path.name)
+    """Copy the tokenizer's files byte for byte.
+
+    Raises:
+        ModelError: one is a link that leads out of ``source``, or no file.
+    """
+    for path in tokenizer_files(source):
+        copied = folder / path.relative_to(source)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copied)

@@ -27,6 +27,7 @@ from sdpo.sampler import PAPER, SAMPLERS, Sampler
 from sdpo.sampling import Completion, Prompt, sample
 from sdpo.spec import KlSpec, NamedFolder
 from sdpo.stages.timings import Timings
+from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.store import TokenFile
 
 _SKIPPED = {PAPER: 1}
@@ -35,15 +36,11 @@ _SKIPPED = {PAPER: 1}
 
 def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
     """Publish ``samples.parquet`` and ``kl.parquet`` in the folder ``spec.out``."""
-    from transformers import AutoTokenizer
-
     torch.set_num_threads(spec.launch.threads)
     timings, device = Timings(), torch.device(spec.launch.device)
     with timings.of("load"):
         policy = _load(spec, spec.policy, events)
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.base, local_files_only=True, trust_remote_code=spec.model.trust_remote_code
-        )
+        tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
     options: dict[str, Any] = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}

@@ -23,6 +23,7 @@ from sdpo.logps import SequenceScorer
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.score import Scorer
 from sdpo.spec import StepSpec
+from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.store import TokenFile
 from sdpo.trainer import Trainer, make_optimizer
 
@@ -211,8 +212,6 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     Raises:
         ModelError: the model is not the one the run was told of, or cannot be used.
     """
-    from transformers import AutoTokenizer
-
     events.emit("phase", phase="load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
@@ -227,9 +226,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
         model=spec.model,
         gradient_checkpointing=spec.training.gradient_checkpointing and spec.task != "none",
     ).to(accelerator.device)
-    tokenizer = AutoTokenizer.from_pretrained(
-        spec.base, local_files_only=True, trust_remote_code=spec.model.trust_remote_code
-    )
+    tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         fuse(policy)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo import machine
-from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.spec import TokeniseSpec, ViewSpec
+from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.store import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
@@ -19,7 +19,7 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
     """Tokenise the run's pairs, and its supervised examples if it has any."""
     # The work is divided among processes; threads within them would only contend.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = load_tokenizer(spec)
+    tokenizer = _tokenizer(spec)
     options: dict[str, Any] = {
         "processes": machine.cores(),
         "max_length": spec.max_length,
@@ -45,25 +45,12 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
 def view(spec: ViewSpec) -> dict[str, Any]:
     """One stored pair, decoded."""
     row = TokenFile.open(spec.tokens).row(spec.row)
-    return {"pair": asdict(render_pair(row, load_tokenizer(spec)))}
+    return {"pair": asdict(render_pair(row, _tokenizer(spec)))}
 
 
-def load_tokenizer(spec: TokeniseSpec | ViewSpec) -> Any:
-    """The tokenizer with the recipe's template, if it gives one.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.tokenizer,
-            local_files_only=True,
-            trust_remote_code=spec.model.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer in {spec.tokenizer} cannot be loaded: {error}") from error
+def _tokenizer(spec: TokeniseSpec | ViewSpec) -> Any:
+    """The tokenizer with the recipe's template, if it gives one."""
+    tokenizer = load_tokenizer(spec.tokenizer, code=spec.model.trust_remote_code)
     if spec.model.chat_template:
         tokenizer.chat_template = Path(spec.model.chat_template).read_text(encoding="utf-8")
     return tokenizer

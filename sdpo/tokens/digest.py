@@ -4,11 +4,14 @@ A save by transformers rewrites file names, key order, versions and paths; none 
 Neither transformers nor tokenizers is needed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import ModelError
-from sdpo.files import digest_of, read_json
+from sdpo.errors import Fault, ModelError
+from sdpo.files import digest_of
+from sdpo.model_folder import read_object
 
 _SPECIAL_TOKENS = (
     "bos_token",
@@ -24,6 +27,7 @@ _FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_t
 _NOT_IDENTITY = {"version", "truncation", "padding"}
 """Keys of tokenizer.json that do not count here: nothing uses its truncation and padding."""
 
+_FILE = "tokenizer.json"
 _DEFAULT_CLASS = "TokenizersBackend"
 _CLASS_ALIASES = {"PreTrainedTokenizer": _DEFAULT_CLASS, "": _DEFAULT_CLASS}
 """transformers 5 names the plain tokenizer anew; ``Fast`` at the end of a class says nothing."""
@@ -36,20 +40,22 @@ def tokenizer_digest(folder: Path) -> str:
     that change ids.
 
     Raises:
-        ModelError: the folder has no tokenizer.
+        ModelError: the folder has no tokenizer, or one whose files have an unknown form.
     """
-    content = {k: v for k, v in _tokenizer_json(folder).items() if k not in _NOT_IDENTITY}
-    content["model"] = _one_form_of_merges(content["model"])
-    config = _config(folder)
-    return digest_of(
-        {
+    with _known_form(folder):
+        content = {k: v for k, v in _tokenizer_json(folder).items() if k not in _NOT_IDENTITY}
+        content["model"] = _one_form_of_merges(content["model"])
+        config = _config(folder)
+        identity = {
             "tokenizer": _without_nulls(content),
             "class": _class_name(config),
             "special_tokens": _special_tokens(folder, config),
             "flags": {name: config[name] for name in _FLAGS if config.get(name) is not None},
             "chat_template": _templates(folder, config),
         }
-    )
+        if more := _more_tokens(folder, config, content):
+            identity["more_tokens"] = more
+        return digest_of(identity)
 
 
 def vocabulary_digest(folder: Path) -> str:
@@ -59,21 +65,39 @@ def vocabulary_digest(folder: Path) -> str:
     and special tokens.
 
     Raises:
-        ModelError: the folder has no tokenizer.
+        ModelError: the folder has no tokenizer, or one whose files have an unknown form.
     """
-    content = _tokenizer_json(folder)
-    vocabulary = content["model"].get("vocab") or {}
-    if isinstance(vocabulary, dict):
-        tokens = {int(number): token for token, number in vocabulary.items()}
-    else:  # Unigram: [token, score] by position
-        tokens = {number: entry[0] for number, entry in enumerate(vocabulary)}
-    tokens |= {int(entry["id"]): entry["content"] for entry in content.get("added_tokens") or []}
-    return digest_of([[number, tokens[number]] for number in sorted(tokens)])
+    with _known_form(folder):
+        content = _tokenizer_json(folder)
+        vocabulary = content["model"].get("vocab") or {}
+        if isinstance(vocabulary, dict):
+            tokens = {int(number): token for token, number in vocabulary.items()}
+        else:  # Unigram: [token, score] by position
+            tokens = {number: entry[0] for number, entry in enumerate(vocabulary)}
+        added = content.get("added_tokens") or []
+        tokens |= {int(entry["id"]): entry["content"] for entry in added}
+        more = _more_tokens(folder, _config(folder), content)
+        listed = [[number, tokens[number]] for number in sorted(tokens)]
+        return digest_of([*listed, more] if more else listed)
 
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer in ``folder`` has a chat template for conversations without tools."""
-    return "default" in _templates(folder, _config(folder))
+    with _known_form(folder):
+        return "default" in _templates(folder, _config(folder))
+
+
+@contextmanager
+def _known_form(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, Fault) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be read: one of its files has a form that is not "
+            f"known ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _tokenizer_json(folder: Path) -> dict[str, Any]:
@@ -83,7 +107,7 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
             f"{folder} has no tokenizer.json: a model folder needs its tokenizer in that form "
             "(load it with AutoTokenizer and save it with save_pretrained)"
         )
-    content: dict[str, Any] = read_json(path)
+    content = read_object(path)
     if not isinstance(content.get("model"), dict):
         raise ModelError(f"{path} is not a tokenizer: it has no model")
     return content
@@ -91,7 +115,14 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    config = read_object(path) if path.is_file() else {}
+    if others := [name for name in config.get("fast_tokenizer_files") or [] if name != _FILE]:
+        raise ModelError(
+            f"{path} leaves it to transformers to read another file than {_FILE} "
+            f"(fast_tokenizer_files: {others[0]}): remove the key, or save the tokenizer again "
+            "with AutoTokenizer"
+        )
+    return config
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -108,10 +139,39 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["template"] for entry in in_config or []}
 
 
+def _more_tokens(
+    folder: Path, config: dict[str, Any], content: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """By id or name, tokens that transformers adds to those of tokenizer.json: ones that other
+    files list and that file has not, or has with other properties. Where all agree, as after a
+    save, there are none."""
+    listed = config.get("added_tokens_decoder")
+    legacy = folder / "added_tokens.json"
+    if listed is None and legacy.is_file():
+        listed = {str(number): {"content": text} for text, number in read_object(legacy).items()}
+    own = {str(entry["id"]): entry for entry in content.get("added_tokens") or []}
+    more = {
+        number: entry
+        for number, entry in (listed or {}).items()
+        if any(own.get(number, {}).get(name) != value for name, value in entry.items())
+    }
+    known = {entry["content"] for entry in own.values()}
+    named = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
+    return more | {
+        name: {"content": text}
+        for name, text in named.items()
+        if name not in _SPECIAL_TOKENS and text not in known
+    }
+
+
 def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     path = folder / "special_tokens_map.json"
-    known = {**(read_json(path) if path.is_file() else {}), **config}
+    known = {**(read_object(path) if path.is_file() else {}), **config}
     named = {name: _text(known[name]) for name in _SPECIAL_TOKENS if known.get(name) is not None}
+    if path.is_file() and "added_tokens_decoder" not in config:
+        # Then transformers takes what the map says where both files name a token.
+        said = read_object(path)
+        named |= {name: _text(said[name]) for name in named if said.get(name) is not None}
     additional: set[str] = set()
     for key in _ADDITIONAL:
         tokens = known.get(key) or []

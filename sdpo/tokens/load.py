@@ -1,0 +1,19 @@
+"""Loading a tokenizer: from the files that are digested, and from no others."""
+
+from pathlib import Path
+from typing import Any
+
+from sdpo.model_folder import refusals, view_of
+
+
+def load_tokenizer(folder: Path, *, code: bool = False) -> Any:
+    """The tokenizer in ``folder``; with ``code`` it may bring Python of its own.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    what = f"the tokenizer in {folder}"
+    with refusals(what), view_of(folder, weights=False, code=code) as view:
+        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=code)
