@@ -18,6 +18,7 @@ from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import UserError
 from sdpo.nodes import prepare_data, reserve, token_fault, tokens_path
 from sdpo.planning import needs_gamma, partition, plan_on_text
+from sdpo.registry import checked_digest
 from sdpo.report import summarise, write_report
 from sdpo.resolve import cache_dir
 from sdpo.run import Context, open_run
@@ -118,7 +119,12 @@ def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
 def export_model(
     run: Path, folder: Path, *, step: int | None, dtype: str, console: Console
 ) -> None:
-    """Write M_step as ``folder`` in ``dtype``."""
+    """Write M_step as ``folder`` in ``dtype``.
+
+    Raises:
+        UserError: there is no such step, or the new folder exists.
+        IntegrityError: the step's folder does not hold what was published, and that alone.
+    """
     known = get_args(ExportSpec.model_fields["dtype"].annotation)
     if dtype not in known:
         raise UserError(f"--dtype {dtype}: known are {', '.join(known)}")
@@ -135,6 +141,7 @@ def export_model(
                 f"run {stored.name} has no complete step yet: there is no model to export"
             )
         raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
+    checked_digest(stored, number)
     with RunConsole(console) as listen:
         run_stage(
             ExportSpec(

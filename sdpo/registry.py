@@ -247,7 +247,7 @@ def checked_digest(run: RunFolder, step: int) -> str:
 
     Raises:
         UserError: the step is not complete.
-        IntegrityError: the folder holds something else.
+        IntegrityError: the folder holds something else, or something more.
     """
     run.read_run()
     record = run.read_record(f"step-{step}")
@@ -260,6 +260,11 @@ def checked_digest(run: RunFolder, step: int) -> str:
         raise IntegrityError(
             f"{run.model(step)} does not hold M_{step} of run {run.name}: its digest is "
             f"{found[:16]}, not {wanted[:16]} (`sdpo verify {run.name}` says more)"
+        )
+    if strays := run.strays(f"step-{step}", record):
+        raise IntegrityError(
+            f"{run.path / strays[0]} was not published with M_{step} of run {run.name}, so that "
+            "another program may take the folder for another model: move it elsewhere"
         )
     return found
 

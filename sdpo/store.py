@@ -22,6 +22,7 @@ import yaml
 from sdpo.errors import IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.files import (
+    TEMPORARY,
     checksum_path,
     checksum_text,
     digest_of,
@@ -36,6 +37,12 @@ from sdpo.locks import hold
 Record = dict[str, Any]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+VIEWS = frozenset(
+    {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
+)
+"""Files of a step's folder that are no outputs of its training."""
+WORKING = frozenset({"tracking", "resume"})
+"""Folders in it that are none either."""
 NOT_DONE = "not done yet"
 """Why a node without a record has to be done."""
 
@@ -217,6 +224,19 @@ class RunFolder:
         if not keep:
             with suppress(OSError):  # another process may be starting a run of this name
                 self.path.rmdir()
+
+    def strays(self, node: str, record: Record) -> list[str]:
+        """What is in the folder of a step or guide, below the run, and was not published by it."""
+        folder, strays = self.path / node, []
+        for path in sorted(folder.rglob("*")):
+            parts, name = path.relative_to(folder).parts, str(path.relative_to(self.path))
+            is_folder = path.is_dir() and not path.is_symlink()
+            is_view = path.name in VIEWS and parts[:-1] in ((), ("model",))
+            is_view &= path.is_file() and not path.is_symlink()
+            is_working = parts[0] in WORKING or any(part.startswith(TEMPORARY) for part in parts)
+            if not (is_folder or is_view or is_working or name in record["files"]):
+                strays.append(name)
+        return strays
 
     def damage(self, record: Record) -> list[str]:
         """Files of a record that are missing or not what they were, each with what is wrong."""

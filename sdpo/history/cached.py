@@ -22,7 +22,8 @@ from sdpo.run import Stored
 from sdpo.store import Record, RunFolder
 from sdpo.tokens.store import TokenFile
 
-_REMEDY = "delete it (`sdpo gc`): what is missing is computed again"
+_AGAIN = "what is missing is computed again when it is needed"
+_REMEDY = f"delete it (`sdpo gc`): {_AGAIN}"
 Key = dict[str, str | int]
 
 
@@ -90,7 +91,8 @@ def _check_tokens(checked: _Checked) -> None:
                 f"the tokens are not in the cache ({path}): they are made again when needed"
             )
         elif token_fault(path):
-            checked.findings.fault(str(path), "was changed, or its .sha256 is gone", _REMEDY)
+            what = "was changed, or its .sha256 is gone"
+            checked.findings.fault(str(path), what, f"delete the file: {_AGAIN}")
 
 
 def _check_reference(checked: _Checked, node: str, record: Record) -> None:
@@ -109,14 +111,18 @@ def _check_reference(checked: _Checked, node: str, record: Record) -> None:
         checked.findings.fault(name, f"has not the pairs of D_{record['step']}")
     elif (tokens := checked.token_file(record)) and not token_fault(tokens):
         rows = TokenFile.open(tokens).digests(members["token_row"].to_numpy())
-        agreeing = [_agrees(checked, node, key, rows, table) for key in checked.keys(record)]
+        caches = [LogpCache(checked.cache, key) for key in checked.keys(record)]
+        agreeing = [_agrees(checked, node, cache, rows, table) for cache in caches]
         if False in agreeing and True not in agreeing:
-            checked.findings.fault(name, "and the cache have other log-probs for the same pairs")
+            other = caches[agreeing.index(False)].folder
+            what = f"and the cache have other log-probs for the same pairs (in {other})"
+            checked.findings.fault(name, what, f"delete {other}: {_AGAIN}")
 
 
-def _agrees(checked: _Checked, node: str, key: Key, rows: Any, table: pa.Table) -> bool | None:
+def _agrees(
+    checked: _Checked, node: str, cache: LogpCache, rows: Any, table: pa.Table
+) -> bool | None:
     """Whether the cache has the values that the step was trained against; None: it has none."""
-    cache = LogpCache(checked.cache, key)
     if not cache.folder.is_dir():
         return None
     try:

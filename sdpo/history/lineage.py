@@ -1,6 +1,6 @@
 """Lineage: how a checkpoint came to be, from its run or from the file that travels with a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from sdpo.card import lineage as chain_of
 from sdpo.digest import model_digest
 from sdpo.errors import SdpoError, UserError
 from sdpo.history.checkpoint import Checkpoint, locate, read_lineage
+from sdpo.model_folder import unused_files
 from sdpo.store import RunFolder
 
 
@@ -66,7 +67,7 @@ def lineage_of(target: str, *, runs_dir: Path) -> Lineage:
     folder = Path(target)
     if (folder / "lineage.json").is_file():
         content = read_lineage(folder)
-        return _lineage(content, folder)
+        return _lineage(content, folder, _unused(folder))
     return _of_run(locate(target, runs_dir=runs_dir))
 
 
@@ -76,7 +77,8 @@ def _of_run(found: Checkpoint) -> Lineage:
     if number not in done:
         listed = ", ".join(map(str, done)) or "none"
         raise UserError(f"run {run.name} has no complete step {number}; complete: {listed}")
-    record = run.read_record(f"step-{number}")
+    node = f"step-{number}"
+    record = run.read_record(node)
     assert record is not None, "only complete steps are listed"
     content = {
         "run": run.name,
@@ -84,7 +86,17 @@ def _of_run(found: Checkpoint) -> Lineage:
         "inputs": _inputs(run),
         "steps": chain_of(run, record),
     }
-    return _lineage(content, run.model(number))
+    strays = [f"{name} was not published by this run" for name in run.strays(node, record)]
+    return _lineage(content, run.model(number), strays)
+
+
+def _unused(folder: Path) -> list[str]:
+    """What a copied model folder has beside the model; one that cannot be read says so itself."""
+    try:
+        names = unused_files(folder)
+    except (SdpoError, OSError):
+        return []
+    return [f"{name} is no part of the model, and was not published with it" for name in names]
 
 
 def _inputs(run: RunFolder) -> dict[str, str]:
@@ -92,7 +104,7 @@ def _inputs(run: RunFolder) -> dict[str, str]:
     return inputs
 
 
-def _lineage(content: Mapping[str, Any], folder: Path) -> Lineage:
+def _lineage(content: Mapping[str, Any], folder: Path, strays: Sequence[str]) -> Lineage:
     try:
         links = tuple(map(_link, content["steps"]))
         inputs = dict(content.get("inputs") or {})
@@ -114,7 +126,7 @@ def _lineage(content: Mapping[str, Any], folder: Path) -> Lineage:
         inputs=inputs,
         links=links,
         digest=digest,
-        faults=(*_gaps(links, inputs), *faults),
+        faults=(*_gaps(links, inputs), *faults, *strays),
     )
 
 

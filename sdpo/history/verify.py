@@ -159,6 +159,8 @@ def _ancestors(record: Record) -> dict[str, str]:
 
 
 def _check_model(run: RunFolder, node: str, record: Record, findings: Findings) -> None:
+    for stray in run.strays(node, record):
+        findings.fault(stray, "was not published by this run", "move it elsewhere")
     try:
         found = model_digest(run.path / node / "model")
     except (SdpoError, OSError) as error:

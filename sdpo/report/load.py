@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.files import read_json
+from sdpo.errors import IntegrityError
+from sdpo.files import file_digest, read_json
 from sdpo.objectives import OBJECTIVES
 from sdpo.store import RunFolder
 
@@ -121,19 +122,25 @@ def load_run(path: Path) -> RunData:
     """
     folder = RunFolder(path)
     run = folder.read_run()
+    _check_recorded(folder, "plan", folder.plan_file)
     plan = read_json(folder.plan_file) if folder.plan_file.is_file() else None
     numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
     records = {n: record for n in numbers if (record := folder.read_record(f"step-{n}"))}
     prepared = folder.read_record("data")
+    for number in records:
+        for name in ("metrics.jsonl", "reference.parquet"):
+            _check_recorded(folder, f"step-{number}", folder.step(number) / name)
+    measured = list(_measured(folder))
     others = [n for n, record in records.items() if _has_other_reference(record)]
     return RunData(
         folder=folder,
         run=run,
         plan=plan,
-        probes={path.stem: pq.read_table(path) for path in _models(folder.probes, "M_{}.parquet")},
+        probes={f"M_{n}": pq.read_table(folder.probes / f"M_{n}.parquet") for n in measured},
         completions={
-            path.name.split(".")[0]: read_json(path)
-            for path in _models(folder.probes, "M_{}.completions.json")
+            f"M_{n}": read_json(path)
+            for n in measured
+            if _is_recorded(folder, n, path := folder.probes / f"M_{n}.completions.json")
         },
         metrics={n: list(_json_lines(folder.step(n) / "metrics.jsonl")) for n in numbers},
         records=records,
@@ -150,12 +157,33 @@ def _has_other_reference(record: JsonObject) -> bool:
     return choice not in ("previous", "none")
 
 
-def _models(folder: Path, pattern: str) -> Iterator[Path]:
-    """The files of M_0, M_1, ... up to the first that is not there."""
+def _measured(folder: RunFolder) -> Iterator[int]:
+    """M_0, M_1, ... up to the first that was not measured, or whose measurement has no record."""
     number = 0
-    while (path := folder / pattern.format(number)).is_file():
-        yield path
+    while _is_recorded(folder, number, folder.probes / f"M_{number}.parquet"):
+        yield number
         number += 1
+
+
+def _is_recorded(folder: RunFolder, number: int, path: Path) -> bool:
+    return path.is_file() and _check_recorded(folder, f"probe-M_{number}", path)
+
+
+def _check_recorded(folder: RunFolder, node: str, path: Path) -> bool:
+    """Whether the record of ``node`` has the file.
+
+    Raises:
+        IntegrityError: it has, and the file is another one now.
+    """
+    record, name = folder.read_record(node), str(path.relative_to(folder.path))
+    wanted = (record or {}).get("files", {}).get(name)
+    if wanted and (not path.is_file() or file_digest(path) != wanted):
+        raise IntegrityError(
+            f"{path} is not what the run wrote there, so that a report would show what nobody "
+            f"measured: `sdpo verify {folder.name}` says more, and `sdpo run` with the run's "
+            "recipe makes it again"
+        )
+    return bool(wanted)
 
 
 def _json_lines(path: Path) -> Iterator[JsonObject]:

@@ -9,17 +9,7 @@ from sdpo.card import write_card
 from sdpo.files import TEMPORARY, digest_of
 from sdpo.stages.model import Session
 from sdpo.stages.step_files import StepFiles
-from sdpo.store import RunFolder
-
-_VIEWS = {
-    "gamma.json",
-    "kl.json",
-    "record.json",
-    "record.json.sha256",
-    "README.md",
-    "lineage.json",
-}
-"""Files of a step's folder that are no outputs of its training."""
+from sdpo.store import VIEWS, WORKING, RunFolder
 
 
 def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
@@ -54,7 +44,7 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     }
     write_card(run, record, name=name, folder=step.folder / "model")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
-    files = [f for f in files if f.name not in _VIEWS and not {"tracking", "resume"} & set(f.parts)]
+    files = [f for f in files if f.name not in VIEWS and not WORKING & set(f.parts)]
     files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
     run.write_record(node, record, files=files)
     resume.discard(step.folder)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from probe_records import record_probes
 
 from sdpo.config import RunConfig
 from sdpo.files import digest_of, write_json
@@ -43,6 +44,7 @@ def write_run(
         _move(pairs, model, effect, seen, generator)
         _write_probe(folder, pairs, model)
         _write_completions(folder, model, completion)
+    record_probes(folder)
     digests = [digest_of(f"model {model}") for model in range(done + 1)]
     if supervised:
         _write_step(folder, 0, digests, generator)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from probe_records import record_probes
 
 from sdpo.errors import UserError
 from sdpo.files import write_json
@@ -82,6 +83,7 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 def edit_probes(run: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     for path in (run / "probes").glob("*.parquet"):
         pq.write_table(change(pq.read_table(path)), path)
+    record_probes(RunFolder(run))
 
 
 def with_column(table: pa.Table, name: str, values: list[str]) -> pa.Table:
@@ -134,6 +136,7 @@ def test_what_a_model_wrote_is_text_and_nothing_else(make_run: MakeRun) -> None:
         run / "probes" / "M_0.completions.json",
         lambda items: items[0].update(prompt=attack, source=attack),
     )
+    record_probes(RunFolder(run))
     html = write_report(run).read_text(encoding="utf-8")
     assert "<script" not in html
     assert "<img" not in html
