@@ -6,8 +6,10 @@ Prefect is loaded only where it is asked for.
 
 import errno
 import json
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -22,6 +24,7 @@ from sdpo import __version__
 from sdpo.config import RunConfig
 from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.recipe import check_run_name, load_recipe
+from sdpo.streams import lost, make_lasting
 
 _INTERRUPTED = 130
 
@@ -376,8 +379,12 @@ def _terminate(_signum: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    make_lasting()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run_app(sys.argv[1:]))
+    code = run_app(sys.argv[1:])
+    if not code and (why := lost()):
+        code = _tell("failed", f"standard output was cut short: {os.strerror(why)}", code=1)
+    sys.exit(code)
 
 
 def run_app(arguments: list[str]) -> int:
@@ -395,8 +402,7 @@ def run_app(arguments: list[str]) -> int:
         return _tell("error", f"{message} (see `{where} --help`)", code=2)
     except OSError as error:
         if error.errno in _DISK_FULL:
-            message = f"no space is left on the disk of {error.filename or 'a file'}"
-            return _tell("failed", message, code=1, notes=error)
+            return _tell("failed", _no_space(error), code=1, notes=error)
         if error.errno not in _USERS_PATHS:
             raise
         return _tell("error", f"{error.filename or 'a file'}: {error.strerror}", code=2)
@@ -405,6 +411,12 @@ def run_app(arguments: list[str]) -> int:
     if code == _INTERRUPTED:  # typer turns a KeyboardInterrupt into this code
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _no_space(error: OSError) -> str:
+    from sdpo.disk import no_space_message
+
+    return no_space_message(error, [Path.cwd(), Path(tempfile.gettempdir())])
 
 
 def _tell(what: str, message: str, *, code: int, notes: BaseException | None = None) -> int:

@@ -47,7 +47,7 @@ def print_result(result: ChainResult, *, console: Console) -> None:
     console.print()
     console.print(table(partition_rows(result.run), title="Partitions"))
     print_summary(result.run, console=console)
-    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
 
 
 def print_summary(run: Path, *, console: Console) -> None:
@@ -95,18 +95,20 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
     print_plan_notes(json.loads(content), console=console)
     run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
     if target is None and run.run_file.is_file():
-        console.print(f"run {run.name} keeps its own plan: {run.plan_file}", soft_wrap=True)
+        console.print(
+            f"run {run.name} keeps its own plan: {escape(str(run.plan_file))}", soft_wrap=True
+        )
         return
     where = target or run.plan_file
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(content, encoding="utf-8")
-    console.print(f"plan: {where}", highlight=False, soft_wrap=True)
+    console.print(f"plan: {escape(str(where))}", highlight=False, soft_wrap=True)
 
 
 def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
     """What the table of steps does not show: the reserve, and prompts in several partitions."""
     held = ", ".join(f"{name} {count}" for name, count in plan["reserve"].items())
-    console.print(f"reserved: {held}", highlight=False)
+    console.print(f"reserved: {escape(held)}", highlight=False)
     for overlap in plan["overlap"]:
         steps = " and ".join(f"D_{step}" for step in overlap["steps"])
         console.print(
@@ -155,7 +157,7 @@ def export_model(
             ),
             listen=listen,
         )
-    console.print(f"M_{number} in {dtype}: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"M_{number} in {dtype}: {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def list_recipes(*, console: Console) -> None:
@@ -177,4 +179,4 @@ def list_recipes(*, console: Console) -> None:
 def render(run: Path, *, console: Console) -> None:
     """Write the report anew."""
     RunFolder(run).read_run()
-    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {escape(str(write_report(run)))}", highlight=False, soft_wrap=True)

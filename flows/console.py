@@ -30,14 +30,14 @@ class RunConsole:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[unit]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -61,9 +61,9 @@ class RunConsole:
             case "progress":
                 self._show_progress(event)
             case "interrupted":
-                self._console.print(interruption(event), highlight=False)
+                self._console.print(escape(interruption(event)), highlight=False)
             case "resume" | "checkpoint":
-                self._console.print(f"  {where_it_stands(event)}", highlight=False)
+                self._console.print(f"  {escape(where_it_stands(event))}", highlight=False)
             case "note":
                 self._console.print(f"  {escape(event['message'])}", highlight=False)
             case "warning":
@@ -95,7 +95,7 @@ class RunConsole:
             )
         elif time.monotonic() - self._printed_s > _PLAIN_EVERY_S:
             self._printed_s = time.monotonic()
-            self._console.print(self._plain(event), highlight=False)
+            self._console.print(escape(self._plain(event)), highlight=False)
         if done == total and self._bar is not None:
             self._progress.remove_task(self._bar)
             self._phase, self._bar = "", None
@@ -138,7 +138,7 @@ def table(
     """A table of mappings with the same keys; numbers, and columns in ``numeric``, go right."""
     rows = list(rows)
     made = Table(
-        title=title or None,
+        title=escape(title) or None,
         title_justify="left",
         title_style="bold",
         header_style="dim",
@@ -147,7 +147,7 @@ def table(
     )
     for name in rows[0] if rows else []:
         right = name in numeric or all(isinstance(row[name], int | float | None) for row in rows)
-        made.add_column(str(name), justify="right" if right else "left", overflow="fold")
+        made.add_column(escape(str(name)), justify="right" if right else "left", overflow="fold")
     for row in rows:
         made.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     return made

@@ -82,7 +82,9 @@ def print_comparison(found: Comparison, where: str, *, console: Console) -> None
     """The answer of a replay, and what it rests on."""
     colour = {"bitwise identical": "green", "inputs differ": "cyan"}.get(found.verdict, "yellow")
     answer = _ANSWERS[found.verdict]
-    console.print(f"[bold]{where}:[/] [{colour}]{answer}[/]", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{escape(where)}:[/] [{colour}]{answer}[/]", highlight=False, soft_wrap=True
+    )
     for line in grounds(found):
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
@@ -186,7 +188,7 @@ def lineage(target: str, *, as_json: bool, runs_dir: Path, console: Console) -> 
     """The chain of a model back to S; 1 where the folder does not hold what the chain ends in."""
     found = lineage_of(target, runs_dir=runs_dir)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.as_json(), indent=2))
     else:
         _print_lineage(found, console)
     return 0 if found.is_whole else 1

@@ -2,22 +2,41 @@
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from sdpo.config import StoreConfig
+from sdpo.streams import visible
 
 _PLAIN_COLUMNS = 120
 
 
+class SafeConsole(Console):
+    """A console that sends the terminal no control sequences but its own.
+
+    What data, recipes and model folders say is shown with control characters made visible,
+    whichever way it came to be printed.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As of every console, the text of each segment made harmless."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console whose tables are not cut where the output goes to a file or a pipe."""
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream is not None and stream.isatty()
     width = None if terminal else max(_PLAIN_COLUMNS, shutil.get_terminal_size().columns)
-    return Console(stderr=stderr, width=width)
+    return SafeConsole(stderr=stderr, width=width, emoji=False)
 
 
 out = make_console()

@@ -37,7 +37,7 @@ def show_current(
     named = [current(name, runs_dir=runs_dir)] if name else list(_all(runs_dir))
     if as_json:
         content = {each.name: each.model_dump() for each in named}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2))
     elif only_path:
         for each in named:
             print(_model(each.in_use, runs_dir))
@@ -115,7 +115,9 @@ def _say(named: NamedModel, runs_dir: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"model: {_model(version, runs_dir)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"model: {escape(str(_model(version, runs_dir)))}", highlight=False, soft_wrap=True
+    )
 
 
 def _history(named: NamedModel, console: Console) -> None:

@@ -38,6 +38,7 @@ from sdpo.events import Event
 from sdpo.promotion import Judgement
 from sdpo.report import summarise
 from sdpo.run import Context
+from sdpo.streams import visible
 from sdpo.supervisor import terminate_with_parent
 
 T = TypeVar("T")
@@ -191,7 +192,7 @@ class RunPage:
 
     def _say(self, level: int, message: str) -> None:
         """A log line in the UI: once, on one line, and no more of them than a person reads."""
-        line = " ".join(message.split())[:_LINE_LENGTH]
+        line = visible(" ".join(message.split()))[:_LINE_LENGTH]
         if line in self._lines:
             return
         if len(self._lines) < _LINES:

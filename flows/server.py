@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from sdpo.config import RunConfig
 from sdpo.errors import Fault, UserError
@@ -146,7 +147,9 @@ def down(*, folder: Path, console: Console) -> None:
     """Stop what :func:`up` started: the worker first, which ends what it runs."""
     folder = folder.absolute()
     if not folder.is_dir():
-        console.print(f"nothing was started from {folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"nothing was started from {escape(str(folder))}", highlight=False, soft_wrap=True
+        )
         return
     with hold(folder / ".lock", what=f"the server in {folder}"):
         desk = Desk.read(folder)

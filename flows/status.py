@@ -23,7 +23,7 @@ def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
         return
     rows = [_row(RunFolder(p.parent)) for p in sorted(runs_dir.glob("*/run.yaml"))]
     if not rows:
-        console.print(f"no runs in {runs_dir.absolute()}", soft_wrap=True)
+        console.print(f"no runs in {escape(str(runs_dir.absolute()))}", soft_wrap=True)
         return
     console.print(table(_without_empty(rows, ("origin", "damaged"))))
 
@@ -38,7 +38,7 @@ def _show_run(run: RunFolder, console: Console) -> None:
     origin = _origin(content)
     console.print(
         f"[bold]{escape(str(content.get('name', run.name)))}[/], created "
-        f"{content.get('created', '?')}{escape(f', {origin}' if origin else '')}",
+        f"{escape(str(content.get('created', '?')))}{escape(f', {origin}' if origin else '')}",
         highlight=False,
     )
     rows = [_step_row(run, number) for number in run.complete_steps()]
@@ -49,8 +49,8 @@ def _show_run(run: RunFolder, console: Console) -> None:
     damaged = damaged_nodes(run)
     if damaged:
         console.print(
-            f"[yellow]damaged:[/] the records of {', '.join(damaged)}; `sdpo verify {run.name}` "
-            "says more",
+            f"[yellow]damaged:[/] the records of {escape(', '.join(damaged))}; "
+            f"`sdpo verify {run.name}` says more",
             highlight=False,
             soft_wrap=True,
         )

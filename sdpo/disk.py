@@ -4,21 +4,21 @@ An estimate from shapes alone: fp32 weights to publish, resume states with optim
 rows. It needs no torch.
 """
 
-import errno
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import TrainingConfig
 from sdpo.digest import TensorEntry, tensor_entries
 from sdpo.errors import DiskFullError
+from sdpo.files import NO_INODES, has_no_inodes, out_of_space
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FLOAT_BYTES = 4
 _MOMENTS = {"adamw": 2, "rmsprop": 1}
 _ROW_BYTES = 96
 """Of a cached row and its copies in reference and probe: digests, ids, log-probs, counts."""
+_LINES_BYTES = 4096
 _SMALL_BYTES = 4 * 2**20
 """Records, logs, metrics, tokenizer."""
 
@@ -115,20 +115,35 @@ def in_units(size_bytes: float) -> str:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether ``error``, or what led to it, is that no space was left."""
+    return any(out_of_space(each) for each in _chain(error))
+
+
+def no_space_message(error: BaseException | None, places: Iterable[Path]) -> str:
+    """What to say where no space was left: on the disk of the file that ``error`` or what led to
+    it names, else of the first of ``places`` whose disk is full, else of the first."""
+    places = list(places)
+    for each in _chain(error):
+        if out_of_space(each) and isinstance(each, OSError) and isinstance(each.filename, str):
+            return _no_space(Path(each.filename), no_inodes=each.strerror == NO_INODES)
+    place = next((place for place in places if is_full(place)), places[0])
+    return _no_space(place, no_inodes=has_no_inodes(_existing(place)))
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk of ``folder`` has no room for another file of a few lines."""
+    where = _existing(folder)
+    return shutil.disk_usage(where).free < _LINES_BYTES or has_no_inodes(where)
+
+
+def _no_space(path: Path, *, no_inodes: bool) -> str:
+    free = in_units(shutil.disk_usage(_existing(path)).free)
+    what = f"no space is left on the disk of {path} ({free} free)"
+    if no_inodes:
+        what = f"the disk of {path} takes no more files: its inodes are used up ({free} free)"
+    return f"{what}. What was published before is whole; make room, then go on"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        # safetensors gives the text alone.
-        if any(f"os error {number})" in str(error) for number in _FULL):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
-
-
-def no_space_message(folder: Path) -> str:
-    """What to say where no space was left below ``folder``."""
-    free = in_units(shutil.disk_usage(_existing(folder)).free)
-    return (
-        f"no space is left on the disk of {folder} ({free} free). What was published before is "
-        "whole; make room, then go on"
-    )

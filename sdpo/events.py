@@ -27,7 +27,7 @@ class EventWriter:
         if self._path:
             line = {"event": event, "time": time.time(), **fields}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line) + "\n")
 
     def progress(
         self, phase: str, done: int, total: int, *, unit: str, note: str = "", size: str = ""

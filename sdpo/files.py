@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the canonical JSON that identities are hashed from."""
 
+import errno
 import hashlib
 import json
 import math
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, IntegrityError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_INODES = "no inodes are left"
+"""What an error says of a disk that takes bytes, and no more files."""
 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair; the halves of a whole pair make one character."""
@@ -30,10 +35,11 @@ def publish_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with _telling_which_disk(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,14 +49,15 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Like :func:`publish_file` for a folder, which must not exist yet unless ``replace``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = temporary_path(path), temporary_path(path)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():  # safetensors makes files that only their owner can read
-                file.chmod(0o666 & ~_umask())
-            _sync(file)
-        _sync(temporary)
+        with _telling_which_disk(path):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():  # safetensors makes files that only their owner can read
+                    file.chmod(0o666 & ~_umask())
+                _sync(file)
+            _sync(temporary)
         if replace and path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -58,6 +65,32 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _telling_which_disk(path: Path) -> Iterator[None]:
+    """Of a full disk, say which, and of what there is none: the half-written file, whose removal
+    makes room again, is still there. A write alone does not say where; safetensors gives words."""
+    try:
+        yield
+    except Exception as error:
+        number = out_of_space(error)
+        if not number or (isinstance(error, OSError) and error.strerror == NO_INODES):
+            raise
+        why = NO_INODES if has_no_inodes(path.parent) else os.strerror(number)
+        raise OSError(number, why, str(path)) from error
+
+
+def out_of_space(error: BaseException) -> int:
+    """ENOSPC or EDQUOT where that is what ``error`` says, else 0."""
+    named = getattr(error, "errno", None)
+    return next((n for n in _FULL if n == named or f"os error {n})" in str(error)), 0)
+
+
+def has_no_inodes(folder: Path) -> bool:
+    """Whether the disk of ``folder`` has room for bytes, and for no more files."""
+    found = os.statvfs(folder)
+    return bool(found.f_files) and not found.f_favail
 
 
 def sweep_temporaries(folder: Path) -> None:

@@ -15,11 +15,13 @@ from sdpo.disk import is_disk_full, no_space_message
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
 from sdpo.spec import ExportSpec, KlSpec, StageSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
+from sdpo.streams import make_lasting
 from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
 
 
 def main() -> None:
     """Run the stage that the command line names."""
+    make_lasting()
     die_with_parent()
     interrupts.listen()
     spec = read_spec(Path(sys.argv[1]))
@@ -35,7 +37,7 @@ def main() -> None:
         traceback.print_exc()
         user = isinstance(error, UserError)
         full = is_disk_full(error)
-        message = no_space_message(spec.run) if full else _message(error)
+        message = no_space_message(error, _places(spec)) if full else _message(error)
         again = isinstance(error, LowMemoryError)
         _tell(spec.events, "error", user=user, message=message, again=again)
         sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
@@ -70,6 +72,11 @@ def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
 def _message(error: Exception) -> str:
     known = isinstance(error, UserError) or type(error).__module__.startswith("sdpo.")
     return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _places(spec: StageSpec) -> list[Path]:
+    """Where a stage writes."""
+    return [spec.run, *(getattr(spec, name, spec.run) for name in ("out", "cache"))]
 
 
 def _tell(path: Path, event: str, **fields: object) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from sdpo.calls import Call, plain_call
-from sdpo.disk import no_space_message
+from sdpo.disk import is_full, no_space_message
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import Event, EventReader, Listener
 from sdpo.files import write_text
@@ -155,13 +155,16 @@ class _Outcome:
         if self._interrupted or -code in _INTERRUPTING:
             raise Interrupted(f"{spec.name} was asked to stop")
         if code == DISK_FULL_EXIT:
-            raise DiskFullError(f"{spec.name}: {no_space_message(spec.run)}")
+            told = self._error["message"] if self._error else no_space_message(None, [spec.run])
+            raise DiskFullError(f"{spec.name}: {told}")
         if self._error and self._error["user"]:
             raise UserError(self._error["message"])
         if self._error and self._error.get("again"):
             raise LowMemoryError(f"{spec.name}: {self._error['message']}")
         if self._error:
             raise Fault(f"{spec.name}: {self._error['message']} (log: {spec.log})")
+        if code > 0 and is_full(spec.run):  # of several processes the launcher keeps the code
+            raise DiskFullError(f"{spec.name}: {no_space_message(None, [spec.run])}")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise Fault(f"{spec.name} ended with {how}{_tail(spec.log)} (log: {spec.log})")
 

@@ -149,6 +149,48 @@ def test_a_stage_without_space_for_a_word_is_known_by_its_exit_code(broken, monk
         run_stage(broken, listen=lambda event: None)
 
 
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a file system that has room for a few lines."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=9", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("log", ["full", "writable"])
+@pytest.mark.parametrize("what", ["space", "inodes"])
+def test_a_stage_that_ends_on_a_full_disk_names_it_whatever_its_log_can_take(
+    export, full_disk, log, what
+):
+    if log == "full":
+        (export.run / "logs").mkdir(parents=True)
+        export.log.symlink_to("/dev/full")
+    if what == "space":
+        (full_disk / "filler").write_bytes(bytes(60 * 1024))
+    else:
+        for number in range(7):
+            (full_disk / str(number)).touch()
+    spec = export.model_copy(update={"out": full_disk / "out"})
+    said = "takes no more files: its inodes" if what == "inodes" else "no space is left"
+    with pytest.raises(DiskFullError, match=rf"^export: .*{full_disk}") as told:
+        run_stage(spec, listen=lambda event: None)
+    assert said in str(told.value)
+
+
+def test_of_several_processes_a_full_disk_is_known_by_a_look(broken, full_disk, monkeypatch):
+    """Their launcher ends with a code of its own."""
+    fill = f"open({str(full_disk / 'filler')!r}, 'wb', buffering=0).write(bytes(1 << 20))"
+    code = f"import sys; {fill}; sys.exit(1)"
+    monkeypatch.setattr(supervisor, "_command", lambda spec, path: [sys.executable, "-c", code])
+    spec = broken.model_copy(update={"run": full_disk / "run"})
+    with pytest.raises(DiskFullError, match=str(full_disk)):
+        run_stage(spec, listen=lambda event: None)
+
+
 def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
     leader = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
 

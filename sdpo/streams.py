@@ -1,0 +1,102 @@
+"""Standard streams that outlast whoever reads them, take any text, and carry no control sequences.
+
+A run does not end because nobody reads what it prints, because the terminal knows ASCII alone, or
+because the log is on a disk that is full: what cannot be written is left out, and the first reason
+is kept for the exit code.
+"""
+
+import codecs
+import errno
+import io
+import os
+import sys
+from typing import IO, Any
+
+_ENDURED = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+"""No reader, no space, no terminal any more."""
+
+_ERRORS = "sdpo.ascii"
+_IN_ASCII = {
+    **{"✓": "+", "▶": ">", "│": "|", "–": "-", "—": "-", "…": "...", "→": "->", "·": "."},
+    **{"γ": "gamma", "β": "beta", "±": "+-", "≥": ">=", "≤": "<=", "×": "x"},
+}
+
+_VISIBLE: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
+}
+"""Control characters by the pictures that Unicode has for them; C1, which has none, by its code."""
+
+
+def visible(text: str) -> str:
+    """``text`` with every control character but tab and line feed as something to see.
+
+    What a terminal would obey (colours, titles, the clipboard, the cursor) it shows instead.
+    """
+    return text.translate(_VISIBLE)
+
+
+class _Lasting(io.FileIO):
+    """A file descriptor that takes everything; ``lost`` is why something was left out, or 0."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.lost = 0
+
+    def write(self, data: Any, /) -> int:
+        """Write, or leave out what cannot be written."""
+        if not self.lost:
+            try:
+                return super().write(data)
+            except OSError as error:
+                if error.errno not in _ENDURED:
+                    raise
+                self.lost = error.errno or 0
+        return len(data)
+
+
+def make_lasting() -> None:
+    """Give this process such streams; one that is closed leads nowhere from here on.
+
+    Call it before any file is opened: a closed stream's number would go to that file, and what is
+    printed into it.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for as long as the process
+    codecs.register_error(_ERRORS, _in_ascii)
+    sys.stdout = _lasting(sys.stdout, 1)
+    sys.stderr = _lasting(sys.stderr, 2)
+
+
+def lost() -> int:
+    """Why something that was printed on standard output is nowhere; 0: all is written, or the
+    reader did not want it."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    why = raw.lost if isinstance(raw, _Lasting) else 0
+    return 0 if why == errno.EPIPE else why
+
+
+def _lasting(stream: IO[str] | None, descriptor: int) -> io.TextIOWrapper:
+    if stream is not None:
+        stream.flush()
+    # Line by line, as on a terminal: a log that is looked at shows what has happened.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lasting(descriptor)),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors=_ERRORS,
+        line_buffering=True,
+    )
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_IN_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(plain), error.end

@@ -1,0 +1,146 @@
+"""What is printed reaches whoever reads it, harms nobody's terminal, and ends no run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench import Bench
+from command_line import Sdpo
+
+from flows.options import SafeConsole, make_console
+from sdpo.streams import visible
+
+SDPO = [sys.executable, "-m", "flows.cli"]
+
+
+def call(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    """A shell command in which ``$SDPO`` is the command line."""
+    environment = {**os.environ, "SDPO": " ".join(SDPO), **environment}
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    return subprocess.run(shell, capture_output=True, env=environment, check=False, timeout=120)
+
+
+CLOSED = ["$SDPO recipes >&- <&-", "$SDPO recipes 2>&-"]
+
+
+@pytest.mark.parametrize("command", CLOSED)
+def test_a_closed_stream_is_no_fault(command: str) -> None:
+    done = call(command)
+    assert done.returncode == 0
+    assert b"Error" not in done.stderr
+
+
+def test_an_exit_code_is_kept_where_nobody_can_be_told() -> None:
+    done = call("$SDPO status nope 2>&- >&-")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["schema | head -1", "recipes | true"])
+def test_a_reader_that_leaves_is_no_fault(command: str) -> None:
+    done = call(f"$SDPO {command}")
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+POSIX = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("command", "how"), [("recipes", ASCII), ("recipes demo", POSIX), ("status nope", ASCII)]
+)
+def test_an_ascii_terminal_gets_ascii(command: str, how: dict[str, str]) -> None:
+    done = call(f"$SDPO {command}", **how)
+    assert done.returncode == (2 if "nope" in command else 0)
+    assert b"Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).isascii()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_does_not_fit_on_a_disk_is_told() -> None:
+    done = call("$SDPO schema > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "failed: standard output was cut short: No space left on device\n"
+    )
+
+
+def assert_goes_on(bench: Bench, recipe: Path) -> None:
+    """Into a pipe that is closed after a line, with a terminal that knows ASCII alone."""
+    (bench.runs / "tiny" / "report.html").unlink(missing_ok=True)
+    done = call(f"$SDPO run {recipe} | head -1", **ASCII)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert len(done.stdout.splitlines()) == 1
+    assert (bench.runs / "tiny" / "report.html").is_file()
+
+
+def test_a_run_goes_on_whether_or_not_it_is_read(finished_copy: Bench) -> None:
+    assert_goes_on(finished_copy, finished_copy.write())
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_on_whether_or_not_it_is_read(bench: Bench) -> None:
+    assert_goes_on(bench, bench.write({"training": {"max_steps": 1}}))
+
+
+HARMFUL = {
+    "colour": "\x1b[31mred",
+    "title": "\x1b]0;title\x07",
+    "clipboard": "\x1b]52;c;ZXZpbA==\x07",
+    "c1": "\x9b31m\x9d52;c;ZXZpbA==\x9c",
+    "back": "a\x08b\x0cc\rd\x7f",
+}
+
+
+@pytest.mark.parametrize("text", HARMFUL.values(), ids=HARMFUL)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_console_sends_no_control_sequences_but_its_own(text: str, terminal: bool) -> None:
+    from rich.panel import Panel
+
+    from flows.console import table
+
+    out = io.StringIO()
+    console = SafeConsole(file=out, force_terminal=terminal, color_system=None, width=80)
+    for shown in (text, Panel(text, title=text), table([{text: text}], title=text)):
+        console.print(shown)
+    console.print(f"[bold]{text}[/]")
+    sent = out.getvalue()
+    assert not [c for c in sent if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0], sent
+    assert "ZXZpbA==" in sent or "ZXZpbA" not in text, "it is shown, not hidden"
+
+
+def test_a_console_has_its_own_sequences_on_a_terminal() -> None:
+    out = io.StringIO()
+    console = SafeConsole(file=out, force_terminal=True, color_system="standard")
+    console.print("[red]x\x1b[32my", highlight=False)
+    assert out.getvalue() == "\x1b[31mx␛[32my\x1b[0m\n"
+
+
+def test_a_console_shows_text_as_it_is() -> None:
+    """Colons are no pictures, and letters of all languages stay themselves."""
+    out = io.StringIO()
+    console = make_console()
+    console.file = out
+    console.print("ok :warning: Müller 東京 عاصمة", soft_wrap=True)
+    assert out.getvalue() == "ok :warning: Müller 東京 عاصمة\n"
+    assert visible("a\tb\nc") == "a\tb\nc"
+
+
+@pytest.mark.parametrize("name", ["source\x1b]52;c;eA==\x07", "[red]x[/]", "[/nothing]"])
+def test_names_from_data_are_shown_harmlessly(bench: Bench, sdpo: Sdpo, name: str) -> None:
+    data = bench.folder / "pairs.jsonl"
+    prompts = [f"What is {k} \x1b[31m and {k}?" for k in range(20)]
+    rows = [{"prompt": p, "chosen": f"It is {p}", "rejected": "No."} for p in prompts]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"name": name, "path": str(data)}]
+    called = sdpo("check", bench.write({"data": {"sources": sources}}))
+    assert "Traceback" not in called.told
+    assert "\x1b" not in called.out + called.err
+    if called.code == 0:
+        assert visible(name)[:4] in called.out
