@@ -12,13 +12,14 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sdpo.bounded_yaml import MalformedError, load_yaml
 from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
 from sdpo.reference_rules import REFUSED_KEYS
@@ -27,9 +28,20 @@ _Settings = TypeVar("_Settings", bound=BaseModel)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+_LARGEST_BYTES = 2**18
+_LONGEST_CHAIN = 50
+_DEEPEST = 10
+_DIGITS = 4
+_MOST_NEW = 100
+_MOST_SHOWN = 200
+"""Of a recipe's file, of recipes that extend one another, of a setting's path, of a position in a
+list, of entries that one override may add to it, of characters that a message quotes: more than
+anybody writes."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that reads 5e-7 as a number (YAML 1.1 wants a dot), takes only true and false for
-    booleans (not no, on, off: they are names), and refuses a key given twice."""
+    booleans (not no, on, off: they are names)."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -44,21 +56,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
     list("-+0123456789"),
 )
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, Hashable):
-            break  # YAML's own error says where
-        if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key `{key}` stands twice")
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
 def load_recipe(
@@ -89,7 +86,12 @@ def _read_chain(path: Path, *, presets: Path | None, extending: tuple[Path, ...]
     if path.resolve() in extending:
         chain = " -> ".join(p.name for p in (*extending, path))
         raise ConfigError(f"recipes extend each other in a circle: {chain}")
-    values = _read_file(path)
+    if len(extending) > _LONGEST_CHAIN:
+        raise ConfigError(
+            f"{extending[0]} extends a recipe that extends a recipe, and so on, "
+            f"{_LONGEST_CHAIN} times: write out what they say"
+        )
+    values = _read_file(path, is_own=not extending)
     _find_chat_template(values, path.parent)
     if "extends" not in values:
         return values
@@ -136,15 +138,20 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, *, is_own: bool) -> dict[str, Any]:
+    """A recipe's own settings. Of a file that another one extends, which may be any file, messages
+    quote nothing: they say where the mistake is."""
     if not path.is_file():
         raise ConfigError(f"no recipe at {path.absolute()}")
+    if path.stat().st_size > _LARGEST_BYTES:
+        raise ConfigError(f"{path} is no recipe: it has {path.stat().st_size} bytes")
     try:
         values = _parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not YAML: no UTF-8 at byte {error.start}") from error
+    except MalformedError as error:
+        what = str(error) if is_own else error.where
+        raise ConfigError(f"{path} is not YAML: {what}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of groups (model, data, training ...)")
     return values
@@ -193,7 +200,7 @@ def check_run_name(name: str) -> str:
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    return load_yaml(text, loader=_Loader)
 
 
 def _copy(value: Any) -> Any:
@@ -212,9 +219,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write it as group.key=value")
     try:
         value = _parse(text)
-    except yaml.YAMLError as error:
+    except MalformedError as error:
         raise ConfigError(f"--set {override}: the value is not YAML ({error})") from error
     *parents, last = key.strip().split(".")
+    if len(parents) > _DEEPEST:
+        raise ConfigError(f"--set {override[:100]}: no setting has so many parts")
     node: Any = tree
     for depth, part in enumerate(parents):
         node = _descend(node, part, override=override, following=[*parents, last][depth + 1])
@@ -240,8 +249,11 @@ def _descend(node: Any, part: str, *, override: str, following: str) -> Any:
 
 def _index(node: list[Any], part: str, *, override: str) -> int:
     """Where ``part`` points in a list: a number, or the name of one of its entries."""
-    if part.isdigit():
-        return int(part)
+    if part.isdecimal():
+        index = int(part[:_DIGITS])
+        if len(part) > _DIGITS or index > len(node) + _MOST_NEW:
+            raise ConfigError(f"--set {override[:100]}: the list has {len(node)} entries")
+        return index
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
     if part in names:
         return names.index(part)
@@ -262,8 +274,13 @@ def _explain(error: ValidationError, kind: type[BaseModel], name: str) -> list[s
             error_ = str(fault["ctx"]["error"])
             lines.append(f"{where}: {error_}" if location else error_)
         else:
-            lines.append(f"{where}: {fault['msg']}, got {fault['input']!r}")
+            lines.append(f"{where}: {fault['msg']}, got {_shown(fault['input'])}")
     return list(dict.fromkeys(lines))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def _unknown_key(location: list[str], kind: type[BaseModel]) -> str:

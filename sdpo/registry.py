@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -82,7 +83,7 @@ class NamedModel(_Entry):
 
 
 class _Content(_Entry):
-    format: int = 1
+    format: Literal[1] = 1
     names: dict[str, NamedModel] = {}
 
 
@@ -98,7 +99,12 @@ def read_registry(runs_dir: Path) -> dict[str, NamedModel]:
     try:
         return dict(_Content.model_validate(read_json(path)).names)
     except ValidationError as error:
-        raise IntegrityError(f"{path} is damaged, or of another version: {error}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise IntegrityError(
+            f"{path} is damaged, or another version of this project wrote it: {where}: "
+            f"{first['msg']}"
+        ) from error
 
 
 def current(name: str, *, runs_dir: Path) -> NamedModel:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from sdpo.bounded_yaml import load_yaml
 from sdpo.errors import IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.files import (
@@ -150,8 +151,8 @@ class RunFolder:
                 "start a new run"
             )
         try:
-            content = yaml.safe_load(self.run_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = load_yaml(self.run_file.read_text(encoding="utf-8"))
+        except ValueError as error:  # not YAML, not UTF-8
             raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
         if not isinstance(content, dict):
             raise IntegrityError(f"{self.run_file} is damaged: it is not a mapping")

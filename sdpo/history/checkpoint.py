@@ -79,9 +79,14 @@ def read_lineage(folder: Path) -> dict[str, Any]:
         content = read_json(path)
     except IntegrityError as error:
         raise UserError(str(error)) from error
-    if not isinstance(content, dict) or not content.get("steps"):
+    try:
+        last = content["steps"][-1]
+        whole = isinstance(last["outputs"]["model"], str) and type(last["step"]) is int
+    except (KeyError, IndexError, TypeError):
+        whole = False
+    if not whole:
         raise UserError(f"{path} is not the lineage of a model")
-    return content
+    return dict(content)
 
 
 def _by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:

@@ -1,0 +1,108 @@
+"""YAML that stays as small as its text: aliases do not multiply, nesting has an end.
+
+A few lines of anchors and aliases can stand for gigabytes, of which the parser says nothing before
+it has made them. So the graph of nodes is measured first.
+"""
+
+from typing import Any
+
+import yaml
+
+_MOST_NODES = 100_000
+_LONGEST_NUMBER = 100
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+
+
+class MalformedError(ValueError):
+    """What is wrong with a text, and where: ``line`` and ``column`` from 1, 0 where not known.
+
+    ``what`` may quote the text.
+    """
+
+    def __init__(self, what: str, mark: "yaml.Mark | None" = None) -> None:
+        self.what = what
+        self.line = mark.line + 1 if mark else 0
+        self.column = mark.column + 1 if mark else 0
+        super().__init__(f"{self.where}: {what}" if mark else what)
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return f"line {self.line}, column {self.column}" if self.line else "somewhere"
+
+
+def load_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The value of a YAML text, in which no mapping has a key twice.
+
+    Merge keys (``<<``) are followed, as YAML 1.1 has them.
+
+    Raises:
+        MalformedError: it is not YAML, is larger or deeper than any recipe, or has text or numbers
+            that nothing could hold.
+    """
+    try:
+        parser = loader(text)
+        try:
+            node = parser.get_single_node()
+            if node is None:
+                return None
+            _measure(node)
+            return parser.construct_document(node)
+        finally:
+            parser.dispose()
+    except MalformedError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        raise MalformedError(error.problem or error.context or "", error.problem_mark) from error
+    except RecursionError as error:
+        raise MalformedError("it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a forbidden character
+        raise MalformedError(" ".join(str(error).split())) from error
+
+
+def _measure(root: yaml.Node) -> None:
+    """Refuse a graph that stands for too much, or for nothing that ends."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+    todo = [root]
+    while todo:
+        node = todo[-1]
+        if id(node) in sizes:
+            todo.pop()
+            continue
+        parts = _parts(node)
+        if id(node) not in open_nodes:
+            open_nodes.add(id(node))
+            if any(id(part) in open_nodes and id(part) not in sizes for part in parts):
+                raise MalformedError("an alias stands within what it stands for", node.start_mark)
+            todo += [part for part in parts if id(part) not in sizes]
+            continue
+        todo.pop()
+        sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts)
+        if sizes[id(node)] > _MOST_NODES:
+            raise MalformedError(
+                f"its aliases stand for more than {_MOST_NODES} values", node.start_mark
+            )
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise MalformedError(f"the key `{key.value}` stands twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        return [part for pair in node.value for part in pair]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    _check_scalar(node)
+    return []
+
+
+def _check_scalar(node: yaml.Node) -> None:
+    if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        what = f"a number of {len(node.value)} characters"
+        raise MalformedError(what, node.start_mark)
+    if any("\ud800" <= character <= "\udfff" or character == "\0" for character in node.value):
+        raise MalformedError("a character that no text has", node.start_mark)
