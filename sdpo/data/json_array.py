@@ -5,6 +5,7 @@ Arrays are decoded element by element from a sliding window, so their length cos
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 
 from sdpo.errors import DataError
 
+_SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK_BYTES = 1 << 20
 _NEAR_END = 16
 """A decoding error this close to the window's end may only mean that the window is too small."""
@@ -126,8 +128,7 @@ class _Window:
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self._at += 1
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._grow():
@@ -143,12 +144,14 @@ class _Window:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except RecursionError as error:
+                raise self.malformed("nested too deeply") from error
+            except ValueError as error:  # an integer of thousands of digits is no decoding error
                 if self._cut_off(error) and self._grow():
                     continue
                 if isinstance(error, json.JSONDecodeError):
                     self._at = error.pos
-                raise self.malformed(getattr(error, "msg", "nested too deeply")) from error
+                raise self.malformed(getattr(error, "msg", str(error))) from error
             self._at = end
             return value
 

@@ -8,6 +8,7 @@ Pickles are never read.
 import csv
 import difflib
 import gzip
+import io
 import json
 import re
 import sys
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.data.json_array import json_rows
-from sdpo.errors import DataError
+from sdpo.errors import DataError, IntegrityError
+from sdpo.files import read_json
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
@@ -33,7 +35,40 @@ _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _BATCH_ROWS = 1024
+_LONGEST_LINE = 2**26
+_MOST_BLANK_LINES = 100_000
+_MOST_GROWTH = 200
+_UNPACKED_BYTES = 2**28
+"""Bytes to which every gzip file may grow; beyond, so many times its size. Text grows tenfold."""
 _BOM = b"\xef\xbb\xbf"
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip file that does not grow without bound: what is said in a kilobyte is no data."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path, self._read = file, path, 0
+        self._most = max(_UNPACKED_BYTES, _MOST_GROWTH * path.stat().st_size)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As of a file."""
+        return self._counted(self._file.read(size))
+
+    def __next__(self) -> bytes:
+        """The next line, or as much of it as a line may have and a byte more."""
+        line = self._counted(self._file.readline(_LONGEST_LINE + 1))
+        if not line:
+            raise StopIteration
+        return line
+
+    def _counted(self, content: bytes) -> bytes:
+        self._read += len(content)
+        if self._read > self._most:
+            raise DataError(
+                f"{self._path} grows to more than {_MOST_GROWTH} times its size "
+                f"({self._read:,} bytes so far), as no text does: unpack it where it is meant so"
+            )
+        return content
 
 
 def read_rows(path: str, *, split: str = "train", subset: str = "", revision: str = "") -> Rows:
@@ -73,12 +108,23 @@ def default_name(path: str) -> str:
 
 
 def _not_empty(rows: Rows, path: str) -> Rows:
-    empty = True
-    for item in rows:
+    empty, known = True, set[str]()
+    for number, row in rows:
         empty = False
-        yield item
+        if not row.keys() <= known:
+            _check_names(row, place(path, number))
+            known |= row.keys()
+        yield number, row
     if empty:
         raise DataError(f"{path} is empty: it has no rows")
+
+
+def _check_names(row: dict[str, Any], where: str) -> None:
+    for name in row:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise DataError(
+                f"{where}: the column {name!r} has half of a surrogate pair in its name"
+            )
 
 
 def _not_found(path: Path) -> str:
@@ -113,7 +159,7 @@ def _text_rows(path: Path, suffix: str) -> Rows:
     zipped = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if zipped else path.open("rb") as opened:
-            file = cast(BinaryIO, opened)
+            file = cast(BinaryIO, _Unpacked(opened, path) if zipped else opened)
             if suffix in _LINES:
                 yield from _jsonl_rows(file, path)
             elif suffix == ".json":
@@ -128,9 +174,16 @@ def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
     """Lines from 1, split at line feeds alone: JSON text may hold U+2028 and its like.
 
     Raises:
-        DataError: a line that is not UTF-8.
+        DataError: a line that is not UTF-8, that no memory should hold, or one of blank lines
+            without an end.
     """
+    blank = 0
     for number, line in enumerate(file, start=1):
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: longer than {_LONGEST_LINE:,} bytes")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > _MOST_BLANK_LINES:
+            raise DataError(f"{path}, line {number}: {blank:,} blank lines in a row: no data")
         raw = line.removeprefix(_BOM) if number == 1 else line
         try:
             yield number, raw.decode()
@@ -143,11 +196,11 @@ def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
 
 def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
     for number, line in text_lines(file, path):
+        if line.isspace():
+            continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            if not line.strip():
-                continue
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, too
             raise DataError(f"{path}, line {number}: malformed JSON: {error}") from error
         if not isinstance(value, dict):
             hint = ". A JSON array belongs in a .json file" if isinstance(value, list) else ""
@@ -215,7 +268,7 @@ def _batch_rows(batches: Iterable[pa.RecordBatch]) -> Rows:
 
 def _folder_rows(folder: Path, split: str) -> Rows:
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = _splits(folder / "dataset_dict.json")
         if split not in splits:
             raise DataError(f"{folder} has no split `{split}`, but: {', '.join(splits)}")
         return _saved_rows(folder / split)
@@ -224,6 +277,16 @@ def _folder_rows(folder: Path, split: str) -> Rows:
     files = _data_files(folder, split)
     numbered = (row for file in files for _, row in _file_rows(file))
     return enumerate(numbered)
+
+
+def _splits(path: Path) -> list[str]:
+    try:
+        splits = read_json(path)["splits"]
+    except (IntegrityError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path} does not list the splits of a data set") from error
+    if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+        raise DataError(f"{path} does not list the splits of a data set")
+    return splits
 
 
 def _data_files(folder: Path, split: str) -> list[Path]:

@@ -7,7 +7,8 @@ ends within the ids is :mod:`sdpo.tokens.boundary`'s.
 import hashlib
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import jinja2
 import numpy as np
 
 from sdpo.errors import DataError, ModelError
+from sdpo.limits import bounded
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.store import Flags, Ids
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 Row = Mapping[str, Any]
 """A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
+
+_TEMPLATE_S = 10.0
+_CONVERSATION_S = 0.05
+"""Seconds of computing that rendering may take, and more of it for each conversation: a thousand
+times what templates take."""
+_TEMPLATE_BYTES = 2 * 10**9
+_MOST_CHARACTERS = 10**6
 
 _PROBE = "sdpo-probe"
 """A message's text that no template would print otherwise or change."""
@@ -158,12 +167,22 @@ class Encoder:
                 "no chat template: give one in `model.chat_template`, or set `format: text` for "
                 "the source"
             )
-        texts: list[str] = self.tokenizer.apply_chat_template(
-            [list(conversation) for conversation in conversations],
-            chat_template=self._frozen_template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
+        name = f"the chat template of {name_of(self.tokenizer)}"
+        seconds = _TEMPLATE_S + _CONVERSATION_S * len(conversations)
+        with bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES), _as_template_errors():
+            texts: list[str] = self.tokenizer.apply_chat_template(
+                [list(conversation) for conversation in conversations],
+                chat_template=self._frozen_template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        for text, conversation in zip(texts, conversations, strict=True):
+            given = sum(len(message["content"]) for message in conversation)
+            if len(text) > _MOST_CHARACTERS + 100 * given:
+                raise ModelError(
+                    f"{name} prints {len(text)} characters for a conversation of {given}: give "
+                    "another in `model.chat_template`"
+                )
         return texts
 
     def _probe_closing(self) -> str:
@@ -212,6 +231,19 @@ class Encoder:
         missing = last.count(np.isin(last.ids, self.end_ids)) == 0
         appended = np.full(int(missing.sum()), self._appended, dtype=np.int32)
         return ids.joined(Ragged.of_lengths(appended, missing.astype(np.int64))), missing
+
+
+@contextmanager
+def _as_template_errors() -> Iterator[None]:
+    """A template that divides by zero is refused as one that raises an exception of its own."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+    except (AttributeError, RecursionError, SyntaxError) as error:
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def describe(row: Row) -> str:
