@@ -233,7 +233,8 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         fuse(policy)
-        prune(policy)
+        with session.arithmetic():  # a kernel may take no other dtype than that of the training
+            prune(policy)
         session.check_head(SequenceScorer(policy))
     return session
 
