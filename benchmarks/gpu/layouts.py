@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
-from sdpo.layouts import PromptGroup, attention
+from sdpo.layouts import LAYOUTS, PromptGroup, attention
 from sdpo.logps import SequenceScorer
 
 _LAYOUTS = ("padded", "packed", "shared")
@@ -185,7 +185,9 @@ def _masks(settings: Settings, *, vocabulary: int) -> Iterator[Finding]:
         while total < tokens - 1500:
             groups += models.pairs(1, shortest=100, longest=450, vocabulary=vocabulary, rng=rng)
             total += len(groups[-1].prompt) + sum(map(len, groups[-1].completions))
-        segments = models.batch_of("shared", groups, device=settings.device).segments
+        # Laid out for a GPU on any device: the mask is the same, whole blocks of 128 tokens.
+        collated = LAYOUTS["shared"].collate(groups, pad_token_id=0, device="cuda")
+        segments = collated.to(torch.device(settings.device)).segments
         assert segments is not None
         held = models.reset_peak(settings.device)
         start = models.clock(settings.device)
