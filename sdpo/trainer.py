@@ -115,6 +115,32 @@ class Trainer:
         logps: torch.Tensor = self.scorer(batch.to(device))
         return logps.float().view(len(items), task.rows).T.reshape(-1)
 
+    @torch.no_grad()
+    def logps_as_trained(self, task: Task, items: np.ndarray) -> np.ndarray:
+        """Log-probs of ``items``, fp32 ``[items, rows]``, computed as a global batch of them is
+        trained: in train mode, in micro-batches, in lanes. Generators stay where they are.
+
+        Every rank computes all of them. DeepSpeed's engine counts forwards in train mode: it is
+        asked in the mode that it is in.
+        """
+        shares = self._shares(
+            items,
+            self.costs(task),
+            step=self.progress.step,
+            among=self.lanes * self.accelerator.num_processes,
+        )
+        batches = [batch for share in shares for batch in share if len(batch)]
+        generators = Generators(self.accelerator.device)
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.scorer.train()
+        found: dict[int, np.ndarray] = {}
+        computed = in_lanes(lambda batch: self.logps(task, batch), batches, lanes=self.lanes)
+        for batch, logps in zip(batches, computed, strict=True):
+            found |= zip(batch.tolist(), logps.view(task.rows, -1).T.cpu().numpy(), strict=True)
+        self.scorer.eval()
+        generators.restore()
+        return np.stack([found[int(item)] for item in items])
+
     def costs(self, task: Task) -> np.ndarray:
         """Tokens of each item alone in a forward, ``[items]``."""
         return LAYOUTS[self.layout].tokens(task.prompt_tokens, task.completion_tokens)
