@@ -23,6 +23,7 @@ from sdpo.batching import micro_batches
 from sdpo.head import head_logits
 from sdpo.layouts import Batch
 from sdpo.logps import TokenSequence, collate
+from sdpo.out_of_memory import Parts
 
 CHUNK_BYTES = 32 * 2**20
 """Of a chunk of rows, with all its copies."""
@@ -63,10 +64,14 @@ def divergence(
         np.arange(len(sequences)), lengths, budget=budget, ranks=1, padded=True
     )
     sums = np.zeros((3, len(sequences)))
-    for items in batches:
+    parts = Parts(what="the KL divergence", cost=lambda items: float(lengths[items].sum()))
+
+    def computed(items: np.ndarray) -> torch.Tensor:
         batch = collate([sequences[i] for i in items], pad_token_id=pad_token_id).to(device)
         states = _states(policy, batch), _states(other, batch)
-        terms = _terms((policy, other), states, batch.targets).cpu()
+        return _terms((policy, other), states, batch.targets).cpu()
+
+    for items, terms in (done for batch in batches for done in parts.of(batch, computed)):
         start = 0
         for item in items:
             end = start + sequences[item].scored

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
 from sdpo.config import TrainingConfig
@@ -23,6 +24,7 @@ from sdpo.errors import DivergedError, Fault, LowMemoryError
 from sdpo.headroom import Budget, halved
 from sdpo.lanes import GradientSum, in_lanes
 from sdpo.layouts import LAYOUTS
+from sdpo.out_of_memory import Parts, first_line, is_out_of_memory, remedies
 from sdpo.tasks import ItemLosses, Task
 
 Metrics = dict[str, float]
@@ -133,13 +135,27 @@ class Trainer:
         generators = Generators(self.accelerator.device)
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
             self.scorer.train()
+        parts = self._parts(task, "the gate")
+
+        def computed(batch: np.ndarray) -> list[tuple[np.ndarray, torch.Tensor]]:
+            return list(parts.of(batch, lambda part: self.logps(task, part)))
+
         found: dict[int, np.ndarray] = {}
-        computed = in_lanes(lambda batch: self.logps(task, batch), batches, lanes=self.lanes)
-        for batch, logps in zip(batches, computed, strict=True):
-            found |= zip(batch.tolist(), logps.view(task.rows, -1).T.cpu().numpy(), strict=True)
+        for done in in_lanes(computed, batches, lanes=self.lanes):
+            for batch, logps in done:
+                found |= zip(batch.tolist(), logps.view(task.rows, -1).T.cpu().numpy(), strict=True)
         self.scorer.eval()
         generators.restore()
         return np.stack([found[int(item)] for item in items])
+
+    def _parts(self, task: Task, what: str) -> Parts:
+        """Computing without gradients in as few parts as memory holds."""
+        costs = self.costs(task)
+        return Parts(
+            what=what,
+            cost=lambda items: float(costs[items].sum()),
+            in_step=self.accelerator.num_processes > 1,
+        )
 
     def costs(self, task: Task) -> np.ndarray:
         """Tokens of each item alone in a forward, ``[items]``."""
@@ -199,9 +215,29 @@ class Trainer:
         norm = self._clip()
         if not math.isfinite(norm):
             self._diverged(f"the gradient norm is {norm}", task, batch)
-        self.optimizer.step()
+        self._update(step, largest=int(costs[batch].max()))
         self.optimizer.zero_grad(set_to_none=True)
         return metrics | {"grad_norm": norm}
+
+    def _update(self, step: int, *, largest: int) -> None:
+        """Take the optimizer's step.
+
+        Its first one makes its states. Where they do not fit beside what micro-batches left, some
+        weights may be updated and others not: a new stage has to go on, with smaller ones.
+
+        Raises:
+            LowMemoryError: they did not fit; a smaller budget is told.
+            Fault: they did not fit, and one item is in a micro-batch already.
+        """
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            fault = first_line(error)
+        else:
+            return
+        self._lower(step, largest=largest, fault=f"the optimizer's states: {fault}", anew=True)
 
     def _gradients_in_memory(
         self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
@@ -218,28 +254,27 @@ class Trainer:
             try:
                 return self._gradients(task, batch, costs, step=step)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if not is_out_of_memory(error):
                     raise
-                fault = str(error).partition("\n")[0]
+                fault = first_line(error)
             # Here the error is gone, and the tensors that its frames held with it.
             self.optimizer.zero_grad(set_to_none=True)
             self._lower(step, largest=int(costs[batch].max()), fault=fault)
             generators.restore()
 
-    def _lower(self, step: int, *, largest: int, fault: str) -> None:
+    def _lower(self, step: int, *, largest: int, fault: str, anew: bool = False) -> None:
+        """Tell a smaller budget; ``anew``: it is for another stage, since this one cannot go on."""
         before = self.budget(step)
         tokens = halved(before, largest=largest)
         if not tokens:
             fewer = "launch.threads: 1, for one at a time, " if self.lanes > 1 else ""
             raise Fault(
-                f"out of memory with one pair of {largest} tokens in a micro-batch: set {fewer}"
-                "training.gradient_checkpointing, train adapters (training.lora_r), shard the "
-                "model (launch.strategy: deepspeed_zero3) or shorten data.max_length "
-                f"({fault})"
+                f"out of memory with one pair of {largest} tokens in a micro-batch: "
+                f"{remedies(fewer=fewer)} ({fault})"
             )
         self.progress.budget = self.progress.budget.lowered(step, to=tokens)
         self.progress.on_lowered(self.progress.budget)
-        if self.accelerator.distributed_type != DistributedType.NO:
+        if anew or self.accelerator.distributed_type != DistributedType.NO:
             raise LowMemoryError(
                 f"out of memory at optimizer step {step + 1} with micro-batches of {before} "
                 f"tokens: it goes on with {tokens} ({fault})"
@@ -328,12 +363,17 @@ class Trainer:
         cut = self.cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
-        found = in_lanes(
-            lambda items: self._forward(task, items, fallback=everything), cut, lanes=self.lanes
-        )
+        parts = self._parts(task, "the loss on the reserve")
+
+        def computed(items: np.ndarray) -> list[tuple[np.ndarray, ItemLosses]]:
+            forward = partial(self._forward, task, fallback=everything)
+            return list(parts.of(items, forward))
+
+        found = in_lanes(computed, cut, lanes=self.lanes)
         with closing(found):
-            for losses in found:
-                sums.add(losses)
+            for done in found:
+                for _, losses in done:
+                    sums.add(losses)
         self.scorer.train()
         means = sums.means(weight=float(task.weights(everything).sum()))
         if not math.isfinite(means["loss"]):

@@ -170,7 +170,7 @@ def _recompiles(settings: Settings, scorer: Any, *, vocabulary: int) -> Iterator
     late = graphs[-1] - graphs[-6]
     yield Finding(
         what="22 batches of other shapes",
-        seen=f"{graphs[-1]:.0f} graphs were compiled, {late:.0f} of them in the last five calls; "
+        seen=f"{graphs[-1]:.0f} more graphs were compiled, {late:.0f} in the last five calls; "
         f"slowest call {max(seconds):.1f} s, median {np.median(seconds):.3f} s",
         ok=late == 0,
         numbers={"graphs": graphs, "seconds": seconds},

@@ -28,10 +28,10 @@ class Wanted:
 WANTED = {
     "stage": Wanted("0.5B", "hh", pairs=96, batch_size=16, tiny_pairs=24, tiny_batch_size=4),
     "large": Wanted(
-        "1B", "ultrafeedback-long", pairs=256, batch_size=32, tiny_pairs=16, tiny_batch_size=4
+        "1B", "ultrafeedback-long", pairs=192, batch_size=32, tiny_pairs=16, tiny_batch_size=4
     ),
     "scarce": Wanted(
-        "1B",
+        "0.5B",
         "ultrafeedback-long",
         pairs=128,
         batch_size=128,

@@ -8,6 +8,7 @@ import torch
 
 from sdpo.errors import LayoutError
 from sdpo.layouts import LAYOUTS, Batch, PromptGroup
+from sdpo.out_of_memory import first_line, is_out_of_memory
 from sdpo.tokens.store import TokenFile
 
 _TOKENS = 2048
@@ -52,10 +53,12 @@ def agrees(
                 ],
                 trained if gradients else [],
             )
-        except (LayoutError, TypeError, ValueError, NotImplementedError) as error:
-            if name == "padded":
+        except Exception as error:
+            # What an architecture, a kernel or a compiler raises is not known beforehand.
+            if name == "padded" or is_out_of_memory(error):
                 raise
-            return str(error)
+            said = first_line(error)
+            return said if isinstance(error, LayoutError) else f"{type(error).__name__}: {said}"
         results.append(found)
     (plain, plain_gradients), (ours, own_gradients) = results
     low = torch.is_autocast_enabled(device.type)

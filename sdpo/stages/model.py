@@ -3,10 +3,12 @@
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.batching import lane_count, resolve_layout, training_lanes
 from sdpo.config import TrainingConfig
@@ -20,6 +22,7 @@ from sdpo.last_block import prune
 from sdpo.layouts import PromptGroup
 from sdpo.layouts.check import agrees, longest_pairs
 from sdpo.logps import SequenceScorer
+from sdpo.out_of_memory import is_out_of_memory
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.score import Scorer
 from sdpo.spec import StepSpec
@@ -71,14 +74,7 @@ class Session:
         pairs = [tokens.row(row) for row in longest_pairs(tokens, rows)]
         groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
         with self.arithmetic():
-            problem = agrees(
-                module,
-                groups,
-                layout=self.layout,
-                pad_token_id=self.pad_token_id,
-                device=self.device,
-                gradients=not self.is_sharded,
-            )
+            problem = self._trial(module, groups)
         if problem:
             events.warning(
                 f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "
@@ -86,6 +82,24 @@ class Session:
             )
             training = self.spec.training.model_copy(update={"layout": "padded"})
             self.spec = self.spec.model_copy(update={"training": training})
+
+    def _trial(self, module: Any, groups: list[PromptGroup]) -> str:
+        """What is wrong with the layout; without gradients where memory does not hold theirs."""
+        tried = partial(
+            agrees,
+            module,
+            groups,
+            layout=self.layout,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        try:
+            return tried(gradients=not self.is_sharded)
+        except RuntimeError as error:
+            if self.is_sharded or not is_out_of_memory(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        return tried(gradients=False)
 
     @property
     def is_sharded(self) -> bool:
