@@ -5,6 +5,7 @@ its gradient: ``d z = g (onehot - softmax)``), so memory does not depend on the 
 length. Sums are accumulated in fp32.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from types import MethodType
 from typing import Any
@@ -191,9 +192,14 @@ def _logit_transform(config: Any) -> tuple[float, float]:
     return scale, float(softcap or 0.0)
 
 
-def head_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """What the model's softmax gets for hidden ``states``: fp32 ``[rows, vocabulary]``."""
+def head_logits(model: Any, states: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    """What the model's softmax gets for some of the hidden ``states`` ``[rows, width]``.
+
+    Returns a function of a slice of rows with fp32 ``[rows, vocabulary]``. The head is cast to
+    autocast's dtype once, for all slices.
+    """
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
     head = model.get_output_embeddings()
-    return _logits(states, head.weight.to(states.dtype), head.bias, *_logit_transform(model.config))
+    kernel, transform = head.weight.to(states.dtype), _logit_transform(model.config)
+    return lambda rows: _logits(states[rows], kernel, head.bias, *transform)

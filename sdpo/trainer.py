@@ -337,7 +337,8 @@ class Trainer:
         if len(items):
             return task.losses(self.logps(task, items), items)
         losses = task.losses(self.logps(task, fallback[-1:]), fallback[-1:])
-        return ItemLosses(losses.loss[:0], {})
+        # Its metrics count nothing, and have the names that those of all ranks are added up by.
+        return ItemLosses(losses.loss[:0], {name: v[:0] for name, v in losses.metrics.items()})
 
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf
@@ -414,18 +415,10 @@ class _Sums:
             self._metrics[name] = self._metrics.get(name, 0.0) + values.double().sum()
 
     def means(self, *, weight: float) -> Metrics:
-        """Loss over the weight, metrics over the items."""
-        names = self._names()
+        """Loss over the weight, metrics over the items. All ranks have the same names."""
+        names = sorted(self._metrics)
         zero = torch.zeros_like(self._loss)
-        parts = [self._loss, zero + self._items, *(self._metrics.get(n, zero) for n in names)]
+        parts = [self._loss, zero + self._items, *(self._metrics[name] for name in names)]
         loss, items, *metrics = self._accelerator.reduce(torch.stack(parts), "sum").tolist()
         means = {name: value / items for name, value in zip(names, metrics, strict=True)}
         return {"loss": loss / weight, **means}
-
-    def _names(self) -> list[str]:
-        """Metric names in one order on all ranks: a rank without items has none of its own."""
-        if self._accelerator.num_processes == 1:
-            return sorted(self._metrics)
-        from accelerate.utils import gather_object
-
-        return sorted(set(gather_object(sorted(self._metrics))))

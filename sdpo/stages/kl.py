@@ -91,7 +91,8 @@ def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> Any:
             f"{named.folder} is not {named.name}: its digest is {found}, not {named.digest}"
         )
     device = torch.device(spec.launch.device)
-    policy = load_policy(named.folder, model=spec.model).to(device).eval()
+    # Autocast keeps copies of weights that train, until the end of the stage: none does here.
+    policy = load_policy(named.folder, model=spec.model).to(device).eval().requires_grad_(False)
     vocabulary = policy.config.get_text_config().vocab_size
     SequenceScorer(policy).check_head(vocabulary=vocabulary, device=device)
     return policy

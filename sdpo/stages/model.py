@@ -29,20 +29,25 @@ from sdpo.spec import StepSpec
 from sdpo.tokens.store import TokenFile
 from sdpo.trainer import Trainer, make_optimizer
 
-_PATIENCE = timedelta(hours=12)
+_PATIENCE = timedelta(minutes=30)
+"""After so long a collective of a training hangs."""
+_LONG_PATIENCE = timedelta(hours=12)
+"""While the main rank saves and hashes a large model or writes completions, the others wait."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
     """M_{t-1} in memory, becoming M_t.
 
-    ``published_digest`` is that of M_t once :meth:`publish` was called, empty before.
+    ``published_digest`` is that of M_t once :meth:`publish` was called, empty before. ``waiting``
+    is the process group in which ranks wait for one that works alone, None with one process.
     """
 
     spec: StepSpec
     accelerator: Any
     policy: Any
     tokenizer: Any
+    waiting: Any = None
     published_digest: str = field(default="", init=False)
     _sharded: tuple[Any, Any] | None = field(default=None, init=False)
 
@@ -178,6 +183,7 @@ class Session:
                     chat_template=self.spec.model.chat_template,
                 )
             digest = [model_digest(folder)]
+        self.wait()
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
         self.published_digest = digest[0]
@@ -185,9 +191,14 @@ class Session:
             self.accelerator.free_memory()  # the optimizer's state: M_t is measured next
         return digest[0]
 
+    def wait(self) -> None:
+        """Wait for the other ranks, hours if need be: one of them may be saving a large model."""
+        if self.waiting is not None:
+            torch.distributed.barrier(group=self.waiting)
+
     def close(self) -> None:
         """Wait for the other processes, then part from them: one that just ends aborts the rest."""
-        self.accelerator.wait_for_everyone()
+        self.wait()
         self.accelerator.state.destroy_process_group()
 
     def _engine(self) -> tuple[Any, Any]:
@@ -244,7 +255,13 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     tokenizer = AutoTokenizer.from_pretrained(
         spec.base, local_files_only=True, trust_remote_code=spec.model.trust_remote_code
     )
-    session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
+    session = Session(
+        spec=spec,
+        accelerator=accelerator,
+        policy=policy,
+        tokenizer=tokenizer,
+        waiting=_waiting_group(accelerator),
+    )
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         fuse(policy)
         with session.arithmetic():  # a kernel may take no other dtype than that of the training
@@ -253,19 +270,27 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     return session
 
 
+def _waiting_group(accelerator: Any) -> Any:
+    """Over gloo, whose barrier may last: NCCL's would end everything after its shorter time."""
+    if accelerator.num_processes == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=_LONG_PATIENCE)
+
+
 def _accelerator(spec: StepSpec) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     on_cpu = spec.launch.device == "cpu"
     tracking = spec.tracking.tools if spec.task != "none" else []
     folder = spec.folder / "tracking"
-    # Other ranks wait in a collective while the main one saves and hashes a large model.
     sharded = spec.launch.strategy.startswith("deepspeed")
     backend = "gloo" if on_cpu and sharded else None
     group = InitProcessGroupKwargs(backend=backend, timeout=_PATIENCE)
+    # Gradients are views of the buckets that travel, not copies of them.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     options: dict[str, Any] = {
-        "kwargs_handlers": [group] if sharded or spec.launch.processes > 1 else None,
+        "kwargs_handlers": [group, ddp] if sharded or spec.launch.processes > 1 else None,
         "log_with": list(tracking) or None,
         "project_dir": str(folder) if tracking else None,
     }

@@ -122,6 +122,7 @@ def _train(
         timings_s=step.timings.rounded,
         events=step.events,
         sharded=step.session.is_sharded,
+        wait=step.session.wait,
     )
     if saved:
         checkpoints.restore(saved)
