@@ -20,7 +20,7 @@ from sdpo.fused import fuse
 from sdpo.lanes import changes_itself, draws_at_random
 from sdpo.last_block import prune
 from sdpo.layouts import PromptGroup
-from sdpo.layouts.check import agrees, longest_pairs
+from sdpo.layouts.check import agrees, length_matters, shortened, tried_pairs
 from sdpo.logps import SequenceScorer
 from sdpo.out_of_memory import is_out_of_memory
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
@@ -69,15 +69,17 @@ class Session:
         return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
 
     def settle_layout(self, tokens: TokenFile, rows: np.ndarray, events: EventWriter) -> None:
-        """Try the layout on the longest pairs of ``rows``; the plain one where it does not serve.
+        """Try the layout on some pairs of ``rows``; the plain one where it does not serve.
 
         A sharded model is tried without gradients: its engine alone may run them.
         """
         if self.layout == "padded" or not len(rows):
             return
         module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
-        pairs = [tokens.row(row) for row in longest_pairs(tokens, rows)]
+        pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
         groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+        if not length_matters(self.policy.config):
+            groups = shortened(groups)
         with self.arithmetic():
             problem = self._trial(module, groups)
         if problem:
