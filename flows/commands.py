@@ -143,7 +143,7 @@ def export_model(
                 f"run {stored.name} has no complete step yet: there is no model to export"
             )
         raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
-    checked_digest(stored, number)
+    digest = checked_digest(stored, number)
     with RunConsole(console) as listen:
         run_stage(
             ExportSpec(
@@ -152,6 +152,7 @@ def export_model(
                 model=ModelConfig(trust_remote_code=config.model.trust_remote_code),
                 launch=LaunchConfig(device="cpu", strategy="single", threads=1),
                 source=stored.model(number).absolute(),
+                digest=digest,
                 out=folder.absolute(),
                 dtype=dtype,
             ),

@@ -20,10 +20,12 @@ composition of a micro-batch changes the last bits of its sums."""
 _HEAD_CPU_BYTES = 4 * 2**20
 _HEAD_CPU_ROWS = 256
 _HEAD_CPU_MOST_BYTES = 32 * 2**20
-_HEAD_GPU_BYTES = 256 * 2**20
+_HEAD_GPU_BYTES = 2**31
+_HEAD_GPU_SHARE = 16
 """Of one chunk of the head's fp32 logits. On a CPU it stays in the cache while its few passes are
-made, but is not cut below so many rows for it. A GPU reads the whole head for every chunk, which
-hundreds of rows hide."""
+made, but is not cut below so many rows for it. A GPU reads the whole head for every chunk, and
+reads and writes its fp32 gradient, which takes as long as the products of 500 rows: a chunk has
+thousands, in at most a sixteenth of its memory."""
 
 LANE_WEIGHTS = range(1_000_000, 64_000_001)
 """Of models that compute faster in lanes. The matrix products of a larger one keep several threads
@@ -41,11 +43,12 @@ def micro_batch_tokens(setting: int, *, device: str) -> int:
     return setting or (CPU_MICRO_BATCH_TOKENS if device == "cpu" else GPU_MICRO_BATCH_TOKENS)
 
 
-def head_rows(vocabulary: int, *, device: str) -> int:
-    """Rows of hidden states whose logits exist at a time."""
+def head_rows(vocabulary: int, *, device: str, memory: int = 0) -> int:
+    """Rows of hidden states whose logits exist at a time; ``memory``: bytes of a GPU, 0 unknown."""
     row = 4 * vocabulary
     if device != "cpu":
-        return max(1, _HEAD_GPU_BYTES // row)
+        most = min(_HEAD_GPU_BYTES, memory // _HEAD_GPU_SHARE or _HEAD_GPU_BYTES)
+        return max(1, most // row)
     return max(1, _HEAD_CPU_BYTES // row, min(_HEAD_CPU_ROWS, _HEAD_CPU_MOST_BYTES // row))
 
 

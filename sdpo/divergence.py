@@ -23,9 +23,10 @@ from sdpo.batching import micro_batches
 from sdpo.head import head_logits
 from sdpo.layouts import Batch
 from sdpo.logps import TokenSequence, collate
+from sdpo.out_of_memory import Parts
 
-CHUNK_BYTES = 32 * 2**20
-"""Of a chunk of rows, with all its copies."""
+CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 2**30
+"""Of a chunk of rows, with all its copies: on a GPU so many that they hide reading the head."""
 COPIES = 6
 """Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
 made from and into."""
@@ -63,10 +64,14 @@ def divergence(
         np.arange(len(sequences)), lengths, budget=budget, ranks=1, padded=True
     )
     sums = np.zeros((3, len(sequences)))
-    for items in batches:
+    parts = Parts(what="the KL divergence", cost=lambda items: float(lengths[items].sum()))
+
+    def computed(items: np.ndarray) -> torch.Tensor:
         batch = collate([sequences[i] for i in items], pad_token_id=pad_token_id).to(device)
         states = _states(policy, batch), _states(other, batch)
-        terms = _terms((policy, other), states, batch.targets).cpu()
+        return _terms((policy, other), states, batch.targets).cpu()
+
+    for items, terms in (done for batch in batches for done in parts.of(batch, computed)):
         start = 0
         for item in items:
             end = start + sequences[item].scored
@@ -93,14 +98,13 @@ def _terms(
     The whole vocabulary is needed, so logits exist for one chunk of rows and never in full.
     """
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
-    chunk = max(1, CHUNK_BYTES // (8 * COPIES * vocabulary))
+    chunk_bytes = GPU_CHUNK_BYTES if targets.is_cuda else CHUNK_BYTES
+    chunk = max(1, chunk_bytes // (8 * COPIES * vocabulary))
+    logits = [head_logits(model, hidden) for model, hidden in zip(models, states, strict=True)]
     parts = []
     for start in range(0, len(targets), chunk):
         rows = slice(start, start + chunk)
-        logp, logq = (
-            torch.log_softmax(head_logits(model, hidden[rows]).double(), dim=-1)
-            for model, hidden in zip(models, states, strict=True)
-        )
+        logp, logq = (torch.log_softmax(of(rows).double(), dim=-1) for of in logits)
         kl = (logp.exp() * (logp - logq)).sum(-1)
         taken = targets[rows, None]
         k1 = (logp.gather(1, taken) - logq.gather(1, taken)).squeeze(1)

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+_SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
+"""Of the numbers on which a module's own code and what stands in for it are compared."""
+
 
 class _RMSNorm(torch.autograd.Function):
     """``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
@@ -33,7 +36,8 @@ class _RMSNorm(torch.autograd.Function):
         weight_grad = None
         if ctx.needs_input_grad[1]:
             weight_grad = product.sum(tuple(range(x.dim() - 1)))
-        mean = torch.mv(product.view(-1, x.shape[-1]), weight).div_(x.shape[-1])
+        # The gradient of a transposed view has strides of its own, and so has the product.
+        mean = torch.mv(product.reshape(-1, x.shape[-1]), weight).div_(x.shape[-1])
         grad = torch.mul(gradient, weight, out=product)
         grad.addcmul_(normed, mean.view(*x.shape[:-1], 1), value=-1).mul_(scale)
         return grad, weight_grad, None
@@ -72,7 +76,9 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        x, gated, raised, gate, up, down = (t.flatten(0, -2) for t in ctx.saved_tensors)
+        saved = ctx.saved_tensors  # recomputation lets them be read once
+        shape = saved[0].shape
+        x, gated, raised, gate, up, down = (t.flatten(0, -2) for t in saved)
         wants_x, *wants = ctx.needs_input_grad
         gradient = gradients[0].flatten(0, -2)
         inner = gradient @ down
@@ -84,7 +90,7 @@ class _GatedMLP(torch.autograd.Function):
         up_grad = raised_grad.T @ x if wants[1] else None
         x_grad = None
         if wants_x:
-            x_grad = (gated_grad @ gate).addmm_(raised_grad, up).view(ctx.saved_tensors[0].shape)
+            x_grad = (gated_grad @ gate).addmm_(raised_grad, up).view(shape)
         return x_grad, gate_grad, up_grad, down_grad
 
 
@@ -216,12 +222,22 @@ def _is_bare(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _same(module: nn.Module, forward: Any, width: int) -> bool:
-    """Whether ``forward`` gives what the module's own does, on a few numbers."""
+    """Whether ``forward`` gives what the module's own does, on numbers of every size that occurs.
+
+    An architecture may clamp what is large, or add to what is small: a formula that is the same
+    near 1 is not the same one.
+    """
     parameter = next(module.parameters())
     if not _plain(parameter) or parameter.numel() == 0:
         return False
-    x = torch.linspace(-3, 3, 4 * width).view(1, 4, width)
-    return torch.allclose(forward(module, x), module(x), rtol=1e-5, atol=1e-6)
+    near_one = torch.linspace(-3, 3, 4 * width).view(1, 4, width)
+    for size in _SIZES:
+        x = size * near_one
+        theirs, ours = module(x), forward(module, x)
+        most = float(theirs.abs().max())
+        if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6 * most):
+            return False
+    return True
 
 
 def _width(module: Any) -> int:

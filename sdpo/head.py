@@ -5,6 +5,8 @@ its gradient: ``d z = g (onehot - softmax)``), so memory does not depend on the 
 length. Sums are accumulated in fp32.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from types import MethodType
 from typing import Any
 
@@ -30,7 +32,7 @@ class _ChunkedHead(torch.autograd.Function):
         scale: float,
         softcap: float,
     ) -> torch.Tensor:
-        chunk = head_rows(weight.shape[0], device=hidden.device.type)
+        chunk = _rows(weight.shape[0], hidden.device)
         kernel = weight.to(hidden.dtype)
         logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logps)
@@ -70,10 +72,7 @@ class _ChunkedHead(torch.autograd.Function):
             low = slope.to(hidden.dtype)
             hidden_grad[rows] = low @ kernel
             if weight_grad is not None:
-                if low.dtype == torch.float32:
-                    weight_grad.addmm_(low.T, hidden[rows])
-                else:
-                    weight_grad += _product(low.T, hidden[rows])
+                _add_product(weight_grad, low.T, hidden[rows])
         return (
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
@@ -90,6 +89,38 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``total += left @ right`` in fp32, without a product beside it where torch can."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda and _adds_low_products(left.dtype, left.device.index):
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += _product(left, right)
+
+
+@lru_cache(maxsize=8)
+def _adds_low_products(dtype: torch.dtype, device: int) -> bool:
+    """Whether this torch adds a product of low precision to an fp32 matrix in place, rightly."""
+    on_device: dict[str, Any] = {"device": torch.device("cuda", device)}
+    left, right = (torch.eye(32, dtype=dtype, **on_device) for _ in range(2))
+    total = torch.full((32, 32), 2.0**-20, **on_device)
+    try:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+    return bool(torch.equal(total, torch.eye(32, **on_device) + 2.0**-20))
+
+
+@lru_cache(maxsize=8)
+def _rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of a chunk on ``device``."""
+    memory = 0
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    return head_rows(vocabulary, device=device.type, memory=memory)
 
 
 def _logits(
@@ -161,9 +192,14 @@ def _logit_transform(config: Any) -> tuple[float, float]:
     return scale, float(softcap or 0.0)
 
 
-def head_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """What the model's softmax gets for hidden ``states``: fp32 ``[rows, vocabulary]``."""
+def head_logits(model: Any, states: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    """What the model's softmax gets for some of the hidden ``states`` ``[rows, width]``.
+
+    Returns a function of a slice of rows with fp32 ``[rows, vocabulary]``. The head is cast to
+    autocast's dtype once, for all slices.
+    """
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
     head = model.get_output_embeddings()
-    return _logits(states, head.weight.to(states.dtype), head.bias, *_logit_transform(model.config))
+    kernel, transform = head.weight.to(states.dtype), _logit_transform(model.config)
+    return lambda rows: _logits(states[rows], kernel, head.bias, *transform)

@@ -10,7 +10,7 @@ another program that opens it would get another model: such a folder is refused 
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a configuration that is of the language model: all of it in most models."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config

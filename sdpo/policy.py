@@ -14,14 +14,18 @@ import torch
 from torch import nn
 
 from sdpo.config import ModelConfig, TrainingConfig
+from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, ModelError
 from sdpo.model_folder import refusals, tokenizer_files, view_of
 
 
-def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: bool = False) -> Any:
+def load_policy(
+    folder: Path, *, model: ModelConfig, digest: str = "", gradient_checkpointing: bool = False
+) -> Any:
     """The causal language model in ``folder``, fp32, without dropout.
 
-    It is loaded from a view of exactly the files that are digested.
+    It is loaded from a view of exactly the files that are digested. ``digest``: the model's, where
+    it is known which one it has to be; the files are read for it while the view watches them.
 
     Raises:
         ModelError: it is not a causal language model, its weights do not fit its configuration, or
@@ -31,6 +35,11 @@ def load_policy(folder: Path, *, model: ModelConfig, gradient_checkpointing: boo
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
+        if digest and (found := model_digest(folder)) != digest:
+            raise ModelError(
+                f"{folder} is not the model this run was made with: its digest is {found}, not "
+                f"{digest}"
+            )
         policy, info = AutoModelForCausalLM.from_pretrained(
             view,
             dtype=torch.float32,

@@ -166,6 +166,17 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
     return precision
 
 
+def idle_hint(launch: LaunchConfig) -> str:
+    """What there is to know of GPUs that the run leaves idle; empty: nothing."""
+    gpus = len(machine.cuda_capabilities()) if launch.device == "cuda" else 0
+    if gpus <= launch.processes:
+        return ""
+    return (
+        f"this machine has {gpus} CUDA devices, and launch.processes is {launch.processes}: the "
+        f"others stay idle. launch.processes: {gpus} uses all; CUDA_VISIBLE_DEVICES chooses which"
+    )
+
+
 def precision_hint(precision: str, launch: LaunchConfig) -> str:
     """What there is to know of ``training.precision`` on this machine's CPU; empty: nothing.
 

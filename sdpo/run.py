@@ -20,7 +20,7 @@ from sdpo.identity import changes, run_identity
 from sdpo.locks import share
 from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
 from sdpo.recipe import check_run_name, make_config
-from sdpo.resolve import Resolved, cache_dir, precision_hint, resolve, restore_machine
+from sdpo.resolve import Resolved, cache_dir, idle_hint, precision_hint, resolve, restore_machine
 from sdpo.resume import discard
 from sdpo.sharing import adopt
 from sdpo.spec import Spec
@@ -235,6 +235,8 @@ def open_run(
         if new:
             if hint := precision_hint(config.training.precision, resolved.config.launch):
                 listen({"event": "note", "message": hint})
+            if hint := idle_hint(resolved.config.launch):
+                listen({"event": "warning", "message": hint})
             run.write_run(_run_file(run, resolved, origin, carried))
         stored = read_stored(run)
         _check_same(run, stored, resolved, origin)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdpo.out_of_memory import Parts
 from sdpo.sampler import Sampler
 
 
@@ -77,20 +78,27 @@ def sample(
     ]
     assert min(room, default=1) > 0, "every prompt leaves room for a completion"
     found: dict[int, Completion] = {}
-    for items in _batches(prompts, room, micro_batch_tokens=micro_batch_tokens):
-        tokens = room[items[0]]
+
+    def generated(items: np.ndarray) -> list[list[int]]:
         members = [prompts[i] for i in items]
         numbers = np.stack([uniforms(p, seed=seed, tokens=max_new_tokens) for p in members])
-        written = _generate(
+        return _generate(
             policy,
             members,
             chooser=_Chooser(torch.from_numpy(numbers).to(device), sampler),
-            tokens=tokens,
+            tokens=room[items[0]],
             ends=ends,
             pad_token_id=pad_token_id,
             device=device,
         )
-        for item, ids in zip(items, written, strict=True):
+
+    sizes = np.array([len(p.ids) + more for p, more in zip(prompts, room, strict=True)])
+    parts = Parts(what="sampling", cost=lambda items: float(sizes[items].sum()))
+    batches = _batches(prompts, room, micro_batch_tokens=micro_batch_tokens)
+    for items, written in (
+        done for batch in batches for done in parts.of(np.array(batch), generated)
+    ):
+        for item, ids in zip(items.tolist(), written, strict=True):
             found[item] = _cut(ids, ends)
         on_batch(len(found))
     return [found[item] for item in range(len(prompts))]

@@ -7,10 +7,12 @@ elsewhere rows of like length share a padded forward.
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 
 from sdpo.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batches
 from sdpo.cache import LogpCache, RowLogps
@@ -18,6 +20,7 @@ from sdpo.errors import Fault
 from sdpo.events import EventWriter
 from sdpo.lanes import in_lanes
 from sdpo.layouts import LAYOUTS, PromptGroup
+from sdpo.out_of_memory import Parts
 from sdpo.tokens.store import Digests, TokenFile
 
 _PART_ROWS = 512
@@ -133,14 +136,23 @@ def _compute(
     lengths = LAYOUTS[scorer.layout].tokens(tokens.prompt_lengths[rows], sides)
     share = _share(scorer, lengths)
 
-    def forward(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Itself and its log-probs; a rank without any takes part, as sharded models need."""
-        return batch, _forward(scorer, tokens, rows[batch] if len(batch) else rows[-1:])
+    parts = Parts(
+        what=f"the scoring of {phase}",
+        cost=lambda batch: float(lengths[batch].sum()),
+        in_step=scorer.accelerator.distributed_type == DistributedType.DEEPSPEED,
+    )
+
+    def forward(batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Parts of the batch with their log-probs; a rank without any takes part, as sharded
+        models need."""
+        if not len(batch):
+            return [(batch, _forward(scorer, tokens, rows[-1:]))]
+        return list(parts.of(batch, lambda part: _forward(scorer, tokens, rows[part])))
 
     done, total, size = 0, sum(int(lengths[batch].sum()) for batch in share), f"{len(rows)} pairs"
     pending = _Pending(cache)
     with closing(in_lanes(forward, share, lanes=scorer.lanes)) as found:
-        for batch, logps in found:
+        for batch, logps in chain.from_iterable(found):
             if len(batch):
                 _check_finite(logps, tokens, rows[batch])
                 pending.add(tokens.digests(rows[batch]), logps)

@@ -160,6 +160,8 @@ class ExportSpec(Spec):
 
     kind: Literal["export"] = "export"
     source: Path
+    digest: str = ""
+    """The source's, where it is known which model it has to be."""
     out: Path
     dtype: Literal["float32", "bfloat16", "float16"]
 

@@ -14,6 +14,7 @@ from sdpo import interrupts
 from sdpo.disk import is_disk_full, no_space_message
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
+from sdpo.out_of_memory import first_line, is_out_of_memory, remedies
 from sdpo.spec import ExportSpec, KlSpec, StageSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.streams import make_lasting
 from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
@@ -71,6 +72,8 @@ def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
 
 def _message(error: Exception) -> str:
     known = isinstance(error, UserError) or type(error).__module__.startswith("sdpo.")
+    if not known and is_out_of_memory(error):
+        return f"out of memory: {remedies()} ({first_line(error)})"
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 

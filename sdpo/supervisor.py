@@ -213,6 +213,9 @@ def _environment(spec: Spec) -> dict[str, str]:
     }
     if spec.launch.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        # Micro-batches differ in size: blocks that cannot grow leave holes that nothing fits.
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return environment
 
 

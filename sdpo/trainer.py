@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
 from sdpo.config import TrainingConfig
@@ -23,6 +24,7 @@ from sdpo.errors import DivergedError, Fault, LowMemoryError
 from sdpo.headroom import Budget, halved
 from sdpo.lanes import GradientSum, in_lanes
 from sdpo.layouts import LAYOUTS
+from sdpo.out_of_memory import Parts, first_line, is_out_of_memory, remedies
 from sdpo.tasks import ItemLosses, Task
 
 Metrics = dict[str, float]
@@ -115,6 +117,46 @@ class Trainer:
         logps: torch.Tensor = self.scorer(batch.to(device))
         return logps.float().view(len(items), task.rows).T.reshape(-1)
 
+    @torch.no_grad()
+    def logps_as_trained(self, task: Task, items: np.ndarray) -> np.ndarray:
+        """Log-probs of ``items``, fp32 ``[items, rows]``, computed as a global batch of them is
+        trained: in train mode, in micro-batches, in lanes. Generators stay where they are.
+
+        Every rank computes all of them. DeepSpeed's engine counts forwards in train mode: it is
+        asked in the mode that it is in.
+        """
+        shares = self._shares(
+            items,
+            self.costs(task),
+            step=self.progress.step,
+            among=self.lanes * self.accelerator.num_processes,
+        )
+        batches = [batch for share in shares for batch in share if len(batch)]
+        generators = Generators(self.accelerator.device)
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            self.scorer.train()
+        parts = self._parts(task, "the gate")
+
+        def computed(batch: np.ndarray) -> list[tuple[np.ndarray, torch.Tensor]]:
+            return list(parts.of(batch, lambda part: self.logps(task, part)))
+
+        found: dict[int, np.ndarray] = {}
+        for done in in_lanes(computed, batches, lanes=self.lanes):
+            for batch, logps in done:
+                found |= zip(batch.tolist(), logps.view(task.rows, -1).T.cpu().numpy(), strict=True)
+        self.scorer.eval()
+        generators.restore()
+        return np.stack([found[int(item)] for item in items])
+
+    def _parts(self, task: Task, what: str) -> Parts:
+        """Computing without gradients in as few parts as memory holds."""
+        costs = self.costs(task)
+        return Parts(
+            what=what,
+            cost=lambda items: float(costs[items].sum()),
+            in_step=self.accelerator.num_processes > 1,
+        )
+
     def costs(self, task: Task) -> np.ndarray:
         """Tokens of each item alone in a forward, ``[items]``."""
         return LAYOUTS[self.layout].tokens(task.prompt_tokens, task.completion_tokens)
@@ -173,9 +215,29 @@ class Trainer:
         norm = self._clip()
         if not math.isfinite(norm):
             self._diverged(f"the gradient norm is {norm}", task, batch)
-        self.optimizer.step()
+        self._update(step, largest=int(costs[batch].max()))
         self.optimizer.zero_grad(set_to_none=True)
         return metrics | {"grad_norm": norm}
+
+    def _update(self, step: int, *, largest: int) -> None:
+        """Take the optimizer's step.
+
+        Its first one makes its states. Where they do not fit beside what micro-batches left, some
+        weights may be updated and others not: a new stage has to go on, with smaller ones.
+
+        Raises:
+            LowMemoryError: they did not fit; a smaller budget is told.
+            Fault: they did not fit, and one item is in a micro-batch already.
+        """
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            fault = first_line(error)
+        else:
+            return
+        self._lower(step, largest=largest, fault=f"the optimizer's states: {fault}", anew=True)
 
     def _gradients_in_memory(
         self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
@@ -192,28 +254,27 @@ class Trainer:
             try:
                 return self._gradients(task, batch, costs, step=step)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if not is_out_of_memory(error):
                     raise
-                fault = str(error).partition("\n")[0]
+                fault = first_line(error)
             # Here the error is gone, and the tensors that its frames held with it.
             self.optimizer.zero_grad(set_to_none=True)
             self._lower(step, largest=int(costs[batch].max()), fault=fault)
             generators.restore()
 
-    def _lower(self, step: int, *, largest: int, fault: str) -> None:
+    def _lower(self, step: int, *, largest: int, fault: str, anew: bool = False) -> None:
+        """Tell a smaller budget; ``anew``: it is for another stage, since this one cannot go on."""
         before = self.budget(step)
         tokens = halved(before, largest=largest)
         if not tokens:
             fewer = "launch.threads: 1, for one at a time, " if self.lanes > 1 else ""
             raise Fault(
-                f"out of memory with one pair of {largest} tokens in a micro-batch: set {fewer}"
-                "training.gradient_checkpointing, train adapters (training.lora_r), shard the "
-                "model (launch.strategy: deepspeed_zero3) or shorten data.max_length "
-                f"({fault})"
+                f"out of memory with one pair of {largest} tokens in a micro-batch: "
+                f"{remedies(fewer=fewer)} ({fault})"
             )
         self.progress.budget = self.progress.budget.lowered(step, to=tokens)
         self.progress.on_lowered(self.progress.budget)
-        if self.accelerator.distributed_type != DistributedType.NO:
+        if anew or self.accelerator.distributed_type != DistributedType.NO:
             raise LowMemoryError(
                 f"out of memory at optimizer step {step + 1} with micro-batches of {before} "
                 f"tokens: it goes on with {tokens} ({fault})"
@@ -276,7 +337,8 @@ class Trainer:
         if len(items):
             return task.losses(self.logps(task, items), items)
         losses = task.losses(self.logps(task, fallback[-1:]), fallback[-1:])
-        return ItemLosses(losses.loss[:0], {})
+        # Its metrics count nothing, and have the names that those of all ranks are added up by.
+        return ItemLosses(losses.loss[:0], {name: v[:0] for name, v in losses.metrics.items()})
 
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf
@@ -302,12 +364,17 @@ class Trainer:
         cut = self.cut(everything, costs, step=self.progress.step)
         sums = _Sums(self.accelerator)
         self.scorer.eval()
-        found = in_lanes(
-            lambda items: self._forward(task, items, fallback=everything), cut, lanes=self.lanes
-        )
+        parts = self._parts(task, "the loss on the reserve")
+
+        def computed(items: np.ndarray) -> list[tuple[np.ndarray, ItemLosses]]:
+            forward = partial(self._forward, task, fallback=everything)
+            return list(parts.of(items, forward))
+
+        found = in_lanes(computed, cut, lanes=self.lanes)
         with closing(found):
-            for losses in found:
-                sums.add(losses)
+            for done in found:
+                for _, losses in done:
+                    sums.add(losses)
         self.scorer.train()
         means = sums.means(weight=float(task.weights(everything).sum()))
         if not math.isfinite(means["loss"]):
@@ -348,18 +415,10 @@ class _Sums:
             self._metrics[name] = self._metrics.get(name, 0.0) + values.double().sum()
 
     def means(self, *, weight: float) -> Metrics:
-        """Loss over the weight, metrics over the items."""
-        names = self._names()
+        """Loss over the weight, metrics over the items. All ranks have the same names."""
+        names = sorted(self._metrics)
         zero = torch.zeros_like(self._loss)
-        parts = [self._loss, zero + self._items, *(self._metrics.get(n, zero) for n in names)]
+        parts = [self._loss, zero + self._items, *(self._metrics[name] for name in names)]
         loss, items, *metrics = self._accelerator.reduce(torch.stack(parts), "sum").tolist()
         means = {name: value / items for name, value in zip(names, metrics, strict=True)}
         return {"loss": loss / weight, **means}
-
-    def _names(self) -> list[str]:
-        """Metric names in one order on all ranks: a rank without items has none of its own."""
-        if self._accelerator.num_processes == 1:
-            return sorted(self._metrics)
-        from accelerate.utils import gather_object
-
-        return sorted(set(gather_object(sorted(self._metrics))))

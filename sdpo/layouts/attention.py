@@ -21,6 +21,7 @@ NAME = "sdpo_segments"
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_MOST_GRAPHS = 64
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "block_indices", "indices")
 """What some architectures add to attention and this module does not do."""
 
@@ -53,10 +54,22 @@ def segmented_attention(
     for name in _UNKNOWN:
         if options.get(name) is not None:
             raise LayoutError(f"{type(module).__name__} wants attention with {name}")
+    query, key, value = _one_dtype(query, key, value)
     if query.device.type == "cuda":
         out = _flex(query, key, value, segments, scaling, sliding_window)
         return out.transpose(1, 2).contiguous(), None
     return _on_cpu(query, key, value, segments, scaling, dropout, sliding_window), None
+
+
+def _one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors in the dtype of autocast, where it is on, as torch's own kernels take them there.
+
+    Rotary embedding leaves queries and keys in fp32 beside values in bf16.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -189,22 +202,32 @@ def _flex(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    out: torch.Tensor = _compiled_flex()(
-        query,
-        key,
-        value,
-        block_mask=segments.block_mask(window),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    kernel, limited = _compiled_flex()
+    with limited:
+        out: torch.Tensor = kernel(
+            query,
+            key,
+            value,
+            block_mask=segments.block_mask(window),
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     return out
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
+def _compiled_flex() -> tuple[Any, Any]:
+    """The kernel, and what its calls happen in.
+
+    The whole call is one graph or an error: past the limit of graphs torch would go on without
+    compiling, which makes the scores of all tokens with all tokens. Lengths are dynamic, so graphs
+    are few (gradients, grouped heads, windows, dtypes), but there may be more than torch's limit of
+    8.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return compiled, torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
 
 
 def register() -> None:

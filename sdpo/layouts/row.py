@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from sdpo.layouts.batch import Batch, PromptGroup, targets_of
-from sdpo.layouts.segments import Segment, Segments, in_blocks, padded_length
+from sdpo.layouts.segment import Segment
+from sdpo.layouts.segments import Segments, in_blocks, padded_length
 
 
 class Row:
@@ -55,13 +56,16 @@ class Row:
             self.see(start, self.tokens, start, self.tokens)
         targets, scored = targets_of(groups)
         positions = _joined(self._positions)
+        at = positions.numpy()
         parts = self._segments
         if device == "cpu":
-            parts = [part for whole in parts for part in in_blocks(whole, positions.numpy())]
+            parts = [part for whole in parts for part in in_blocks(whole, at)]
         return Batch(
             input_ids=_joined(self._ids)[None],
             position_ids=positions[None],
-            segments=Segments(tuple(parts), positions, _joined(self._groups), _joined(self._parts)),
+            segments=Segments(
+                tuple(parts), positions, _joined(self._groups), _joined(self._parts), at
+            ),
             predictors=_joined(self._predictors),
             targets=targets,
             scored=scored,

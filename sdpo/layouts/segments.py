@@ -12,21 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-_BLOCK = 128
-"""FlexAttention works on blocks of so many tokens: rows for it are padded to a multiple."""
+from sdpo.layouts.block_masks import BLOCK, block_mask
+from sdpo.layouts.segment import Segment
 
 _CPU_BLOCK = 128
 """Queries of a long segment that a CPU computes at a time: see :func:`in_blocks`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Query tokens ``[first, last)`` and the key tokens ``[first_key, last_key)`` they may see."""
-
-    first: int
-    last: int
-    first_key: int
-    last_key: int
 
 
 def in_blocks(segment: Segment, positions: np.ndarray) -> Iterator[Segment]:
@@ -51,12 +41,14 @@ class Segments:
 
     ``positions``, ``group`` and ``part``: int64 ``[tokens]``, the position of each token in its
     sequence, the group it belongs to, and 0 for prompt tokens or the number of its completion.
+    ``on_host`` are the positions where the processor has them at hand, whatever the device.
     """
 
     parts: tuple[Segment, ...]
     positions: torch.Tensor
     group: torch.Tensor
     part: torch.Tensor
+    on_host: np.ndarray = field(repr=False, compare=False)
     _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Segments":
@@ -65,7 +57,7 @@ class Segments:
             array.to(device, non_blocking=non_blocking)
             for array in (self.positions, self.group, self.part)
         )
-        return Segments(self.parts, positions, group, part)
+        return Segments(self.parts, positions, group, part, self.on_host)
 
     def masks(self, window: int | None, dtype: torch.dtype) -> Sequence[torch.Tensor | None]:
         """Per segment the additive mask ``[queries, keys]``; None where it is plainly causal."""
@@ -105,21 +97,12 @@ class Segments:
         """The rule as FlexAttention's block mask."""
         key = ("blocks", window)
         if key not in self._made:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            device, tokens = self.positions.device, len(self.positions)
-
-            def sees(
-                _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, at: torch.Tensor
-            ) -> torch.Tensor:
-                return self._sees(query, at, window)
-
-            self._made[key] = create_block_mask(
-                sees, None, None, tokens, tokens, device=str(device), BLOCK_SIZE=_BLOCK
+            self._made[key] = block_mask(
+                self.parts, self.on_host, window=window, device=self.positions.device
             )
         return self._made[key]
 
 
 def padded_length(tokens: int, *, device: str) -> int:
     """Length of a row of ``tokens`` on ``device``: FlexAttention wants whole blocks."""
-    return -(-tokens // _BLOCK) * _BLOCK if device == "cuda" else tokens
+    return -(-tokens // BLOCK) * BLOCK if device == "cuda" else tokens

@@ -69,7 +69,8 @@ class Checkpoints:
     """The states of one training.
 
     ``folder`` is the step's, ``key`` the digests of what the states belong to, ``facts`` what the
-    step's record will need and a resumed step does not measure again.
+    step's record will need and a resumed step does not measure again. ``wait`` waits for the other
+    ranks, however long one of them writes.
     """
 
     trainer: Trainer
@@ -79,6 +80,7 @@ class Checkpoints:
     timings_s: Callable[[], Mapping[str, float]]
     events: EventWriter
     sharded: bool
+    wait: Callable[[], None] = lambda: None
     _saved_at: int = field(default=0, init=False)
     _saved_s: float = field(default_factory=time.monotonic, init=False)
     _boundary_s: float = field(default_factory=time.monotonic, init=False)
@@ -182,6 +184,7 @@ class Checkpoints:
                     resume.seal(folder, self._content(number, total), digests)
         except (_NotSaved, OSError) as error:
             fault = str(error)
+        self.wait()
         return str(self._broadcast(fault))
 
     def _begin(self, stack: ExitStack, number: int) -> Path | str:
@@ -205,6 +208,7 @@ class Checkpoints:
                 share = {name: file_digest(folder / name) for name in names}
             except (OSError, SafetensorError) as error:
                 share = str(error)
+        self.wait()
         if self._accelerator.num_processes == 1:
             return [share]
         from accelerate.utils import gather_object

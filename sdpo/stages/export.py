@@ -17,6 +17,7 @@ def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
     policy = load_policy(
         spec.source,
         model=ModelConfig(trust_remote_code=spec.model.trust_remote_code),
+        digest=spec.digest,
     )
     policy = policy.to(getattr(torch, spec.dtype))
     with publish_folder(spec.out) as temporary:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.batching import GPU_MICRO_BATCH_TOKENS
 from sdpo.events import EventWriter
 from sdpo.headroom import Budget, probe, read_budget, write_budget
 from sdpo.layouts import LAYOUTS
+from sdpo.out_of_memory import is_out_of_memory
 from sdpo.tasks import Task
 from sdpo.trainer import Generators, Trainer
 
@@ -108,7 +109,7 @@ def fits(trainer: Trainer, task: Task, items: np.ndarray) -> bool:
         losses = task.losses(trainer.logps(task, items), items)
         trainer.accelerator.backward(losses.loss.sum() * 0.0)
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
         return False
     return torch.cuda.max_memory_allocated(device) + _states_to_come(trainer) <= room

@@ -14,9 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sdpo.batching import micro_batch_tokens
-from sdpo.digest import model_digest
 from sdpo.divergence import Divergence, divergence
-from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.logps import SequenceScorer, TokenSequence
@@ -82,13 +80,10 @@ def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> Any:
         ModelError: it is another model, or treats its logits in an unknown way.
     """
     events.emit("phase", phase="load", detail=f"{named.name} from {named.folder}")
-    found = model_digest(named.folder)
-    if found != named.digest:
-        raise ModelError(
-            f"{named.folder} is not {named.name}: its digest is {found}, not {named.digest}"
-        )
     device = torch.device(spec.launch.device)
-    policy = load_policy(named.folder, model=spec.model).to(device).eval()
+    policy = load_policy(named.folder, model=spec.model, digest=named.digest)
+    # Autocast keeps copies of weights that train, until the end of the stage: none does here.
+    policy = policy.to(device).eval().requires_grad_(False)
     vocabulary = policy.config.get_text_config().vocab_size
     SequenceScorer(policy).check_head(vocabulary=vocabulary, device=device)
     return policy

@@ -3,23 +3,26 @@
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.batching import lane_count, resolve_layout, training_lanes
 from sdpo.config import TrainingConfig
 from sdpo.digest import model_digest
-from sdpo.errors import DivergedError, Fault, ModelError
+from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
 from sdpo.files import publish_folder
 from sdpo.fused import fuse
 from sdpo.lanes import changes_itself, draws_at_random
 from sdpo.last_block import prune
 from sdpo.layouts import PromptGroup
-from sdpo.layouts.check import agrees, longest_pairs
+from sdpo.layouts.check import agrees, length_matters, shortened, tried_pairs
 from sdpo.logps import SequenceScorer
+from sdpo.out_of_memory import is_out_of_memory
 from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.score import Scorer
 from sdpo.spec import StepSpec
@@ -27,20 +30,25 @@ from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.store import TokenFile
 from sdpo.trainer import Trainer, make_optimizer
 
-_PATIENCE = timedelta(hours=12)
+_PATIENCE = timedelta(minutes=30)
+"""After so long a collective of a training hangs."""
+_LONG_PATIENCE = timedelta(hours=12)
+"""While the main rank saves and hashes a large model or writes completions, the others wait."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
     """M_{t-1} in memory, becoming M_t.
 
-    ``published_digest`` is that of M_t once :meth:`publish` was called, empty before.
+    ``published_digest`` is that of M_t once :meth:`publish` was called, empty before. ``waiting``
+    is the process group in which ranks wait for one that works alone, None with one process.
     """
 
     spec: StepSpec
     accelerator: Any
     policy: Any
     tokenizer: Any
+    waiting: Any = None
     published_digest: str = field(default="", init=False)
     _sharded: tuple[Any, Any] | None = field(default=None, init=False)
 
@@ -62,24 +70,19 @@ class Session:
         return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
 
     def settle_layout(self, tokens: TokenFile, rows: np.ndarray, events: EventWriter) -> None:
-        """Try the layout on the longest pairs of ``rows``; the plain one where it does not serve.
+        """Try the layout on some pairs of ``rows``; the plain one where it does not serve.
 
         A sharded model is tried without gradients: its engine alone may run them.
         """
         if self.layout == "padded" or not len(rows):
             return
         module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
-        pairs = [tokens.row(row) for row in longest_pairs(tokens, rows)]
+        pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
         groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+        if not length_matters(self.policy.config):
+            groups = shortened(groups)
         with self.arithmetic():
-            problem = agrees(
-                module,
-                groups,
-                layout=self.layout,
-                pad_token_id=self.pad_token_id,
-                device=self.device,
-                gradients=not self.is_sharded,
-            )
+            problem = self._trial(module, groups)
         if problem:
             events.warning(
                 f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "
@@ -87,6 +90,24 @@ class Session:
             )
             training = self.spec.training.model_copy(update={"layout": "padded"})
             self.spec = self.spec.model_copy(update={"training": training})
+
+    def _trial(self, module: Any, groups: list[PromptGroup]) -> str:
+        """What is wrong with the layout; without gradients where memory does not hold theirs."""
+        tried = partial(
+            agrees,
+            module,
+            groups,
+            layout=self.layout,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        try:
+            return tried(gradients=not self.is_sharded)
+        except RuntimeError as error:
+            if self.is_sharded or not is_out_of_memory(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        return tried(gradients=False)
 
     @property
     def is_sharded(self) -> bool:
@@ -165,6 +186,7 @@ class Session:
                     chat_template=self.spec.model.chat_template,
                 )
             digest = [model_digest(folder)]
+        self.wait()
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
         self.published_digest = digest[0]
@@ -172,9 +194,14 @@ class Session:
             self.accelerator.free_memory()  # the optimizer's state: M_t is measured next
         return digest[0]
 
+    def wait(self) -> None:
+        """Wait for the other ranks, hours if need be: one of them may be saving a large model."""
+        if self.waiting is not None:
+            torch.distributed.barrier(group=self.waiting)
+
     def close(self) -> None:
         """Wait for the other processes, then part from them: one that just ends aborts the rest."""
-        self.accelerator.wait_for_everyone()
+        self.wait()
         self.accelerator.state.destroy_process_group()
 
     def _engine(self) -> tuple[Any, Any]:
@@ -215,39 +242,49 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     events.emit("phase", phase="load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
-    found = model_digest(spec.input_model) if accelerator.is_main_process else spec.input_digest
-    if found != spec.input_digest:
-        raise ModelError(
-            f"{spec.input_model} is not the model this run was made with: its digest is {found}, "
-            f"not {spec.input_digest}"
-        )
     policy = load_policy(
         spec.input_model,
         model=spec.model,
+        digest=spec.input_digest if accelerator.is_main_process else "",
         gradient_checkpointing=spec.training.gradient_checkpointing and spec.task != "none",
     ).to(accelerator.device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-    session = Session(spec=spec, accelerator=accelerator, policy=policy, tokenizer=tokenizer)
+    session = Session(
+        spec=spec,
+        accelerator=accelerator,
+        policy=policy,
+        tokenizer=tokenizer,
+        waiting=_waiting_group(accelerator),
+    )
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         fuse(policy)
-        prune(policy)
+        with session.arithmetic():  # a kernel may take no other dtype than that of the training
+            prune(policy)
         session.check_head(SequenceScorer(policy))
     return session
 
 
+def _waiting_group(accelerator: Any) -> Any:
+    """Over gloo, whose barrier may last: NCCL's would end everything after its shorter time."""
+    if accelerator.num_processes == 1:
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=_LONG_PATIENCE)
+
+
 def _accelerator(spec: StepSpec) -> Any:
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     on_cpu = spec.launch.device == "cpu"
     tracking = spec.tracking.tools if spec.task != "none" else []
     folder = spec.folder / "tracking"
-    # Other ranks wait in a collective while the main one saves and hashes a large model.
     sharded = spec.launch.strategy.startswith("deepspeed")
     backend = "gloo" if on_cpu and sharded else None
     group = InitProcessGroupKwargs(backend=backend, timeout=_PATIENCE)
+    # Gradients are views of the buckets that travel, not copies of them.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     options: dict[str, Any] = {
-        "kwargs_handlers": [group] if sharded or spec.launch.processes > 1 else None,
+        "kwargs_handlers": [group, ddp] if sharded or spec.launch.processes > 1 else None,
         "log_with": list(tracking) or None,
         "project_dir": str(folder) if tracking else None,
     }

@@ -157,4 +157,4 @@ def _measure(
                 out=out,
                 events=events,
             )
-    session.accelerator.wait_for_everyone()
+    session.wait()

@@ -62,17 +62,22 @@ def _reference_facts(
 ) -> dict[str, Any]:
     """What the record says of the reference: the gate, and the rows scored for the loss."""
     training, scored = step.spec.training, reference.scored
+    first, _ = global_batch(
+        0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
+    )
     if scored is None:
         why = f"objective {training.objective} reads no reference: there is nothing to compare"
+        with step.timings.of("gate"):
+            apart = gate.check_as_trained(
+                trainer, task, first_batch=first, precision=training.precision
+            )
         return {
             "gate": None,
             "gate_skipped": why,
+            "as_trained_nats": apart,
             "scored_rows": {"computed": 0, "cached": 0},
         }
     with step.timings.of("gate"):
-        first, _ = global_batch(
-            0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
-        )
         passed = gate.check(
             trainer,
             task,
@@ -117,6 +122,7 @@ def _train(
         timings_s=step.timings.rounded,
         events=step.events,
         sharded=step.session.is_sharded,
+        wait=step.session.wait,
     )
     if saved:
         checkpoints.restore(saved)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,13 @@ def main() -> None:
 
     device, dtype, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
+    print(json.dumps(asdict(rates(device, dtype, seconds=1.0))))
+
+
+def rates(device: str, dtype: str, *, seconds: float) -> Rate:
+    """The best rates of this process over products of several sizes, ``seconds`` for each."""
+    import torch
+
     sizes = (1024, 2048, 3072) if device == "cpu" else (4096, 8192, 16384)
     wall = cpu = 0.0
     for size in sizes:
@@ -43,7 +50,7 @@ def main() -> None:
         )
         out = left @ right
         repeats = 1 if device == "cpu" else 10
-        until = time.perf_counter() + 1.0
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             _wait(torch, device)
             start, start_cpu = time.perf_counter(), time.process_time()
@@ -53,7 +60,7 @@ def main() -> None:
             flops = repeats * 2 * size**3
             wall = max(wall, flops / (time.perf_counter() - start))
             cpu = max(cpu, flops / (time.process_time() - start_cpu))
-    print(json.dumps({"wall": wall, "cpu": cpu}))
+    return Rate(wall, cpu)
 
 
 def _wait(torch: object, device: str) -> None:

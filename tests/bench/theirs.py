@@ -12,21 +12,34 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from tests.bench.workload import tokens_digest
 
 
+class StepEnds(TrainerCallback):
+    """Notes when an optimizer step has ended; logging its loss waits for the device."""
+
+    def __init__(self, ends: list[float]) -> None:
+        self._ends = ends
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._ends.append(time.perf_counter())
+
+
 class TimedTrainer(DPOTrainer):
     """DPOTrainer with a clock around preparation and precomputing."""
 
     seconds: dict[str, float]
+    step_ends: list[float]
 
     def __init__(self, **options: Any) -> None:
         self.seconds = {}
+        self.step_ends = []
         super().__init__(**options)
+        self.add_callback(StepEnds(self.step_ends))
 
     def _timed(self, name: str, method: Any, *arguments: Any) -> Any:
         start = time.perf_counter()
@@ -90,7 +103,7 @@ def main() -> None:
                 torch.cuda.synchronize()
             seconds = seconds | {"train": time.perf_counter() - start}
         losses = [entry["loss"] for entry in dpo.state.log_history if "loss" in entry]
-        result = {"seconds": seconds, "losses": losses}
+        result = {"seconds": seconds, "losses": losses, "step_ends": dpo.step_ends[: len(losses)]}
         if spec["save"]:
             model = f"{spec['out']}/M_{number}"
             dpo.save_model(model)

@@ -168,10 +168,15 @@ def test_the_budget_is_the_recipes_or_the_devices():
 
 @pytest.mark.parametrize(
     ("vocabulary", "device", "rows"),
-    [(2048, "cpu", 512), (32000, "cpu", 256), (128256, "cpu", 65), (128256, "cuda", 523)],
+    [(2048, "cpu", 512), (32000, "cpu", 256), (128256, "cpu", 65), (128256, "cuda", 4185)],
 )
 def test_a_chunk_of_the_head_is_as_large_as_its_device_likes(vocabulary, device, rows):
     assert head_rows(vocabulary, device=device) == rows
+
+
+def test_a_chunk_of_the_head_takes_a_sixteenth_of_a_small_gpu_at_most():
+    rows = head_rows(128256, device="cuda", memory=24 * 10**9)
+    assert 4 * 128256 * rows <= 1.5 * 10**9 < 4 * 128256 * (rows + 1)
 
 
 def test_a_chunk_of_the_head_has_at_least_one_row():

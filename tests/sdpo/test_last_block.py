@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sdpo.config import TrainingConfig
 from sdpo.last_block import prune
@@ -118,3 +121,36 @@ def test_adapters_in_the_last_block_train_as_before():
                     parameter.normal_(std=0.1)
         found.append(measured(policy, "shared"))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def only_bf16(module, query, key, value, attention_mask, **options):
+    """A kernel that takes what flash-attn takes. As transformers does for that, fp32 is cast to the
+    dtype of autocast, and where that is off, to that of the weights."""
+    if query.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        low = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(low), key.to(low), value.to(low)
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    kernel = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return kernel(module, query, key, value, attention_mask, **options)
+
+
+@pytest.fixture(scope="module")
+def picky_kernel():
+    AttentionInterface.register("picky", only_bf16)
+    AttentionMaskInterface.register("picky", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return "picky"
+
+
+def test_a_kernel_that_refuses_the_trials_dtype_leaves_the_block_whole(picky_kernel):
+    policy = built("llama")
+    policy.set_attn_implementation(picky_kernel)
+    assert not prune(policy)
+    assert "forward" not in vars(decoder_blocks(policy)[-1])
+
+
+def test_under_autocast_such_a_kernel_is_tried_as_it_will_train(picky_kernel):
+    policy = built("llama")
+    policy.set_attn_implementation(picky_kernel)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert prune(policy)

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.fused import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.layouts.check import agrees
+from sdpo.layouts.check import agrees, length_matters, tried_pairs
 from sdpo.logps import SequenceScorer, plain_attention
 
 from .training_helpers.layouts import SMALL, VOCABULARY, batch, pairs, small_model
+from .training_helpers.models import preference_task, write_tokens
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 MODELS = {
     "grouped heads": {"kind": "llama"},
     "equal heads": {"kind": "llama", "num_key_value_heads": 4},
@@ -113,6 +116,73 @@ def test_a_model_whose_tokens_mix_outside_attention_fails_the_trial():
 
     torch.manual_seed(3)
     assert "differ" in trial(Mixing(LlamaConfig(**SMALL)))
+
+
+class Peeking(LlamaForCausalLM):
+    """What a token sees depends a little on the last token of the row, so short pairs leak."""
+
+    def __init__(self, config, *, share: float) -> None:
+        super().__init__(config)
+        own = self.model.layers[0].mlp.forward
+        self.model.layers[0].mlp.forward = lambda x: own(x) + share * x[:, -1:]
+
+
+def test_a_side_that_moves_with_the_tokens_of_another_fails_the_trial(monkeypatch):
+    torch.manual_seed(3)
+    policy = Peeking(LlamaConfig(**SMALL), share=0.02)
+    # Even where the comparison with padded rows lets it pass, as it may in bf16.
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: True)
+    monkeypatch.setattr("sdpo.layouts.check._measured", lambda *_: (torch.zeros(1), []))
+    assert "moves by" in trial(policy)
+    assert trial(model()) == ""
+
+
+def test_parts_that_text_does_not_reach_do_not_end_the_trial():
+    policy = model()
+    policy.register_parameter("for_images", torch.nn.Parameter(torch.ones(4)))
+    assert trial(policy) == ""
+
+
+def test_a_compiler_that_fails_is_a_reason_for_plain_rows(monkeypatch):
+    def broken(*_, **__):
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
+
+    monkeypatch.setattr("sdpo.layouts.attention._on_cpu", broken)
+    assert "BackendCompilerFailed" in trial(model())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory")])
+def test_short_memory_is_no_reason_against_a_layout(monkeypatch, error):
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sdpo.layouts.attention._on_cpu", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial(model())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "matters"),
+    [
+        ("llama", {}, False),
+        ("qwen2", {}, False),
+        ("mistral", {"sliding_window": 7}, True),
+        ("gemma3_text", {"head_dim": 8}, True),
+        ("llama", {"rope_parameters": DYNAMIC}, True),
+    ],
+)
+def test_long_rows_are_tried_where_length_changes_what_a_model_does(kind, settings, matters):
+    assert length_matters(small_model(kind, **settings).config) is matters
+
+
+def test_the_longest_and_the_shortest_pairs_are_tried(tmp_path):
+    tokens = write_tokens(tmp_path / "tokens.arrow", preference_task(9))
+    rows = np.arange(9)
+    lengths = tokens.prompt_lengths + tokens.chosen_lengths + tokens.rejected_lengths
+    tried = tried_pairs(tokens, rows)
+    assert {int(lengths.argmax()), int(lengths.argmin())} <= set(tried)
+    assert len(tried) == 3
+    assert tried_pairs(tokens, rows[:1]) == [0]
 
 
 def doubles(*shape: int) -> torch.Tensor:

@@ -165,6 +165,14 @@ def test_weights_that_are_swapped_while_they_are_loaded_are_noticed(folder, othe
         other_weights.replace(folder / "model.safetensors")
 
 
+def test_a_model_of_another_digest_is_not_loaded(folder, other_weights):
+    digest = model_digest(folder)
+    load_policy(folder, model=ModelConfig(), digest=digest)
+    shutil.copyfile(other_weights, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=f"not {digest}"):
+        load_policy(folder, model=ModelConfig(), digest=digest)
+
+
 def test_a_snapshot_of_the_hub_is_loaded_through_its_links(folder, tmp_path):
     repository = tmp_path / "hub" / "models--a--b"
     snapshot = repository / "snapshots" / ("0" * 40)

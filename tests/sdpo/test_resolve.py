@@ -16,6 +16,7 @@ from sdpo.locate import is_path
 from sdpo.recipe import make_config
 from sdpo.resolve import (
     cache_dir,
+    idle_hint,
     precision_hint,
     resolve,
     resolve_launch,
@@ -310,6 +311,18 @@ def test_bf16_is_refused_on_a_gpu_without_it_and_possible_on_a_cpu(monkeypatch):
     with pytest.raises(ConfigError, match="bf16, which this GPU does not have"):
         resolve_precision("bf16", resolve_launch(LaunchConfig()))
     assert resolve_precision("bf16", resolve_launch(LaunchConfig(device="cpu"))) == "bf16"
+
+
+def test_gpus_that_a_run_leaves_idle_are_named_with_what_uses_them(monkeypatch, cpu_only):
+    assert idle_hint(resolve_launch(LaunchConfig())) == ""
+    gpus(monkeypatch, (9, 0))
+    assert idle_hint(resolve_launch(LaunchConfig())) == ""
+    gpus(monkeypatch, *[(9, 0)] * 4)
+    assert idle_hint(resolve_launch(LaunchConfig(processes=4))) == ""
+    hint = idle_hint(resolve_launch(LaunchConfig()))
+    assert "has 4 CUDA devices, and launch.processes is 1" in hint
+    assert "launch.processes: 4 uses all" in hint
+    assert idle_hint(resolve_launch(LaunchConfig(device="cpu"))) == ""
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -1,0 +1,174 @@
+"""How this project does on a GPU: ``python -m benchmarks.gpu --minutes 8 --json FILE``.
+
+One call does it all. The most telling parts come first, each in a process of its own with a time
+limit of its own, and none stops the rest: layouts (values, gradients, dtypes, recompiles, masks),
+the gate's noise in bf16, a real stage with its replay and resume, out of memory on purpose, the
+rate of a training and its kernels, the same beside TRL, an 8B model with adapters, and what
+training.compile gains.
+
+It needs this repository, torch >= 2.11, transformers >= 5.17, accelerate, peft, pyarrow, pyyaml,
+jinja2, psutil, rich and typer, as an image for training has them, and these wheels, 4.5 MB in all:
+pydantic, pydantic_core, annotated_types, typing_inspection, datasets, dill, multiprocess, and trl
+for the comparison. Neither prefect nor deepspeed. Without flash-attn its row says so.
+
+``--device cpu --tiny`` runs the same code on a CPU.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.findings import Settings
+from benchmarks.gpu.schedule import Outcome, Part, Schedule
+
+_PARTS = (
+    Part(
+        name="layouts",
+        what="layouts against plain fp32",
+        limit_s=110,
+        beside=(
+            Part(name="gate", what="the gate's noise", limit_s=60),
+            Part(name="workloads", what="workloads", limit_s=90),
+        ),
+    ),
+    Part(name="stage", what="a stage, its replay and resume", limit_s=170),
+    Part(name="memory", what="out of memory on purpose", limit_s=80),
+    Part(name="training", what="a training's rate and kernels", limit_s=80),
+    Part(name="peer", what="beside TRL", limit_s=130),
+    Part(name="adapters", what="8B with adapters", limit_s=80),
+    Part(name="compiling", what="training.compile", limit_s=100),
+)
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "flash-attn", "triton")
+_CPU_PATIENCE = 4.0
+"""Tiny shapes on a CPU spend their time on starting processes, of which it has few at a time."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts, print the table, write the JSON; 1 where a part did not pass."""
+    args = _parser().parse_args(argv)
+    names = [name for part in _PARTS for name in (part.name, *(p.name for p in part.beside))]
+    if unknown := set(args.only.split(",") if args.only else ()) - set(names):
+        raise SystemExit(f"--only: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
+    # Blocks of one size after another break a device's memory into pieces that nothing fits.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="sdpo-gpu-") as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = Settings(
+            device=args.device, tiny=args.tiny, folder=str(folder), threads=args.threads
+        )
+        print(f"{_card(args.device)}; {_versions()}", flush=True)
+
+        def tell(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            print(_lines(outcome, since=start), flush=True)
+            if args.json:
+                content = _content(settings, outcomes, seconds=time.monotonic() - start)
+                args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+        schedule = Schedule(
+            settings,
+            seconds=60 * args.minutes,
+            patience=_CPU_PATIENCE if args.device == "cpu" else 1.0,
+        )
+        schedule.run(_chosen(args.only), tell)
+    return _judged(outcomes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="it ends by itself after these")
+    parser.add_argument("--json", type=Path, help="write what was found to this file, as it comes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes: does the command work?")
+    parser.add_argument("--only", help="names of parts, with commas")
+    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
+    return parser
+
+
+def _chosen(only: str | None) -> list[Part]:
+    """The parts that were asked for, with the workloads that they read."""
+    if not only:
+        return list(_PARTS)
+    wanted = set(only.split(","))
+    if wanted & {"stage", "memory", "peer"}:
+        wanted.add("workloads")
+    flat = [one for part in _PARTS for one in (part, *part.beside)]
+    first = [Part(name=p.name, what=p.what, limit_s=p.limit_s) for p in flat if p.name in wanted]
+    return sorted(first, key=lambda part: part.name != "workloads")
+
+
+def _lines(outcome: Outcome, *, since: float) -> str:
+    """A part's rows of the table."""
+    head = f"── {outcome.name} ({outcome.ended}, {outcome.seconds:.0f} s; "
+    head += f"{time.monotonic() - since:.0f} s of the whole)"
+    rows = [f"{f.verdict:5}{f.what}: {f.seen}" for f in outcome.findings]
+    fault = [f"     {line}" for line in outcome.fault.splitlines()[-14:]]
+    return "\n".join([head, *rows, *fault])
+
+
+def _judged(outcomes: Sequence[Outcome]) -> int:
+    """Say what did not pass; the exit code."""
+    failed = [f"{o.name}: {f.what}" for o in outcomes for f in o.findings if f.ok is False]
+    ended = [f"{o.name} ({o.ended})" for o in outcomes if o.ended in ("failed", "time")]
+    left = [o.name for o in outcomes if o.ended == "left"]
+    passed = sum(f.ok is True for o in outcomes for f in o.findings)
+    print(f"\n{passed} passed, {len(failed)} failed")
+    for title, names in (("FAIL", failed), ("not whole", ended), ("no time for", left)):
+        if names:
+            print(f"{title}: {'; '.join(names)}")
+    return 1 if failed or ended else 0
+
+
+def _content(settings: Settings, outcomes: Sequence[Outcome], *, seconds: float) -> dict[str, Any]:
+    return {
+        "device": _card(settings.device),
+        "versions": _versions(),
+        "tiny": settings.tiny,
+        "seconds": round(seconds, 1),
+        "parts": [asdict(outcome) for outcome in outcomes],
+    }
+
+
+def _card(device: str) -> str:
+    """Name of the device, asked in a process of its own: this one takes no memory of it."""
+    if device == "cpu":
+        return f"CPU, {os.cpu_count()} cores"
+    import subprocess
+
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SystemExit(f"no GPU answers ({error}); --device cpu --tiny runs on a CPU") from None
+    return done.stdout.strip().partition("\n")[0]
+
+
+def _versions() -> str:
+    found = {"python": sys.version.partition(" ")[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return ", ".join(f"{name} {said}" for name, said in found.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What a part of the GPU command is told, and what it finds.
+
+Findings are written as they come, one JSON object a line, so that a part which is ended for time
+leaves what it has found.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Numbers = dict[str, float | int | str | bool | list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where and how large. ``tiny`` shapes are for a CPU, to see that the command works."""
+
+    device: Literal["cpu", "cuda"]
+    tiny: bool
+    folder: str
+    threads: int
+    seed: int = 42
+
+    @property
+    def path(self) -> Path:
+        """Folder of the whole command, which all parts share."""
+        return Path(self.folder)
+
+    def to_json(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the table: what was looked at, what was seen, and whether it is right.
+
+    ``ok`` is None where there is nothing to pass: a speed, a number of bytes.
+    """
+
+    what: str
+    seen: str
+    ok: bool | None = None
+    numbers: Numbers = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """For the table."""
+        return "" if self.ok is None else "PASS" if self.ok else "FAIL"
+
+
+def write_finding(path: Path, finding: Finding) -> None:
+    """Append ``finding`` to the file at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(finding)) + "\n")
+
+
+def read_findings(path: Path) -> Iterator[Finding]:
+    """All whole lines of the file; none where it does not exist."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield Finding(**json.loads(line))

@@ -1,0 +1,112 @@
+"""Part 5: how fast a training is by itself, without compilation, and where its time goes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.gpu import models
+from benchmarks.gpu.findings import Finding, Settings
+from benchmarks.gpu.inmemory import Training, prepare, reference_logps
+from tests.bench.matmul import rates
+from tests.bench.shapes import SHAPES
+
+_ROWS = 12
+
+
+def matmul_rate(settings: Settings) -> float:
+    """FLOP/s of matrix products: in bf16 on a GPU, in fp32 on a CPU, few of which have more."""
+    dtype = "float32" if settings.device == "cpu" else "bfloat16"
+    return rates(settings.device, dtype, seconds=0.2).wall
+
+
+def run(settings: Settings) -> Iterator[Finding]:
+    """Time scoring and optimizer steps of the 1B shape; see the module."""
+    rate = matmul_rate(settings)
+    yield Finding(
+        what="matrix products",
+        seen=f"{rate / 1e12:,.2f} TFLOP/s",
+        numbers={"matmul_flops_per_s": rate},
+    )
+    name, pairs = ("tiny", 16) if settings.tiny else ("1B", 256)
+    lengths = "short" if settings.tiny else "ultrafeedback-long"
+    models.reset_peak(settings.device)
+    training = prepare(
+        settings, SHAPES[name], lengths=lengths, pairs=pairs, batch_size=4 if settings.tiny else 32
+    )
+    yield _scoring(training, rate)
+    training.train()
+    yield told(training, f"training alone, {name}, full", rate, operations=3.0)
+    yield from _profile(training)
+
+
+def told(training: Training, what: str, rate: float, *, operations: float) -> Finding:
+    """Tokens a second, share of the matrix products' rate, and memory.
+
+    ``operations``: of an optimizer step, over those of a forward.
+    """
+    seconds = training.steady_s
+    tokens = training.per_step(training.tokens) / seconds
+    flops = operations * training.per_step(training.flops) / seconds
+    peak = models.peak_bytes(training.settings.device)
+    micro = training.trainer.budget(training.trainer.progress.step)
+    return Finding(
+        what=what,
+        seen=f"{tokens:,.0f} tokens/s (prompts once), {flops / rate:.1%} of the matrix products' "
+        f"rate, {peak / 1e9:.1f} GB of the device at most, micro-batches of {micro:,} tokens, "
+        f"{seconds:.3f} s an optimizer step; loss {training.losses[0]:.4f} to "
+        f"{training.losses[-1]:.4f}",
+        ok=bool(np.isfinite(training.losses).all() and abs(training.losses[0] - 0.6931) < 0.02),
+        numbers={
+            "tokens_per_s": tokens,
+            "mfu": flops / rate,
+            "peak_bytes": peak,
+            "micro_batch_tokens": micro,
+            "step_s": training.step_s,
+            "losses": training.losses,
+        },
+    )
+
+
+def _scoring(training: Training, rate: float) -> Finding:
+    device = training.settings.device
+    reference_logps(training.trainer, training.task)
+    start = models.clock(device)
+    reference_logps(training.trainer, training.task)
+    seconds = models.clock(device) - start
+    return Finding(
+        what="scoring alone",
+        seen=f"{training.tokens.sum() / seconds:,.0f} tokens/s, "
+        f"{training.flops.sum() / seconds / rate:.1%} of the matrix products' rate",
+        numbers={
+            "tokens_per_s": float(training.tokens.sum() / seconds),
+            "mfu": float(training.flops.sum() / seconds / rate),
+        },
+    )
+
+
+def _profile(training: Training) -> Iterator[Finding]:
+    """The kernels of one micro-batch, forward and backward, by their share of its time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = training.settings.device == "cuda"
+    trainer, task = training.trainer, training.task
+    batch = np.arange(trainer.training.batch_size)
+    items = trainer.cut(batch, trainer.costs(task), step=trainer.progress.step)[0]
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as seen:
+        losses = task.losses(trainer.logps(task, items), items)
+        trainer.accelerator.backward(losses.loss.sum())
+        models.wait(training.settings.device)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, kind))
+    total = sum(getattr(row, kind) for row in rows)
+    for row in rows[:_ROWS]:
+        share = getattr(row, kind) / total
+        yield Finding(
+            what="kernels of a micro-batch",
+            seen=f"{share:6.1%} {row.count:5d}x {row.key[:110]}",
+            numbers={"share": float(share)},
+        )

@@ -1,0 +1,133 @@
+"""What a training takes of a device's memory, from the model's files and the settings."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.batching import head_rows, lane_count, micro_batch_tokens, training_lanes
+from sdpo.config import LaunchConfig, TrainingConfig
+from sdpo.model_folder import text_config
+
+_GIB = 2**30
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "hidden_dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "inner_hidden_size")
+"""Names that architectures give the widths and the number of their layers."""
+
+_KEPT_BYTES = {"bf16": (36, 8), "fp32": (42, 16), "fused": (34, 8)}
+"""Bytes that a Llama's layer keeps of a token for the backward pass, per hidden and per
+feed-forward width: counted from what autograd saves, in bf16, in fp32, and in fp32 with this
+project's own backward passes on a CPU."""
+_RECOMPUTED_BYTES = 4
+"""Per hidden width, of a layer whose activations are computed again: the residual, in fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes of one device while it trains. Activations are a rule of thumb, the rest is counted.
+
+    ``activations_bytes`` is None where the configuration does not name its layers in a way that is
+    known here.
+    """
+
+    parameters: int
+    trained: int
+    weights_bytes: int
+    copies_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int | None
+    head_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it, as far as it is known."""
+        return (
+            self.weights_bytes
+            + self.copies_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + (self.activations_bytes or 0)
+            + self.head_bytes
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        """For a table."""
+        parts: dict[str, int | None] = {
+            f"weights ({self.parameters:,} parameters, fp32)": self.weights_bytes,
+            "their copies in bf16": self.copies_bytes,
+            f"gradients ({self.trained:,} trained)": self.gradients_bytes,
+            "optimizer state": self.optimizer_bytes,
+            "activations": self.activations_bytes,
+            "head, in chunks": self.head_bytes,
+            "in all" if self.activations_bytes is not None else "in all, but for activations": (
+                self.total_bytes
+            ),
+        }
+        return [
+            {"what": what, "GiB": "not known" if size is None else f"{size / _GIB:.2f}"}
+            for what, size in parts.items()
+            if size != 0
+        ]
+
+
+def estimate_memory(
+    config: Mapping[str, Any], *, parameters: int, training: TrainingConfig, launch: LaunchConfig
+) -> MemoryEstimate:
+    """What training takes on one device.
+
+    ``config`` is the model's ``config.json``, ``launch`` is resolved. Weights, gradients and the
+    optimizer's state are fp32. In bf16 autocast keeps a copy of what trains. DDP's gradients are
+    views of its buckets. On a CPU a small model has several micro-batches at a time.
+    """
+    text = text_config(config)
+    hidden, layers = _number(text, _HIDDEN), _number(text, _LAYERS)
+    inner = _number(text, _INNER) or 4 * hidden
+    trained = parameters
+    if training.lora_r:
+        # all-linear: q, k, v, o and three feed-forward matrices of each layer
+        trained = layers * training.lora_r * (8 * hidden + 3 * (hidden + inner))
+    processes, device = launch.processes, str(launch.device)
+    lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
+    lanes = training_lanes(training, lanes)
+    tokens = lanes * micro_batch_tokens(training.micro_batch_tokens, device=device)
+    vocabulary = int(text.get("vocab_size") or config.get("vocab_size") or 0)
+    sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
+    states = 2 if training.optimizer == "adamw" else 1
+    activations = None
+    if hidden and layers:
+        activations = math.ceil(tokens * _kept_bytes(training, device, hidden, inner, layers))
+    return MemoryEstimate(
+        parameters=parameters,
+        trained=trained,
+        weights_bytes=4 * parameters // (processes if sharded == 3 else 1),
+        copies_bytes=2 * trained if training.precision == "bf16" else 0,
+        gradients_bytes=4 * trained * _sums(lanes) // (processes if sharded else 1),
+        optimizer_bytes=4 * states * trained // (processes if sharded else 1),
+        activations_bytes=activations,
+        head_bytes=lanes * 3 * 4 * vocabulary * head_rows(vocabulary or 1, device=device),
+    )
+
+
+def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    """The first of ``names`` that the configuration has, 0 where it has none."""
+    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
+
+
+def _kept_bytes(
+    training: TrainingConfig, device: str, hidden: int, inner: int, layers: int
+) -> float:
+    """Bytes that all layers keep of a token until the backward pass."""
+    kind = "bf16" if training.precision == "bf16" else "fused" if device == "cpu" else "fp32"
+    per_hidden, per_inner = _KEPT_BYTES[kind]
+    layer = per_hidden * hidden + per_inner * inner
+    if training.gradient_checkpointing:
+        return _RECOMPUTED_BYTES * hidden * layers + layer
+    return layer * layers
+
+
+def _sums(lanes: int) -> int:
+    """Of the gradients: each lane has a sum of its own and those of a micro-batch beside it."""
+    return 1 if lanes == 1 else 2 * lanes

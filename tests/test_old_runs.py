@@ -1,0 +1,77 @@
+"""Runs that version 0.1 made are read, verified, replayed and extended.
+
+``tests/old_runs/0.1.tar.gz`` is a whole run of it: two natural steps of 13 pairs over a Llama of
+6,000 weights, made with ``sdpo run``, with its model, data and caches; its logs are left out. Its
+paths are of a machine that is gone.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from bench import Outcome
+from forked_stages import forked_stages
+from histories import replayed, write_new_pairs
+
+from sdpo.events import Event
+from sdpo.history.extend import extend_run
+from sdpo.history.verify import verify_run
+from sdpo.store import RunFolder
+
+ARCHIVE = Path(__file__).parent / "old_runs" / "0.1.tar.gz"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> RunFolder:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return RunFolder(tmp_path / "runs" / "old")
+
+
+def base(run: RunFolder) -> str:
+    """An override that says where its model is now."""
+    return f"model.name_or_path={run.path.parents[1] / 'model'}"
+
+
+def test_an_old_run_is_whole(old: RunFolder) -> None:
+    found = verify_run(old)
+    assert not found.faults
+    assert old.complete_steps() == [1, 2]
+
+
+def losses(run: RunFolder, step: int) -> list[float]:
+    lines = (run.step(step) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def test_an_old_step_is_replayed_as_the_step_that_it_was(old: RunFolder) -> None:
+    """Bit for bit on the processor that made it; another one may round otherwise."""
+    _, again = replayed(old, base(old), step=2, name="again")
+    for node in ("step-1", "step-2"):
+        record = old.read_record(node)
+        assert record is not None
+        assert again.record(node)["identity_digest"] == record["identity_digest"]
+    assert losses(again.run, 2) == pytest.approx(losses(old, 2), abs=1e-5)
+    assert not verify_run(again.run).faults
+
+
+def test_an_old_run_is_extended_by_a_step(old: RunFolder, tmp_path: Path) -> None:
+    new = write_new_pairs(tmp_path / "new.jsonl", *range(30))
+    events: list[Event] = []
+    with forked_stages():
+        found = extend_run(
+            old, [str(new)], overrides=[base(old)], name="more", listen=events.append
+        )
+    assert found.chain is not None
+    outcome = Outcome(found.chain, events)
+    assert outcome.run.complete_steps() == [1, 2, 3]
+    assert outcome.record("step-2")["outputs"] == old.read_record("step-2")["outputs"]
+
+
+def test_the_archive_names_no_file_outside_and_nothing_but_data() -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        members = archive.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members)
+    kinds = {Path(member.name).suffix for member in members if member.isfile()}
+    assert not kinds & {".py", ".pkl", ".pt", ".bin", ".pth"}
