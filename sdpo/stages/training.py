@@ -67,7 +67,7 @@ def _reference_facts(
     )
     if scored is None:
         why = f"objective {training.objective} reads no reference: there is nothing to compare"
-        with step.timings.of("gate"):
+        with step.timings.of("check"):
             apart = gate.check_as_trained(
                 trainer, task, first_batch=first, precision=training.precision
             )
