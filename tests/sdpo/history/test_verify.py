@@ -202,3 +202,26 @@ def test_a_run_yaml_of_another_version_is_refused_with_a_message(finished_copy: 
     run.write_run(content)
     with pytest.raises(UserError, match="does not fit this version"):
         verify_run(run)
+
+
+def test_a_cache_that_contradicts_a_step_has_a_remedy_that_works(finished_copy: Bench) -> None:
+    """Rows that somebody added are as whole as those that were measured."""
+    run, cache = origin(finished_copy), finished_copy.folder / "cache"
+    record = run.read_record("step-2")
+    assert record is not None
+    for folder in cache.glob("logps/*"):
+        key = json.loads((folder / "key.json").read_text())
+        if key["model"] != record["inputs"]["reference"]:
+            continue
+        tables = [pq.read_table(part) for part in folder.glob("*.parquet")]
+        for part in folder.glob("*.parquet"):
+            part.unlink()
+        for table in tables:
+            rows = np.array([digest.as_py() for digest in table["row_digest"]], dtype="S16")
+            sides = [table[f"{side}_logps"].to_numpy() - 1 for side in ("chosen", "rejected")]
+            LogpCache(cache, key).add(rows, *sides)
+    [fault] = [f for f in verify_run(run).faults if "other log-probs" in f.what]
+    assert fault.file == "step-2/reference.parquet"
+    named = Path(fault.remedy.removeprefix("delete ").split(":")[0])
+    shutil.rmtree(named)
+    assert not [f for f in verify_run(run).faults if "other log-probs" in f.what]
