@@ -35,7 +35,7 @@ def main() -> None:
         traceback.print_exc()
         user = isinstance(error, UserError)
         full = is_disk_full(error)
-        message = no_space_message(spec.run) if full else _message(error)
+        message = no_space_message(spec.output) if full else _message(error)
         again = isinstance(error, LowMemoryError)
         _tell(spec.events, "error", user=user, message=message, again=again)
         sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
