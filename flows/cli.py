@@ -290,13 +290,17 @@ def lineage(
 @app.command()
 def gc(
     runs_dir: RunsDir = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache-dir", help="Cache to look at; else that beside the runs."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
 ) -> None:
     """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
     from flows import history
 
-    history.gc(runs_dir=runs_folder(runs_dir), yes=yes, dry_run=dry_run, console=out)
+    history.gc(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
 
 
 server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")

@@ -1,6 +1,7 @@
 """What the commands do."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from flows.presets import presets
 from flows.tables import partition_rows
 from sdpo.chain import ChainResult, run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
-from sdpo.errors import UserError
+from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
+from sdpo.files import read_json, remove, write_text
 from sdpo.nodes import prepare_data, reserve, token_fault, tokens_path
 from sdpo.planning import needs_gamma, partition, plan_on_text
+from sdpo.privacy import withheld_by_folder, withholding
 from sdpo.registry import checked_digest
 from sdpo.report import summarise, write_report
 from sdpo.resolve import cache_dir
-from sdpo.run import Context, open_run
+from sdpo.run import Context, open_run, withheld_for
 from sdpo.spec import ExportSpec
 from sdpo.store import RunFolder
 from sdpo.supervisor import run_stage
@@ -74,6 +77,11 @@ def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
 
 def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> None:
     """Print the partition plan and write plan.json; on text alone where no tokens are cached."""
+    run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
+    if target is None:
+        run.check_own()
+    else:
+        _check_replaceable(target)
     with scratch_run(config, console=console) as context:
         prepare_data(context)
         if needs_gamma(context):
@@ -91,18 +99,38 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
             console.print("token lengths are not cached yet: lengths are in characters")
         rows = partition_rows(context.run.path)
         content = context.run.plan_file.read_text(encoding="utf-8")
+        bits = withheld_for(context.run, context.resolved)
     console.print(table(rows, title=f"Partition plan: {config.partition.strategy}"))
     print_plan_notes(json.loads(content), console=console)
-    run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
     if target is None and run.run_file.is_file():
         console.print(
             f"run {run.name} keeps its own plan: {escape(str(run.plan_file))}", soft_wrap=True
         )
         return
-    where = target or run.plan_file
-    where.parent.mkdir(parents=True, exist_ok=True)
-    where.write_text(content, encoding="utf-8")
-    console.print(f"plan: {escape(str(where))}", highlight=False, soft_wrap=True)
+    with withholding(bits):
+        if target is None:
+            run.claim()
+            write_text(run.plan_file, content)
+        else:
+            write_text(target, content)
+    where = escape(str(target or run.plan_file))
+    console.print(f"plan: {where}", highlight=False, soft_wrap=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write a plan over what is no plan.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        content = read_json(path) if path.is_file() and not path.is_symlink() else None
+    except IntegrityError:
+        content = None
+    if not isinstance(content, dict) or not {"strategy", "steps", "reserve"} <= content.keys():
+        raise UserError(f"{path} exists and is no plan: name another file (--out)")
 
 
 def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
@@ -130,7 +158,7 @@ def export_model(
     known = get_args(ExportSpec.model_fields["dtype"].annotation)
     if dtype not in known:
         raise UserError(f"--dtype {dtype}: known are {', '.join(known)}")
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: name a new folder")
     stored = RunFolder(run)
     config = RunConfig.model_validate(stored.read_run()["config"])
@@ -144,11 +172,12 @@ def export_model(
             )
         raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
     digest = checked_digest(stored, number)
-    with RunConsole(console) as listen:
+    private = withholding(withheld_by_folder(run))
+    with _scratch_logs() as logs, private, RunConsole(console) as listen:
         run_stage(
             ExportSpec(
                 name=f"export-{number}",
-                run=run.absolute(),
+                run=logs,
                 model=ModelConfig(trust_remote_code=config.model.trust_remote_code),
                 launch=LaunchConfig(device="cpu", strategy="single", threads=1),
                 source=stored.model(number).absolute(),
@@ -159,6 +188,21 @@ def export_model(
             listen=listen,
         )
     console.print(f"M_{number} in {dtype}: {escape(str(folder))}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _scratch_logs() -> Iterator[Path]:
+    """Where a stage that reads a run puts its log: the run may be read-only. It stays where the
+    stage failed, since the message names it."""
+    folder = Path(tempfile.mkdtemp(prefix="sdpo-export-"))
+    try:
+        yield folder
+    except (UserError, Interrupted, KeyboardInterrupt):
+        remove(folder)
+        raise
+    except SdpoError:
+        raise
+    remove(folder)
 
 
 def list_recipes(*, console: Console) -> None:
@@ -179,5 +223,9 @@ def list_recipes(*, console: Console) -> None:
 
 def render(run: Path, *, console: Console) -> None:
     """Write the report anew."""
-    RunFolder(run).read_run()
-    console.print(f"report: {escape(str(write_report(run)))}", highlight=False, soft_wrap=True)
+    folder = RunFolder(run)
+    folder.check_own()
+    folder.read_run()
+    with withholding(withheld_by_folder(run)):
+        where = escape(str(write_report(run)))
+    console.print(f"report: {where}", highlight=False, soft_wrap=True)

@@ -230,11 +230,10 @@ def _linked(name: str, digest: str) -> str:
     return f"{name} {digest[:12]}".strip() if digest else "–"
 
 
-def gc(*, runs_dir: Path, yes: bool, dry_run: bool, console: Console) -> None:
+def gc(*, runs_dir: Path, cache: Path | None, yes: bool, dry_run: bool, console: Console) -> None:
     """Delete what nothing needs, after asking."""
-    with collect(runs_dir) as found:
-        for note in dict.fromkeys(found.notes):
-            console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    with collect(runs_dir, cache=cache) as found:
+        _print_notes(found.notes, console)
         if not found.waste:
             console.print("nothing to delete")
             return
@@ -244,8 +243,15 @@ def gc(*, runs_dir: Path, yes: bool, dry_run: bool, console: Console) -> None:
         if not yes and not _agreed(console, found):
             console.print("nothing was deleted")
             return
+        said = len(found.notes)
         delete(found)
+        _print_notes(found.notes[said:], console)
     console.print(f"deleted: {in_units(found.size_bytes)} are free", highlight=False)
+
+
+def _print_notes(notes: Sequence[str], console: Console) -> None:
+    for note in dict.fromkeys(notes):
+        console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
 def _print_waste(found: Found, console: Console) -> None:

@@ -17,7 +17,9 @@ from sdpo.store import RunFolder
 
 def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:
     """Bring a run to its last step, from wherever it stopped."""
-    with hint(config := read_stored(RunFolder(run.absolute())).config):
+    folder = RunFolder(run.absolute())
+    folder.check_own()
+    with hint(config := read_stored(folder).config):
         run_recipe(config, console=console, prefect=False, wait=wait)
 
 

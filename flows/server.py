@@ -27,9 +27,10 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from sdpo import ownership
 from sdpo.config import RunConfig
 from sdpo.errors import Fault, UserError
-from sdpo.files import read_json, write_json
+from sdpo.files import read_json, write_json, write_text
 from sdpo.interrupts import GRACE_S
 from sdpo.locks import hold
 
@@ -43,6 +44,12 @@ AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 _START_S = 120.0
 _STOP_S = {"worker": 45.0, "server": 15.0}
 """How long each may take to end; a worker first ends what it runs, which may save its state."""
+_IGNORED = "*\n"
+"""In ``.gitignore``: nothing of the folder belongs in a repository."""
+_NAMES = {
+    *(".gitignore", ".lock", "processes.json", "prefect"),
+    *("server.log", "worker.log", "deploy.log"),
+}
 _NO_TELEMETRY = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
@@ -114,14 +121,15 @@ def up(*, host: str, port: int, folder: Path, console: Console) -> str:
     """Start what does not run yet, deploy, and return the UI's address.
 
     Raises:
+        ForeignFolderError: the folder is something else.
         UserError: the port is in use, or the deployments are not here.
         Fault: the server, the worker or the deployment failed; the message names the log.
     """
     project = _project()
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-    with hold(folder / ".lock", what=f"the server in {folder}"):
+    ownership.claim(folder, "server", proof=_is_proven)
+    write_text(folder / ".gitignore", _IGNORED)
+    with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
         url = f"http://{host}:{port}"
         if "server" in desk.running:
@@ -151,7 +159,8 @@ def down(*, folder: Path, console: Console) -> None:
             f"nothing was started from {escape(str(folder))}", highlight=False, soft_wrap=True
         )
         return
-    with hold(folder / ".lock", what=f"the server in {folder}"):
+    ownership.check(folder, "server", proof=_is_proven)
+    with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
         running = desk.running
         for role in ("worker", "server"):
@@ -208,6 +217,13 @@ def environment(folder: Path, url: str) -> dict[str, str]:
     if auth := os.environ.get(AUTH):
         made["PREFECT_API_AUTH_STRING"] = auth
     return made
+
+
+def _is_proven(folder: Path) -> bool:
+    """Whether a folder is a server's of before there were markers."""
+    ignore = folder / ".gitignore"
+    ignores = ignore.is_file() and ignore.read_text(encoding="utf-8", errors="replace") == _IGNORED
+    return ignores and {path.name for path in folder.iterdir()} <= _NAMES
 
 
 def _project() -> Path:

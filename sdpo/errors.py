@@ -29,6 +29,10 @@ class RunExistsError(UserError):
     """A run of this name exists and was made from something else."""
 
 
+class ForeignFolderError(UserError):
+    """A folder that is to be a run, a cache or a server's is something else already."""
+
+
 class InUseError(UserError):
     """Another process holds what is needed: ``what``, and ``by`` whom."""
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ NO_INODES = "no inodes are left"
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair; the halves of a whole pair make one character."""
 
-TEMPORARY = ".tmp-"
-"""Prefix of names that are not finished; nothing ever reads them."""
+UNFINISHED = ".tmp-"
+"""How names begin that are not finished, whoever made them; nothing ever reads them."""
+
+_OURS = re.compile(r"\.tmp-sdpo-[0-9a-f]{32}-.+")
+_LONGEST_NAME = 100
+"""Of what a temporary is named after: file systems end names at 255 bytes."""
 
 
 @contextmanager
@@ -54,6 +58,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
+                if file.is_symlink():  # its permissions are those of what it leads to
+                    continue
                 if file.is_file():  # safetensors makes files that only their owner can read
                     file.chmod(0o666 & ~_umask())
                 _sync(file)
@@ -63,8 +69,8 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary.rename(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(temporary)
+        remove(old)
 
 
 @contextmanager
@@ -93,24 +99,56 @@ def has_no_inodes(folder: Path) -> bool:
     return bool(found.f_files) and not found.f_favail
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Remove what a process that died left unfinished below ``folder``, which nobody else uses."""
-    for path in sorted(folder.rglob(f"{TEMPORARY}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as it can be; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
+def temporaries(folder: Path) -> list[Path]:
+    """What is unfinished below ``folder`` by a name that this module made; links are not followed.
+
+    The name alone says little of a folder that this project did not make.
+    """
+    return unfinished(folder)[0]
+
+
+def unfinished(folder: Path) -> tuple[list[Path], list[Path]]:
+    """:func:`temporaries`, and what looks unfinished by a name that somebody else made."""
+    ours: list[Path] = []
+    others: list[Path] = []
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if name.startswith(UNFINISHED):
+                (ours if _OURS.fullmatch(name) else others).append(Path(where) / name)
+        folders[:] = [name for name in folders if not name.startswith(UNFINISHED)]
+    return sorted(ours), sorted(others)
+
+
+@contextmanager
+def temporary_folder(place: Path) -> Iterator[Path]:
+    """A folder within ``place`` for what is gone at the end of the block."""
+    folder = temporary_path(place / "scratch")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0o077)  # it cannot be read but by setting it, for other threads too
     os.umask(mask)
     return mask
 
 
 def temporary_path(path: Path) -> Path:
-    """A name of its own beside ``path``, also where hosts with equal process ids share a disk."""
-    return path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}"
+    """A name beside ``path`` that nobody else has: 122 random bits tell it from a user's file."""
+    name = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return path.parent / f".tmp-sdpo-{uuid.uuid4().hex}-{name}"
 
 
 def _sync(path: Path) -> None:

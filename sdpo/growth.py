@@ -26,7 +26,7 @@ from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, reject
 from sdpo.data.prompts import Rejection
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.errors import DataError
-from sdpo.files import TEMPORARY, digest_of, file_digest, publish_file, read_json
+from sdpo.files import digest_of, file_digest, publish_file, read_json, temporary_folder
 from sdpo.identity import data_identity
 from sdpo.nodes import Outcome, check_sources, reserve_by, source_names
 from sdpo.origin import Carried
@@ -75,13 +75,13 @@ def prepare_data(context: Context) -> Record:
 
     def make() -> Outcome:
         check_sources(context, new_names)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=context.run.path) as folder:
+        with temporary_folder(context.run.path) as scratch:
             new = _read_new(
                 config,
                 carried_folder(context.run),
                 default_format=default_format,
                 strata=context.config.partition.strata,
-                scratch=Path(folder),
+                scratch=scratch,
                 origin=carried.run,
             )
             return _publish_data(context, carried, new)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from sdpo import demo
+from sdpo.cache_folder import claim_cache
 from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
@@ -34,6 +35,7 @@ def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or
     if not name:
         raise ModelError(f"{where} is empty: give a model folder or a hub name")
     if name.startswith("demo:"):
+        claim_cache(cache)
         return demo.materialise(name, cache / "demo")
     local = Path(name).expanduser()
     if local.is_dir():
@@ -91,6 +93,7 @@ def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:
         raise DataError(f"data source `{source.name or '?'}` has no path: name a file or data set")
     name = source.name or default_name(source.path.removeprefix("demo:"))
     if source.path.startswith("demo:"):
+        claim_cache(cache)
         made = demo.materialise(source.path, cache / "demo")
         return source.model_copy(update={"name": name, "path": str(made)})
     local = Path(source.path).expanduser()

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from sdpo.errors import InUseError
+from sdpo.errors import InUseError, UserError
 from sdpo.events import Listener
 
 
@@ -56,6 +57,7 @@ def hold(
 
     Raises:
         InUseError: another process holds it, and ``wait`` is not set; the message says which.
+        UserError: the file is something else than a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked(path, what=what, wait=wait, listen=listen)
@@ -79,7 +81,7 @@ def hold(
 def share(path: Path) -> Iterator[int]:
     """Hold ``path`` together with others; who wants it alone waits or is refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _open(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield handle
@@ -90,10 +92,11 @@ def share(path: Path) -> Iterator[int]:
 def _locked(path: Path, *, what: str, wait: bool, listen: Listener) -> int:
     """A descriptor that holds the lock of the file that is at ``path`` now."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _open(path)
         try:
             _lock(handle, what=what, wait=wait, listen=listen)
             if _is_at(handle, path):
+                _check_note(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
@@ -101,6 +104,37 @@ def _locked(path: Path, *, what: str, wait: bool, listen: Listener) -> int:
         # Its holder removed the file together with what it guarded: the lock is another file now.
         os.close(handle)
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _open(path: Path) -> int:
+    """A descriptor of the lock file, which is made where there is none; never through a link."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise _no_lock(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+
+
+def _check_note(handle: int, path: Path) -> None:
+    """Refuse a file that is held now and has other content than a lock: it would be lost."""
+    if os.fstat(handle).st_size and _holder(handle) is None:
+        raise _no_lock(path)
+
+
+def _no_lock(path: Path) -> UserError:
+    return UserError(
+        f"{path} stands where a lock belongs, and is none: it stays as it is. Move it away, or "
+        "choose another folder"
+    )
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a lock by its content: empty, or the note of a holder."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return not content or _note(content) is not None
 
 
 def _lock(handle: int, *, what: str, wait: bool, listen: Listener) -> None:
@@ -125,8 +159,12 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _holder(handle: int) -> Holder | None:
+    return _note(os.pread(handle, 1000, 0))
+
+
+def _note(content: bytes) -> Holder | None:
     try:
-        return Holder(**json.loads(os.pread(handle, 1000, 0)))
+        return Holder(**json.loads(content))
     except (ValueError, TypeError):
         return None  # empty, or being written
 

@@ -5,6 +5,7 @@ never changed or removed, and moves, the record of how `current` went from one t
 is replaced by rename under a lock, so a reader sees the old state or the new one.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -83,8 +84,8 @@ class NamedModel(_Entry):
 
 
 class _Content(_Entry):
-    format: Literal[1] = 1
-    names: dict[str, NamedModel] = {}
+    format: Literal[1]
+    names: dict[str, NamedModel]
 
 
 def read_registry(runs_dir: Path) -> dict[str, NamedModel]:
@@ -94,7 +95,7 @@ def read_registry(runs_dir: Path) -> dict[str, NamedModel]:
         IntegrityError: the file is not a registry.
     """
     path = runs_dir / REGISTRY
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         return dict(_Content.model_validate(read_json(path)).names)
@@ -307,7 +308,7 @@ def _registry(runs_dir: Path, listen: Listener) -> Iterator[dict[str, NamedModel
         names = dict(before)
         yield names
         if names != before:
-            write_json(runs_dir / REGISTRY, _Content(names=names).model_dump())
+            write_json(runs_dir / REGISTRY, _Content(format=1, names=names).model_dump())
 
 
 def _now() -> str:

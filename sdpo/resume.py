@@ -6,18 +6,21 @@ and the one before it, if it is kept, takes its place. This module owns the file
 is the business of :mod:`sdpo.stages.checkpoint`. It needs no torch: the parent looks here too.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.files import digest_of, file_digest, read_json, write_json
+from sdpo.files import digest_of, file_digest, read_json, remove, temporaries, write_json
 
 STATE_VERSION = 1
 """Raised when a state of older code can no longer be taken up."""
-_STATE = "state.json"
+STATE_FILE = "state.json"
+_NAME = re.compile(r"\d{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def state_folder(step: Path, optimizer_step: int) -> Path:
 def seal(folder: Path, content: Mapping[str, Any], digests: Mapping[str, str]) -> None:
     """Write ``state.json`` beside the files whose ``digests`` are given, as the last of them."""
     sealed = {"state_version": STATE_VERSION, **content, "files": dict(digests)}
-    write_json(folder / _STATE, sealed | {"digest": digest_of(sealed)})
+    write_json(folder / STATE_FILE, sealed | {"digest": digest_of(sealed)})
 
 
 def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None, list[str]]:
@@ -60,7 +63,7 @@ def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None
     A state that is damaged, or belongs to something else, is removed: it would never be used.
     """
     faults: list[str] = []
-    for folder in sorted(states_folder(step).glob("[0-9]*"), reverse=True):
+    for folder in _folders(step):
         try:
             return SavedState(folder, _verified(folder, key)), faults
         except Fault as error:  # canonical JSON refuses what a flipped digit may have made
@@ -71,13 +74,13 @@ def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None
 
 def _verified(folder: Path, key: Mapping[str, str]) -> dict[str, Any]:
     where = f"{folder.parents[1].name}/{folder.parent.name}/{folder.name}"
-    path = folder / _STATE
+    path = folder / STATE_FILE
     if not path.is_file():
-        raise IntegrityError(f"resume state {where} is damaged: {_STATE} is missing")
+        raise IntegrityError(f"resume state {where} is damaged: {STATE_FILE} is missing")
     content: dict[str, Any] = read_json(path)
     digest = content.pop("digest", "") if isinstance(content, dict) else ""
     if not digest or digest_of(content) != digest:
-        raise IntegrityError(f"resume state {where} is damaged: {_STATE} was changed")
+        raise IntegrityError(f"resume state {where} is damaged: {STATE_FILE} was changed")
     if content["state_version"] != STATE_VERSION:
         raise IntegrityError(f"resume state {where} was written by another version of this code")
     for name, expected in key.items():
@@ -97,13 +100,23 @@ def _verified(folder: Path, key: Mapping[str, str]) -> dict[str, Any]:
 
 def prune(step: Path, *, keep: int) -> None:
     """Remove all but the newest ``keep`` states."""
-    for folder in sorted(states_folder(step).glob("[0-9]*"), reverse=True)[keep:]:
+    for folder in _folders(step)[keep:]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def discard(step: Path) -> None:
-    """Remove all states of a step's folder."""
-    shutil.rmtree(states_folder(step), ignore_errors=True)
+    """Remove all states of a step's folder, and what is unfinished beside them."""
+    states = states_folder(step)
+    for folder in (*_folders(step), *temporaries(states)):
+        remove(folder)
+    with suppress(OSError):  # there is none, or somebody put something beside the states
+        states.rmdir()
+
+
+def _folders(step: Path) -> list[Path]:
+    """Folders of a step's states, the newest first."""
+    found = states_folder(step).glob("[0-9]*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def stored_bytes(step: Path) -> int:

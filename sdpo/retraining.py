@@ -23,6 +23,7 @@ from sdpo.files import digest_of, read_json, write_json
 from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.extend import extend_run, new_pairs_of
 from sdpo.locks import hold
+from sdpo.privacy import withheld_by_folder, withholding
 from sdpo.promotion import GateSettings, Judgement, judge
 from sdpo.registry import (
     NamedModel,
@@ -217,6 +218,8 @@ def _tried(
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """Decisions about runs from the current model by the same rules, and the pairs of each run."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
+        if not RunFolder(path.parent).is_own:
+            continue
         decision = read_json(path)
         same = decision["name"] == named.name and decision["rules"] == rules
         if same and decision["from"] == _start(named.in_use) and decision["status"] in _FINAL:
@@ -324,4 +327,5 @@ def _write(attempt: _Attempt, found: Judgement, status: Status, reason: str) -> 
         "rules": attempt.rules,
         "judgement": asdict(found),
     }
-    write_json(attempt.run.path / DECISION, content)
+    with withholding(withheld_by_folder(attempt.run.path)):
+        write_json(attempt.run.path / DECISION, content)

@@ -1,7 +1,7 @@
 """An open run: its folder, its resolved recipe, and the one way to do a node only once."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,16 +9,19 @@ from typing import Any
 
 from partitions import PartitionError
 from sdpo import machine
+from sdpo.cache_folder import check_cache, claim_cache
 from sdpo.calls import Call, plain_call
 from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.devices import Occupy, hold_devices, unlimited
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.files import checksum_path, sweep_temporaries
+from sdpo.files import checksum_path, remove, temporaries
 from sdpo.identity import changes, run_identity
 from sdpo.locks import share
 from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
+from sdpo.ownership import LOCK
+from sdpo.privacy import withheld, withheld_by_folder, withholding
 from sdpo.recipe import check_run_name, make_config
 from sdpo.resolve import Resolved, cache_dir, idle_hint, precision_hint, resolve, restore_machine
 from sdpo.resume import discard
@@ -214,12 +217,15 @@ def open_run(
 
     Raises:
         RunExistsError: the run was made from another recipe or other inputs; names the fields.
+        ForeignFolderError: what has the run's name, or the cache's, is something else.
         UserError: something that the recipe names is not there, or the run is in use.
     """
     if not config.name:
         raise ConfigError("the run has no name: set `name` (or --name)")
     name = check_run_name(config.name)
     run = RunFolder(Path(config.store.runs_dir).absolute() / name)
+    run.check_own()
+    check_cache(cache_dir(config))
     if run.run_file.is_file():
         stored = read_stored(run)
         config = restore_machine(config, stored.config)
@@ -229,8 +235,16 @@ def open_run(
     resolved = resolve(config, known=known)
     cache = cache_dir(config)
     there = set(run.path.glob("*")) if run.path.is_dir() else set()
-    with run_lock(run, wait=wait, listen=listen) as lock, share(cache / ".lock") as cache_lock:
-        sweep_temporaries(run.path)
+    run.path.parent.mkdir(parents=True, exist_ok=True)  # it holds other runs too
+    with ExitStack() as held:
+        held.enter_context(withholding(withheld_for(run, resolved, origin)))
+        claim_cache(cache)
+        run.claim()
+        lock = held.enter_context(run_lock(run, wait=wait, listen=listen))
+        run.claim()  # again: who had the lock may have given the name up
+        cache_lock = held.enter_context(share(cache / LOCK))
+        for path in temporaries(run.path):
+            remove(path)
         new = not run.run_file.is_file()
         if new:
             if hint := precision_hint(config.training.precision, resolved.config.launch):
@@ -263,6 +277,19 @@ def open_run(
             if new and not run.complete_steps():
                 run.clear(keep=there)
             raise
+
+
+def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = None) -> int:
+    """Permission bits that nothing made by a run may have: its data, its model, the run itself or
+    one that it comes from is closed to somebody."""
+    config, model = resolved.config, resolved.model
+    paths = [source.path for source in config.data.sources]
+    paths += [config.supervised.path if config.supervised.from_source else ""]
+    paths += [config.model.chat_template]
+    bits = withheld([Path(path) for path in paths if path], place=run.path)
+    for folder in (run.path, model, *([Path(origin.path)] if origin else [])):
+        bits |= withheld_by_folder(folder)
+    return bits
 
 
 def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:

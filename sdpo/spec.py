@@ -36,6 +36,11 @@ class Spec(BaseModel):
         return self.run / "logs" / f"{self.name}.log"
 
     @property
+    def output(self) -> Path:
+        """Where the stage's results go, by which the disk is named that is full."""
+        return self.run
+
+    @property
     def events(self) -> Path:
         """Where the stage's events go."""
         return self.run / "logs" / f"{self.name}.events.jsonl"
@@ -164,6 +169,11 @@ class ExportSpec(Spec):
     """The source's, where it is known which model it has to be."""
     out: Path
     dtype: Literal["float32", "bfloat16", "float16"]
+
+    @property
+    def output(self) -> Path:
+        """The new folder: the run itself is only read."""
+        return self.out
 
 
 StageSpec = TokeniseSpec | ViewSpec | StepSpec | KlSpec | ExportSpec

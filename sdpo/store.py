@@ -8,7 +8,6 @@ without a look. This module knows nothing of models.
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,17 +18,19 @@ from typing import Any
 
 import yaml
 
+from sdpo import ownership
 from sdpo.bounded_yaml import load_yaml
-from sdpo.errors import IntegrityError, UserError
+from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.files import (
-    TEMPORARY,
+    UNFINISHED,
     checksum_path,
     checksum_text,
     digest_of,
     file_digest,
     is_vouched_for,
     read_json,
+    remove,
     write_json,
     write_text,
 )
@@ -44,6 +45,13 @@ VIEWS = frozenset(
 """Files of a step's folder that are no outputs of its training."""
 WORKING = frozenset({"tracking", "resume"})
 """Folders in it that are none either."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FOLDERS = re.compile(r"(step|guide)-\d+|nodes|probes|logs|carried")
+_FILES = re.compile(
+    r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
+    r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
+)
+_OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 NOT_DONE = "not done yet"
 """Why a node without a record has to be done."""
 
@@ -62,7 +70,7 @@ class RunFolder:
     @property
     def lock_file(self) -> Path:
         """Held by the process that works on the run."""
-        return self.path / ".lock"
+        return self.path / ownership.LOCK
 
     @property
     def run_file(self) -> Path:
@@ -127,6 +135,46 @@ class RunFolder:
         if node.startswith(("step-", "guide-")):
             return self.path / node / "record.json"
         return self.path / "nodes" / f"{node}.json"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this project made the folder as a run."""
+        return ownership.is_own(self.path, "run", proof=_is_proven)
+
+    def check_own(self) -> None:
+        """See that the folder is a run, or free to become one. Nothing is written.
+
+        Raises:
+            ForeignFolderError: something else is there, or leads out of the folder.
+            IntegrityError: it is a run of before there were markers, and run.yaml was changed.
+        """
+        if not ownership.is_marked(self.path, "run") and _is_damaged_run(self.path):
+            self.read_run()
+        ownership.check(self.path, "run", proof=_is_proven)
+        for link in self._links_out():
+            raise ForeignFolderError(
+                f"{link} is a link that leads out of the run, to {link.readlink()}: what a run "
+                "writes stays in its own folder. Put a folder in the link's place"
+            )
+
+    def claim(self) -> None:
+        """Make the folder with its marker, or take up the run that is there.
+
+        Raises:
+            ForeignFolderError, IntegrityError: as :meth:`check_own`.
+        """
+        self.check_own()
+        ownership.claim(self.path, "run", proof=_is_proven)
+
+    def _links_out(self) -> Iterator[Path]:
+        """Folders that nodes write to and that are links to elsewhere."""
+        if not self.path.is_dir():
+            return
+        for folder in sorted(self.path.iterdir()):
+            if _FOLDERS.fullmatch(folder.name):
+                for path in (folder, folder / "resume"):
+                    if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
+                        yield path
 
     def write_run(self, content: Mapping[str, Any]) -> None:
         """Publish run.yaml, its digest beside it."""
@@ -214,15 +262,19 @@ class RunFolder:
         return self.read_record(node) is not None
 
     def clear(self, *, keep: Set[Path]) -> None:
-        """Remove what is in the folder except ``keep``; the folder too where that is nothing.
+        """Remove what a run writes except ``keep``; the folder too where nothing is left.
 
-        Call it while holding the run. The lock goes last: from then on the name is another's.
+        Call it while holding the run. What has another name than a run's parts is somebody else's
+        and stays, with the marker. The lock goes last: from then on the name is another's.
         """
-        for path in set(self.path.iterdir()) - keep - {self.lock_file}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if self.lock_file not in keep:
+        marker = self.path / ownership.MARKER
+        for path in set(self.path.iterdir()) - keep:
+            is_folder = path.is_dir() and not path.is_symlink()
+            if (_FOLDERS if is_folder else _FILES).fullmatch(path.name):
+                remove(path)
+        if not keep and set(self.path.iterdir()) <= {self.lock_file, marker}:
+            marker.unlink(missing_ok=True)
             self.lock_file.unlink(missing_ok=True)
-        if not keep:
             with suppress(OSError):  # another process may be starting a run of this name
                 self.path.rmdir()
 
@@ -234,7 +286,7 @@ class RunFolder:
             is_folder = path.is_dir() and not path.is_symlink()
             is_view = path.name in VIEWS and parts[:-1] in ((), ("model",))
             is_view &= path.is_file() and not path.is_symlink()
-            is_working = parts[0] in WORKING or any(part.startswith(TEMPORARY) for part in parts)
+            is_working = parts[0] in WORKING or any(part.startswith(UNFINISHED) for part in parts)
             if not (is_folder or is_view or is_working or name in record["files"]):
                 strays.append(name)
         return strays
@@ -253,8 +305,48 @@ class RunFolder:
         return faults
 
 
+def _is_proven(folder: Path) -> bool:
+    """Whether a folder is a run of before there were markers: run.yaml says what ran, and the
+    digest beside it is its own."""
+    run = RunFolder(folder)
+    if run.run_file.is_symlink() or not run.run_file.is_file() or not is_vouched_for(run.run_file):
+        return False
+    try:
+        content = run.read_run()
+    except (UserError, IntegrityError):
+        return False
+    return content.keys() >= _OF_RUN_FILE and "sdpo" in (content["versions"] or {})
+
+
+def _is_damaged_run(folder: Path) -> bool:
+    """Whether a digest of this project's form says that run.yaml beside it was another."""
+    run_file = RunFolder(folder).run_file
+    beside = checksum_path(run_file)
+    if not run_file.is_file() or not beside.is_file() or is_vouched_for(run_file):
+        return False
+    form = rf"{_DIGEST.pattern}  {re.escape(run_file.name)}\n"
+    return re.fullmatch(form.encode(), beside.read_bytes()) is not None
+
+
+def runs_in(folder: Path) -> list[RunFolder]:
+    """Runs in a folder, by name: what has a run.yaml, or may have one and cannot be looked into."""
+    found: list[RunFolder] = []
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        if not _NAME.fullmatch(path.name) or not path.is_dir():
+            continue
+        try:
+            RunFolder(path).run_file.lstat()
+        except PermissionError:
+            pass
+        except OSError:
+            continue
+        found.append(RunFolder(path))
+    return found
+
+
 def _known_runs(folder: Path) -> str:
-    names = sorted(path.parent.name for path in folder.glob("*/run.yaml"))
+    names = [run.name for run in runs_in(folder)]
     return f"; runs there: {', '.join(names)}" if names else " (that folder holds no runs)"
 
 

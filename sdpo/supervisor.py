@@ -47,18 +47,20 @@ def run_stage(
     ``call`` runs the wait for each phase of the stage under the phase's name.
 
     Raises:
-        UserError: the stage refused what the user gave.
+        UserError: the stage refused what the user gave, or its log is a link.
         DiskFullError: no space was left.
         Interrupted: the stage was asked to stop.
         LowMemoryError: it has lowered its budget, and can be run again.
         Fault: the stage failed; the message names its log.
     """
     path = spec.run / "logs" / f"{spec.name}.json"
+    if spec.log.is_symlink():
+        raise UserError(f"{spec.log} is a link: a log is added to, so it must be a file of the run")
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
     outcome, mark = _Outcome(spec, listen), uuid.uuid4().hex
     listen({"event": "stage", "stage": spec.name, "status": "started", "log": str(spec.log)})
-    with watched(mark, keep=keep), spec.log.open("ab") as log:
+    with watched(mark, keep=keep), open(spec.log, "ab", opener=_never_through_a_link) as log:
         process = subprocess.Popen(
             _command(spec, path),
             stdin=subprocess.DEVNULL,
@@ -81,6 +83,11 @@ def run_stage(
     result = outcome.judge(process.returncode)
     listen({"event": "stage", "stage": spec.name, "status": "completed", "log": str(spec.log)})
     return result
+
+
+def _never_through_a_link(path: str, flags: int) -> int:
+    """A log is added to, so a link in its place would add to what it leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class _Outcome:
@@ -155,7 +162,7 @@ class _Outcome:
         if self._interrupted or -code in _INTERRUPTING:
             raise Interrupted(f"{spec.name} was asked to stop")
         if code == DISK_FULL_EXIT:
-            told = self._error["message"] if self._error else no_space_message(None, [spec.run])
+            told = self._error["message"] if self._error else no_space_message(None, [spec.output])
             raise DiskFullError(f"{spec.name}: {told}")
         if self._error and self._error["user"]:
             raise UserError(self._error["message"])

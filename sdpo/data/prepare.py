@@ -9,7 +9,6 @@ stay. Memory does not grow with the texts. Every row is either a pair or a line 
 import hashlib
 import heapq
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from sdpo.data.prompts import Rejection
 from sdpo.data.readers import default_name, place, read_rows
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.errors import ConfigError, DataError
-from sdpo.files import TEMPORARY, publish_file
+from sdpo.files import publish_file, temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a source's name, the rows read of it, and how many it has (None: not known yet)."""
@@ -102,8 +101,8 @@ def prepare_pairs(
     """
     names = source_names(data.sources)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=out) as scratch:
-        collected = _Collected(Path(scratch), data, strata=[s for s in strata if s != "source"])
+    with temporary_folder(out) as scratch:
+        collected = _Collected(scratch, data, strata=[s for s in strata if s != "source"])
         with collected:
             for name, source in zip(names, data.sources, strict=True):
                 collected.read(name, source, default_format, on_progress)

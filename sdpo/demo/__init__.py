@@ -42,9 +42,21 @@ def materialise(name: str, directory: Path) -> Path:
         raise ConfigError(f"the demo has no {name!r}; it has {', '.join(NAMES)}")
     path = directory / f"{stem}.jsonl"
     if not path.is_file():
-        rows = _ROWS[name]()
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(path, _text(name))
     return path
+
+
+def is_made_here(directory: Path) -> bool:
+    """Whether data below ``directory`` are the demo's, to the last byte."""
+    for name in _ROWS:
+        path = directory / f"{name.removeprefix('demo:')}-v{GENERATOR_VERSION}.jsonl"
+        if path.is_file() and path.read_bytes() == _text(name).encode():
+            return True
+    return False
+
+
+def _text(name: str) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _ROWS[name]())
 
 
 def _model_folder(path: Path) -> Path:

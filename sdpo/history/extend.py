@@ -110,6 +110,7 @@ def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], n
         step=steps + 1,
         overrides=list(overrides),
     )
+    new.check_own()
     if new.run_file.is_file() and read_stored(new).origin != origin:
         raise RunExistsError(
             f"{new.name} exists and is another run: give the new run another name (--name)"

@@ -1,43 +1,55 @@
 """Clean-up: what can be deleted without any run, or anything that a run came from, missing it.
 
-Every run is held while it is looked at and cleaned, and the cache is held alone: where a run works
-on it, nothing in it is touched. Cached rows are needed as long as a run of the folder has both
-their model and their tokens; without a run they cost computing time to make again, never a result.
+Deleted is what this project can prove that it wrote (:mod:`sdpo.history.proofs`), in a folder with
+its marker; the rest is listed and left alone. A run is held while it is looked at, and again while
+it is cleaned; the cache is held alone from the beginning to the end, so that no run works on it.
+Cached rows are needed as long as a run of the folder has both their model and their tokens; without
+a run they cost computing time to make again, never a result.
+
+No path that a run names is followed: run.yaml may come from somebody else. The cache that is looked
+at is the one beside the runs, or one that a person names.
 """
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from sdpo.cache import part_is_whole, read_note
+from sdpo.cache_folder import is_cache
 from sdpo.errors import SdpoError, UserError
-from sdpo.files import TEMPORARY, digest_of, read_json
+from sdpo.files import UNFINISHED, read_json, unfinished
+from sdpo.history import proofs
+from sdpo.history.needs import Needed, add_needs, rows_of
 from sdpo.kl import cached_fault
 from sdpo.locks import hold
-from sdpo.nodes import cached_tokens, token_fault
-from sdpo.resolve import cache_dir
+from sdpo.ownership import LOCK, MARKER
 from sdpo.resume import states_folder
-from sdpo.run import read_stored
-from sdpo.store import Record, RunFolder, run_lock
-from sdpo.tokens.store import TokenFile
+from sdpo.store import RunFolder, run_lock, runs_in
 
 _DAY_S = 24 * 3600.0
 """An unfinished file in the cache is orphaned after this time: a run elsewhere may be at it."""
+_OF_A_CACHE = {"logps", "tokens", "kl", "demo", LOCK, MARKER, "lost+found"}
+_DIED = "left unfinished by a process that died"
+_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """A file or folder that nothing needs."""
+    """A file or folder that nothing needs. ``run``: that it is of, if any. ``files``: those of the
+    folder that go, and it with them where it is empty then; none are named where all of it goes,
+    which is unfinished by its own name."""
 
     path: Path
     why: str
     size_bytes: int
+    run: RunFolder | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(slots=True)
@@ -46,53 +58,113 @@ class Found:
 
     waste: list[Waste] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+    _known: set[Path] = field(default_factory=set, repr=False)
 
     @property
     def size_bytes(self) -> int:
         """Bytes that deleting it all frees."""
         return sum(waste.size_bytes for waste in self.waste)
 
-    def add(self, path: Path, why: str) -> None:
-        """Add a file or folder."""
-        if all(waste.path not in (path, *path.parents) for waste in self.waste):
-            self.waste.append(Waste(path, why, _size(path)))
+    def add(
+        self,
+        path: Path,
+        why: str,
+        *,
+        files: Iterable[Path] = (),
+        run: RunFolder | None = None,
+    ) -> None:
+        """Add a file or folder, or of the folder these ``files``."""
+        if self._known.isdisjoint((path, *path.parents)):
+            self._known.add(path)
+            listed = tuple(files)
+            size = sum(map(_size, listed or [path]))
+            self.waste.append(Waste(path, why, size, run, listed))
+
+    def add_folder(
+        self,
+        folder: Path,
+        why: str,
+        files: tuple[list[Path], list[Path]],
+        *,
+        run: RunFolder | None = None,
+    ) -> None:
+        """Add of a folder those of its ``files`` that are this project's; the others stay."""
+        if files[0]:
+            self.add(folder, why, files=files[0], run=run)
 
 
 @contextmanager
 def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
-    """Find what can go, and hold everything that it is in until the block ends.
+    """Find what can go, and hold the cache that it is in until the block ends.
 
-    ``cache``: else that of the runs, or the one beside them.
+    ``cache``: the one to look at; else the one beside the runs.
     """
     found = Found()
-    runs = [RunFolder(path.parent) for path in sorted(runs_dir.glob("*/run.yaml"))]
+    runs = runs_in(runs_dir)
+    folder = (cache or runs_dir.absolute().parent / "cache").absolute()
     with ExitStack() as held:
-        for run in runs:
-            try:
-                held.enter_context(run_lock(run))
-            except (UserError, OSError) as error:
-                found.notes.append(f"{error}: left alone")
-            else:
-                _look_at_run(run, found)
-        for folder in [cache] if cache else _caches(runs_dir, runs):
-            if not folder.is_dir():
-                continue
-            try:
-                held.enter_context(hold(folder / ".lock", what=f"the cache {folder}"))
-            except (UserError, OSError):
-                found.notes.append(f"the cache {folder} is in use by a run: left alone")
-            else:
-                _look_at_cache(folder, runs, found)
+        is_held = _hold_cache(folder, held, found, is_named=cache is not None)
+        contents = [_look_at_run(run, found) for run in runs]
+        if is_held:
+            _look_at_cache(folder, zip(runs, contents, strict=True), found)
+        _note_other_caches(contents, folder, found)
+        _note_foreign(found)
         yield found
 
 
+def _hold_cache(folder: Path, held: ExitStack, found: Found, *, is_named: bool) -> bool:
+    if not folder.is_dir():
+        if is_named:
+            raise UserError(f"there is no cache at {folder}")
+        return False
+    if not is_cache(folder):
+        found.notes.append(f"{folder} is no cache that this project made: left alone")
+        return False
+    try:
+        held.enter_context(hold(folder / LOCK, what=f"the cache {folder}"))
+    except (UserError, OSError):
+        found.notes.append(f"the cache {folder} is in use by a run: left alone")
+        return False
+    return True
+
+
 def delete(found: Found) -> None:
-    """Delete what was found; call it inside :func:`collect`'s block."""
+    """Delete what was found; call it inside :func:`collect`'s block.
+
+    A run is held and looked at once more: it may have gone on since.
+    """
+    by_run: dict[Path, list[Waste]] = {}
     for waste in found.waste:
-        if waste.path.is_dir() and not waste.path.is_symlink():
-            shutil.rmtree(waste.path)
+        if waste.run is None:
+            _delete(waste)
         else:
-            waste.path.unlink(missing_ok=True)
+            by_run.setdefault(waste.run.path, []).append(waste)
+    for path, listed in by_run.items():
+        run, now = RunFolder(path), Found()
+        try:
+            with run_lock(run):
+                _look_into(run, now)
+                asked = {waste.path for waste in listed}
+                for waste in now.waste:
+                    if waste.path in asked:
+                        _delete(waste)
+        except (UserError, OSError) as error:
+            found.notes.append(f"{error}: left alone")
+
+
+def _delete(waste: Waste) -> None:
+    if waste.path.is_symlink() or not waste.path.is_dir():
+        waste.path.unlink(missing_ok=True)
+    elif not waste.files:
+        shutil.rmtree(waste.path)
+    else:
+        for path in waste.files:
+            path.unlink(missing_ok=True)
+        folders = {path.parent for path in waste.files} | {waste.path}
+        for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # somebody else's files are in it
+                folder.rmdir()
 
 
 def _size(path: Path) -> int:
@@ -101,145 +173,177 @@ def _size(path: Path) -> int:
     return sum(f.lstat().st_size for f in files if f.lstat().st_nlink == 1)
 
 
-def _caches(runs_dir: Path, runs: list[RunFolder]) -> list[Path]:
-    folders = {runs_dir.absolute().parent / "cache"}
-    for run in runs:
-        with suppress(SdpoError):
-            folders.add(cache_dir(read_stored(run).config))
-    return sorted(folders)
+def _look_at_run(run: RunFolder, found: Found) -> dict[str, Any] | str:
+    """Look for what can go in a run; returns its run.yaml, or why it cannot be read."""
+    try:
+        if run.is_own:
+            with run_lock(run):
+                _look_into(run, found)
+        else:
+            found.notes.append(f"{run.path} is no run that this project made: left alone")
+    except (UserError, OSError) as error:
+        found.notes.append(f"{error}: left alone")
+    try:
+        return run.read_run()
+    except (SdpoError, OSError) as error:
+        return str(error)
 
 
-def _look_at_run(run: RunFolder, found: Found) -> None:
-    for path in sorted(run.path.rglob(f"{TEMPORARY}*")):
-        found.add(path, "left unfinished by a process that died")
+def _look_into(run: RunFolder, found: Found) -> None:
+    """Add what nothing needs in a run that is held."""
+    run.check_own()
+    swept, others = unfinished(run.path)
+    found.foreign += others
+    for path in swept:
+        found.add(path, _DIED, run=run)
     for node in run.nodes():
         states = states_folder(run.path / node)
         if states.is_dir() and not run.is_damaged(node) and run.read_record(node):
-            found.add(states, f"resume states of {node}, which is complete")
+            ours, others = proofs.state_files(states)
+            why = f"resume states of {node}, which is complete"
+            found.add_folder(states, why, (ours, others), run=run)
+            found.foreign += _not_unfinished(others)
 
 
-@dataclass(slots=True)
-class _Needed:
-    """What the runs of the folder need of a cache: log-probs under models, token files, KL."""
+def _note_other_caches(contents: Iterable[dict[str, Any] | str], cache: Path, found: Found) -> None:
+    """Say which caches runs name and are not looked at."""
+    named: set[str] = set()
+    for content in contents:
+        if isinstance(content, dict):
+            store = (content.get("config") or {}).get("store") or {}
+            given = store.get("cache_dir") if isinstance(store, dict) else None
+            if isinstance(given, str) and given and Path(given).absolute() != cache:
+                named.add(given)
+    for given in sorted(named):
+        found.notes.append(
+            f"a run names the cache {given}, which is not looked at: `sdpo gc --cache-dir` does so"
+        )
 
-    models: set[str] = field(default_factory=set)
-    tokens: set[str] = field(default_factory=set)
-    kl: set[str] = field(default_factory=set)
+
+def _note_foreign(found: Found) -> None:
+    paths = sorted(set(found.foreign))
+    for path in paths[:_NAMED]:
+        found.notes.append(f"{path} cannot be shown to be this project's: left alone")
+    if len(paths) > _NAMED:
+        found.notes.append(f"{len(paths) - _NAMED} more of that kind: left alone")
 
 
-def _look_at_cache(cache: Path, runs: list[RunFolder], found: Found) -> None:
+def _look_at_cache(
+    cache: Path, runs: Iterable[tuple[RunFolder, dict[str, Any] | str]], found: Found
+) -> None:
     now = time.time()
-    for path in sorted(cache.rglob(f"{TEMPORARY}*")):
+    ours, others = unfinished(cache)
+    found.foreign += others
+    for path in ours:
         if now - path.lstat().st_mtime > _DAY_S:
-            found.add(path, "left unfinished by a process that died")
+            found.add(path, _DIED)
         else:
             found.notes.append(f"{path} is unfinished and less than a day old: left alone")
-    for path in sorted([*cache.glob("tokens/.*.lock"), *cache.glob("kl/.*.lock")]):
-        found.add(path, "a lock that nobody holds")
-    _look_for_damage(cache, found)
-    needed = _Needed()
-    for run in runs:
-        unreadable = _add_needs(run, needed)
+    found.foreign += [path for path in proofs.children(cache) if path.name not in _OF_A_CACHE]
+    content = _Content.of(cache, found)
+    _look_for_damage(content, found)
+    needed = Needed()
+    for run, said in runs:
+        unreadable = add_needs(run, said, needed)
         if unreadable:
             # What it needs is not known, so nothing may go.
             found.notes.append(f"{unreadable}: cached rows and tokens are left alone")
             return
-    for folder in sorted(cache.glob("kl/[!.]*")):
+    for folder in content.kl:
         if folder.name not in needed.kl:
-            found.add(folder, "KL and samples of no run")
-    _look_at_tokens(cache, needed, found)
-    _look_at_rows(cache, needed, found)
+            found.add_folder(folder, "KL and samples of no run", proofs.kl_files(folder))
+    _look_at_tokens(content, needed, found)
+    _look_at_rows(cache, content, needed, found)
 
 
-def _look_for_damage(cache: Path, found: Found) -> None:
-    for part in sorted(cache.glob("logps/*/[!.]*.parquet")):
-        if not part_is_whole(part):
+@dataclass(slots=True)
+class _Content:
+    """What lies in a cache and is this project's: folders of log-probs with their parts and notes,
+    folders of KL, token files and their digests. ``whole``: the parts that are not damaged."""
+
+    parts: dict[Path, list[Path]] = field(default_factory=dict)
+    notes: list[Path] = field(default_factory=list)
+    kl: list[Path] = field(default_factory=list)
+    tokens: list[Path] = field(default_factory=list)
+    digests: list[Path] = field(default_factory=list)
+    whole: set[Path] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, cache: Path, found: Found) -> "_Content":
+        """Look through a cache; what is somebody else's is noted in ``found``, and locks that
+        nobody holds are added."""
+        content = cls()
+        for folder in proofs.children(cache / "logps"):
+            if not proofs.is_rows_folder(folder):
+                found.foreign.append(folder)
+                continue
+            ours, others = proofs.rows_files(folder)
+            found.foreign += _not_unfinished(others)
+            content.parts[folder] = [path for path in ours if path.suffix == ".parquet"]
+            content.notes += [path for path in ours if path.name.startswith("checked-")]
+            content.whole |= {path for path in content.parts[folder] if part_is_whole(path)}
+        for folder in proofs.children(cache / "kl"):
+            ours, others = proofs.kl_files(folder)
+            if proofs.is_key_lock(folder):
+                found.add(folder, "a lock that nobody holds")
+            elif ours:
+                content.kl.append(folder)
+                found.foreign += _not_unfinished(others)
+            else:
+                found.foreign += _not_unfinished([folder])
+        for path in proofs.children(cache / "tokens"):
+            if proofs.is_key_lock(path):
+                found.add(path, "a lock that nobody holds")
+            elif proofs.is_token_file(path):
+                content.tokens.append(path)
+            elif proofs.is_token_digest(path):
+                content.digests.append(path)
+            else:
+                found.foreign += _not_unfinished([path])
+        return content
+
+
+def _not_unfinished(paths: list[Path]) -> list[Path]:
+    """Those that are not listed as unfinished already."""
+    return [path for path in paths if not path.name.startswith(UNFINISHED)]
+
+
+def _look_for_damage(content: _Content, found: Found) -> None:
+    for part in sorted(path for parts in content.parts.values() for path in parts):
+        if part not in content.whole:
             found.add(part, "damaged: its rows are scored again")
-    for note in sorted(cache.glob("logps/*/checked-*.json")):
+    for note in content.notes:
         if read_note(note) is None:
             found.add(note, "damaged: its rows are checked again")
-    for folder in sorted(cache.glob("kl/[!.]*")):
+    for folder in content.kl:
         if fault := cached_fault(folder):
-            found.add(folder, f"damaged, {fault}: it is measured again")
+            why = f"damaged, {fault}: it is measured again"
+            found.add_folder(folder, why, proofs.kl_files(folder))
 
 
-def _add_needs(run: RunFolder, needed: _Needed) -> str:
-    """Add what a run needs; returns why that is not known, else nothing."""
-    try:
-        needed.models.add(read_stored(run).inputs["model"])
-        records = [run.read_record(node) for node in run.nodes()]
-    except (SdpoError, OSError) as error:
-        return str(error)
-    for record in filter(None, records):
-        _add_record(record, needed)
-    return ""
-
-
-def _rows_of(cache: Path, names: set[str]) -> set[bytes] | None:
-    """Digests of all rows of these token files; None where a file cannot tell."""
-    rows: set[bytes] = set()
-    for name in sorted(names):
-        path = cached_tokens(cache, name)
-        if not path.is_file():
-            return None
-        try:
-            tokens = TokenFile.open(path)
-        except SdpoError:
-            continue  # supervised examples: they have no log-probs
-        if token_fault(path):
-            return None
-        rows |= {tokens.row(int(i)).row_digest for i in np.flatnonzero(tokens.usable)}
-    return rows
-
-
-def _add_record(record: Record, needed: _Needed) -> None:
-    identity, outputs = record["identity"], record.get("outputs", {})
-    inputs = identity.get("inputs", {})
-    needed.models |= {outputs["model"]} if "model" in outputs else set()
-    needed.models |= {v for k, v in inputs.items() if k in ("base", "reference", "target")}
-    scoring = identity.get("scoring", {})
-    needed.models |= {scoring["model"]} if "model" in scoring else set()
-    own = record.get("models", {}).get("reference", {}).get("tokens")
-    for name in (identity.get("tokens"), inputs.get("examples"), own):
-        if isinstance(name, str):
-            needed.tokens.add(name)
-    if "cached" in outputs:
-        needed.kl.add(outputs["cached"])
-
-
-def _look_at_tokens(cache: Path, needed: _Needed, found: Found) -> None:
-    for path in sorted(cache.glob("tokens/[!.]*.arrow")):
+def _look_at_tokens(content: _Content, needed: Needed, found: Found) -> None:
+    for path in content.tokens:
         if path.stem not in needed.tokens:
             found.add(path, "tokens of no run")
-    for path in sorted(cache.glob("tokens/[!.]*.sha256")):
+    for path in content.digests:
         if Path(path.stem).stem not in needed.tokens or not path.with_suffix("").is_file():
             found.add(path, "digest of tokens of no run")
 
 
-def _look_at_rows(cache: Path, needed: _Needed, found: Found) -> None:
-    rows = _rows_of(cache, needed.tokens)
+def _look_at_rows(cache: Path, content: _Content, needed: Needed, found: Found) -> None:
+    rows = rows_of(cache, needed.tokens)
     if rows is None:
         found.notes.append(
             f"tokens of a run are not in {cache}: of models that runs have, all rows are left alone"
         )
-    for folder in sorted(path for path in cache.glob("logps/*") if path.is_dir()):
-        model = _model_of(folder)
-        if model is None:
-            found.notes.append(f"{folder} does not say what its rows are of: left alone")
-        elif model not in needed.models:
-            found.add(folder, "log-probs under a model of no run")
+    for folder, parts in content.parts.items():
+        if str(read_json(folder / "key.json").get("model")) not in needed.models:
+            why = "log-probs under a model of no run"
+            found.add_folder(folder, why, proofs.rows_files(folder))
         elif rows is not None:
-            for part in sorted(folder.glob("[!.]*.parquet")):
-                if part_is_whole(part) and not _has_needed(part, rows):
+            for part in parts:
+                if part in content.whole and not _has_needed(part, rows):
                     found.add(part, "log-probs of pairs of no run")
-
-
-def _model_of(folder: Path) -> str | None:
-    try:
-        key = read_json(folder / "key.json")
-        return str(key["model"]) if digest_of(key)[:32] == folder.name else None
-    except (SdpoError, OSError, KeyError, TypeError):
-        return None
 
 
 def _has_needed(part: Path, rows: set[bytes]) -> bool:

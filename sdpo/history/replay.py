@@ -119,7 +119,9 @@ def check_new(run: RunFolder, origin: Origin) -> None:
 
     Raises:
         RunExistsError: the run is there.
+        ForeignFolderError: something else is.
     """
+    run.check_own()
     if not run.run_file.is_file():
         return
     is_same = read_stored(run).origin == origin

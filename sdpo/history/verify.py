@@ -14,7 +14,7 @@ from sdpo.card import card_files
 from sdpo.digest import model_digest
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.events import Listener
-from sdpo.files import TEMPORARY, checksum_path, digest_of, file_digest
+from sdpo.files import checksum_path, digest_of, file_digest, temporaries
 from sdpo.history.cached import check_cached
 from sdpo.history.faults import Findings
 from sdpo.history.follow import follow
@@ -53,7 +53,7 @@ def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Find
         cache = cache_dir(stored.config)
         check_cached(run, stored, cache, records, findings)
         follow(run, stored, cache, findings)
-    leftovers = list(run.path.rglob(f"{TEMPORARY}*"))
+    leftovers = temporaries(run.path)
     if leftovers:
         findings.note(f"{len(leftovers)} unfinished files of a process that died: see `sdpo gc`")
     return findings

@@ -6,7 +6,7 @@ import torch
 
 from sdpo import machine, resume
 from sdpo.card import write_card
-from sdpo.files import TEMPORARY, digest_of
+from sdpo.files import UNFINISHED, digest_of
 from sdpo.stages.model import Session
 from sdpo.stages.step_files import StepFiles
 from sdpo.store import VIEWS, WORKING, RunFolder
@@ -45,7 +45,7 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     write_card(run, record, name=name, folder=step.folder / "model")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
     files = [f for f in files if f.name not in VIEWS and not WORKING & set(f.parts)]
-    files = [f for f in files if not any(part.startswith(TEMPORARY) for part in f.parts)]
+    files = [f for f in files if not any(part.startswith(UNFINISHED) for part in f.parts)]
     run.write_record(node, record, files=files)
     resume.discard(step.folder)
     step.events.emit("published", name=name, model=digest)

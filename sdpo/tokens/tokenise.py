@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.files import TEMPORARY, canonical_json, publish_file
+from sdpo.files import canonical_json, publish_file, temporary_folder
 from sdpo.tokens.boundary import Cut, MovedBoundaries, boundaries_of, count_moved, cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Ragged
@@ -227,9 +226,9 @@ def _publish(
     messages: dict[int, Message] = {}
     with (
         publish_file(out) as whole,
-        TemporaryDirectory(dir=out.parent, prefix=TEMPORARY) as folder,
+        temporary_folder(out.parent) as folder,
     ):
-        parts = [Path(folder) / f"part-{worker}.arrow" for worker in range(processes)]
+        parts = [folder / f"part-{worker}.arrow" for worker in range(processes)]
 
         def work(worker: int, send: Send) -> None:
             job.write(units[worker::processes], parts[worker], send)

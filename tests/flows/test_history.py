@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from command_line import Sdpo
 from histories import contents, flip, origin
 from processes import start
 
+from sdpo.files import temporary_path
 from sdpo.store import RunFolder
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -172,10 +174,10 @@ def test_extend_grows_the_chain_or_says_that_nothing_is_new(
 def test_gc_asks_before_it_deletes(
     finished_copy: Bench, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orphan = origin(finished_copy).step(1) / ".tmp-model"
+    orphan = temporary_path(origin(finished_copy).model(1))
     orphan.write_bytes(b"0" * 5000)
     runs = ("--runs-dir", finished_copy.runs)
-    assert ".tmp-model" in sdpo("gc", "--dry-run", *runs).told
+    assert orphan.name in sdpo("gc", "--dry-run", *runs).told
     monkeypatch.setattr("rich.console.input", lambda *_: "n", raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: "n")
     assert "nothing was deleted" in sdpo("gc", *runs).out
@@ -207,7 +209,7 @@ def readable(finished_copy: Bench) -> Bench:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_run_that_cannot_be_written_verifies_has_a_lineage_and_is_refused_with_one_message(
+def test_a_run_that_cannot_be_written_verifies_has_a_lineage_is_exported_and_else_refused(
     readable: Bench,
 ) -> None:
     def as_nobody(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -220,6 +222,11 @@ def test_a_run_that_cannot_be_written_verifies_has_a_lineage_and_is_refused_with
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert as_nobody("lineage", "tiny", *runs).returncode == 0
     assert as_nobody("diff", "tiny/step-1", "tiny/step-2", *runs).returncode == 0
+    with tempfile.TemporaryDirectory() as theirs:
+        os.chown(theirs, 65534, 65534)
+        exported = as_nobody("export", "tiny", Path(theirs) / "model", *runs)
+        assert exported.returncode == 0, exported.stderr
+        assert (Path(theirs) / "model" / "model.safetensors").is_file()
     refused = as_nobody("replay", "tiny/step-2", *runs)
     assert refused.returncode == 2
     assert "Permission denied" in refused.stderr

@@ -42,9 +42,12 @@ def forked_stages(*, first: str = "") -> Iterator[None]:
         yield
 
 
-def stage(arguments: list[str], environment: dict[str, str], log: str, first: str) -> None:
+def stage(
+    arguments: list[str], environment: dict[str, str], log: str, first: str, mask: int
+) -> None:
     """What ``python -m sdpo.stage STAGE.json`` does, in a fork of the server."""
     os.setsid()
+    os.umask(mask)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -55,6 +58,13 @@ def stage(arguments: list[str], environment: dict[str, str], log: str, first: st
     from sdpo.stage import main
 
     main()
+
+
+def umask() -> int:
+    """That of this process, which a child has from it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 class ForkedStage:
@@ -70,7 +80,9 @@ class ForkedStage:
         **_: object,
     ) -> None:
         assert command[1:3] == ["-m", "sdpo.stage"], "several processes are launched for real"
-        self._process = STARTER.Process(target=stage, args=(command[2:], env, stdout.name, first))
+        self._process = STARTER.Process(
+            target=stage, args=(command[2:], env, stdout.name, first, umask())
+        )
         self._process.start()
         self.pid = self._process.pid
         self.returncode: int | None = None

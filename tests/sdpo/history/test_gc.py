@@ -13,9 +13,11 @@ from bench import Bench
 from histories import contents, flip, origin, replayed
 
 from sdpo.cache import LogpCache
+from sdpo.files import checksum_path, checksum_text, temporary_path
 from sdpo.history.gc import Found, collect, delete
 from sdpo.history.verify import verify_run
 from sdpo.locks import share
+from sdpo.resume import seal, state_folder
 
 
 def swept(bench: Bench) -> Found:
@@ -34,23 +36,29 @@ def test_of_a_whole_run_with_its_cache_nothing_goes(finished_copy: Bench) -> Non
 def test_what_died_left_behind_goes_and_the_rest_stays(finished_copy: Bench) -> None:
     run, cache = origin(finished_copy), finished_copy.folder / "cache"
     before = contents(finished_copy.folder)
-    (run.step(1) / ".tmp-model-1").mkdir()
-    (run.step(1) / ".tmp-model-1" / "weights").write_bytes(b"0" * 1000)
-    (run.step(2) / "resume" / "00000002").mkdir(parents=True)
-    (run.step(2) / "resume" / "00000002" / "state.json").write_text("{}")
-    (cache / "tokens" / ".x.lock").touch()
-    (cache / "tokens" / "0123.arrow").write_bytes(b"0")
-    (cache / "tokens" / "0123.arrow.sha256").write_bytes(b"0")
-    for name, age in ((".tmp-old", 2 * 86400), (".tmp-new", 60)):
-        (cache / "tokens" / name).write_bytes(b"0")
-        os.utime(cache / "tokens" / name, (time.time() - age,) * 2)
+    half = temporary_path(run.model(1))
+    half.mkdir()
+    (half / "weights").write_bytes(b"0" * 1000)
+    state = state_folder(run.step(2), 2)
+    state.mkdir(parents=True)
+    (state / "model.safetensors").write_bytes(b"0")
+    seal(state, {"optimizer_step": 2}, {"model.safetensors": "0" * 64})
+    (cache / "tokens" / f".{'0' * 32}.lock").touch()
+    known = next((cache / "tokens").glob("*.arrow"))
+    unused = known.with_stem("1" * 32)
+    shutil.copyfile(known, unused)
+    checksum_path(unused).write_text(checksum_text(unused))
+    old, new = (temporary_path(cache / "tokens" / name) for name in ("old", "new"))
+    for path, age in ((old, 2 * 86400), (new, 60)):
+        path.write_bytes(b"0")
+        os.utime(path, (time.time() - age,) * 2)
     found = swept(finished_copy)
     assert {waste.path.name for waste in found.waste} == {
-        *(".tmp-model-1", "resume", ".x.lock", "0123.arrow", "0123.arrow.sha256", ".tmp-old"),
+        *(half.name, "resume", f".{'0' * 32}.lock", unused.name, f"{unused.name}.sha256", old.name),
     }
     assert found.size_bytes > 1000
-    assert any(".tmp-new" in note for note in found.notes)
-    (cache / "tokens" / ".tmp-new").unlink()
+    assert any(new.name in note for note in found.notes)
+    new.unlink()
     assert contents(finished_copy.folder) == before
 
 
@@ -88,7 +96,8 @@ def test_what_a_replay_has_from_its_origin_stays_when_the_origin_goes(
 
 def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Bench) -> None:
     run, cache = origin(finished_copy), finished_copy.folder / "cache"
-    (run.path / ".tmp-x").touch()
+    half = temporary_path(run.path / "x")
+    half.touch()
     shutil.copytree(run.path, finished_copy.runs / "other")
     ones = np.ones(1, np.float32)
     LogpCache(cache, {"model": "of no run"}).add([b"0" * 16], ones, ones)
@@ -105,7 +114,7 @@ def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Be
         assert holder.stdout.readline() == b"held\n"
         found = swept(finished_copy)
         holder.kill()
-    assert [w.path for w in found.waste] == [(finished_copy.runs / "other" / ".tmp-x").absolute()]
+    assert [w.path for w in found.waste] == [(finished_copy.runs / "other" / half.name).absolute()]
     assert any(f"process {holder.pid}" in note for note in found.notes)
     assert any("the cache" in note for note in found.notes)
 

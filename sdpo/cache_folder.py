@@ -1,0 +1,79 @@
+"""The folder of the caches: made with a marker, or known by what lies in it.
+
+``logps/<key>/`` log-probs, ``tokens/<key>.arrow`` token files, ``kl/<key>/`` measurements, and
+``demo/``. Keys are the first 32 hexadecimal digits of a digest, so what lies there says itself what
+it is.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdpo import demo, ownership
+from sdpo.errors import Fault
+from sdpo.files import checksum_path, digest_of, is_vouched_for, read_json
+from sdpo.locks import is_lock
+
+KEY = re.compile(r"[0-9a-f]{32}")
+_PARTS = ("logps", "tokens", "kl", "demo")
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether this project made the folder as a cache."""
+    return ownership.is_own(folder, "cache", proof=_is_proven)
+
+
+def check_cache(folder: Path) -> None:
+    """See that ``folder`` is a cache, or free to become one. Nothing is written.
+
+    Raises:
+        ForeignFolderError: something else is there.
+    """
+    ownership.check(folder, "cache", proof=_is_proven)
+
+
+def claim_cache(folder: Path) -> None:
+    """Make the folder of a cache, or take up the one that is there.
+
+    Raises:
+        ForeignFolderError: something else is there.
+    """
+    ownership.claim(folder, "cache", proof=_is_proven)
+
+
+def is_keyed(file: Path, *, inner: str = "") -> bool:
+    """Whether ``key.json``, or its part ``inner``, is what the folder around it is named after."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    try:
+        content = read_json(file)
+        named = digest_of(content[inner] if inner else content)[:32]
+        return isinstance(content, dict) and named == file.parent.name
+    except (Fault, OSError, KeyError, TypeError):
+        return False
+
+
+def _is_proven(folder: Path) -> bool:
+    """Whether a folder is a cache of before there were markers."""
+    return _holds_nothing(folder) or any(_proofs(folder))
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """A run that ended early has left no more than empty folders."""
+    return all(
+        (path.name == ownership.LOCK and is_lock(path))
+        or (path.name in _PARTS and path.is_dir() and not any(path.iterdir()))
+        for path in folder.iterdir()
+    )
+
+
+def _proofs(folder: Path) -> Iterator[bool]:
+    yield from (is_keyed(file) for file in folder.glob("logps/*/key.json"))
+    yield from (is_keyed(file, inner="identity") for file in folder.glob("kl/*/key.json"))
+    yield demo.is_made_here(folder / "demo")
+    yield from (
+        KEY.fullmatch(file.stem) is not None
+        and checksum_path(file).is_file()
+        and is_vouched_for(file)
+        for file in folder.glob("tokens/*.arrow")
+    )

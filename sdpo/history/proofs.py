@@ -1,0 +1,175 @@
+"""Which files of a cache or a run this project wrote, by their names and their content.
+
+A name in the right form is no proof, and neither is a place: people put files of their own beside.
+What is damaged is known by what is left of it, a table by the names of its columns.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from sdpo.cache import part_is_whole, read_note
+from sdpo.cache_folder import KEY, is_keyed
+from sdpo.errors import Fault
+from sdpo.files import checksum_path, digest_of, read_json
+from sdpo.locks import is_lock
+from sdpo.resume import STATE_FILE
+
+_PART = re.compile(r"[0-9a-f]{64}\.parquet")
+_NOTE = re.compile(r"checked-[0-9a-f]{32}\.json")
+_STATE = re.compile(r"\d{8}")
+_COLUMNS = {
+    "logps": (b"row_digest", b"chosen_logps", b"rejected_logps"),
+    "kl.parquet": (b"prompt_key", b"sampler", b"against", b"k1", b"k3"),
+    "samples.parquet": (b"prompt_key", b"sampler", b"sample"),
+}
+_TOKEN_COLUMNS = (b"prompt_ids", b"truncated", b"reason")
+_SCHEMA_BYTES = 2**16
+"""Arrow's schema stands at the beginning of a file and at its end."""
+
+
+def children(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing where it is a link, which would lead elsewhere."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(folder.iterdir())
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file, and no link to one, is there."""
+    return path.is_file() and not path.is_symlink()
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a part of cached log-probs, whole or damaged."""
+    return (
+        is_plain(path)
+        and _PART.fullmatch(path.name) is not None
+        and (part_is_whole(path) or _has_columns(path, _COLUMNS["logps"]))
+    )
+
+
+def is_note(path: Path) -> bool:
+    """Whether a file is the note of a check, whole or damaged."""
+    if not is_plain(path) or not _NOTE.fullmatch(path.name):
+        return False
+    content = path.read_bytes()
+    words = (b'"software"', b'"parts"', b'"numbers"')
+    return read_note(path) is not None or all(word in content for word in words)
+
+
+def is_rows_folder(folder: Path) -> bool:
+    """Whether a folder holds cached log-probs of one key."""
+    return (
+        KEY.fullmatch(folder.name) is not None
+        and not folder.is_symlink()
+        and is_keyed(folder / "key.json")
+    )
+
+
+def rows_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files of a folder of cached log-probs: those that this project wrote, and the others."""
+    ours: list[Path] = []
+    others: list[Path] = []
+    for path in children(folder):
+        own = path == folder / "key.json" or is_part(path) or is_note(path)
+        (ours if own else others).append(path)
+    return ours, others
+
+
+def kl_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files of a folder of cached KL: those that this project wrote, and the others."""
+    ours: list[Path] = []
+    others: list[Path] = []
+    for path in children(folder):
+        columns = _COLUMNS.get(path.name, ())
+        own = is_plain(path) and (
+            (bool(columns) and _has_columns(path, columns))
+            or (path.name == "key.json" and _is_kl_key(path))
+        )
+        (ours if own and KEY.fullmatch(folder.name) else others).append(path)
+    return ours, others
+
+
+def is_token_file(path: Path) -> bool:
+    """Whether a file is one of token ids, whole or damaged."""
+    if not is_plain(path) or path.suffix != ".arrow" or not KEY.fullmatch(path.stem):
+        return False
+    with path.open("rb") as file:
+        head = file.read(_SCHEMA_BYTES)
+        file.seek(-min(_SCHEMA_BYTES, path.stat().st_size), os.SEEK_END)
+        ends = (head, file.read())
+    return any(b"ARROW1" in end for end in ends) and any(
+        all(column in end for column in _TOKEN_COLUMNS) for end in ends
+    )
+
+
+def is_token_digest(path: Path) -> bool:
+    """Whether a file is the digest beside a token file."""
+    name = path.name.removesuffix(".sha256")
+    form = rf"[0-9a-f]{{64}}  {re.escape(name)}\n"
+    return (
+        is_plain(path)
+        and path == checksum_path(path.with_name(name))
+        and KEY.fullmatch(name.removesuffix(".arrow")) is not None
+        and re.fullmatch(form.encode(), path.read_bytes()) is not None
+    )
+
+
+def is_key_lock(path: Path) -> bool:
+    """Whether a file is the lock of what has a key."""
+    name = path.name
+    return (
+        name[:1] == "."
+        and name[-5:] == ".lock"
+        and bool(KEY.fullmatch(name[1:-5]))
+        and is_lock(path)
+    )
+
+
+def state_files(states: Path) -> tuple[list[Path], list[Path]]:
+    """Files of a step's resume states: those that their ``state.json`` names, and the others."""
+    ours: set[Path] = set()
+    for folder in children(states):
+        if _STATE.fullmatch(folder.name) and not folder.is_symlink():
+            ours |= set(_sealed(folder))
+    return sorted(ours), sorted(_all_files(states) - ours)
+
+
+def _sealed(folder: Path) -> Iterator[Path]:
+    """A state's files, where its seal is whole."""
+    seal = folder / STATE_FILE
+    if not is_plain(seal):
+        return
+    try:
+        content = read_json(seal)
+        sealed = {name: value for name, value in content.items() if name != "digest"}
+        names = set(content["files"]) if digest_of(sealed) == content["digest"] else set()
+    except (Fault, OSError, KeyError, TypeError, AttributeError):
+        return
+    if names:
+        yield seal
+        inside = _all_files(folder)
+        yield from (path for path in inside if str(path.relative_to(folder)) in names)
+
+
+def _all_files(folder: Path) -> Set[Path]:
+    """Everything below a folder that is no folder; links are not followed."""
+    found: set[Path] = set()
+    for path in children(folder):
+        is_folder = path.is_dir() and not path.is_symlink()
+        found |= _all_files(path) if is_folder else {path}
+    return found
+
+
+def _is_kl_key(path: Path) -> bool:
+    if is_keyed(path, inner="identity"):
+        return True
+    content = path.read_bytes()  # damaged
+    return all(word in content for word in (b'"identity"', b'"kl_version"', b'"files"'))
+
+
+def _has_columns(path: Path, names: tuple[bytes, ...]) -> bool:
+    content = path.read_bytes()
+    return b"PAR1" in (content[:4], content[-4:]) and all(name in content for name in names)
