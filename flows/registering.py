@@ -16,6 +16,9 @@ from sdpo.registry import NamedModel, Version, current, promote, read_registry, 
 from sdpo.retraining import Answer, Retrained, retrain
 from sdpo.store import RunFolder
 
+_SHOWN = 50
+"""Versions and moves that a person is shown, the latest."""
+
 
 def promote_run(target: str, *, name: str, why: str, runs_dir: Path, console: Console) -> None:
     """Make a run's model, or a step's, the current one."""
@@ -121,7 +124,7 @@ def _say(named: NamedModel, runs_dir: Path, console: Console) -> None:
 
 
 def _history(named: NamedModel, console: Console) -> None:
-    console.print(table(_row(named.name, version) for version in named.versions))
+    console.print(table(_row(named.name, version) for version in named.versions[-_SHOWN:]))
     rows = [
         {
             "moved": move.when,
@@ -129,9 +132,12 @@ def _history(named: NamedModel, console: Console) -> None:
             "to": move.to_version,
             "why": move.why,
         }
-        for move in named.moves
+        for move in named.moves[-_SHOWN:]
     ]
     console.print(table(rows))
+    earlier = len(named.versions) - _SHOWN
+    if earlier > 0:
+        console.print(f"{earlier} earlier versions: sdpo current {named.name} --json")
 
 
 def _row(name: str, version: Version) -> dict[str, object]:

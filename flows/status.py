@@ -1,5 +1,6 @@
 """``sdpo status``: how far runs are, also where something in them is damaged."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,9 @@ from sdpo.errors import IntegrityError, SdpoError
 from sdpo.files import read_json
 from sdpo.objectives import describe
 from sdpo.sampler import EXACT
-from sdpo.store import RunFolder
+from sdpo.store import RunFolder, runs_in
+
+_STEP = re.compile(r"step-[1-9]\d*")
 
 
 def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
@@ -21,11 +24,38 @@ def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
     if run is not None:
         _show_run(RunFolder(run), console)
         return
-    rows = [_row(RunFolder(p.parent)) for p in sorted(runs_dir.glob("*/run.yaml"))]
+    rows = [_row(run) for run in runs_in(runs_dir)]
     if not rows:
         console.print(f"no runs in {escape(str(runs_dir.absolute()))}", soft_wrap=True)
         return
     console.print(table(_without_empty(rows, ("origin", "damaged"))))
+
+
+def _row(run: RunFolder) -> dict[str, Any]:
+    names = ("created", "steps", "report", "origin", "damaged")
+    row: dict[str, Any] = {"run": run.name} | dict.fromkeys(names, "")
+    try:
+        seals = run.seals()
+        damaged = [node for node, whole in seals.items() if whole is False]
+        done = [node for node, whole in seals.items() if whole and _STEP.fullmatch(node)]
+        content, unreadable = _head(run)
+        return row | {
+            "created": content.get("created", "?"),
+            "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
+            "report": "yes" if run.report.is_file() else "",
+            "origin": _origin(content),
+            "damaged": ", ".join([*unreadable, *damaged]),
+        }
+    except OSError as error:
+        return row | {"created": "?", "steps": "?", "damaged": f"not readable: {error.strerror}"}
+
+
+def _head(run: RunFolder) -> tuple[dict[str, Any], list[str]]:
+    """What run.yaml says, and its name where it cannot be read."""
+    try:
+        return run.read_head("created", "origin"), []
+    except SdpoError:
+        return {}, ["run.yaml"]
 
 
 def damaged_nodes(run: RunFolder) -> list[str]:
@@ -76,23 +106,6 @@ def _planned_steps(run: RunFolder) -> int:
     except IntegrityError:
         return 0
     return int(plan["outputs"]["steps"]) if plan else 0
-
-
-def _row(run: RunFolder) -> dict[str, Any]:
-    done = [number for number in run.complete_steps() if number]
-    damaged = damaged_nodes(run)
-    try:
-        content = run.read_run()
-    except SdpoError:
-        content, damaged = {}, ["run.yaml", *damaged]
-    return {
-        "run": run.name,
-        "created": content.get("created", "?"),
-        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
-        "report": "yes" if run.report.is_file() else "",
-        "origin": _origin(content),
-        "damaged": ", ".join(damaged),
-    }
 
 
 def _made_with(run: RunFolder, record: Mapping[str, Any]) -> dict[str, str]:

@@ -7,8 +7,10 @@ without a look. This module knows nothing of models.
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from sdpo.files import (
     checksum_text,
     digest_of,
     file_digest,
+    is_sealed,
     is_vouched_for,
     read_json,
     remove,
@@ -51,6 +54,8 @@ _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
+_BELONGING = (" ", "- ")
+"""How lines begin in YAML that belong to the key above them."""
 _OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 NOT_DONE = "not done yet"
 """Why a node without a record has to be done."""
@@ -206,6 +211,28 @@ class RunFolder:
             raise IntegrityError(f"{self.run_file} is damaged: it is not a mapping")
         return content
 
+    def read_head(self, *keys: str) -> dict[str, Any]:
+        """Of run.yaml the values of these ``keys`` alone, which takes a tenth of the time; a key
+        of a group as ``group.key``. Those that are not there are left out.
+
+        Raises:
+            UserError, IntegrityError: as :meth:`read_run`.
+        """
+        if not is_vouched_for(self.run_file):  # only what this project wrote has its form
+            return _picked(self.read_run(), keys)
+        try:
+            text = self.run_file.read_text(encoding="utf-8")
+            found: dict[str, Any] = {}
+            for key in keys:
+                part = text
+                for name in key.split("."):
+                    part = _section(part, name)
+                if part:
+                    found[key] = yaml.safe_load(part)
+            return found
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
+
     def write_record(self, node: str, record: Mapping[str, Any], *, files: list[Path]) -> None:
         """Publish a record with the digests of ``files`` (below the run), then its own digest."""
         digests = {str(f.relative_to(self.path)): file_digest(f) for f in sorted(files)}
@@ -242,11 +269,20 @@ class RunFolder:
             return True
         return False
 
+    def seals(self) -> dict[str, bool | None]:
+        """Of every node that has a record, whether that is the one that was written; None where it
+        is not complete. What the records say is not looked at."""
+        return {node: is_sealed(self.record_path(node)) for node in self.nodes()}
+
     def nodes(self) -> list[str]:
         """Nodes that have a record, whole or not: those between first, then what publishes."""
-        between = sorted(path.stem for path in self.path.glob("nodes/*.json"))
-        published = sorted(path.parent.name for path in self.path.glob("*/record.json"))
-        return [*between, *published]
+        names = _names(self.path / "nodes")
+        between = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+        folder = str(self.path)
+        published = [
+            name for name in _names(self.path) if os.path.lexists(f"{folder}/{name}/record.json")
+        ]
+        return [*between, *sorted(published)]
 
     def step_numbers(self) -> list[int]:
         """Numbers of the steps that have a folder, in order."""
@@ -312,10 +348,12 @@ def _is_proven(folder: Path) -> bool:
     if run.run_file.is_symlink() or not run.run_file.is_file() or not is_vouched_for(run.run_file):
         return False
     try:
-        content = run.read_run()
-    except (UserError, IntegrityError):
+        text = run.run_file.read_text(encoding="utf-8")
+        versions = run.read_head("versions").get("versions")
+    except (UnicodeDecodeError, IntegrityError):
         return False
-    return content.keys() >= _OF_RUN_FILE and "sdpo" in (content["versions"] or {})
+    has_all = all(re.search(rf"^{key}:", text, re.MULTILINE) for key in _OF_RUN_FILE)
+    return has_all and isinstance(versions, dict) and "sdpo" in versions
 
 
 def _is_damaged_run(folder: Path) -> bool:
@@ -326,6 +364,41 @@ def _is_damaged_run(folder: Path) -> bool:
         return False
     form = rf"{_DIGEST.pattern}  {re.escape(run_file.name)}\n"
     return re.fullmatch(form.encode(), beside.read_bytes()) is not None
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _section(text: str, name: str) -> str:
+    """The value of a key of a mapping in YAML as it is written here: one key a line, what belongs
+    to it indented; empty where there is no such key."""
+    is_inner = text.lstrip("\n")[:1] == " "
+    lines = (textwrap.dedent(text) if is_inner else text).split("\n")
+    start = next((i for i, line in enumerate(lines) if line.startswith(f"{name}:")), None)
+    if start is None:
+        return ""
+    ends = (
+        i
+        for i, line in enumerate(lines)
+        if i > start and line.rstrip("-") and not line.startswith(_BELONGING)
+    )
+    body = lines[start + 1 : next(ends, len(lines))]
+    return "\n".join([lines[start].removeprefix(f"{name}:").lstrip(" "), *body])
+
+
+def _picked(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in keys:
+        value: Any = content
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[key] = value
+    return found
 
 
 def runs_in(folder: Path) -> list[RunFolder]:

@@ -174,7 +174,7 @@ def _size(path: Path) -> int:
 
 
 def _look_at_run(run: RunFolder, found: Found) -> dict[str, Any] | str:
-    """Look for what can go in a run; returns its run.yaml, or why it cannot be read."""
+    """Look for what can go in a run; returns what run.yaml says, or why it cannot be read."""
     try:
         if run.is_own:
             with run_lock(run):
@@ -184,7 +184,7 @@ def _look_at_run(run: RunFolder, found: Found) -> dict[str, Any] | str:
     except (UserError, OSError) as error:
         found.notes.append(f"{error}: left alone")
     try:
-        return run.read_run()
+        return run.read_head("inputs.model", "config.store.cache_dir")
     except (SdpoError, OSError) as error:
         return str(error)
 
@@ -210,8 +210,7 @@ def _note_other_caches(contents: Iterable[dict[str, Any] | str], cache: Path, fo
     named: set[str] = set()
     for content in contents:
         if isinstance(content, dict):
-            store = (content.get("config") or {}).get("store") or {}
-            given = store.get("cache_dir") if isinstance(store, dict) else None
+            given = content.get("config.store.cache_dir")
             if isinstance(given, str) and given and Path(given).absolute() != cache:
                 named.add(given)
     for given in sorted(named):

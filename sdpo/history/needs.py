@@ -28,7 +28,7 @@ def add_needs(run: RunFolder, said: dict[str, Any] | str, needed: Needed) -> str
     if isinstance(said, str):
         return said
     try:
-        needed.models.add(said["inputs"]["model"])
+        needed.models.add(said["inputs.model"])
         for record in map(run.read_record, run.nodes()):
             if record:
                 _add_record(record, needed)

@@ -151,7 +151,7 @@ def undisturbed(campaign: Campaign) -> Path:
 def moment_of(run: Path) -> str:
     """What a run was doing last, by its events and what stands half written."""
     half = [path.name for path in run.rglob(".tmp-*") if path.parent.name.startswith("step-")]
-    if any(name.endswith("-model") for name in half):
+    if any("-model-" in name for name in half):
         return "publishing a model"
     if list(run.glob("step-*/resume/.tmp-*")):
         return "saving a resume state"

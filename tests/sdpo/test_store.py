@@ -3,12 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import IntegrityError, UserError
 from sdpo.files import digest_of
-from sdpo.store import RunFolder, differences, reuse, run_lock
+from sdpo.store import RunFolder, _section, differences, reuse, run_lock
 
 IDENTITY = {"training": {"beta": 0.1, "learning_rate": 5e-7}, "inputs": {"reference": "abc"}}
 
@@ -117,6 +118,36 @@ def test_run_yaml_comes_back_as_it_was_written(run):
     run.path.mkdir(parents=True)
     run.write_run(content)
     assert run.read_run() == content
+
+
+def test_the_head_of_run_yaml_is_what_the_whole_of_it_says(run):
+    content = {
+        "name": "trial",
+        "text": "first\nsecond: not a key\n\n- no item",
+        "inputs": {"data.my: source": "1e5", "model": "abc", "list": ["model: x", {"model": 2}]},
+        "config": {"store": {"cache_dir": "a: b", "runs_dir": "long words " * 30}, "steps": []},
+        "last": None,
+    }
+    run.write_run(content)
+    keys = ("name", "text", "inputs", "inputs.model", "inputs.list", "config.store", "not.there")
+    found = run.read_head(*keys, "config.store.cache_dir", "config.store.runs_dir", "last")
+    assert found == {
+        **{key: content[key] for key in ("name", "text", "inputs", "last")},
+        "inputs.model": "abc",
+        "inputs.list": content["inputs"]["list"],
+        "config.store": content["config"]["store"],
+        "config.store.cache_dir": "a: b",
+        "config.store.runs_dir": content["config"]["store"]["runs_dir"],
+    }
+    run.run_file.with_name("run.yaml.sha256").unlink()
+    assert run.read_head("inputs.model", "not.there") == {"inputs.model": "abc"}
+
+
+@given(st.dictionaries(st.text(max_size=4), st.text() | st.lists(st.text()), max_size=4))
+def test_no_text_in_run_yaml_is_taken_for_a_key(values):
+    text = yaml.safe_dump({"a": values, "b": 1}, sort_keys=False, allow_unicode=True, width=100)
+    assert yaml.safe_load(_section(text, "a")) == yaml.safe_load(text)["a"]
+    assert yaml.safe_load(_section(text, "b")) == 1
 
 
 def test_a_run_that_is_not_there_names_those_that_are(run):

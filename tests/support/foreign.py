@@ -14,7 +14,7 @@ OF_A_RUN = (
     *("step-1/record.json", "step-1/record.json.sha256", "step-1/gamma.json"),
     *("step-1/model/config.json", "step-1/model/model.safetensors", "step-1/reference.parquet"),
     *("step-1/metrics.jsonl", "step-1/budget.json", "step-1/resume/00000002/state.json"),
-    *("guide-1/record.json", ".tmp-mine/notes", f".tmp-sdpo-{KEY}-model/weights"),
+    *("guide-1/record.json", ".tmp-mine/notes", f".tmp-sdpo-model-{KEY}/weights"),
 )
 OF_A_CACHE = (
     *("tokens/my-corpus.arrow", f"tokens/{KEY}.arrow", f"tokens/{KEY}.arrow.sha256"),
