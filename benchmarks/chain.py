@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from sdpo.store import RunFolder
-from tests.bench.measured import FamilyUsage, run_family
-from tests.bench.options import Options
-from tests.bench.ours import read_losses
-from tests.bench.report import MB, table
-from tests.bench.rivals import environment, trl_spec
-from tests.bench.workload import Workload
+from benchmarks.measured import FamilyUsage, run_family
+from benchmarks.options import Options
+from benchmarks.ours import read_losses
+from benchmarks.report import MB, table
+from benchmarks.rivals import environment, trl_spec
+from benchmarks.workload import Workload
+from sdpo.store.run_folder import RunFolder
 
 WORK = {"score", "train", "measure"}
 """Phases of a stage that are not orchestration."""
@@ -111,7 +111,7 @@ def _recipe(
 
 def run_recipe(recipe: Path, folder: Path) -> FamilyUsage:
     """``sdpo run`` as a process with all that it starts."""
-    command = [sys.executable, "-m", "flows.cli", "run", str(recipe)]
+    command = [sys.executable, "-m", "flows.cli.app", "run", str(recipe)]
     return run_family(command, log=folder / "sdpo.log", environment=QUIET)
 
 
@@ -126,7 +126,7 @@ def _trl(
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     usage = run_family(
-        [sys.executable, "-m", "tests.bench.theirs", str(path)],
+        [sys.executable, "-m", "benchmarks.theirs", str(path)],
         log=folder / "log",
         environment=environment(threads=options.threads, cache=folder / "datasets") | QUIET,
     )

@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from tests.bench.matmul import Rate, measure_rate
-from tests.bench.measured import Usage
-from tests.bench.options import Options
-from tests.bench.ours import Measurement, run_step, run_tokenise
-from tests.bench.report import Side, loss_difference, ratios, side_by_side
-from tests.bench.rivals import NOT_PRECOMPUTED, run_trl, trl_name
-from tests.bench.workload import Workload
+from benchmarks.matmul import Rate, measure_rate
+from benchmarks.measured import Usage
+from benchmarks.options import Options
+from benchmarks.ours import Measurement, run_step, run_tokenise
+from benchmarks.report import Side, loss_difference, ratios, side_by_side
+from benchmarks.rivals import NOT_PRECOMPUTED, run_trl, trl_name
+from benchmarks.workload import Workload
 
 USUAL = 8
 """Pairs per device as people configure TRL: its own default."""

@@ -1,4 +1,4 @@
-"""The machine's rate of matrix products: ``python -m tests.bench.matmul DEVICE DTYPE THREADS``.
+"""The machine's rate of matrix products: ``python -m benchmarks.matmul DEVICE DTYPE THREADS``.
 
 Prints two rates as JSON: FLOP per second, and FLOP per second of CPU time, which other programs on
 the same cores do not change.
@@ -23,7 +23,7 @@ class Rate:
 def measure_rate(*, device: str, threads: int) -> Rate:
     """The rates on this device now, from a process of its own."""
     dtype = "float32" if device == "cpu" else "bfloat16"
-    command = [sys.executable, "-m", "tests.bench.matmul", device, dtype, str(threads)]
+    command = [sys.executable, "-m", "benchmarks.matmul", device, dtype, str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return Rate(**json.loads(done.stdout))

@@ -1,6 +1,6 @@
 """Running a program as a process of its own, and what it took: seconds, CPU, memory.
 
-As a program (``python -m tests.bench.measured OUT IMPORTS MODULE ARGUMENT...``) it imports what
+As a program (``python -m benchmarks.measured OUT IMPORTS MODULE ARGUMENT...``) it imports what
 the module will need, notes the memory, runs the module and writes what it took. The peak is the
 kernel's for this process image (VmHWM); ru_maxrss would be inherited from whoever started it.
 """
@@ -31,7 +31,7 @@ TOKENISE_IMPORTS = (
     "transformers.processing_utils",  # the first tokenizer that is loaded brings it in
 )
 TRL_IMPORTS = (
-    "tests.bench.theirs",
+    "benchmarks.theirs",
     "trl",
     "trl.trainer.dpo_trainer",
     "datasets",
@@ -82,29 +82,29 @@ def measured_stages(folder: Path) -> Iterator[MeasuredStages]:
 
     The command alone changes: environment, session and log are the supervisor's.
     """
-    import sdpo.supervisor
+    import sdpo.processes.supervisor
 
     stages = MeasuredStages(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-        assert list(command[1:3]) == ["-m", "sdpo.stage"], "stages of one process are measured"
+        assert list(command[1:3]) == ["-m", "sdpo.stages"], "stages of one process are measured"
         name = Path(command[3]).stem
         imports = TOKENISE_IMPORTS if name == "tokenise" else STEP_IMPORTS
         wrapped = measured_command(
-            folder / f"{name}.usage.json", imports, "sdpo.stage", *command[3:]
+            folder / f"{name}.usage.json", imports, "sdpo.stages", *command[3:]
         )
         return subprocess.Popen(wrapped, **options)
 
     quick = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    with patch.object(sdpo.supervisor, "subprocess", quick):
+    with patch.object(sdpo.processes.supervisor, "subprocess", quick):
         yield stages
     stages.read()
 
 
 def measured_command(out: Path, imports: Sequence[str], module: str, *arguments: str) -> list[str]:
     """The command that runs ``module`` under measurement."""
-    own = [sys.executable, "-m", "tests.bench.measured", str(out), ",".join(imports)]
+    own = [sys.executable, "-m", "benchmarks.measured", str(out), ",".join(imports)]
     return [*own, module, *arguments]
 
 
@@ -226,8 +226,8 @@ def _stage(family: Sequence[int]) -> str:
     """Name of the stage among these processes, by its command line."""
     for pid in family:
         words = _words(pid)
-        if "sdpo.stage" in words:
-            return Path(words[words.index("sdpo.stage") + 1]).stem
+        if "sdpo.stages" in words:
+            return Path(words[words.index("sdpo.stages") + 1]).stem
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Private memory from 10k to 100k pairs: ``python -m tests.bench.memory [--json FILE]``.
+"""Private memory from 10k to 100k pairs: ``python -m benchmarks.memory [--json FILE]``.
 
 The chain's own nodes up to the plan, gamma of every pair under M_0 included, with a toy model and
 pairs of at most 64 tokens. The anonymous memory (RssAnon) of the command and all that it starts is
@@ -17,23 +17,25 @@ from typing import Any
 
 import yaml
 
-from sdpo import machine, nodes, planning, steps
-from sdpo.recipe import load_recipe
-from sdpo.run import Context, open_run
-from tests.bench.measured import FamilyUsage, run_family, run_module
-from tests.bench.report import MB, table
-from tests.bench.workload import Settings, Workload, read_workload
+from benchmarks.measured import FamilyUsage, run_family, run_module
+from benchmarks.report import MB, table
+from benchmarks.workload import Settings, Workload, read_workload
+from sdpo.chain import data, step
+from sdpo.chain import plan as planning
+from sdpo.chain.open_run import Context, open_run
+from sdpo.config.load import load_recipe
+from sdpo.system import machine
 
 PARTS = {"": "prepare, reserve", "tokenise": "tokenise", "measure-M_0": "score", "plan": "plan"}
 """What runs, by the name of the stage: "" is the command up to the plan, which has a process of its
-own. A plan has every pair in memory by design, see ``tests.bench.partitions``."""
+own. A plan has every pair in memory by design, see ``benchmarks.partitions``."""
 
 NODES: dict[str, tuple[Callable[[Context], object], ...]] = {
     "nodes": (
-        nodes.prepare_data,
-        nodes.tokenise,
-        nodes.reserve,
-        steps.measure_gamma,
+        data.prepare_data,
+        data.tokenise,
+        data.reserve,
+        step.measure_gamma,
     ),
     "plan": (planning.check, planning.partition),
 }
@@ -50,7 +52,7 @@ def main() -> None:
                 node(context)
         return
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.memory",
+        prog="python -m benchmarks.memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,11 +79,11 @@ def measure(pairs: int, folder: Path) -> FamilyUsage:
         max_length=MAX_LENGTH,
         prepared=False,
     )
-    run_module("tests.bench.workload", settings.to_json(), log=folder / "workload.log")
+    run_module("benchmarks.workload", settings.to_json(), log=folder / "workload.log")
     recipe = _recipe(read_workload(settings.path), folder)
     run, plan = (
         run_family(
-            [sys.executable, "-m", "tests.bench.memory", name, str(recipe)],
+            [sys.executable, "-m", "benchmarks.memory", name, str(recipe)],
             log=folder / "log",
             environment={"HF_HUB_OFFLINE": "1"},
             every_s=0.02,

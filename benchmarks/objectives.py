@@ -1,6 +1,6 @@
 """One run per objective after the same supervised model, as a markdown table.
 
-    python -m tests.bench.objectives [--limit 50] [--objectives dpo,simpo] [--set key=value ...]
+    python -m benchmarks.objectives [--limit 50] [--objectives dpo,simpo] [--set key=value ...]
 
 Run it from the project's root, with the folder `shared` beside the project. Every objective trains
 on all pairs in one step, from the same S (supervised on the chosen sides), with one learning rate;
@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpo.chain import run_chain
+from sdpo.chain.run_chain import run_chain
 from sdpo.config import RunConfig
+from sdpo.config.load import load_recipe
 from sdpo.events import Event
-from sdpo.files import read_json
 from sdpo.objectives import OBJECTIVES, describe
-from sdpo.recipe import load_recipe
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
 
-RECIPE = Path(__file__).parents[1] / "real" / "orca_ultrafeedback.yaml"
+RECIPE = Path(__file__).parents[1] / "tests" / "real" / "orca_ultrafeedback.yaml"
 
 BETAS = {
     "dpo": 0.003,
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
             *([f"data.limit={options.limit}"] if options.limit else []),
             *options.overrides,
         ]
-        print(f"`python -m tests.bench.objectives {shlex.join(arguments)}`\n")
+        print(f"`python -m benchmarks.objectives {shlex.join(arguments)}`\n")
         print(_line(COLUMNS))
         print(_line(["---", *["---:"] * (len(COLUMNS) - 1)]), flush=True)
         supervised = ""
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.objectives")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives")
     parser.add_argument("--limit", type=int, default=0, help="pairs per source; 0: all")
     parser.add_argument("--kl-prompts", type=int, default=32, help="reserved prompts for KL")
     parser.add_argument("--kl-tokens", type=int, default=64, help="tokens of each sample")

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.measured import run_module
+from benchmarks.ours import launch_config, training_config
+from benchmarks.workload import Settings, Workload, read_workload
 from sdpo.config import LaunchConfig, TrainingConfig
-from tests.bench.measured import run_module
-from tests.bench.ours import launch_config, training_config
-from tests.bench.workload import Settings, Workload, read_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,5 +55,5 @@ class Options:
         }
         made = Settings(**(settings | changes))
         self.folder.mkdir(parents=True, exist_ok=True)
-        run_module("tests.bench.workload", made.to_json(), log=self.folder / f"{name}.log")
+        run_module("benchmarks.workload", made.to_json(), log=self.folder / f"{name}.log")
         return read_workload(made.path)

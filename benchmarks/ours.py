@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.measured import Usage, measured_stages
+from benchmarks.workload import CLOCK, Workload
 from sdpo.config import (
     EvaluationConfig,
     LaunchConfig,
@@ -14,11 +16,9 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sdpo.spec import StepSpec, TokeniseSpec
-from sdpo.store import RunFolder
-from sdpo.supervisor import run_stage
-from tests.bench.measured import Usage, measured_stages
-from tests.bench.workload import CLOCK, Workload
+from sdpo.processes.stage_specs import StepSpec, TokeniseSpec
+from sdpo.processes.supervisor import run_stage
+from sdpo.store.run_folder import RunFolder
 
 ASIDE = {"load", "publish", "measure"}
 """Phases that are neither scoring nor training. Whatever else a stage times counts as training:

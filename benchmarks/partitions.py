@@ -1,4 +1,4 @@
-"""Planning many pairs: ``python -m tests.bench.partitions [--pairs 1000000,10000000]``.
+"""Planning many pairs: ``python -m benchmarks.partitions [--pairs 1000000,10000000]``.
 
 Every plan is made in a process of its own from synthetic columns, as the chain makes it: reserve,
 plan, prompts that occur in several steps. The peak includes the columns.
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measured import run_measured
+from benchmarks.report import MB, table
 from partitions import Pairs, PartitionSettings, make_plan, prompt_overlap, reserve_mask
-from tests.bench.measured import run_measured
-from tests.bench.report import MB, table
 
 SOURCES, TOPICS = 8, 50
 
@@ -105,7 +105,7 @@ def main() -> None:
         Path(out).write_text(json.dumps(plan(int(pairs), name)), encoding="utf-8")
         return
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.partitions",
+        prog="python -m benchmarks.partitions",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -129,7 +129,7 @@ def _measure(n: int, strategy: str, folder: Path) -> dict[str, Any]:
     out = folder / "plan.json"
     arguments = ("--one", str(n), strategy, str(out))
     usage = run_measured(
-        folder / "usage.json", ("partitions",), "tests.bench.partitions", *arguments
+        folder / "usage.json", ("partitions",), "benchmarks.partitions", *arguments
     )
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found | {

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tests.bench.matmul import Rate
-from tests.bench.ours import Measurement
+from benchmarks.matmul import Rate
+from benchmarks.ours import Measurement
 
 MB = 1e6
 
@@ -22,7 +22,7 @@ class Side:
         return float(median(getattr(run, phase) for run in self.runs))
 
     def usage(self, name: str) -> float:
-        """Median of a field of :class:`~tests.bench.measured.Usage`."""
+        """Median of a field of :class:`~benchmarks.measured.Usage`."""
         return float(median(getattr(run.usage, name) for run in self.runs))
 
     @property

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured import TRL_IMPORTS, run_measured
+from benchmarks.ours import Measurement
+from benchmarks.workload import Workload
 from sdpo.config import TrainingConfig
-from tests.bench.measured import TRL_IMPORTS, run_measured
-from tests.bench.ours import Measurement
-from tests.bench.workload import Workload
 
 NOT_PRECOMPUTED = "ref model"
 
@@ -60,7 +60,7 @@ def run_trl(
     usage = run_measured(
         folder / "usage.json",
         TRL_IMPORTS,
-        "tests.bench.theirs",
+        "benchmarks.theirs",
         str(path),
         environment=environment(threads=threads, cache=folder / "datasets"),
     )
@@ -79,7 +79,7 @@ def trl_spec(
     rows: Sequence[Path],
     per_device: int,
 ) -> dict[str, Any]:
-    """What :mod:`tests.bench.theirs` reads."""
+    """What :mod:`benchmarks.theirs` reads."""
     folder.mkdir(parents=True)
     settings = workload.settings
     return {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sdpo.demo.model import BOS, CHAT_TEMPLATE, END, PAD, ROLE_MARKS
-from sdpo.files import write_json
+from sdpo.inputs.demo.model import BOS, CHAT_TEMPLATE, END, PAD, ROLE_MARKS
+from sdpo.system.files import write_json
 
 PROMPT_MARKS, COMPLETION_MARKS = 4, 1
 """Tokens of the template: BOS, user, end, assistant; end."""

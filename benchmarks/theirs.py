@@ -1,4 +1,4 @@
-"""TRL's side: a plain script around DPOTrainer (``python -m tests.bench.theirs SPEC``).
+"""TRL's side: a plain script around DPOTrainer (``python -m benchmarks.theirs SPEC``).
 
 It says nothing that a user of TRL would not say, but for the order of the rows, which stands in
 the file already. What it times are the trainer's own methods.
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from tests.bench.workload import tokens_digest
+from benchmarks.workload import tokens_digest
 
 
 class StepEnds(TrainerCallback):

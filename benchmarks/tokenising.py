@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.measured import TRL_IMPORTS, run_measured
-from tests.bench.options import Options
-from tests.bench.ours import run_tokenise
-from tests.bench.report import table
-from tests.bench.rivals import environment, trl_spec
-from tests.bench.workload import Workload
+from benchmarks.measured import TRL_IMPORTS, run_measured
+from benchmarks.options import Options
+from benchmarks.ours import run_tokenise
+from benchmarks.report import table
+from benchmarks.rivals import environment, trl_spec
+from benchmarks.workload import Workload
 
 
 def tokenise(options: Options, *, pairs: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _trl(options: Options, workload: Workload, folder: Path, *, processes: int) 
     run_measured(
         folder / "usage.json",
         TRL_IMPORTS,
-        "tests.bench.theirs",
+        "benchmarks.theirs",
         str(path),
         environment=environment(threads=options.threads, cache=folder / "datasets"),
     )

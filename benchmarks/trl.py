@@ -1,4 +1,4 @@
-"""This project and TRL on the same rows: ``python -m tests.bench.trl [--json FILE]``.
+"""This project and TRL on the same rows: ``python -m benchmarks.trl [--json FILE]``.
 
 Every program that is measured is a process of its own, and they run in turn, so that a busy machine
 is busy for all of them. Ratios are TRL over this project. On a GPU there is no more to install than
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpo import machine
-from tests.bench.chain import chain, orchestration
-from tests.bench.compare import compare, curve, warm
-from tests.bench.options import Options
-from tests.bench.rivals import has_trl
-from tests.bench.shapes import LENGTHS, SHAPES
-from tests.bench.tokenising import tokenise
+from benchmarks.chain import chain, orchestration
+from benchmarks.compare import compare, curve, warm
+from benchmarks.options import Options
+from benchmarks.rivals import has_trl
+from benchmarks.shapes import LENGTHS, SHAPES
+from benchmarks.tokenising import tokenise
+from sdpo.system import machine
 
 SECTIONS = ("compare", "warm", "curve", "tokenise", "chain", "orchestration")
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.trl",
+        prog="python -m benchmarks.trl",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

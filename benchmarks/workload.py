@@ -1,6 +1,6 @@
 """A workload on disk: a model with random weights, pairs as text, what a step's stage reads.
 
-As a program (``python -m tests.bench.workload SETTINGS``) it makes it; the process that starts the
+As a program (``python -m benchmarks.workload SETTINGS``) it makes it; the process that starts the
 measured programs reads the facts alone.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.shapes import LENGTHS, SHAPES, Lengths, Shape
+from benchmarks.shapes import LENGTHS, SHAPES, Lengths, Shape
 
 CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
 """The present that chat templates see."""
@@ -119,7 +119,7 @@ def read_workload(folder: Path) -> Workload:
 def make(settings: Settings) -> Workload:
     """Write everything below ``settings.folder``."""
     # This process alone needs a tokenizer and torch.
-    from tests.bench.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
+    from benchmarks.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
 
     folder = settings.path
     (folder / "model").mkdir(parents=True)
@@ -175,12 +175,12 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
-    from sdpo.batching import epoch_order
     from sdpo.config import DataConfig, SourceConfig
     from sdpo.data.prepare import prepare_pairs
-    from sdpo.digest import model_digest
-    from sdpo.store import RunFolder
-    from sdpo.tokens.store import TokenFile
+    from sdpo.identity.model_digest import model_digest
+    from sdpo.model.batching import epoch_order
+    from sdpo.store.run_folder import RunFolder
+    from sdpo.tokens.token_file import TokenFile
     from sdpo.tokens.tokenise import tokenise_pairs
 
     settings = workload.settings

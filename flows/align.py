@@ -7,10 +7,10 @@ and a schedule can replace one of them alone.
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.form import form
-from flows.runpage import RunPage
-from flows.slots import device_slot
-from sdpo.chain import ChainResult, run_chain
+from flows.ui.form import form
+from flows.ui.runpage import RunPage
+from flows.ui.slots import device_slot
+from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import (
     DataConfig,
     EvaluationConfig,
@@ -25,7 +25,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sdpo.recipe import make_config
+from sdpo.config.load import make_config
 
 _GROUPS = {name: str(field.description) for name, field in RunConfig.model_fields.items()}
 _NAME = "Name of the run; empty: that of the run in the UI."

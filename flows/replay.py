@@ -5,15 +5,15 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.form import form
-from flows.history import comparison_lines
-from flows.runpage import RunPage, slug
-from flows.slots import device_slot
+from flows.commands.finished_runs import comparison_lines
+from flows.ui.form import form
+from flows.ui.runpage import RunPage, slug
+from flows.ui.slots import device_slot
 from sdpo.config import StoreConfig
+from sdpo.config.load import check_run_name, checked
 from sdpo.errors import UserError
-from sdpo.history.checkpoint import locate
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
-from sdpo.recipe import check_run_name, checked
+from sdpo.history.target import locate
 
 _DESCRIPTIONS = {
     "run": "Run, by name, whose step is made again.",

@@ -15,17 +15,17 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
-from flows.approval import ask_in_ui
-from flows.form import form
-from flows.runpage import RunPage
-from flows.slots import device_slot
+from flows.ui.approval import ask_in_ui
+from flows.ui.form import form
+from flows.ui.runpage import RunPage
+from flows.ui.slots import device_slot
 from sdpo.config import Group
+from sdpo.config.load import checked
 from sdpo.errors import InUseError
-from sdpo.promotion import GateSettings, Judgement
-from sdpo.recipe import checked
-from sdpo.retraining import Answer, Retrained
-from sdpo.retraining import retrain as retrain_named
-from sdpo.store import RunFolder
+from sdpo.promotion.judge import GateSettings, Judgement
+from sdpo.promotion.retrain import Answer, Retrained
+from sdpo.promotion.retrain import retrain as retrain_named
+from sdpo.store.run_folder import RunFolder
 
 
 class LineageSettings(Group):

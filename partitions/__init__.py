@@ -6,18 +6,16 @@ order of rows. A module imports only what stands above it in this list:
 
 - ``errors``: :class:`PartitionError`, whose message says what to change
 - ``pairs``: the columns, ids in memory, orders that depend on ids alone
-- ``registry``: the settings, what a strategy is, the strategies there are
+- ``strategy``: the settings, what a strategy is, the strategies there are
 - ``draw``: seeded draws of fractions within strata
-- ``natural``, ``stratified``, ``random_``, ``single``, ``curriculum``: the strategies
+- ``strategies``: ``natural``, ``stratified``, ``random``, ``single``, ``curriculum``
 - ``plan``: the checked plan and its digests; prompts that occur in several steps
 - ``reserve``: pairs set aside before anything is trained
 
-A further strategy is one more file with a :class:`Strategy`, and its :func:`register` below.
+A further strategy is one more file there with a :class:`Strategy`, and its :func:`register` below.
 """
 
-from partitions.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
 from partitions.errors import PartitionError
-from partitions.natural import NATURAL
 from partitions.pairs import (
     Pairs,
     argsort_ids,
@@ -27,11 +25,13 @@ from partitions.pairs import (
     ordering_key,
 )
 from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
-from partitions.random_ import RANDOM
-from partitions.registry import Assignment, PartitionSettings, Strategy, get, names, register
 from partitions.reserve import reserve_mask, reserve_size
-from partitions.single import SINGLE
-from partitions.stratified import STRATIFIED
+from partitions.strategies.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
+from partitions.strategies.natural import NATURAL
+from partitions.strategies.random import RANDOM
+from partitions.strategies.single import SINGLE
+from partitions.strategies.stratified import STRATIFIED
+from partitions.strategy import Assignment, PartitionSettings, Strategy, get, names, register
 
 for _strategy in (NATURAL, STRATIFIED, RANDOM, SINGLE, SCORE_GAP, REFERENCE_MARGIN, LENGTH):
     register(_strategy)

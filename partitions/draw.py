@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from partitions.errors import PartitionError
 from partitions.pairs import Codes, Pairs, argsort_by, ordering_key, run_starts
-from partitions.registry import Assignment, PartitionSettings, unknown
+from partitions.strategy import Assignment, PartitionSettings, unknown
 
 _SUM_TOLERANCE = 1e-6
 _ROUNDING = 1e-9

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from partitions.errors import PartitionError
 from partitions.pairs import Ids, Pairs, argsort_ids, ids_to_bytes, run_starts
-from partitions.registry import Assignment, PartitionSettings, Strategy, get
+from partitions.strategy import Assignment, PartitionSettings, Strategy, get
 
 _CHUNK = 1 << 20
 

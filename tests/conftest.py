@@ -21,10 +21,10 @@ from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
 from histories import origin
 
-from sdpo import demo
-from sdpo.demo.model import write_model
-from sdpo.history.checkpoint import Checkpoint
-from sdpo.registry import promote
+from sdpo.history.target import Checkpoint
+from sdpo.inputs import demo
+from sdpo.inputs.demo.model import write_model
+from sdpo.promotion.versions import promote
 
 
 @pytest.fixture

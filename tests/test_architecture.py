@@ -12,7 +12,7 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("flows", "sdpo", "partitions")
-RUN_APP = "import sys; from flows.cli import run_app; print(run_app(sys.argv[1:]))"
+RUN_APP = "import sys; from flows.cli.app import run_app; print(run_app(sys.argv[1:]))"
 HEAVY = "{'torch', 'transformers', 'prefect', 'matplotlib'}"
 SAY_HEAVY = f"import sys; print(sorted({HEAVY} & set(sys.modules)))"
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -70,7 +70,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert len(done) == len(NAMES) > 60
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.commands", "flows.check", "sdpo.chain"])
+@pytest.mark.parametrize(
+    "module",
+    ["flows.cli.app", "flows.commands.run", "flows.commands.check", "sdpo.chain.run_chain"],
+)
 def test_the_parent_process_loads_neither_torch_nor_transformers_nor_prefect(module: str) -> None:
     done = python(f"import {module}; {SAY_HEAVY}")
     assert done.stdout.strip() == "[]", done.stderr
@@ -94,7 +97,7 @@ def test_the_engine_imports_where_prefect_is_not_installed() -> None:
         "import sys; sys.modules['prefect'] = None\n"
         "import importlib\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
-        "from flows import cli; print(cli.run_app(['--version']))"
+        "from flows.cli import app as cli; print(cli.run_app(['--version']))"
     )
     engine = [name for name in NAMES if not name.startswith("flows")]
     done = python(code, *engine)
@@ -119,5 +122,7 @@ def test_arrow_takes_its_memory_from_the_process_and_keeps_none_of_what_was_free
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL")  # set where this process imported the engine
-    done = python("import flows.cli, pyarrow; print(pyarrow.default_memory_pool().backend_name)")
+    done = python(
+        "import flows.cli.app, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    )
     assert done.stdout.strip() == "system", done.stderr

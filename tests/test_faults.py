@@ -19,12 +19,12 @@ from desk import wait_until
 from forked_stages import forked_stages
 from processes import Running, is_free, stages_of, start
 
-from sdpo.chain import run_chain
-from sdpo.disk import step_needs
+from sdpo.chain.run_chain import run_chain
+from sdpo.config.load import make_config
 from sdpo.errors import DiskFullError, Fault
-from sdpo.recipe import make_config
-from sdpo.resume import states_folder
-from sdpo.store import RunFolder
+from sdpo.processes.disk_space import step_needs
+from sdpo.store.resume_states import states_folder
+from sdpo.store.run_folder import RunFolder
 
 EVERY_STEP = {"training": {"checkpoint_every": 1}}
 
@@ -65,22 +65,22 @@ def resumed_at(outcome: Outcome) -> list[int]:
 
 DEATHS = {
     "in the middle of training": """
-import sdpo.trainer as module
+import sdpo.training.trainer as module
 step = module.Trainer._optimizer_step
 def die(self, *args, **kwargs):
     return step(self, *args, **kwargs) if self.progress.step < 4 else kill()
 module.Trainer._optimizer_step = die
 """,
     "with a resume state half written": """
-import sdpo.stages.state as state
-import sdpo.stages.checkpoint as module
+import sdpo.stages.training_state as state
+import sdpo.stages.resume_states as module
 def die(trainer, folder, *, sharded):
     names = state.save_training(trainer, folder, sharded=sharded)
     return names if trainer.progress.step < 4 else kill()
 module.save_training = die
 """,
     "with the model half written": """
-import sdpo.stages.model as module
+import sdpo.stages.session as module
 save = module.save_policy
 def die(policy, folder, **kwargs):
     save(policy, folder, **kwargs)
@@ -88,11 +88,11 @@ def die(policy, folder, **kwargs):
 module.save_policy = die
 """,
     "between the model and its record": """
-import sdpo.stages.publication as module
+import sdpo.stages.publish as module
 module.write_card = lambda *args, **kwargs: kill()
 """,
     "right after the record": """
-import sdpo.resume as module
+import sdpo.store.resume_states as module
 module.discard = lambda *args: kill()
 """,
 }
@@ -243,7 +243,7 @@ module.{name} = full
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("stages.model", "save_policy"), ("stages.publication", "write_card")]
+    ("module", "name"), [("stages.session", "save_policy"), ("stages.publish", "write_card")]
 )
 def test_a_disk_that_is_full_while_publishing_is_told_and_the_run_goes_on_when_there_is_room(
     warm: Bench, finished: Outcome, small_disk: Path, sdpo: Sdpo, module: str, name: str

@@ -17,7 +17,7 @@ from histories import replayed, write_new_pairs
 from sdpo.events import Event
 from sdpo.history.extend import extend_run
 from sdpo.history.verify import verify_run
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 ARCHIVE = Path(__file__).parent / "old_runs" / "0.1.tar.gz"
 

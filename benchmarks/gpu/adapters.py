@@ -6,7 +6,7 @@ from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
 from benchmarks.gpu.inmemory import prepare
 from benchmarks.gpu.training import matmul_rate, told
-from tests.bench.shapes import SHAPES
+from benchmarks.shapes import SHAPES
 
 
 def run(settings: Settings) -> Iterator[Finding]:

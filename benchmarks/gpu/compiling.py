@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from benchmarks.gpu.findings import Finding, Settings
 from benchmarks.gpu.inmemory import prepare
+from benchmarks.shapes import SHAPES
 from sdpo.events import EventWriter
 from sdpo.stages.compiling import compiled_blocks
-from tests.bench.shapes import SHAPES
 
 
 def run(settings: Settings) -> Iterator[Finding]:

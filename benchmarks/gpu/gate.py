@@ -13,10 +13,10 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
-from sdpo import gate
-from sdpo.layouts import PromptGroup
-from sdpo.logps import SequenceScorer
-from tests.bench.shapes import Shape
+from benchmarks.shapes import Shape
+from sdpo.model.layouts import PromptGroup
+from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.training import gate
 
 _LAYERS = 24
 

@@ -14,15 +14,15 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Settings
+from benchmarks.shapes import LENGTHS, Shape
 from sdpo.config import TrainingConfig
 from sdpo.events import EventWriter
-from sdpo.logps import SequenceScorer
+from sdpo.model.policy import add_adapters
+from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.objectives import settings_of
-from sdpo.policy import add_adapters
-from sdpo.stages.headroom import settle_budget
-from sdpo.tasks import PreferenceTask
-from sdpo.trainer import Trainer, make_optimizer
-from tests.bench.shapes import LENGTHS, Shape
+from sdpo.stages.settle_budget import settle_budget
+from sdpo.training.tasks import PreferenceTask
+from sdpo.training.trainer import Trainer, make_optimizer
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
-from sdpo.layouts import LAYOUTS, PromptGroup, attention
-from sdpo.logps import SequenceScorer
+from sdpo.model.layouts import LAYOUTS, PromptGroup, attention
+from sdpo.model.sequence_scorer import SequenceScorer
 
 _LAYOUTS = ("padded", "packed", "shared")
 _RTOL, _ATOL = 1e-5, 1e-3

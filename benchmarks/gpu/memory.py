@@ -17,13 +17,13 @@ import psutil
 
 from benchmarks.gpu import workloads
 from benchmarks.gpu.findings import Finding, Settings
+from benchmarks.measured import status_bytes
+from benchmarks.ours import launch_config, read_losses, step_spec, training_config
+from benchmarks.workload import Workload
 from sdpo.config import TrainingConfig
 from sdpo.errors import SdpoError
 from sdpo.events import Event
-from sdpo.supervisor import run_stage
-from tests.bench.measured import status_bytes
-from tests.bench.ours import launch_config, read_losses, step_spec, training_config
-from tests.bench.workload import Workload
+from sdpo.processes.supervisor import run_stage
 
 _SPARE_BYTES = 256e6
 """What a stage on a CPU may take beyond the most that small micro-batches took."""

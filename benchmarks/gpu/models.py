@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gpu.findings import Settings
-from sdpo.fused import fuse
-from sdpo.last_block import prune
-from sdpo.layouts import LAYOUTS, Batch, PromptGroup
-from sdpo.logps import plain_attention
-from tests.bench.shapes import SHAPES, Shape
+from benchmarks.shapes import SHAPES, Shape
+from sdpo.model.fused_ops import fuse
+from sdpo.model.last_block import prune
+from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
+from sdpo.model.sequence_scorer import plain_attention
 
 CHECKED = Shape(
     vocabulary=32000,

@@ -8,9 +8,9 @@ from statistics import median
 
 from benchmarks.gpu import workloads
 from benchmarks.gpu.findings import Finding, Settings
-from tests.bench.ours import Measurement, launch_config, run_step, training_config
-from tests.bench.rivals import has_trl, run_trl
-from tests.bench.workload import Workload
+from benchmarks.ours import Measurement, launch_config, run_step, training_config
+from benchmarks.rivals import has_trl, run_trl
+from benchmarks.workload import Workload
 
 _PER_DEVICE = 4
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu import workloads
 from benchmarks.gpu.findings import Finding, Settings
+from benchmarks.ours import launch_config, read_losses, step_spec, training_config
+from benchmarks.workload import Workload
 from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.errors import Interrupted
 from sdpo.events import Event
-from sdpo.headroom import Budget
-from sdpo.spec import StepSpec
-from sdpo.supervisor import run_stage
-from tests.bench.ours import launch_config, read_losses, step_spec, training_config
-from tests.bench.workload import Workload
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.processes.supervisor import run_stage
+from sdpo.store.budget import Budget
 
 _APART = 1e-3
 """Of a loss, where bits differ."""

@@ -8,8 +8,8 @@ import torch
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
 from benchmarks.gpu.inmemory import Training, prepare, reference_logps
-from tests.bench.matmul import rates
-from tests.bench.shapes import SHAPES
+from benchmarks.matmul import rates
+from benchmarks.shapes import SHAPES
 
 _ROWS = 12
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import workload as bench
 from benchmarks.gpu.findings import Finding, Settings
-from tests.bench import workload as bench
-from tests.bench.workload import Workload, read_workload
+from benchmarks.workload import Workload, read_workload
 
 
 @dataclass(frozen=True, slots=True)

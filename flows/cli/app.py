@@ -16,15 +16,15 @@ from typing import Annotated
 
 import typer
 
-from flows import promoting
-from flows.options import Overrides, RunsDir, Target, Wait, make_console, out, runs_folder
-from flows.presets import FOLDER, find, printed
+from flows.cli import models
+from flows.cli.options import Overrides, RunsDir, Target, Wait, make_console, out, runs_folder
+from flows.commands.presets import FOLDER, find, printed
 from partitions import PartitionError
 from sdpo import __version__
 from sdpo.config import RunConfig
+from sdpo.config.load import check_run_name, load_recipe
 from sdpo.errors import Interrupted, SdpoError, UserError
-from sdpo.recipe import check_run_name, load_recipe
-from sdpo.streams import lost, make_lasting
+from sdpo.system.streams import lost, make_lasting
 
 _INTERRUPTED = 130
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(promoting.app)
+app.add_typer(models.app)
 
 
 err = make_console(stderr=True)
@@ -85,8 +85,8 @@ def run(
     wait: Wait = False,
 ) -> None:
     """Run a recipe to its last step; what is done already is not done again."""
-    from flows.commands import run_recipe
-    from flows.resuming import hint
+    from flows.commands.resume import hint
+    from flows.commands.run import run_recipe
 
     config = _config(recipe, overrides, name, limit, runs_dir)
     with hint(config):
@@ -100,7 +100,7 @@ def resume(
     wait: Wait = False,
 ) -> None:
     """Go on with a run that stopped, with the recipe it was made from."""
-    from flows.resuming import resume_run
+    from flows.commands.resume import resume_run
 
     resume_run(_run_folder(run, runs_dir), console=out, wait=wait)
 
@@ -113,7 +113,7 @@ def check(
     runs_dir: RunsDir = None,
 ) -> None:
     """Look before training: data, one pair decoded, lengths, truncation, memory."""
-    from flows.check import check_recipe
+    from flows.commands.check import check_recipe
 
     check_recipe(_config(recipe, overrides, "", limit, runs_dir), console=out)
 
@@ -130,7 +130,7 @@ def partition(
     ] = None,
 ) -> None:
     """Plan which pair goes to which step, without loading a model."""
-    from flows.commands import plan_recipe
+    from flows.commands.run import plan_recipe
 
     config = _config(recipe, overrides, name, limit, runs_dir)
     plan_recipe(config, console=out, target=target)
@@ -147,7 +147,7 @@ def export(
     runs_dir: RunsDir = None,
 ) -> None:
     """Write a copy of a step's model in another precision."""
-    from flows.commands import export_model
+    from flows.commands.run import export_model
 
     export_model(_run_folder(run, runs_dir), folder, step=step, dtype=dtype, console=out)
 
@@ -158,7 +158,7 @@ def status(
     runs_dir: RunsDir = None,
 ) -> None:
     """Show how far a run is, or list the runs."""
-    from flows.status import show_status
+    from flows.commands.status import show_status
 
     folder = _run_folder(run, runs_dir) if run else None
     show_status(folder, runs_dir=runs_folder(runs_dir), console=out)
@@ -169,7 +169,7 @@ def report(
     run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
 ) -> None:
     """Write report.html anew from what is in the run's folder."""
-    from flows.commands import render
+    from flows.commands.run import render
 
     render(_run_folder(run, runs_dir), console=out)
 
@@ -179,7 +179,7 @@ def recipes(
     name: Annotated[str, typer.Argument(help="Preset to print; else all are listed.")] = "",
 ) -> None:
     """List the recipes that come with the project, or print one: `sdpo recipes NAME > my.yaml`."""
-    from flows.commands import list_recipes
+    from flows.commands.run import list_recipes
 
     if name:
         print(printed(name), end="")
@@ -206,9 +206,9 @@ def replay(
 
     Exit code 0: bitwise identical, or done with other settings as asked; 1: results differ.
     """
-    from flows import history
+    from flows.commands import finished_runs
 
-    code = history.replay(
+    code = finished_runs.replay(
         target,
         step=step,
         overrides=overrides or [],
@@ -237,9 +237,9 @@ def extend(
     wait: Wait = False,
 ) -> None:
     """Let a run grow by one step over pairs that it has not seen, in a new run."""
-    from flows import history
+    from flows.commands import finished_runs
 
-    history.extend(
+    finished_runs.extend(
         run,
         source,
         overrides=overrides or [],
@@ -256,9 +256,9 @@ def verify(
     run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
 ) -> None:
     """Check every file, record and link of a run; exit code 1 where there is a fault."""
-    from flows import history
+    from flows.commands import finished_runs
 
-    raise typer.Exit(history.verify(run, runs_dir=runs_folder(runs_dir), console=out))
+    raise typer.Exit(finished_runs.verify(run, runs_dir=runs_folder(runs_dir), console=out))
 
 
 @app.command()
@@ -269,9 +269,9 @@ def diff(
     runs_dir: RunsDir = None,
 ) -> None:
     """Put two runs, or two steps, side by side."""
-    from flows import history
+    from flows.commands import finished_runs
 
-    history.diff(a, b, everything=everything, runs_dir=runs_folder(runs_dir), console=out)
+    finished_runs.diff(a, b, everything=everything, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -281,9 +281,11 @@ def lineage(
     runs_dir: RunsDir = None,
 ) -> None:
     """Show how a model came to be; exit code 1 where its folder holds something else."""
-    from flows import history
+    from flows.commands import finished_runs
 
-    code = history.lineage(target, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out)
+    code = finished_runs.lineage(
+        target, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
+    )
     raise typer.Exit(code)
 
 
@@ -298,9 +300,11 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
 ) -> None:
     """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
-    from flows import history
+    from flows.commands import finished_runs
 
-    history.gc(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
+    finished_runs.gc(
+        runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out
+    )
 
 
 server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")
@@ -319,7 +323,7 @@ def up(
 
     With PREFECT_SERVER_API_AUTH_STRING=user:password set, the server asks for it.
     """
-    from flows import server
+    from flows.commands import server
 
     url = server.up(host=host, port=port, folder=folder, console=out)
     out.print(f"UI: {url}/deployments", highlight=False, soft_wrap=True)
@@ -334,7 +338,7 @@ def form(
     folder: ServerFolder = Path(".sdpo-server"),
 ) -> None:
     """Print the address of the form of a run, filled with a recipe and ready to submit."""
-    from flows import server
+    from flows.commands import server
 
     config = _config(recipe, overrides, name, 0, None)
     out.print(server.form_address(config, folder=folder), highlight=False, soft_wrap=True)
@@ -343,7 +347,7 @@ def form(
 @server_app.command()
 def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
     """Stop what `sdpo server up` started; runs that are at work can be gone on with."""
-    from flows import server
+    from flows.commands import server
 
     server.down(folder=folder, console=out)
 
@@ -351,7 +355,7 @@ def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
 @server_app.command("status")
 def server_status(folder: ServerFolder = Path(".sdpo-server")) -> None:
     """Say what runs; exit code 1 where something does not."""
-    from flows import server
+    from flows.commands import server
 
     raise typer.Exit(server.status(folder=folder, console=out))
 
@@ -418,7 +422,7 @@ def run_app(arguments: list[str]) -> int:
 
 
 def _no_space(error: OSError) -> str:
-    from sdpo.disk import no_space_message
+    from sdpo.processes.disk_space import no_space_message
 
     return no_space_message(error, [Path.cwd(), Path(tempfile.gettempdir())])
 

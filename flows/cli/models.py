@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import Overrides, RunsDir, Target, Wait, out, runs_folder
+from flows.cli.options import Overrides, RunsDir, Target, Wait, out, runs_folder
 
 app = typer.Typer()
 
@@ -22,9 +22,9 @@ def promote(
     runs_dir: RunsDir = None,
 ) -> None:
     """Make a finished run's model the current one of a name, after a check of its digest."""
-    from flows import registering
+    from flows.commands import models
 
-    registering.promote_run(run, name=name, why=reason, runs_dir=runs_folder(runs_dir), console=out)
+    models.promote_run(run, name=name, why=reason, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -37,9 +37,9 @@ def rollback(
     runs_dir: RunsDir = None,
 ) -> None:
     """Make the version before the current one again, or another one. No version is ever lost."""
-    from flows import registering
+    from flows.commands import models
 
-    registering.roll_back(name, to=to, why=reason, runs_dir=runs_folder(runs_dir), console=out)
+    models.roll_back(name, to=to, why=reason, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -50,9 +50,9 @@ def current(
     runs_dir: RunsDir = None,
 ) -> None:
     """Show which model is in use, and which were."""
-    from flows import registering
+    from flows.commands import models
 
-    registering.show_current(
+    models.show_current(
         name, only_path=path, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
     )
 
@@ -81,9 +81,9 @@ def retrain(
 
     Exit code 0: promoted, or nothing new; 1: a step was made and the model in use stays.
     """
-    from flows import registering
+    from flows.commands import models
 
-    code = registering.retrain_named(
+    code = models.retrain_named(
         name,
         source,
         overrides=overrides or [],

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from sdpo.config import StoreConfig
-from sdpo.streams import visible
+from sdpo.system.streams import visible
 
 _PLAIN_COLUMNS = 120
 

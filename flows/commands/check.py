@@ -8,21 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from flows.commands import print_plan_notes, scratch_run
-from flows.console import table
-from flows.memory import estimate_memory
-from sdpo.batching import optimizer_steps
+from flows.commands.memory import estimate_memory
+from flows.commands.run import print_plan_notes, scratch_run
+from flows.show.console import table
+from sdpo.chain.data import prepare_data, reserve, tokenise
+from sdpo.chain.open_run import Context
+from sdpo.chain.plan import check, needs_gamma, partition
 from sdpo.config import RunConfig
-from sdpo.digest import tensor_entries
-from sdpo.files import read_json
-from sdpo.model_folder import read_config, unused_files
-from sdpo.nodes import prepare_data, reserve, tokenise
+from sdpo.config.reference_choice import effective_reference
+from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.model_folder import read_config, unused_files
+from sdpo.model.batching import optimizer_steps
 from sdpo.objectives import describe
-from sdpo.planning import check, needs_gamma, partition
-from sdpo.reference_rules import effective_reference
-from sdpo.run import Context
-from sdpo.spec import ViewSpec
-from sdpo.tokens.store import LengthSummary, TokenFile
+from sdpo.processes.stage_specs import ViewSpec
+from sdpo.system.files import read_json
+from sdpo.tokens.token_file import LengthSummary, TokenFile
 
 _SHOWN_CHARS = 1200
 

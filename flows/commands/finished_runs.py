@@ -7,12 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from flows.commands import print_result
-from flows.console import RunConsole, table
-from flows.resuming import hint
-from sdpo.disk import in_units
+from flows.commands.resume import hint
+from flows.commands.run import print_result
+from flows.show.console import RunConsole, table
 from sdpo.errors import UserError
-from sdpo.history.checkpoint import locate
 from sdpo.history.compare import Section, compare
 from sdpo.history.dryrun import NodeLine
 from sdpo.history.extend import extend_run
@@ -20,7 +18,9 @@ from sdpo.history.gc import Found, collect, delete
 from sdpo.history.lineage import Lineage, lineage_of
 from sdpo.history.replay import check, look, plan_replay, replay_step
 from sdpo.history.results import Comparison
+from sdpo.history.target import locate
 from sdpo.history.verify import verify_run
+from sdpo.processes.disk_space import in_units
 
 _COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.batching import head_rows, lane_count, micro_batch_tokens, training_lanes
 from sdpo.config import LaunchConfig, TrainingConfig
-from sdpo.model_folder import text_config
+from sdpo.identity.model_folder import text_config
+from sdpo.model.batching import head_rows, lane_count, micro_batch_tokens, training_lanes
 
 _GIB = 2**30
 

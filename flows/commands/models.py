@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from flows.console import RunConsole, table
-from flows.tables import gate_rows
-from sdpo.history.checkpoint import locate
-from sdpo.promotion import Judgement, gate_settings
-from sdpo.registry import NamedModel, Version, current, promote, read_registry, rollback
-from sdpo.retraining import Answer, Retrained, retrain
-from sdpo.store import RunFolder
+from flows.show.console import RunConsole, table
+from flows.show.tables import gate_rows
+from sdpo.history.target import locate
+from sdpo.promotion.judge import Judgement, gate_settings
+from sdpo.promotion.retrain import Answer, Retrained, retrain
+from sdpo.promotion.versions import NamedModel, Version, current, promote, read_registry, rollback
+from sdpo.store.run_folder import RunFolder
 
 _SHOWN = 50
 """Versions and moves that a person is shown, the latest."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from sdpo.config.load import load_recipe, read_recipe
 from sdpo.errors import ConfigError
 from sdpo.objectives import describe
-from sdpo.recipe import load_recipe, read_recipe
 
-FOLDER = Path(__file__).parent / "recipes"
+FOLDER = Path(__file__).parents[1] / "recipes"
 
 _PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
 _SENTENCE = re.compile(r"(.+?)\.(?=\s|$)", re.DOTALL)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.commands import run_recipe
+from flows.commands.run import run_recipe
 from partitions import PartitionError
+from sdpo.chain.open_run import read_stored
 from sdpo.config import RunConfig, StoreConfig
 from sdpo.errors import Interrupted, UserError
-from sdpo.run import read_stored
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 
 def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:

@@ -11,23 +11,23 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.markup import escape
 
-from flows.console import RunConsole, table
-from flows.presets import presets
-from flows.tables import partition_rows
-from sdpo.chain import ChainResult, run_chain
+from flows.commands.presets import presets
+from flows.show.console import RunConsole, table
+from flows.show.tables import partition_rows
+from sdpo.chain.data import prepare_data, reserve, token_fault, tokens_path
+from sdpo.chain.open_run import Context, open_run, withheld_for
+from sdpo.chain.plan import needs_gamma, partition, plan_on_text
+from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
-from sdpo.files import read_json, remove, write_text
-from sdpo.nodes import prepare_data, reserve, token_fault, tokens_path
-from sdpo.planning import needs_gamma, partition, plan_on_text
-from sdpo.privacy import withheld_by_folder, withholding
-from sdpo.registry import checked_digest
+from sdpo.inputs.resolve import cache_dir
+from sdpo.processes.stage_specs import ExportSpec
+from sdpo.processes.supervisor import run_stage
+from sdpo.promotion.versions import checked_digest
 from sdpo.report import summarise, write_report
-from sdpo.resolve import cache_dir
-from sdpo.run import Context, open_run, withheld_for
-from sdpo.spec import ExportSpec
-from sdpo.store import RunFolder
-from sdpo.supervisor import run_stage
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json, remove, write_text
+from sdpo.system.privacy import withheld_by_folder, withholding
 
 
 def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool = False) -> None:

@@ -27,12 +27,12 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from sdpo import ownership
 from sdpo.config import RunConfig
 from sdpo.errors import Fault, UserError
-from sdpo.files import read_json, write_json, write_text
-from sdpo.interrupts import GRACE_S
-from sdpo.locks import hold
+from sdpo.system import ownership
+from sdpo.system.files import read_json, write_json, write_text
+from sdpo.system.interrupts import GRACE_S
+from sdpo.system.locks import hold
 
 POOL = "sdpo"
 OK, NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
@@ -228,7 +228,7 @@ def _is_proven(folder: Path) -> bool:
 
 def _project() -> Path:
     """The folder with prefect.yaml: this one, or that of the checkout."""
-    for folder in (Path.cwd(), Path(__file__).absolute().parents[1]):
+    for folder in (Path.cwd(), Path(__file__).absolute().parents[2]):
         if (folder / "prefect.yaml").is_file():
             return folder
     raise UserError("there is no prefect.yaml in this folder: call it where the project is")

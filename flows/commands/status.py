@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows.console import table
+from flows.show.console import table
+from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.files import read_json
 from sdpo.objectives import describe
-from sdpo.sampler import EXACT
-from sdpo.store import RunFolder, runs_in
+from sdpo.store.run_folder import RunFolder, runs_in
+from sdpo.system.files import read_json
 
 _STEP = re.compile(r"step-[1-9]\d*")
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdpo.files import read_json
-from sdpo.promotion import Judgement
-from sdpo.store import RunFolder
+from sdpo.promotion.judge import Judgement
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
 
 Row = dict[str, Any]
 

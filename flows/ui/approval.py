@@ -20,9 +20,9 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from sdpo.promotion import Judgement
-from sdpo.retraining import Answer
-from sdpo.store import RunFolder
+from sdpo.promotion.judge import Judgement
+from sdpo.promotion.retrain import Answer
+from sdpo.store.run_folder import RunFolder
 
 _POLL_S = 3
 _MARGIN_S = 3600

@@ -8,7 +8,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
-from sdpo.labels import label_of, unit_of
+from sdpo.config.labels import label_of, unit_of
 
 F = TypeVar("F", bound=Flow[..., Any])
 

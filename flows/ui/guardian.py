@@ -1,4 +1,4 @@
-"""Who tells the server that a flow run's process was killed: ``python -m flows.guardian``.
+"""Who tells the server that a flow run's process was killed: ``python -m flows.ui.guardian``.
 
 A worker tells it of runs that die under it; one that is asked to end, or is killed itself, kills
 its runs' processes and tells nobody, and they would be running for ever in the UI.
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sdpo.watchdog import outlived_by, parent_died
+from sdpo.system.watchdog import outlived_by, parent_died
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"
 """Environment variable that a worker gives to the process of a flow run."""
@@ -33,7 +33,7 @@ def guarded(run_count: int) -> Iterator[None]:
     if RUN_ID not in os.environ or "PREFECT_API_URL" not in os.environ:
         yield
         return
-    with outlived_by("flows.guardian", os.environ[RUN_ID], str(run_count)):
+    with outlived_by("flows.ui.guardian", os.environ[RUN_ID], str(run_count)):
         yield
 
 

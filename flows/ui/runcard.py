@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from flows.tables import Row
-from sdpo.card import lineage
-from sdpo.files import read_json
+from flows.show.tables import Row
 from sdpo.report import Summary
 from sdpo.report.tables import Table, interval, number, short
-from sdpo.store import RunFolder
+from sdpo.store.model_card import lineage
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
 
 
 def gamma_ref_rows(run: Path) -> list[Row]:

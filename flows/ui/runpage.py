@@ -27,19 +27,19 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
-from flows.console import interruption, where_it_stands
-from flows.guardian import RUN_ID, guarded
-from flows.progress import StageProgress
-from flows.runcard import gamma_ref_rows, run_card, table_rows
-from flows.tables import gate_rows, partition_rows
+from flows.show.console import interruption, where_it_stands
+from flows.show.tables import gate_rows, partition_rows
+from flows.ui.guardian import RUN_ID, guarded
+from flows.ui.progress import StageProgress
+from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
 from partitions import PartitionError
+from sdpo.chain.open_run import Context
 from sdpo.errors import UserError
 from sdpo.events import Event
-from sdpo.promotion import Judgement
+from sdpo.processes.supervisor import terminate_with_parent
+from sdpo.promotion.judge import Judgement
 from sdpo.report import summarise
-from sdpo.run import Context
-from sdpo.streams import visible
-from sdpo.supervisor import terminate_with_parent
+from sdpo.system.streams import visible
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
 """The device's slot on the Prefect server: how many stages a host runs at once, seen in the UI.
 
-The host's own lock (:mod:`sdpo.devices`) is what keeps stages apart; this shows it, and limits it
-further where somebody lowers the limit `device:<host>`, or pauses it. A server that is away for a
-while neither keeps a stage from starting nor ends one.
+The host's own lock (:mod:`sdpo.processes.devices`) is what keeps stages apart; this shows it, and
+limits it further where somebody lowers the limit `device:<host>`, or pauses it. A server that is
+away for a while neither keeps a stage from starting nor ends one.
 """
 
 import socket

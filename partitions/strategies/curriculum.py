@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from partitions.draw import normalised, step_sizes
 from partitions.errors import PartitionError
 from partitions.pairs import Floats, Pairs, argsort_ids
-from partitions.registry import Assignment, PartitionSettings, Strategy
+from partitions.strategy import Assignment, PartitionSettings, Strategy
 
 
 def _cut(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from partitions.errors import PartitionError
 from partitions.pairs import Pairs
-from partitions.registry import Assignment, PartitionSettings, Strategy, unknown
+from partitions.strategy import Assignment, PartitionSettings, Strategy, unknown
 
 Group = tuple[str, ...]
 

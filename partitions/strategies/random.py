@@ -2,7 +2,7 @@
 
 from partitions.draw import draw_fractions
 from partitions.pairs import Pairs
-from partitions.registry import Assignment, PartitionSettings, Strategy
+from partitions.strategy import Assignment, PartitionSettings, Strategy
 
 
 def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from partitions.pairs import Pairs
-from partitions.registry import Assignment, PartitionSettings, Strategy
+from partitions.strategy import Assignment, PartitionSettings, Strategy
 
 
 def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:

@@ -6,7 +6,7 @@ per stratum. With the default fractions this is the control of the sDPO paper (a
 
 from partitions.draw import draw_fractions
 from partitions.pairs import Pairs
-from partitions.registry import Assignment, PartitionSettings, Strategy
+from partitions.strategy import Assignment, PartitionSettings, Strategy
 
 
 def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:

@@ -15,12 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from partitions import argsort_ids, reserve_mask
-from sdpo.columns import Columns, hex_column, write_parts
+from sdpo.chain.open_run import Context, run_once
+from sdpo.data.parquet_columns import Columns, hex_column, write_parts
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
 from sdpo.errors import DataError, ModelError
-from sdpo.files import (
+from sdpo.identity.model_folder import read_config, read_object, text_config
+from sdpo.identity.payloads import data_identity, tokens_identity
+from sdpo.inputs.resolve import data_digests
+from sdpo.processes.stage_specs import TokeniseSpec
+from sdpo.store.run_folder import Record
+from sdpo.system.files import (
     checksum_path,
     checksum_text,
     digest_of,
@@ -28,14 +34,8 @@ from sdpo.files import (
     publish_file,
     write_text,
 )
-from sdpo.identity import data_identity, tokens_identity
-from sdpo.locks import hold
-from sdpo.model_folder import read_config, read_object, text_config
-from sdpo.resolve import data_digests
-from sdpo.run import Context, run_once
-from sdpo.spec import TokeniseSpec
-from sdpo.store import Record
-from sdpo.tokens.store import TokenFile
+from sdpo.system.locks import hold
+from sdpo.tokens.token_file import TokenFile
 
 Outcome = tuple[dict[str, Any], list[Path]]
 

@@ -18,22 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from partitions import Plan, StepPlan, extend_plan, ids_to_bytes, reserve_mask
-from sdpo.columns import Columns
+from sdpo.chain.data import Outcome, check_sources, reserve_by, source_names
+from sdpo.chain.open_run import Context, run_once
+from sdpo.chain.plan import check_steps, pairs_of, partition_settings, publish_plan
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.keys import pair_id
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
+from sdpo.data.parquet_columns import Columns
 from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
 from sdpo.data.prompts import Rejection
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.errors import DataError
-from sdpo.files import digest_of, file_digest, publish_file, read_json, temporary_folder
-from sdpo.identity import data_identity
-from sdpo.nodes import Outcome, check_sources, reserve_by, source_names
-from sdpo.origin import Carried
-from sdpo.planning import check_steps, pairs_of, partition_settings, publish_plan
-from sdpo.run import Context, run_once
-from sdpo.sharing import link
-from sdpo.store import Record, RunFolder
+from sdpo.identity.payloads import data_identity
+from sdpo.store.links import link
+from sdpo.store.origin import Carried
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.system.files import digest_of, file_digest, publish_file, read_json, temporary_folder
 
 FILES = {
     "pairs.parquet": "pairs.parquet",
@@ -248,7 +248,7 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
 
 
 def reserve(context: Context) -> Record:
-    """As :func:`sdpo.nodes.reserve`: what was reserved stays so, new sources add probes of new
+    """As :func:`sdpo.chain.data.reserve`: what was reserved stays so, new sources add probes of new
     prompts alone."""
     carried, settings = context.carried, context.config.data.reserve
     assert carried is not None, "only a run that extends another one carries anything"

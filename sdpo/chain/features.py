@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from partitions import PartitionSettings, get
-from sdpo.columns import Columns
-from sdpo.tokens.store import TokenFile
+from sdpo.data.parquet_columns import Columns
+from sdpo.tokens.token_file import TokenFile
 
 MODEL_FEATURES = frozenset({"gamma", "gamma_per_token"})
 """Features that are measured under M_0, as columns of ``features.parquet``."""

@@ -14,19 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sdpo.chain.data import tokens_path
+from sdpo.chain.open_run import Context, run_once
+from sdpo.chain.step_models import model_of
 from sdpo.config import TrainingConfig
+from sdpo.config.sampler import EXACT, PAPER
+from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.errors import Fault
-from sdpo.files import digest_of, file_digest, publish_file, read_json, write_json
-from sdpo.gamma import Entry, bootstrap_means
-from sdpo.identity import scoring_identity
-from sdpo.locks import hold
-from sdpo.nodes import tokens_path
-from sdpo.references import model_of
-from sdpo.reserved import reserved_rows
-from sdpo.run import Context, run_once
-from sdpo.sampler import EXACT, PAPER
-from sdpo.spec import KlSpec, NamedFolder
-from sdpo.tokens.store import TokenFile
+from sdpo.identity.payloads import scoring_identity
+from sdpo.processes.stage_specs import KlSpec, NamedFolder
+from sdpo.stats.gamma import Entry, bootstrap_means
+from sdpo.system.files import digest_of, file_digest, publish_file, read_json, write_json
+from sdpo.system.locks import hold
+from sdpo.tokens.token_file import TokenFile
 
 KL_VERSION = 1
 """Raised when a change of this project's code changes the samples or the numbers."""

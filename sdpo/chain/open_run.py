@@ -8,27 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from partitions import PartitionError
-from sdpo import machine
-from sdpo.cache_folder import check_cache, claim_cache
-from sdpo.calls import Call, plain_call
-from sdpo.card import refresh_card
 from sdpo.config import RunConfig, settings_without_effect
-from sdpo.devices import Occupy, hold_devices, unlimited
+from sdpo.config.load import check_run_name, make_config
 from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.files import checksum_path, remove, temporaries
-from sdpo.identity import changes, run_identity
-from sdpo.locks import share
-from sdpo.origin import Carried, Origin, carried_of, origin_chain, origin_of
-from sdpo.ownership import LOCK
-from sdpo.privacy import withheld, withheld_by_folder, withholding
-from sdpo.recipe import check_run_name, make_config
-from sdpo.resolve import Resolved, cache_dir, idle_hint, precision_hint, resolve, restore_machine
-from sdpo.resume import discard
-from sdpo.sharing import adopt
-from sdpo.spec import Spec
-from sdpo.store import NOT_DONE, Record, RunFolder, differences, matching, reuse, run_lock
-from sdpo.supervisor import run_stage
+from sdpo.hooks import Call, plain_call
+from sdpo.identity.payloads import changes, run_identity
+from sdpo.inputs.cache_folder import check_cache, claim_cache
+from sdpo.inputs.resolve import (
+    Resolved,
+    cache_dir,
+    idle_hint,
+    precision_hint,
+    resolve,
+    restore_machine,
+)
+from sdpo.processes.devices import Occupy, hold_devices, unlimited
+from sdpo.processes.stage_specs import Spec
+from sdpo.processes.supervisor import run_stage
+from sdpo.store.links import adopt
+from sdpo.store.model_card import refresh_card
+from sdpo.store.origin import Carried, Origin, carried_of, origin_chain, origin_of
+from sdpo.store.resume_states import discard
+from sdpo.store.run_folder import (
+    NOT_DONE,
+    Record,
+    RunFolder,
+    differences,
+    matching,
+    reuse,
+    run_lock,
+)
+from sdpo.system import machine
+from sdpo.system.files import checksum_path, remove, temporaries
+from sdpo.system.locks import share
+from sdpo.system.ownership import LOCK
+from sdpo.system.privacy import withheld, withheld_by_folder, withholding
 
 _UNVOUCHED = "run.yaml.sha256 is missing, so that a change of run.yaml would not be noticed"
 

@@ -18,19 +18,19 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
-from sdpo.columns import Columns, append_columns
-from sdpo.digest import tensor_entries
-from sdpo.errors import ConfigError
-from sdpo.features import (
+from sdpo.chain.data import source_names, tokens_path
+from sdpo.chain.features import (
     MODEL_FEATURES,
     column_digest,
     features_without_model,
     needed_features,
 )
-from sdpo.files import file_digest, publish_file, write_json
-from sdpo.nodes import source_names, tokens_path
-from sdpo.run import Context, run_once
-from sdpo.tokens.store import TokenFile
+from sdpo.chain.open_run import Context, run_once
+from sdpo.data.parquet_columns import Columns, append_columns
+from sdpo.errors import ConfigError
+from sdpo.identity.model_digest import tensor_entries
+from sdpo.system.files import file_digest, publish_file, write_json
+from sdpo.tokens.token_file import TokenFile
 
 Outcome = tuple[dict[str, Any], list[Path]]
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from sdpo.chain.data import tokens_path
+from sdpo.chain.open_run import Context
+from sdpo.chain.start_stage import reads_previous, scoring_of, step_spec
+from sdpo.chain.step_models import model_of
 from sdpo.config import TrainingConfig
-from sdpo.files import file_digest
-from sdpo.nodes import tokens_path
-from sdpo.references import model_of
-from sdpo.run import Context
-from sdpo.step_stage import reads_previous, scoring_of, step_spec
-from sdpo.store import NOT_DONE, Record
+from sdpo.store.run_folder import NOT_DONE, Record
+from sdpo.system.files import file_digest
 
 _PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
 """Settings that a probe's table and completions depend on."""

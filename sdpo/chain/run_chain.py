@@ -8,13 +8,16 @@ identity whose files verify stands, anything else is executed, with a word about
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo import growth, nodes, planning, steps
-from sdpo.calls import Call, plain_call
+from sdpo.chain import data as nodes
+from sdpo.chain import extended
+from sdpo.chain import plan as planning
+from sdpo.chain import step as steps
+from sdpo.chain.open_run import Context, open_run
 from sdpo.config import RunConfig
-from sdpo.devices import Occupy, unlimited
 from sdpo.events import Listener
-from sdpo.origin import Carried, Origin
-from sdpo.run import Context, open_run
+from sdpo.hooks import Call, plain_call
+from sdpo.processes.devices import Occupy, unlimited
+from sdpo.store.origin import Carried, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def run_chain(
 
 def walk(context: Context, *, call: Call = plain_call) -> int:
     """The nodes of an open run, one after the other; returns the number of steps in its plan."""
-    data, planned = (growth, growth) if context.carried else (nodes, planning)
+    data, planned = (extended, extended) if context.carried else (nodes, planning)
     call("prepare data", data.prepare_data, context)
     call("tokenise", nodes.tokenise, context)
     call("reserve", data.reserve, context)

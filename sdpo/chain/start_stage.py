@@ -4,18 +4,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from sdpo.chain.data import tokens_path
+from sdpo.chain.open_run import Context
+from sdpo.chain.step_models import NamedModel
 from sdpo.config import TrainingConfig
-from sdpo.disk import check_space, step_needs
-from sdpo.headroom import Budget
-from sdpo.identity import scoring_identity
-from sdpo.nodes import tokens_path
-from sdpo.reference_rules import effective_reference
-from sdpo.references import NamedModel
-from sdpo.resume import stored_bytes
-from sdpo.run import Context
-from sdpo.sharing import detach
-from sdpo.spec import StepSpec
-from sdpo.store import Record
+from sdpo.config.reference_choice import effective_reference
+from sdpo.identity.payloads import scoring_identity
+from sdpo.processes.disk_space import check_space, step_needs
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.store.budget import Budget
+from sdpo.store.links import detach
+from sdpo.store.resume_states import stored_bytes
+from sdpo.store.run_folder import Record
 
 
 def step_spec(

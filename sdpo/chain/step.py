@@ -5,19 +5,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.columns import rows_of_steps
-from sdpo.config import TrainingConfig
-from sdpo.errors import UserError
-from sdpo.features import MODEL_FEATURES
-from sdpo.files import digest_of, file_digest, read_json, write_json
-from sdpo.gamma import gamma_view
-from sdpo.identity import rows_digest, step_identity, supervised_identity
-from sdpo.kl import measure_kl
-from sdpo.nodes import ensure_tokens, tokens_path
-from sdpo.origin import Carried
-from sdpo.probe_nodes import find_probe, measure_again, record_probe
-from sdpo.reference_rules import effective_reference
-from sdpo.references import (
+from sdpo.chain.data import ensure_tokens, tokens_path
+from sdpo.chain.features import MODEL_FEATURES
+from sdpo.chain.kl import measure_kl
+from sdpo.chain.open_run import Context, run_once
+from sdpo.chain.probes import find_probe, measure_again, record_probe
+from sdpo.chain.start_stage import reads_previous, scoring_of, step_spec, train_node
+from sdpo.chain.step_models import (
     NamedModel,
     StepModels,
     check_readable,
@@ -29,13 +23,19 @@ from sdpo.references import (
     target_of,
     why_score,
 )
+from sdpo.config import TrainingConfig
+from sdpo.config.reference_choice import effective_reference
+from sdpo.data.parquet_columns import rows_of_steps
+from sdpo.errors import UserError
+from sdpo.identity.payloads import rows_digest, step_identity, supervised_identity
+from sdpo.inputs.resolve import resolve_precision
+from sdpo.processes.stage_specs import ReferenceSpec
 from sdpo.report import write_report as render_report
-from sdpo.resolve import resolve_precision
-from sdpo.run import Context, run_once
-from sdpo.spec import ReferenceSpec
-from sdpo.step_stage import reads_previous, scoring_of, step_spec, train_node
-from sdpo.store import Record
-from sdpo.tokens.store import TokenFile
+from sdpo.stats.gamma import gamma_view
+from sdpo.store.origin import Carried
+from sdpo.store.run_folder import Record
+from sdpo.system.files import digest_of, file_digest, read_json, write_json
+from sdpo.tokens.token_file import TokenFile
 
 _ROLES = ("reference", "target")
 

@@ -1,9 +1,9 @@
 """Which models a step works with: its reference and its target, by name, folder and digest.
 
-What may be chosen, and what makes no sense, is :mod:`sdpo.reference_rules`; this module says what a
-choice stands for in a run. A reference that is not the target is scored by a stage of its own,
-which ends before the target is loaded: one model in memory at a time. Where every row is cached,
-and was checked under these versions, the reference is not loaded at all.
+What may be chosen, and what makes no sense, is :mod:`sdpo.config.reference_choice`; this module
+says what a choice stands for in a run. A reference that is not the target is scored by a stage of
+its own, which ends before the target is loaded: one model in memory at a time. Where every row is
+cached, and was checked under these versions, the reference is not loaded at all.
 """
 
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from sdpo import machine
-from sdpo.cache import LogpCache
-from sdpo.columns import rows_of_steps
+from sdpo.chain.data import cached_tokens, end_token_ids, tokens_path
+from sdpo.chain.open_run import Context
 from sdpo.config import RunConfig, TrainingConfig
+from sdpo.config.reference_choice import effective_reference
+from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.errors import DataError
-from sdpo.files import digest_of
-from sdpo.identity import scoring_identities, tokens_identity
-from sdpo.named_references import ReferenceModel
-from sdpo.nodes import cached_tokens, end_token_ids, tokens_path
-from sdpo.reference_rules import effective_reference
-from sdpo.run import Context
-from sdpo.spec import ReferenceSpec, TokeniseSpec
-from sdpo.tokens.store import TokenFile
+from sdpo.identity.payloads import scoring_identities, tokens_identity
+from sdpo.inputs.named_models import ReferenceModel
+from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
+from sdpo.store.logp_cache import LogpCache
+from sdpo.system import machine
+from sdpo.system.files import digest_of
+from sdpo.tokens.token_file import TokenFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """The recipe: one schema for the YAML file, the flow's parameters and ``--set`` overrides.
 
 This package owns the fields (one module per group of settings), their defaults and the checks that
-need nothing but the recipe itself. Reading files and resolving hub names is :mod:`sdpo.recipe`;
-what the values do is said by the modules that use them. Defaults are the sDPO paper's recipe (arXiv
-2403.19270, which follows Zephyr: 2310.16944) wherever the paper has one.
+need nothing but the recipe itself. Reading files and resolving hub names is
+:mod:`sdpo.config.load`; what the values do is said by the modules that use them. Defaults are the
+sDPO paper's recipe (arXiv 2403.19270, which follows Zephyr: 2310.16944) wherever the paper has one.
 """
 
 from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig, SourceConfig

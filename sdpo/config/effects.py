@@ -1,11 +1,11 @@
 """Settings that were given and that nothing reads: each is a warning with why."""
 
 from sdpo.config.measuring import ProbeConfig
+from sdpo.config.reference_choice import references_without_effect
 from sdpo.config.run import RunConfig
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import TrainingConfig
 from sdpo.objectives import OBJECTIVE_SETTINGS, OBJECTIVES
-from sdpo.reference_rules import references_without_effect
 
 
 def unread_settings(training: TrainingConfig) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from sdpo.labels import labelled
+from sdpo.config.labels import labelled
 
 
 class Group(BaseModel):

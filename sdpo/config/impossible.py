@@ -1,8 +1,8 @@
 """Combinations of settings that are refused from the recipe alone, each with what to do.
 
 One function per group or pair of groups, so that none of them needs the whole recipe. What needs
-files, models or the hub to be refused is :mod:`sdpo.resolve`; references are
-:mod:`sdpo.reference_rules`.
+files, models or the hub to be refused is :mod:`sdpo.inputs.resolve`; references are
+:mod:`sdpo.config.reference_choice`.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,7 @@ recipe's settings and lays its own over them, group by group; lists are replaced
 
 Relative paths are relative to the working folder, in a recipe as on the command line; `extends` is
 relative to the recipe, and a chat template is also looked for beside it. What a name or path stands
-for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.resolve`.
+for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.inputs.resolve`.
 """
 
 import difflib
@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sdpo.bounded_yaml import MalformedError, load_yaml
 from sdpo.config import RunConfig
+from sdpo.config.reference_choice import REFUSED_KEYS
 from sdpo.errors import ConfigError
-from sdpo.reference_rules import REFUSED_KEYS
+from sdpo.system.bounded_yaml import MalformedError, load_yaml
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -3,7 +3,7 @@
 A step's reference is ``previous`` (M_{t-1}: sDPO), ``base`` (S), ``model`` (one that the recipe
 names), ``guided`` (trained first, on the step's own data) or ``none`` (for objectives without one).
 Its target, where training starts, is ``previous`` or ``base``. What these stand for in a run is
-:mod:`sdpo.references`.
+:mod:`sdpo.chain.step_models`.
 """
 
 from collections.abc import Mapping

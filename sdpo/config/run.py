@@ -8,10 +8,10 @@ from sdpo.config.group import Group
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
 from sdpo.config.model import ModelConfig
 from sdpo.config.partition import PartitionConfig
+from sdpo.config.reference_choice import impossible_references
 from sdpo.config.running import LaunchConfig, StoreConfig, TrackingConfig
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import StepConfig, TrainingConfig
-from sdpo.reference_rules import impossible_references
 
 
 class RunConfig(Group):

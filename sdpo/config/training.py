@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, create_model
 
 from sdpo.config.group import Group
+from sdpo.config.reference_choice import ReferenceChoice, TargetChoice
 from sdpo.objectives import ObjectiveName, other_name
-from sdpo.reference_rules import ReferenceChoice, TargetChoice
 
 
 def _known_objective(name: object) -> object:

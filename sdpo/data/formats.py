@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.layouts import Layout, prompt_column, recognise, score_columns, with_scores
 from sdpo.data.messages import (
     NotText,
     best_and_worst,
@@ -40,6 +39,7 @@ from sdpo.data.prompts import (
     text_prompt,
     with_system,
 )
+from sdpo.data.recognise import Layout, prompt_column, recognise, score_columns, with_scores
 from sdpo.data.schema import Format, Message
 from sdpo.errors import DataError
 

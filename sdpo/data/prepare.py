@@ -34,7 +34,7 @@ from sdpo.data.prompts import Rejection
 from sdpo.data.readers import default_name, place, read_rows
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.errors import ConfigError, DataError
-from sdpo.files import publish_file, temporary_folder
+from sdpo.system.files import publish_file, temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a source's name, the rows read of it, and how many it has (None: not known yet)."""

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from sdpo.data.json_array import json_rows
 from sdpo.errors import DataError, IntegrityError
-from sdpo.files import read_json
+from sdpo.system.files import read_json
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 

@@ -38,7 +38,7 @@ from sdpo.data.prompts import (
 from sdpo.data.readers import place, read_rows
 from sdpo.data.schema import MESSAGES, Format, Message
 from sdpo.errors import ConfigError, DataError
-from sdpo.files import publish_file
+from sdpo.system.files import publish_file
 
 SUPERVISED_SCHEMA = pa.schema(
     [

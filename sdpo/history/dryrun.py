@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sdpo import nodes, steps
-from sdpo.chain import walk
+from sdpo.chain import data
+from sdpo.chain import step as steps
+from sdpo.chain.open_run import Context, read_stored
+from sdpo.chain.run_chain import walk
+from sdpo.chain.step_models import reference_tokens, why_score
 from sdpo.config import RunConfig
 from sdpo.errors import IntegrityError
 from sdpo.events import Event
-from sdpo.origin import Carried, Origin, origin_chain
-from sdpo.references import reference_tokens, why_score
-from sdpo.resolve import cache_dir, resolve
-from sdpo.run import Context, read_stored
-from sdpo.sharing import adopt
-from sdpo.spec import Spec
-from sdpo.store import Record, RunFolder, matching
+from sdpo.inputs.resolve import cache_dir, resolve
+from sdpo.processes.stage_specs import Spec
+from sdpo.store.links import adopt
+from sdpo.store.origin import Carried, Origin, origin_chain
+from sdpo.store.run_folder import Record, RunFolder, matching
 
 T = TypeVar("T")
 Action = Literal["REUSE", "RUN", "RUN IF"]
@@ -103,9 +104,9 @@ class DryRun(Context):
         if models.reference is None or models.agree or action == "REUSE":
             return
         own = reference_tokens(self, models.reference, step)
-        reason = own and nodes.token_fault(own.out)
+        reason = own and data.token_fault(own.out)
         if not reason:
-            tokens = own.out if own else nodes.tokens_path(self)
+            tokens = own.out if own else data.tokens_path(self)
             reason = why_score(self, models.reference, tokens, step, training)
         is_given = models.reference.digest in self.resolved.inputs.values()
         if not reason:
@@ -162,10 +163,8 @@ def _ask(_name: str, function: Callable[..., T], /, *args: Any) -> T:
     """Call a node, but for tokenising what is not cached, which would write to the cache; after a
     step, ask about its reference."""
     context = args[0]
-    if function is nodes.tokenise and isinstance(context, DryRun):
-        faults = [
-            fault for path in nodes.token_paths(context) if (fault := nodes.token_fault(path))
-        ]
+    if function is data.tokenise and isinstance(context, DryRun):
+        faults = [fault for path in data.token_paths(context) if (fault := data.token_fault(path))]
         if faults:
             context.lines.append(NodeLine("tokens", "RUN", faults[0]))
             raise _Unknown("tokens")

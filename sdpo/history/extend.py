@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.calls import Call, plain_call
-from sdpo.chain import ChainResult, run_chain
+from sdpo.chain.extended import carried_from, find_new_pairs
+from sdpo.chain.open_run import Stored, read_stored
+from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import RunConfig, SourceConfig
+from sdpo.config.load import make_config
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
-from sdpo.devices import Occupy, unlimited
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.files import digest_of
-from sdpo.growth import carried_from, find_new_pairs
 from sdpo.history.replay import check_models_of, free_name, of_step
-from sdpo.origin import Carried, Origin
-from sdpo.recipe import make_config
-from sdpo.resolve import resolve
-from sdpo.run import Stored, read_stored
-from sdpo.store import RunFolder, differences
+from sdpo.hooks import Call, plain_call
+from sdpo.inputs.resolve import resolve
+from sdpo.processes.devices import Occupy, unlimited
+from sdpo.store.origin import Carried, Origin
+from sdpo.store.run_folder import RunFolder, differences
+from sdpo.system.files import digest_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,17 +20,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.cache import part_is_whole, read_note
-from sdpo.cache_folder import is_cache
+from sdpo.chain.kl import cached_fault
 from sdpo.errors import SdpoError, UserError
-from sdpo.files import UNFINISHED, read_json, unfinished
 from sdpo.history import proofs
 from sdpo.history.needs import Needed, add_needs, rows_of
-from sdpo.kl import cached_fault
-from sdpo.locks import hold
-from sdpo.ownership import LOCK, MARKER
-from sdpo.resume import states_folder
-from sdpo.store import RunFolder, run_lock, runs_in
+from sdpo.inputs.cache_folder import is_cache
+from sdpo.store.logp_cache import part_is_whole, read_note
+from sdpo.store.resume_states import states_folder
+from sdpo.store.run_folder import RunFolder, run_lock, runs_in
+from sdpo.system.files import UNFINISHED, read_json, unfinished
+from sdpo.system.locks import hold
+from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
 """An unfinished file in the cache is orphaned after this time: a run elsewhere may be at it."""

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.card import lineage as chain_of
-from sdpo.digest import model_digest
 from sdpo.errors import SdpoError, UserError
-from sdpo.history.checkpoint import Checkpoint, locate, read_lineage
-from sdpo.model_folder import unused_files
-from sdpo.store import RunFolder
+from sdpo.history.target import Checkpoint, locate, read_lineage
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.model_folder import unused_files
+from sdpo.store.model_card import lineage as chain_of
+from sdpo.store.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sdpo.cache_folder import KEY
+from sdpo.chain.data import cached_tokens, token_fault
 from sdpo.errors import SdpoError
 from sdpo.history import proofs
-from sdpo.nodes import cached_tokens, token_fault
-from sdpo.store import Record, RunFolder
-from sdpo.tokens.store import TokenFile
+from sdpo.inputs.cache_folder import KEY
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.tokens.token_file import TokenFile
 
 
 @dataclass(slots=True)

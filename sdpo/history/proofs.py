@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from sdpo.cache import part_is_whole, read_note
-from sdpo.cache_folder import KEY, is_keyed
 from sdpo.errors import Fault
-from sdpo.files import checksum_path, digest_of, read_json
-from sdpo.locks import is_lock
-from sdpo.resume import STATE_FILE
+from sdpo.inputs.cache_folder import KEY, is_keyed
+from sdpo.store.logp_cache import part_is_whole, read_note
+from sdpo.store.resume_states import STATE_FILE
+from sdpo.system.files import checksum_path, digest_of, read_json
+from sdpo.system.locks import is_lock
 
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _NOTE = re.compile(r"checked-[0-9a-f]{32}\.json")

@@ -8,21 +8,21 @@ changed. The origin is only read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo.calls import Call, plain_call
-from sdpo.chain import ChainResult, run_chain
+from sdpo.chain.open_run import Stored, read_stored
+from sdpo.chain.run_chain import ChainResult, run_chain
+from sdpo.chain.step_models import stored_references
 from sdpo.config import RunConfig
-from sdpo.devices import Occupy, unlimited
+from sdpo.config.load import check_run_name, make_config
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.files import digest_of
 from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
-from sdpo.origin import Carried, Origin
-from sdpo.recipe import check_run_name, make_config
-from sdpo.references import stored_references
-from sdpo.resolve import Resolved, resolve
-from sdpo.run import Stored, read_stored
-from sdpo.store import RunFolder
+from sdpo.hooks import Call, plain_call
+from sdpo.inputs.resolve import Resolved, resolve
+from sdpo.processes.devices import Occupy, unlimited
+from sdpo.store.origin import Carried, Origin
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import digest_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdpo.digest import tensor_entries
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.files import read_json
-from sdpo.identity import changes
-from sdpo.store import Record, RunFolder, differences
+from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.payloads import changes
+from sdpo.store.run_folder import Record, RunFolder, differences
+from sdpo.system.files import read_json
 
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo.config.load import check_run_name
 from sdpo.errors import IntegrityError, UserError
-from sdpo.files import read_json
-from sdpo.recipe import check_run_name
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
 
 _STEP = re.compile(r"step-(\d+)")
 

@@ -11,16 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.cache import LogpCache, part_is_whole, read_note
+from sdpo.chain.data import cached_tokens, token_fault
+from sdpo.chain.kl import cached_fault
+from sdpo.chain.open_run import Stored
 from sdpo.errors import SdpoError
-from sdpo.files import digest_of, file_digest, read_json
 from sdpo.history.faults import Findings
-from sdpo.identity import scoring_identities
-from sdpo.kl import cached_fault
-from sdpo.nodes import cached_tokens, token_fault
-from sdpo.run import Stored
-from sdpo.store import Record, RunFolder
-from sdpo.tokens.store import TokenFile
+from sdpo.identity.payloads import scoring_identities
+from sdpo.store.logp_cache import LogpCache, part_is_whole, read_note
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.system.files import digest_of, file_digest, read_json
+from sdpo.tokens.token_file import TokenFile
 
 _AGAIN = "what is missing is computed again when it is needed"
 _REMEDY = f"delete it (`sdpo gc`): {_AGAIN}"

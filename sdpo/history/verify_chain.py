@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from sdpo import nodes
-from sdpo.chain import walk
-from sdpo.digest import model_digest
+from sdpo.chain import data
+from sdpo.chain.open_run import Context, Stored
+from sdpo.chain.run_chain import walk
+from sdpo.chain.step_models import stored_references
 from sdpo.errors import SdpoError
-from sdpo.files import digest_of
 from sdpo.history.faults import Findings
-from sdpo.identity import changes
-from sdpo.named_references import ReferenceModel
-from sdpo.references import stored_references
-from sdpo.resolve import Resolved
-from sdpo.run import Context, Stored
-from sdpo.spec import Spec
-from sdpo.store import Record, RunFolder
-from sdpo.tokens.digest import has_chat_template
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.payloads import changes
+from sdpo.identity.tokenizer_digest import has_chat_template
+from sdpo.inputs.named_models import ReferenceModel
+from sdpo.inputs.resolve import Resolved
+from sdpo.processes.stage_specs import Spec
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.system.files import digest_of
 
 T = TypeVar("T")
 
@@ -121,11 +121,11 @@ def _read_only(_name: str, function: Callable[..., T], /, *args: object) -> T:
 
 def _is_tokenising(function: Callable[..., Any]) -> bool:
     """Whether a node is the one that makes tokens."""
-    return function is nodes.tokenise
+    return function is data.tokenise
 
 
 def _tokens_fail(context: Context) -> bool:
-    return any(map(nodes.token_fault, nodes.token_paths(context)))
+    return any(map(data.token_fault, data.token_paths(context)))
 
 
 def _check_given(reference: ReferenceModel, findings: Findings) -> None:

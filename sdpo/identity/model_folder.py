@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import IntegrityError, ModelError, SdpoError
-from sdpo.files import file_digest, read_json
+from sdpo.system.files import file_digest, read_json
 
 CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"

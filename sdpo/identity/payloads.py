@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from sdpo.batching import micro_batch_tokens, resolve_layout
-from sdpo.cache import scoring_key
 from sdpo.config import (
     LaunchConfig,
     ModelConfig,
@@ -22,9 +20,11 @@ from sdpo.config import (
     TrainingConfig,
     unread_settings,
 )
+from sdpo.config.reference_choice import REFERENCE_FIELDS
+from sdpo.model.batching import micro_batch_tokens, resolve_layout
 from sdpo.objectives import OBJECTIVE_SETTINGS
-from sdpo.reference_rules import REFERENCE_FIELDS
-from sdpo.store import differences
+from sdpo.store.logp_cache import scoring_key
+from sdpo.store.run_folder import differences
 
 TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdpo import demo, ownership
 from sdpo.errors import Fault
-from sdpo.files import checksum_path, digest_of, is_vouched_for, read_json
-from sdpo.locks import is_lock
+from sdpo.inputs import demo
+from sdpo.system import ownership
+from sdpo.system.files import checksum_path, digest_of, is_vouched_for, read_json
+from sdpo.system.locks import is_lock
 
 KEY = re.compile(r"[0-9a-f]{32}")
 _PARTS = ("logps", "tokens", "kl", "demo")

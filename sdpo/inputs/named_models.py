@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import RunConfig, TrainingConfig
-from sdpo.digest import model_digest
+from sdpo.config.reference_choice import effective_reference, is_length_normalised
 from sdpo.errors import ConfigError
-from sdpo.locate import model_folder, model_name
-from sdpo.reference_rules import effective_reference, is_length_normalised
-from sdpo.tokens.digest import tokenizer_digest, vocabulary_digest
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.tokenizer_digest import tokenizer_digest, vocabulary_digest
+from sdpo.inputs.locate import model_folder, model_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

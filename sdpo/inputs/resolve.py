@@ -1,7 +1,7 @@
 """What the names in a recipe stand for: folders, hub commits, this machine's devices.
 
 The resolved configuration is what a run stores. It is reached without torch: models are looked up
-as files (:mod:`sdpo.locate`, :mod:`sdpo.named_references`), devices through the driver.
+as files (:mod:`sdpo.inputs.locate`, :mod:`sdpo.inputs.named_models`), devices through the driver.
 """
 
 import importlib.util
@@ -11,19 +11,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from sdpo import machine
-from sdpo.config import (
-    Group,
-    LaunchConfig,
-    RunConfig,
-    SourceConfig,
-)
-from sdpo.digest import model_digest
+from sdpo.config import Group, LaunchConfig, RunConfig, SourceConfig
 from sdpo.errors import ConfigError, DataError, ModelError
-from sdpo.files import digest_of, file_digest
-from sdpo.locate import data_digest, locate_source, model_folder, model_name
-from sdpo.named_references import ReferenceModel, locate_references
-from sdpo.tokens.digest import has_chat_template, tokenizer_digest
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
+from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
+from sdpo.inputs.named_models import ReferenceModel, locate_references
+from sdpo.system import machine
+from sdpo.system.files import digest_of, file_digest
 
 G = TypeVar("G", bound=Group)
 

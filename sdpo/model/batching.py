@@ -53,7 +53,8 @@ def head_rows(vocabulary: int, *, device: str, memory: int = 0) -> int:
 
 
 def lane_count(weights: int, *, threads: int, device: str, processes: int) -> int:
-    """Into how many threads of its own micro-batches a process divides its work (`sdpo.lanes`).
+    """Into how many threads of its own micro-batches a process divides its work
+    (`sdpo.model.lanes`).
 
     As many as share its ``threads`` evenly where it is on a CPU and a model of so many ``weights``
     gains by it; else one.

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sdpo.policy import random_rates
+from sdpo.model.policy import random_rates
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdpo.logps import decoder_blocks, inner_model, plain_attention, predicting
+from sdpo.model.sequence_scorer import decoder_blocks, inner_model, plain_attention, predicting
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _TRIED = 12

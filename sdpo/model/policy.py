@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from sdpo.config import ModelConfig, TrainingConfig
-from sdpo.digest import model_digest
 from sdpo.errors import ConfigError, ModelError
-from sdpo.model_folder import refusals, tokenizer_files, view_of
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 
 
 def load_policy(

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from sdpo.errors import ModelError
-from sdpo.head import teach_head
-from sdpo.layouts import LAYOUTS, Batch, PromptGroup
-from sdpo.layouts.attention import NAME as SEGMENTED
-from sdpo.layouts.attention import register
+from sdpo.model.chunked_head import teach_head
+from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
+from sdpo.model.layouts.attention import NAME as SEGMENTED
+from sdpo.model.layouts.attention import register
 
 
 @dataclass(frozen=True, slots=True)

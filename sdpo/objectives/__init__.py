@@ -1,6 +1,6 @@
 """Training objectives: what each one needs (no torch), and its formula (:mod:`.losses`, torch)."""
 
-from sdpo.objectives.registry import (
+from sdpo.objectives.facts import (
     OBJECTIVE_SETTINGS,
     OBJECTIVES,
     Objective,

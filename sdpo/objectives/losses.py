@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from sdpo.objectives.registry import OBJECTIVES
+from sdpo.objectives.facts import OBJECTIVES
 
 LARGEST_PER_TOKEN_LOGP = -1e-7
 """The odds of a completion whose tokens all have probability 1 are infinite: a is capped here."""

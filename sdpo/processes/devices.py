@@ -14,7 +14,7 @@ from pathlib import Path
 from sdpo.config import LaunchConfig
 from sdpo.errors import UserError
 from sdpo.events import Listener
-from sdpo.locks import hold
+from sdpo.system.locks import hold
 
 SHARE = "SDPO_SHARE_DEVICE"
 """Environment variable that turns the locks off, as ``launch.share_device`` does for one run."""

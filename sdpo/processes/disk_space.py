@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import TrainingConfig
-from sdpo.digest import TensorEntry, tensor_entries
 from sdpo.errors import DiskFullError
-from sdpo.files import NO_INODES, has_no_inodes, out_of_space
+from sdpo.identity.model_digest import TensorEntry, tensor_entries
+from sdpo.system.files import NO_INODES, has_no_inodes, out_of_space
 
 _FLOAT_BYTES = 4
 _MOMENTS = {"adamw": 2, "rmsprop": 1}

@@ -2,7 +2,7 @@
 
 import runpy
 
-from sdpo.supervisor import die_with_parent
+from sdpo.processes.supervisor import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()

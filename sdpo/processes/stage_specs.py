@@ -14,7 +14,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sdpo.headroom import Budget
+from sdpo.store.budget import Budget
 
 
 class Spec(BaseModel):

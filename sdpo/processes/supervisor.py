@@ -3,7 +3,7 @@
 The stage runs in a session of its own with its own log file. Whatever ends the parent, the stage is
 ended with it: the child asks the kernel for that (see :func:`die_with_parent`), on every way out of
 here all its descendants are terminated, then killed, and where there is no way out, since this
-process was killed, a watchdog does the same (:mod:`sdpo.watchdog`).
+process was killed, a watchdog does the same (:mod:`sdpo.system.watchdog`).
 """
 
 import ctypes
@@ -19,14 +19,14 @@ from typing import Any
 
 import psutil
 
-from sdpo.calls import Call, plain_call
-from sdpo.disk import is_full, no_space_message
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import Event, EventReader, Listener
-from sdpo.files import write_text
-from sdpo.interrupts import GRACE_S
-from sdpo.spec import Spec
-from sdpo.watchdog import MARK, marked, send, watched
+from sdpo.hooks import Call, plain_call
+from sdpo.processes.disk_space import is_full, no_space_message
+from sdpo.processes.stage_specs import Spec
+from sdpo.system.files import write_text
+from sdpo.system.interrupts import GRACE_S
+from sdpo.system.watchdog import MARK, marked, send, watched
 
 _POLL_S = 0.05
 _GRACE_S = GRACE_S
@@ -192,11 +192,11 @@ def _tail(log: Path) -> str:
 
 
 def _command(spec: Spec, path: Path) -> list[str]:
-    stage = ["-m", "sdpo.stage", str(path)]
+    stage = ["-m", "sdpo.stages", str(path)]
     if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
         return [sys.executable, *stage]
     return [
-        *(sys.executable, "-m", "sdpo.launcher"),
+        *(sys.executable, "-m", "sdpo.processes.launcher"),
         *("--multi_gpu", "--num_machines", "1", "--num_processes", str(spec.launch.processes)),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
         *("--gpu_ids", "all"),  # else a default configuration of the user's could choose others

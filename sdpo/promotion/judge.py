@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sdpo.config import Group, ProbeConfig
+from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
-from sdpo.gamma import (
+from sdpo.stats.gamma import (
     CONTAMINATION_NATS,
     RESERVE,
     Floats,
@@ -31,8 +32,7 @@ from sdpo.gamma import (
     contamination,
     split_probes,
 )
-from sdpo.recipe import checked
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 ALL = "all"
 """The scope of all reserved pairs together; the other scopes are sources."""

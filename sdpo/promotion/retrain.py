@@ -15,17 +15,15 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from sdpo.calls import Call, plain_call
-from sdpo.devices import Occupy, unlimited
+from sdpo.chain.open_run import read_stored
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
-from sdpo.files import digest_of, read_json, write_json
-from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.extend import extend_run, new_pairs_of
-from sdpo.locks import hold
-from sdpo.privacy import withheld_by_folder, withholding
-from sdpo.promotion import GateSettings, Judgement, judge
-from sdpo.registry import (
+from sdpo.history.target import Checkpoint
+from sdpo.hooks import Call, plain_call
+from sdpo.processes.devices import Occupy, unlimited
+from sdpo.promotion.judge import GateSettings, Judgement, judge
+from sdpo.promotion.versions import (
     NamedModel,
     Version,
     checked_digest,
@@ -35,8 +33,10 @@ from sdpo.registry import (
     promote,
     read_registry,
 )
-from sdpo.run import read_stored
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import digest_of, read_json, write_json
+from sdpo.system.locks import hold
+from sdpo.system.privacy import withheld_by_folder, withholding
 
 DECISION = "promotion.json"
 """The file of a run that holds what was decided about it."""

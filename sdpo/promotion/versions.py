@@ -14,16 +14,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sdpo.digest import model_digest
+from sdpo.chain.open_run import read_stored
+from sdpo.config.load import check_run_name
 from sdpo.errors import IntegrityError, UserError
 from sdpo.events import Listener
-from sdpo.files import read_json, write_json
-from sdpo.history.checkpoint import Checkpoint
-from sdpo.locks import hold
-from sdpo.origin import origin_chain
-from sdpo.recipe import check_run_name
-from sdpo.run import read_stored
-from sdpo.store import RunFolder
+from sdpo.history.target import Checkpoint
+from sdpo.identity.model_digest import model_digest
+from sdpo.store.origin import origin_chain
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json, write_json
+from sdpo.system.locks import hold
 
 REGISTRY = "registry.json"
 _LOCK = ".registry.lock"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sdpo.gamma import RESERVE, Entry
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
 from sdpo.report.tables import count, interval, model_name, number, percent, probe_name
+from sdpo.stats.gamma import RESERVE, Entry
 
 SMALL_PROBE = 200
 """Below this many pairs a probe is called small."""

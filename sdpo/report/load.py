@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.errors import IntegrityError
-from sdpo.files import file_digest, read_json
 from sdpo.objectives import OBJECTIVES
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import file_digest, read_json
 
 EXAMPLES = 3
 """Rejected rows shown per source and reason."""

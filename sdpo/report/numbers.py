@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdpo.gamma import (
+from sdpo.report.load import RunData
+from sdpo.stats.gamma import (
     RESERVE,
     Entry,
     Measured,
@@ -20,7 +21,6 @@ from sdpo.gamma import (
     reference_entry,
     split_probes,
 )
-from sdpo.report.load import RunData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,15 +17,15 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from sdpo.files import write_text
-from sdpo.gamma import RESERVE, Entry
 from sdpo.objectives import describe
-from sdpo.report import figures, step_tables, tables
+from sdpo.report import figures, tables, tables_of_steps
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
 from sdpo.report.tables import model_name, number, percent, probe_name
+from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.system.files import write_text
 
 CURVES = (
     (
@@ -77,10 +77,10 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     path = out or data.folder.report
     template = _environment().from_string(_asset("report.html.j2"))
     summary = (
-        step_tables.steps_table(data, numbers),
-        step_tables.training_table(data),
+        tables_of_steps.steps_table(data, numbers),
+        tables_of_steps.training_table(data),
         tables.reserve_table(data, numbers),
-        step_tables.kl_table(data),
+        tables_of_steps.kl_table(data),
     )
     counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
     text = template.render(

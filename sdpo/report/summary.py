@@ -6,8 +6,8 @@ from pathlib import Path
 from sdpo.report.findings import Caveat, Verdict, caveats, verdict
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
-from sdpo.report.step_tables import steps_table, training_table
 from sdpo.report.tables import Table, reserve_table
+from sdpo.report.tables_of_steps import steps_table, training_table
 
 
 @dataclass(frozen=True, slots=True)

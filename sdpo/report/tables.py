@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.gamma import RESERVE, Entry
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
+from sdpo.stats.gamma import RESERVE, Entry
 
 UNKNOWN = "–"
 EQUALS = "\u00a0=\u00a0"

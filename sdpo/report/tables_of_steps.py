@@ -2,20 +2,11 @@
 
 from typing import Any
 
+from sdpo.config.sampler import EXACT
 from sdpo.objectives import describe
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
-from sdpo.report.tables import (
-    UNKNOWN,
-    Table,
-    change,
-    count,
-    estimate,
-    interval,
-    number,
-    percent,
-)
-from sdpo.sampler import EXACT
+from sdpo.report.tables import UNKNOWN, Table, change, count, estimate, interval, number, percent
 
 
 def steps_table(data: RunData, numbers: Numbers) -> Table:

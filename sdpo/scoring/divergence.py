@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.batching import micro_batches
-from sdpo.head import head_logits
-from sdpo.layouts import Batch
-from sdpo.logps import TokenSequence, collate
-from sdpo.out_of_memory import Parts
+from sdpo.model.batching import micro_batches
+from sdpo.model.chunked_head import head_logits
+from sdpo.model.layouts import Batch
+from sdpo.model.sequence_scorer import TokenSequence, collate
+from sdpo.system.out_of_memory import Parts
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 2**30
 """Of a chunk of rows, with all its copies: on a GPU so many that they hide reading the head."""

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from sdpo.cache import LogpCache
+from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import EventWriter
-from sdpo.files import publish_file, write_json
-from sdpo.reserved import reserved_rows
-from sdpo.score import Scorer, score_rows
-from sdpo.tokens.store import TokenFile
+from sdpo.scoring.score_rows import Scorer, score_rows
+from sdpo.store.logp_cache import LogpCache
+from sdpo.system.files import publish_file, write_json
+from sdpo.tokens.token_file import TokenFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.out_of_memory import Parts
-from sdpo.sampler import Sampler
+from sdpo.config.sampler import Sampler
+from sdpo.system.out_of_memory import Parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,23 +14,24 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 
-from sdpo.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batches
-from sdpo.cache import LogpCache, RowLogps
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.lanes import in_lanes
-from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.out_of_memory import Parts
-from sdpo.tokens.store import Digests, TokenFile
+from sdpo.model.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batches
+from sdpo.model.lanes import in_lanes
+from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.store.logp_cache import LogpCache, RowLogps
+from sdpo.system.out_of_memory import Parts
+from sdpo.tokens.token_file import Digests, TokenFile
 
 _PART_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """A model that is ready to score: ``module`` is a :class:`~sdpo.logps.SequenceScorer`.
+    """A model that is ready to score: ``module`` is a
+    :class:`~sdpo.model.sequence_scorer.SequenceScorer`.
 
-    More than one of ``lanes``: see :mod:`sdpo.lanes`.
+    More than one of ``lanes``: see :mod:`sdpo.model.lanes`.
     """
 
     accelerator: Any

@@ -1,4 +1,4 @@
-"""Entry point of a child process: ``python -m sdpo.stage STAGE.json``.
+"""Entry point of a child process: ``python -m sdpo.stages STAGE.json``.
 
 It may run once or, under ``accelerate launch``, once per device. Errors leave as an event that says
 whose mistake they were; the traceback goes to the log.
@@ -10,14 +10,22 @@ import sys
 import traceback
 from pathlib import Path
 
-from sdpo import interrupts
-from sdpo.disk import is_disk_full, no_space_message
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
-from sdpo.out_of_memory import first_line, is_out_of_memory, remedies
-from sdpo.spec import ExportSpec, KlSpec, StageSpec, StepSpec, TokeniseSpec, ViewSpec, read_spec
-from sdpo.streams import make_lasting
-from sdpo.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
+from sdpo.processes.disk_space import is_disk_full, no_space_message
+from sdpo.processes.stage_specs import (
+    ExportSpec,
+    KlSpec,
+    StageSpec,
+    StepSpec,
+    TokeniseSpec,
+    ViewSpec,
+    read_spec,
+)
+from sdpo.processes.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
+from sdpo.system import interrupts
+from sdpo.system.out_of_memory import first_line, is_out_of_memory, remedies
+from sdpo.system.streams import make_lasting
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.batching import global_batch
 from sdpo.events import EventWriter
-from sdpo.logps import decoder_blocks
-from sdpo.tasks import Task
-from sdpo.trainer import Generators, Trainer
+from sdpo.model.batching import global_batch
+from sdpo.model.sequence_scorer import decoder_blocks
+from sdpo.training.tasks import Task
+from sdpo.training.trainer import Generators, Trainer
 
 _RTOL, _LOW_RTOL = 1e-4, 2e-2
 

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 from sdpo.config import TrainingConfig
 from sdpo.errors import DataError
 from sdpo.objectives import settings_of
-from sdpo.stages.scoring import Reference
-from sdpo.stages.step_files import StepFiles
-from sdpo.tasks import PreferenceTask, SupervisedTask
-from sdpo.tokens.store import SupervisedTokenFile, TokenFile
+from sdpo.stages.reference_rows import Reference
+from sdpo.stages.step_context import StepFiles
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
+from sdpo.training.tasks import PreferenceTask, SupervisedTask
 
 
 def preference_task(

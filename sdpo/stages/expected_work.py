@@ -2,8 +2,8 @@
 
 import pyarrow.parquet as pq
 
-from sdpo.probing import probe_rows
-from sdpo.spec import StepSpec
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.scoring.probes import probe_rows
 
 _TRAINED = 3
 """A training step costs about as much as three forwards: backward is two."""

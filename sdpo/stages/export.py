@@ -6,9 +6,9 @@ import torch
 
 from sdpo.config import ModelConfig
 from sdpo.events import EventWriter
-from sdpo.files import publish_folder
-from sdpo.policy import copy_tokenizer, load_policy
-from sdpo.spec import ExportSpec
+from sdpo.model.policy import copy_tokenizer, load_policy
+from sdpo.processes.stage_specs import ExportSpec
+from sdpo.system.files import publish_folder
 
 
 def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:

@@ -13,20 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sdpo.batching import micro_batch_tokens
-from sdpo.divergence import Divergence, divergence
+from sdpo.config.sampler import PAPER, SAMPLERS, Sampler
+from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import EventWriter
-from sdpo.files import publish_folder
-from sdpo.logps import SequenceScorer, TokenSequence
-from sdpo.policy import load_policy
-from sdpo.probing import end_tokens
-from sdpo.reserved import reserved_rows
-from sdpo.sampler import PAPER, SAMPLERS, Sampler
-from sdpo.sampling import Completion, Prompt, sample
-from sdpo.spec import KlSpec, NamedFolder
+from sdpo.model.batching import micro_batch_tokens
+from sdpo.model.policy import load_policy
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
+from sdpo.processes.stage_specs import KlSpec, NamedFolder
+from sdpo.scoring.divergence import Divergence, divergence
+from sdpo.scoring.probes import end_tokens
+from sdpo.scoring.sampling import Completion, Prompt, sample
 from sdpo.stages.timings import Timings
+from sdpo.system.files import publish_folder
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.store import TokenFile
+from sdpo.tokens.token_file import TokenFile
 
 _SKIPPED = {PAPER: 1}
 """Scored tokens at the start that a way of sampling leaves out: the paper's code does."""

@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from sdpo import machine, resume
-from sdpo.card import write_card
-from sdpo.files import UNFINISHED, digest_of
-from sdpo.stages.model import Session
-from sdpo.stages.step_files import StepFiles
-from sdpo.store import VIEWS, WORKING, RunFolder
+from sdpo.stages.session import Session
+from sdpo.stages.step_context import StepFiles
+from sdpo.store import resume_states
+from sdpo.store.model_card import write_card
+from sdpo.store.run_folder import VIEWS, WORKING, RunFolder
+from sdpo.system import machine
+from sdpo.system.files import UNFINISHED, digest_of
 
 
 def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
@@ -47,7 +48,7 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     files = [f for f in files if f.name not in VIEWS and not WORKING & set(f.parts)]
     files = [f for f in files if not any(part.startswith(UNFINISHED) for part in f.parts)]
     run.write_record(node, record, files=files)
-    resume.discard(step.folder)
+    resume_states.discard(step.folder)
     step.events.emit("published", name=name, model=digest)
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo import gate, machine
-from sdpo.batching import global_batch
-from sdpo.cache import LogpCache
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.identity import scoring_identities, scoring_identity
-from sdpo.score import Scored, score_rows
-from sdpo.spec import ReferenceSpec, StepSpec
-from sdpo.stages.model import Session
-from sdpo.tokens.store import Digests, TokenFile
+from sdpo.identity.payloads import scoring_identities, scoring_identity
+from sdpo.model.batching import global_batch
+from sdpo.processes.stage_specs import ReferenceSpec, StepSpec
+from sdpo.scoring.score_rows import Scored, score_rows
+from sdpo.stages.session import Session
+from sdpo.store.logp_cache import LogpCache
+from sdpo.system import machine
+from sdpo.tokens.token_file import Digests, TokenFile
+from sdpo.training import gate
 
 
 def open_cache(spec: StepSpec, digest: str) -> LogpCache:

@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.cache import RowLogps
-from sdpo.files import digest_of, publish_file
 from sdpo.objectives import OBJECTIVES
-from sdpo.resume import SavedState
-from sdpo.score import Scored, score_rows
-from sdpo.spec import StepSpec
-from sdpo.stages.reference import cached_values, open_cache, plan_rows
-from sdpo.stages.step_files import StepFiles
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.scoring.score_rows import Scored, score_rows
+from sdpo.stages.reference_cache import cached_values, open_cache, plan_rows
+from sdpo.stages.step_context import StepFiles
+from sdpo.store.logp_cache import RowLogps
+from sdpo.store.resume_states import SavedState
+from sdpo.system.files import digest_of, publish_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sdpo import interrupts, machine, resume
 from sdpo.config import TrainingConfig
 from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
-from sdpo.files import file_digest, publish_file, publish_folder
-from sdpo.resume import SavedState
-from sdpo.stages.state import load_training, save_training
-from sdpo.trainer import Progress, Trainer
+from sdpo.stages.training_state import load_training, save_training
+from sdpo.store import resume_states
+from sdpo.store.resume_states import SavedState
+from sdpo.system import interrupts, machine
+from sdpo.system.files import file_digest, publish_file, publish_folder
+from sdpo.training.trainer import Progress, Trainer
 
 METRICS = "metrics.jsonl"
 _SHARE_OF_TIME = 0.05
@@ -38,7 +39,7 @@ def find(
     """The state that the step can go on from, the same on all ranks; says what is wrong."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
-        state, faults = resume.find_state(step, key=key)
+        state, faults = resume_states.find_state(step, key=key)
         for fault in faults:
             instead = f"optimizer step {state.optimizer_step}" if state else "its beginning"
             events.warning(f"{fault}: {step.name} goes on from {instead}")
@@ -165,7 +166,7 @@ class Checkpoints:
             return
         self._saved_at = number
         if self._accelerator.is_main_process:
-            resume.prune(self.folder, keep=self._training.checkpoints_kept)
+            resume_states.prune(self.folder, keep=self._training.checkpoints_kept)
         self.events.emit("checkpoint", step=self.folder.name, optimizer_step=number, total=total)
 
     def _publish(self, number: int, total: int) -> str:
@@ -181,7 +182,7 @@ class Checkpoints:
                     shutil.copyfile(self.folder / METRICS, folder / METRICS)
                     digests = {n: d for share in shares for n, d in share.items()}
                     digests[METRICS] = file_digest(folder / METRICS)
-                    resume.seal(folder, self._content(number, total), digests)
+                    resume_states.seal(folder, self._content(number, total), digests)
         except (_NotSaved, OSError) as error:
             fault = str(error)
         self.wait()
@@ -192,7 +193,7 @@ class Checkpoints:
         if not self._accelerator.is_main_process:
             return ""
         try:
-            target = resume.state_folder(self.folder, number)
+            target = resume_states.state_folder(self.folder, number)
             return stack.enter_context(publish_folder(target, replace=True))
         except OSError as error:
             return str(error)

@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from sdpo.batching import lane_count, resolve_layout, training_lanes
 from sdpo.config import TrainingConfig
-from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
-from sdpo.files import publish_folder
-from sdpo.fused import fuse
-from sdpo.lanes import changes_itself, draws_at_random
-from sdpo.last_block import prune
-from sdpo.layouts import PromptGroup
-from sdpo.layouts.check import agrees, length_matters, shortened, tried_pairs
-from sdpo.logps import SequenceScorer
-from sdpo.out_of_memory import is_out_of_memory
-from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
-from sdpo.score import Scorer
-from sdpo.spec import StepSpec
+from sdpo.identity.model_digest import model_digest
+from sdpo.model.batching import lane_count, resolve_layout, training_lanes
+from sdpo.model.fused_ops import fuse
+from sdpo.model.lanes import changes_itself, draws_at_random
+from sdpo.model.last_block import prune
+from sdpo.model.layouts import PromptGroup
+from sdpo.model.layouts.check import agrees, length_matters, shortened, tried_pairs
+from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.scoring.score_rows import Scorer
+from sdpo.system.files import publish_folder
+from sdpo.system.out_of_memory import is_out_of_memory
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.store import TokenFile
-from sdpo.trainer import Trainer, make_optimizer
+from sdpo.tokens.token_file import TokenFile
+from sdpo.training.trainer import Trainer, make_optimizer
 
 _PATIENCE = timedelta(minutes=30)
 """After so long a collective of a training hangs."""

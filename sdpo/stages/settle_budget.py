@@ -11,13 +11,13 @@ import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 
-from sdpo.batching import GPU_MICRO_BATCH_TOKENS
 from sdpo.events import EventWriter
-from sdpo.headroom import Budget, probe, read_budget, write_budget
-from sdpo.layouts import LAYOUTS
-from sdpo.out_of_memory import is_out_of_memory
-from sdpo.tasks import Task
-from sdpo.trainer import Generators, Trainer
+from sdpo.model.batching import GPU_MICRO_BATCH_TOKENS
+from sdpo.model.layouts import LAYOUTS
+from sdpo.store.budget import Budget, probe, read_budget, write_budget
+from sdpo.system.out_of_memory import is_out_of_memory
+from sdpo.training.tasks import Task
+from sdpo.training.trainer import Generators, Trainer
 
 _SHARE = 0.85
 """Of a device's memory that the trial may take: fragments and the kernels' workspaces need some."""

@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sdpo.columns import Columns, append_columns, rows_of_steps
+from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
 from sdpo.events import EventWriter
-from sdpo.files import publish_file
-from sdpo.logps import plain_attention
-from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
-from sdpo.resume import SavedState
-from sdpo.score import score_rows
-from sdpo.spec import StepSpec
-from sdpo.stages.checkpoint import find
-from sdpo.stages.model import Session, open_session
-from sdpo.stages.reference import open_cache, score_as_reference
-from sdpo.stages.scoring import score_reference
-from sdpo.stages.step_files import StepFiles
+from sdpo.model.sequence_scorer import plain_attention
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
+from sdpo.scoring.score_rows import score_rows
+from sdpo.stages.expected_work import expected_work
+from sdpo.stages.reference_cache import open_cache, score_as_reference
+from sdpo.stages.reference_rows import score_reference
+from sdpo.stages.resume_states import find
+from sdpo.stages.session import Session, open_session
+from sdpo.stages.step_context import StepFiles
 from sdpo.stages.timings import Timings
-from sdpo.stages.training import key_of, train_preference, train_supervised
-from sdpo.stages.work import expected_work
-from sdpo.store import RunFolder
-from sdpo.tokens.store import TokenFile
+from sdpo.stages.train import key_of, train_preference, train_supervised
+from sdpo.store.resume_states import SavedState
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import publish_file
+from sdpo.tokens.token_file import TokenFile
 
 
 def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:

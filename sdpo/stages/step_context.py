@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.events import EventWriter
-from sdpo.resume import SavedState
-from sdpo.spec import StepSpec
-from sdpo.stages.model import Session
+from sdpo.processes.stage_specs import StepSpec
+from sdpo.stages.session import Session
 from sdpo.stages.timings import Timings
-from sdpo.tokens.store import TokenFile
+from sdpo.store.resume_states import SavedState
+from sdpo.tokens.token_file import TokenFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

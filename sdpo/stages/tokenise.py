@@ -6,11 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sdpo import machine
 from sdpo.events import EventWriter
-from sdpo.spec import TokeniseSpec, ViewSpec
+from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
+from sdpo.system import machine
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.store import TokenFile
+from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
 

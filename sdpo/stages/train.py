@@ -7,22 +7,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sdpo import gate
-from sdpo.batching import global_batch
-from sdpo.files import digest_of, file_digest
-from sdpo.headroom import Budget
-from sdpo.resume import SavedState
-from sdpo.spec import StepSpec
-from sdpo.stages.checkpoint import METRICS, Checkpoints
+from sdpo.model.batching import global_batch
+from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
 from sdpo.stages.examples import preference_task, supervised_task
-from sdpo.stages.headroom import settle_budget
-from sdpo.stages.publication import publish
-from sdpo.stages.reference import compared_with, note_checked
-from sdpo.stages.scoring import Reference, score_reserve, state_of
-from sdpo.stages.step_files import StepFiles
-from sdpo.tasks import PreferenceTask, Task
-from sdpo.trainer import Metrics, Trainer
+from sdpo.stages.publish import publish
+from sdpo.stages.reference_cache import compared_with, note_checked
+from sdpo.stages.reference_rows import Reference, score_reserve, state_of
+from sdpo.stages.resume_states import METRICS, Checkpoints
+from sdpo.stages.settle_budget import settle_budget
+from sdpo.stages.step_context import StepFiles
+from sdpo.store.budget import Budget
+from sdpo.store.resume_states import SavedState
+from sdpo.system.files import digest_of, file_digest
+from sdpo.training import gate
+from sdpo.training.tasks import PreferenceTask, Task
+from sdpo.training.trainer import Metrics, Trainer
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:

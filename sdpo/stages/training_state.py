@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo.errors import IntegrityError
-from sdpo.trainer import Trainer
+from sdpo.training.trainer import Trainer
 
 Tensors = dict[str, torch.Tensor]
 

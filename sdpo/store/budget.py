@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import SdpoError
-from sdpo.files import read_json, write_json
+from sdpo.system.files import read_json, write_json
 
 BUDGET_FILE = "budget.json"
 

@@ -10,8 +10,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from sdpo.files import file_digest, publish_file, temporary_path
-from sdpo.store import Record, RunFolder
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.system.files import file_digest, publish_file, temporary_path
 
 
 def adopt(

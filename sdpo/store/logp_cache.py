@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.errors import Fault
-from sdpo.files import digest_of, publish_file, read_json, write_json
+from sdpo.system.files import digest_of, publish_file, read_json, write_json
 
 SCORING_VERSION = 3
 """Raised when a change of this project's code changes the log-probs it computes."""

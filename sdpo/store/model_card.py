@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from sdpo.files import json_text, write_text
-from sdpo.model_folder import read_config
+from sdpo.identity.model_folder import read_config
 from sdpo.objectives import OBJECTIVES, settings_of
-from sdpo.store import Record, RunFolder
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.system.files import json_text, write_text
 
 
 def lineage(run: RunFolder, record: Record) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 A state is a folder ``step-N/resume/<optimizer step>/`` with tensors in safetensors and the rest as
 JSON. ``state.json`` holds the digest of every other file and its own, so a damaged state is noticed
 and the one before it, if it is kept, takes its place. This module owns the files; what is in them
-is the business of :mod:`sdpo.stages.checkpoint`. It needs no torch: the parent looks here too.
+is the business of :mod:`sdpo.stages.resume_states`. It needs no torch: the parent looks here too.
 """
 
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.files import digest_of, file_digest, read_json, remove, temporaries, write_json
+from sdpo.system.files import digest_of, file_digest, read_json, remove, temporaries, write_json
 
 STATE_VERSION = 1
 """Raised when a state of older code can no longer be taken up."""

@@ -20,11 +20,11 @@ from typing import Any
 
 import yaml
 
-from sdpo import ownership
-from sdpo.bounded_yaml import load_yaml
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
-from sdpo.files import (
+from sdpo.system import ownership
+from sdpo.system.bounded_yaml import load_yaml
+from sdpo.system.files import (
     UNFINISHED,
     checksum_path,
     checksum_text,
@@ -37,7 +37,7 @@ from sdpo.files import (
     write_json,
     write_text,
 )
-from sdpo.locks import hold
+from sdpo.system.locks import hold
 
 Record = dict[str, Any]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdpo.errors import ForeignFolderError
-from sdpo.locks import is_lock
+from sdpo.system.locks import is_lock
 
 Kind = Literal["run", "cache", "server"]
 Proof = Callable[[Path], bool]

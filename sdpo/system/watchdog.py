@@ -1,4 +1,5 @@
-"""Who ends a stage when the process that started it cannot: ``python -m sdpo.watchdog MARK FD``.
+"""Who ends a stage when the process that started it cannot: ``python -m sdpo.system.watchdog MARK
+FD``.
 
 The kernel tells a stage that its parent died, but not what the stage has started, in sessions of
 its own or deaf to SIGTERM. This process waits for one end of a pipe whose other end the parent
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
 
-from sdpo.interrupts import GRACE_S
+from sdpo.system.interrupts import GRACE_S
 
 MARK = "SDPO_STAGE"
 """Environment variable by which all processes of a stage are known."""
@@ -62,7 +63,7 @@ def watched(mark: str, *, keep: Sequence[int] = ()) -> AbstractContextManager[No
     Locks that ``keep`` are the descriptors of last until then: not every process of a stage has
     them, since launchers of several close what they do not know.
     """
-    return outlived_by("sdpo.watchdog", mark, keep=keep)
+    return outlived_by("sdpo.system.watchdog", mark, keep=keep)
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from sdpo.errors import DataError
 from sdpo.tokens.ragged import Counts, Ragged, common_prefix
-from sdpo.tokens.store import Flags, Ids, Reason
 from sdpo.tokens.template import Encoded, Row, describe, name_of
+from sdpo.tokens.token_file import Flags, Ids, Reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

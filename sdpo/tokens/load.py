@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sdpo.model_folder import refusals, view_of
+from sdpo.identity.model_folder import refusals, view_of
 
 
 def load_tokenizer(folder: Path, *, code: bool = False) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpo.tokens.store import Flags, Ids
+from sdpo.tokens.token_file import Flags, Ids
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 """A length or position per row, int64 ``[rows]``."""

@@ -17,10 +17,10 @@ import jinja2
 import numpy as np
 
 from sdpo.errors import DataError, ModelError
-from sdpo.limits import bounded
+from sdpo.system.limits import bounded
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Ragged
-from sdpo.tokens.store import Flags, Ids
+from sdpo.tokens.token_file import Flags, Ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.files import canonical_json, publish_file, temporary_folder
+from sdpo.system.files import canonical_json, publish_file, temporary_folder
 from sdpo.tokens.boundary import Cut, MovedBoundaries, boundaries_of, count_moved, cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Ragged
-from sdpo.tokens.store import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
 from sdpo.tokens.template import Encoder, Row
+from sdpo.tokens.token_file import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def tokenise_pairs(
     on_progress: Progress | None = None,
 ) -> TokenReport:
     """Publish the tokens of ``pairs.parquet`` at ``out``, readable as
-    :class:`~sdpo.tokens.store.TokenFile`, in the same order.
+    :class:`~sdpo.tokens.token_file.TokenFile`, in the same order.
 
     ``max_length`` is in tokens of prompt + completion, of which the start is kept. ``clock`` is the
     present that chat templates see. ``end_token_ids``: see :class:`~sdpo.tokens.template.Encoder`.
@@ -74,7 +74,7 @@ def tokenise_supervised(
     on_progress: Progress | None = None,
 ) -> TokenReport:
     """Likewise for ``supervised.parquet``; readable as
-    :class:`~sdpo.tokens.store.SupervisedTokenFile`."""
+    :class:`~sdpo.tokens.token_file.SupervisedTokenFile`."""
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
     job = _Job(_SUPERVISED, encoder, max_length, examples_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
@@ -293,7 +293,7 @@ def _supervised_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
 
 
 def _digests(result: Cut) -> list[bytes | None]:
-    """:func:`~sdpo.tokens.store.row_digest` of every row that can be used."""
+    """:func:`~sdpo.tokens.token_file.row_digest` of every row that can be used."""
     prompt, (chosen, rejected) = result.prompt, result.completions
     boundary = prompt.lengths
     header = np.stack([boundary, boundary + chosen.lengths, boundary + rejected.lengths], axis=1)

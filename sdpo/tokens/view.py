@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdpo.tokens.store import Ids, TokenRow
+from sdpo.tokens.token_file import Ids, TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

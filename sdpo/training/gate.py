@@ -23,15 +23,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sdpo.cache import RowLogps
 from sdpo.errors import GateError
-from sdpo.lanes import in_lanes
-from sdpo.layouts import LAYOUTS, PromptGroup
+from sdpo.model.lanes import in_lanes
+from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.objectives.losses import loss_at_reference
-from sdpo.score import Scorer
-from sdpo.tasks import PreferenceTask
-from sdpo.tokens.store import TokenFile
-from sdpo.trainer import Trainer
+from sdpo.scoring.score_rows import Scorer
+from sdpo.store.logp_cache import RowLogps
+from sdpo.tokens.token_file import TokenFile
+from sdpo.training.tasks import PreferenceTask
+from sdpo.training.trainer import Trainer
 
 RANDOM_ROWS = 32
 _NOISE_PAIRS = 16

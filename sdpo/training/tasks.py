@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sdpo.layouts import PromptGroup
-from sdpo.logps import TokenSequence
+from sdpo.model.layouts import PromptGroup
+from sdpo.model.sequence_scorer import TokenSequence
 from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards
 
 

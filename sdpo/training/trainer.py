@@ -1,8 +1,8 @@
 """The training loop of one stage, on accelerate.
 
-One optimizer step is one global batch, cut into micro-batches by :mod:`sdpo.batching`; the loss is
-the weighted mean over the global batch whatever the cut and the number of ranks. The learning rate
-is a pure function of the step.
+One optimizer step is one global batch, cut into micro-batches by :mod:`sdpo.model.batching`; the
+loss is the weighted mean over the global batch whatever the cut and the number of ranks. The
+learning rate is a pure function of the step.
 """
 
 import math
@@ -18,14 +18,14 @@ import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 
-from sdpo.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError, Fault, LowMemoryError
-from sdpo.headroom import Budget, halved
-from sdpo.lanes import GradientSum, in_lanes
-from sdpo.layouts import LAYOUTS
-from sdpo.out_of_memory import Parts, first_line, is_out_of_memory, remedies
-from sdpo.tasks import ItemLosses, Task
+from sdpo.model.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
+from sdpo.model.lanes import GradientSum, in_lanes
+from sdpo.model.layouts import LAYOUTS
+from sdpo.store.budget import Budget, halved
+from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
+from sdpo.training.tasks import ItemLosses, Task
 
 Metrics = dict[str, float]
 
@@ -88,8 +88,9 @@ class Progress:
 class Trainer:
     """A model under an accelerator, and the settings it trains with.
 
-    ``scorer`` is the prepared :class:`~sdpo.logps.SequenceScorer`, ``optimizer`` the prepared
-    optimizer or None where nothing is trained. More than one of ``lanes``: see :mod:`sdpo.lanes`.
+    ``scorer`` is the prepared :class:`~sdpo.model.sequence_scorer.SequenceScorer`, ``optimizer``
+    the prepared optimizer or None where nothing is trained. More than one of ``lanes``: see
+    :mod:`sdpo.model.lanes`.
     """
 
     accelerator: Any

@@ -13,13 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def shapes() -> ModuleType:
-    """``tests/bench/shapes.py``; benches are programs, and no package of the tests."""
-    found = importlib.util.spec_from_file_location("shapes", ROOT / "tests/bench/shapes.py")
+    """``benchmarks/shapes.py``; benches are programs, and no package of the tests."""
+    found = importlib.util.spec_from_file_location("shapes", ROOT / "benchmarks/shapes.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -70,7 +70,7 @@ def test_lengths_have_the_means_that_are_asked_for_and_stay_below_the_limit(shap
 @pytest.mark.slow  # a minute
 @pytest.mark.timeout(600)
 def test_the_comparison_with_trl_runs_and_names_its_numbers(tmp_path):
-    command = [sys.executable, "-m", "tests.bench.trl", "--json", str(tmp_path / "numbers.json")]
+    command = [sys.executable, "-m", "benchmarks.trl", "--json", str(tmp_path / "numbers.json")]
     command += ["--model", "tiny", "--lengths", "short", "--pairs", "16", "--repeat", "1"]
     command += ["--trl", "8,1", "--only", "compare,warm"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.gpu.findings import Finding, Settings, read_findings, write_finding
 from benchmarks.gpu.schedule import Outcome, Part, Schedule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from desk import ROOT, Desk, FlowRun, wait_until
 from histories import flip
 from processes import is_free, stages_of
 
-from sdpo.devices import LOCK_DIR, SHARE
-from sdpo.store import RunFolder
+from sdpo.processes.devices import LOCK_DIR, SHARE
+from sdpo.store.run_folder import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 STUBBORN = """
 import os, signal, subprocess, sys, time
-if "sdpo.stage" in sys.orig_argv and "step-1.json" in sys.orig_argv[-1]:
+if "sdpo.stages" in sys.orig_argv and "step-1.json" in sys.orig_argv[-1]:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 """

@@ -8,8 +8,8 @@ import pytest
 from bench import Values
 from desk import PASSWORD, Desk
 
-from flows.server import Desk as Processes
-from flows.server import Started
+from flows.commands.server import Desk as Processes
+from flows.commands.server import Started
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

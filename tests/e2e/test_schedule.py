@@ -10,7 +10,7 @@ from bench import Bench, Values
 from desk import FINAL, Desk, FlowRun, wait_until
 from retraining import parameters
 
-from sdpo.registry import current
+from sdpo.promotion.versions import current
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -12,8 +12,8 @@ from desk import FINAL, Desk, wait_until
 from processes import is_free, stages_of
 from retraining import parameters
 
-from sdpo.registry import current
-from sdpo.store import RunFolder
+from sdpo.promotion.versions import current
+from sdpo.store.run_folder import RunFolder
 
 pytest.importorskip("playwright", reason="playwright is not installed: extra `e2e`")
 from browser import CHROMIUM, Browser, browser_at

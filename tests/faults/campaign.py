@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from forked_stages import forked_stages
 from processes import Running, stages_of, start
 
-from flows.cli import run_app
-from sdpo import demo
-from sdpo.store import RunFolder
+from flows.cli.app import run_app
+from sdpo.inputs import demo
+from sdpo.store.run_folder import RunFolder
 
 NAME, STEPS = "campaign", (1, 2)
 RECIPE = {

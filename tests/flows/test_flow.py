@@ -14,11 +14,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
 from flows.align import align
-from flows.runpage import RunPage
-from sdpo.chain import ChainResult
+from flows.ui.runpage import RunPage
+from sdpo.chain.run_chain import ChainResult
 from sdpo.config import RunConfig
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
-from sdpo.recipe import make_config
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -118,10 +118,10 @@ def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.Monke
     shown: list[str] = []
     updates: list[str] = []
     monkeypatch.setattr(
-        "flows.runpage.create_progress_artifact", lambda *a, **k: updates.append("")
+        "flows.ui.runpage.create_progress_artifact", lambda *a, **k: updates.append("")
     )
     monkeypatch.setattr(
-        "flows.runpage.update_progress_artifact", lambda *a, **k: updates.append("")
+        "flows.ui.runpage.update_progress_artifact", lambda *a, **k: updates.append("")
     )
 
     class Lines(logging.Handler):
@@ -131,7 +131,7 @@ def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.Monke
     # A logger of its own: other tests of this process may have set those of Prefect.
     logger = logging.getLogger("noisy")
     monkeypatch.setattr(logger, "handlers", [Lines()])
-    monkeypatch.setattr("flows.runpage.get_run_logger", lambda: logger)
+    monkeypatch.setattr("flows.ui.runpage.get_run_logger", lambda: logger)
     page = RunPage("noisy")
     page.listen({"event": "stage", "stage": "s", "status": "started", "log": "s.log"})
     for number in range(100_000):

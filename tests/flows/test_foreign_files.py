@@ -10,8 +10,8 @@ from command_line import Sdpo
 from foreign import BESIDE_RUNS, CONTENTS, NAMES, OF_A_CACHE, State, below, fill, state_of
 from histories import origin, write_new_pairs
 
-from sdpo.files import write_json
-from sdpo.ownership import MARKER
+from sdpo.system.files import write_json
+from sdpo.system.ownership import MARKER
 
 REFUSED = {
     "run": ("run", "{recipe}", "--name", "data"),

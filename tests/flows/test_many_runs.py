@@ -11,9 +11,9 @@ from bench import Bench
 from command_line import Sdpo
 from histories import contents, flip, origin
 
-from sdpo.files import write_json
 from sdpo.history.gc import collect
-from sdpo.registry import REGISTRY, Move, NamedModel, Version
+from sdpo.promotion.versions import REGISTRY, Move, NamedModel, Version
+from sdpo.system.files import write_json
 
 
 def copies(bench: Bench, count: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from bench import Bench, DemoFiles, Values
 from command_line import Sdpo
 
-from sdpo.privacy import withheld, withholding
+from sdpo.system.privacy import withheld, withholding
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ from prefect.flow_runs import resume_flow_run
 from retraining import parameters
 
 from flows.retrain import GateSettings, retrain
-from flows.slots import device_slot, slot_name
-from sdpo.devices import LOCK_DIR, SHARE, lock_folder
+from flows.ui.slots import device_slot, slot_name
 from sdpo.errors import ConfigError, UserError
-from sdpo.locks import hold
-from sdpo.registry import current
-from sdpo.retraining import Retrained
+from sdpo.processes.devices import LOCK_DIR, SHARE, lock_folder
+from sdpo.promotion.retrain import Retrained
+from sdpo.promotion.versions import current
+from sdpo.system.locks import hold
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -11,10 +11,10 @@ import pytest
 from bench import Bench
 from command_line import Sdpo
 
-from flows.options import SafeConsole, make_console
-from sdpo.streams import visible
+from flows.cli.options import SafeConsole, make_console
+from sdpo.system.streams import visible
 
-SDPO = [sys.executable, "-m", "flows.cli"]
+SDPO = [sys.executable, "-m", "flows.cli.app"]
 
 
 def call(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
@@ -103,7 +103,7 @@ HARMFUL = {
 def test_a_console_sends_no_control_sequences_but_its_own(text: str, terminal: bool) -> None:
     from rich.panel import Panel
 
-    from flows.console import table
+    from flows.show.console import table
 
     out = io.StringIO()
     console = SafeConsole(file=out, force_terminal=terminal, color_system=None, width=80)

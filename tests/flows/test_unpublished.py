@@ -9,7 +9,7 @@ from bench import Bench
 from command_line import Sdpo
 from histories import flip, origin
 
-from sdpo.files import folder_digests
+from sdpo.system.files import folder_digests
 
 Change = Callable[[Path, Path], str]
 """Changes the model folder of a step (another one is given as well); what messages must name."""

@@ -12,10 +12,10 @@ from bench import Outcome
 from forked_stages import forked_stages
 from histories import replayed
 
-from sdpo.chain import run_chain
-from sdpo.digest import model_digest
+from sdpo.chain.run_chain import run_chain
+from sdpo.config.load import load_recipe
 from sdpo.events import Event
-from sdpo.recipe import load_recipe
+from sdpo.identity.model_digest import model_digest
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT / ".." / "shared"

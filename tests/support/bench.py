@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from forked_stages import forked_stages
 
-from sdpo.chain import ChainResult, run_chain
+from sdpo.chain.run_chain import ChainResult, run_chain
+from sdpo.config.load import make_config
 from sdpo.events import Event
-from sdpo.recipe import make_config
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 Values = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from forked_stages import forked_stages
 
-from flows.cli import run_app
+from flows.cli.app import run_app
 
 
 @dataclass(frozen=True, slots=True)

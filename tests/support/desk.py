@@ -21,8 +21,8 @@ from unittest.mock import patch
 import psutil
 from processes import stages_of
 
-from flows.server import AUTH, Started, environment
-from flows.server import Desk as Processes
+from flows.commands.server import AUTH, Started, environment
+from flows.commands.server import Desk as Processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "desk:a secret"
@@ -68,7 +68,7 @@ class Desk:
     def sdpo(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """``sdpo server ...`` with this folder."""
         return subprocess.run(
-            [sys.executable, "-c", "from flows.cli import main; main()", "server", *arguments],
+            [sys.executable, "-c", "from flows.cli.app import main; main()", "server", *arguments],
             cwd=self.folder,
             env=os.environ | _QUICK | {"PYTHONPATH": str(ROOT), AUTH: PASSWORD},
             capture_output=True,

@@ -1,7 +1,7 @@
 """Stages as real child processes without the seconds that importing torch takes each time.
 
 A server process imports what stages import, once; every stage is a fork of it. All else is as in
-``sdpo.supervisor``: a process of its own, its session, its log, its environment, its end.
+``sdpo.processes.supervisor``: a process of its own, its session, its log, its environment, its end.
 """
 
 import multiprocessing
@@ -38,14 +38,14 @@ def forked_stages(*, first: str = "") -> Iterator[None]:
             DEVNULL=subprocess.DEVNULL,
             STDOUT=subprocess.STDOUT,
         )
-        patch.setattr("sdpo.supervisor.subprocess", quick)
+        patch.setattr("sdpo.processes.supervisor.subprocess", quick)
         yield
 
 
 def stage(
     arguments: list[str], environment: dict[str, str], log: str, first: str, mask: int
 ) -> None:
-    """What ``python -m sdpo.stage STAGE.json`` does, in a fork of the server."""
+    """What ``python -m sdpo.stages STAGE.json`` does, in a fork of the server."""
     os.setsid()
     os.umask(mask)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -55,7 +55,7 @@ def stage(
     os.environ.pop("SDPO_PARENT_PID")  # its parent is the server
     sys.argv = arguments
     exec(first, {})
-    from sdpo.stage import main
+    from sdpo.stages.__main__ import main
 
     main()
 
@@ -79,7 +79,7 @@ class ForkedStage:
         env: dict[str, str],
         **_: object,
     ) -> None:
-        assert command[1:3] == ["-m", "sdpo.stage"], "several processes are launched for real"
+        assert command[1:3] == ["-m", "sdpo.stages"], "several processes are launched for real"
         self._process = STARTER.Process(
             target=stage, args=(command[2:], env, stdout.name, first, umask())
         )

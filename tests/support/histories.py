@@ -11,7 +11,7 @@ from forked_stages import forked_stages
 
 from sdpo.events import Event
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 
 def replayed(

@@ -1,6 +1,6 @@
 """Records of probes that a test wrote or changed itself: a report draws no others."""
 
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 
 def record_probes(folder: RunFolder) -> None:

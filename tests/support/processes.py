@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _MAIN = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from flows.cli import main
+from flows.cli.app import main
 main()
 """
 _QUICK_MAIN = f"""

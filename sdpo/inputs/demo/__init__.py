@@ -1,17 +1,18 @@
 """What the demo recipe needs and nothing has to be downloaded for: a tiny model and its data.
 
 This package owns the names that start with ``demo:`` and where their files lie. The model is made
-by :mod:`sdpo.demo.model`, the text by :mod:`sdpo.demo.text`, without torch or transformers.
+by :mod:`sdpo.inputs.demo.model`, the text by :mod:`sdpo.inputs.demo.text`, without torch or
+transformers.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sdpo.demo.model import write_model
-from sdpo.demo.text import dialogues, questions, requests
 from sdpo.errors import ConfigError
-from sdpo.files import publish_folder, write_text
+from sdpo.inputs.demo.model import write_model
+from sdpo.inputs.demo.text import dialogues, questions, requests
+from sdpo.system.files import publish_folder, write_text
 
 GENERATOR_VERSION = 1
 """Raised with every change of what is generated: files of another version are not reused."""

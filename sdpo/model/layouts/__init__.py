@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sdpo.layouts import packed, padded, shared
-from sdpo.layouts.batch import Batch, PromptGroup
+from sdpo.model.layouts import packed, padded, shared
+from sdpo.model.layouts.batch import Batch, PromptGroup
 
 __all__ = ["LAYOUTS", "Batch", "Layout", "PromptGroup"]
 

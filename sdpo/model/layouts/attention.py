@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from sdpo.errors import LayoutError
-from sdpo.layouts.segments import Segments
+from sdpo.model.layouts.segments import Segments
 
 NAME = "sdpo_segments"
 

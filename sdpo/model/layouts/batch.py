@@ -1,7 +1,7 @@
 """What a forward pass gets: token ids of prompts with their completions, laid out in rows.
 
 A layout decides the arrangement; the answer is the same for all of them: one summed log-prob per
-completion. See :mod:`sdpo.layouts` for the layouts.
+completion. See :mod:`sdpo.model.layouts` for the layouts.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.layouts.segments import Segments
+from sdpo.model.layouts.segments import Segments
 
 
 @dataclass(frozen=True, slots=True)

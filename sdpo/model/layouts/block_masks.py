@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.layouts.segment import Segment
+from sdpo.model.layouts.segment import Segment
 
 BLOCK = 128
 """FlexAttention works on blocks of so many tokens: rows for it are padded to a multiple."""

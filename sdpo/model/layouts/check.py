@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from sdpo.errors import LayoutError
-from sdpo.layouts import LAYOUTS, Batch, PromptGroup
-from sdpo.out_of_memory import first_line, is_out_of_memory
-from sdpo.tokens.store import TokenFile
+from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
+from sdpo.system.out_of_memory import first_line, is_out_of_memory
+from sdpo.tokens.token_file import TokenFile
 
 _TOKENS = 2048
 """At most so many tokens of two long pairs are tried, prompts once; one pair may have more."""

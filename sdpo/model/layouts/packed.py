@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdpo.layouts.batch import Batch, PromptGroup
-from sdpo.layouts.row import Row
+from sdpo.model.layouts.batch import Batch, PromptGroup
+from sdpo.model.layouts.row import Row
 
 
 def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:

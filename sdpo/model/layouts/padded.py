@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sdpo.layouts.batch import Batch, PromptGroup, targets_of
+from sdpo.model.layouts.batch import Batch, PromptGroup, targets_of
 
 
 def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:

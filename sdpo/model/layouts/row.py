@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sdpo.layouts.batch import Batch, PromptGroup, targets_of
-from sdpo.layouts.segment import Segment
-from sdpo.layouts.segments import Segments, in_blocks, padded_length
+from sdpo.model.layouts.batch import Batch, PromptGroup, targets_of
+from sdpo.model.layouts.segment import Segment
+from sdpo.model.layouts.segments import Segments, in_blocks, padded_length
 
 
 class Row:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdpo.layouts.block_masks import BLOCK, block_mask
-from sdpo.layouts.segment import Segment
+from sdpo.model.layouts.block_masks import BLOCK, block_mask
+from sdpo.model.layouts.segment import Segment
 
 _CPU_BLOCK = 128
 """Queries of a long segment that a CPU computes at a time: see :func:`in_blocks`."""

@@ -21,9 +21,9 @@ from command_line import Sdpo
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.console import table
+from flows.show.console import table
 from sdpo import __version__
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 COMMANDS = ("run", "check", "partition", "export", "status", "report", "schema")
 
@@ -322,7 +322,7 @@ def test_tables_show_text_in_brackets_as_it_is(capsys: pytest.CaptureFixture[str
 
 def test_tables_are_not_cut_where_the_output_is_no_terminal(finished: Outcome) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
-    command = [sys.executable, "-m", "flows.cli", "report", str(finished.folder)]
+    command = [sys.executable, "-m", "flows.cli.app", "report", str(finished.folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     command[3] = "status"
@@ -359,7 +359,7 @@ def heed_interrupts() -> None:
 def interrupt_while_it_trains(recipe: str, run: Path, number: signal.Signals) -> None:
     """Call ``sdpo run`` as a person does, and end it when step 1 is under way."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", recipe],
+        [sys.executable, "-m", "flows.cli.app", "run", recipe],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,10 +14,10 @@ from command_line import Sdpo
 from histories import contents, flip, origin
 from processes import start
 
-from sdpo.files import temporary_path
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import temporary_path
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 def test_replay_says_that_the_step_came_out_bitwise_identical(
@@ -191,8 +191,8 @@ def test_gc_asks_before_it_deletes(
 
 AS_NOBODY = """
 import os, sys
-import flows.history  # before: the interpreter's own folders may be closed to others
-from flows.cli import run_app
+import flows.commands.finished_runs  # before: the interpreter's own folders may be closed to others
+from flows.cli.app import run_app
 os.setgid(65534); os.setuid(65534)
 sys.exit(run_app(sys.argv[1:]))
 """

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from flows.memory import estimate_memory
+from flows.commands.memory import estimate_memory
 from sdpo.config import LaunchConfig, TrainingConfig
-from sdpo.fused import fuse
-from sdpo.last_block import prune
-from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.logps import SequenceScorer
+from sdpo.model.fused_ops import fuse
+from sdpo.model.last_block import prune
+from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.sequence_scorer import SequenceScorer
 
 HIDDEN, LAYERS, VOCABULARY = 128, 8, 64
 

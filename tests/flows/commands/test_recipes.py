@@ -8,10 +8,10 @@ import pytest
 from bench import Bench, DemoFiles
 from command_line import Sdpo
 
-from flows.presets import FOLDER, presets, printed
+from flows.commands.presets import FOLDER, presets, printed
 from sdpo.config import RunConfig, settings_without_effect
+from sdpo.config.load import load_recipe
 from sdpo.objectives import OBJECTIVES
-from sdpo.recipe import load_recipe
 
 NAMES = [preset.name for preset in presets()]
 

@@ -11,9 +11,9 @@ import yaml
 from prefect.utilities.callables import parameter_schema
 
 from sdpo.config import RunConfig
-from sdpo.labels import NONE
+from sdpo.config.labels import NONE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 Field = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """How far a stage is, and how long it will take."""
 
-from flows.progress import StageProgress
+from flows.ui.progress import StageProgress
 
 
 class Clock:

@@ -13,11 +13,11 @@ import torch
 from bench import Bench, DemoFiles, Outcome, Values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo.digest import model_digest
+from sdpo.config.load import make_config
 from sdpo.errors import RunExistsError
-from sdpo.recipe import make_config
-from sdpo.resolve import resolve
-from sdpo.tokens.store import TokenFile
+from sdpo.identity.model_digest import model_digest
+from sdpo.inputs.resolve import resolve
+from sdpo.tokens.token_file import TokenFile
 
 LN_2 = math.log(2)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -158,7 +158,7 @@ def test_metrics_have_trls_names_and_end_with_an_evaluation(finished: Outcome) -
 
 def test_the_loss_curves_are_the_golden_ones(finished: Outcome) -> None:
     """Bitwise on one machine (see the twin); on another CPU the last digits are others."""
-    golden = json.loads((Path(__file__).parent / "golden" / "tiny_losses.json").read_text())
+    golden = json.loads((Path(__file__).parents[2] / "golden" / "tiny_losses.json").read_text())
     for step in (1, 2):
         losses = [line["loss"] for line in finished.metrics(step)[:-1]]
         assert losses == pytest.approx(golden[f"step-{step}"], abs=2e-5)

@@ -8,7 +8,7 @@ import pytest
 from bench import Bench, DemoFiles, Outcome, Values
 from histories import replayed
 
-from sdpo.digest import model_digest
+from sdpo.identity.model_digest import model_digest
 
 
 @pytest.fixture(scope="module")

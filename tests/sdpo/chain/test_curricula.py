@@ -8,10 +8,10 @@ import pytest
 from bench import Bench, DemoFiles, Outcome, Values
 from numpy.typing import NDArray
 
-from flows.cli import run_app
-from sdpo.digest import model_digest
-from sdpo.features import column_digest
-from sdpo.tokens.store import TokenFile
+from flows.cli.app import run_app
+from sdpo.chain.features import column_digest
+from sdpo.identity.model_digest import model_digest
+from sdpo.tokens.token_file import TokenFile
 
 
 def strategy(name: str, partition: str, **settings: object) -> Values:

@@ -8,9 +8,9 @@ import torch
 from bench import Bench, Outcome, Values
 from transformers import AutoModelForCausalLM
 
-from flows.cli import run_app
-from sdpo.recipe import make_config
-from sdpo.tokens.store import TokenFile
+from flows.cli.app import run_app
+from sdpo.config.load import make_config
+from sdpo.tokens.token_file import TokenFile
 
 PROBE: Values = {
     "completions": 0,

@@ -13,16 +13,16 @@ import torch
 from bench import Bench, DemoFiles, Outcome, Values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo.cache import LogpCache
-from sdpo.digest import model_digest
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, Fault, UserError
-from sdpo.files import read_json
-from sdpo.recipe import make_config
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.tokenizer_digest import tokenizer_digest
 from sdpo.report import summarise
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
-from sdpo.tokens.digest import tokenizer_digest
-from sdpo.tokens.store import TokenFile
+from sdpo.store.logp_cache import LogpCache
+from sdpo.system.files import read_json
+from sdpo.tokens.token_file import TokenFile
 
 LN_2 = math.log(2)
 FAST: Values = {"probe": {"completions": 0, "bootstrap_resamples": 100, "max_pairs": 8}}

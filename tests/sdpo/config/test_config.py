@@ -4,15 +4,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from sdpo.config import (
-    Group,
-    RunConfig,
-    StepConfig,
-    TrainingConfig,
-    settings_without_effect,
-)
+from sdpo.config import Group, RunConfig, StepConfig, TrainingConfig, settings_without_effect
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
-from sdpo.recipe import make_config
 
 
 def groups(group: type[BaseModel]) -> list[type[BaseModel]]:

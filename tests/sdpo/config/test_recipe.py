@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.config import RunConfig
+from sdpo.config.load import check_run_name, checked, load_recipe, make_config
 from sdpo.errors import ConfigError
-from sdpo.promotion import GateSettings
-from sdpo.recipe import check_run_name, checked, load_recipe, make_config
+from sdpo.promotion.judge import GateSettings
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sdpo.config.load import load_recipe, read_recipe
 from sdpo.errors import ConfigError
-from sdpo.recipe import load_recipe, read_recipe
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import shutil
 import pytest
 
 from sdpo.config import RunConfig, settings_without_effect
-from sdpo.demo.model import write_model
-from sdpo.digest import model_digest
+from sdpo.config.load import make_config
+from sdpo.config.reference_choice import REFERENCE_FIELDS, effective_reference
 from sdpo.errors import ConfigError
-from sdpo.identity import step_identity
-from sdpo.recipe import make_config
-from sdpo.reference_rules import REFERENCE_FIELDS, effective_reference
-from sdpo.resolve import resolve
-from sdpo.tokens.digest import tokenizer_digest
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.payloads import step_identity
+from sdpo.identity.tokenizer_digest import tokenizer_digest
+from sdpo.inputs.demo.model import write_model
+from sdpo.inputs.resolve import resolve
 
 
 def config(**training):

@@ -7,8 +7,8 @@ from bench import Bench
 from histories import origin, replayed
 
 from sdpo.errors import UserError
-from sdpo.history.checkpoint import Checkpoint
 from sdpo.history.compare import Section, compare, flat
+from sdpo.history.target import Checkpoint
 
 
 def by_title(sections: list[Section]) -> dict[str, Section]:

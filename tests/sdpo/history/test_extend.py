@@ -17,7 +17,7 @@ from sdpo.events import Event
 from sdpo.history.extend import Extension, extend_run
 from sdpo.history.replay import look, plan_replay
 from sdpo.history.verify import verify_run
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 
 def extended(run: RunFolder, *sources: Path, **options: Any) -> tuple[Extension, Outcome]:

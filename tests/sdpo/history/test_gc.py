@@ -12,12 +12,12 @@ import pytest
 from bench import Bench
 from histories import contents, flip, origin, replayed
 
-from sdpo.cache import LogpCache
-from sdpo.files import checksum_path, checksum_text, temporary_path
 from sdpo.history.gc import Found, collect, delete
 from sdpo.history.verify import verify_run
-from sdpo.locks import share
-from sdpo.resume import seal, state_folder
+from sdpo.store.logp_cache import LogpCache
+from sdpo.store.resume_states import seal, state_folder
+from sdpo.system.files import checksum_path, checksum_text, temporary_path
+from sdpo.system.locks import share
 
 
 def swept(bench: Bench) -> Found:
@@ -102,7 +102,8 @@ def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Be
     ones = np.ones(1, np.float32)
     LogpCache(cache, {"model": "of no run"}).add([b"0" * 16], ones, ones)
     code = (
-        "import sys; from pathlib import Path; from sdpo.store import RunFolder, run_lock\n"
+        "import sys; from pathlib import Path; from sdpo.store.run_folder import RunFolder, "
+        "run_lock\n"
         "with run_lock(RunFolder(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
     )
     arguments = [sys.executable, "-c", code, str(run.path)]

@@ -9,8 +9,8 @@ from bench import Bench, Outcome
 from histories import flip, origin, replayed
 
 from sdpo.errors import UserError
-from sdpo.history.checkpoint import locate
 from sdpo.history.lineage import lineage_of
+from sdpo.history.target import locate
 
 
 def test_a_run_has_the_lineage_of_its_last_model(finished: Outcome) -> None:

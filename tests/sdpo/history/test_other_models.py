@@ -14,7 +14,7 @@ from sdpo.history.gc import collect
 from sdpo.history.lineage import lineage_of
 from sdpo.history.replay import look, plan_replay
 from sdpo.history.verify import verify_run
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
 
 NAME = "mixed"
 PROBE = {"completions": 0, "bootstrap_resamples": 100, "max_pairs": 8}

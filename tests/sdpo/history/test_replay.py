@@ -8,11 +8,11 @@ from bench import Bench, Outcome
 from histories import contents, flip, origin, replayed
 
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
-from sdpo.files import write_json
 from sdpo.history.dryrun import NodeLine
 from sdpo.history.replay import check, look, plan_replay
 from sdpo.history.results import compare_step
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import write_json
 
 
 def actions(lines: list[NodeLine]) -> dict[str, str]:

@@ -11,12 +11,12 @@ import pytest
 from bench import Bench, Outcome
 from histories import contents, flip, origin, replayed
 
-from sdpo.cache import LogpCache
 from sdpo.errors import UserError
-from sdpo.files import checksum_path
 from sdpo.history.faults import Findings
 from sdpo.history.verify import verify_run
-from sdpo.store import RunFolder
+from sdpo.store.logp_cache import LogpCache
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import checksum_path
 
 
 def named(findings: Findings) -> str:

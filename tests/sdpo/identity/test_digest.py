@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from sdpo.digest import model_digest, tensor_entries
 from sdpo.errors import ModelError
+from sdpo.identity.model_digest import model_digest, tensor_entries
 
 
 @pytest.fixture

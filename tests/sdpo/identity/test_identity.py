@@ -5,15 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from sdpo.config import (
-    LaunchConfig,
-    ModelConfig,
-    RunConfig,
-    SupervisedConfig,
-    TrainingConfig,
-)
-from sdpo.files import digest_of
-from sdpo.identity import (
+from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
+from sdpo.config.load import make_config
+from sdpo.identity.payloads import (
     changed_settings,
     data_identity,
     rows_digest,
@@ -22,8 +16,8 @@ from sdpo.identity import (
     supervised_identity,
     tokens_identity,
 )
-from sdpo.recipe import make_config
-from sdpo.resolve import resolve
+from sdpo.inputs.resolve import resolve
+from sdpo.system.files import digest_of
 
 INPUTS = {"reference": "r" * 64, "target": "r" * 64, "partition": "p" * 64, "tokenizer": "t" * 64}
 LAUNCH = LaunchConfig(device="cpu", strategy="single", threads=2)

@@ -11,13 +11,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from sdpo.chain.data import end_token_ids
 from sdpo.config import ModelConfig
-from sdpo.digest import model_digest
 from sdpo.errors import ModelError
-from sdpo.model_folder import check_folder, tokenizer_files, unused_files, view_of
-from sdpo.nodes import end_token_ids
-from sdpo.policy import copy_tokenizer, load_policy, save_policy
-from sdpo.tokens.digest import tokenizer_digest
+from sdpo.identity.model_digest import model_digest
+from sdpo.identity.model_folder import check_folder, tokenizer_files, unused_files, view_of
+from sdpo.identity.tokenizer_digest import tokenizer_digest
+from sdpo.model.policy import copy_tokenizer, load_policy, save_policy
 from sdpo.tokens.load import load_tokenizer
 
 

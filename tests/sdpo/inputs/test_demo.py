@@ -10,14 +10,14 @@ from bench import DemoFiles
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo import demo
 from sdpo.config import ProbeConfig
-from sdpo.demo import model, text
+from sdpo.config.load import load_recipe
 from sdpo.errors import ConfigError
-from sdpo.files import folder_digests
-from sdpo.recipe import load_recipe
+from sdpo.inputs import demo
+from sdpo.inputs.demo import model, text
+from sdpo.system.files import folder_digests
 
-RECIPE = Path(__file__).parents[2] / "flows" / "recipes" / "demo.yaml"
+RECIPE = Path(__file__).parents[3] / "flows" / "recipes" / "demo.yaml"
 Rows = list[dict[str, str]]
 PREFERENCES = pytest.mark.parametrize(
     "rows", [text.questions(), text.requests()], ids=["questions", "requests"]
@@ -26,7 +26,7 @@ PREFERENCES = pytest.mark.parametrize(
 
 def test_two_processes_write_the_same_bytes(demo_files: DemoFiles, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from sdpo import demo\n"
+        "import sys; from pathlib import Path; from sdpo.inputs import demo\n"
         "for name in demo.NAMES: demo.materialise(name, Path(sys.argv[1]))\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -8,13 +8,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from sdpo import machine
 from sdpo.config import LaunchConfig, RunConfig
-from sdpo.digest import model_digest
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, DataError, ModelError
-from sdpo.locate import is_path
-from sdpo.recipe import make_config
-from sdpo.resolve import (
+from sdpo.identity.model_digest import model_digest
+from sdpo.inputs.locate import is_path
+from sdpo.inputs.resolve import (
     cache_dir,
     idle_hint,
     precision_hint,
@@ -22,6 +21,7 @@ from sdpo.resolve import (
     resolve_launch,
     resolve_precision,
 )
+from sdpo.system import machine
 
 PAIR = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -338,7 +338,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_resolving_loads_neither_torch_nor_transformers(configure, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(configure().model_dump()))
     program = (
-        "import json, sys; from sdpo.config import RunConfig; from sdpo.resolve import resolve; "
+        "import json, sys; from sdpo.config import RunConfig; from sdpo.inputs.resolve import "
+        "resolve; "
         "resolve(RunConfig.model_validate_json(open(sys.argv[1]).read())); "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )

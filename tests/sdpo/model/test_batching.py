@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.batching import (
+from sdpo.config import TrainingConfig
+from sdpo.model.batching import (
     CPU_MICRO_BATCH_TOKENS,
     GPU_MICRO_BATCH_TOKENS,
     LANE_WEIGHTS,
@@ -16,7 +17,6 @@ from sdpo.batching import (
     optimizer_steps,
     training_lanes,
 )
-from sdpo.config import TrainingConfig
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 CUTS = st.fixed_dictionaries(

@@ -8,12 +8,12 @@ from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4MLP
 
 from sdpo.config import ModelConfig
-from sdpo.fused import fuse, gated_mlp, rms_norm
-from sdpo.last_block import prune
-from sdpo.logps import SequenceScorer
-from sdpo.policy import load_policy
+from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm
+from sdpo.model.last_block import prune
+from sdpo.model.policy import load_policy
+from sdpo.model.sequence_scorer import SequenceScorer
 
-from .training_helpers.layouts import batch, pairs, small_model
+from ..training_helpers.layouts import batch, pairs, small_model
 
 
 class Inside(nn.Module):

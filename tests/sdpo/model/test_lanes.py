@@ -9,11 +9,11 @@ from torch import nn
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError
-from sdpo.lanes import GradientSum, changes_itself, draws_at_random, in_lanes
-from sdpo.policy import add_adapters
-from sdpo.trainer import Trainer
+from sdpo.model.lanes import GradientSum, changes_itself, draws_at_random, in_lanes
+from sdpo.model.policy import add_adapters
+from sdpo.training.trainer import Trainer
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     make_trainer,
     preference_task,
     run_steps,

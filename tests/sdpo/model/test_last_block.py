@@ -9,11 +9,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sdpo.config import TrainingConfig
-from sdpo.last_block import prune
-from sdpo.logps import SequenceScorer, decoder_blocks
-from sdpo.policy import add_adapters
+from sdpo.model.last_block import prune
+from sdpo.model.policy import add_adapters
+from sdpo.model.sequence_scorer import SequenceScorer, decoder_blocks
 
-from .training_helpers.layouts import batch, pairs, small_model
+from ..training_helpers.layouts import batch, pairs, small_model
 
 KNOWN = {
     "llama": {},

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from sdpo.errors import ModelError
-from sdpo.head import target_logps
-from sdpo.logps import SequenceScorer, TokenSequence, collate
+from sdpo.model.chunked_head import target_logps
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 64
 TRANSFORMS = [
@@ -62,7 +62,7 @@ class Head:
 
 @pytest.fixture(params=[1, 7, ROWS, 1000])
 def rows_at_a_time(request, monkeypatch):
-    monkeypatch.setattr("sdpo.head._rows", lambda vocabulary, device: request.param)
+    monkeypatch.setattr("sdpo.model.chunked_head._rows", lambda vocabulary, device: request.param)
     return request.param
 
 
@@ -100,7 +100,7 @@ def test_a_weight_that_does_not_train_gets_no_gradient_and_hidden_states_still_d
 
 
 def test_logits_are_not_kept_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr("sdpo.head._rows", lambda vocabulary, device: 2)
+    monkeypatch.setattr("sdpo.model.chunked_head._rows", lambda vocabulary, device: 2)
     head, kept = Head(), []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

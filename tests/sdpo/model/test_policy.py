@@ -14,11 +14,11 @@ from transformers import (
 )
 
 from sdpo.config import ModelConfig, TrainingConfig
-from sdpo.digest import model_digest, tensor_entries
 from sdpo.errors import ConfigError, ModelError
-from sdpo.files import folder_digests
-from sdpo.logps import SequenceScorer, TokenSequence, collate
-from sdpo.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.identity.model_digest import model_digest, tensor_entries
+from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
+from sdpo.system.files import folder_digests
 
 IDS = torch.tensor([[1, 5, 9, 33, 12, 60, 7]])
 LORA = TrainingConfig(lora_r=4, lora_alpha=8)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdpo import demo
-from sdpo.cache import LogpCache
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.events import EventWriter
-from sdpo.policy import load_policy
-from sdpo.score import score_rows
+from sdpo.inputs import demo
+from sdpo.model.policy import load_policy
+from sdpo.scoring.score_rows import score_rows
+from sdpo.store.logp_cache import LogpCache
 
-from .training_helpers.models import make_scorer
-from .training_helpers.runs import prepare_run
+from ..training_helpers.models import make_scorer
+from ..training_helpers.runs import prepare_run
 
 STEPS, BATCH = 20, 4
 

@@ -14,18 +14,18 @@ from bench import Bench, Outcome
 from processes import Running, start
 
 from sdpo.config import LaunchConfig, RunConfig
-from sdpo.devices import LOCK_DIR, SHARE, device_names, hold_devices, lock_folder
 from sdpo.errors import UserError
 from sdpo.events import Event
-from sdpo.identity import run_identity
-from sdpo.locks import hold
+from sdpo.identity.payloads import run_identity
+from sdpo.processes.devices import LOCK_DIR, SHARE, device_names, hold_devices, lock_folder
+from sdpo.system.locks import hold
 
 CPU = LaunchConfig(device="cpu")
 
 HOLDER = """
 import sys
 from sdpo.config import LaunchConfig
-from sdpo.devices import hold_devices
+from sdpo.processes.devices import hold_devices
 launch = LaunchConfig(device="cpu")
 with hold_devices(launch, run="first", listen=lambda event: None) as handles:
     if sys.argv[1:]:  # a stage that has the locks too, and outlives this process

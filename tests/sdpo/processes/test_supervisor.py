@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import psutil
 import pytest
 
-from sdpo import supervisor
 from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
-from sdpo.locks import hold
-from sdpo.spec import ExportSpec, TokeniseSpec, ViewSpec, read_spec
-from sdpo.supervisor import run_stage
+from sdpo.processes import supervisor
+from sdpo.processes.stage_specs import ExportSpec, TokeniseSpec, ViewSpec, read_spec
+from sdpo.processes.supervisor import run_stage
+from sdpo.system.locks import hold
 
 COMMON = {
     "model": ModelConfig(),
@@ -248,8 +248,8 @@ def test_no_stage_outlives_an_interruption(export, error, monkeypatch):
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from sdpo.spec import read_spec
-from sdpo.supervisor import run_stage
+from sdpo.processes.stage_specs import read_spec
+from sdpo.processes.supervisor import run_stage
 
 def listen(event):
     if event["event"] == "phase":
@@ -313,8 +313,8 @@ def test_descendants_in_sessions_of_their_own_that_ignore_sigterm_are_killed(mon
 ORPHANS = f"""
 import os, subprocess, sys, time
 from pathlib import Path
-from sdpo.locks import hold
-from sdpo.watchdog import MARK, watched
+from sdpo.system.locks import hold
+from sdpo.system.watchdog import MARK, watched
 with hold(Path(sys.argv[1]), what="it") as lock, watched("orphans-of-this-test", keep=[lock]):
     command = [sys.executable, "-c", {FAMILY!r}]
     environment = os.environ | {{MARK: "orphans-of-this-test"}}
@@ -380,4 +380,4 @@ def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
 def test_several_processes_are_launched_for_training_alone(broken):
     several = LaunchConfig(device="cpu", processes=2, strategy="ddp")
     command = supervisor._command(broken.model_copy(update={"launch": several}), broken.run)
-    assert command == [sys.executable, "-m", "sdpo.stage", str(broken.run)]
+    assert command == [sys.executable, "-m", "sdpo.stages", str(broken.run)]

@@ -11,8 +11,8 @@ import pytest
 
 from sdpo.config import ProbeConfig
 from sdpo.errors import Fault
-from sdpo.promotion import GateSettings, Judgement, judge, prompt_overlap
-from sdpo.store import RunFolder
+from sdpo.promotion.judge import GateSettings, Judgement, judge, prompt_overlap
+from sdpo.store.run_folder import RunFolder
 
 PROBE = ProbeConfig(bootstrap_resamples=400)
 Gammas = Mapping[str, Sequence[float]]

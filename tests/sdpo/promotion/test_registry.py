@@ -12,15 +12,15 @@ from bench import Bench, Outcome
 from histories import flip, origin, replayed
 
 from sdpo.errors import IntegrityError, UserError
-from sdpo.history.checkpoint import Checkpoint
-from sdpo.registry import REGISTRY, current, promote, read_registry, rollback
+from sdpo.history.target import Checkpoint
+from sdpo.promotion.versions import REGISTRY, current, promote, read_registry, rollback
 
 PROMOTE = """
 import sys
 from pathlib import Path
-from sdpo.history.checkpoint import Checkpoint
-from sdpo.registry import promote
-from sdpo.store import RunFolder
+from sdpo.history.target import Checkpoint
+from sdpo.promotion.versions import promote
+from sdpo.store.run_folder import RunFolder
 runs = Path(sys.argv[1])
 for turn in range(6):
     found = Checkpoint(RunFolder(runs / "tiny"), 1 + turn % 2)

@@ -11,12 +11,12 @@ from histories import contents, origin, write_new_pairs
 
 from sdpo.errors import ConfigError, IntegrityError, InUseError, UserError
 from sdpo.events import Event
-from sdpo.history.checkpoint import Checkpoint
+from sdpo.history.target import Checkpoint
 from sdpo.history.verify import verify_run
-from sdpo.promotion import GateSettings
-from sdpo.registry import current, promote, rollback
-from sdpo.retraining import DECISION, Answer, Retrained, retrain
-from sdpo.store import RunFolder
+from sdpo.promotion.judge import GateSettings
+from sdpo.promotion.retrain import DECISION, Answer, Retrained, retrain
+from sdpo.promotion.versions import current, promote, rollback
+from sdpo.store.run_folder import RunFolder
 
 LENIENT = GateSettings(
     when_too_few="estimate",

@@ -12,8 +12,8 @@ import pytest
 from probe_records import record_probes
 
 from sdpo.config import RunConfig
-from sdpo.files import digest_of, write_json
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import digest_of, write_json
 
 SOURCES = ("orca", "ultrafeedback")
 PAIRS = {"D_1": 260, "D_2": 700, "reserve:orca": 48, "reserve:ultrafeedback": 220}

@@ -14,12 +14,12 @@ import pytest
 from probe_records import record_probes
 
 from sdpo.errors import UserError
-from sdpo.files import write_json
 from sdpo.report import summarise, write_report
 from sdpo.report.findings import Verdict, caveats, direction, verdict
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import write_json
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "br"}

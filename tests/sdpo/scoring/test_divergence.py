@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdpo.divergence import divergence
-from sdpo.kl import kl_view
-from sdpo.logps import TokenSequence
-from sdpo.sampler import EXACT, PAPER, SAMPLERS
-from sdpo.sampling import Prompt, pick, sample, uniforms
+from sdpo.chain.kl import kl_view
+from sdpo.config.sampler import EXACT, PAPER, SAMPLERS
+from sdpo.model.sequence_scorer import TokenSequence
+from sdpo.scoring.divergence import divergence
+from sdpo.scoring.sampling import Prompt, pick, sample, uniforms
 
 WORDS = 5
 """A vocabulary small enough to write down every completion of two tokens."""
@@ -123,7 +123,7 @@ def test_small_chunks_change_nothing(monkeypatch):
     policy, other = tiny(1), tiny(2)
     completions = [(0, 1, 2, 3), (4, 3), (1, 1, 1)]
     whole = measured(policy, other, completions)
-    monkeypatch.setattr("sdpo.divergence.CHUNK_BYTES", 1)
+    monkeypatch.setattr("sdpo.scoring.divergence.CHUNK_BYTES", 1)
     rows = measured(policy, other, completions)
     np.testing.assert_allclose(rows.kl, whole.kl, rtol=1e-6)
     np.testing.assert_allclose(rows.k1, whole.k1, rtol=1e-5, atol=1e-6)

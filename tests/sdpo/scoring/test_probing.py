@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo.cache import LogpCache
 from sdpo.data.pairs_file import iter_pairs, pair_from_row
-from sdpo.demo.text import questions
 from sdpo.events import EventWriter
-from sdpo.files import read_json
-from sdpo.probing import completion_prompts, measure, probe_rows, write_completions
+from sdpo.inputs.demo.text import questions
+from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
+from sdpo.store.logp_cache import LogpCache
+from sdpo.system.files import read_json
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     RecordedEvents,
     double,
     hf_pair_logps,
@@ -21,7 +21,7 @@ from .training_helpers.models import (
     tiny_llama,
     write_tokens,
 )
-from .training_helpers.runs import prepare_run
+from ..training_helpers.runs import prepare_run
 
 
 def plan_of(steps: list[int], *, sampled: list[bool] | None = None) -> pa.Table:

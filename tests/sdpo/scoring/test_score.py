@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo import score
-from sdpo.cache import LogpCache
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.score import score_rows
+from sdpo.scoring import score_rows as score
+from sdpo.scoring.score_rows import score_rows
+from sdpo.store.logp_cache import LogpCache
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     RecordedEvents,
     cpu_key,
     double,

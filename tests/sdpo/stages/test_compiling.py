@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from sdpo.config import RunConfig, TrainingConfig
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
-from sdpo.files import digest_of
-from sdpo.logps import decoder_blocks
-from sdpo.recipe import make_config
+from sdpo.model.sequence_scorer import decoder_blocks
 from sdpo.stages.compiling import compiled_blocks
+from sdpo.system.files import digest_of
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     RecordedEvents,
     make_trainer,
     preference_task,

@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
-from sdpo.digest import model_digest
 from sdpo.errors import Fault
-from sdpo.supervisor import run_stage
+from sdpo.identity.model_digest import model_digest
+from sdpo.processes.supervisor import run_stage
 
-from .training_helpers.runs import PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import PreparedRun, prepare_run, stop_step
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 19, 2: 6}

@@ -7,13 +7,13 @@ from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.batching import CPU_MICRO_BATCH_TOKENS
 from sdpo.config import TrainingConfig
 from sdpo.errors import Fault, LowMemoryError
-from sdpo.headroom import Budget, Reduction, halved, probe, read_budget, write_budget
-from sdpo.stages.headroom import heaviest
+from sdpo.model.batching import CPU_MICRO_BATCH_TOKENS
+from sdpo.stages.settle_budget import heaviest
+from sdpo.store.budget import Budget, Reduction, halved, probe, read_budget, write_budget
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     ShortOfMemory,
     make_trainer,
     preference_task,

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from sdpo import interrupts
 from sdpo.config import EvaluationConfig, TrackingConfig, TrainingConfig
 from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
-from sdpo.files import read_json
-from sdpo.headroom import Budget
-from sdpo.resume import find_state, states_folder
 from sdpo.stages import step as stage
+from sdpo.store.budget import Budget
+from sdpo.store.resume_states import find_state, states_folder
+from sdpo.system import interrupts
+from sdpo.system.files import read_json
 
-from .training_helpers.models import ShortOfMemory, accelerator
-from .training_helpers.runs import PreparedRun, prepare_run
+from ..training_helpers.models import ShortOfMemory, accelerator
+from ..training_helpers.runs import PreparedRun, prepare_run
 
 PAIRS = {0: 5, 1: 19, 2: 6}
 TRAINING = TrainingConfig(
@@ -262,7 +262,7 @@ def test_states_come_by_minutes_too_and_none_where_none_is_asked_for(fresh):
 
 
 def test_a_budget_that_was_lowered_is_taken_over_by_resume_and_replay(fresh, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdpo.stages.model.SequenceScorer", ShortOfMemory)
+    monkeypatch.setattr("sdpo.stages.session.SequenceScorer", ShortOfMemory)
     monkeypatch.setattr(ShortOfMemory, "limit", 180)
     events = run_step(fresh, dies_at=5)
     warnings = [line for line in events.warnings if "ran out of memory" in line]
@@ -349,7 +349,7 @@ def test_a_request_that_cannot_be_met_in_time_leaves_the_last_state_as_it_is(
     whole_runs, fresh, monkeypatch, heeded
 ):
     run_step(fresh, dies_at=5)
-    monkeypatch.setattr("sdpo.stages.checkpoint._BYTES_PER_S", 1.0)
+    monkeypatch.setattr("sdpo.stages.resume_states._BYTES_PER_S", 1.0)
     by_time = TRAINING.model_copy(update={"checkpoint_every": 0})
     events = Asked(signal.SIGTERM)
     accelerator()
@@ -363,7 +363,7 @@ def test_a_request_that_cannot_be_met_in_time_leaves_the_last_state_as_it_is(
 
 
 def test_scoring_that_was_cut_off_keeps_the_parts_that_were_published(fresh, monkeypatch):
-    monkeypatch.setattr("sdpo.score._PART_ROWS", 4)
+    monkeypatch.setattr("sdpo.scoring.score_rows._PART_ROWS", 4)
 
     class CutOff(Events):
         def progress(self, phase, done, total, **said):

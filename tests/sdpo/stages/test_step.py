@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo.cache import LogpCache
 from sdpo.config import EvaluationConfig, SupervisedConfig, TrackingConfig, TrainingConfig
 from sdpo.data.supervised import prepare_supervised
-from sdpo.demo.text import dialogues
-from sdpo.digest import model_digest
 from sdpo.errors import DivergedError, GateError, ModelError
-from sdpo.logps import TokenSequence
-from sdpo.stages.reference import open_cache
+from sdpo.identity.model_digest import model_digest
+from sdpo.inputs.demo.text import dialogues
+from sdpo.model.sequence_scorer import TokenSequence
+from sdpo.stages.reference_cache import open_cache
+from sdpo.store.logp_cache import LogpCache
 from sdpo.tokens.tokenise import tokenise_supervised
 
 from ..training_helpers.models import hf_logps

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import distributed
 
-from sdpo.stages import model
-from sdpo.stages.model import Session
+from sdpo.stages import session as model
+from sdpo.stages.session import Session
 
 
 @pytest.fixture

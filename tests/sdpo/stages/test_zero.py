@@ -6,11 +6,11 @@ from functools import cache
 import pytest
 
 from sdpo.config import EvaluationConfig, LaunchConfig, TrackingConfig, TrainingConfig
-from sdpo.digest import model_digest, tensor_entries
-from sdpo.resume import states_folder
-from sdpo.supervisor import run_stage
+from sdpo.identity.model_digest import model_digest, tensor_entries
+from sdpo.processes.supervisor import run_stage
+from sdpo.store.resume_states import states_folder
 
-from .training_helpers.runs import PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import PreparedRun, prepare_run, stop_step
 
 pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
 

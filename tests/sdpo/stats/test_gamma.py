@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault
-from sdpo.gamma import (
+from sdpo.stats.gamma import (
     bootstrap_means,
     contamination,
     gamma_view,

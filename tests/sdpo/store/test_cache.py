@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.cache import LogpCache
+from sdpo.store.logp_cache import LogpCache
 
-from .training_helpers.models import cpu_key
+from ..training_helpers.models import cpu_key
 
 KEY = cpu_key("m" * 64, layout="rows")
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import IntegrityError, UserError
-from sdpo.files import digest_of
-from sdpo.store import RunFolder, _section, differences, reuse, run_lock
+from sdpo.store.run_folder import RunFolder, _section, differences, reuse, run_lock
+from sdpo.system.files import digest_of
 
 IDENTITY = {"training": {"beta": 0.1, "learning_rate": 5e-7}, "inputs": {"reference": "abc"}}
 
@@ -194,7 +194,7 @@ def test_values_with_different_digests_have_a_difference_to_name(old, new):
 HOLDER = """
 import sys
 from pathlib import Path
-from sdpo.store import RunFolder, run_lock
+from sdpo.store.run_folder import RunFolder, run_lock
 with run_lock(RunFolder(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdpo.bounded_yaml import MalformedError, load_yaml
+from sdpo.config.load import load_recipe, make_config
 from sdpo.errors import ConfigError, IntegrityError
-from sdpo.recipe import load_recipe, make_config
-from sdpo.store import RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.bounded_yaml import MalformedError, load_yaml
 
 
 def laughs(levels: int) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.files import (
+from sdpo.system.files import (
     canonical_json,
     digest_of,
     file_digest,

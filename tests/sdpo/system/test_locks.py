@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdpo.cache import LogpCache, part_is_whole
 from sdpo.errors import InUseError, UserError
 from sdpo.events import Event
-from sdpo.locks import hold, share
-from sdpo.store import RunFolder, run_lock
+from sdpo.store.logp_cache import LogpCache, part_is_whole
+from sdpo.store.run_folder import RunFolder, run_lock
+from sdpo.system.locks import hold, share
 
 HOLDER = """
 import sys
 from pathlib import Path
-from sdpo.locks import hold, share
+from sdpo.system.locks import hold, share
 take = share if sys.argv[2:] == ["shared"] else lambda path: hold(path, what="it")
 with take(Path(sys.argv[1])):
     print("held", flush=True)
@@ -32,7 +32,7 @@ with take(Path(sys.argv[1])):
 COUNTER = """
 import sys
 from pathlib import Path
-from sdpo.locks import hold
+from sdpo.system.locks import hold
 folder = Path(sys.argv[1])
 for _ in range(50):
     with hold(folder / "lock", what="it", wait=True):
@@ -44,7 +44,7 @@ SCORER = """
 import sys
 from pathlib import Path
 import numpy as np
-from sdpo.cache import LogpCache
+from sdpo.store.logp_cache import LogpCache
 root, seed = Path(sys.argv[1]), int(sys.argv[2])
 cache = LogpCache(root, {"model": "m"})
 order = np.random.default_rng(seed).permutation(40)

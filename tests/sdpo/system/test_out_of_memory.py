@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo import gate
 from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
-from sdpo.digest import model_digest
-from sdpo.divergence import divergence
+from sdpo.config.sampler import EXACT, SAMPLERS
 from sdpo.errors import Fault, LowMemoryError
 from sdpo.events import EventWriter
-from sdpo.headroom import Budget
-from sdpo.logps import SequenceScorer
-from sdpo.out_of_memory import Parts, is_out_of_memory
-from sdpo.sampler import EXACT, SAMPLERS
-from sdpo.sampling import Prompt, sample
-from sdpo.spec import NamedFolder
+from sdpo.identity.model_digest import model_digest
+from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.processes.stage_specs import NamedFolder
+from sdpo.scoring.divergence import divergence
+from sdpo.scoring.sampling import Prompt, sample
 from sdpo.stages import kl
-from sdpo.trainer import Trainer
+from sdpo.store.budget import Budget
+from sdpo.system.out_of_memory import Parts, is_out_of_memory
+from sdpo.training import gate
+from sdpo.training.trainer import Trainer
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     hf_pair_logps,
     make_trainer,
     preference_task,
@@ -149,7 +149,7 @@ def test_kl_is_the_same_in_halves(monkeypatch):
     options = {"pad_token_id": 0, "device": torch.device("cpu"), "micro_batch_tokens": 10_000}
     whole = divergence(policy, other, sequences, **options)
     calls = _short_at_first(monkeypatch, policy.model, times=3)
-    monkeypatch.setattr("sdpo.divergence.micro_batches", lambda items, *_, **__: ([items],))
+    monkeypatch.setattr("sdpo.scoring.divergence.micro_batches", lambda items, *_, **__: ([items],))
     found = divergence(policy, other, sequences, **options)
     assert len(calls) > 3
     np.testing.assert_allclose(found.kl, whole.kl, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sdpo.errors import ModelError
-from sdpo.tokens.digest import has_chat_template, tokenizer_digest
+from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
 
 
 @pytest.fixture

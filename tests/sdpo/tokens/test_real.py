@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sdpo.tokens.store import TokenFile
+from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.tokens.store import TOKENS_SCHEMA, TokenFile, row_digest
+from sdpo.tokens.token_file import TOKENS_SCHEMA, TokenFile, row_digest
 
 ROWS = [
     ([1, 2, 3], [4, 5], [6], False, False, None),
@@ -122,7 +122,9 @@ def test_the_row_digest_is_what_it_was():
     assert digest.hex() == "93c45aeb8851c954996747a85aca574c"
 
 
-@pytest.mark.parametrize("module", ["sdpo.tokens", "sdpo.tokens.store", "sdpo.tokens.digest"])
+@pytest.mark.parametrize(
+    "module", ["sdpo.tokens", "sdpo.tokens.token_file", "sdpo.identity.tokenizer_digest"]
+)
 def test_reading_stored_tokens_imports_neither_torch_nor_transformers(module):
     code = (
         f"import sys, {module}; "

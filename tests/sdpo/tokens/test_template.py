@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import DataError, ModelError
-from sdpo.tokens.store import Ids
 from sdpo.tokens.template import Encoder
+from sdpo.tokens.token_file import Ids
 
 
 @dataclass(frozen=True)

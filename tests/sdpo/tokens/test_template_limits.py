@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sdpo.errors import DataError, ModelError
-from sdpo.limits import bounded
+from sdpo.system.limits import bounded
 from sdpo.tokens import template as module
 from sdpo.tokens.template import Encoder
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdpo.data.schema import MESSAGES
 from sdpo.errors import DataError, ModelError
-from sdpo.tokens.store import SupervisedTokenFile, TokenFile
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo import gate
 from sdpo.config import TrainingConfig
 from sdpo.errors import GateError
-from sdpo.policy import add_adapters
+from sdpo.model.policy import add_adapters
+from sdpo.training import gate
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     double,
     hf_pair_logps,
     make_trainer,

@@ -9,13 +9,13 @@ from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo.batching import epoch_order
 from sdpo.config import TrainingConfig
-from sdpo.files import read_json
+from sdpo.model.batching import epoch_order
+from sdpo.system.files import read_json
 
-from .training_helpers.runs import prepare_run
+from ..training_helpers.runs import prepare_run
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
 
 STEPS, BATCH, MICRO_BATCH = 20, 8, 4
 UNMOVED = 2

@@ -19,14 +19,14 @@ from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo import demo
-from sdpo.batching import epoch_order
 from sdpo.config import TrainingConfig
-from sdpo.demo.text import questions
+from sdpo.inputs import demo
+from sdpo.inputs.demo.text import questions
+from sdpo.model.batching import epoch_order
 from sdpo.objectives import settings_of
-from sdpo.tasks import PreferenceTask
+from sdpo.training.tasks import PreferenceTask
 
-from .training_helpers.models import make_trainer, run_steps
+from ..training_helpers.models import make_trainer, run_steps
 
 STEPS, BATCH = 10, 4
 

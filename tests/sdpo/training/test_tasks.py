@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo.tasks import PreferenceTask, SupervisedTask
+from sdpo.training.tasks import PreferenceTask, SupervisedTask
 
 
 def ids(*values: int) -> np.ndarray:

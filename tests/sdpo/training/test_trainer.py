@@ -8,12 +8,12 @@ from transformers import get_scheduler
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import DivergedError
+from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.objectives.losses import PairLogps, dpo
-from sdpo.policy import add_adapters, load_policy, merge_adapters
-from sdpo.tasks import PreferenceTask
-from sdpo.trainer import learning_rate, make_optimizer
+from sdpo.training.tasks import PreferenceTask
+from sdpo.training.trainer import learning_rate, make_optimizer
 
-from .training_helpers.models import (
+from ..training_helpers.models import (
     double,
     hf_logps,
     hf_pair_logps,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sdpo.layouts import LAYOUTS, Batch, PromptGroup
+from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 
 VOCABULARY = 61
 SMALL = {

@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdpo.cache import scoring_key
 from sdpo.config import TrainingConfig
 from sdpo.events import EventWriter
-from sdpo.logps import SequenceScorer, TokenSequence
-from sdpo.score import Scorer
-from sdpo.tasks import PreferenceTask, SupervisedTask, Task
-from sdpo.tokens.store import TOKENS_SCHEMA, TokenFile, row_digest
-from sdpo.trainer import Trainer, make_optimizer
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
+from sdpo.scoring.score_rows import Scorer
+from sdpo.store.logp_cache import scoring_key
+from sdpo.tokens.token_file import TOKENS_SCHEMA, TokenFile, row_digest
+from sdpo.training.tasks import PreferenceTask, SupervisedTask, Task
+from sdpo.training.trainer import Trainer, make_optimizer
 
 VOCABULARY = 64
 PAD = 0

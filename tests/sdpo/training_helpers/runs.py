@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from sdpo import demo
 from sdpo.config import (
     DataConfig,
     EvaluationConfig,
@@ -26,16 +25,17 @@ from sdpo.config import (
     TrainingConfig,
 )
 from sdpo.data.prepare import prepare_pairs
-from sdpo.demo.text import questions
-from sdpo.digest import model_digest
 from sdpo.errors import Fault, Interrupted
 from sdpo.events import Event, EventWriter
-from sdpo.files import read_json
-from sdpo.resume import states_folder
-from sdpo.spec import Spec, StepSpec
-from sdpo.store import RunFolder
-from sdpo.supervisor import run_stage
-from sdpo.tokens.store import TokenFile
+from sdpo.identity.model_digest import model_digest
+from sdpo.inputs import demo
+from sdpo.inputs.demo.text import questions
+from sdpo.processes.stage_specs import Spec, StepSpec
+from sdpo.processes.supervisor import run_stage
+from sdpo.store.resume_states import states_folder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
+from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
 
 LAUNCH = LaunchConfig(processes=1, strategy="single", device="cpu", threads=1)

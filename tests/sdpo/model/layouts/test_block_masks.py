@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.layouts.attention import segmented_attention
-from sdpo.layouts.block_masks import BLOCK
-from sdpo.layouts.segments import Segments
+from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.layouts.attention import segmented_attention
+from sdpo.model.layouts.block_masks import BLOCK
+from sdpo.model.layouts.segments import Segments
 
 SHAPES = [(1, 1, 4), (1, 10, 30), (3, 1, 200), (5, 20, 90), (7, 100, 400), (12, 1, 60)]
 

@@ -6,13 +6,13 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdpo.fused import fuse, gated_mlp, rms_norm, rotate, silu_gate
-from sdpo.layouts import LAYOUTS, PromptGroup
-from sdpo.layouts.check import agrees, length_matters, tried_pairs
-from sdpo.logps import SequenceScorer, plain_attention
+from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm, rotate, silu_gate
+from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.layouts.check import agrees, length_matters, tried_pairs
+from sdpo.model.sequence_scorer import SequenceScorer, plain_attention
 
-from .training_helpers.layouts import SMALL, VOCABULARY, batch, pairs, small_model
-from .training_helpers.models import preference_task, write_tokens
+from ...training_helpers.layouts import SMALL, VOCABULARY, batch, pairs, small_model
+from ...training_helpers.models import preference_task, write_tokens
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 MODELS = {
@@ -132,7 +132,7 @@ def test_a_side_that_moves_with_the_tokens_of_another_fails_the_trial(monkeypatc
     policy = Peeking(LlamaConfig(**SMALL), share=0.02)
     # Even where the comparison with padded rows lets it pass, as it may in bf16.
     monkeypatch.setattr(torch, "allclose", lambda *_, **__: True)
-    monkeypatch.setattr("sdpo.layouts.check._measured", lambda *_: (torch.zeros(1), []))
+    monkeypatch.setattr("sdpo.model.layouts.check._measured", lambda *_: (torch.zeros(1), []))
     assert "moves by" in trial(policy)
     assert trial(model()) == ""
 
@@ -147,7 +147,7 @@ def test_a_compiler_that_fails_is_a_reason_for_plain_rows(monkeypatch):
     def broken(*_, **__):
         raise BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
 
-    monkeypatch.setattr("sdpo.layouts.attention._on_cpu", broken)
+    monkeypatch.setattr("sdpo.model.layouts.attention._on_cpu", broken)
     assert "BackendCompilerFailed" in trial(model())
 
 
@@ -156,7 +156,7 @@ def test_short_memory_is_no_reason_against_a_layout(monkeypatch, error):
     def short(*_, **__):
         raise error
 
-    monkeypatch.setattr("sdpo.layouts.attention._on_cpu", short)
+    monkeypatch.setattr("sdpo.model.layouts.attention._on_cpu", short)
     with pytest.raises(torch.OutOfMemoryError):
         trial(model())
 
