@@ -20,9 +20,13 @@ import yaml
 from benchmarks.measured import FamilyUsage, run_family, run_module
 from benchmarks.report import MB, table
 from benchmarks.workload import Settings, Workload, read_workload
-from sdpo.chain import data, step
+from sdpo.chain import data
 from sdpo.chain import plan as planning
-from sdpo.chain.open_run import Context, open_run
+from sdpo.chain.context import Context
+from sdpo.chain.features import measure_gamma
+from sdpo.chain.open_run import open_run
+from sdpo.chain.reserve import reserve
+from sdpo.chain.tokens import tokenise
 from sdpo.config.load import load_recipe
 from sdpo.system import machine
 
@@ -33,9 +37,9 @@ own. A plan has every pair in memory by design, see ``benchmarks.partitions``.""
 NODES: dict[str, tuple[Callable[[Context], object], ...]] = {
     "nodes": (
         data.prepare_data,
-        data.tokenise,
-        data.reserve,
-        step.measure_gamma,
+        tokenise,
+        reserve,
+        measure_gamma,
     ),
     "plan": (planning.check, planning.partition),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.commands.finished_runs import comparison_lines
+from flows.show.comparison import comparison_lines
 from flows.ui.form import form
 from flows.ui.runpage import RunPage, slug
 from flows.ui.slots import device_slot

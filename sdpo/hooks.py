@@ -1,6 +1,7 @@
 """How the engine's named parts are called: plainly, or by whoever wants to know of each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -16,3 +17,12 @@ class Call(Protocol):
 def plain_call(_name: str, function: Callable[..., T], /, *args: object) -> T:
     """Call ``function`` here and now."""
     return function(*args)
+
+
+Occupy = Callable[[Sequence[str]], AbstractContextManager[object]]
+"""Holds what else limits the use of these devices, for as long as its context lasts."""
+
+
+def unlimited(_devices: Sequence[str]) -> AbstractContextManager[object]:
+    """Nothing else limits them."""
+    return nullcontext()

@@ -11,14 +11,16 @@ from rich.panel import Panel
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
 from flows.show.console import table
-from sdpo.chain.data import prepare_data, reserve, tokenise
-from sdpo.chain.open_run import Context
+from sdpo.chain.context import Context
+from sdpo.chain.data import prepare_data
 from sdpo.chain.plan import check, needs_gamma, partition
+from sdpo.chain.reserve import reserve
+from sdpo.chain.tokens import tokenise
 from sdpo.config import RunConfig
+from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
-from sdpo.model.batching import optimizer_steps
 from sdpo.objectives import describe
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.system.files import read_json

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from flows.commands.resume import hint
 from flows.commands.run import print_result
+from flows.show.comparison import ANSWERS, grounds
 from flows.show.console import RunConsole, table
 from sdpo.errors import UserError
 from sdpo.history.compare import Section, compare
@@ -70,37 +71,15 @@ def print_lines(lines: Sequence[NodeLine], *, console: Console) -> None:
         )
 
 
-_ANSWERS = {
-    "bitwise identical": "bitwise identical: weights, loss curve and gamma",
-    "same inputs, results differ": "same inputs, results differ by",
-    "inputs differ": "inputs differ",
-    "unknown": "there is nothing whole to compare with",
-}
-
-
 def print_comparison(found: Comparison, where: str, *, console: Console) -> None:
     """The answer of a replay, and what it rests on."""
     colour = {"bitwise identical": "green", "inputs differ": "cyan"}.get(found.verdict, "yellow")
-    answer = _ANSWERS[found.verdict]
+    answer = ANSWERS[found.verdict]
     console.print(
         f"[bold]{escape(where)}:[/] [{colour}]{answer}[/]", highlight=False, soft_wrap=True
     )
     for line in grounds(found):
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
-
-
-def grounds(found: Comparison) -> list[str]:
-    """What the answer of a replay rests on, line by line."""
-    groups = {"": found.inputs, "results: ": found.results}
-    if found.verdict != "bitwise identical":
-        groups["environment: "] = found.environment or ("the same versions, device and threads",)
-    return [f"{prefix}{line}" for prefix, lines in groups.items() for line in lines]
-
-
-def comparison_lines(found: Comparison, where: str) -> list[str]:
-    """The answer of a replay as Markdown."""
-    lines = [f"# {where}", "", f"**{_ANSWERS[found.verdict]}**", ""]
-    return lines + [f"- {line}" for line in grounds(found)]
 
 
 def extend(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo.config import LaunchConfig, TrainingConfig
+from sdpo.config.automatic import head_rows, lane_count, micro_batch_tokens, training_lanes
 from sdpo.identity.model_folder import text_config
-from sdpo.model.batching import head_rows, lane_count, micro_batch_tokens, training_lanes
 
 _GIB = 2**30
 

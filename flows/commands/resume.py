@@ -9,10 +9,10 @@ from rich.console import Console
 
 from flows.commands.run import run_recipe
 from partitions import PartitionError
-from sdpo.chain.open_run import read_stored
 from sdpo.config import RunConfig, StoreConfig
 from sdpo.errors import Interrupted, UserError
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.stored_run import read_stored
 
 
 def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:

@@ -14,10 +14,13 @@ from rich.markup import escape
 from flows.commands.presets import presets
 from flows.show.console import RunConsole, table
 from flows.show.tables import partition_rows
-from sdpo.chain.data import prepare_data, reserve, token_fault, tokens_path
-from sdpo.chain.open_run import Context, open_run, withheld_for
+from sdpo.chain.context import Context
+from sdpo.chain.data import prepare_data
+from sdpo.chain.open_run import open_run, withheld_for
 from sdpo.chain.plan import needs_gamma, partition, plan_on_text
+from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
+from sdpo.chain.tokens import tokens_path
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
 from sdpo.inputs.resolve import cache_dir
@@ -26,6 +29,7 @@ from sdpo.processes.supervisor import run_stage
 from sdpo.promotion.versions import checked_digest
 from sdpo.report import summarise, write_report
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.token_cache import token_fault
 from sdpo.system.files import read_json, remove, write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
 

@@ -33,7 +33,7 @@ from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.progress import StageProgress
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
 from partitions import PartitionError
-from sdpo.chain.open_run import Context
+from sdpo.chain.context import Context
 from sdpo.errors import UserError
 from sdpo.events import Event
 from sdpo.processes.supervisor import terminate_with_parent

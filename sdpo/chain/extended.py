@@ -6,34 +6,29 @@ prompts stay reserved, prompts that were trained on are no probe any more, and e
 is left goes to one further step.
 """
 
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from partitions import Plan, StepPlan, extend_plan, ids_to_bytes, reserve_mask
-from sdpo.chain.data import Outcome, check_sources, reserve_by, source_names
-from sdpo.chain.open_run import Context, run_once
+from sdpo.chain.context import Context, Outcome, run_once
+from sdpo.chain.data import check_sources, source_names
+from sdpo.chain.new_pairs import NewPairs, read_column, read_new
 from sdpo.chain.plan import check_steps, pairs_of, partition_settings, publish_plan
+from sdpo.chain.reserve import reserve_by
 from sdpo.config import DataConfig, RunConfig
-from sdpo.data.keys import pair_id
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.parquet_columns import Columns
-from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
-from sdpo.data.prompts import Rejection
-from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
+from sdpo.data.schema import PAIRS_SCHEMA, Format
 from sdpo.errors import DataError
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
 from sdpo.store.links import link
 from sdpo.store.origin import Carried
 from sdpo.store.run_folder import Record, RunFolder
-from sdpo.system.files import digest_of, file_digest, publish_file, read_json, temporary_folder
+from sdpo.system.files import file_digest, publish_file, read_json, temporary_folder
 
 FILES = {
     "pairs.parquet": "pairs.parquet",
@@ -76,7 +71,7 @@ def prepare_data(context: Context) -> Record:
     def make() -> Outcome:
         check_sources(context, new_names)
         with temporary_folder(context.run.path) as scratch:
-            new = _read_new(
+            new = read_new(
                 config,
                 carried_folder(context.run),
                 default_format=default_format,
@@ -124,106 +119,6 @@ def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
     return data.model_copy(update={"sources": new})
 
 
-class NewPairs:
-    """Pairs of the new sources that the carried ones do not have, with what became of the rest."""
-
-    def __init__(self, prepared: PreparedPairs, folder: Path, *, origin: str) -> None:
-        self.prepared = prepared
-        self._known = set(_column(folder / "pairs.parquet", "pair_id"))
-        self._origin = origin
-        self.dropped: dict[str, Counter[str]] = {}
-        self.lines: list[str] = []
-        self.kept = 0
-
-    def tables(self) -> Iterator[pa.Table]:
-        """The pairs that stay, a row group at a time; counts and lines grow with it."""
-        for group in iter_row_groups(self.prepared.path):
-            keep = [self._is_new(row) for row in _rows(group)]
-            table = group.filter(pa.array(keep, pa.bool_()))
-            self.kept += table.num_rows
-            yield table
-
-    def _is_new(self, row: Mapping[str, Any]) -> bool:
-        messages = {
-            side: [Message(**turn) for turn in row[side]]
-            for side in ("prompt", "chosen", "rejected")
-        }
-        swapped = pair_id(
-            messages["prompt"], chosen=messages["rejected"], rejected=messages["chosen"]
-        )
-        if row["pair_id"] in self._known:
-            found = Rejection("duplicate", f"run {self._origin} has the same pair")
-        elif swapped in self._known:
-            detail = f"run {self._origin} has the same pair with its sides swapped"
-            found = Rejection("contradictory", detail)
-        else:
-            return True
-        self.dropped.setdefault(row["source"], Counter())[found.reason] += 1
-        self.lines.append(rejection_line(row["source"], row["row"], found))
-        return False
-
-    def counts(self) -> list[SourceCounts]:
-        """What became of each new source's rows."""
-        found = []
-        for source in self.prepared.sources:
-            dropped = self.dropped.get(source.name, Counter())
-            rejected = dict(sorted((Counter(source.rejected) + dropped).items()))
-            kept = source.kept - dropped.total()
-            found.append(replace(source, kept=kept, rejected=rejected))
-        return found
-
-
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected"]
-    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
-    return rows
-
-
-def _column(path: Path, name: str) -> list[Any]:
-    values: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
-    return values
-
-
-def _read_new(
-    data: DataConfig,
-    folder: Path,
-    *,
-    default_format: Format,
-    strata: list[str],
-    scratch: Path,
-    origin: str,
-) -> NewPairs:
-    prepared = prepare_pairs(data, default_format=default_format, strata=strata, out=scratch)
-    return NewPairs(prepared, folder, origin=origin)
-
-
-def find_new_pairs(
-    data: DataConfig, origin: RunFolder, *, default_format: Format, strata: list[str]
-) -> frozenset[str]:
-    """Ids of the pairs of ``data`` that the origin has not and could be trained on, as far as text
-    tells.
-
-    Pairs of prompts that the origin has reserved stay reserved, so they are left out.
-    """
-    plan = pq.read_table(origin.plan, columns=["prompt_key", "step"])
-    reserved = set(plan.filter(pa.array(plan["step"].to_numpy() == 0))["prompt_key"].to_pylist())
-    with tempfile.TemporaryDirectory(prefix="sdpo-") as scratch:
-        new = _read_new(
-            data,
-            origin.path,
-            default_format=default_format,
-            strata=strata,
-            scratch=Path(scratch),
-            origin=origin.name,
-        )
-        rows = [
-            row
-            for table in new.tables()
-            for row in table.select(["pair_id", "prompt_key"]).to_pylist()
-        ]
-    return frozenset(row["pair_id"] for row in rows if row["prompt_key"] not in reserved)
-
-
 def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
     run, folder = context.run, carried_folder(context.run)
     with publish_file(run.pairs) as temporary, BatchWriter(temporary, PAIRS_SCHEMA) as writer:
@@ -237,7 +132,7 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
             earlier + new.prepared.rejected_path.read_bytes() + "".join(new.lines).encode()
         )
     there = read_json(folder / "data.json")["outputs"]
-    prompts = _column(run.pairs, "prompt_key")
+    prompts = read_column(run.pairs, "prompt_key")
     outputs: dict[str, Any] = there | {
         "digest": digest_of({"carried": carried.data, "new": new.prepared.digest}),
         "pairs": there["pairs"] + new.kept,
@@ -248,8 +143,8 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
 
 
 def reserve(context: Context) -> Record:
-    """As :func:`sdpo.chain.data.reserve`: what was reserved stays so, new sources add probes of new
-    prompts alone."""
+    """As :func:`sdpo.chain.reserve.reserve`: what was reserved stays so, new sources add probes
+    of new prompts alone."""
     carried, settings = context.carried, context.config.data.reserve
     assert carried is not None, "only a run that extends another one carries anything"
 

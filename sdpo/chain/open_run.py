@@ -1,19 +1,19 @@
-"""An open run: its folder, its resolved recipe, and the one way to do a node only once."""
+"""How a run is opened: its folder, made or taken up, its recipe resolved, its lock held."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from partitions import PartitionError
+from sdpo.chain.context import Context
 from sdpo.config import RunConfig, settings_without_effect
-from sdpo.config.load import check_run_name, make_config
-from sdpo.errors import ConfigError, LowMemoryError, RunExistsError, UserError
+from sdpo.config.load import check_run_name
+from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
-from sdpo.hooks import Call, plain_call
-from sdpo.identity.payloads import changes, run_identity
+from sdpo.identity.differences import differences
+from sdpo.identity.payloads import run_identity
 from sdpo.inputs.cache_folder import check_cache, claim_cache
 from sdpo.inputs.resolve import (
     Resolved,
@@ -23,22 +23,9 @@ from sdpo.inputs.resolve import (
     resolve,
     restore_machine,
 )
-from sdpo.processes.devices import Occupy, hold_devices, unlimited
-from sdpo.processes.stage_specs import Spec
-from sdpo.processes.supervisor import run_stage
-from sdpo.store.links import adopt
-from sdpo.store.model_card import refresh_card
-from sdpo.store.origin import Carried, Origin, carried_of, origin_chain, origin_of
-from sdpo.store.resume_states import discard
-from sdpo.store.run_folder import (
-    NOT_DONE,
-    Record,
-    RunFolder,
-    differences,
-    matching,
-    reuse,
-    run_lock,
-)
+from sdpo.store.origin import Carried, Origin, origin_chain
+from sdpo.store.run_folder import RunFolder, run_lock
+from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system import machine
 from sdpo.system.files import checksum_path, remove, temporaries
 from sdpo.system.locks import share
@@ -46,173 +33,6 @@ from sdpo.system.ownership import LOCK
 from sdpo.system.privacy import withheld, withheld_by_folder, withholding
 
 _UNVOUCHED = "run.yaml.sha256 is missing, so that a change of run.yaml would not be noticed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """What run.yaml says, checked. ``clock`` is the time that chat templates see."""
-
-    created: str
-    clock: str
-    identity: dict[str, Any]
-    inputs: dict[str, str]
-    config: RunConfig
-    versions: dict[str, str]
-    origin: Origin | None
-    carried: Carried | None
-
-    @property
-    def data_inputs(self) -> dict[str, str]:
-        """Digests of the data alone."""
-        return {name: digest for name, digest in self.inputs.items() if name.startswith("data.")}
-
-
-def read_stored(run: RunFolder) -> Stored:
-    """Read a run's run.yaml; its folders are where the run is now.
-
-    Raises:
-        UserError: there is no such run, or another version of this project wrote it.
-        IntegrityError: run.yaml is not what was written.
-    """
-    content = run.read_run()
-    versions = content.get("versions") or {}
-    try:
-        config = make_config(content["config"])
-        store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
-        where = {"name": run.path.name, "store": store}
-        created = str(content["created"])
-        return Stored(
-            created=created,
-            clock=str(content.get("clock", created)),
-            identity=dict(content["identity"]),
-            inputs=dict(content["inputs"]),
-            config=config.model_copy(update=where),
-            versions=dict(versions),
-            origin=origin_of(content),
-            carried=carried_of(content),
-        )
-    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
-        wrote = versions.get("sdpo", "unknown") if isinstance(versions, Mapping) else "unknown"
-        raise UserError(
-            f"{run.run_file} does not fit this version of the project "
-            f"({machine.versions()['sdpo']}; it was written by {wrote}): {_why(error)}. Take the "
-            "run up with that version, or start a new one"
-        ) from error
-
-
-def _why(error: Exception) -> str:
-    return f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
-
-
-@dataclass(slots=True, kw_only=True)
-class Context:
-    """What every node gets.
-
-    ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
-    runs that complete nodes are shared from, nearest first. ``executed`` are the nodes that had to
-    be done, in order; ``shared`` those that came from an origin. ``call`` runs what has a name of
-    its own within a node: the phases of a stage. ``occupy`` holds what limits the use of devices
-    besides the host's own locks, while a stage runs.
-    """
-
-    run: RunFolder
-    resolved: Resolved
-    cache: Path
-    clock: str
-    listen: Listener
-    locks: tuple[int, ...] = ()
-    origin: Origin | None = None
-    carried: Carried | None = None
-    origins: tuple[RunFolder, ...] = ()
-    executed: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-    call: Call = plain_call
-    occupy: Occupy = unlimited
-
-    @property
-    def config(self) -> RunConfig:
-        """The resolved recipe."""
-        return self.resolved.config
-
-    @property
-    def replayed(self) -> str:
-        """The node that is done again although an origin has it; empty where there is none."""
-        is_replay = self.origin is not None and self.origin.kind == "replay"
-        return f"step-{self.origin.step}" if self.origin and is_replay else ""
-
-    @property
-    def last_step(self) -> int | None:
-        """The step after which the chain ends; None: after the plan's last."""
-        return self.origin.step if self.origin and self.origin.only else None
-
-    def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
-        """The node's record if it stands; otherwise says why it has to be done."""
-        record, reason = self.find(node, identity)
-        status = "reuse" if record else "run"
-        self.listen({"event": "node", "node": node, "status": status, "reason": reason})
-        if record is None:
-            self.executed.append(node)
-        return record
-
-    def find(self, node: str, identity: Mapping[str, Any]) -> tuple[Record | None, str]:
-        """The node's record if it stands here or in an origin, which then shares it; and why not.
-
-        A node that is shared has a reason too: from where.
-        """
-        own = reuse(self.run, node, identity, explain=changes)
-        if own.record:
-            return own.record, ""
-        if node == self.replayed:
-            return None, self._replayed_with(identity) if own.reason == NOT_DONE else own.reason
-        reasons = [own.reason]
-        for origin in self.origins:
-            there = matching(origin, node, identity, explain=changes)
-            faults = adopt(self.run, node, origin, there.record) if there.record else []
-            if there.record and not faults:
-                self.shared.append(node)
-                return self.run.read_record(node), f"shared from {origin.name}"
-            why = "" if self._is_grown(node) else there.reason
-            reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or why)
-        reasons = [reason for reason in reasons if reason]
-        return None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE)
-
-    def _replayed_with(self, identity: Mapping[str, Any]) -> str:
-        """That a step is replayed, and what is changed in it."""
-        found = [matching(o, self.replayed, identity, explain=changes) for o in self.origins[:1]]
-        reasons = [there.reason for there in found if there.reason not in ("", NOT_DONE)]
-        return " with ".join(["replayed", *reasons])
-
-    def _is_grown(self, node: str) -> bool:
-        """Whether a node of an extended run is another than its origin's because there is more."""
-        is_extended = self.origin is not None and self.origin.kind == "extend"
-        return is_extended and not node.startswith(("step-", "guide-"))
-
-    def settle(self, node: str, record: Record) -> None:
-        """Bring a complete step or guide into its final form: card and lineage of this run, no
-        resume state (a death between record and tidying leaves one behind)."""
-        folder = self.run.path / node
-        discard(folder)
-        refresh_card(self.run, record, name=record["name"], folder=folder / "model")
-
-    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.
-
-        One of several processes without memory ends the stage: it is run again with less.
-        """
-        keep = (*self.locks, *locks)
-        with self._devices(spec) as devices:
-            while True:
-                try:
-                    return run_stage(
-                        spec, listen=self.listen, keep=(*keep, *devices), call=self.call
-                    )
-                except LowMemoryError as error:
-                    self.listen({"event": "warning", "message": f"{error}; it starts again"})
-
-    def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
-        if not spec.uses_device:
-            return nullcontext(())
-        return hold_devices(spec.launch, run=self.run.name, listen=self.listen, occupy=self.occupy)
 
 
 @contextmanager
@@ -361,21 +181,3 @@ def _named(changed: list[str], settings: list[str]) -> list[str]:
         return any(f"{field}.".startswith(f"{group}.") for group in bearing)
 
     return [*filter(bears, settings), *(c for c in changed if not c.startswith(prefix))]
-
-
-def run_once(
-    context: Context,
-    node: str,
-    identity: Mapping[str, Any],
-    make: Callable[[], tuple[dict[str, Any], list[Path]]],
-) -> Record:
-    """Do ``make`` unless the node's record stands; its outputs and files become the record."""
-    record = context.done(node, identity)
-    if record is None:
-        outputs, files = make()
-        context.run.write_record(
-            node, {"node": node, "identity": dict(identity), "outputs": outputs}, files=files
-        )
-        record = context.run.read_record(node)
-        assert record is not None, f"{node} was just written"
-    return record

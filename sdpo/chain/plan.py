@@ -18,14 +18,15 @@ from partitions import (
     prompt_overlap,
     reserve_mask,
 )
-from sdpo.chain.data import source_names, tokens_path
+from sdpo.chain.context import Context, run_once
+from sdpo.chain.data import source_names
 from sdpo.chain.features import (
     MODEL_FEATURES,
     column_digest,
     features_without_model,
     needed_features,
 )
-from sdpo.chain.open_run import Context, run_once
+from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import tensor_entries

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from sdpo.chain.data import tokens_path
-from sdpo.chain.open_run import Context
+from sdpo.chain.context import Context
 from sdpo.chain.start_stage import reads_previous, scoring_of, step_spec
 from sdpo.chain.step_models import model_of
+from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
-from sdpo.store.run_folder import NOT_DONE, Record
+from sdpo.store.reuse import NOT_DONE
+from sdpo.store.run_folder import Record
 from sdpo.system.files import file_digest
 
 _PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}

@@ -12,11 +12,16 @@ from sdpo.chain import data as nodes
 from sdpo.chain import extended
 from sdpo.chain import plan as planning
 from sdpo.chain import step as steps
-from sdpo.chain.open_run import Context, open_run
+from sdpo.chain.context import Context
+from sdpo.chain.features import measure_gamma
+from sdpo.chain.open_run import open_run
+from sdpo.chain.reserve import reserve
+from sdpo.chain.supervised import supervised_step
+from sdpo.chain.tokens import tokenise
+from sdpo.chain.views import write_report
 from sdpo.config import RunConfig
 from sdpo.events import Listener
-from sdpo.hooks import Call, plain_call
-from sdpo.processes.devices import Occupy, unlimited
+from sdpo.hooks import Call, Occupy, plain_call, unlimited
 from sdpo.store.origin import Carried, Origin
 
 
@@ -68,18 +73,19 @@ def run_chain(
 
 def walk(context: Context, *, call: Call = plain_call) -> int:
     """The nodes of an open run, one after the other; returns the number of steps in its plan."""
-    data, planned = (extended, extended) if context.carried else (nodes, planning)
+    carried = context.carried
+    data, planned = (extended, extended) if carried else (nodes, planning)
     call("prepare data", data.prepare_data, context)
-    call("tokenise", nodes.tokenise, context)
-    call("reserve", data.reserve, context)
+    call("tokenise", tokenise, context)
+    call("reserve", extended.reserve if carried else reserve, context)
     call("check", planned.check, context)
     if context.config.supervised.enabled:
-        call("step 0: supervised", steps.supervised_step, context)
+        call("step 0: supervised", supervised_step, context)
     if not context.carried and planning.needs_gamma(context):
-        call("measure gamma under M_0", steps.measure_gamma, context)
+        call("measure gamma under M_0", measure_gamma, context)
     plan = call("partition", planned.partition, context)
     for step in plan.steps[: context.last_step]:
         name = f"step {step.step}: align on D_{step.step} ({step.pairs} pairs)"
         call(name, steps.align_step, context, step.step)
-    call("report", steps.write_report, context)
+    call("report", write_report, context)
     return len(plan.steps)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.chain.data import tokens_path
-from sdpo.chain.open_run import Context
+from sdpo.chain.context import Context
 from sdpo.chain.step_models import NamedModel
+from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
-from sdpo.identity.payloads import scoring_identity
+from sdpo.identity.scoring import scoring_identity
 from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.store.budget import Budget

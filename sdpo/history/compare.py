@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.chain.open_run import Stored, read_stored
 from sdpo.errors import SdpoError, UserError
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
 from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import read_json
 
 Flat = dict[str, Any]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sdpo.chain import data
 from sdpo.chain import step as steps
-from sdpo.chain.open_run import Context, read_stored
+from sdpo.chain.context import Context
 from sdpo.chain.run_chain import walk
-from sdpo.chain.step_models import reference_tokens, why_score
+from sdpo.chain.score_reference import reference_tokens, why_score
+from sdpo.chain.tokens import token_paths, tokenise, tokens_path
 from sdpo.config import RunConfig
 from sdpo.errors import IntegrityError
 from sdpo.events import Event
@@ -24,7 +24,10 @@ from sdpo.inputs.resolve import cache_dir, resolve
 from sdpo.processes.stage_specs import Spec
 from sdpo.store.links import adopt
 from sdpo.store.origin import Carried, Origin, origin_chain
-from sdpo.store.run_folder import Record, RunFolder, matching
+from sdpo.store.reuse import matching
+from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.stored_run import read_stored
+from sdpo.store.token_cache import token_fault
 
 T = TypeVar("T")
 Action = Literal["REUSE", "RUN", "RUN IF"]
@@ -104,9 +107,9 @@ class DryRun(Context):
         if models.reference is None or models.agree or action == "REUSE":
             return
         own = reference_tokens(self, models.reference, step)
-        reason = own and data.token_fault(own.out)
+        reason = own and token_fault(own.out)
         if not reason:
-            tokens = own.out if own else data.tokens_path(self)
+            tokens = own.out if own else tokens_path(self)
             reason = why_score(self, models.reference, tokens, step, training)
         is_given = models.reference.digest in self.resolved.inputs.values()
         if not reason:
@@ -163,8 +166,8 @@ def _ask(_name: str, function: Callable[..., T], /, *args: Any) -> T:
     """Call a node, but for tokenising what is not cached, which would write to the cache; after a
     step, ask about its reference."""
     context = args[0]
-    if function is data.tokenise and isinstance(context, DryRun):
-        faults = [fault for path in data.token_paths(context) if (fault := data.token_fault(path))]
+    if function is tokenise and isinstance(context, DryRun):
+        faults = [fault for path in token_paths(context) if (fault := token_fault(path))]
         if faults:
             context.lines.append(NodeLine("tokens", "RUN", faults[0]))
             raise _Unknown("tokens")

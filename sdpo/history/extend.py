@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.chain.extended import carried_from, find_new_pairs
-from sdpo.chain.open_run import Stored, read_stored
+from sdpo.chain.extended import carried_from
+from sdpo.chain.new_pairs import find_new_pairs
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import RunConfig, SourceConfig
 from sdpo.config.load import make_config
@@ -18,12 +18,13 @@ from sdpo.data.schema import Format
 from sdpo.errors import ConfigError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.history.replay import check_models_of, free_name, of_step
-from sdpo.hooks import Call, plain_call
+from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.differences import differences
 from sdpo.inputs.resolve import resolve
-from sdpo.processes.devices import Occupy, unlimited
 from sdpo.store.origin import Carried, Origin
-from sdpo.store.run_folder import RunFolder, differences
-from sdpo.system.files import digest_of
+from sdpo.store.run_folder import RunFolder
+from sdpo.store.stored_run import Stored, read_stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.chain.kl import cached_fault
 from sdpo.errors import SdpoError, UserError
 from sdpo.history import proofs
 from sdpo.history.needs import Needed, add_needs, rows_of
 from sdpo.inputs.cache_folder import is_cache
+from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import part_is_whole, read_note
 from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder, run_lock, runs_in

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sdpo.chain.data import cached_tokens, token_fault
 from sdpo.errors import SdpoError
 from sdpo.history import proofs
 from sdpo.inputs.cache_folder import KEY
 from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.tokens.token_file import TokenFile
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from sdpo.errors import Fault
+from sdpo.identity.canonical import digest_of
 from sdpo.inputs.cache_folder import KEY, is_keyed
 from sdpo.store.logp_cache import part_is_whole, read_note
 from sdpo.store.resume_states import STATE_FILE
-from sdpo.system.files import checksum_path, digest_of, read_json
+from sdpo.system.files import checksum_path, read_json
 from sdpo.system.locks import is_lock
 
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")

@@ -8,21 +8,20 @@ changed. The origin is only read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo.chain.open_run import Stored, read_stored
 from sdpo.chain.run_chain import ChainResult, run_chain
-from sdpo.chain.step_models import stored_references
 from sdpo.config import RunConfig
 from sdpo.config.load import check_run_name, make_config
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
 from sdpo.events import Listener
 from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
-from sdpo.hooks import Call, plain_call
+from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.identity.canonical import digest_of
+from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved, resolve
-from sdpo.processes.devices import Occupy, unlimited
 from sdpo.store.origin import Carried, Origin
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import digest_of
+from sdpo.store.stored_run import Stored, read_stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from sdpo.errors import IntegrityError, SdpoError
+from sdpo.identity.differences import differences
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changes
-from sdpo.store.run_folder import Record, RunFolder, differences
+from sdpo.store.run_folder import Record, RunFolder
 from sdpo.system.files import read_json
 
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]

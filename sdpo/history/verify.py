@@ -10,19 +10,20 @@ make runs). What cannot be checked because something outside the run is not ther
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from sdpo.chain.open_run import Stored, read_stored
-from sdpo.chain.step_models import stored_references
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.events import Listener
 from sdpo.history.faults import Findings
 from sdpo.history.verify_caches import check_cached
 from sdpo.history.verify_chain import follow
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
+from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import cache_dir
 from sdpo.store.model_card import card_files
 from sdpo.store.origin import origin_chain
 from sdpo.store.run_folder import Record, RunFolder
-from sdpo.system.files import checksum_path, digest_of, file_digest, temporaries
+from sdpo.store.stored_run import Stored, read_stored
+from sdpo.system.files import checksum_path, file_digest, temporaries
 
 
 def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Findings:

@@ -11,15 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.chain.data import cached_tokens, token_fault
-from sdpo.chain.kl import cached_fault
-from sdpo.chain.open_run import Stored
 from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
-from sdpo.identity.payloads import scoring_identities
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.scoring import scoring_identities
+from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import LogpCache, part_is_whole, read_note
 from sdpo.store.run_folder import Record, RunFolder
-from sdpo.system.files import digest_of, file_digest, read_json
+from sdpo.store.stored_run import Stored
+from sdpo.store.token_cache import cached_tokens, token_fault
+from sdpo.system.files import file_digest, read_json
 from sdpo.tokens.token_file import TokenFile
 
 _AGAIN = "what is missing is computed again when it is needed"

@@ -12,20 +12,21 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from sdpo.chain import data
-from sdpo.chain.open_run import Context, Stored
+from sdpo.chain.context import Context
 from sdpo.chain.run_chain import walk
-from sdpo.chain.step_models import stored_references
+from sdpo.chain.tokens import token_paths, tokenise
 from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.payloads import changes
 from sdpo.identity.tokenizer_digest import has_chat_template
-from sdpo.inputs.named_models import ReferenceModel
+from sdpo.inputs.named_models import ReferenceModel, stored_references
 from sdpo.inputs.resolve import Resolved
 from sdpo.processes.stage_specs import Spec
 from sdpo.store.run_folder import Record, RunFolder
-from sdpo.system.files import digest_of
+from sdpo.store.stored_run import Stored
+from sdpo.store.token_cache import token_fault
 
 T = TypeVar("T")
 
@@ -121,11 +122,11 @@ def _read_only(_name: str, function: Callable[..., T], /, *args: object) -> T:
 
 def _is_tokenising(function: Callable[..., Any]) -> bool:
     """Whether a node is the one that makes tokens."""
-    return function is data.tokenise
+    return function is tokenise
 
 
 def _tokens_fail(context: Context) -> bool:
-    return any(map(data.token_fault, data.token_paths(context)))
+    return any(map(token_fault, token_paths(context)))
 
 
 def _check_given(reference: ReferenceModel, findings: Findings) -> None:

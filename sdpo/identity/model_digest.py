@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import ModelError
+from sdpo.identity.canonical import canonical_json
 from sdpo.identity.model_folder import read_config, weight_files
-from sdpo.system.files import canonical_json
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
 """Keys of config.json that a save rewrites without changing what the model computes: the weights

@@ -20,11 +20,10 @@ from sdpo.config import (
     TrainingConfig,
     unread_settings,
 )
+from sdpo.config.automatic import micro_batch_tokens
 from sdpo.config.reference_choice import REFERENCE_FIELDS
-from sdpo.model.batching import micro_batch_tokens, resolve_layout
+from sdpo.identity.differences import differences
 from sdpo.objectives import OBJECTIVE_SETTINGS
-from sdpo.store.logp_cache import scoring_key
-from sdpo.store.run_folder import differences
 
 TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""
@@ -161,37 +160,6 @@ def step_identity(
             "threads": launch.threads,
         },
     }
-
-
-def scoring_identity(
-    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
-) -> dict[str, str | int]:
-    """Of log-probs under the model of ``digest``, besides the rows: the key of its cache."""
-    return scoring_key(
-        digest,
-        precision=training.precision,
-        device=launch.device,
-        threads=launch.threads,
-        processes=launch.processes,
-        attention=model.attention,
-        layout=resolve_layout(training.layout, attention=model.attention),
-    )
-
-
-def scoring_identities(
-    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
-) -> list[dict[str, str | int]]:
-    """Keys under which log-probs of a model may be cached that another's step reads.
-
-    A model that the layout does not suit is scored in the plain one, and which models those are is
-    known where they are loaded.
-    """
-    options: dict[str, Any] = {"launch": launch, "model": model}
-    plain = training.model_copy(update={"layout": "padded"})
-    own, fallback = (
-        scoring_identity(digest, training=each, **options) for each in (training, plain)
-    )
-    return [own] if own == fallback else [own, fallback]
 
 
 def supervised_identity(

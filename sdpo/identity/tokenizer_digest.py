@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, ModelError
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_object
-from sdpo.system.files import digest_of
 
 _SPECIAL_TOKENS = (
     "bos_token",

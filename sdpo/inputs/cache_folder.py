@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdpo.errors import Fault
+from sdpo.identity.canonical import digest_of
 from sdpo.inputs import demo
 from sdpo.system import ownership
-from sdpo.system.files import checksum_path, digest_of, is_vouched_for, read_json
+from sdpo.system.files import checksum_path, is_vouched_for, read_json
 from sdpo.system.locks import is_lock
 
 KEY = re.compile(r"[0-9a-f]{32}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import check_folder
 from sdpo.inputs import demo
 from sdpo.inputs.cache_folder import claim_cache
-from sdpo.system.files import digest_of, file_digest, folder_digests
+from sdpo.system.files import file_digest, folder_digests
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -96,3 +96,22 @@ def _check_vocabulary(
             "divides by their number: use an objective on summed log-probs (dpo, ipo_sum), or a "
             "reference with the same vocabulary"
         )
+
+
+def stored_references(
+    config: RunConfig, inputs: Mapping[str, str]
+) -> dict[tuple[str, str], ReferenceModel]:
+    """References that a run's stored recipe names, by the digests that it keeps; none is opened."""
+    groups = {"training": config.training}
+    groups |= {f"steps.{index}": step for index, step in enumerate(config.steps)}
+    found: dict[tuple[str, str], ReferenceModel] = {}
+    for where, group in groups.items():
+        name = f"reference.{where}"
+        if name in inputs:
+            model, revision = group.reference_model, group.reference_revision
+            found[model, revision] = ReferenceModel(
+                folder=Path(model),
+                digest=inputs[name],
+                tokenizer=inputs.get(f"{name}.tokenizer", ""),
+            )
+    return found

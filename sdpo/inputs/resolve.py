@@ -13,12 +13,13 @@ from typing import TypeVar
 
 from sdpo.config import Group, LaunchConfig, RunConfig, SourceConfig
 from sdpo.errors import ConfigError, DataError, ModelError
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
 from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
 from sdpo.inputs.named_models import ReferenceModel, locate_references
 from sdpo.system import machine
-from sdpo.system.files import digest_of, file_digest
+from sdpo.system.files import file_digest
 
 G = TypeVar("G", bound=Group)
 

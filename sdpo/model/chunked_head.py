@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdpo.model.batching import head_rows
+from sdpo.config.automatic import head_rows
 
 
 class _ChunkedHead(torch.autograd.Function):

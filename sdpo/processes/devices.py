@@ -7,26 +7,19 @@ and a terminal's would differ; ``SDPO_LOCK_DIR`` names another, for containers t
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sdpo.config import LaunchConfig
 from sdpo.errors import UserError
 from sdpo.events import Listener
+from sdpo.hooks import Occupy, unlimited
 from sdpo.system.locks import hold
 
 SHARE = "SDPO_SHARE_DEVICE"
 """Environment variable that turns the locks off, as ``launch.share_device`` does for one run."""
 LOCK_DIR = "SDPO_LOCK_DIR"
-
-Occupy = Callable[[Sequence[str]], AbstractContextManager[object]]
-"""Holds what else limits the use of these devices, for as long as its context lasts."""
-
-
-def unlimited(_devices: Sequence[str]) -> AbstractContextManager[object]:
-    """Nothing else limits them."""
-    return nullcontext()
 
 
 def device_names(launch: LaunchConfig) -> list[str]:

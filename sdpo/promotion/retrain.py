@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from sdpo.chain.open_run import read_stored
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import extend_run, new_pairs_of
 from sdpo.history.target import Checkpoint
-from sdpo.hooks import Call, plain_call
-from sdpo.processes.devices import Occupy, unlimited
+from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.identity.canonical import digest_of
 from sdpo.promotion.judge import GateSettings, Judgement, judge
 from sdpo.promotion.versions import (
     NamedModel,
@@ -34,7 +33,8 @@ from sdpo.promotion.versions import (
     read_registry,
 )
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import digest_of, read_json, write_json
+from sdpo.store.stored_run import read_stored
+from sdpo.system.files import read_json, write_json
 from sdpo.system.locks import hold
 from sdpo.system.privacy import withheld_by_folder, withholding
 

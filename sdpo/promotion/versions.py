@@ -14,7 +14,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sdpo.chain.open_run import read_stored
 from sdpo.config.load import check_run_name
 from sdpo.errors import IntegrityError, UserError
 from sdpo.events import Listener
@@ -22,6 +21,7 @@ from sdpo.history.target import Checkpoint
 from sdpo.identity.model_digest import model_digest
 from sdpo.store.origin import origin_chain
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.stored_run import read_stored
 from sdpo.system.files import read_json, write_json
 from sdpo.system.locks import hold
 

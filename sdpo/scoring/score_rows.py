@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 
+from sdpo.config.automatic import micro_batch_tokens
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.model.batching import GRADIENT_FREE_FACTOR, micro_batch_tokens, micro_batches
+from sdpo.model.batching import GRADIENT_FREE_FACTOR, micro_batches
 from sdpo.model.lanes import in_lanes
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.store.logp_cache import LogpCache, RowLogps

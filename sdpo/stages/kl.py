@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from sdpo.config.automatic import micro_batch_tokens
 from sdpo.config.sampler import PAPER, SAMPLERS, Sampler
 from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import EventWriter
-from sdpo.model.batching import micro_batch_tokens
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
 from sdpo.processes.stage_specs import KlSpec, NamedFolder

@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
+from sdpo.identity.canonical import digest_of
 from sdpo.stages.session import Session
 from sdpo.stages.step_context import StepFiles
 from sdpo.store import resume_states
 from sdpo.store.model_card import write_card
 from sdpo.store.run_folder import VIEWS, WORKING, RunFolder
 from sdpo.system import machine
-from sdpo.system.files import UNFINISHED, digest_of
+from sdpo.system.files import UNFINISHED
 
 
 def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:

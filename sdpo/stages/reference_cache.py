@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.identity.payloads import scoring_identities, scoring_identity
+from sdpo.identity.scoring import scoring_identities, scoring_identity
 from sdpo.model.batching import global_batch
 from sdpo.processes.stage_specs import ReferenceSpec, StepSpec
 from sdpo.scoring.score_rows import Scored, score_rows

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.identity.canonical import digest_of
 from sdpo.objectives import OBJECTIVES
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scored, score_rows
@@ -13,7 +14,7 @@ from sdpo.stages.reference_cache import cached_values, open_cache, plan_rows
 from sdpo.stages.step_context import StepFiles
 from sdpo.store.logp_cache import RowLogps
 from sdpo.store.resume_states import SavedState
-from sdpo.system.files import digest_of, publish_file
+from sdpo.system.files import publish_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
+from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
 from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
-from sdpo.model.batching import lane_count, resolve_layout, training_lanes
 from sdpo.model.fused_ops import fuse
 from sdpo.model.lanes import changes_itself, draws_at_random
 from sdpo.model.last_block import prune

@@ -11,8 +11,8 @@ import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 
+from sdpo.config.automatic import GPU_MICRO_BATCH_TOKENS
 from sdpo.events import EventWriter
-from sdpo.model.batching import GPU_MICRO_BATCH_TOKENS
 from sdpo.model.layouts import LAYOUTS
 from sdpo.store.budget import Budget, probe, read_budget, write_budget
 from sdpo.system.out_of_memory import is_out_of_memory

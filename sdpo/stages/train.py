@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
@@ -19,7 +20,7 @@ from sdpo.stages.settle_budget import settle_budget
 from sdpo.stages.step_context import StepFiles
 from sdpo.store.budget import Budget
 from sdpo.store.resume_states import SavedState
-from sdpo.system.files import digest_of, file_digest
+from sdpo.system.files import file_digest
 from sdpo.training import gate
 from sdpo.training.tasks import PreferenceTask, Task
 from sdpo.training.trainer import Metrics, Trainer

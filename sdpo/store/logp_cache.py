@@ -21,10 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.errors import Fault
-from sdpo.system.files import digest_of, publish_file, read_json, write_json
-
-SCORING_VERSION = 3
-"""Raised when a change of this project's code changes the log-probs it computes."""
+from sdpo.identity.canonical import digest_of
+from sdpo.system.files import publish_file, read_json, write_json
 
 RowDigests = Sequence[bytes] | np.ndarray[Any, np.dtype[np.bytes_]]
 """As bytes, or as an array ``S16``."""
@@ -50,31 +48,6 @@ class RowLogps:
         """bool ``[rows]``: whether the row was found."""
         present: np.ndarray = ~np.isnan(self.chosen)
         return present
-
-
-def scoring_key(
-    model_digest: str,
-    *,
-    precision: str,
-    device: str,
-    threads: int,
-    processes: int,
-    attention: str,
-    layout: str,
-) -> dict[str, str | int]:
-    """What a row's log-probs depend on besides the row itself."""
-    return {
-        "model": model_digest,
-        "precision": precision,
-        "device": device,
-        # On a CPU the last bits depend on the threads of a forward: so many, or with one process
-        # and a small model their share of it.
-        "threads": threads if device == "cpu" else 0,
-        "processes": processes if device == "cpu" else 0,
-        "attention": attention,
-        "layout": layout,
-        "scoring_version": SCORING_VERSION,
-    }
 
 
 class LogpCache:

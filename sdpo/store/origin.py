@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import IntegrityError, SdpoError, UserError
+from sdpo.identity.canonical import digest_of
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import digest_of
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.system.files import digest_of, file_digest, read_json, remove, temporaries, write_json
+from sdpo.identity.canonical import digest_of
+from sdpo.system.files import file_digest, read_json, remove, temporaries, write_json
 
 STATE_VERSION = 1
 """Raised when a state of older code can no longer be taken up."""

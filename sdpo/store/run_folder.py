@@ -10,11 +10,10 @@ import hashlib
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ import yaml
 
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
+from sdpo.identity.differences import _DIGEST
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
 from sdpo.system.files import (
     UNFINISHED,
     checksum_path,
     checksum_text,
-    digest_of,
     file_digest,
     is_sealed,
     is_vouched_for,
@@ -41,7 +40,6 @@ from sdpo.system.locks import hold
 
 Record = dict[str, Any]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 VIEWS = frozenset(
     {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
 )
@@ -57,8 +55,6 @@ _FILES = re.compile(
 _BELONGING = (" ", "- ")
 """How lines begin in YAML that belong to the key above them."""
 _OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
-NOT_DONE = "not done yet"
-"""Why a node without a record has to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,67 +417,6 @@ def runs_in(folder: Path) -> list[RunFolder]:
 def _known_runs(folder: Path) -> str:
     names = [run.name for run in runs_in(folder)]
     return f"; runs there: {', '.join(names)}" if names else " (that folder holds no runs)"
-
-
-@dataclass(frozen=True, slots=True)
-class Reuse:
-    """Whether a node's result stands, and if not, why."""
-
-    record: Record | None
-    reason: str
-
-
-Explain = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
-"""Names the differences of two identities, the old one first."""
-
-
-def reuse(
-    run: RunFolder, node: str, identity: Mapping[str, Any], *, explain: Explain | None = None
-) -> Reuse:
-    """A complete record with the same identity whose files verify; anything else says why."""
-    found = matching(run, node, identity, explain=explain)
-    damage = run.damage(found.record) if found.record else []
-    return Reuse(None, "; ".join(damage)) if damage else found
-
-
-def matching(
-    run: RunFolder, node: str, identity: Mapping[str, Any], *, explain: Explain | None = None
-) -> Reuse:
-    """As :func:`reuse`, without a look at the files."""
-    try:
-        record = run.read_record(node)
-    except IntegrityError as error:
-        return Reuse(None, str(error))
-    if record is None:
-        return Reuse(None, NOT_DONE)
-    if digest_of(record["identity"]) != digest_of(dict(identity)):
-        explain = explain or differences
-        return Reuse(None, "; ".join(explain(record["identity"], identity)))
-    return Reuse(record, "")
-
-
-def differences(old: object, new: object, where: str = "") -> list[str]:
-    """Where two JSON values differ: ``field: old -> new``, one line each."""
-    if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and (old or new):
-        old, new = old or {}, new or {}
-        lines: list[str] = []
-        for key in sorted(old.keys() | new.keys()):
-            lines += differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        return lines
-    if isinstance(old, list | None) and isinstance(new, list | None) and (old or new):
-        return [
-            line
-            for index, (a, b) in enumerate(zip_longest(old or [], new or []))
-            for line in differences(a, b, f"{where}.{index}")
-        ]
-    return [] if old == new else [f"{where}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else str(value)
-    if _DIGEST.fullmatch(text):
-        return text[:16]
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_changed(path: Path) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.system.files import canonical_json, publish_file, temporary_folder
+from sdpo.identity.canonical import canonical_json
+from sdpo.system.files import publish_file, temporary_folder
 from sdpo.tokens.boundary import Cut, MovedBoundaries, boundaries_of, count_moved, cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Ragged

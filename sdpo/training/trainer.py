@@ -19,8 +19,9 @@ from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
+from sdpo.config.automatic import micro_batch_tokens, optimizer_steps
 from sdpo.errors import DivergedError, Fault, LowMemoryError
-from sdpo.model.batching import global_batch, micro_batch_tokens, micro_batches, optimizer_steps
+from sdpo.model.batching import global_batch, micro_batches
 from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.model.layouts import LAYOUTS
 from sdpo.store.budget import Budget, halved

@@ -7,6 +7,7 @@ import pytest
 
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, TrainingConfig
 from sdpo.config.load import make_config
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import (
     changed_settings,
     data_identity,
@@ -17,7 +18,6 @@ from sdpo.identity.payloads import (
     tokens_identity,
 )
 from sdpo.inputs.resolve import resolve
-from sdpo.system.files import digest_of
 
 INPUTS = {"reference": "r" * 64, "target": "r" * 64, "partition": "p" * 64, "tokenizer": "t" * 64}
 LAUNCH = LaunchConfig(device="cpu", strategy="single", threads=2)

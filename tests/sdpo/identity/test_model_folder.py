@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from sdpo.chain.data import end_token_ids
+from sdpo.chain.tokens import end_token_ids
 from sdpo.config import ModelConfig
 from sdpo.errors import ModelError
 from sdpo.identity.model_digest import model_digest

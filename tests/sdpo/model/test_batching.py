@@ -4,19 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.config import TrainingConfig
-from sdpo.model.batching import (
+from sdpo.config.automatic import (
     CPU_MICRO_BATCH_TOKENS,
     GPU_MICRO_BATCH_TOKENS,
     LANE_WEIGHTS,
-    epoch_order,
-    global_batch,
     head_rows,
     lane_count,
     micro_batch_tokens,
-    micro_batches,
     optimizer_steps,
     training_lanes,
 )
+from sdpo.model.batching import epoch_order, global_batch, micro_batches
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 CUTS = st.fixed_dictionaries(

@@ -12,8 +12,9 @@ import pytest
 from probe_records import record_probes
 
 from sdpo.config import RunConfig
+from sdpo.identity.canonical import digest_of
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import digest_of, write_json
+from sdpo.system.files import write_json
 
 SOURCES = ("orca", "ultrafeedback")
 PAIRS = {"D_1": 260, "D_2": 700, "reserve:orca": 48, "reserve:ultrafeedback": 220}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdpo.chain.kl import kl_view
 from sdpo.config.sampler import EXACT, PAPER, SAMPLERS
 from sdpo.model.sequence_scorer import TokenSequence
 from sdpo.scoring.divergence import divergence
 from sdpo.scoring.sampling import Prompt, pick, sample, uniforms
+from sdpo.stats.kl import kl_view
 
 WORDS = 5
 """A vocabulary small enough to write down every completion of two tokens."""

@@ -6,9 +6,9 @@ import torch
 from sdpo.config import RunConfig, TrainingConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
+from sdpo.identity.canonical import digest_of
 from sdpo.model.sequence_scorer import decoder_blocks
 from sdpo.stages.compiling import compiled_blocks
-from sdpo.system.files import digest_of
 
 from ..training_helpers.models import (
     RecordedEvents,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.config import TrainingConfig
+from sdpo.config.automatic import CPU_MICRO_BATCH_TOKENS
 from sdpo.errors import Fault, LowMemoryError
-from sdpo.model.batching import CPU_MICRO_BATCH_TOKENS
 from sdpo.stages.settle_budget import heaviest
 from sdpo.store.budget import Budget, Reduction, halved, probe, read_budget, write_budget
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import IntegrityError, UserError
-from sdpo.store.run_folder import RunFolder, _section, differences, reuse, run_lock
-from sdpo.system.files import digest_of
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.differences import differences
+from sdpo.store.reuse import reuse
+from sdpo.store.run_folder import RunFolder, _section, run_lock
 
 IDENTITY = {"training": {"beta": 0.1, "learning_rate": 5e-7}, "inputs": {"reference": "abc"}}
 

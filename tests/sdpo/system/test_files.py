@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault, IntegrityError
+from sdpo.identity.canonical import canonical_json, digest_of
 from sdpo.system.files import (
-    canonical_json,
-    digest_of,
     file_digest,
     folder_digests,
     publish_file,

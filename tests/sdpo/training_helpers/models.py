@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.config import TrainingConfig
 from sdpo.events import EventWriter
+from sdpo.identity.scoring import scoring_key
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
 from sdpo.scoring.score_rows import Scorer
-from sdpo.store.logp_cache import scoring_key
 from sdpo.tokens.token_file import TOKENS_SCHEMA, TokenFile, row_digest
 from sdpo.training.tasks import PreferenceTask, SupervisedTask, Task
 from sdpo.training.trainer import Trainer, make_optimizer

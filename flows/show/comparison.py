@@ -1,0 +1,24 @@
+"""What a comparison of a replay with its origin says, at a terminal and as Markdown."""
+
+from sdpo.history.results import Comparison
+
+ANSWERS = {
+    "bitwise identical": "bitwise identical: weights, loss curve and gamma",
+    "same inputs, results differ": "same inputs, results differ by",
+    "inputs differ": "inputs differ",
+    "unknown": "there is nothing whole to compare with",
+}
+
+
+def grounds(found: Comparison) -> list[str]:
+    """What the answer of a replay rests on, line by line."""
+    groups = {"": found.inputs, "results: ": found.results}
+    if found.verdict != "bitwise identical":
+        groups["environment: "] = found.environment or ("the same versions, device and threads",)
+    return [f"{prefix}{line}" for prefix, lines in groups.items() for line in lines]
+
+
+def comparison_lines(found: Comparison, where: str) -> list[str]:
+    """The answer of a replay as Markdown."""
+    lines = [f"# {where}", "", f"**{ANSWERS[found.verdict]}**", ""]
+    return lines + [f"- {line}" for line in grounds(found)]

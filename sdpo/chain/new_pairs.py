@@ -1,0 +1,119 @@
+"""The pairs of new sources that an origin has not."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.config import DataConfig
+from sdpo.data.keys import pair_id
+from sdpo.data.pairs_file import iter_row_groups
+from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
+from sdpo.data.prompts import Rejection
+from sdpo.data.schema import Format, Message
+from sdpo.store.run_folder import RunFolder
+
+
+class NewPairs:
+    """Pairs of the new sources that the carried ones do not have, with what became of the rest."""
+
+    def __init__(self, prepared: PreparedPairs, folder: Path, *, origin: str) -> None:
+        self.prepared = prepared
+        self._known = set(read_column(folder / "pairs.parquet", "pair_id"))
+        self._origin = origin
+        self.dropped: dict[str, Counter[str]] = {}
+        self.lines: list[str] = []
+        self.kept = 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The pairs that stay, a row group at a time; counts and lines grow with it."""
+        for group in iter_row_groups(self.prepared.path):
+            keep = [self._is_new(row) for row in _rows(group)]
+            table = group.filter(pa.array(keep, pa.bool_()))
+            self.kept += table.num_rows
+            yield table
+
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
+        messages = {
+            side: [Message(**turn) for turn in row[side]]
+            for side in ("prompt", "chosen", "rejected")
+        }
+        swapped = pair_id(
+            messages["prompt"], chosen=messages["rejected"], rejected=messages["chosen"]
+        )
+        if row["pair_id"] in self._known:
+            found = Rejection("duplicate", f"run {self._origin} has the same pair")
+        elif swapped in self._known:
+            detail = f"run {self._origin} has the same pair with its sides swapped"
+            found = Rejection("contradictory", detail)
+        else:
+            return True
+        self.dropped.setdefault(row["source"], Counter())[found.reason] += 1
+        self.lines.append(rejection_line(row["source"], row["row"], found))
+        return False
+
+    def counts(self) -> list[SourceCounts]:
+        """What became of each new source's rows."""
+        found = []
+        for source in self.prepared.sources:
+            dropped = self.dropped.get(source.name, Counter())
+            rejected = dict(sorted((Counter(source.rejected) + dropped).items()))
+            kept = source.kept - dropped.total()
+            found.append(replace(source, kept=kept, rejected=rejected))
+        return found
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected"]
+    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
+    return rows
+
+
+def read_column(path: Path, name: str) -> list[Any]:
+    values: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
+    return values
+
+
+def read_new(
+    data: DataConfig,
+    folder: Path,
+    *,
+    default_format: Format,
+    strata: list[str],
+    scratch: Path,
+    origin: str,
+) -> NewPairs:
+    prepared = prepare_pairs(data, default_format=default_format, strata=strata, out=scratch)
+    return NewPairs(prepared, folder, origin=origin)
+
+
+def find_new_pairs(
+    data: DataConfig, origin: RunFolder, *, default_format: Format, strata: list[str]
+) -> frozenset[str]:
+    """Ids of the pairs of ``data`` that the origin has not and could be trained on, as far as text
+    tells.
+
+    Pairs of prompts that the origin has reserved stay reserved, so they are left out.
+    """
+    plan = pq.read_table(origin.plan, columns=["prompt_key", "step"])
+    reserved = set(plan.filter(pa.array(plan["step"].to_numpy() == 0))["prompt_key"].to_pylist())
+    with tempfile.TemporaryDirectory(prefix="sdpo-") as scratch:
+        new = read_new(
+            data,
+            origin.path,
+            default_format=default_format,
+            strata=strata,
+            scratch=Path(scratch),
+            origin=origin.name,
+        )
+        rows = [
+            row
+            for table in new.tables()
+            for row in table.select(["pair_id", "prompt_key"]).to_pylist()
+        ]
+    return frozenset(row["pair_id"] for row in rows if row["prompt_key"] not in reserved)

@@ -1,0 +1,158 @@
+"""The node that sets pairs aside before anything is trained, and lists the usable ones."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from partitions import argsort_ids, reserve_mask
+from sdpo.chain.context import Context, Outcome, run_once
+from sdpo.chain.data import source_names
+from sdpo.chain.tokens import tokens_path
+from sdpo.data.parquet_columns import Columns, hex_column, write_parts
+from sdpo.errors import DataError
+from sdpo.store.run_folder import Record
+from sdpo.system.files import publish_file
+from sdpo.tokens.token_file import TokenFile
+
+
+def reserve(context: Context) -> Record:
+    """``usable.parquet``: pairs that can be used, those of reserved prompts marked.
+
+    ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
+    """
+    settings = context.config.data.reserve
+
+    def choose(_pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
+        return reserve_mask(
+            prompts,
+            source,
+            n_sources=len(source_names(context)),
+            fraction=settings.fraction,
+            min_pairs=settings.min_pairs,
+            max_fraction=settings.max_fraction,
+            key=settings.key,
+        )
+
+    return reserve_by(context, choose)
+
+
+Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""From the ids of the usable pairs, those of their prompts (uint64 ``[pairs, 2]``) and the codes of
+their sources: which are reserved, bool ``[pairs]``."""
+
+
+def reserve_by(
+    context: Context, choose: Choice, *, carried: Mapping[str, Any] | None = None
+) -> Record:
+    """As :func:`reserve`, with the pairs that ``choose`` picks; ``carried`` bears identity too."""
+    settings = context.config.data.reserve
+    tokens = TokenFile.open(tokens_path(context))
+    # The name of the token file is the digest of everything it was made from.
+    identity = {"tokens": tokens_path(context).stem, "reserve": settings.model_dump()}
+    if carried:
+        identity["carried"] = dict(carried)
+
+    def make() -> Outcome:
+        pairs, names = Columns(context.run.pairs), source_names(context)
+        source = pairs.codes("source", names)
+        unusable = _unusable(tokens, source, names)
+        kept = np.flatnonzero(tokens.usable)
+        _check_sources_left(source[kept], names, unusable)
+        prompts = pairs.ids("prompt_key")[kept]
+        mask = choose(pairs.ids("pair_id")[kept], prompts, source[kept])
+        counts = np.bincount(source[kept][mask], minlength=len(names))
+        with publish_file(context.run.usable) as temporary:
+            _write_usable(temporary, pairs, names, source, kept=kept, prompts=prompts, mask=mask)
+        _publish_rejected(context, tokens, pairs, names, source)
+        return {
+            "usable": len(kept),
+            "reserved": dict(zip(names, counts.tolist(), strict=True)),
+            "unusable": unusable,
+        }, [context.run.usable, context.run.rejected]
+
+    return run_once(context, "reserve", identity, make)
+
+
+_USABLE_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt_key", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("chosen_chars", pa.int32()),
+        ("rejected_chars", pa.int32()),
+        ("token_row", pa.int64()),
+        ("reserved", pa.bool_()),
+    ]
+)
+"""Columns of ``usable.parquet``, which is in the order of the pairs' ids. ``token_row`` is the row
+in ``pairs.parquet`` and in the token file."""
+
+
+def _write_usable(
+    path: Path,
+    pairs: Columns,
+    names: list[str],
+    source: np.ndarray,
+    *,
+    kept: np.ndarray,
+    prompts: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    """Write the pairs at rows ``kept``, with the ids of their prompts and who is reserved."""
+    ids = pairs.ids("pair_id")[kept]
+    numbers = [pairs.numbers(name) for name in ("row", "chosen_chars", "rejected_chars")]
+    order, listed = argsort_ids(ids), pa.array(names, pa.string())
+
+    def part(rows: slice) -> list[pa.Array]:
+        at = order[rows]
+        return [
+            hex_column(ids[at]),
+            hex_column(prompts[at]),
+            listed.take(pa.array(source[kept[at]])),
+            *(pa.array(values[kept[at]]) for values in numbers),
+            pa.array(kept[at]),
+            pa.array(mask[at]),
+        ]
+
+    write_parts(path, _USABLE_SCHEMA, len(kept), part)
+
+
+def _publish_rejected(
+    context: Context, tokens: TokenFile, pairs: Columns, names: list[str], source: np.ndarray
+) -> None:
+    """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
+    rows = pairs.numbers("row")
+    with publish_file(context.run.rejected) as temporary:
+        shutil.copyfile(context.run.rejected_data, temporary)
+        with temporary.open("a", encoding="utf-8") as file:
+            for index, reason in tokens.rejected():
+                where = {"source": names[source[index]], "row": int(rows[index])}
+                line = {**where, "reason": reason, "detail": ""}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
+    """Per source, how many pairs the tokenizer rejects for which reason."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for row, reason in tokens.rejected():
+        counts[names[source[row]]][reason] += 1
+    return {name: dict(counter) for name, counter in counts.items()}
+
+
+def _check_sources_left(
+    source: np.ndarray, names: list[str], unusable: dict[str, dict[str, int]]
+) -> None:
+    for code, name in enumerate(names):
+        if not (source == code).any():
+            counts = ", ".join(f"{n} {reason}" for reason, n in unusable[name].items())
+            raise DataError(
+                f"source {name} has no pairs left after tokenisation ({counts}): "
+                "raise data.max_length, or leave the source out"
+            )

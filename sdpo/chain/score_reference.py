@@ -1,0 +1,147 @@
+"""A step's reference that is not its target: what it reads, whether it is loaded, its stage.
+
+It is scored by a stage of its own, which ends before the target is loaded: one model in memory at a
+time. Where every row is cached, and was checked under these versions, it is not loaded at all.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sdpo.chain.context import Context
+from sdpo.chain.start_stage import step_spec
+from sdpo.chain.step_models import NamedModel, StepModels
+from sdpo.chain.tokens import end_token_ids, ensure_tokens, tokens_path
+from sdpo.config import TrainingConfig
+from sdpo.data.parquet_columns import rows_of_steps
+from sdpo.errors import DataError
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.payloads import tokens_identity
+from sdpo.identity.scoring import scoring_identities
+from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
+from sdpo.store.logp_cache import LogpCache
+from sdpo.store.token_cache import cached_tokens
+from sdpo.system import machine
+from sdpo.tokens.token_file import TokenFile
+
+
+def scored_reference(
+    context: Context, step: int, training: TrainingConfig, models: StepModels
+) -> ReferenceSpec | None:
+    """See to it that a reference that is not the target is cached and checked for this step."""
+    reference = models.reference
+    if reference is None or models.agree:
+        return None
+    own_tokens = None
+    if own := reference_tokens(context, reference, step):
+        ensure_tokens(context, own, node=own.name)
+        check_readable(context, reference, own.out, step)
+        own_tokens = own.out
+    tokens = own_tokens or tokens_path(context)
+    reason = why_score(context, reference, tokens, step, training)
+    node = f"reference-{step}"
+    status = "run" if reason else "reuse"
+    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
+    if reason:
+        context.executed.append(node)
+        spec = step_spec(
+            context,
+            name=node,
+            step=step,
+            task="none",
+            training=training,
+            model=reference,
+            score_as_reference=True,
+        )
+        # The reference pads with a token of its own vocabulary.
+        context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))
+    return reference_spec(models, own_tokens)
+
+
+def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
+    """How the pairs become tokens of a reference that cuts text differently; None where it does
+    not."""
+    if not reference.tokenizer:
+        return None
+    data = context.run.read_record("data")
+    assert data is not None, "tokens come after data"
+    ends = end_token_ids(reference.folder)
+    identity = tokens_identity(
+        context.config,
+        content=data["outputs"]["digest"],
+        tokenizer=reference.tokenizer,
+        clock=context.clock,
+        ends=ends,
+    )
+    return TokeniseSpec(
+        name=f"tokenise-reference-{step}",
+        run=context.run.path,
+        model=context.config.model.model_copy(update={"chat_template": ""}),
+        launch=context.config.launch,
+        tokenizer=reference.folder,
+        pairs=context.run.pairs,
+        out=cached_tokens(context.cache, digest_of(identity)[:32]),
+        max_length=context.config.data.max_length,
+        clock=context.clock,
+        end_token_ids=ends,
+    )
+
+
+def check_readable(context: Context, reference: NamedModel, path: Path, step: int) -> None:
+    """Say what a tokenizer of its own means for a step.
+
+    Raises:
+        DataError: the reference cannot read some pairs of D_step or the reserve.
+    """
+    rows, tokens = rows_of(context, step), TokenFile.open(path)
+    unusable = rows[~tokens.usable[rows]]
+    if len(unusable):
+        example = tokens.pair_ids[unusable[0]]
+        raise DataError(
+            f"{len(unusable)} pairs of D_{step} or the reserve cannot be read by the tokenizer of "
+            f"{reference.name}, the reference (for example {example}: {tokens.reasons[example]}): "
+            "raise data.max_length, or choose another reference"
+        )
+    files = (TokenFile.open(tokens_path(context)), tokens)
+    sides = [
+        side[rows] for file in files for side in (file.chosen_truncated, file.rejected_truncated)
+    ]
+    cut = int(np.any(sides, axis=0).sum())
+    context.listen(
+        {
+            "event": "warning",
+            "message": f"step {step}: {reference.name}, the reference, has a tokenizer of its own, "
+            "so statistics per token are not given for it"
+            + (f"; {cut} pairs are truncated, at other places than the policy's" if cut else ""),
+        }
+    )
+
+
+def rows_of(context: Context, step: int) -> np.ndarray:
+    """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
+    return rows_of_steps(context.run.plan, 0, step)
+
+
+def why_score(
+    context: Context, reference: NamedModel, tokens: Path, step: int, training: TrainingConfig
+) -> str:
+    """Why the reference has to be loaded for step ``step``; empty where it has not."""
+    config, file = context.config, TokenFile.open(tokens)
+    digests = file.digests(rows_of(context, step))
+    keys = scoring_identities(
+        reference.digest, training=training, launch=config.launch, model=config.model
+    )
+    caches = [LogpCache(context.cache, key) for key in keys]
+    missing = min(int(np.count_nonzero(~cache.lookup(digests).present)) for cache in caches)
+    if missing:
+        return f"{missing} of {len(digests)} rows are not cached"
+    if not any(cache.check_of(digests, software=machine.versions()) for cache in caches):
+        return "its cached rows were not checked under these versions"
+    return ""
+
+
+def reference_spec(models: StepModels, tokens: Path | None) -> ReferenceSpec | None:
+    """What the step's stage is told of a reference that is not its target."""
+    if models.reference is None or models.agree:
+        return None
+    return ReferenceSpec(name=models.reference.name, digest=models.reference.digest, tokens=tokens)

@@ -1,0 +1,121 @@
+"""The node that turns pairs into token files, and where those lie in the cache."""
+
+from pathlib import Path
+
+from sdpo.chain.context import Context
+from sdpo.errors import ModelError
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.model_folder import read_config, read_object, text_config
+from sdpo.identity.payloads import tokens_identity
+from sdpo.processes.stage_specs import TokeniseSpec
+from sdpo.store.token_cache import cached_tokens, token_fault
+from sdpo.system.files import checksum_path, checksum_text, write_text
+from sdpo.system.locks import hold
+from sdpo.tokens.token_file import TokenFile
+
+
+def tokens_path(context: Context, kind: str = "pairs") -> Path:
+    """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
+    data = context.run.read_record("data")
+    assert data is not None, "tokens come after data"
+    content = data["outputs"]["digest"]
+    if kind == "supervised":
+        content = data["outputs"]["supervised"]["digest"]
+    identity = tokens_identity(
+        context.config,
+        content=content,
+        tokenizer=context.resolved.inputs["tokenizer"],
+        clock=context.clock if template_uses_clock(context) else "",
+        ends=end_token_ids(context.resolved.model),
+    )
+    return cached_tokens(context.cache, digest_of(identity)[:32])
+
+
+def template_uses_clock(context: Context) -> bool:
+    """Whether the chat template may print the date, so that tokens depend on the run's clock."""
+    model, given = context.resolved.model, context.config.model.chat_template
+    files = [Path(given)] if given else [*model.glob("*.jinja"), model / "tokenizer_config.json"]
+    return any(
+        "strftime_now" in path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.is_file()
+    )
+
+
+def end_token_ids(folder: Path) -> list[int]:
+    """Tokens at which generation stops, by generation_config.json.
+
+    Raises:
+        ModelError: the file has something else there than token ids.
+    """
+    path = folder / "generation_config.json"
+    ends = read_object(path).get("eos_token_id") if path.is_file() else None
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if any(type(end) is not int for end in listed):
+        raise ModelError(f"{path}: eos_token_id is {ends!r}, and a token id is a number")
+    return list(listed)
+
+
+def tokenise(context: Context) -> Path:
+    """Token ids of every pair, in the cache: made in a stage where they are not there."""
+    pairs, *examples = token_paths(context)
+    spec = TokeniseSpec(
+        name="tokenise",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        tokenizer=context.resolved.model,
+        pairs=context.run.pairs,
+        out=pairs,
+        supervised=context.run.path / "supervised.parquet" if examples else None,
+        supervised_out=examples[0] if examples else None,
+        max_length=context.config.data.max_length,
+        clock=context.clock,
+        end_token_ids=end_token_ids(context.resolved.model),
+    )
+    ensure_tokens(context, spec, node="tokens")
+    _check_positions(context, TokenFile.open(pairs))
+    return pairs
+
+
+def ensure_tokens(context: Context, spec: TokeniseSpec, *, node: str) -> None:
+    """See to it that the token files that ``spec`` makes are in the cache, and whole."""
+    wanted = [spec.out, *filter(None, [spec.supervised_out])]
+    if not any(map(token_fault, wanted)):
+        _tell_tokens(context, node, [])
+        return
+    # Another run may be making the same tokens: then this one waits and finds them.
+    lock = spec.out.with_name(f".{spec.out.stem}.lock")
+    what = f"the token file {spec.out.name}"
+    with hold(lock, what=what, wait=True, listen=context.listen) as handle:
+        faults = [fault for path in wanted if (fault := token_fault(path))]
+        _tell_tokens(context, node, faults)
+        if faults:
+            context.executed.append(node)
+            context.stage(spec, handle)
+            for path in wanted:
+                write_text(checksum_path(path), checksum_text(path))
+        lock.unlink(missing_ok=True)
+
+
+def token_paths(context: Context) -> list[Path]:
+    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
+    from_source = context.config.supervised.from_source and not context.carried  # S is, too
+    return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
+
+
+def _tell_tokens(context: Context, node: str, faults: list[str]) -> None:
+    status, reason = ("run", faults[0]) if faults else ("reuse", "")
+    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
+
+
+def _check_positions(context: Context, tokens: TokenFile) -> None:
+    """Refuse sequences longer than the positions the model was trained on."""
+    config = read_config(context.resolved.model)
+    positions = text_config(config).get("max_position_embeddings")
+    longest = int(tokens.sequence_lengths.max(initial=0))
+    if isinstance(positions, int) and 0 < positions < longest:
+        raise ModelError(
+            f"the longest sequence has {longest} tokens and the model has {positions} positions: "
+            f"set data.max_length to {positions} or less"
+        )

@@ -1,0 +1,65 @@
+"""What log-probs under a model depend on besides the rows: the key of their cache."""
+
+from typing import Any
+
+from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
+from sdpo.config.automatic import resolve_layout
+
+SCORING_VERSION = 3
+"""Raised when a change of this project's code changes the log-probs it computes."""
+
+
+def scoring_key(
+    model_digest: str,
+    *,
+    precision: str,
+    device: str,
+    threads: int,
+    processes: int,
+    attention: str,
+    layout: str,
+) -> dict[str, str | int]:
+    """What a row's log-probs depend on besides the row itself."""
+    return {
+        "model": model_digest,
+        "precision": precision,
+        "device": device,
+        # On a CPU the last bits depend on the threads of a forward: so many, or with one process
+        # and a small model their share of it.
+        "threads": threads if device == "cpu" else 0,
+        "processes": processes if device == "cpu" else 0,
+        "attention": attention,
+        "layout": layout,
+        "scoring_version": SCORING_VERSION,
+    }
+
+
+def scoring_identity(
+    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
+) -> dict[str, str | int]:
+    """Of log-probs under the model of ``digest``, besides the rows: the key of its cache."""
+    return scoring_key(
+        digest,
+        precision=training.precision,
+        device=launch.device,
+        threads=launch.threads,
+        processes=launch.processes,
+        attention=model.attention,
+        layout=resolve_layout(training.layout, attention=model.attention),
+    )
+
+
+def scoring_identities(
+    digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
+) -> list[dict[str, str | int]]:
+    """Keys under which log-probs of a model may be cached that another's step reads.
+
+    A model that the layout does not suit is scored in the plain one, and which models those are is
+    known where they are loaded.
+    """
+    options: dict[str, Any] = {"launch": launch, "model": model}
+    plain = training.model_copy(update={"layout": "padded"})
+    own, fallback = (
+        scoring_identity(digest, training=each, **options) for each in (training, plain)
+    )
+    return [own] if own == fallback else [own, fallback]

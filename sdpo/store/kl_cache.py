@@ -1,0 +1,27 @@
+"""Measurements of KL in the cache: their files, and what is wrong with them."""
+
+from pathlib import Path
+
+from sdpo.errors import Fault
+from sdpo.identity.canonical import digest_of
+from sdpo.system.files import file_digest, read_json
+
+KL_FILES = ("kl.parquet", "samples.parquet")
+KEY_FILE = "key.json"
+"""Written last: what a cached measurement depends on, and the digests of its files."""
+
+
+def cached_fault(folder: Path) -> str:
+    """What is wrong with a cached measurement; empty: nothing."""
+    if not (folder / KEY_FILE).is_file():
+        return "not cached"
+    try:
+        content = read_json(folder / KEY_FILE)
+        if digest_of(content["identity"])[:32] != folder.name:
+            return f"{KEY_FILE} was changed"
+        for name, digest in content["files"].items():
+            if file_digest(folder / name) != digest:
+                return f"{name} was changed"
+    except (Fault, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read ({error})"
+    return ""

@@ -1,0 +1,68 @@
+"""What a run's folder says of the recipe and the inputs that it was made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.config import RunConfig
+from sdpo.config.load import make_config
+from sdpo.errors import UserError
+from sdpo.store.origin import Carried, Origin, carried_of, origin_of
+from sdpo.store.run_folder import RunFolder
+from sdpo.system import machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What run.yaml says, checked. ``clock`` is the time that chat templates see."""
+
+    created: str
+    clock: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    config: RunConfig
+    versions: dict[str, str]
+    origin: Origin | None
+    carried: Carried | None
+
+    @property
+    def data_inputs(self) -> dict[str, str]:
+        """Digests of the data alone."""
+        return {name: digest for name, digest in self.inputs.items() if name.startswith("data.")}
+
+
+def read_stored(run: RunFolder) -> Stored:
+    """Read a run's run.yaml; its folders are where the run is now.
+
+    Raises:
+        UserError: there is no such run, or another version of this project wrote it.
+        IntegrityError: run.yaml is not what was written.
+    """
+    content = run.read_run()
+    versions = content.get("versions") or {}
+    try:
+        config = make_config(content["config"])
+        store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
+        where = {"name": run.path.name, "store": store}
+        created = str(content["created"])
+        return Stored(
+            created=created,
+            clock=str(content.get("clock", created)),
+            identity=dict(content["identity"]),
+            inputs=dict(content["inputs"]),
+            config=config.model_copy(update=where),
+            versions=dict(versions),
+            origin=origin_of(content),
+            carried=carried_of(content),
+        )
+    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+        wrote = versions.get("sdpo", "unknown") if isinstance(versions, Mapping) else "unknown"
+        raise UserError(
+            f"{run.run_file} does not fit this version of the project "
+            f"({machine.versions()['sdpo']}; it was written by {wrote}): {_why(error)}. Take the "
+            "run up with that version, or start a new one"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    return f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)

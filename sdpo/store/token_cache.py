@@ -1,0 +1,17 @@
+"""Token files in the cache: where one lies, and what is wrong with it."""
+
+from pathlib import Path
+
+from sdpo.system.files import checksum_path, is_vouched_for
+
+
+def cached_tokens(cache: Path, name: str) -> Path:
+    """Where the token file of this name is."""
+    return cache / "tokens" / f"{name}.arrow"
+
+
+def token_fault(path: Path) -> str:
+    """What is wrong with a cached token file, by the digest beside it; empty: nothing."""
+    if not path.is_file() or not checksum_path(path).is_file():
+        return "not cached"
+    return "" if is_vouched_for(path) else f"{path.name} in the cache was changed"
