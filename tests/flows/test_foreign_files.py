@@ -108,7 +108,9 @@ def test_what_is_the_users_stays_beside_what_is_done(
     assert code == 0, told
     assert state_of(state) == state
     assert [below(folder) for folder in (bench.folder / "mine", bench.runs / "data")] == before
-    assert sdpo("verify", "tiny", "--runs-dir", bench.runs).code == 0
+    verified = sdpo("verify", "tiny", "--runs-dir", bench.runs).out.splitlines()
+    faults = [line for line in verified if line.startswith("fault: ")]
+    assert faults == ["fault: step-1/my-notes was not published by this run"]
 
 
 def test_the_refusal_names_what_is_there_and_what_to_do(bench: Bench, sdpo: Sdpo) -> None:
