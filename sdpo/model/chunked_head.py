@@ -7,12 +7,12 @@ length. Sums are accumulated in fp32.
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import MethodType
 from typing import Any
 
 import torch
 
 from sdpo.config.automatic import head_rows
+from sdpo.model.patches import bind_forward, has_own_forward
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -167,7 +167,7 @@ def teach_head(model: Any) -> None:
     forward and nowhere else.
     """
     head = model.get_output_embeddings()
-    if "forward" in vars(head):
+    if has_own_forward(head):
         return
     scale, softcap = _logit_transform(model.config)
 
@@ -178,7 +178,7 @@ def teach_head(model: Any) -> None:
             hidden, self.weight, targets, bias=self.bias, scale=scale, softcap=softcap
         )
 
-    head.forward = MethodType(forward, head)  # bound, so that a copy of the model has its own
+    bind_forward(head, forward)
 
 
 def _logit_transform(config: Any) -> tuple[float, float]:

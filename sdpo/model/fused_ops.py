@@ -8,12 +8,13 @@ were seen to give the same values; fp32 on a CPU alone, anything else takes the 
 
 import math
 import sys
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from sdpo.model.patches import bind_forward, has_own_forward, replace_function
 
 _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Of the numbers on which a module's own code and what stands in for it are compared."""
@@ -173,14 +174,14 @@ def _fuse_norms(model: nn.Module) -> int:
         own = type(module).forward
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         known = type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)
-        if not known or not isinstance(weight, torch.Tensor) or "forward" in vars(module):
+        if not known or not isinstance(weight, torch.Tensor) or has_own_forward(module):
             continue
 
         def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
             return rms_norm(x, self.weight, self.variance_epsilon) if _plain(x) else _own(self, x)
 
         if _same(module, forward, weight.shape[-1]):
-            module.forward = MethodType(forward, module)
+            bind_forward(module, forward)
             count += 1
     return count
 
@@ -193,7 +194,7 @@ def _fuse_gates(model: nn.Module) -> int:
         if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
             continue
         silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-        if not silu or "forward" in vars(module):
+        if not silu or has_own_forward(module):
             continue
 
         def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
@@ -205,7 +206,7 @@ def _fuse_gates(model: nn.Module) -> int:
             return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))  # adapters
 
         if _same(module, forward, _width(module)):
-            module.forward = MethodType(forward, module)
+            bind_forward(module, forward)
             count += 1
     return count
 
@@ -215,7 +216,7 @@ def _is_bare(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and getattr(module, "bias", None) is None
-        and "forward" not in vars(module)
+        and not has_own_forward(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )
@@ -277,5 +278,5 @@ def _fuse_rotary(model: nn.Module) -> int:
     if not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(theirs, ours, strict=True)):
         return 0
     apply_rotary_pos_emb.sdpo_own = own  # type: ignore[attr-defined]
-    code.apply_rotary_pos_emb = apply_rotary_pos_emb  # type: ignore[attr-defined]
+    replace_function(code, "apply_rotary_pos_emb", apply_rotary_pos_emb)
     return 1

@@ -5,12 +5,12 @@ tokens nobody reads: a sixth of a six-layer model's work on them, less of a deep
 out where the block has the parts of a Llama's and was seen to give the same.
 """
 
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+from sdpo.model.patches import bind_forward, restore_forward
 from sdpo.model.sequence_scorer import decoder_blocks, inner_model, plain_attention, predicting
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -32,10 +32,10 @@ def prune(model: nn.Module) -> bool:
     if not blocks or not all(isinstance(getattr(blocks[-1], p, None), nn.Module) for p in _PARTS):
         return False
     block: Any = blocks[-1]
-    block.forward = MethodType(_pruned, block)
+    bind_forward(block, _pruned)
     inner.prunes_last_block = _is_the_same(inner)
     if not inner.prunes_last_block:
-        del block.forward
+        restore_forward(block)
     return bool(inner.prunes_last_block)
 
 

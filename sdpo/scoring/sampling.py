@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sdpo.config.sampler import Sampler
+from sdpo.model.patches import generating_with
 from sdpo.system.out_of_memory import Parts
 
 
@@ -146,8 +147,7 @@ def _generate(
         mask[row, longest - len(prompt.ids) :] = 1
     chooser.prompt_tokens = longest
     # The model's own settings (a repetition penalty, say) would make it another distribution.
-    own, policy.generation_config = policy.generation_config, GenerationConfig()
-    try:
+    with generating_with(policy, GenerationConfig()):
         output = policy.generate(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=torch.from_numpy(mask).to(device),
@@ -159,8 +159,6 @@ def _generate(
             ),
             logits_processor=LogitsProcessorList([chooser]),
         )
-    finally:
-        policy.generation_config = own
     written: list[list[int]] = output[:, longest:].tolist()
     return written
 

@@ -15,6 +15,7 @@ import torch
 
 from sdpo.events import EventWriter
 from sdpo.model.batching import global_batch
+from sdpo.model.patches import forget_compiled
 from sdpo.model.sequence_scorer import decoder_blocks
 from sdpo.training.tasks import Task
 from sdpo.training.trainer import Generators, Trainer
@@ -100,4 +101,4 @@ def _same(trainer: Trainer, plain: float, compiled: float) -> bool:
 
 def _restore(blocks: list[torch.nn.Module]) -> None:
     for block in blocks:
-        block._compiled_call_impl = None
+        forget_compiled(block)

@@ -24,6 +24,7 @@ from sdpo.errors import DivergedError, Fault, LowMemoryError
 from sdpo.model.batching import global_batch, micro_batches
 from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.model.layouts import LAYOUTS
+from sdpo.model.patches import global_batch_ends
 from sdpo.store.budget import Budget, halved
 from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
 from sdpo.training.tasks import ItemLosses, Task
@@ -294,8 +295,7 @@ class Trainer:
         sums = _Sums(accelerator)
         for index, items in enumerate(cut):
             last = index == len(cut) - 1
-            # DeepSpeed learns from this flag, and from nothing else, where a global batch ends.
-            accelerator.gradient_state._set_sync_gradients(last)
+            global_batch_ends(accelerator, ends=last)
             with nullcontext() if last else accelerator.no_sync(self.scorer):
                 losses = self._forward(task, items, fallback=batch)
                 sums.add(losses)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sdpo.errors import LayoutError
 from sdpo.model.layouts.segments import Segments
+from sdpo.model.patches import more_graphs
 
 NAME = "sdpo_segments"
 
@@ -202,9 +203,8 @@ def _flex(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    kernel, limited = _compiled_flex()
-    with limited:
-        out: torch.Tensor = kernel(
+    with more_graphs(_MOST_GRAPHS):
+        out: torch.Tensor = _compiled_flex()(
             query,
             key,
             value,
@@ -216,8 +216,8 @@ def _flex(
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex() -> tuple[Any, Any]:
-    """The kernel, and what its calls happen in.
+def _compiled_flex() -> Any:
+    """The kernel.
 
     The whole call is one graph or an error: past the limit of graphs torch would go on without
     compiling, which makes the scores of all tokens with all tokens. Lengths are dynamic, so graphs
@@ -226,8 +226,7 @@ def _compiled_flex() -> tuple[Any, Any]:
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-    return compiled, torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def register() -> None:

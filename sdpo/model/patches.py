@@ -1,0 +1,144 @@
+"""Where this project reaches into other libraries, all of it: what is changed, why, what guards it.
+
+Nothing else binds a forward of its own to a module, replaces a library's function, or calls what a
+library does not offer. Each entry of :data:`PATCHES` says which check refuses or undoes the patch
+where a newer version of the library has another formula; ``seen`` are the versions that it was seen
+to work with.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """A change to a library's objects. ``guard`` names the function that compares or refuses."""
+
+    what: str
+    why: str
+    guard: str
+    seen: str
+
+
+PATCHES = {
+    "forward of a norm": Patch(
+        what="the forward of modules whose name ends in RMSNorm",
+        why="one pass and two saved tensors in place of several, in fp32 on a CPU",
+        guard="sdpo.model.fused_ops._same",
+        seen="transformers 5.17 to 5.23",
+    ),
+    "forward of a gated MLP": Patch(
+        what="the forward of modules with gate_proj, up_proj and down_proj",
+        why="what is left out is a sixth of all that a layer keeps for its backward pass",
+        guard="sdpo.model.fused_ops._same",
+        seen="transformers 5.17 to 5.23",
+    ),
+    "rotary function": Patch(
+        what="apply_rotary_pos_emb in the module of an architecture's code",
+        why="cosine and sine are saved in place of the rotated halves, in fp32 on a CPU",
+        guard="sdpo.model.fused_ops._fuse_rotary",
+        seen="transformers 5.17 to 5.23",
+    ),
+    "forward of the last block": Patch(
+        what="the forward of a model's last decoder block",
+        why="the feed-forward part is computed for the tokens that predict alone",
+        guard="sdpo.model.last_block._is_the_same",
+        seen="transformers 5.17 to 5.23",
+    ),
+    "forward of the head": Patch(
+        what="the forward of a model's output embedding",
+        why="log-probs of targets come without logits in full, under sharding wrappers too",
+        guard="sdpo.model.sequence_scorer.SequenceScorer.check_head",
+        seen="transformers 5.17 to 5.23",
+    ),
+    "attention kernel of a CPU": Patch(
+        what="torch.ops.aten._scaled_dot_product_flash_attention_for_cpu and its backward",
+        why="segments share one gradient buffer, where slices through autograd would make many",
+        guard="sdpo.model.layouts.check.agrees",
+        seen="torch 2.11 to 2.13",
+    ),
+    "limit of graphs": Patch(
+        what="torch._dynamo.config.recompile_limit while FlexAttention's kernel is called",
+        why="past torch's limit of 8 it would go on without compiling, in memory by the square",
+        guard="sdpo.model.layouts.check.agrees",
+        seen="torch 2.11 to 2.13",
+    ),
+    "compiled code of a block": Patch(
+        what="nn.Module._compiled_call_impl of decoder blocks after a training",
+        why="scoring and probes go through the model's own code, whose log-probs other runs share",
+        guard="sdpo.stages.compiling._same",
+        seen="torch 2.11 to 2.13",
+    ),
+    "end of a global batch": Patch(
+        what="GradientState._set_sync_gradients of accelerate",
+        why="DeepSpeed learns from this flag, and from nothing else, where a global batch ends",
+        guard="sdpo.model.patches.global_batch_ends",
+        seen="accelerate 1.15",
+    ),
+    "settings of generation": Patch(
+        what="generation_config of a model while it is sampled from",
+        why="a repetition penalty of its own would make it another distribution",
+        guard="sdpo.model.patches.generating_with",
+        seen="transformers 5.17 to 5.23",
+    ),
+}
+"""By name; the functions below, and what uses a kernel directly, are all places where they are."""
+
+
+def bind_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let ``module`` answer with ``forward(module, ...)``; bound, so that a copy has its own."""
+    bound: Any = MethodType(forward, module)
+    module.forward = bound
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether something was bound to ``module`` in place of its class's forward."""
+    return "forward" in vars(module)
+
+
+def restore_forward(module: nn.Module) -> None:
+    """Let ``module`` answer with its class's forward again."""
+    del module.forward
+
+
+def replace_function(code: Any, name: str, function: Callable[..., Any]) -> None:
+    """Let the module ``code`` find ``function`` under ``name``."""
+    setattr(code, name, function)
+
+
+def global_batch_ends(accelerator: Any, *, ends: bool) -> None:
+    """Tell accelerate whether the micro-batch to come is the last one of a global batch.
+
+    Raises:
+        AttributeError: this accelerate has another way of telling it.
+    """
+    accelerator.gradient_state._set_sync_gradients(ends)
+
+
+def forget_compiled(block: nn.Module) -> None:
+    """Let ``block`` run its own code again, after ``block.compile()``."""
+    owner: Any = block
+    owner._compiled_call_impl = None
+
+
+@contextmanager
+def more_graphs(most: int) -> Iterator[None]:
+    """Within it torch makes up to ``most`` graphs of one function before it gives up."""
+    with torch._dynamo.config.patch(recompile_limit=most):
+        yield
+
+
+@contextmanager
+def generating_with(model: Any, settings: Any) -> Iterator[None]:
+    """Within it ``model`` generates with ``settings`` in place of its own."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
