@@ -7,6 +7,7 @@ walk (every record's identity against what run.yaml and its inputs give now, by 
 make runs). What cannot be checked because something outside the run is not there is a note.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -24,6 +25,7 @@ from sdpo.store.origin import origin_chain
 from sdpo.store.run_folder import Record, RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import checksum_path, file_digest, temporaries
+from sdpo.system.ownership import MARKER, is_marked
 
 
 def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Findings:
@@ -45,6 +47,7 @@ def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Find
             "is missing, so that a change of run.yaml would not be noticed",
             "where you trust run.yaml: `sha256sum run.yaml > run.yaml.sha256`",
         )
+    _check_marker(run, findings)
     records = _read_records(run, findings)
     _check_files(run, records, findings, listen)
     _check_models(run, stored, records, findings)
@@ -58,6 +61,20 @@ def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Find
     if leftovers:
         findings.note(f"{len(leftovers)} unfinished files of a process that died: see `sdpo gc`")
     return findings
+
+
+def _check_marker(run: RunFolder, findings: Findings) -> None:
+    """A run without its marker may be one of before there were any; a damaged marker is a fault."""
+    if not os.path.lexists(run.path / MARKER):
+        findings.note(
+            f"the folder has no {MARKER}: it was made before there were markers, or lost its own"
+        )
+    elif not is_marked(run.path, "run"):
+        findings.fault(
+            MARKER,
+            "is not the marker of a run that this project made",
+            "where the run is yours: remove it, and run.yaml with its digest vouches for the run",
+        )
 
 
 def _read_records(run: RunFolder, findings: Findings) -> dict[str, Record]:

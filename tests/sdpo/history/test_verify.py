@@ -17,6 +17,7 @@ from sdpo.history.verify import verify_run
 from sdpo.store.logp_cache import LogpCache
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import checksum_path
+from sdpo.system.ownership import MARKER
 
 
 def named(findings: Findings) -> str:
@@ -86,6 +87,8 @@ def test_a_byte_flipped_a_file_cut_or_removed_is_named(
             if is_cache and fault == "remove":
                 is_remade = path.suffix == ".parquet" or path.name.startswith("checked-")
                 found = bool(findings.faults or findings.notes or is_remade)
+            elif name == MARKER and fault == "remove":
+                found = MARKER in " ".join(findings.notes)
             else:
                 found = name in named(findings) or f"{path.parent.name} " in named(findings)
             assert found, f"{path}: {named(findings)}"

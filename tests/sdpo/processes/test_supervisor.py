@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -168,7 +169,11 @@ def test_a_stage_that_ends_on_a_full_disk_names_it_whatever_its_log_can_take(
 ):
     if log == "full":
         (export.run / "logs").mkdir(parents=True)
-        export.log.symlink_to("/dev/full")
+        try:  # the device of that name, since a log may be no link
+            os.mknod(export.log, stat.S_IFCHR | 0o600, os.makedev(1, 7))
+            export.log.open("ab").close()
+        except PermissionError:
+            pytest.skip("a log on a full device needs the right to make one")
     if what == "space":
         (full_disk / "filler").write_bytes(bytes(60 * 1024))
     else:
