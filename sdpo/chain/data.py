@@ -36,6 +36,9 @@ def prepare_data(context: Context) -> Record:
             out=out,
             on_progress=progress,
         )
+        for source in prepared.sources:
+            for message in source.notes:
+                context.listen({"event": "warning", "message": message})
         rejected = context.run.rejected_data
         rejected.parent.mkdir(exist_ok=True)
         prepared.rejected_path.replace(rejected)

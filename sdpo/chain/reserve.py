@@ -63,7 +63,7 @@ def reserve_by(
         source = pairs.codes("source", names)
         unusable = _unusable(tokens, source, names)
         kept = np.flatnonzero(tokens.usable)
-        _check_sources_left(source[kept], names, unusable)
+        _check_sources_left(tokens, source, pairs.numbers("row"), names=names)
         prompts = pairs.ids("prompt_key")[kept]
         mask = choose(pairs.ids("pair_id")[kept], prompts, source[kept])
         counts = np.bincount(source[kept][mask], minlength=len(names))
@@ -132,27 +132,31 @@ def _publish_rejected(
     with publish_file(context.run.rejected) as temporary:
         shutil.copyfile(context.run.rejected_data, temporary)
         with temporary.open("a", encoding="utf-8") as file:
-            for index, reason in tokens.rejected():
+            for index, reason, detail in tokens.rejected():
                 where = {"source": names[source[index]], "row": int(rows[index])}
-                line = {**where, "reason": reason, "detail": ""}
+                line = {**where, "reason": reason, "detail": detail}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
     """Per source, how many pairs the tokenizer rejects for which reason."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for row, reason in tokens.rejected():
+    for row, reason, _ in tokens.rejected():
         counts[names[source[row]]][reason] += 1
     return {name: dict(counter) for name, counter in counts.items()}
 
 
 def _check_sources_left(
-    source: np.ndarray, names: list[str], unusable: dict[str, dict[str, int]]
+    tokens: TokenFile, source: np.ndarray, rows: np.ndarray, *, names: list[str]
 ) -> None:
-    for code, name in enumerate(names):
-        if not (source == code).any():
-            counts = ", ".join(f"{n} {reason}" for reason, n in unusable[name].items())
-            raise DataError(
-                f"source {name} has no pairs left after tokenisation ({counts}): "
-                "raise data.max_length, or leave the source out"
-            )
+    for code in sorted({*range(len(names))} - {*source[tokens.usable].tolist()}):
+        counts: Counter[str] = Counter()
+        first = ""
+        for row, reason, detail in tokens.rejected():
+            if source[row] == code:
+                counts[reason] += 1
+                first = first or f"Row {rows[row]}: {detail}"
+        told = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+        raise DataError(
+            f"source {names[code]} has no pairs left after tokenisation ({told}). {first}"
+        )

@@ -16,6 +16,11 @@ class ColumnsConfig(Group):
     system: str = Field("", description="Column of the system message.")
     chosen_score: str = Field("", description="Column of the chosen answer's score.")
     rejected_score: str = Field("", description="Column of the rejected answer's score.")
+    winner: str = Field(
+        "", description="Column that says which of `chosen` and `rejected` is the better answer."
+    )
+    chosen_wins: str = Field("", description="Value of `winner` by which `chosen` is better.")
+    rejected_wins: str = Field("", description="Value of `winner` by which `rejected` is better.")
 
 
 class SourceConfig(Group):
@@ -37,6 +42,10 @@ class SourceConfig(Group):
     )
     columns: ColumnsConfig = Field(
         ColumnsConfig(), description="Where the fields are, if they are not found by themselves."
+    )
+    contradictions: Literal["refuse", "swap", "keep"] = Field(
+        "refuse",
+        description="What becomes of a pair whose chosen side scores less than the rejected one.",
     )
     max_pairs: int = Field(
         0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."

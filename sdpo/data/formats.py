@@ -9,19 +9,23 @@ assistant's, in a ``text`` source every part stays the text that it is.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sdpo.config import ColumnsConfig
+from sdpo.data.cells import cell, is_nothing
 from sdpo.data.messages import (
     NotText,
     best_and_worst,
     is_conversation,
+    is_transcript,
+    like_transcript,
     messages_of,
-    open_transcript,
     plain_text,
     split_dialogues,
     split_texts,
     transcript_answer,
     transcript_prompt,
+    whole_transcripts,
 )
 from sdpo.data.prompts import (
     Rejection,
@@ -41,7 +45,24 @@ from sdpo.data.prompts import (
 )
 from sdpo.data.recognise import Layout, prompt_column, recognise, score_columns, with_scores
 from sdpo.data.schema import Format, Message
+from sdpo.data.winners import told
 from sdpo.errors import DataError
+
+Contradictions = Literal["refuse", "swap", "keep"]
+Note = Literal["like_transcript", "prompt_repeated", "template_variables"]
+
+NOTES: dict[Note, str] = {
+    "like_transcript": "the prompt looks like a transcript of a user and an assistant and is one "
+    "message of the user: give it as messages, or as `\\n\\nHuman:`/`\\n\\nAssistant:` turns "
+    "from its beginning",
+    "prompt_repeated": "both sides begin with the whole prompt, which then stands there twice: "
+    "take it out of the sides, or out of the prompt",
+    "template_variables": "the row has variables for the chat template, which change the prompt "
+    "and are not used: give a template with them set in `model.chat_template`",
+}
+"""What is to be known of rows that are used all the same, with the remedy."""
+
+_TEMPLATE_VARIABLES = ("chat_template_kwargs", "enable_thinking", "custom_instructions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +79,18 @@ class Candidate:
 class PairNormaliser:
     """Turns the rows of one source into pairs, one at a time; remembers the columns it saw."""
 
-    def __init__(self, *, format: Format, columns: ColumnsConfig, strata: Sequence[str] = ()):
+    def __init__(
+        self,
+        *,
+        format: Format,
+        columns: ColumnsConfig,
+        strata: Sequence[str] = (),
+        contradictions: Contradictions = "refuse",
+    ):
         self.layout: Layout | None = None
+        self.notes: list[Note] = []
+        """Of the row that was converted last."""
+        self._contradictions = contradictions
         self._format = format
         self._mapping = columns
         self._strata = list(strata)
@@ -76,9 +107,11 @@ class PairNormaliser:
         """
         layout = self._look_at(row)
         try:
-            return self._pair(row, layout)
+            made = self._pair(row, layout)
         except NotText as reason:
-            return Rejection("not_text", str(reason))
+            return Rejection(reason.reason, str(reason))
+        self.notes = _notes(row, layout, self._format) if isinstance(made, Candidate) else []
+        return made
 
     def strata_of(self, row: Row) -> dict[str, str]:
         """The values of the strata columns as text; "" for null."""
@@ -109,10 +142,11 @@ class PairNormaliser:
         known = row.keys() <= self._columns.keys()
         if not known:
             self._columns.update(dict.fromkeys(row))
-            if not self.layout.fields.prompt and prompt_column(row):
+            found = prompt_column(row)
+            if not self.layout.fields.prompt and found not in ("", self.layout.chosen):
                 raise DataError(
                     f"rows of two formats: the first has no prompt column, this one has "
-                    f"`{prompt_column(row)}`. Split the file, or set the source's `columns`"
+                    f"`{found}`. Split the file, or set the source's `columns`"
                 )
         if not self.layout.chosen_score and (not known or "metadata" in row):
             # Not every row need have scores; the first that has them shows where they are.
@@ -127,7 +161,8 @@ class PairNormaliser:
             sides = best_and_worst(lookup(row, layout.answers))
             chosen, rejected, chosen_score, rejected_score = sides
         else:
-            chosen, rejected = lookup(row, layout.chosen), lookup(row, layout.rejected)
+            chosen = cell(lookup(row, layout.chosen), f"`{layout.chosen}`")
+            rejected = cell(lookup(row, layout.rejected), f"`{layout.rejected}`")
             chosen_score = self._score(row, layout.chosen_score)
             rejected_score = self._score(row, layout.rejected_score)
         if not layout.fields.prompt and (
@@ -136,7 +171,23 @@ class PairNormaliser:
             return problem
         read = _as_chat if self._format == "chat" else _as_text
         pair = Candidate(*read(row, layout, chosen, rejected), chosen_score, rejected_score)
-        return _problem(row, layout, pair) or pair
+        if layout.winner:
+            winner = lookup(row, layout.winner)
+            if told(winner) == told(self._mapping.rejected_wins):
+                pair = _swapped(pair)
+            elif told(winner) != told(self._mapping.chosen_wins):
+                return Rejection("no_winner", f"`{layout.winner}` is {winner!r}")
+        if _contradicts(pair) and self._contradictions == "swap":
+            pair = _swapped(pair)
+        problem = _problem(row, layout, pair)
+        if problem or not _contradicts(pair) or self._contradictions == "keep":
+            return problem or pair
+        return Rejection(
+            "scores_contradict",
+            f"the chosen side scores {pair.chosen_score:g} and the rejected one "
+            f"{pair.rejected_score:g}: set the source's `contradictions` to `swap` (the better "
+            "score is chosen) or `keep`",
+        )
 
     def _score(self, row: Row, path: str) -> float | None:
         value = lookup(row, path) if path else None
@@ -159,7 +210,7 @@ def _as_text(row: Row, layout: Layout, chosen: object, rejected: object) -> _Par
     refuse_conversation(rejected, layout.rejected or layout.answers)
     left = plain_text(chosen, f"`{layout.chosen}`")
     right = plain_text(rejected, f"`{layout.rejected}`")
-    if layout.fields.prompt:
+    if layout.fields.prompt and not whole_transcripts(left, right):
         prompt = text_prompt(row, layout.fields)
     else:
         prompt, left, right = split_texts(left, right)
@@ -179,6 +230,9 @@ def _as_chat(row: Row, layout: Layout, chosen: object, rejected: object) -> _Par
 def _from_messages(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
     left = messages_of(chosen, f"`{layout.chosen}`", role="assistant")
     right = messages_of(rejected, f"`{layout.rejected}`", role="assistant")
+    if layout.chosen == layout.fields.prompt:  # the dialogue's last turn is the chosen side
+        last = len(left) - 1 if left and left[-1].role == "assistant" else len(left)
+        return left[:last], left[last:], right
     prompt = chat_prompt(row, layout.fields) if layout.fields.prompt else []
     if prompt and not any(m and m[0].role != "assistant" for m in (left, right)):
         return prompt, left, right
@@ -192,14 +246,44 @@ def _from_messages(row: Row, layout: Layout, chosen: object, rejected: object) -
 def _from_strings(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
     left = plain_text(chosen, f"`{layout.chosen or layout.answers}`")
     right = plain_text(rejected, f"`{layout.rejected or layout.answers}`")
-    if layout.fields.prompt:
-        prompt = lookup(row, layout.fields.prompt)
-    else:
+    in_sides = not layout.fields.prompt or whole_transcripts(left, right)
+    if in_sides:
         prompt, left, right = split_texts(left, right)
-    if isinstance(prompt, str) and open_transcript(prompt):
+    else:
+        prompt = lookup(row, layout.fields.prompt)
+    if isinstance(prompt, str) and is_transcript(prompt):
         return transcript_prompt(prompt), transcript_answer(left), transcript_answer(right)
-    turns = chat_prompt(row, layout.fields) if layout.fields.prompt else [Message("user", prompt)]
+    turns = [Message("user", prompt)] if in_sides else chat_prompt(row, layout.fields)
     return turns, [Message("assistant", left)], [Message("assistant", right)]
+
+
+def _swapped(pair: Candidate) -> Candidate:
+    return Candidate(
+        pair.prompt, pair.rejected, pair.chosen, pair.rejected_score, pair.chosen_score
+    )
+
+
+def _contradicts(pair: Candidate) -> bool:
+    """Whether the chosen side scores less than the rejected one."""
+    chosen, rejected = pair.chosen_score, pair.rejected_score
+    return chosen is not None and rejected is not None and chosen < rejected
+
+
+def _notes(row: Row, layout: Layout, format_: Format) -> list[Note]:
+    """What is to be known of a row that is a pair."""
+    found: list[Note] = []
+    prompt = lookup(row, layout.fields.prompt) if layout.fields.prompt else None
+    if isinstance(prompt, str) and format_ == "chat" and not is_transcript(prompt):
+        if like_transcript(prompt):
+            found.append("like_transcript")
+        start = prompt.strip()
+        sides = [lookup(row, path) for path in (layout.chosen, layout.rejected) if path]
+        texts = [side.lstrip() for side in sides if isinstance(side, str)]
+        if start and len(texts) == 2 and all(text.startswith(start) for text in texts):
+            found.append("prompt_repeated")
+    if not all(is_nothing(row.get(name)) for name in _TEMPLATE_VARIABLES):
+        found.append("template_variables")
+    return found
 
 
 def _implicit_problem(

@@ -30,10 +30,23 @@ _ASSISTANT_MARK = "\n\nAssistant:"
 _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT = re.compile(r"\s*Human:")
 _OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
+_OPENING = re.compile(r"\A\s*Assistant:")
+_LIKE_TRANSCRIPT = tuple(
+    re.compile(rf"^[ \t]*(?:### ?|\*\*|<\|?|\[)?(?:{names})(?:\*\*)?[:>|\]]", re.MULTILINE)
+    for names in ("Human|User|USER", "Assistant|ASSISTANT")
+)
 
 
 class NotText(ValueError):
     """The row holds something besides text; the message says what."""
+
+    reason = "not_text"
+
+
+class UnfinishedTranscript(NotText):
+    """The prompt is a transcript that ends within the assistant's own words."""
+
+    reason = "unfinished_transcript"
 
 
 def is_conversation(value: object) -> bool:
@@ -91,7 +104,7 @@ def _message(item: object, name: str) -> Message:
     if not isinstance(item, dict):
         raise NotText(f"{name} holds {_kind(item)} where a message is expected")
     for key in _NOT_CONTENT:
-        if item.get(key):
+        if (value := item.get(key)) and str(value).strip() not in ("[]", "{}", "null"):
             raise NotText(f"a message of {name} has `{key}`")
     role = _role(item.get("role", item.get("from")), name)
     content = item["content"] if "content" in item else item.get("value")
@@ -159,19 +172,43 @@ def _common_length(left: str, right: str) -> int:
     return low
 
 
-def open_transcript(prompt: str) -> bool:
-    """Whether ``prompt`` is a transcript that ends where the assistant is to go on."""
-    return bool(_TRANSCRIPT.match(prompt) and _OPEN_END.search(prompt))
+def is_transcript(prompt: str) -> bool:
+    """Whether ``prompt`` is a transcript: turns of ``Human:`` and ``Assistant:``, the human's
+    first."""
+    return bool(_TRANSCRIPT.match(prompt))
+
+
+def like_transcript(prompt: str) -> bool:
+    """Whether a text that is no known transcript has marks of both roles at lines' beginnings."""
+    return all(mark.search(prompt) for mark in _LIKE_TRANSCRIPT)
+
+
+def whole_transcripts(chosen: str, rejected: str) -> bool:
+    """Whether both sides are transcripts that begin alike, up to an assistant's turn."""
+    if not (is_transcript(chosen) and is_transcript(rejected)):
+        return False
+    return chosen.rfind(_ASSISTANT_MARK, 0, _common_length(chosen, rejected)) >= 0
 
 
 def transcript_prompt(prompt: str) -> list[Message]:
-    """The turns of an open transcript, its open end left out."""
-    return _turns(_OPEN_END.sub("", prompt))
+    """The turns of a transcript, without the mark at its end where the assistant is to go on.
+
+    Raises:
+        UnfinishedTranscript: it ends in words of the assistant.
+    """
+    turns = _turns(_OPEN_END.sub("", prompt))
+    if turns[-1].role == "assistant":
+        raise UnfinishedTranscript(
+            "the prompt is a transcript that ends in the assistant's own words, which the answer "
+            "would go on with in a turn of its own: end it after the human's words, or with "
+            "`\\n\\nAssistant:`"
+        )
+    return turns
 
 
 def transcript_answer(answer: str) -> list[Message]:
-    """The turns that follow the open end of a transcript, the assistant's first."""
-    return _turns(f"{_ASSISTANT_MARK}{answer}")
+    """The turns that follow the human's in a transcript, the assistant's first."""
+    return _turns(f"{_ASSISTANT_MARK}{_OPENING.sub('', answer)}")
 
 
 def _turns(text: str) -> list[Message]:

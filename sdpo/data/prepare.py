@@ -27,7 +27,7 @@ from sdpo.data.duplicates import (
     Decisions,
     KeyTable,
 )
-from sdpo.data.formats import Candidate, PairNormaliser
+from sdpo.data.formats import NOTES, Candidate, Note, PairNormaliser
 from sdpo.data.keys import content_digest, pair_keys
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.prompts import Rejection
@@ -53,7 +53,8 @@ _SCRATCH_SCHEMA = PAIRS_SCHEMA.append(pa.field("content", pa.binary(16)))
 class SourceCounts:
     """What became of one source's rows.
 
-    ``layout`` names the columns its pairs were read from; ``rejected`` counts rows by reason.
+    ``layout`` names the columns its pairs were read from; ``rejected`` counts rows by reason;
+    ``notes`` are sentences on rows that are used and may not be what they seem.
     """
 
     name: str
@@ -63,6 +64,7 @@ class SourceCounts:
     kept: int
     rejected: dict[str, int]
     unused_columns: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class _Collected:
         self._formats: list[Format] = []
         self._read: list[int] = []
         self._rejected: list[Counter[str]] = []
+        self._first: list[dict[str, str]] = []
+        self._notes: list[dict[Note, list[int]]] = []
 
     def __enter__(self) -> None:
         self._writer = BatchWriter(self.pairs_path, _SCRATCH_SCHEMA)
@@ -169,12 +173,19 @@ class _Collected:
     ) -> None:
         """Read one source to its end."""
         format_: Format = default if source.format == "auto" else source.format
-        normaliser = PairNormaliser(format=format_, columns=source.columns, strata=self._strata)
+        normaliser = PairNormaliser(
+            format=format_,
+            columns=source.columns,
+            strata=self._strata,
+            contradictions=source.contradictions,
+        )
         self.names.append(name)
         self._normalisers.append(normaliser)
         self._formats.append(format_)
         self._read.append(0)
         self._rejected.append(Counter())
+        self._first.append({})
+        self._notes.append({})
         self.keys.start_source(draws=bool(source.max_pairs or self._data.limit))
         rows = read_rows(
             source.path, split=source.split, subset=source.subset, revision=source.revision
@@ -202,10 +213,15 @@ class _Collected:
         if isinstance(made, Candidate):
             try:
                 self._write(number, made, normaliser.strata_of(row) if self._strata else {})
+                for note in normaliser.notes:
+                    # The count, and the first row.
+                    self._notes[-1].setdefault(note, [0, number])[0] += 1
                 return
             except UnicodeEncodeError:
                 made = Rejection("not_text", "the text holds half of a surrogate pair")
         self._rejected[-1][made.reason] += 1
+        place_ = place(self._data.sources[len(self.names) - 1].path, number)
+        self._first[-1].setdefault(made.reason, f"{place_}: {made.detail}")
         source = len(self.names) - 1
         line = rejection_line(self.names[-1], number, made)
         self._rejections.write(f"{source}\t{number}\t{line}")
@@ -250,9 +266,12 @@ class _Collected:
         rejected = dict(sorted((self._rejected[source] + Counter(later)).items()))
         if not kept:
             reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+            most = max(rejected, key=lambda reason: rejected[reason], default="")
+            first = self._first[source].get(most, "")
             raise DataError(
                 f"source `{self.names[source]}` ({self._data.sources[source].path}) is empty after "
                 f"filtering: of {self._read[source]} rows none is left ({reasons})"
+                + (f". The first that is {most}: {first}" if first else "")
             )
         normaliser = self._normalisers[source]
         return SourceCounts(
@@ -263,6 +282,11 @@ class _Collected:
             kept=kept,
             rejected=rejected,
             unused_columns=normaliser.unused_columns(),
+            notes=tuple(
+                f"{count} rows of source `{self.names[source]}`, the first being number {first}: "
+                f"{NOTES[note]}"
+                for note, (count, first) in self._notes[source].items()
+            ),
         )
 
     def rejections(self, decisions: Decisions) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo.data.cells import cell, is_nothing, listed
 from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
 from sdpo.data.schema import Message
 from sdpo.errors import DataError
@@ -77,9 +78,9 @@ def columns_of(row: Row) -> str:
 def refuse_media(row: Row) -> None:
     """Raise :class:`NotText` where the row has images, sound or tools beside its text."""
     for name in _MEDIA:
-        if row.get(name):
+        if not is_nothing(row.get(name)):
             raise NotText(f"the row has `{name}`, which is not text")
-    if lookup(row, "input.tools"):
+    if not is_nothing(lookup(row, "input.tools")):
         raise NotText("the row has `input.tools`, which is not text")
 
 
@@ -104,7 +105,7 @@ def chat_prompt(row: Row, fields: PromptFields) -> list[Message]:
     Raises:
         NotText: something besides text.
     """
-    value = lookup(row, fields.prompt) if fields.prompt else None
+    value = cell(lookup(row, fields.prompt), f"`{fields.prompt}`") if fields.prompt else None
     if is_conversation(value):
         messages = messages_of(value, f"`{fields.prompt}`", role="user")
     else:
@@ -119,10 +120,10 @@ def text_prompt(row: Row, fields: PromptFields) -> str:
         NotText: something besides text.
         DataError: messages.
     """
-    value = lookup(row, fields.prompt)
+    value = cell(lookup(row, fields.prompt), f"`{fields.prompt}`")
     refuse_conversation(value, fields.prompt)
     if fields.history:
-        refuse_conversation(lookup(row, fields.history) or None, fields.history)
+        refuse_conversation(listed(lookup(row, fields.history)) or None, fields.history)
     text, system = _text_prompt(row, fields, value), system_text(row, fields)
     return f"{system}\n\n{text}" if text and system else text
 
@@ -159,7 +160,7 @@ def _text_prompt(row: Row, fields: PromptFields, value: object) -> str:
 
 
 def _history(row: Row, fields: PromptFields) -> list[Message]:
-    turns = lookup(row, fields.history) if fields.history else None
+    turns = listed(lookup(row, fields.history)) if fields.history else None
     messages = []
     for turn in turns or []:
         if not isinstance(turn, list | tuple) or len(turn) != 2:

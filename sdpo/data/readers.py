@@ -5,13 +5,11 @@ date into timestamps, and its errors name no line. For the same reason CSV value
 Pickles are never read.
 """
 
-import csv
 import difflib
 import gzip
 import io
 import json
 import re
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.data.json_array import json_rows
+from sdpo.data.lines import LONGEST_LINE, bounded_lines
+from sdpo.data.separated import csv_rows
 from sdpo.errors import DataError, IntegrityError
 from sdpo.system.files import read_json
 
@@ -34,9 +34,9 @@ _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib")
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SHARD = re.compile(r"-\d{3,}-of-\d{3,}(-[0-9a-f]+)?$")
+_NUMBER = re.compile(r"[-._]\d+$")
 _BATCH_ROWS = 1024
-_LONGEST_LINE = 2**26
-_MOST_BLANK_LINES = 100_000
 _MOST_GROWTH = 200
 _UNPACKED_BYTES = 2**28
 """Bytes to which every gzip file may grow; beyond, so many times its size. Text grows tenfold."""
@@ -56,7 +56,7 @@ class _Unpacked(io.RawIOBase):
 
     def __next__(self) -> bytes:
         """The next line, or as much of it as a line may have and a byte more."""
-        line = self._counted(self._file.readline(_LONGEST_LINE + 1))
+        line = self._counted(self._file.readline(LONGEST_LINE + 1))
         if not line:
             raise StopIteration
         return line
@@ -148,11 +148,29 @@ def _file_rows(path: Path) -> Rows:
             f"{path}: pickles are never read, as they can run code. Save the data as JSONL or "
             "Parquet"
         )
+    if suffix in _KNOWN:
+        _check_content(path)
     if suffix in _ARROW:
         return _arrow_rows(path, suffix)
     if suffix in _KNOWN:
         return _text_rows(path, suffix)
     raise DataError(f"{path} is no data file that is known: {', '.join(_KNOWN)} (also .gz)")
+
+
+def _check_content(path: Path) -> None:
+    """Refuse what stands in a file's place instead of its data."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(
+            f"{path} is a Git LFS pointer and not the data: fetch the file itself with `git lfs "
+            "pull` in its folder, or download it again"
+        )
+    if start.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DataError(
+            f"{path} is a web page and not data (an error or a login page, as a rule): download "
+            "the file itself"
+        )
 
 
 def _text_rows(path: Path, suffix: str) -> Rows:
@@ -165,7 +183,7 @@ def _text_rows(path: Path, suffix: str) -> Rows:
             elif suffix == ".json":
                 yield from json_rows(file, path)
             else:
-                yield from _csv_rows(file, path, delimiter="\t" if suffix == ".tsv" else ",")
+                yield from csv_rows(file, path, delimiter="\t" if suffix == ".tsv" else ",")
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is damaged or no gzip file: {error}") from error
 
@@ -174,16 +192,9 @@ def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
     """Lines from 1, split at line feeds alone: JSON text may hold U+2028 and its like.
 
     Raises:
-        DataError: a line that is not UTF-8, that no memory should hold, or one of blank lines
-            without an end.
+        DataError: a line that is not UTF-8, or is not bounded as :func:`bounded_lines` says.
     """
-    blank = 0
-    for number, line in enumerate(file, start=1):
-        if len(line) > _LONGEST_LINE:
-            raise DataError(f"{path}, line {number}: longer than {_LONGEST_LINE:,} bytes")
-        blank = blank + 1 if line.isspace() else 0
-        if blank > _MOST_BLANK_LINES:
-            raise DataError(f"{path}, line {number}: {blank:,} blank lines in a row: no data")
+    for number, line in bounded_lines(file, path):
         raw = line.removeprefix(_BOM) if number == 1 else line
         try:
             yield number, raw.decode()
@@ -201,7 +212,8 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:  # an integer of thousands of digits, too
-            raise DataError(f"{path}, line {number}: malformed JSON: {error}") from error
+            hint = _over_lines(line, error)
+            raise DataError(f"{path}, line {number}: malformed JSON: {error}{hint}") from error
         if not isinstance(value, dict):
             hint = ". A JSON array belongs in a .json file" if isinstance(value, list) else ""
             raise DataError(
@@ -211,28 +223,16 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
         yield number, value
 
 
-def _csv_rows(file: BinaryIO, path: Path, *, delimiter: str) -> Rows:
-    csv.field_size_limit(sys.maxsize)  # the default, 131072 characters, is less than one story
-    lines = (line for _, line in text_lines(file, path))
-    # strict: without it a quote that is never closed swallows the rest of the file unnoticed.
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    number = 1
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header) or "" in header:
-            raise DataError(f"{path}, line 1: column names are missing or repeated: {header}")
-        number = reader.line_num + 1
-        for values in reader:
-            if values and len(values) != len(header):
-                raise DataError(
-                    f"{path}, line {number}: {len(values)} fields, but the header has "
-                    f"{len(header)} ({', '.join(header)})"
-                )
-            if values:
-                yield number, dict(zip(header, values, strict=True))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}, line {number}: malformed CSV: {error}") from error
+def _over_lines(line: str, error: Exception) -> str:
+    """What to do where a line is the beginning of JSON that goes on over others."""
+    if isinstance(error, json.JSONDecodeError) and line.lstrip()[:1] in ("{", "["):
+        at_end = error.pos >= len(line.rstrip()) and not error.msg.startswith("Unterminated")
+        if at_end:
+            return (
+                ". This looks like JSON over several lines, where a .jsonl file has an object on "
+                "each: give the file the ending .json, or write each object on one line"
+            )
+    return ""
 
 
 def _arrow_rows(path: Path, suffix: str) -> Rows:
@@ -303,14 +303,45 @@ def _data_files(folder: Path, split: str) -> list[Path]:
             f"{folder} holds no data file ({', '.join(_KNOWN)}); it holds: "
             f"{', '.join(names) or 'nothing'}"
         )
-    of_split = [file for file in files if re.match(rf"{re.escape(split)}[-._]", file.name)]
-    others = [f for f in files if re.match(rf"({'|'.join(_SPLITS)})[-._]", f.name)]
-    if others and not of_split:
+    return _of_split(folder, files, split)
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files of one split, by their names; all of them where no name tells of a split.
+
+    ``SPLIT-00000-of-00001`` is of exactly that split. Otherwise a name is of a split that it begins
+    with, unless files of several such splits would be read as one.
+    """
+    named = {file: _split_of(file) for file in files}
+    exact = [file for file in files if named[file] == split]
+    if exact:
+        return exact
+    near = [f for f in files if re.match(rf"{re.escape(split)}[-._]", f.name) and not _is_shard(f)]
+    if near and len({named[file] for file in near}) == 1:
+        return near
+    if near or any(_is_shard(f) or _of_known_split(f) for f in files):
         raise DataError(
-            f"{folder} has no file of the split `{split}`; its files: "
-            f"{', '.join(file.name for file in files[:8])}"
+            f"{folder} has no file of the split `{split}`, but of: "
+            f"{', '.join(sorted(set(named.values())))}. Set the source's `split` to one of them"
         )
-    return of_split or files
+    return files
+
+
+def _is_shard(file: Path) -> bool:
+    return bool(_SHARD.search(_stem(file)))
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name tells: what stands before its number."""
+    return _SHARD.sub("", _stem(file)) if _is_shard(file) else _NUMBER.sub("", _stem(file))
+
+
+def _stem(file: Path) -> str:
+    return default_name(str(file))
+
+
+def _of_known_split(file: Path) -> bool:
+    return bool(re.match(rf"({'|'.join(_SPLITS)})[-._]", file.name))
 
 
 def _saved_rows(folder: Path) -> Rows:

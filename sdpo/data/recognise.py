@@ -4,6 +4,7 @@ Accepted without being told which (columns in any order, others beside them):
 
 - TRL: ``prompt``/``chosen``/``rejected`` as text or messages, or ``chosen``/``rejected`` alone
   (whole texts or whole dialogues, the prompt being what both sides share);
+- ms-swift: ``messages`` with ``rejected_response`` or ``rejected_messages``;
 - LLaMA-Factory: ``instruction``[/``input``][/``system``][/``history``] or ``conversations`` with
   ``chosen``/``rejected``;
 - axolotl: ``messages``, ``conversation``, ``question``, ``input`` or ``instruction`` with
@@ -18,12 +19,15 @@ from dataclasses import dataclass, replace
 
 from sdpo.config import ColumnsConfig
 from sdpo.data.prompts import PromptFields, Row, columns_of, has_path
+from sdpo.data.winners import answer_columns, unread_winner, use_winner
 from sdpo.errors import DataError
 
 _SIDES = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
     ("preferred_output", "non_preferred_output"),
+    ("messages", "rejected_response"),
+    ("messages", "rejected_messages"),
 )
 _PROMPTS = (
     "prompt",
@@ -68,16 +72,18 @@ class Layout:
     answers: str = ""
     chosen_score: str = ""
     rejected_score: str = ""
+    winner: str = ""
 
     @property
     def name(self) -> str:
         """The columns it reads, for people: ``prompt/chosen/rejected``."""
-        parts = (self.fields.prompt, self.chosen, self.rejected, self.answers)
-        return "/".join([part for part in parts if part])
+        parts = (self.fields.prompt, self.chosen, self.rejected, self.answers, self.winner)
+        return "/".join(dict.fromkeys([part for part in parts if part]))
 
     def paths(self) -> list[str]:
         """All paths that are set."""
-        own = (self.chosen, self.rejected, self.answers, self.chosen_score, self.rejected_score)
+        sides = (self.chosen, self.rejected, self.answers, self.winner)
+        own = (*sides, self.chosen_score, self.rejected_score)
         return self.fields.paths() + [path for path in own if path]
 
 
@@ -92,7 +98,9 @@ def recognise(row: Row, columns: ColumnsConfig) -> Layout:
     chosen, rejected = columns.chosen or recognised[0], columns.rejected or recognised[1]
     prompt = columns.prompt or prompt_column(row)
     if chosen and rejected:
-        found = Layout(_prompt_fields(prompt), chosen, rejected)
+        if (chosen, rejected) == ("messages", "rejected_messages") and not columns.prompt:
+            prompt = ""  # both sides are whole dialogues
+        found = Layout(_prompt_fields(prompt), chosen, rejected, winner=columns.winner)
     elif has_path(row, "answers") and prompt:
         found = Layout(_prompt_fields(prompt), answers="answers")
     else:
@@ -128,14 +136,23 @@ def _prompt_fields(prompt: str) -> PromptFields:
 def _check_mapped(row: Row, columns: ColumnsConfig) -> None:
     if bool(columns.chosen_score) != bool(columns.rejected_score):
         raise DataError("columns.chosen_score and columns.rejected_score are set together or not")
-    for field in ("prompt", "chosen", "rejected"):
+    if len({bool(columns.winner), bool(columns.chosen_wins), bool(columns.rejected_wins)}) > 1:
+        raise DataError(
+            "columns.winner, columns.chosen_wins and columns.rejected_wins are set together or not"
+        )
+    for field in ("prompt", "chosen", "rejected", "winner"):
         path = getattr(columns, field)
         if path and not has_path(row, path):
             raise DataError(f"columns.{field} is `{path}`, but the columns are: {columns_of(row)}")
+    if fault := unread_winner(row, columns):
+        raise DataError(fault)
 
 
 def _not_paired(row: Row) -> str:
     seen = f"Columns seen: {columns_of(row)}"
+    if "" not in (answers := answer_columns(row)):
+        remedy = use_winner(row, answers)
+        return f"this is two answers a row and which of them is better: {remedy}. {seen}"
     for kind, wanted in _UNPAIRED:
         if all(has_path(row, name) for name in wanted):
             return f"this is {kind}, not preference pairs. {seen}. {_KNOWN}. {_MAP}"

@@ -15,8 +15,17 @@ from typing import Any
 import pyarrow as pa
 
 from sdpo.config import SupervisedColumnsConfig, SupervisedConfig
+from sdpo.data.cells import cell
 from sdpo.data.keys import content_digest, example_key, messages_key
-from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
+from sdpo.data.messages import (
+    NotText,
+    is_conversation,
+    is_transcript,
+    messages_of,
+    plain_text,
+    transcript_answer,
+    transcript_prompt,
+)
 from sdpo.data.pairs_file import BatchWriter
 from sdpo.data.prepare import Progress, rejection_line
 from sdpo.data.prompts import (
@@ -138,6 +147,7 @@ class _Reading:
     ):
         self.read = self.kept = 0
         self.rejected: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
         self.digest = hashlib.sha256()
         self._format = format_
         self._columns = columns
@@ -149,7 +159,10 @@ class _Reading:
     def reasons(self) -> str:
         """Counts by reason, for a message."""
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
-        return f"of {self.read} rows {counts}"
+        most = max(self._first, key=lambda reason: self.rejected[reason], default="")
+        return f"of {self.read} rows {counts}" + (
+            f". The first that is {most}: {self._first[most]}" if most else ""
+        )
 
     def add(self, number: int, row: Row) -> str:
         """Write an example, or return the line that says why it is not used."""
@@ -160,13 +173,14 @@ class _Reading:
             refuse_media(row)
             problem = self._write(number, _example(row, *self._layout, self._format))
         except NotText as reason:
-            problem = Rejection("not_text", str(reason))
+            problem = Rejection(reason.reason, str(reason))
         except UnicodeEncodeError:
             problem = Rejection("not_text", "the text holds half of a surrogate pair")
         if problem is None:
             self.kept += 1
             return ""
         self.rejected[problem.reason] += 1
+        self._first.setdefault(problem.reason, f"row {number}: {problem.detail}")
         return rejection_line(self._name, number, problem)
 
     def _write(self, number: int, example: _Example) -> Rejection | None:
@@ -226,7 +240,7 @@ def _known_columns(row: Row) -> tuple[PromptFields, str]:
 
 
 def _example(row: Row, fields: PromptFields, column: str, format_: Format) -> _Example:
-    value: Any = lookup(row, column)
+    value: Any = cell(lookup(row, column), f"`{column}`")
     if format_ == "text":
         refuse_conversation(value, column)
         completion = plain_text(value, f"`{column}`")
@@ -234,7 +248,11 @@ def _example(row: Row, fields: PromptFields, column: str, format_: Format) -> _E
         return _Example([Message("text", prompt)], [Message("text", completion)])
     turns = messages_of(value, f"`{column}`", role="assistant")
     if fields.prompt:
-        messages = chat_prompt(row, fields)
+        prompt = lookup(row, fields.prompt)
+        if isinstance(prompt, str) and isinstance(value, str) and is_transcript(prompt):
+            messages, turns = transcript_prompt(prompt), transcript_answer(value)
+        else:
+            messages = chat_prompt(row, fields)
     else:
         if not is_conversation(value):
             raise NotText(f"`{column}` is not a list of messages")

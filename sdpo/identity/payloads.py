@@ -27,9 +27,9 @@ from sdpo.objectives import OBJECTIVE_SETTINGS
 
 TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""
-DATA_VERSION = 1
+DATA_VERSION = 2
 """Raised when a change changes which pairs come out of the same files."""
-TOKENS_VERSION = 1
+TOKENS_VERSION = 2
 """Raised when a change changes the token ids that come out of the same text."""
 
 Payload = dict[str, Any]

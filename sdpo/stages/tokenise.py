@@ -10,7 +10,8 @@ from sdpo.events import EventWriter
 from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
 from sdpo.system import machine
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
+from sdpo.tokens.token_file import TokenFile, TokenReport
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
 
@@ -31,15 +32,31 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
         events.progress("tokenise", done, total, unit="rows")
 
     report = tokenise_pairs(spec.pairs, tokenizer, out=spec.out, on_progress=progress, **options)
+    _warn(report, events, of="pairs")
+    if spec.supervised and spec.supervised_out:
+        examples = tokenise_supervised(
+            spec.supervised, tokenizer, out=spec.supervised_out, on_progress=progress, **options
+        )
+        _warn(examples, events, of="supervised examples")
+    return {"pairs": asdict(report)}
+
+
+def _warn(report: TokenReport, events: EventWriter, *, of: str) -> None:
+    """Say what a person should know of rows that are used, and which are not for a reason of the
+    template."""
     if report.end_appended:
         events.warning(
             f"{report.end_appended} completions got an end token: the template closes with none"
         )
-    if spec.supervised and spec.supervised_out:
-        tokenise_supervised(
-            spec.supervised, tokenizer, out=spec.supervised_out, on_progress=progress, **options
-        )
-    return {"pairs": asdict(report)}
+    for note, what in NOTES.items():
+        if count := report.notes.get(note):
+            events.warning(f"{count} {of}: {what} (first: {report.examples[note]})")
+    for reason in NOT_AS_GIVEN:
+        if count := report.reasons.get(reason):
+            events.warning(
+                f"{count} {of} are not used ({reason}), as their tokens would not hold what was "
+                f"given. {report.examples[reason]}"
+            )
 
 
 def view(spec: ViewSpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdpo.tokens.ragged import Ragged
-from sdpo.tokens.words import Words
+from sdpo.tokens.words import Words, component_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +38,7 @@ class TextEncoder:
             if len(self._added) == len(self._backend.get_added_tokens_decoder()):
                 self._words = Words.of(self._backend)
         self._cuts = _cuts(self._backend, self._added)
+        self._pieces_stand_alone = bool(self._added) and _pieces_stand_alone(self._backend)
 
     def encode(self, texts: Sequence[str]) -> Ragged:
         """Ids of every text, without special tokens in front or behind."""
@@ -56,11 +57,52 @@ class TextEncoder:
         distinct = self._words_of(list(at)) if self._words else self._backend_of(list(at))
         return distinct.take(np.array(stretches, dtype=np.int64)).merged(counts)
 
-    def _stretches(self, text: str) -> list[str]:
-        """``text`` cut in front of every added token; or, for :class:`Words`, on both sides."""
+    def encode_parts(self, literals: Sequence[str], texts: Sequence[str]) -> list[int] | None:
+        """Ids of ``literals[0] texts[0] literals[1] ...``, where a special token that a text
+        spells is text; None where this tokenizer cannot do that.
+
+        It can where a piece has the same ids wherever it stands, so that the literals' own tokens
+        can be put between the rest.
+        """
+        if not self._pieces_stand_alone:
+            return None
+        stretches, order, text = list[str](), list[int | None](), ""
+        for index, literal in enumerate(literals):
+            for piece in self._pieces(literal):
+                if piece in self._added:
+                    stretches.append(text)
+                    order += [None, self._added[piece]]
+                    text = ""
+                else:
+                    text += piece
+            text += texts[index] if index < len(texts) else ""
+        stretches.append(text)
+        order.append(None)
+        encoded = iter(self._without_special_tokens(stretches))
+        ids: list[int] = []
+        for token in order:
+            ids += next(encoded) if token is None else [token]
+        return ids
+
+    def _without_special_tokens(self, stretches: list[str]) -> list[list[int]]:
+        assert self._backend is not None
+        self._backend.encode_special_tokens = True
+        try:
+            encoded = self._backend.encode_batch_fast(stretches, add_special_tokens=False)
+        finally:
+            self._backend.encode_special_tokens = False
+        return [encoding.ids for encoding in encoded]
+
+    def _pieces(self, text: str) -> list[str]:
+        """``text`` cut on both sides of every added token."""
         pieces = [text]
         for cut in self._cuts:
             pieces = [p for piece in pieces for p in self._split(cut, piece)]
+        return pieces
+
+    def _stretches(self, text: str) -> list[str]:
+        """``text`` cut in front of every added token; or, for :class:`Words`, on both sides."""
+        pieces = self._pieces(text)
         if self._words:
             return [piece for piece in pieces if piece]
         # A stretch keeps the token in front of it: some tokenizers treat a text's start otherwise.
@@ -104,6 +146,19 @@ def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
     if own != (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus):
         return None
     return None if tokenizer.split_special_tokens else tokenizer.backend_tokenizer
+
+
+def _pieces_stand_alone(backend: Any) -> bool:
+    """Whether text between added tokens has the same ids wherever it stands: byte-level BPE that
+    puts nothing in front."""
+    normaliser, cutter = component_state(backend.normalizer), component_state(backend.pre_tokenizer)
+    if normaliser.get("type") not in (None, "NFC"):
+        return False
+    parts = cutter["pretokenizers"] if cutter.get("type") == "Sequence" else [cutter]
+    kinds = {part.get("type") for part in parts}
+    return kinds <= {"Split", "ByteLevel", "Digits"} and all(
+        part.get("add_prefix_space") is False for part in parts if part["type"] == "ByteLevel"
+    )
 
 
 def _borders(backend: Any) -> dict[str, int]:

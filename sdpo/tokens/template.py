@@ -9,7 +9,7 @@ import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,13 @@ import numpy as np
 
 from sdpo.errors import DataError, ModelError
 from sdpo.system.limits import bounded
+from sdpo.tokens.content import Contents, tags_of
+from sdpo.tokens.controls import Texts
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Ragged
+from sdpo.tokens.reasons import Note, Problem
 from sdpo.tokens.token_file import Flags, Ids
+from sdpo.tokens.whole import Conversation, Turns, not_whole, templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,11 +49,17 @@ class Encoded:
     """Rows' ids before any cut: the prompts' own, and per side those of prompt + completion.
 
     ``end_appended`` says per side, bool ``[rows]``, whether its end token had to be added.
+    ``problems`` are those of the rows whose ids do not hold what was given, by row; ``notes`` the
+    rows of which there is something to be known. ``plain`` are the rows whose texts spell no
+    control token as one: what end tokens their completions have, the template put there.
     """
 
     prompt: Ragged
     sides: tuple[Ragged, ...]
     end_appended: tuple[Flags, ...]
+    problems: Mapping[int, Problem] = field(default_factory=dict)
+    notes: Mapping[Note, Sequence[int]] = field(default_factory=dict)
+    plain: Flags | None = None
 
 
 class Encoder:
@@ -73,7 +83,7 @@ class Encoder:
         self.template = _chat_template(tokenizer)
         self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
         self._front = _special_tokens_in_front(tokenizer)
-        self._encode = TextEncoder(tokenizer).encode
+        self._encoder = TextEncoder(tokenizer)
         self._puts_bos = bool(self._front) and self._front[0] == tokenizer.bos_token_id
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ends = [*eos, *end_token_ids]
@@ -89,6 +99,20 @@ class Encoder:
             )
         self._appended = ends[0]
         self.end_ids: Ids = np.array(sorted(set(ends)), dtype=np.int32)
+        self._texts = Texts(
+            self._encoder, tokenizer, end_ids=self.end_ids, cut=(self._closing, self._kept_closing)
+        )
+        names = self._texts.control_names
+        self._contents = Contents(self._print, tags_of(self.template or "", without=names))
+        self._turns = Turns()
+        if self.template:
+            self._turns = Turns.of(
+                self._contents,
+                self._print,
+                bos=str(tokenizer.bos_token or ""),
+                ends=self.end_tokens,
+                controls=names,
+            )
 
     @property
     def template_digest(self) -> str:
@@ -116,29 +140,75 @@ class Encoder:
             ModelError: a conversation, and the tokenizer has no chat template.
             DataError: the template refuses a conversation.
         """
-        chat = [row["format"] == "chat" for row in rows]
-        texts = self._texts(rows, chat, None)
-        for side in sides:
-            texts += self._texts(rows, chat, side)
-        ids = self._encode(texts)
-        kinds = np.arange(len(texts)).reshape(1 + len(sides), len(rows))
-        prompt, *whole = [self._with_front(ids.take(kind), np.array(chat)) for kind in kinds]
+        chat = np.array([row["format"] == "chat" for row in rows], dtype=np.bool_)
+        kinds = [self._conversations(rows, chat, side) for side in (None, *sides)]
+        ids, spelled, fitting = self._texts.encode([text for kind in kinds for text in kind])
+        of_kind = np.arange(len(rows) * len(kinds)).reshape(len(kinds), len(rows))
+        prompt, *whole = [self._with_front(ids.take(kind), chat) for kind in of_kind]
         ended = [self._with_end(side) for side in whole]
-        return Encoded(prompt, tuple(e[0] for e in ended), tuple(e[1] for e in ended))
+        problems, notes = self._judge(rows, kinds, sides, spelled=spelled[of_kind])
+        return Encoded(
+            prompt,
+            tuple(e[0] for e in ended),
+            tuple(e[1] for e in ended),
+            problems=self._texts.problems(kinds, fitting[of_kind]) | problems,
+            notes=notes,
+            plain=chat,
+        )
 
-    def _texts(self, rows: Sequence[Row], chat: Sequence[bool], side: str | None) -> list[str]:
+    def _conversations(
+        self, rows: Sequence[Row], chat: Flags, side: str | None
+    ) -> list[Conversation | str]:
         """What is encoded for each row: the prompt, or prompt + completion of a side."""
         conversations = [[*row["prompt"], *(row[side] if side else ())] for row in rows]
-        rendered = self._render(
-            [c for c, is_chat in zip(conversations, chat, strict=True) if is_chat],
-            rows=[row for row, is_chat in zip(rows, chat, strict=True) if is_chat],
-            generation_prompt=side is None,
+        rendered = iter(
+            self._render(
+                [c for c, is_chat in zip(conversations, chat, strict=True) if is_chat],
+                rows=[row for row, is_chat in zip(rows, chat, strict=True) if is_chat],
+                generation_prompt=side is None,
+            )
         )
-        texts = iter(rendered if side is None else map(self._without_tail, rendered))
-        return [
-            next(texts) if is_chat else "".join(message["content"] for message in conversation)
-            for conversation, is_chat in zip(conversations, chat, strict=True)
-        ]
+        found: list[Conversation | str] = []
+        for row, conversation, is_chat in zip(rows, conversations, chat, strict=True):
+            if not is_chat:
+                found.append("".join(message["content"] for message in conversation))
+                continue
+            text, messages = next(rendered), self._contents.shaped(conversation)
+            printed = self._contents.locate(messages, text, opening=side is None)
+            found.append(Conversation(messages, len(row["prompt"]), text, printed))
+        return found
+
+    def _judge(
+        self,
+        rows: Sequence[Row],
+        kinds: Sequence[Sequence[Conversation | str]],
+        sides: Sequence[str],
+        *,
+        spelled: Flags,
+    ) -> tuple[dict[int, Problem], dict[Note, list[int]]]:
+        """What is wrong with rows, and what is to be known of others; ``spelled`` bool
+        ``[kinds, rows]``."""
+        name, problems = name_of(self.tokenizer), dict[int, Problem]()
+        notes: dict[Note, list[int]] = {}
+        for index, (prompt, *whole) in enumerate(zip(*kinds, strict=True)):
+            row, found = rows[index], list[Note]()
+            if isinstance(prompt, str):
+                found += ["control_token_in_text"] if spelled[:, index].any() else []
+            else:
+                sides_of = [side for side in whole if isinstance(side, Conversation)]
+                problem = templated(self._turns, sides_of, name) or not_whole(
+                    prompt, sides_of, name
+                )
+                if problem:
+                    problems[index] = problem
+                    continue
+                if any(side.printed.lost for side in sides_of):
+                    found.append("reasoning_dropped")
+                if any(message["role"] == "user" for side in sides for message in row[side]):
+                    found.append("user_turn_in_completion")
+            for note in found:
+                notes.setdefault(note, []).append(index)
+        return problems, notes
 
     def _render(
         self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
@@ -185,6 +255,10 @@ class Encoder:
                 )
         return texts
 
+    def _print(self, messages: Messages, opening: bool) -> str:
+        [text] = self._apply([messages], generation_prompt=opening)
+        return text
+
     def _probe_closing(self) -> str:
         """What the template prints after an assistant's last message."""
         conversation = [
@@ -205,12 +279,6 @@ class Encoder:
                 "says: give a working one in `model.chat_template`"
             )
         return closing
-
-    def _without_tail(self, text: str) -> str:
-        """``text`` without what the template prints after the end token (ChatML: a newline)."""
-        if not text.endswith(self._closing):
-            return text
-        return text[: len(text) - len(self._closing)] + self._kept_closing
 
     def _with_front(self, ids: Ragged, chat: Flags) -> Ragged:
         """Exactly one BOS where the tokenizer puts one; text gets all its special tokens."""

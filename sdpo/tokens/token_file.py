@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +27,6 @@ Digests = np.ndarray[Any, np.dtype[np.bytes_]]
 """Row digests, ``S16`` ``[rows]``: 16 bytes each. As single values numpy strips zero bytes at their
 end, so they are compared and hashed as arrays."""
 
-Reason = Literal[
-    "empty_prompt",
-    "prompt_fills_length",
-    "empty_completion",
-    "end_token_inside",
-    "equal_after_tokenisation",
-]
-"""Why a row cannot be used. ``empty_prompt``: no prompt token is left to predict the first token of
-the completion from."""
-
 _IDS = pa.list_(pa.int32())
 
 TOKENS_SCHEMA = pa.schema(
@@ -49,10 +39,11 @@ TOKENS_SCHEMA = pa.schema(
         ("chosen_truncated", pa.bool_()),
         ("rejected_truncated", pa.bool_()),
         ("reason", pa.string()),
+        ("detail", pa.string()),
     ]
 )
 """Columns of ``tokens.arrow``. A side's sequence is prompt_ids + its own ids, which are the scored
-ones; a row with a reason has empty lists and no digest."""
+ones; a row with a reason has empty lists and no digest, and a ``detail`` for people."""
 
 SUPERVISED_TOKENS_SCHEMA = pa.schema(
     [
@@ -62,16 +53,27 @@ SUPERVISED_TOKENS_SCHEMA = pa.schema(
         ("completion_ids", _IDS),
         ("truncated", pa.bool_()),
         ("reason", pa.string()),
+        ("detail", pa.string()),
     ]
 )
 """Columns of ``supervised_tokens.arrow``."""
+
+
+def _without_details(schema: pa.Schema) -> pa.Schema:
+    """The columns of a file that version 0.1 wrote."""
+    return schema.remove(schema.get_field_index("detail"))
+
+
+def _with_details(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.append_column("detail", pa.nulls(batch.num_rows, pa.string()))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
     """What tokenising found. ``truncated`` counts usable rows by side; ``moved_rows`` those whose
     boundary stands before the end of the prompt's own ids; ``end_appended`` the sides of
-    conversations that got an end token since the template closed with none."""
+    conversations that got an end token since the template closed with none. ``notes`` counts usable
+    rows by :data:`~sdpo.tokens.reasons.Note`; ``examples`` has the first row of each."""
 
     rows: int
     usable: int
@@ -81,6 +83,8 @@ class TokenReport:
     most_moved_tokens: int
     end_tokens: list[str]
     end_appended: int
+    notes: dict[str, int]
+    examples: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,9 @@ class _Table:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
             raise IntegrityError(f"{path} cannot be read as stored tokens: {error}") from error
-        if not reader.schema.equals(cls.schema):
+        if reader.schema.equals(_without_details(cls.schema)):
+            batches = [_with_details(batch) for batch in batches]
+        elif not reader.schema.equals(cls.schema):
             raise IntegrityError(f"{path} is another kind of file: it has {reader.schema.names}")
         metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         return cls(path, batches, metadata)
@@ -193,12 +199,12 @@ class _Table:
             for i in np.flatnonzero(batch["reason"].is_valid().to_numpy(zero_copy_only=False))
         }
 
-    def rejected(self) -> Iterator[tuple[int, str]]:
-        """The rows that have no tokens and why, in order."""
+    def rejected(self) -> Iterator[tuple[int, str, str]]:
+        """The rows that have no tokens, the reason and its detail, in order."""
         for start, batch in zip(self._start_list, self._batches, strict=False):
-            reasons = batch["reason"]
+            reasons, details = batch["reason"], batch["detail"]
             for row in np.flatnonzero(reasons.is_valid().to_numpy(zero_copy_only=False)).tolist():
-                yield start + row, reasons[row].as_py()
+                yield start + row, reasons[row].as_py(), details[row].as_py()
 
     def _strings(self, column: str) -> list[str]:
         return [value for batch in self._batches for value in batch[column].to_pylist()]

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from sdpo.identity.canonical import canonical_json
 from sdpo.system.files import publish_file, temporary_folder
-from sdpo.tokens.boundary import Cut, MovedBoundaries, boundaries_of, count_moved, cut
+from sdpo.tokens.boundary import Cut, boundaries_of, cut
 from sdpo.tokens.forked import Message, Send, divide
-from sdpo.tokens.ragged import Ragged
-from sdpo.tokens.template import Encoder, Row
+from sdpo.tokens.ragged import Counts, Ragged
+from sdpo.tokens.template import Encoded, Encoder, Row, describe
 from sdpo.tokens.token_file import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def tokenise_pairs(
 
     Raises:
         ModelError: conversations without a chat template, or a tokenizer that cannot be used.
-        DataError: a conversation that the template refuses, or boundaries that move too often.
-            Nothing is published.
+        DataError: a conversation that the template refuses. Nothing is published.
     """
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
     job = _Job(_PAIRS, encoder, max_length, pairs_path)
@@ -105,35 +104,35 @@ class _Unit:
 class _Found:
     """What was found in some rows."""
 
-    moved: MovedBoundaries
+    rows: int = 0
+    moved_rows: int = 0
+    most_moved: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     end_appended: int = 0
 
     def message(self) -> Message:
         """It as plain values, for :meth:`of`."""
-        return {
-            "moved": asdict(self.moved),
-            "reasons": dict(self.reasons),
-            "truncated": dict(self.truncated),
-            "end_appended": self.end_appended,
-        }
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {k: dict(v) if isinstance(v, dict) else v for k, v in plain.items()}
 
     @classmethod
     def of(cls, message: Message) -> "_Found":
-        """What a worker sent."""
-        return cls(
-            MovedBoundaries(**message["moved"]),
-            Counter(message["reasons"]),
-            Counter(message["truncated"]),
-            message["end_appended"],
-        )
+        """What a worker sent as plain values."""
+        counted = ("reasons", "truncated", "notes")
+        return cls(**{k: Counter(v) if k in counted else v for k, v in message.items()})
 
     def add(self, other: "_Found") -> None:
         """Add what was found in the rows that come next."""
-        self.moved.add(other.moved)
+        self.rows += other.rows
+        self.moved_rows += other.moved_rows
+        self.most_moved = max(self.most_moved, other.most_moved)
         self.reasons += other.reasons
         self.truncated += other.truncated
+        self.notes += other.notes
+        self.examples = other.examples | self.examples
         self.end_appended += other.end_appended
 
 
@@ -172,14 +171,16 @@ class _Job:
     def report(self, found: _Found) -> TokenReport:
         """What was found in all rows."""
         return TokenReport(
-            rows=found.moved.rows,
-            usable=found.moved.rows - found.reasons.total(),
+            rows=found.rows,
+            usable=found.rows - found.reasons.total(),
             reasons=dict(sorted(found.reasons.items())),
             truncated={side: found.truncated[side] for side in self.kind.sides},
-            moved_rows=found.moved.moved,
-            most_moved_tokens=found.moved.most_tokens,
+            moved_rows=found.moved_rows,
+            most_moved_tokens=found.most_moved,
             end_tokens=self.encoder.end_tokens,
             end_appended=found.end_appended,
+            notes=dict(sorted(found.notes.items())),
+            examples=dict(sorted(found.examples.items())),
         )
 
     def _read(self, units: Sequence[_Unit]) -> Iterator[tuple[_Unit, list[Row]]]:
@@ -199,7 +200,6 @@ class _Job:
         sides = self.kind.sides
         encoded = self.encoder.encode(rows, sides)
         boundary = boundaries_of(encoded)
-        found = _Found(count_moved(self.encoder.tokenizer, rows, encoded, boundary))
         result = cut(
             encoded,
             boundary=boundary,
@@ -207,15 +207,32 @@ class _Job:
             end_ids=self.encoder.end_ids,
             max_length=self.max_length,
         )
+        found = _found(rows, encoded, result, moved=encoded.prompt.lengths - boundary)
         is_chat = np.array([row["format"] == "chat" for row in rows], dtype=np.bool_)
         for side, is_cut, appended in zip(
             sides, result.truncated, encoded.end_appended, strict=True
         ):
             found.truncated[side] += int(is_cut.sum())
             found.end_appended += int((appended & is_chat).sum())  # a text has none of its own
-        found.reasons.update(reason for reason in result.reasons if reason)
         arrays = self.kind.arrays(rows, result)
         return pa.RecordBatch.from_arrays(arrays, schema=self.kind.schema), found
+
+
+def _found(rows: list[Row], encoded: Encoded, result: Cut, *, moved: Counts) -> _Found:
+    """What is to be told of a batch, with the first row of each kind."""
+    usable = np.array([problem is None for problem in result.problems], dtype=np.bool_)
+    moved = moved[usable]
+    found = _Found(len(rows), int((moved > 0).sum()), int(moved.max(initial=0)))
+    for row, problem in zip(rows, result.problems, strict=True):
+        if problem:
+            found.reasons[problem.reason] += 1
+            found.examples.setdefault(problem.reason, f"{describe(row)}: {problem.detail}")
+    for note, members in encoded.notes.items():
+        for index in members:
+            if usable[index]:
+                found.notes[note] += 1
+                found.examples.setdefault(note, describe(rows[index]))
+    return found
 
 
 def _publish(
@@ -242,10 +259,9 @@ def _publish(
                 on_progress(done, total)
 
         divide(work, processes=processes, receive=receive)
-        found = _Found(MovedBoundaries())
+        found = _Found()
         for unit in units:
             found.add(_Found.of(messages[unit.number]))
-        found.moved.check()
         report = job.report(found)
         metadata = {
             "max_length": str(job.max_length),
@@ -279,6 +295,7 @@ def _pair_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
         pa.array(result.truncated[0], pa.bool_()),
         pa.array(result.truncated[1], pa.bool_()),
         pa.array(result.reasons, pa.string()),
+        pa.array([problem and problem.detail for problem in result.problems], pa.string()),
     ]
 
 
@@ -290,6 +307,7 @@ def _supervised_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
         _lists(result.completions[0]),
         pa.array(result.truncated[0], pa.bool_()),
         pa.array(result.reasons, pa.string()),
+        pa.array([problem and problem.detail for problem in result.problems], pa.string()),
     ]
 
 

@@ -58,9 +58,9 @@ class Words:
 
         if not isinstance(backend.model, BPE) or backend.model.dropout:
             return None
-        if _state(backend.normalizer).get("type") not in _NORMALISERS:
+        if component_state(backend.normalizer).get("type") not in _NORMALISERS:
             return None
-        pattern = _pattern(_state(backend.pre_tokenizer))
+        pattern = _pattern(component_state(backend.pre_tokenizer))
         return cls(backend, pattern) if pattern else None
 
     def encode(self, texts: Sequence[str]) -> Ragged:
@@ -106,7 +106,7 @@ class Words:
         self._chars = 0
 
 
-def _state(component: Any) -> dict[str, Any]:
+def component_state(component: Any) -> dict[str, Any]:
     """A part of a tokenizer as in tokenizer.json."""
     return {} if component is None else dict(json.loads(component.__getstate__()))
 

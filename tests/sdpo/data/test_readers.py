@@ -133,8 +133,83 @@ def test_a_folder_of_data_files_is_read_in_order_of_names_and_by_split(tmp_path)
     (tmp_path / "README.md").write_text("not data")
     assert list(read_rows(str(tmp_path))) == list(enumerate(ROWS[:3]))
     assert list(read_rows(str(tmp_path), split="test")) == [(0, ROWS[5])]
-    with pytest.raises(DataError, match="no file of the split `dev`"):
+    with pytest.raises(DataError, match="no file of the split `dev`, but of: test, train"):
         read_rows(str(tmp_path), split="dev")
+
+
+HUB_SPLITS = ["test_prefs", "test_sft", "train_gen", "train_prefs", "train_sft"]
+
+
+def test_shards_of_a_split_are_of_exactly_that_split(tmp_path):
+    for index, name in enumerate(HUB_SPLITS):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        save([ROWS[index]], tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=f"split `{split}`, but of: {', '.join(HUB_SPLITS)}"):
+            read_rows(str(tmp_path), split=split)
+    assert list(read_rows(str(tmp_path), split="train_prefs")) == [(0, ROWS[3])]
+
+
+def test_files_of_several_splits_are_not_read_as_one(tmp_path):
+    save([ROWS[0]], tmp_path / "train_prefs.parquet")
+    assert list(read_rows(str(tmp_path))) == [(0, ROWS[0])]
+    save([ROWS[1]], tmp_path / "train_sft.parquet")
+    with pytest.raises(DataError, match="but of: train_prefs, train_sft"):
+        read_rows(str(tmp_path))
+    save([ROWS[2]], tmp_path / "train.parquet")
+    assert list(read_rows(str(tmp_path))) == [(0, ROWS[2])]
+
+
+TABLE = [{"prompt": "Q; a|b?", "chosen": "yes", "rejected": 'no, "not"'}] * 2
+ENCODED = '"Q; a|b?"{0}"yes"{0}"no, ""not"""'
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("index", ["none", "named nothing", "not in the header", "sep"])
+def test_csv_is_read_as_pandas_r_and_spreadsheets_write_it(
+    separator, newline, encoding, index, tmp_path
+):
+    row, header = ENCODED.format(separator), separator.join(["prompt", "chosen", "rejected"])
+    rows = [row, row]
+    if index in ("named nothing", "not in the header"):
+        rows = [f'"{number}"{separator}{row}' for number in (1, 2)]
+        header = f'""{separator}{header}' if index == "named nothing" else header
+    lead = [f"sep={separator}"] if index == "sep" else []
+    path = tmp_path / "a.csv"
+    path.write_bytes(newline.join([*lead, header, *rows, ""]).encode(encoding))
+    start = 3 if index == "sep" else 2
+    assert list(read_rows(str(path))) == list(enumerate(TABLE, start=start))
+
+
+def test_pandas_own_csv_is_read(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame(TABLE).to_csv(tmp_path / "a.csv")
+    pandas.DataFrame(TABLE).to_csv(tmp_path / "b.csv", sep=";", index=False, encoding="utf-16")
+    for name in ("a.csv", "b.csv"):
+        assert [row for _, row in read_rows(str(tmp_path / name))] == TABLE
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"])
+def test_what_stands_in_place_of_data_is_named(name, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    for content, message in (
+        (pointer, "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html>", "web"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            list(read_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("indent", [1, 4])
+@pytest.mark.parametrize("value", [{"prompt": "Q"}, [{"prompt": "Q"}], [[1]]])
+def test_json_over_several_lines_in_a_jsonl_file_says_what_to_do(indent, value, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(value, indent=indent))
+    with pytest.raises(DataError, match=r"line 1: malformed JSON.*over several lines.*\.json"):
+        list(read_rows(str(path)))
 
 
 def test_a_byte_order_mark_and_empty_lines_are_no_rows(tmp_path):

@@ -28,8 +28,14 @@ pytestmark = pytest.mark.skipif(
         (
             "ultrafeedback_label_flip_20.jsonl",
             1000,
-            884,
-            {"empty_chosen": 1, "empty_rejected": 1, "equal_sides": 4, "tie": 110},
+            707,
+            {
+                "empty_chosen": 1,
+                "empty_rejected": 1,
+                "equal_sides": 4,
+                "scores_contradict": 177,
+                "tie": 110,
+            },
             0,
         ),
         ("polite_rude.json", 1100, 1094, {"equal_sides": 6}, 25),
@@ -85,8 +91,12 @@ def test_flipped_labels_contradict_the_file_they_were_made_from(prepare):
         str(SHARED / n) for n in ("ultrafeedback_label_flip_20.jsonl", "dialogue_stories.jsonl")
     ]
     train = {"path": str(SHARED / "ultrafeedback_train.jsonl"), "name": "original"}
-    made = prepare({"path": both[0], "name": "flipped"}, both[1])
+    flipped = {"path": both[0], "name": "flipped", "contradictions": "keep"}
+    made = prepare(flipped, both[1])
     assert made.result.pairs == 884 + 113
     # 200 were flipped, 23 of them ties; the other 707 pairs are the same in both files.
     with pytest.raises(DataError, match="contradictory 177, duplicate 707"):
-        prepare({"path": both[0], "name": "flipped"}, train)
+        prepare(flipped, train)
+    # By the scores, which were flipped along, all pairs are as they were.
+    with pytest.raises(DataError, match="duplicate 884"):
+        prepare(train, {**flipped, "contradictions": "swap"})

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdpo.data.schema import MESSAGES
-from sdpo.errors import DataError, ModelError
+from sdpo.errors import ModelError
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
@@ -48,7 +48,7 @@ def test_every_unusable_row_stays_with_its_reason(tokens_of):
         [
             ("the dog?", "a fox", "the dog sleeps"),
             ("the dog sleeps " * 30, "a fox", "a dog"),
-            ("the dog?", "a fox<|im_end|> jumps", "a dog"),
+            ("the dog?", "a fox<|im_end|>", "a dog"),
             ("the dog?", "a fox", "a fox"),
             ("the dog?", "a fox", ""),
             ("the dog?", "the dog sleeps" * 20, "the dog sleeps" * 21),
@@ -58,7 +58,7 @@ def test_every_unusable_row_stays_with_its_reason(tokens_of):
     assert file.usable.tolist() == [True, False, False, False, False, False]
     assert file.reasons == {
         f"{1:032x}": "prompt_fills_length",
-        f"{2:032x}": "end_token_inside",
+        f"{2:032x}": "already_templated",
         f"{3:032x}": "equal_after_tokenisation",
         f"{4:032x}": "empty_completion",
         f"{5:032x}": "equal_after_tokenisation",
@@ -80,8 +80,11 @@ def test_a_truncated_side_is_flagged_and_has_no_end_token(tokens_of):
 def test_end_tokens_of_the_generation_config_count_as_end_tokens(tokens_of, make_tokenizer):
     triples = [("the dog?", "a fox<|end|> jumps", "a dog")]
     other_end = make_tokenizer().convert_tokens_to_ids("<|end|>")
-    assert tokens_of(triples).usable.tolist() == [True]
-    assert tokens_of(triples, end_token_ids=[other_end]).usable.tolist() == [False]
+    options = {"template": None, "format": "text"}
+    assert tokens_of(triples, **options).usable.tolist() == [True]
+    ended = tokens_of(triples, end_token_ids=[other_end], **options)
+    assert ended.report.reasons == {"end_token_inside": 1}
+    assert "take it out" in ended.report.examples["end_token_inside"]
 
 
 def test_a_template_without_end_token_is_reported(tokens_of):
@@ -114,21 +117,30 @@ def test_one_boundary_for_both_sides_where_only_one_of_them_merges(tokens_of, ma
     assert (file.report.moved_rows, file.report.most_moved_tokens) == (1, 1)
 
 
-def test_prompts_that_end_in_a_space_are_an_error_with_an_example(tokens_of, tmp_path):
-    with pytest.raises(DataError) as caught:
-        tokens_of([("Answer: ", "the dog", "the fox")] * 2, template=None, format="text")
-    message = str(caught.value)
-    assert "in 2 of 2 rows" in message
-    assert "row 0 of source `tests`" in message
-    assert "'Answer: '" in message
-    assert "'Answer: the dog</s>'" in message
-    assert "`format: text`" in message
-    assert [p.name for p in tmp_path.iterdir()] == ["pairs.parquet"]
+def test_a_token_that_merges_across_the_border_is_scored(tokens_of, make_tokenizer):
+    triples = [("Answer: ", "the dog", "the fox")] * 5
+    file = tokens_of(triples, template=None, format="text")
+    assert (file.report.reasons, file.report.moved_rows) == ({}, 5)
+    decode = make_tokenizer().decode
+    assert decode(file.row(0).prompt_ids.tolist()) == "Answer:"
+    assert decode(file.row(0).chosen_ids.tolist()) == " the dog</s>"
 
 
-def test_a_template_that_opens_a_thought_only_for_the_prompt_is_an_error_that_names_it(tokens_of):
-    with pytest.raises(DataError, match=r"(?s)chat template of .*`model\.chat_template`"):
-        tokens_of([("the dog?", "a fox", "a dog")] * 2, template="open_thought")
+def test_a_template_that_opens_a_thought_only_for_the_prompt_is_named(tokens_of):
+    file = tokens_of([("the dog?", "a fox", "a dog")] * 2, template="open_thought")
+    assert file.report.reasons == {"boundary_moved": 2}
+    example = file.report.examples["boundary_moved"]
+    assert "row 0 of source `tests`" in example
+    assert "'<think>\\n' where with an answer it has 'a fox<|im_end|>\\n'" in example
+    assert "`model.chat_template`" in example
+
+
+def test_a_thought_that_the_prompt_opens_is_gone_on_with(tokens_of, make_tokenizer):
+    answer = "<think>\nhm\n</think>\n\na fox"
+    file = tokens_of([("the dog?", answer, "<think>\nno")], template="open_thought")
+    decode = make_tokenizer().decode
+    assert decode(file.row(0).prompt_ids.tolist()).endswith("<|im_start|>assistant\n<think>\n")
+    assert decode(file.row(0).chosen_ids.tolist()) == "hm\n</think>\n\na fox<|im_end|>"
 
 
 def test_think_blocks_move_no_boundary(tokens_of, make_tokenizer):

@@ -1,0 +1,61 @@
+"""Cells that hold messages or lists as text, as CSV files and some exports do."""
+
+import ast
+import json
+import re
+from typing import Any
+
+from sdpo.data.messages import NotText
+
+_LOOKS_LIKE_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|content|value)['\"]\s*:")
+_MOST_CHARS = 1 << 20
+"""Of a cell in Python's notation, whose reader takes memory many times its length."""
+_NOTHING = {"", "[]", "{}", "null", "none", "nan"}
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a cell holds nothing, be it an empty list as text."""
+    return not value or (isinstance(value, str) and value.strip().lower() in _NOTHING)
+
+
+def cell(value: Any, name: str) -> Any:
+    """``value`` itself, or the messages that it holds as text (JSON, or Python's notation).
+
+    Raises:
+        NotText: it looks like messages and cannot be read as such.
+    """
+    if not isinstance(value, str) or not _LOOKS_LIKE_MESSAGES.match(value):
+        return value
+    if not value.rstrip().endswith(("]", "}")):
+        return value  # text that begins with an example of a message
+    read = _read(value)
+    messages = read if isinstance(read, list) else [read]
+    if messages and all(isinstance(m, dict) and {"role", "from"} & m.keys() for m in messages):
+        return read
+    if read is None:
+        raise NotText(
+            f"{name} holds a list of messages as text, which is not JSON: write it as JSON, or "
+            "store the list itself (JSONL, Parquet)"
+        )
+    return value
+
+
+def listed(value: Any) -> Any:
+    """``value`` itself, or the list that it holds as text."""
+    if not isinstance(value, str):
+        return value
+    read = None if is_nothing(value) else _read(value)
+    return read if isinstance(read, list) else (value if not is_nothing(value) else [])
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if len(text) > _MOST_CHARS:
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,25 @@
+"""Lines of a file, as long and as empty as data is, and no more."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sdpo.errors import DataError
+
+LONGEST_LINE = 2**26
+_MOST_BLANK_LINES = 100_000
+
+
+def bounded_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1, split at line feeds alone.
+
+    Raises:
+        DataError: a line that no memory should hold, or one of blank lines without an end.
+    """
+    blank = 0
+    for number, line in enumerate(file, start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}, line {number}: longer than {LONGEST_LINE:,} bytes")
+        blank = blank + 1 if line.isspace() else 0
+        if blank > _MOST_BLANK_LINES:
+            raise DataError(f"{path}, line {number}: {blank:,} blank lines in a row: no data")
+        yield number, line

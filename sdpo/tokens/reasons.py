@@ -1,0 +1,63 @@
+"""Why a row cannot be used once it is tokens, and what is to be known of one that is used."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal[
+    "empty_prompt",
+    "prompt_fills_length",
+    "empty_completion",
+    "end_token_inside",
+    "equal_after_tokenisation",
+    "already_templated",
+    "template_drops_text",
+    "template_repeats_text",
+    "boundary_moved",
+    "control_token",
+    "unknown_characters",
+]
+"""Why a row cannot be used. ``empty_prompt``: no prompt token is left to predict the first token of
+the completion from. From ``already_templated`` on: the tokens would not hold what was given."""
+
+NOT_AS_GIVEN: tuple[Reason, ...] = (
+    "already_templated",
+    "template_drops_text",
+    "template_repeats_text",
+    "boundary_moved",
+    "control_token",
+    "unknown_characters",
+)
+"""Reasons of which a person is told at once: the text or the template has to be changed."""
+
+DETAILS: dict[Reason, str] = {
+    "empty_prompt": "no token of the prompt is left: the tokens of prompt and completion differ "
+    "from the first on",
+    "prompt_fills_length": "the prompt alone fills data.max_length: raise it, or shorten the "
+    "prompt",
+    "empty_completion": "a completion has no token besides its end",
+    "end_token_inside": "a completion has an end token inside, where the model would stop: take "
+    "it out of the text",
+    "equal_after_tokenisation": "both sides have the same tokens, up to data.max_length",
+}
+"""What a reason means and what to do, for those that need no more than the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row cannot be used: a reason that is counted, and what of it for a person."""
+
+    reason: Reason
+    detail: str
+
+
+Note = Literal["user_turn_in_completion", "reasoning_dropped", "control_token_in_text"]
+"""What is to be known of a row that is used all the same."""
+
+NOTES: dict[Note, str] = {
+    "user_turn_in_completion": "a completion has turns of the user, whose words are scored as the "
+    "answer is: end the prompt later, or cut the completion after its first turn",
+    "reasoning_dropped": "the chat template leaves out what the assistant thought in earlier "
+    "turns, as it does when the model is used",
+    "control_token_in_text": "text of `format: text` spells control tokens, which are read as such",
+}
+"""What a note says, with its remedy where there is one."""
