@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sdpo.config import RunConfig
+from sdpo.config.elsewhere import ELSEWHERE
 from sdpo.config.reference_choice import REFUSED_KEYS
 from sdpo.errors import ConfigError
 from sdpo.system.bounded_yaml import MalformedError, load_yaml
@@ -286,6 +287,8 @@ def _shown(value: object) -> str:
 def _unknown_key(location: list[str], kind: type[BaseModel]) -> str:
     if reason := REFUSED_KEYS.get(location[-1]):
         return reason
+    if meant := ELSEWHERE.get(location[-1]):
+        return f"unknown key; {meant}"
     group = _group_at(location[:-1], kind)
     known = list(group.model_fields) if group else []
     elsewhere = [
