@@ -98,25 +98,20 @@ def terminal_progress(name: str) -> Iterator[Listener]:
         transient=True,
         disable=not console.is_terminal,
     )
-    line, node, phase = progress.add_task(name, total=None, unit=""), "", ""
+    line, phase = progress.add_task(visible(name), total=None, unit=""), ""
 
     def listen(event: Event) -> None:
-        nonlocal node, phase
+        nonlocal line, phase
         match event["event"]:
-            case "node":
-                node = visible(str(event["node"]))
-                progress.reset(line, description=f"{name}: {node}", total=None, unit="")
-            case "progress":
-                if event["phase"] != phase:
-                    progress.reset(line)
-                phase = event["phase"]
-                progress.update(
-                    line,
-                    description=f"{name}: {visible(str(phase))}",
-                    completed=event["done"],
-                    total=event["total"],
-                    unit=visible(str(event["unit"])),
-                )
+            case "node" | "progress":
+                where = str(event["node" if event["event"] == "node" else "phase"])
+                if where != phase:
+                    phase = where
+                    progress.remove_task(line)
+                    line = progress.add_task(visible(f"{name}: {where}"), total=None, unit="")
+                if event["event"] == "progress":
+                    unit = visible(str(event["unit"]))
+                    progress.update(line, completed=event["done"], total=event["total"], unit=unit)
             case "warning":
                 message = escape(visible(str(event["message"])))
                 console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,19 @@ def test_where_there_is_no_terminal_only_warnings_are_printed(
     assert said.err.strip() == "warning: [red]look␛[2J"
 
 
+def test_a_terminal_has_one_line_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with shown(None, name="tiny") as listen:
+        listen({"event": "node", "node": "step-1", "status": "run", "reason": ""})
+        listen({"event": "progress", "phase": "train", "done": 1, "total": 2, "unit": "steps"})
+        time.sleep(0.3)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(r"tiny: train .*1/2.*steps", said.err)
+
+
 @pytest.mark.usefixtures("quick_stages")
 def test_a_run_of_objects_is_that_of_files_with_the_same_rows_and_needs_no_object_again(
     bench: Bench, demo_files: DemoFiles, finished: Outcome
@@ -289,6 +303,11 @@ def test_a_run_of_objects_is_that_of_files_with_the_same_rows_and_needs_no_objec
     files = sorted((run.path / "sources").iterdir())
     assert sorted(source.path for source in run.config.data.sources) == [str(f) for f in files]
     assert run.comparison() is None
+
+    (bench.folder / "runs").rename(bench.folder / "moved")
+    moved = sdpo.resume("tiny", runs_dir=bench.folder / "moved", listen=quiet)
+    assert [Path(s.path).is_file() for s in moved.config.data.sources] == [True, True]
+    (bench.folder / "moved").rename(bench.folder / "runs")
 
     again: list[Event] = []
     assert sdpo.run(with_objects(bench, demo_files), listen=again.append).path == run.path
@@ -361,6 +380,18 @@ def test_a_recipe_that_is_refused_leaves_no_rows_behind(
     with pytest.raises(UserError, match="columns"):
         sdpo.run(useless, listen=quiet)
     assert not (bench.runs / "tiny").exists()
+
+
+def test_a_notebook_shows_progress_and_the_result(finished_copy: Bench, tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    code = f"import sdpo\nsdpo.run({finished_copy.values()!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+    shown_html = [output["data"].get("text/html", "") for output in notebook.cells[0].outputs]
+    assert any("<div>run tiny: " in page for page in shown_html)
+    assert "<caption>Reserve</caption>" in shown_html[-1]
 
 
 @pytest.mark.usefixtures("quick_stages")
