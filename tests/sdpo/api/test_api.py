@@ -382,6 +382,7 @@ def test_a_recipe_that_is_refused_leaves_no_rows_behind(
     assert not (bench.runs / "tiny").exists()
 
 
+@pytest.mark.filterwarnings("default")  # the libraries of a notebook have their own
 def test_a_notebook_shows_progress_and_the_result(finished_copy: Bench, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
