@@ -2,3 +2,8 @@
 
 It may import everything, and nothing imports it; it is no part of the distribution.
 """
+
+import os
+
+# As in the command line's process, which is what is measured.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -1,1 +1,7 @@
 """Prefect flows and the command line over the engine."""
+
+import os
+
+# Arrow's own pool keeps what was freed, a third of what a process needs; it is chosen at import.
+# The engine is a library and leaves its process as it is; what starts here owns its process.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -1,8 +1,48 @@
-"""The engine of stepwise DPO: data, log-probs, objectives, trainer, run store, report."""
+"""The engine of stepwise DPO: data, log-probs, objectives, trainer, run store, report.
 
-import os
+What a Python program or a notebook uses of it is named here and loaded when it is first asked for:
+`import sdpo` alone loads nothing and sets nothing.
+"""
 
-# Arrow's own pool keeps what was freed, a third of what a process needs; it is chosen at import.
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdpo import objectives
+    from sdpo.api.recipes import Recipe, load_recipe
+    from sdpo.api.run import Run
+    from sdpo.api.running import replay, resume, run
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Recipe",
+    "Run",
+    "__version__",
+    "load_recipe",
+    "objectives",
+    "replay",
+    "resume",
+    "run",
+]
+
+_WHERE = {
+    "Recipe": "sdpo.api.recipes",
+    "Run": "sdpo.api.run",
+    "load_recipe": "sdpo.api.recipes",
+    "replay": "sdpo.api.running",
+    "resume": "sdpo.api.running",
+    "run": "sdpo.api.running",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "objectives":
+        return import_module("sdpo.objectives")
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

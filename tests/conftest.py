@@ -9,6 +9,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # as in every process of the command line
     "SDPO_SHARE_DEVICE": "1",  # tests run beside each other; those of the lock turn it on
 }
 

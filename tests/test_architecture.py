@@ -127,7 +127,7 @@ def test_every_module_says_what_it_owns() -> None:
 def test_arrow_takes_its_memory_from_the_process_and_keeps_none_of_what_was_freed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL")  # set where this process imported the engine
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL")
     done = python(
         "import flows.cli.app, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     )

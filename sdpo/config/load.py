@@ -158,6 +158,23 @@ def _read_file(path: Path, *, is_own: bool) -> dict[str, Any]:
     return values
 
 
+def parse_recipe(text: str) -> dict[str, Any]:
+    """The settings of a recipe that is given as YAML text, unchecked.
+
+    Raises:
+        ConfigError: it is not YAML, or no mapping.
+    """
+    if len(text.encode()) > _LARGEST_BYTES:
+        raise ConfigError(f"the text is no recipe: it has {len(text.encode())} bytes")
+    try:
+        values = _parse(text)
+    except MalformedError as error:
+        raise ConfigError(f"the recipe is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError("a recipe is a mapping of groups (model, data, training ...)")
+    return values
+
+
 def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunConfig:
     """Check ``values`` (groups of settings) with ``key=value`` overrides applied.
 

@@ -47,7 +47,7 @@ VIEWS = frozenset(
 WORKING = frozenset({"tracking", "resume"})
 """Folders in it that are none either."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FOLDERS = re.compile(r"(step|guide)-\d+|nodes|probes|logs|carried")
+_FOLDERS = re.compile(r"(step|guide)-\d+|nodes|probes|logs|carried|sources")
 _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
@@ -77,6 +77,11 @@ class RunFolder:
     def run_file(self) -> Path:
         """Resolved configuration, inputs, versions."""
         return self.path / "run.yaml"
+
+    @property
+    def sources(self) -> Path:
+        """Rows that a program gave as objects and not as files."""
+        return self.path / "sources"
 
     @property
     def pairs(self) -> Path:

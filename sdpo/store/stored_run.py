@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sdpo.config import RunConfig
@@ -50,7 +51,7 @@ def read_stored(run: RunFolder) -> Stored:
             clock=str(content.get("clock", created)),
             identity=dict(content["identity"]),
             inputs=dict(content["inputs"]),
-            config=config.model_copy(update=where),
+            config=_with_own_sources(config.model_copy(update=where), run),
             versions=dict(versions),
             origin=origin_of(content),
             carried=carried_of(content),
@@ -62,6 +63,25 @@ def read_stored(run: RunFolder) -> Stored:
             f"({machine.versions()['sdpo']}; it was written by {wrote}): {_why(error)}. Take the "
             "run up with that version, or start a new one"
         ) from error
+
+
+def _with_own_sources(config: RunConfig, run: RunFolder) -> RunConfig:
+    """``config`` with the rows that the run keeps itself where the run is now: it may have been
+    moved. Their names are digests, so they are the same rows."""
+
+    def moved(path: str) -> str:
+        here = run.sources.absolute() / Path(path).name
+        is_own = Path(path).parent.name == run.sources.name and not Path(path).exists()
+        return str(here) if is_own and here.is_file() else path
+
+    data, supervised = config.data, config.supervised
+    sources = [s.model_copy(update={"path": moved(s.path)}) for s in data.sources]
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"sources": sources}),
+            "supervised": supervised.model_copy(update={"path": moved(supervised.path)}),
+        }
+    )
 
 
 def _why(error: Exception) -> str:
