@@ -10,6 +10,7 @@ from desk import PASSWORD, Desk
 
 from flows.commands.server import Desk as Processes
 from flows.commands.server import Started
+from sdpo.system.ownership import claim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -65,7 +66,7 @@ def test_what_another_process_now_has_the_id_of_is_left_alone(tmp_path: Path) ->
     mine = Started.of(psutil.Process().pid)
     somebody = Started(mine.pid, mine.started - 1)
     folder = tmp_path / ".sdpo-server"
-    folder.mkdir()
+    claim(folder, "server", proof=lambda _: False)
     Processes(folder, "http://127.0.0.1:1", somebody, None).write()
     done = Desk(tmp_path, 1).sdpo("down")
     assert done.returncode == 0, done.stderr
