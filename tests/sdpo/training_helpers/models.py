@@ -169,6 +169,7 @@ def write_tokens(path: Path, task: PreferenceTask) -> TokenFile:
         "chosen_truncated": [False] * len(task.ids),
         "rejected_truncated": [False] * len(task.ids),
         "reason": [None] * len(task.ids),
+        "detail": [None] * len(task.ids),
     }
     with pa.ipc.new_file(str(path), TOKENS_SCHEMA) as writer:
         writer.write_table(pa.table(columns, schema=TOKENS_SCHEMA))
