@@ -37,7 +37,7 @@ def base(run: RunFolder) -> str:
 def test_an_old_run_is_whole(old: RunFolder) -> None:
     found = verify_run(old)
     assert not found.faults
-    assert any("made by the rules of an earlier version" in note for note in found.notes)
+    assert any("the base model is not at" in note for note in found.notes)
     assert old.complete_steps() == [1, 2]
 
 
