@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
 from sdpo.model.batching import global_batch
 from sdpo.model.patches import forget_compiled
@@ -42,7 +43,11 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
             block.compile(dynamic=True)
         compile_s, _ = _timed(trainer, task, items, warm=False)
         after_s, compiled = _timed(trainer, task, items)
+    except Interrupted:
+        raise
     except Exception as error:  # noqa: BLE001 - a compiler fails in as many ways as it has parts
+        # Half of a backward pass leaves its gradients, which the first update would add.
+        trainer.optimizer.zero_grad(set_to_none=True)
         found["left"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     else:
         found |= {"after_s": round(after_s, 4), "compile_s": round(compile_s, 1)}
