@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -59,57 +59,72 @@ def hold(
         InUseError: another process holds it, and ``wait`` is not set; the message says which.
         UserError: the file is something else than a lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _locked(path, what=what, wait=wait, listen=listen)
+    handle = _locked(path, lambda it: _lock(it, what=what, wait=wait, listen=listen))
     try:
+        _check_note(handle, path)
         left = _holder(handle)
         if left:
             listen({"event": "warning", "message": _taken_over(what, left)})
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = Holder(os.getpid(), socket.gethostname(), since, run)
-        _write_note(handle, json.dumps(asdict(holder)))
-        yield handle
-        _write_note(handle, "")
-    except (Exception, KeyboardInterrupt):
-        _write_note(handle, "")
-        raise
+        with _noted(handle, run):
+            yield handle
     finally:
         os.close(handle)
 
 
 @contextmanager
+def _noted(handle: int, run: str) -> Iterator[None]:
+    """The lock file says who holds it, until this process lets go or dies."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = Holder(os.getpid(), socket.gethostname(), since, run)
+    try:
+        _write_note(handle, json.dumps(asdict(holder)))
+        yield
+    except (Exception, KeyboardInterrupt):
+        _write_note(handle, "")
+        raise
+    _write_note(handle, "")
+
+
+@contextmanager
 def share(path: Path) -> Iterator[int]:
     """Hold ``path`` together with others; who wants it alone waits or is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _open(path)
+    handle = _locked(path, lambda it: fcntl.flock(it, fcntl.LOCK_SH))
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
         yield handle
     finally:
         os.close(handle)
 
 
-def _locked(path: Path, *, what: str, wait: bool, listen: Listener) -> int:
-    """A descriptor that holds the lock of the file that is at ``path`` now."""
+def _locked(path: Path, lock: Callable[[int], None]) -> int:
+    """A descriptor that holds the lock, which ``lock`` takes, of the file that is at ``path`` now.
+
+    A holder may remove the file together with what it guarded, at any moment: the lock is another
+    file then.
+    """
     while True:
-        handle = _open(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _lock(handle, what=what, wait=wait, listen=listen)
+            handle = _open(path)
+        except FileNotFoundError:
+            continue  # the folder was removed after it was made
+        try:
+            lock(handle)
             if _is_at(handle, path):
-                _check_note(handle, path)
                 return handle
         except BaseException:
             os.close(handle)
             raise
-        # Its holder removed the file together with what it guarded: the lock is another file now.
         os.close(handle)
-        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _open(path: Path) -> int:
     """A descriptor of the lock file, which is made where there is none; never through a link."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise _no_lock(path)
+    try:
+        # One look: a holder may remove the file between two of them.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise _no_lock(path)
+    except FileNotFoundError:
+        pass
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
 
 

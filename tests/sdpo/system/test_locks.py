@@ -3,15 +3,19 @@
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from desk import wait_until
 
 from sdpo.errors import InUseError, UserError
 from sdpo.events import Event
@@ -151,6 +155,38 @@ def test_many_processes_and_a_lock_file_that_its_holders_remove_never_overlap(
         processes = [open_.enter_context(start(COUNTER, tmp_path)) for _ in range(4)]
         assert [process.wait(60) for process in processes] == [0] * 4
     assert (tmp_path / "count").read_text() == "200"
+
+
+def test_who_shares_a_lock_whose_holder_removes_it_keeps_the_next_holder_out(
+    tmp_path: Path,
+) -> None:
+    lock = tmp_path / "folder" / "lock"
+    held = threading.Event()
+
+    def sharing() -> None:
+        with share(lock):
+            held.set()
+            done.wait(30)
+
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with hold(lock, what="it"):
+            sharer = pool.submit(sharing)
+            waiting = f":{lock.stat().st_ino} "
+            wait_until(
+                lambda: any(
+                    "->" in line and waiting in line
+                    for line in Path("/proc/locks").read_text().splitlines()
+                ),
+                30,
+                "a process that waits for the lock",
+            )
+            shutil.rmtree(lock.parent)
+        assert held.wait(30)
+        with pytest.raises(InUseError), hold(lock, what="it"):
+            pytest.fail("one who wants it alone has what another shares")
+        done.set()
+        sharer.result(30)
 
 
 def test_a_run_that_is_cleared_while_another_process_waits_is_the_others_then(
