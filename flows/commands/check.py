@@ -1,5 +1,6 @@
 """``sdpo check``: everything a person should see before money is spent."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,66 +12,126 @@ from rich.panel import Panel
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
 from flows.show.console import table
+from flows.show.rejected import rejected_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
+from sdpo.chain.examples_left import examples_left
+from sdpo.chain.model_trial import try_models
+from sdpo.chain.open_run import objection, run_folder_of
 from sdpo.chain.plan import check, needs_gamma, partition
 from sdpo.chain.reserve import reserve
-from sdpo.chain.tokens import tokenise
+from sdpo.chain.score_reference import check_references
+from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
 from sdpo.objectives import describe
+from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import ViewSpec
+from sdpo.store.resume_states import stored_bytes
+from sdpo.store.run_folder import Record
 from sdpo.system.files import read_json
-from sdpo.tokens.token_file import LengthSummary, TokenFile
+from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
 
 _SHOWN_CHARS = 1200
+_TRIED = "loads, and scores the shortest and the longest pair"
 
 
 def check_recipe(config: RunConfig, *, console: Console) -> None:
     """Prepare and tokenise the data in a scratch run and print what a run would work with.
 
     Raises:
-        UserError: what the run itself would refuse.
+        UserError: what the run itself would refuse before its first optimizer step.
     """
+    run_folder_of(config).check_own()
     with scratch_run(config, console=console) as context:
         data = prepare_data(context)
         tokens = TokenFile.open(tokenise(context))
         record = reserve(context)
-        console.print(table(_source_rows(data["outputs"], record["outputs"]), title="Data"))
-        code = config.model.trust_remote_code
-        if unused := unused_files(context.resolved.model, code=code):
-            console.print(
-                f"in the model's folder, and not used: {escape(', '.join(unused))}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        _print_data(context, data, record, console)
+        _print_unused_files(context, console)
         _print_pair(context, tokens, console)
-        lengths = tokens.length_summary()
-        console.print(table(_length_rows(lengths), title="Lengths, in tokens"))
-        console.print(
-            f"truncated: {lengths.chosen_truncated:.1%} of the chosen, "
-            f"{lengths.rejected_truncated:.1%} of the rejected completions "
-            f"(data.max_length {config.data.max_length})",
-            highlight=False,
-        )
-        check(context)
+        _print_lengths(context, tokens, console)
+        steps = check(context)
+        _print_supervised(context, console)
         if needs_gamma(context):
             console.print("the partition depends on gamma under M_0, which `sdpo run` measures")
         else:
-            numbers = [step.step for step in partition(context).steps]
-            rows = [_step_row(context, tokens, number) for number in numbers]
-            console.print(table(rows, title="Steps"))
-            print_plan_notes(read_json(context.run.plan_file), console=console)
-        memory = estimate_memory(
-            read_config(context.resolved.model),
-            parameters=sum(entry.elements for entry in tensor_entries(context.resolved.model)),
-            training=context.config.training,
-            launch=context.config.launch,
+            partition(context)
+            _print_steps(context, tokens, steps, console)
+        check_references(context, steps)
+        _try_models(context, steps, console)
+        _print_memory(context, console)
+        _check_place(context, config, console)
+
+
+def _print_data(context: Context, data: Record, record: Record, console: Console) -> None:
+    console.print(table(_source_rows(data["outputs"], record["outputs"]), title="Data"))
+    if rejected := rejected_rows(context.run.rejected):
+        console.print(table(rejected, title="Rows that are not used"))
+
+
+def _print_unused_files(context: Context, console: Console) -> None:
+    code = context.config.model.trust_remote_code
+    if unused := unused_files(context.resolved.model, code=code):
+        console.print(
+            f"in the model's folder, and not used: {escape(', '.join(unused))}",
+            highlight=False,
+            soft_wrap=True,
         )
-        console.print(table(memory.rows(), title="Memory per device, estimated"))
+
+
+def _print_lengths(context: Context, tokens: TokenFile, console: Console) -> None:
+    lengths = tokens.length_summary()
+    console.print(table(_length_rows(lengths), title="Lengths, in tokens"))
+    console.print(
+        f"truncated: {lengths.chosen_truncated:.1%} of the chosen, "
+        f"{lengths.rejected_truncated:.1%} of the rejected completions "
+        f"(data.max_length {context.config.data.max_length})",
+        highlight=False,
+    )
+
+
+def _print_steps(
+    context: Context, tokens: TokenFile, steps: Sequence[int], console: Console
+) -> None:
+    rows = [_step_row(context, tokens, number) for number in steps]
+    console.print(table(rows, title="Steps"))
+    print_plan_notes(read_json(context.run.plan_file), console=console)
+
+
+def _try_models(context: Context, steps: Sequence[int], console: Console) -> None:
+    for name, reason in try_models(context, steps):
+        told = f"is not tried here: {reason}" if reason else _TRIED
+        console.print(f"{escape(name)} {told}", highlight=False, soft_wrap=True)
+
+
+def _check_place(context: Context, config: RunConfig, console: Console) -> None:
+    """Say what stands where the run would be, and refuse what its disks have no room for."""
+    run = run_folder_of(config)
+    if taken := objection(run, context.resolved):
+        console.print(f"[yellow]warning:[/] {escape(taken)}", highlight=False, soft_wrap=True)
+    rows = 2 * pq.read_metadata(context.run.usable).num_rows
+    needs = step_needs(
+        context.resolved.model,
+        context.config.training_of(1),
+        run=run.path,
+        cache=context.cache,
+        rows=rows,
+    )
+    check_space(needs, used_bytes={run.path: stored_bytes(run.path / "step-1")}, what="step-1")
+
+
+def _print_memory(context: Context, console: Console) -> None:
+    memory = estimate_memory(
+        read_config(context.resolved.model),
+        parameters=sum(entry.elements for entry in tensor_entries(context.resolved.model)),
+        training=context.config.training,
+        launch=context.config.launch,
+    )
+    console.print(table(memory.rows(), title="Memory per device, estimated"))
 
 
 def _source_rows(data: dict[str, Any], reserved: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,14 +165,48 @@ def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
         row=row,
     )
     pair = context.stage(spec)["pair"]
-    prompt = escape(_shortened(pair["prompt"]["text"]))
     for side in ("chosen", "rejected"):
-        view = pair[side]
-        cut = " (truncated)" if view["truncated"] else ""
-        title = f"{side}: {pair['prompt']['tokens']} + {view['tokens']} tokens scored{cut}"
-        body = f"[dim]{prompt}[/][bold red]│[/]{escape(_shortened(view['text']))}"
-        ends = f"last tokens: {' '.join(view['last'])}"
-        console.print(Panel(body, title=title, subtitle=escape(ends), title_align="left"))
+        _print_side(side, pair["prompt"], pair[side], console)
+
+
+def _print_side(name: str, prompt: dict[str, Any], view: dict[str, Any], console: Console) -> None:
+    cut = " (truncated)" if view["truncated"] else ""
+    title = f"{name}: {prompt['tokens']} + {view['tokens']} tokens scored{cut}"
+    before = escape(_shortened(prompt["text"]))
+    body = f"[dim]{before}[/][bold red]│[/]{escape(_shortened(view['text']))}"
+    ends = f"last tokens: {' '.join(view['last'])}"
+    console.print(Panel(body, title=title, subtitle=escape(ends), title_align="left"))
+
+
+def _print_supervised(context: Context, console: Console) -> None:
+    """The supervised source's examples: how many of which are used, how long, and one decoded."""
+    left = examples_left(context)
+    if left is None:
+        return
+    file = SupervisedTokenFile.open(tokens_path(context, "supervised"))
+    sequence = (file.prompt_lengths + file.completion_lengths)[left.rows]
+    row = {
+        "rows": left.read,
+        "usable": left.usable,
+        "trained on": len(left.rows),
+        "rejected": _counts(left.rejected),
+        "median": round(float(np.median(sequence))),
+        "p95": round(float(np.quantile(sequence, 0.95))),
+        "max": int(sequence.max()),
+    }
+    console.print(table([row], title="Supervised data, lengths in tokens"))
+    spec = ViewSpec(
+        name="view",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        tokenizer=context.resolved.model,
+        tokens=file.path,
+        row=int(left.rows[0]),
+        supervised=True,
+    )
+    example = context.stage(spec)["example"]
+    _print_side("supervised", example["prompt"], example["completion"], console)
 
 
 def _shortened(text: str) -> str:

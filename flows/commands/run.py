@@ -16,11 +16,11 @@ from flows.show.console import RunConsole, table
 from flows.show.tables import partition_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
-from sdpo.chain.open_run import open_run, withheld_for
-from sdpo.chain.plan import needs_gamma, partition, plan_on_text
+from sdpo.chain.open_run import open_run, run_folder_of, withheld_for
+from sdpo.chain.plan import needs_gamma, partition
 from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
-from sdpo.chain.tokens import tokens_path
+from sdpo.chain.tokens import tokenise
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
 from sdpo.inputs.resolve import cache_dir
@@ -29,7 +29,6 @@ from sdpo.processes.supervisor import run_stage
 from sdpo.promotion.versions import checked_digest
 from sdpo.report import summarise, write_report
 from sdpo.store.run_folder import RunFolder
-from sdpo.store.token_cache import token_fault
 from sdpo.system.files import read_json, remove, write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
 
@@ -80,8 +79,8 @@ def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
 
 
 def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> None:
-    """Print the partition plan and write plan.json; on text alone where no tokens are cached."""
-    run = RunFolder(Path(config.store.runs_dir).absolute() / config.name)
+    """Print the partition plan and write plan.json, that of a run of this recipe."""
+    run = run_folder_of(config)
     if target is None:
         run.check_own()
     else:
@@ -95,12 +94,9 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
                 soft_wrap=True,
             )
             return
-        if not token_fault(tokens_path(context)):
-            reserve(context)
-            partition(context)
-        else:
-            plan_on_text(context)
-            console.print("token lengths are not cached yet: lengths are in characters")
+        tokenise(context)
+        reserve(context)
+        partition(context)
         rows = partition_rows(context.run.path)
         content = context.run.plan_file.read_text(encoding="utf-8")
         bits = withheld_for(context.run, context.resolved)

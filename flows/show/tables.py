@@ -12,20 +12,20 @@ Row = dict[str, Any]
 
 
 def partition_rows(run: Path) -> list[Row]:
-    """Per step: pairs, pairs of each source, tokens (or characters) of a pair."""
+    """Per step: pairs, pairs of each source, tokens of a pair."""
     plan = read_json(RunFolder(run).plan_file)
-    return [_partition_row(entry, plan.get("unit", "tokens")) for entry in plan["steps"]]
+    return [_partition_row(entry) for entry in plan["steps"]]
 
 
-def _partition_row(entry: Row, unit: str) -> Row:
+def _partition_row(entry: Row) -> Row:
     lengths = entry["lengths"]["sequence"]
     return {
         "step": entry["step"],
         "pairs": entry["pairs"],
         "sources": ", ".join(f"{name} {count}" for name, count in entry["sources"].items()),
-        f"{unit} median": round(lengths["median"]),
-        f"{unit} p95": round(lengths["p95"]),
-        f"{unit} max": lengths["maximum"],
+        "tokens median": round(lengths["median"]),
+        "tokens p95": round(lengths["p95"]),
+        "tokens max": lengths["maximum"],
     }
 
 

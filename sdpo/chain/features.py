@@ -31,26 +31,22 @@ def needed_features(settings: PartitionSettings) -> frozenset[str]:
 
 
 def features_without_model(
-    pairs: Path, rows: np.ndarray, needed: Set[str], tokens: TokenFile | None
+    pairs: Path, rows: np.ndarray, needed: Set[str], tokens: TokenFile
 ) -> dict[str, np.ndarray]:
     """Those of ``needed`` that take no model, float64 per row of ``rows``.
 
     ``score_gap``: rating of the chosen answer minus that of the rejected; NaN where the data has
-    none. ``length``: tokens of prompt plus the longer side; characters where there are no tokens
-    yet. ``rows`` are rows of ``pairs.parquet``, which ``pairs`` is, and of ``tokens``.
+    none. ``length``: tokens of prompt plus the longer side. ``rows`` are rows of
+    ``pairs.parquet``, which ``pairs`` is, and of ``tokens``.
     """
     found: dict[str, np.ndarray] = {}
     columns = Columns(pairs)
     if "score_gap" in needed:
         chosen, rejected = (columns.numbers(f"{side}_score") for side in ("chosen", "rejected"))
         found["score_gap"] = (chosen.astype(np.float64) - rejected)[rows]
-    if "length" in needed and tokens is not None:
+    if "length" in needed:
         longer = np.maximum(tokens.chosen_lengths, tokens.rejected_lengths)
         found["length"] = (tokens.prompt_lengths + longer)[rows].astype(np.float64)
-    elif "length" in needed:
-        names = ("prompt_chars", "chosen_chars", "rejected_chars")
-        prompt, chosen, rejected = (columns.numbers(name) for name in names)
-        found["length"] = (prompt + np.maximum(chosen, rejected))[rows].astype(np.float64)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,7 @@ def open_run(
         ForeignFolderError: what has the run's name, or the cache's, is something else.
         UserError: something that the recipe names is not there, or the run is in use.
     """
-    if not config.name:
-        raise ConfigError("the run has no name: set `name` (or --name)")
-    name = check_run_name(config.name)
-    run = RunFolder(Path(config.store.runs_dir).absolute() / name)
+    run = run_folder_of(config)
     run.check_own()
     check_cache(cache_dir(config))
     if run.run_file.is_file():
@@ -152,6 +150,35 @@ def _run_file(
     if carried:
         content["carried"] = carried.model_dump()
     return content
+
+
+def run_folder_of(config: RunConfig) -> RunFolder:
+    """The folder of the run that ``config`` names, there or not.
+
+    Raises:
+        UserError: it names none, or one that is no folder's name.
+    """
+    if not config.name:
+        raise ConfigError("the run has no name: set `name` (or --name)")
+    return RunFolder(Path(config.store.runs_dir).absolute() / check_run_name(config.name))
+
+
+def objection(run: RunFolder, resolved: Resolved) -> str:
+    """What `sdpo run` would say of this recipe under the name of ``run``; "" where it would go on.
+
+    Raises:
+        ForeignFolderError: what has the name is no run.
+    """
+    run.check_own()
+    if not run.run_file.is_file():
+        return ""
+    stored = read_stored(run)
+    there = replace(resolved, config=restore_machine(resolved.config, stored.config))
+    try:
+        _check_same(run, stored, there, stored.origin)
+    except RunExistsError as error:
+        return str(error)
+    return ""
 
 
 def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Origin | None) -> None:

@@ -1,6 +1,6 @@
 """The partition node: which usable pair goes to which step, and what is measured everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from partitions import (
     make_plan,
     ordering_key,
     prompt_overlap,
-    reserve_mask,
 )
 from sdpo.chain.context import Context, run_once
 from sdpo.chain.data import source_names
+from sdpo.chain.examples_left import examples_left
 from sdpo.chain.features import (
     MODEL_FEATURES,
     column_digest,
@@ -27,9 +27,11 @@ from sdpo.chain.features import (
     needed_features,
 )
 from sdpo.chain.tokens import tokens_path
+from sdpo.config import TrainingConfig
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import tensor_entries
+from sdpo.processes.stage_specs import AdaptersSpec
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
 
@@ -55,11 +57,13 @@ def needs_gamma(context: Context) -> bool:
     return bool(needed_features(partition_settings(context)) & MODEL_FEATURES)
 
 
-def check(context: Context) -> None:
-    """Refuse, before anything is trained or measured, what the run would refuse afterwards.
+def check(context: Context) -> list[int]:
+    """Refuse, before anything is trained or measured, what the run would refuse afterwards; returns
+    the numbers of the steps that there will be.
 
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
+        DataError: the supervised stage has nothing to train on.
     """
     settings, usable = partition_settings(context), Columns(context.run.usable)
     needed = needed_features(settings)
@@ -69,6 +73,8 @@ def check(context: Context) -> None:
     pairs, _ = pairs_of(context, usable, features)
     plan = make_plan(pairs, settings)
     check_steps(context, plan)
+    examples_left(context)
+    return [step.step for step in plan.steps]
 
 
 def check_steps(context: Context, plan: Plan) -> None:
@@ -82,15 +88,20 @@ def check_steps(context: Context, plan: Plan) -> None:
         raise ConfigError(
             f"`steps` has settings for {given} steps, but the partition makes {steps}"
         )
-    for step in plan.steps:
-        _check_adapters(context, step.step)
+    named = {
+        step.step: training
+        for step in plan.steps
+        if (training := context.config.training_of(step.step)).lora_r
+        and training.lora_target_modules != ["all-linear"]
+    }
+    for step, training in named.items():
+        _check_modules(context, step, training.lora_target_modules)
+    untrained = [step for step in named if context.run.read_record(f"step-{step}") is None]
+    if untrained:
+        _try_adapters(context, {step: named[step] for step in untrained})
 
 
-def _check_adapters(context: Context, step: int) -> None:
-    training = context.config.training_of(step)
-    names = training.lora_target_modules
-    if not training.lora_r or names == ["all-linear"]:
-        return
+def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
     modules = [e.name.removesuffix(".weight") for e in tensor_entries(context.resolved.model)]
     for name in names:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
@@ -98,6 +109,24 @@ def _check_adapters(context: Context, step: int) -> None:
                 f"training.lora_target_modules of step {step}: no module of the model is named "
                 f"`{name}`; there are {', '.join(sorted({m.split('.')[-1] for m in modules}))}"
             )
+
+
+def _try_adapters(context: Context, trainings: Mapping[int, TrainingConfig]) -> None:
+    """Give the adapters of these steps to the model's modules, which take no memory for it.
+
+    Raises:
+        ConfigError: one of them cannot have an adapter; names the step.
+    """
+    context.stage(
+        AdaptersSpec(
+            name="adapters",
+            run=context.run.path,
+            model=context.config.model,
+            launch=context.config.launch,
+            source=context.resolved.model,
+            trainings=dict(trainings),
+        )
+    )
 
 
 def partition(context: Context) -> Plan:
@@ -262,54 +291,3 @@ def _reserve_counts(context: Context) -> dict[str, int]:
     assert record is not None, "the plan comes after the reserve"
     counts: dict[str, int] = record["outputs"]["reserved"]
     return counts
-
-
-def plan_on_text(context: Context) -> Plan:
-    """``plan.json`` from text alone: no tokenizer was asked, so lengths are in characters.
-
-    Rows that only the tokenizer would reject are still in it.
-
-    Raises:
-        PartitionError: as :func:`partition`.
-    """
-    pairs, names = Columns(context.run.pairs), source_names(context)
-    settings = context.config.data.reserve
-    source, prompts = pairs.codes("source", names), pairs.ids("prompt_key")
-    mask = reserve_mask(
-        prompts,
-        source,
-        n_sources=len(names),
-        fraction=settings.fraction,
-        min_pairs=settings.min_pairs,
-        max_fraction=settings.max_fraction,
-        key=settings.key,
-    )
-    trained, plan_settings = np.flatnonzero(~mask), partition_settings(context)
-    needed = needed_features(plan_settings)
-    features = features_without_model(context.run.pairs, np.arange(pairs.rows), needed, None)
-    columns = Pairs(
-        ids=pairs.ids("pair_id")[trained],
-        source=source[trained],
-        source_names=tuple(names),
-        strata=_strata(context, trained),
-        features={name: values[trained] for name, values in features.items()},
-    )
-    plan = make_plan(columns, plan_settings)
-    step_of = np.zeros(pairs.rows, dtype=np.int32)
-    step_of[trained] = plan.step_of
-    content = plan.to_dict()
-    reserved = np.bincount(source[mask], minlength=len(names)).tolist()
-    content["reserve"] = dict(zip(names, reserved, strict=True))
-    content["overlap"] = prompt_overlap(prompts, step_of)
-    content["unit"] = "characters"
-    prompt, chosen, rejected = (
-        pairs.numbers(f"{name}_chars") for name in ("prompt", "chosen", "rejected")
-    )
-    for entry in content["steps"]:
-        members = step_of == entry["step"]
-        total = (prompt + np.maximum(chosen, rejected))[members]
-        median, p95 = np.quantile(total, [0.5, 0.95])
-        sequence = {"median": float(median), "p95": float(p95), "maximum": int(total.max())}
-        entry["lengths"] = {"sequence": sequence}
-    write_json(context.run.plan_file, content)
-    return plan

@@ -62,6 +62,7 @@ def reserve_by(
         pairs, names = Columns(context.run.pairs), source_names(context)
         source = pairs.codes("source", names)
         unusable = _unusable(tokens, source, names)
+        _tell_draws(context, unusable)
         kept = np.flatnonzero(tokens.usable)
         _check_sources_left(tokens, source, pairs.numbers("row"), names=names)
         prompts = pairs.ids("prompt_key")[kept]
@@ -136,6 +137,21 @@ def _publish_rejected(
                 where = {"source": names[source[index]], "row": int(rows[index])}
                 line = {**where, "reason": reason, "detail": detail}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _tell_draws(context: Context, unusable: Mapping[str, Mapping[str, int]]) -> None:
+    """Say where fewer pairs are left than were asked for, since they were drawn as text."""
+    for source in context.config.data.sources:
+        name = "data.limit" if context.config.data.limit else "max_pairs"
+        asked, lost = context.config.data.limit or source.max_pairs, unusable[source.name]
+        if asked and lost:
+            told = ", ".join(f"{count} {reason}" for reason, count in lost.items())
+            message = (
+                f"source {source.name}: {name} draws {asked} pairs before their tokens are known, "
+                f"and {sum(lost.values())} of those drawn cannot be used ({told}): raise {name} "
+                "for more"
+            )
+            context.listen({"event": "warning", "message": message})
 
 
 def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:

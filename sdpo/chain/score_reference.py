@@ -4,16 +4,18 @@ It is scored by a stage of its own, which ends before the target is loaded: one 
 time. Where every row is cached, and was checked under these versions, it is not loaded at all.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from sdpo.chain.context import Context
 from sdpo.chain.start_stage import step_spec
-from sdpo.chain.step_models import NamedModel, StepModels
+from sdpo.chain.step_models import NamedModel, StepModels, given_model
 from sdpo.chain.tokens import end_token_ids, ensure_tokens, tokens_path
 from sdpo.config import TrainingConfig
-from sdpo.data.parquet_columns import rows_of_steps
+from sdpo.config.reference_choice import effective_reference
+from sdpo.data.parquet_columns import Columns, rows_of_steps
 from sdpo.errors import DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import tokens_identity
@@ -32,12 +34,10 @@ def scored_reference(
     reference = models.reference
     if reference is None or models.agree:
         return None
-    own_tokens = None
-    if own := reference_tokens(context, reference, step):
-        ensure_tokens(context, own, node=own.name)
-        check_readable(context, reference, own.out, step)
-        own_tokens = own.out
-    tokens = own_tokens or tokens_path(context)
+    own = own_tokens(context, reference, step)
+    if own:
+        check_readable(context, reference, own, rows_of(context, step), step=step)
+    tokens = own or tokens_path(context)
     reason = why_score(context, reference, tokens, step, training)
     node = f"reference-{step}"
     status = "run" if reason else "reuse"
@@ -55,7 +55,7 @@ def scored_reference(
         )
         # The reference pads with a token of its own vocabulary.
         context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))
-    return reference_spec(models, own_tokens)
+    return reference_spec(models, own)
 
 
 def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
@@ -87,20 +87,53 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
     )
 
 
-def check_readable(context: Context, reference: NamedModel, path: Path, step: int) -> None:
+def own_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:
+    """The pairs as tokens of a reference that cuts text differently, made where they are not
+    there; None where it does not."""
+    spec = reference_tokens(context, reference, step)
+    if spec is None:
+        return None
+    ensure_tokens(context, spec, node=spec.name)
+    return spec.out
+
+
+def check_references(context: Context, steps: Iterable[int]) -> None:
+    """Refuse models that the recipe names as references and that cannot read what their steps
+    compare; where nothing is planned yet, any usable pair.
+
+    Raises:
+        DataError: as :func:`check_readable`.
+    """
+    planned = context.run.plan.is_file()
+    for step in steps:
+        training = context.config.training_of(step)
+        if effective_reference(training) == "model":
+            reference = given_model(context, training)
+            rows = rows_of(context, step) if planned else _usable_rows(context)
+            if own := own_tokens(context, reference, step):
+                check_readable(context, reference, own, rows, step=step)
+
+
+def _usable_rows(context: Context) -> np.ndarray:
+    return Columns(context.run.usable).numbers("token_row")
+
+
+def check_readable(
+    context: Context, reference: NamedModel, path: Path, rows: np.ndarray, *, step: int
+) -> None:
     """Say what a tokenizer of its own means for a step.
 
     Raises:
         DataError: the reference cannot read some pairs of D_step or the reserve.
     """
-    rows, tokens = rows_of(context, step), TokenFile.open(path)
+    tokens = TokenFile.open(path)
     unusable = rows[~tokens.usable[rows]]
     if len(unusable):
-        example = tokens.pair_ids[unusable[0]]
+        reason, detail = next((r, d) for row, r, d in tokens.rejected() if row == unusable[0])
         raise DataError(
             f"{len(unusable)} pairs of D_{step} or the reserve cannot be read by the tokenizer of "
-            f"{reference.name}, the reference (for example {example}: {tokens.reasons[example]}): "
-            "raise data.max_length, or choose another reference"
+            f"{reference.name}, the reference (for example {tokens.pair_id(int(unusable[0]))}, "
+            f"{reason}: {detail}). Or choose another reference"
         )
     files = (TokenFile.open(tokens_path(context)), tokens)
     sides = [

@@ -87,7 +87,7 @@ def reference_of(context: Context, step: int, training: TrainingConfig) -> Named
         case "base":
             return model_of(context, 0)
         case "model":
-            return _given_model(context, training)
+            return given_model(context, training)
         case "guided":
             return _guide_of(context, step)
         case _:
@@ -102,7 +102,8 @@ def _guide_of(context: Context, step: int) -> NamedModel:
     return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
 
 
-def _given_model(context: Context, training: TrainingConfig) -> NamedModel:
+def given_model(context: Context, training: TrainingConfig) -> NamedModel:
+    """The model that the recipe names as the reference of a step."""
     key = (training.reference_model, training.reference_revision)
     reference = context.resolved.references[key]
     return NamedModel(

@@ -11,7 +11,7 @@ from sdpo.processes.stage_specs import TokeniseSpec
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import checksum_path, checksum_text, write_text
 from sdpo.system.locks import hold
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
 
 
 def tokens_path(context: Context, kind: str = "pairs") -> Path:
@@ -74,8 +74,18 @@ def tokenise(context: Context) -> Path:
         end_token_ids=end_token_ids(context.resolved.model),
     )
     ensure_tokens(context, spec, node="tokens")
+    for report, what in reports(context):
+        for message in report.warnings(what):
+            context.listen({"event": "warning", "message": message})
     _check_positions(context, TokenFile.open(pairs))
     return pairs
+
+
+def reports(context: Context) -> list[tuple[TokenReport, str]]:
+    """What tokenising found, of each of the run's token files, with what their rows are."""
+    pairs, *examples = token_paths(context)
+    found = [(TokenFile.open(pairs).report, "pairs")]
+    return found + [(SupervisedTokenFile.open(e).report, "supervised examples") for e in examples]
 
 
 def ensure_tokens(context: Context, spec: TokeniseSpec, *, node: str) -> None:

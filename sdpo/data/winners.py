@@ -33,7 +33,7 @@ def answer_columns(row: Mapping[str, Any]) -> tuple[str, str]:
 def use_winner(row: Mapping[str, Any], answers: tuple[str, str]) -> str:
     """What to set so that the better answer is taken as chosen in every row."""
     winner = winner_column(row)
-    seen = f", which is {row[winner]!r} in the first" if winner else ""
+    seen = f" ({row[winner]!r} in the first row)" if winner else ""
     return (
         f"set the source's `columns: {{chosen: {answers[0]}, rejected: {answers[1]}, winner: "
         f"{winner or 'COLUMN'}, chosen_wins: VALUE, rejected_wins: VALUE}}` with the values of "

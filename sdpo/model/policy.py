@@ -64,6 +64,24 @@ def load_policy(
     return policy
 
 
+def empty_policy(folder: Path, *, model: ModelConfig) -> Any:
+    """The modules of the model in ``folder``, on the meta device: they have names and shapes, no
+    values and no memory.
+
+    Raises:
+        ModelError: as :func:`load_policy`, but for what only the weights show.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    code = model.trust_remote_code
+    with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
+        config = AutoConfig.from_pretrained(view, trust_remote_code=code, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=model.attention, trust_remote_code=code
+            )
+
+
 def _disable_dropout(policy: nn.Module) -> None:
     """Reference and policy must agree before training, so the model's own dropout is off."""
     for module, name in random_rates(policy, "drop"):  # hidden_dropout, layerdrop, ...

@@ -152,12 +152,21 @@ class KlSpec(Spec):
 
 
 class ViewSpec(Spec):
-    """Decode one pair for a person."""
+    """Decode one pair, or one supervised example, for a person."""
 
     kind: Literal["view"] = "view"
     tokenizer: Path
     tokens: Path
     row: int
+    supervised: bool = False
+
+
+class AdaptersSpec(Spec):
+    """Try the adapters of steps on the model's modules, before anything is trained."""
+
+    kind: Literal["adapters"] = "adapters"
+    source: Path
+    trainings: dict[int, TrainingConfig]
 
 
 class ExportSpec(Spec):
@@ -176,7 +185,7 @@ class ExportSpec(Spec):
         return self.out
 
 
-StageSpec = TokeniseSpec | ViewSpec | StepSpec | KlSpec | ExportSpec
+StageSpec = TokeniseSpec | ViewSpec | AdaptersSpec | StepSpec | KlSpec | ExportSpec
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 

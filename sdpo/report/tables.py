@@ -217,14 +217,13 @@ def partition_table(data: RunData) -> Table:
     held = [reserve.get(source, 0) for source in sources]
     if steps:
         rows.append(("reserve", *map(count, held), count(sum(held)), *[UNKNOWN] * 3))
-    unit = plan.get("unit", "tokens").capitalize()
     return Table(
         title="Partitions",
         columns=(
             "",
             *sources,
             "All",
-            f"{unit}: median / 95% / max",
+            "Tokens: median / 95% / max",
             "Truncated: chosen / rejected",
             "Pair ids",
         ),

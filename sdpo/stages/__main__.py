@@ -14,6 +14,7 @@ from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import EventWriter
 from sdpo.processes.disk_space import is_disk_full, no_space_message
 from sdpo.processes.stage_specs import (
+    AdaptersSpec,
     ExportSpec,
     KlSpec,
     StageSpec,
@@ -64,6 +65,10 @@ def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
             from sdpo.stages import tokenise
 
             return tokenise.view(spec)
+        case AdaptersSpec():
+            from sdpo.stages import adapters
+
+            return adapters.run(spec)
         case StepSpec():
             from sdpo.stages import step
 

@@ -10,10 +10,9 @@ from sdpo.events import EventWriter
 from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
 from sdpo.system import machine
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
-from sdpo.tokens.token_file import TokenFile, TokenReport
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
-from sdpo.tokens.view import render_pair
+from sdpo.tokens.view import render_example, render_pair
 
 
 def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
@@ -32,35 +31,18 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
         events.progress("tokenise", done, total, unit="rows")
 
     report = tokenise_pairs(spec.pairs, tokenizer, out=spec.out, on_progress=progress, **options)
-    _warn(report, events, of="pairs")
     if spec.supervised and spec.supervised_out:
-        examples = tokenise_supervised(
+        tokenise_supervised(
             spec.supervised, tokenizer, out=spec.supervised_out, on_progress=progress, **options
         )
-        _warn(examples, events, of="supervised examples")
     return {"pairs": asdict(report)}
 
 
-def _warn(report: TokenReport, events: EventWriter, *, of: str) -> None:
-    """Say what a person should know of rows that are used, and which are not for a reason of the
-    template."""
-    if report.end_appended:
-        events.warning(
-            f"{report.end_appended} completions got an end token: the template closes with none"
-        )
-    for note, what in NOTES.items():
-        if count := report.notes.get(note):
-            events.warning(f"{count} {of}: {what} (first: {report.examples[note]})")
-    for reason in NOT_AS_GIVEN:
-        if count := report.reasons.get(reason):
-            events.warning(
-                f"{count} {of} are not used ({reason}), as their tokens would not hold what was "
-                f"given. {report.examples[reason]}"
-            )
-
-
 def view(spec: ViewSpec) -> dict[str, Any]:
-    """One stored pair, decoded."""
+    """One stored pair or supervised example, decoded."""
+    if spec.supervised:
+        example = SupervisedTokenFile.open(spec.tokens).row(spec.row)
+        return {"example": asdict(render_example(example, _tokenizer(spec)))}
     row = TokenFile.open(spec.tokens).row(spec.row)
     return {"pair": asdict(render_pair(row, _tokenizer(spec)))}
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdpo.errors import Fault, IntegrityError
+from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 """Token ids or lengths, int32 ``[n]``."""
@@ -85,6 +86,26 @@ class TokenReport:
     end_appended: int
     notes: dict[str, int]
     examples: dict[str, str]
+
+    def warnings(self, what: str) -> list[str]:
+        """What a person should know at once: of ``what`` is used, and of what is not for a reason
+        that lies in the template or the text."""
+        told = []
+        if self.end_appended:
+            told.append(
+                f"{self.end_appended} completions of {what} got an end token: the template closes "
+                "with none"
+            )
+        for note, meaning in NOTES.items():
+            if count := self.notes.get(note):
+                told.append(f"{count} {what}: {meaning} (first: {self.examples[note]})")
+        for reason in NOT_AS_GIVEN:
+            if count := self.reasons.get(reason):
+                told.append(
+                    f"{count} {what} are not used ({reason}), as their tokens would not hold what "
+                    f"was given: {self.examples[reason]}"
+                )
+        return told
 
 
 @dataclass(frozen=True, slots=True)

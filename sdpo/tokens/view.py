@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdpo.tokens.token_file import Ids, TokenRow
+from sdpo.tokens.token_file import Ids, SupervisedRow, TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,24 @@ class PairView:
     prompt: TextView
     chosen: TextView
     rejected: TextView
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleView:
+    """A supervised example as it is trained on: ``completion`` begins at the boundary."""
+
+    example_id: str
+    prompt: TextView
+    completion: TextView
+
+
+def render_example(row: SupervisedRow, tokenizer: "PreTrainedTokenizerBase") -> ExampleView:
+    """The stored ids of a supervised example as text."""
+    return ExampleView(
+        example_id=row.example_id,
+        prompt=_view(row.prompt_ids, tokenizer),
+        completion=_view(row.completion_ids, tokenizer, truncated=row.truncated),
+    )
 
 
 def render_pair(row: TokenRow, tokenizer: "PreTrainedTokenizerBase") -> PairView:

@@ -268,15 +268,23 @@ def test_a_mistake_is_told_in_one_message_and_leaves_nothing(
     assert not (place.folder / "code_ran").exists()
 
 
-@pytest.mark.parametrize("command", ["check", "partition"])
+@pytest.mark.parametrize("case", CASES)
+def test_check_refuses_what_running_would_refuse(
+    case: str, place: Place, bench: Bench, sdpo: Sdpo
+) -> None:
+    make, fragments = CASES[case]
+    assert_refused(sdpo("check", bench.write(make(place))), *fragments)
+    assert_nothing_is_left(bench)
+
+
 @pytest.mark.parametrize(
     "case", ["malformed line", "unknown source in a group", "no recognised columns"]
 )
-def test_looking_refuses_what_running_would_refuse(
-    command: str, case: str, place: Place, bench: Bench, sdpo: Sdpo
+def test_partition_refuses_what_running_would_refuse(
+    case: str, place: Place, bench: Bench, sdpo: Sdpo
 ) -> None:
     make, fragments = CASES[case]
-    assert_refused(sdpo(command, bench.write(make(place))), *fragments)
+    assert_refused(sdpo("partition", bench.write(make(place))), *fragments)
     assert_nothing_is_left(bench)
 
 
@@ -373,11 +381,13 @@ def test_a_mistake_in_a_later_step_is_told_before_anything_is_trained(
 
 
 def test_a_mistake_that_only_a_later_steps_model_shows_keeps_the_steps_before(
-    bench: Bench, sdpo: Sdpo
+    bench: Bench, place: Place, sdpo: Sdpo
 ) -> None:
-    adapters = {"lora_r": 2, "lora_target_modules": ["embed_tokens"]}  # tied to the head
-    called = sdpo("run", bench.write({"steps": [{"max_steps": 1}, adapters]}))
-    assert_refused(called, "training.lora_target_modules", "embed_tokens")
+    damaged = lacking_tensor(place)["model"]["name_or_path"]
+    reference = {"reference": "model", "reference_model": damaged}
+    recipe = bench.write({"steps": [{"max_steps": 1}, reference]})
+    assert_refused(sdpo("check", recipe), "up_proj", "random")
+    assert_refused(sdpo("run", recipe), "up_proj", "random")
     assert (bench.runs / "tiny/step-1/record.json").is_file()
     assert not (bench.runs / "tiny/step-2/model").exists()
 

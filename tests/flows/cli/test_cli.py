@@ -77,10 +77,10 @@ def test_settings_name_limit_and_folder_come_from_the_command_line(
     )
     run = RunFolder(tmp_path / "other" / "smoke")
     assert sdpo("partition", *arguments).code == 0
-    assert plan_of(run.plan_file)["unit"] == "characters"
+    planned = plan_of(run.plan_file)
     called = sdpo("run", *arguments)
     assert called.code == 0, called.told
-    assert "unit" not in plan_of(run.plan_file), "a name that was planned can be run"
+    assert plan_of(run.plan_file) == planned, "a name that was planned can be run"
     config = run.read_run()["config"]
     assert config["name"] == "smoke"
     assert config["data"]["limit"] == 20
@@ -117,20 +117,26 @@ def test_check_shows_what_a_person_should_see_before_training(bench: Bench, sdpo
     assert not bench.runs.exists(), "looking leaves no run"
 
 
-def test_check_of_a_run_that_exists_is_no_conflict(finished_copy: Bench, sdpo: Sdpo) -> None:
-    assert sdpo("check", finished_copy.write(), "--set", "training.beta=0.5").code == 0
+def test_check_says_that_a_run_of_this_name_was_made_from_something_else(
+    finished_copy: Bench, sdpo: Sdpo
+) -> None:
+    recipe = finished_copy.write()
+    called = sdpo("check", recipe)
+    assert (called.code, "made from something else" in called.told) == (0, False)
+    called = sdpo("check", recipe, "--set", "training.beta=0.5")
+    assert called.code == 0
+    assert "run tiny exists and was made from something else" in " ".join(called.told.split())
+    assert "give this one another name" in " ".join(called.told.split())
 
 
 # --- partition
 
 
-def test_partition_writes_the_plan_with_lengths_in_characters(bench: Bench, sdpo: Sdpo) -> None:
+def test_partition_writes_the_plan_with_lengths_in_tokens(bench: Bench, sdpo: Sdpo) -> None:
     called = sdpo("partition", bench.write())
     assert called.code == 0, called.told
-    assert "token lengths are not cached yet: lengths are in characters" in called.out
-    assert "characters median" in called.told
+    assert "tokens median" in called.told
     plan = plan_of(bench.runs / "tiny" / "plan.json")
-    assert plan["unit"] == "characters"
     assert [step["sources"] for step in plan["steps"]] == [{"questions": 36}, {"requests": 36}]
     assert str(bench.runs / "tiny" / "plan.json") in called.told
     # The folder is a run's by its marker, and holds no run yet.

@@ -1,0 +1,67 @@
+"""What the supervised stage will train on, known before anything is trained."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sdpo.chain.context import Context
+from sdpo.chain.tokens import tokens_path
+from sdpo.data.parquet_columns import Columns
+from sdpo.errors import DataError
+from sdpo.tokens.token_file import SupervisedTokenFile
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesLeft:
+    """The supervised source's examples: rows read, ``kept`` as text, ``usable`` as tokens, ``rows``
+    of the token file that are trained on, and why others are not."""
+
+    read: int
+    kept: int
+    usable: int
+    rows: np.ndarray
+    rejected: dict[str, int]
+
+
+def examples_left(context: Context) -> ExamplesLeft | None:
+    """The examples of a supervised source; None where the stage has none of its own.
+
+    Raises:
+        DataError: none is left to train on; says why.
+    """
+    config = context.config.supervised
+    if not config.from_source or context.carried:
+        return None
+    data = context.run.read_record("data")
+    assert data is not None, "the reserve comes after data"
+    counts = data["outputs"]["supervised"]
+    file = SupervisedTokenFile.open(tokens_path(context, "supervised"))
+    usable = pq.read_table(context.run.usable, columns=["prompt_key", "reserved"])
+    held = set(usable.filter(usable["reserved"])["prompt_key"].to_pylist())
+    keys, rows = file.prompt_keys, np.flatnonzero(file.usable)
+    trained = np.array([row for row in rows.tolist() if keys[row] not in held], dtype=np.int64)
+    reasons = Counter(reason for _, reason, _ in file.rejected())
+    rejected = counts["rejected"] | dict(sorted(reasons.items()))
+    if reserved := len(rows) - len(trained):
+        rejected["reserved_prompt"] = reserved
+    if not len(trained):
+        told = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        raise DataError(
+            f"supervised.path {config.path}: no example is left to train on ({told}). "
+            f"{_first(context, file, rejected)}"
+        )
+    return ExamplesLeft(counts["read"], counts["kept"], len(rows), trained, rejected)
+
+
+def _first(context: Context, file: SupervisedTokenFile, rejected: dict[str, int]) -> str:
+    """The first example that cannot be used as tokens, with what to do."""
+    for row, _, detail in file.rejected():
+        rows = Columns(context.run.path / "supervised.parquet").numbers("row")
+        return f"Row {rows[row]}: {detail}"
+    assert "reserved_prompt" in rejected, "an example is usable or has a reason"
+    return (
+        "All the others have reserved prompts, which are never trained on: give other examples, or "
+        "lower data.reserve.fraction and data.reserve.min_pairs"
+    )

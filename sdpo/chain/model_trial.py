@@ -1,0 +1,101 @@
+"""A trial of the models before anything is trained: each is loaded and scores two pairs.
+
+So what only a loaded model shows (weights that are damaged or lacking, code that would have to be
+run, a kernel or layout that the architecture does not have) is told by a look, too. It computes on
+the CPU: the devices may be another's.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.chain.context import Context
+from sdpo.chain.score_reference import own_tokens
+from sdpo.chain.start_stage import step_spec
+from sdpo.chain.step_models import NamedModel, given_model
+from sdpo.chain.tokens import tokens_path
+from sdpo.config import LaunchConfig
+from sdpo.config.reference_choice import effective_reference
+from sdpo.identity.model_digest import tensor_entries
+from sdpo.tokens.token_file import TokenFile
+
+_BYTES_PER_PARAMETER = 6
+"""Of fp32 weights and what a forward pass of one pair takes beside them."""
+
+
+def try_models(context: Context, steps: Iterable[int]) -> Iterator[tuple[str, str]]:
+    """Load M_0, and every model that a step names as its reference, in stages of their own.
+
+    Each scores the shortest and the longest usable pair. Yields the models' names, each with the
+    reason why it cannot be tried here, or "".
+
+    Raises:
+        UserError: what a run would end with before its first optimizer step.
+        Fault: the stage failed.
+    """
+    resolved = context.resolved
+    start = NamedModel(name="M_0", folder=resolved.model, digest=resolved.inputs["model"])
+    models = [(start, tokens_path(context)), *_references(context, steps)]
+    for model, tokens in models:
+        reason = _why_not(context, model)
+        if not reason:
+            _try(context, model, tokens)
+        yield model.name, reason
+
+
+def _references(context: Context, steps: Iterable[int]) -> list[tuple[NamedModel, Path]]:
+    """Those that the recipe names, each once, with the tokens that they read."""
+    found: dict[str, tuple[NamedModel, Path]] = {}
+    for step in steps:
+        training = context.config.training_of(step)
+        if effective_reference(training) == "model":
+            model = given_model(context, training)
+            tokens = own_tokens(context, model, step) or tokens_path(context)
+            found.setdefault(model.digest, (model, tokens))
+    return list(found.values())
+
+
+def _why_not(context: Context, model: NamedModel) -> str:
+    if context.config.model.attention == "flash_attention_2":
+        return "model.attention flash_attention_2 computes on a GPU alone"
+    parameters = sum(entry.elements for entry in tensor_entries(model.folder))
+    needed, there = _BYTES_PER_PARAMETER * parameters, psutil.virtual_memory().available
+    if needed <= there:
+        return ""
+    return (
+        f"its {parameters:,} parameters take {needed / 2**30:.0f} GiB of memory, and "
+        f"{there / 2**30:.0f} are free"
+    )
+
+
+def _try(context: Context, model: NamedModel, tokens: Path) -> None:
+    config = context.config
+    usable = pq.read_table(context.run.usable)
+    lengths = TokenFile.open(tokens).sequence_lengths[usable["token_row"].to_numpy()]
+    ends = sorted({int(np.argmin(lengths)), int(np.argmax(lengths))})
+    with TemporaryDirectory(dir=context.run.path) as folder:
+        few = Path(folder) / "usable.parquet"
+        pq.write_table(usable.take(pa.array(ends)), few)
+        spec = step_spec(
+            context,
+            name="try",
+            step=0,
+            task="none",
+            training=config.training,
+            model=model,
+            score_everything=True,
+        )
+        # No cache: what was scored before says nothing of what stands there now.
+        alone = LaunchConfig(
+            device="cpu", strategy="single", threads=config.launch.threads, share_device=True
+        )
+        update = {
+            **{"usable": few, "plan": None, "cache": Path(folder), "launch": alone},
+            **{"tokens": tokens, "base": model.folder},
+        }
+        context.stage(spec.model_copy(update=update))

@@ -1,0 +1,181 @@
+"""What `sdpo check` and `sdpo partition` say and refuse before anything is trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from bench import Bench, Values
+from command_line import Sdpo
+
+PAIRS = [
+    {"prompt": f"Question {k}?", "chosen": f"good answer {k}", "rejected": f"bad answer {k}"}
+    for k in range(24)
+]
+LONG = "tell me a long story about the weather " * 40
+
+
+def write(path: Path, rows: list[Values]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def recipe(bench: Bench, tmp_path: Path):
+    """``recipe(rows, **groups)``: a recipe over one source of these rows."""
+
+    def recipe(rows: list[Values], *, source: Values | None = None, **groups: Values) -> Path:
+        path = write(tmp_path / "mine.jsonl", rows)
+        data = {"max_length": 64, "sources": [{"name": "mine", "path": path, **(source or {})}]}
+        natural = {"strategy": "natural"}
+        return bench.write({"data": data, "partition": natural, "steps": [], **groups})
+
+    return recipe
+
+
+def supervised(path: str) -> Values:
+    return {"enabled": True, "examples": "source", "path": path}
+
+
+def test_supervised_data_is_shown_with_its_counts_and_an_example(
+    recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"Text {k}", "completion": f"Word {k}."} for k in range(6)]
+    rows += [{"prompt": f"{LONG}{k}", "completion": "Word."} for k in range(3)]
+    path = write(tmp_path / "examples.jsonl", rows)
+    called = sdpo("check", recipe(PAIRS, supervised=supervised(path)))
+    assert called.code == 0, called.told
+    assert "Supervised data, lengths in tokens" in called.out
+    assert "3 prompt_fills_length" in called.out
+    assert "supervised: " in called.out
+    assert "│Word 0.<|end|>" in called.out
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_supervised_data_of_which_nothing_is_left_is_refused_with_the_reason(
+    command: str, recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{LONG}{k}", "completion": "Word."} for k in range(24)]
+    path = write(tmp_path / "examples.jsonl", rows)
+    called = sdpo(command, recipe(PAIRS, supervised=supervised(path)))
+    assert called.code == 2
+    message = " ".join(called.err.split())
+    assert "no example is left to train on (24 prompt_fills_length)" in message
+    assert "Row 1: the prompt alone fills data.max_length" in message
+
+
+def test_examples_whose_prompts_are_all_reserved_are_told_so(
+    recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    asked = [{"prompt": row["prompt"], "completion": "Word."} for row in PAIRS]
+    options = ("--set", "data.reserve.fraction=0.9", "--set", "data.reserve.max_fraction=0.9")
+    for row in asked:  # all but two or three are reserved
+        path = write(tmp_path / "examples.jsonl", [row])
+        called = sdpo("check", recipe(PAIRS, supervised=supervised(path)), *options)
+        if called.code:
+            break
+    message = " ".join(called.err.split())
+    assert "no example is left to train on (1 reserved_prompt)" in message
+    assert "lower data.reserve.fraction" in message
+
+
+def test_adapters_on_a_tied_embedding_are_refused(recipe, sdpo: Sdpo) -> None:
+    training = {"lora_r": 4, "lora_target_modules": ["embed_tokens"], "max_steps": 1}
+    for command in ("check", "run"):
+        called = sdpo(command, recipe(PAIRS, training=training))
+        assert called.code == 2
+        message = " ".join(called.err.split())
+        assert "step 1: training.lora_target_modules: embed_tokens: adapters on the" in message
+
+
+def test_adapters_that_a_later_step_cannot_have_are_refused_before_the_first_is_trained(
+    recipe, sdpo: Sdpo, bench: Bench, tmp_path: Path
+) -> None:
+    asked = [{**row, "prompt": f"{k}?"} for k, row in enumerate(PAIRS)]
+    other = write(tmp_path / "other.jsonl", asked)
+    sources = [
+        {"name": name, "path": path}
+        for name, path in [("mine", str(tmp_path / "mine.jsonl")), ("other", other)]
+    ]
+    training = {"lora_r": 4, "lora_target_modules": ["embed_tokens"]}
+    written = recipe(PAIRS, data={"max_length": 64, "sources": sources}, steps=[{}, training])
+    called = sdpo("run", written)
+    assert called.code == 2
+    assert "step 2: training.lora_target_modules: embed_tokens" in " ".join(called.err.split())
+    assert not (bench.runs / "tiny" / "step-1").exists()
+
+
+def test_rows_that_are_not_used_are_shown_with_the_first_and_what_of_it(recipe, sdpo: Sdpo) -> None:
+    scored = [{**row, "score_chosen": 1, "score_rejected": k % 3} for k, row in enumerate(PAIRS)]
+    rows = [*scored, {"prompt": "<|user|>Why?<|end|><|assistant|>", "chosen": "a", "rejected": "b"}]
+    called = sdpo("check", recipe(rows))
+    assert called.code == 0, called.told
+    told = " ".join(called.told.replace("│", " ").split())
+    assert "Rows that are not used" in told
+    assert "mine scores_contradict 8 3 the chosen side scores 1 and the rejected" in told
+    assert "mine tie 8 2 both sides score 1" in told
+    assert "mine already_templated 1 25 a message of the prompt has the marks" in told
+
+
+def test_a_partition_counts_the_pairs_that_a_run_would_have(
+    recipe, sdpo: Sdpo, bench: Bench
+) -> None:
+    rows = [{**row, "prompt": row["prompt"] + LONG * (k % 2)} for k, row in enumerate(PAIRS)]
+    called = sdpo("partition", recipe(rows))
+    assert called.code == 0, called.told
+    plan = json.loads((bench.runs / "tiny" / "plan.json").read_text(encoding="utf-8"))
+    assert sum(step["pairs"] for step in plan["steps"]) + sum(plan["reserve"].values()) == 12
+
+
+def test_a_limit_that_draws_pairs_that_do_not_fit_says_so(recipe, sdpo: Sdpo) -> None:
+    rows = [{**row, "prompt": row["prompt"] + LONG * (k % 2)} for k, row in enumerate(PAIRS)]
+    called = sdpo("check", recipe(rows), "--limit", "12")
+    told = " ".join(called.told.split())
+    assert "data.limit draws 12 pairs before their tokens are known, and" in told
+    assert "prompt_fills_length): raise data.limit for more" in told
+
+
+def test_a_reference_that_cannot_read_the_pairs_is_refused(
+    recipe, sdpo: Sdpo, bench: Bench, tmp_path: Path
+) -> None:
+    # Every character a token of its own: nothing fits the length that the run's tokens fit.
+    model = tmp_path / "letters"
+    shutil.copytree(Path(bench.recipe["model"]["name_or_path"]), model)
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["merges"] = []
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    training = {"reference": "model", "reference_model": str(model), "max_steps": 1}
+    options = ("--set", "data.max_length=14")
+    called = sdpo("check", recipe(PAIRS, training=training), *options)
+    assert called.code == 2, called.told
+    message = " ".join(called.err.split())
+    assert "cannot be read by the tokenizer of" in message
+    assert "prompt_fills_length: the prompt alone fills data.max_length" in message
+
+
+def test_a_step_that_the_disk_has_no_room_for_is_refused(
+    recipe, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=1000))
+    called = sdpo("check", recipe(PAIRS))
+    assert called.code == 1
+    message = " ".join(called.err.split())
+    assert "step-1 is not started, since the disk is too small for it" in message
+    assert "has 1e+03 B free" in message or "has 1 KB free" in message
+
+
+def test_a_recipe_without_a_name_is_refused(recipe, sdpo: Sdpo) -> None:
+    called = sdpo("check", recipe(PAIRS, name=""))
+    assert called.code == 2
+    assert "the run has no name" in called.err
+
+
+def test_the_model_that_is_checked_is_loaded_and_tried(recipe, sdpo: Sdpo) -> None:
+    called = sdpo("check", recipe(PAIRS))
+    assert called.code == 0, called.told
+    assert "M_0 loads, and scores the shortest and the longest pair" in called.out

@@ -1,0 +1,105 @@
+"""Every refusal in what a run does before its first optimizer step is reached by `sdpo check`.
+
+What a run and a look do in common (preparing, tokenising, planning) needs no proof: `check` calls
+the same functions. What only a run comes to is walked here, in the code: a function that refuses
+is in one of the two tables, or this test fails.
+"""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+REFUSALS = {
+    *("ConfigError", "DataError", "ModelError", "UserError", "RunExistsError"),
+    *("ForeignFolderError", "Fault", "IntegrityError", "DiskFullError", "LowMemoryError"),
+    *("LayoutError", "GateError", "DivergedError"),
+}
+ONLY_A_RUN = (
+    *("stages", "model", "scoring", "training", "objectives", "processes"),
+    *("chain/step.py", "chain/step_models.py", "chain/score_reference.py", "chain/supervised.py"),
+    *("chain/start_stage.py", "chain/kl.py", "chain/probes.py", "chain/views.py"),
+    "chain/open_run.py",
+)
+
+BAD_INPUT, CHECK, CLI = "test_bad_input", "test_check", "test_cli"
+REACHED = {
+    # function that refuses: test module, and the case or test there
+    "load_policy": (BAD_INPUT, "weights that lack a tensor"),
+    "check_head": (BAD_INPUT, "weights that are no numbers"),
+    "add_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
+    "adapters.run": (
+        CHECK,
+        "test_adapters_that_a_later_step_cannot_have_are_refused_before_the_first_is_trained",
+    ),
+    "supervised_task": (
+        CHECK,
+        "test_supervised_data_of_which_nothing_is_left_is_refused_with_the_reason",
+    ),
+    "check_readable": (CHECK, "test_a_reference_that_cannot_read_the_pairs_is_refused"),
+    "check_space": (CHECK, "test_a_step_that_the_disk_has_no_room_for_is_refused"),
+    "run_folder_of": (CHECK, "test_a_recipe_without_a_name_is_refused"),
+    "_check_same": (CLI, "test_check_says_that_a_run_of_this_name_was_made_from_something_else"),
+    "score_rows._check_finite": (BAD_INPUT, "weights that are no numbers"),
+}
+LATER = {
+    "_carried_supervised": "a run that is extended has lost its S; `check` extends nothing",
+    "lock_folder": "another account's locks, where there is no folder of one's own",
+    "_lower": "memory while it trains",
+    "_diverged": "an update that spoiled the weights",
+    "evaluate": "an update that spoiled the weights",
+    "session._check_finite": "an update that spoiled the weights",
+    "_copy_into": "a damaged state of a step that was cut short",
+    "_load_optimizer": "a damaged state of a step that was cut short",
+    "_load_zero": "a damaged state of a step that was cut short",
+    "cached_values": "rows that were scored before, and the cache no longer has",
+    "compared_with": "rows that were scored before, and the cache no longer has",
+    "score_rows": "a cache that lost what was written a moment ago",
+    "_accelerator": "processes that do not find each other",
+    "segmented_attention": "caught: the layout's trial falls back to the plain one",
+    "_noise": "the gate, of the rows of the step's own reference",
+    "compare_rows": "the gate, of the rows of the step's own reference",
+    "run_stage": "a stop that was asked for",
+    "judge": "hands on what a stage said",
+}
+
+
+def refusals() -> dict[str, list[str]]:
+    """Functions in that code which raise a mistake of the user's or a fault, with their modules."""
+    found: dict[str, list[str]] = {}
+    for entry in ONLY_A_RUN:
+        path = ROOT / "sdpo" / entry
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef) and raised_in(node) & REFUSALS:
+                    found.setdefault(node.name, []).append(file.stem)
+    return found
+
+
+def raised_in(function: ast.FunctionDef) -> set[str]:
+    """Names of the errors that a function raises itself."""
+    return {
+        node.exc.func.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+
+
+def named(found: dict[str, list[str]]) -> set[str]:
+    """Function names, with the module's where one name is none."""
+    return {
+        name if len(files) == 1 and name != "run" else f"{file}.{name}"
+        for name, files in found.items()
+        for file in files
+    }
+
+
+def test_every_refusal_is_reached_by_check_or_comes_of_what_happens_after_it() -> None:
+    assert named(refusals()) == REACHED.keys() | LATER.keys()
+
+
+def test_the_tests_that_reach_them_exist() -> None:
+    for module, name in REACHED.values():
+        source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        assert (f'"{name}": (' if module == BAD_INPUT else f"def {name}(") in source
