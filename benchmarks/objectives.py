@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.chain.run_chain import run_chain
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, describe
 from sdpo.config.load import load_recipe
 from sdpo.events import Event
-from sdpo.objectives import OBJECTIVES, describe
+from sdpo.objectives import OBJECTIVES
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
 from sdpo.store.run_folder import RunFolder

@@ -1,6 +1,7 @@
 """The Prefect flow of a replay: a step of a finished run made again in a new run, and compared."""
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -10,6 +11,7 @@ from flows.ui.form import form
 from flows.ui.runpage import RunPage, slug
 from flows.ui.slots import device_slot
 from sdpo.config import StoreConfig
+from sdpo.config.annotations import NO_UNIT, Unit
 from sdpo.config.load import check_run_name, checked
 from sdpo.errors import UserError
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
@@ -29,7 +31,7 @@ _DESCRIPTIONS = {
 @flow(name="sdpo-replay", flow_run_name="{run}/step-{step}", validate_parameters=False)
 def replay(
     run: str = "",
-    step: int = 1,
+    step: Annotated[int, Unit(NO_UNIT)] = 1,
     overrides: list[str] = [],  # noqa: B006 - never mutated
     only: bool = False,
     name: str = "",

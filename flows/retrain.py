@@ -8,6 +8,7 @@ ends the run minutes later since it is gone.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -20,6 +21,7 @@ from flows.ui.form import form
 from flows.ui.runpage import RunPage
 from flows.ui.slots import device_slot
 from sdpo.config import Group
+from sdpo.config.annotations import Unit
 from sdpo.config.load import checked
 from sdpo.errors import InUseError
 from sdpo.promotion.judge import GateSettings, Judgement
@@ -49,7 +51,7 @@ class NewDataSettings(Group):
         title="Sources",
         description="Files, folders or hub names of preference pairs, read anew every time.",
     )
-    min_new_pairs: int = Field(
+    min_new_pairs: Annotated[int, Unit("pairs")] = Field(
         100,
         ge=1,
         title="New pairs needed",
@@ -76,7 +78,7 @@ class ApprovalSettings(Group):
         description="Pause after the gate has agreed until somebody answers in the UI. No device "
         "is held meanwhile.",
     )
-    timeout_minutes: float = Field(
+    timeout_minutes: Annotated[float, Unit("minutes")] = Field(
         24 * 60.0,
         gt=0,
         title="Wait for (minutes)",

@@ -22,12 +22,11 @@ from sdpo.chain.plan import check, needs_gamma, partition
 from sdpo.chain.reserve import reserve
 from sdpo.chain.score_reference import check_references
 from sdpo.chain.tokens import tokenise, tokens_path
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
-from sdpo.objectives import describe
 from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.resume_states import stored_bytes

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from sdpo.config import describe
 from sdpo.config.load import load_recipe, read_recipe
 from sdpo.errors import ConfigError
-from sdpo.objectives import describe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.show.console import table
+from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.objectives import describe
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.system.files import read_json
 

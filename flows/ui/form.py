@@ -8,7 +8,8 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
-from sdpo.config.labels import label_of, unit_of
+from sdpo.config.annotations import Unit
+from sdpo.config.labels import label_of
 
 F = TypeVar("F", bound=Flow[..., Any])
 
@@ -34,7 +35,10 @@ def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
 
 
 def _field(parameter: inspect.Parameter, description: str, position: int) -> Any:
-    extra: dict[str, Any] = {"title": label_of(parameter.name), "position": position}
-    if unit := unit_of(parameter.name):
+    said = getattr(parameter.annotation, "__metadata__", ())
+    unit = next((each.name for each in said if isinstance(each, Unit)), "")
+    title = label_of(parameter.name, unit=unit)
+    extra: dict[str, Any] = {"title": title, "position": position}
+    if unit:
         extra["unit"] = unit
     return Field(parameter.default, description=description, json_schema_extra=extra)

@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, describe
 from sdpo.errors import UserError
 from sdpo.history.results import Comparison, compare_step
 from sdpo.history.target import locate
 from sdpo.inputs.locate import model_folder
 from sdpo.inputs.resolve import cache_dir
-from sdpo.objectives import describe
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import measure_run
 from sdpo.report.summary import summarise

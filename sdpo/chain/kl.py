@@ -18,6 +18,7 @@ from sdpo.config import TrainingConfig
 from sdpo.config.sampler import EXACT, PAPER
 from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.identity.canonical import digest_of
+from sdpo.identity.payloads import changed_settings
 from sdpo.identity.scoring import scoring_identity
 from sdpo.processes.stage_specs import KlSpec, NamedFolder
 from sdpo.stats.kl import kl_view
@@ -105,7 +106,7 @@ def _spec(
         "samplers": samplers,
         "samples": probe.kl_samples,
         "tokens": probe.kl_tokens,
-        "seed": probe.seed,
+        **changed_settings(probe, "kl"),
     }
     spec = KlSpec(
         name=f"kl-M_{step}",

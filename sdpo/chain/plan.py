@@ -31,6 +31,7 @@ from sdpo.config import TrainingConfig
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.payloads import changed_settings
 from sdpo.processes.stage_specs import AdaptersSpec
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
@@ -41,15 +42,7 @@ Outcome = tuple[dict[str, Any], list[Path]]
 def partition_settings(context: Context) -> PartitionSettings:
     """The recipe's partition group in the form that strategies read."""
     config = context.config.partition
-    return PartitionSettings(
-        strategy=config.strategy,
-        order=config.order,
-        groups=tuple(tuple(group) for group in config.groups),
-        fractions=tuple(config.fractions),
-        strata=tuple(config.strata),
-        per_token=config.per_token,
-        seed=config.seed,
-    )
+    return PartitionSettings(**config.model_dump())
 
 
 def needs_gamma(context: Context) -> bool:
@@ -144,7 +137,7 @@ def partition(context: Context) -> Plan:
     check_steps(context, plan)
     identity = {
         "usable": file_digest(context.run.usable),
-        "settings": _changed_settings(plan),
+        "settings": changed_settings(context.config.partition, "plan"),
         "strategy": settings.strategy,
         "features": {name: column_digest(values) for name, values in sorted(features.items())}
         or "",
@@ -181,12 +174,6 @@ def _known_features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
         needed_features(partition_settings(context)),
         TokenFile.open(tokens_path(context)),
     )
-
-
-def _changed_settings(plan: Plan) -> dict[str, Any]:
-    """The settings without those that came later and stand at their default: old plans hold."""
-    settings: dict[str, Any] = plan.to_dict()["settings"]
-    return {name: value for name, value in settings.items() if name != "per_token" or value}
 
 
 def pairs_of(

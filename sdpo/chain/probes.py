@@ -7,12 +7,10 @@ from sdpo.chain.start_stage import reads_previous, scoring_of, step_spec
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
+from sdpo.identity.payloads import changed_settings
 from sdpo.store.reuse import NOT_DONE
 from sdpo.store.run_folder import Record
 from sdpo.system.files import file_digest
-
-_PROBED = {"max_pairs", "completions", "completion_tokens", "seed"}
-"""Settings that a probe's table and completions depend on."""
 
 
 def find_probe(context: Context, number: int) -> tuple[Record | None, str]:
@@ -58,6 +56,6 @@ def _probe_identity(context: Context, number: int) -> dict[str, Any]:
         "scoring": scoring_of(context, model_of(context, number).digest),
         "tokens": tokens_path(context).stem,
         "plan": file_digest(context.run.plan),
-        "probe": context.config.probe.model_dump(include=_PROBED),
+        "probe": changed_settings(context.config.probe, "probe"),
         **sampled,
     }

@@ -16,6 +16,7 @@ from sdpo.chain.data import source_names
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns, hex_column, write_parts
 from sdpo.errors import DataError
+from sdpo.identity.payloads import changed_settings
 from sdpo.store.run_folder import Record
 from sdpo.system.files import publish_file
 from sdpo.tokens.token_file import TokenFile
@@ -54,7 +55,10 @@ def reserve_by(
     settings = context.config.data.reserve
     tokens = TokenFile.open(tokens_path(context))
     # The name of the token file is the digest of everything it was made from.
-    identity = {"tokens": tokens_path(context).stem, "reserve": settings.model_dump()}
+    identity = {
+        "tokens": tokens_path(context).stem,
+        "reserve": changed_settings(settings, "reserve"),
+    }
     if carried:
         identity["carried"] = dict(carried)
 

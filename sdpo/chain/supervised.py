@@ -4,7 +4,8 @@ from sdpo.chain.context import Context
 from sdpo.chain.start_stage import train_node
 from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
-from sdpo.config import TrainingConfig
+from sdpo.config import SupervisedConfig, TrainingConfig
+from sdpo.config.annotations import InTraining, marked
 from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import supervised_identity
@@ -71,7 +72,7 @@ def _carried_supervised(context: Context, carried: Carried) -> Record:
 def _supervised_training(context: Context) -> TrainingConfig:
     """The supervised stage's own settings; the rest as in ``training``."""
     supervised = context.config.supervised
-    own = ("learning_rate", "lr_schedule", "warmup_ratio", "batch_size", "epochs", "max_steps")
+    own = marked(SupervisedConfig, InTraining)
     return context.config.training.model_copy(
         update={name: getattr(supervised, name) for name in own}
     )

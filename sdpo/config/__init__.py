@@ -7,6 +7,7 @@ sDPO paper's recipe (arXiv 2403.19270, which follows Zephyr: 2310.16944) whereve
 """
 
 from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig, SourceConfig
+from sdpo.config.describe import describe
 from sdpo.config.effects import settings_without_effect, unread_settings
 from sdpo.config.group import Group
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
@@ -40,6 +41,7 @@ __all__ = [
     "SupervisedConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "describe",
     "settings_without_effect",
     "unread_settings",
 ]

@@ -1,10 +1,13 @@
 """Preference data: sources, the reserve, tokens."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, SpelledOut, Unit
 from sdpo.config.group import Group
+
+_BEFORE_TOKENS = NotIdentity("tokens have the digest of the pairs that it gives", of=("tokens",))
 
 
 class ColumnsConfig(Group):
@@ -26,13 +29,17 @@ class ColumnsConfig(Group):
 class SourceConfig(Group):
     """One source of preference pairs."""
 
-    name: str = Field("", description="Name of the source; empty: the file's or data set's name.")
-    path: str = Field(
+    name: Annotated[
+        str, NotIdentity("told beside the settings, as a run's and its data's sources")
+    ] = Field("", description="Name of the source; empty: the file's or data set's name.")
+    path: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",
         description="JSON, JSONL (also .gz), CSV, Parquet or Arrow file, a folder saved by "
         "`datasets`, a hub name, or `demo:<name>` for data that the demo generates.",
     )
-    revision: str = Field("", description="Branch, tag or commit of a hub data set.")
+    revision: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
+        "", description="Branch, tag or commit of a hub data set."
+    )
     subset: str = Field("", description="Configuration name of a hub data set.")
     split: str = Field("train", description="Split of a hub data set or saved folder.")
     format: Literal["auto", "chat", "text"] = Field(
@@ -47,7 +54,7 @@ class SourceConfig(Group):
         "refuse",
         description="What becomes of a pair whose chosen side scores less than the rejected one.",
     )
-    max_pairs: int = Field(
+    max_pairs: Annotated[int, Unit("pairs")] = Field(
         0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
     )
 
@@ -59,23 +66,46 @@ class ReserveConfig(Group):
     max(fraction, min(min_pairs, max_fraction)) of them are set aside.
     """
 
-    fraction: float = Field(0.03, ge=0, lt=1, description="Share of each source, at least.")
-    min_pairs: int = Field(64, ge=0, description="Pairs of each source wanted, at least.")
-    max_fraction: float = Field(
+    fraction: Annotated[float, Unit(SHARE), SpelledOut(of=("reserve",))] = Field(
+        0.03, ge=0, lt=1, description="Share of each source, at least."
+    )
+    min_pairs: Annotated[int, Unit("pairs"), SpelledOut(of=("reserve",))] = Field(
+        64, ge=0, description="Pairs of each source wanted, at least."
+    )
+    max_fraction: Annotated[float, Unit(SHARE), SpelledOut(of=("reserve",))] = Field(
         0.10, ge=0, lt=1, description="Share of a source that `min_pairs` may take, at most."
     )
-    key: str = Field("sdpo", description="Key of the hash that chooses the reserved prompts.")
+    key: Annotated[str, SpelledOut(of=("reserve",))] = Field(
+        "sdpo", description="Key of the hash that chooses the reserved prompts."
+    )
 
 
 class DataConfig(Group):
     """Preference data and how it becomes tokens."""
 
-    sources: list[SourceConfig] = Field(
+    sources: Annotated[list[SourceConfig], _BEFORE_TOKENS] = Field(
         [], description="Sources of preference pairs, in order; the first one keeps a duplicate."
     )
-    reserve: ReserveConfig = Field(ReserveConfig(), description="Pairs that are never trained on.")
-    max_length: int = Field(
+    reserve: Annotated[
+        ReserveConfig,
+        NotIdentity("all pairs are prepared, whatever is set aside", of=("data", "tokens")),
+    ] = Field(ReserveConfig(), description="Pairs that are never trained on.")
+    max_length: Annotated[
+        int,
+        Unit("tokens"),
+        SpelledOut(of=("tokens",)),
+        NotIdentity(
+            "pairs are prepared as text; tokens have an identity of their own", of=("data",)
+        ),
+    ] = Field(
         1024, ge=8, description="Tokens of prompt + completion that are kept, from the start."
     )
-    seed: int = Field(42, ge=0, description="Seed of `max_pairs` and `limit`.")
-    limit: int = Field(0, ge=0, description="Pairs per source for a smoke run; 0: all.")
+    seed: Annotated[int, Unit(NO_UNIT), _BEFORE_TOKENS] = Field(
+        42, ge=0, description="Seed of `max_pairs` and `limit`."
+    )
+    limit: Annotated[int, Unit("pairs"), _BEFORE_TOKENS] = Field(
+        0,
+        title="Limit for a smoke run",
+        ge=0,
+        description="Pairs per source for a smoke run; 0: all.",
+    )

@@ -14,9 +14,6 @@ from sdpo.objectives import OBJECTIVES
 ReferenceChoice = Literal["previous", "base", "model", "guided", "none"]
 TargetChoice = Literal["previous", "base"]
 
-REFERENCE_FIELDS = ("reference", "reference_model", "reference_revision", "target")
-"""Settings that say which models a step works with: their digests bear identity, not the words."""
-
 REFUSED_KEYS = {
     "reference_update": "moving the reference while a step trains (TR-DPO, arXiv 2404.09656) is "
     "incompatible with cached reference log-probs: they are computed once per model, and a "

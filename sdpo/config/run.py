@@ -1,8 +1,11 @@
 """The whole recipe: the groups together, and what they rule out together."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from sdpo.config import impossible
+from sdpo.config.annotations import NotIdentity
 from sdpo.config.data import DataConfig
 from sdpo.config.group import Group
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
@@ -17,7 +20,9 @@ from sdpo.config.training import StepConfig, TrainingConfig
 class RunConfig(Group):
     """A whole run, from preference data to M_T."""
 
-    name: str = Field("", description="Name of the run; empty: the recipe's file name.")
+    name: Annotated[str, NotIdentity("a name is for people")] = Field(
+        "", description="Name of the run; empty: the recipe's file name."
+    )
     model: ModelConfig = Field(ModelConfig(), description="Base model and tokenizer.")
     data: DataConfig = Field(DataConfig(), description="Preference data.")
     supervised: SupervisedConfig = Field(
@@ -31,8 +36,12 @@ class RunConfig(Group):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluation.")
     probe: ProbeConfig = Field(ProbeConfig(), description="Measurements of every model.")
     launch: LaunchConfig = Field(LaunchConfig(), description="Processes and devices.")
-    store: StoreConfig = Field(StoreConfig(), description="Folders.")
-    tracking: TrackingConfig = Field(TrackingConfig(), description="Metric trackers.")
+    store: Annotated[StoreConfig, NotIdentity("where results are kept changes none of them")] = (
+        Field(StoreConfig(), description="Folders.")
+    )
+    tracking: Annotated[
+        TrackingConfig, NotIdentity("where metrics are shown changes no result")
+    ] = Field(TrackingConfig(), description="Metric trackers.")
 
     def training_of(self, step: int) -> TrainingConfig:
         """Training settings of step ``step`` (from 1), overrides applied."""

@@ -1,9 +1,10 @@
-"""Processes, devices, folders and trackers: what never changes a result's identity."""
+"""Processes, devices, folders and trackers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sdpo.config.annotations import NotIdentity, SpelledOut, Unit
 from sdpo.config.group import Group
 
 LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_zero3"]
@@ -12,27 +13,37 @@ LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_
 class LaunchConfig(Group):
     """Processes and devices of the stages."""
 
-    processes: int = Field(1, ge=1, description="Processes (one per device) of a training stage.")
-    strategy: LaunchStrategy = Field(
+    processes: Annotated[int, Unit("processes"), SpelledOut(of=("step",))] = Field(
+        1, ge=1, description="Processes (one per device) of a training stage."
+    )
+    strategy: Annotated[LaunchStrategy, SpelledOut(of=("step",))] = Field(
         "auto",
         description="How processes share the work; `auto`: single for one process, else ddp.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of the stages.")
-    threads: int = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"], SpelledOut(of=("step",))] = Field(
+        "auto", description="Device of the stages."
+    )
+    threads: Annotated[int, Unit("threads"), SpelledOut(of=("step",))] = Field(
         0, ge=0, description="CPU threads of each process; 0: cores divided by processes."
     )
-    share_device: bool = Field(
-        False,
-        description="Let stages of several runs use the device at once; otherwise the next one "
-        "waits until the device is free.",
+    share_device: Annotated[bool, NotIdentity("who waits for the device changes no result")] = (
+        Field(
+            False,
+            description="Let stages of several runs use the device at once; otherwise the next one "
+            "waits until the device is free.",
+        )
     )
 
 
 class StoreConfig(Group):
     """Where runs and caches are kept. Never part of a result's identity."""
 
-    runs_dir: str = Field("runs", description="Folder of the runs.")
-    cache_dir: str = Field("", description="Folder of the caches; empty: `cache` beside the runs.")
+    runs_dir: str = Field("runs", title="Folder of the runs", description="Folder of the runs.")
+    cache_dir: str = Field(
+        "",
+        title="Folder of the caches",
+        description="Folder of the caches; empty: `cache` beside the runs.",
+    )
 
 
 class TrackingConfig(Group):

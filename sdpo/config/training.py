@@ -4,6 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
 
+from sdpo.config.annotations import (
+    BY_CONTENT,
+    NO_UNIT,
+    SHARE,
+    NotIdentity,
+    OfFormula,
+    ReadIf,
+    Unit,
+    markers_of,
+)
 from sdpo.config.group import Group
 from sdpo.config.reference_choice import ReferenceChoice, TargetChoice
 from sdpo.objectives import ObjectiveName, other_name
@@ -28,85 +38,113 @@ def _known_precision(name: object) -> object:
 Objective = Annotated[ObjectiveName, BeforeValidator(_known_objective)]
 Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_precision)]
 
+_OF_PAIRS = NotIdentity("the supervised stage has a loss of its own", of=("supervised",))
+_BY_DIGEST = NotIdentity("the digest of the model bears identity, not the word", of=("step",))
+_RESUMED = NotIdentity("what a resume goes on from is exact: it changes no result")
+_OF_ADAMW = ReadIf(settings=("optimizer",), equal_to="adamw", otherwise=" on optimizer {value}")
+_OF_LORA = ReadIf(settings=("lora_r",), otherwise=" because lora_r is 0")
+_WITH_STATES = ReadIf(
+    settings=("checkpoint_minutes", "checkpoint_every"),
+    otherwise=" because no resume states are asked for",
+)
+
 
 class TrainingConfig(Group):
     """How one step trains. Any of these may differ by step: see `steps`."""
 
-    objective: Objective = Field(
+    objective: Annotated[Objective, _OF_PAIRS] = Field(
         "dpo",
         description="Objective; its formula and paper are in sdpo/objectives/losses.py. `ipo` "
         "averages over tokens as TRL does, `ipo_sum` sums as arXiv 2502.01237 does.",
     )
-    beta: float = Field(
+    beta: Annotated[float, Unit(NO_UNIT), OfFormula("β")] = Field(
         0.1,
         gt=0,
         description="Temperature: strength of the reference where there is one; tau of IPO. What "
         "is best differs between objectives by orders of magnitude.",
     )
-    label_smoothing: float = Field(
+    label_smoothing: Annotated[float, Unit(SHARE), OfFormula("label smoothing")] = Field(
         0.1, ge=0, lt=0.5, description="Share of labels taken to be flipped (`cdpo`, `robust`)."
     )
-    exo_epsilon: float = Field(
+    exo_epsilon: Annotated[float, Unit(SHARE), OfFormula("ε")] = Field(
         1e-3,
         gt=0,
         lt=0.5,
         description="Probability of the rejected side in EXO's target (`exo`); TRL's "
         "label_smoothing for exo_pair.",
     )
-    cal_dpo_c: float = Field(
+    cal_dpo_c: Annotated[float, Unit(NO_UNIT), OfFormula("c")] = Field(
         1.0,
+        title="Cal-DPO weight",
         gt=0,
         description="Weight of the calibration term (`cal_dpo`): 1 in arXiv 2502.01237, 0.5 in the "
         "authors' code.",
     )
-    simpo_gamma_beta_ratio: float = Field(
+    simpo_gamma_beta_ratio: Annotated[float, Unit(NO_UNIT), OfFormula("γ/β")] = Field(
         0.5,
+        title="SimPO margin over beta",
         ge=0,
         description="Target margin per token over beta (`simpo`): SimPO's gamma_beta_ratio; TRL's "
         "simpo_gamma is beta times this.",
     )
-    preference_weight: float = Field(
+    preference_weight: Annotated[float, Unit(NO_UNIT), OfFormula("λ")] = Field(
         1.0,
         gt=0,
         description="Lambda, the weight of the preference term beside the NLL "
         "(`orpo_one_stage`, `asft_one_stage`); `beta` of TRL's ORPOTrainer.",
     )
-    reference: ReferenceChoice = Field(
+    reference: Annotated[ReferenceChoice, _BY_DIGEST] = Field(
         "previous",
         description="Model that the policy is compared with. `previous`: the step before's, as in "
         "sDPO; `base`: S at every step; `model`: the one of `reference_model`; `guided`: trained "
         "first, on the step's own data, from the target (Pre-DPO); `none`: for objectives without.",
     )
-    reference_model: str = Field(
+    reference_model: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",
         description="Folder or hub name of the reference, where `reference` is `model`. With "
         "another tokenizer, only for objectives on summed log-probs.",
     )
-    reference_revision: str = Field(
+    reference_revision: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "", description="Branch, tag or commit of a hub `reference_model`."
     )
-    target: TargetChoice = Field(
+    target: Annotated[TargetChoice, _BY_DIGEST] = Field(
         "previous",
         description="Model that training starts from: `previous`, or `base` for S at every step.",
     )
-    learning_rate: float = Field(5e-7, gt=0, description="Peak learning rate.")
+    learning_rate: Annotated[float, Unit(NO_UNIT)] = Field(
+        5e-7, gt=0, description="Peak learning rate."
+    )
     optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the second moment.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW and RMSprop: epsilon.")
-    weight_decay: float = Field(
+    adam_beta1: Annotated[float, Unit(SHARE), _OF_ADAMW] = Field(
+        0.9, ge=0, lt=1, description="AdamW: decay of the first moment."
+    )
+    adam_beta2: Annotated[float, Unit(SHARE), _OF_ADAMW] = Field(
+        0.999, ge=0, lt=1, description="AdamW: decay of the second moment."
+    )
+    adam_epsilon: Annotated[float, Unit(NO_UNIT)] = Field(
+        1e-8, gt=0, description="AdamW and RMSprop: epsilon."
+    )
+    weight_decay: Annotated[float, Unit(NO_UNIT)] = Field(
         0.0, ge=0, description="Weight decay, not applied to biases and norms."
     )
     lr_schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Learning rate after the warmup."
+        "linear", title="Learning rate schedule", description="Learning rate after the warmup."
     )
-    warmup_ratio: float = Field(
+    warmup_ratio: Annotated[float, Unit(SHARE)] = Field(
         0.1, ge=0, lt=1, description="Share of the optimizer steps with linear warmup."
     )
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient norm clipped to this; 0: off.")
-    batch_size: int = Field(32, ge=1, description="Pairs per optimizer step, over all processes.")
-    micro_batch_tokens: int = Field(
+    max_grad_norm: Annotated[float, Unit(NO_UNIT)] = Field(
+        1.0,
+        title="Maximum gradient norm",
+        ge=0,
+        description="Gradient norm clipped to this; 0: off.",
+    )
+    batch_size: Annotated[int, Unit("pairs")] = Field(
+        32, ge=1, description="Pairs per optimizer step, over all processes."
+    )
+    micro_batch_tokens: Annotated[int, Unit("tokens")] = Field(
         0,
+        title="Micro-batch",
         ge=0,
         description="Tokens (padding included) in one forward, of which a small model has up to "
         "four at a time on a CPU; 0: chosen by the device. Does not change the loss beyond "
@@ -118,27 +156,38 @@ class TrainingConfig(Group):
         "sides, `packed` puts sequences in one row without padding, `padded` is the plain form; "
         "`auto`: what the attention kernel allows. Changes nothing but the last bits.",
     )
-    epochs: int = Field(1, ge=1, description="Passes over the partition.")
-    max_steps: int = Field(0, ge=0, description="Optimizer steps at most; 0: as `epochs` says.")
-    seed: int = Field(42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout.")
+    epochs: Annotated[int, Unit("passes")] = Field(
+        1, ge=1, description="Passes over the partition."
+    )
+    max_steps: Annotated[int, Unit("optimizer steps")] = Field(
+        0, ge=0, description="Optimizer steps at most; 0: as `epochs` says."
+    )
+    seed: Annotated[int, Unit(NO_UNIT)] = Field(
+        42, ge=0, description="Seed of the order of pairs, and of LoRA and dropout."
+    )
     precision: Precision = Field(
         "auto",
         description="Arithmetic: bf16 is autocast over fp32 weights; `auto`: bf16 on a GPU that "
         "has it, else fp32. Weights are always kept and published in fp32.",
     )
-    checkpoint_minutes: float = Field(
+    checkpoint_minutes: Annotated[float, Unit("minutes"), _RESUMED] = Field(
         10.0,
+        title="Time between resume states",
         ge=0,
         description="Minutes between resume states of a step that trains, at least (saving takes "
         "5% of the time at most); 0: by `checkpoint_every` alone.",
     )
-    checkpoint_every: int = Field(
+    checkpoint_every: Annotated[int, Unit("optimizer steps"), _RESUMED] = Field(
         0,
+        title="Optimizer steps between resume states",
         ge=0,
         description="Optimizer steps between resume states; 0: by `checkpoint_minutes` alone.",
     )
-    checkpoints_kept: int = Field(
-        1, ge=1, description="Resume states kept while a step trains; none is left after it."
+    checkpoints_kept: Annotated[int, Unit("states"), _RESUMED, _WITH_STATES] = Field(
+        1,
+        title="Resume states kept",
+        ge=1,
+        description="Resume states kept while a step trains; none is left after it.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
@@ -148,10 +197,16 @@ class TrainingConfig(Group):
         description="Train the decoder blocks through torch.compile and report what it gained; "
         "takes a compiler, and up to minutes at the start of every step.",
     )
-    lora_r: int = Field(0, ge=0, description="Rank of LoRA adapters; 0: full fine-tuning.")
-    lora_alpha: int = Field(16, ge=1, description="LoRA scale: alpha / r.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
-    lora_target_modules: list[str] = Field(
+    lora_r: Annotated[int, Unit(NO_UNIT)] = Field(
+        0, title="LoRA rank", ge=0, description="Rank of LoRA adapters; 0: full fine-tuning."
+    )
+    lora_alpha: Annotated[int, Unit(NO_UNIT), _OF_LORA] = Field(
+        16, ge=1, description="LoRA scale: alpha / r."
+    )
+    lora_dropout: Annotated[float, Unit(SHARE), _OF_LORA] = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapters."
+    )
+    lora_target_modules: Annotated[list[str], _OF_LORA] = Field(
         ["all-linear"], description="Module names that get adapters, or `all-linear`."
     )
 
@@ -159,11 +214,15 @@ class TrainingConfig(Group):
 def _step_overrides() -> type[Group]:
     fields: dict[str, Any] = {}
     for name, field in TrainingConfig.model_fields.items():
+        said = markers_of(field)
         annotation: Any = field.annotation
-        if field.metadata:
-            annotation = Annotated[annotation, *field.metadata]
+        if bounds := [each for each in field.metadata if each not in said]:
+            annotation = Annotated[annotation, *bounds]
+        annotation = annotation | None
+        if said:  # of the setting itself, not of one of its two forms
+            annotation = Annotated[annotation, *said]
         description = f"{field.description} Empty: as in `training`."
-        fields[name] = (annotation | None, Field(None, description=description))
+        fields[name] = (annotation, Field(None, title=field.title, description=description))
     return create_model(
         "StepConfig",
         __base__=Group,

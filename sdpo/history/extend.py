@@ -21,6 +21,7 @@ from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.hooks import Call, Occupy, plain_call, unlimited
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
+from sdpo.identity.payloads import changed_settings
 from sdpo.inputs.resolve import resolve
 from sdpo.store.origin import Carried, Origin
 from sdpo.store.run_folder import RunFolder
@@ -192,10 +193,10 @@ def _check_carried(stored: Stored, config: RunConfig, steps: int) -> None:
 def _bearing(config: RunConfig, steps: int) -> dict[str, Any]:
     """What the first ``steps`` steps and their data depend on."""
     return {
-        "model": {"attention": config.model.attention},
-        "data": {"max_length": config.data.max_length},
+        "model": changed_settings(config.model, "step"),
+        "data": changed_settings(config.data, "tokens"),
         "supervised": config.supervised.model_dump(),
         "partition": config.partition.model_dump(),
-        "launch": config.launch.model_dump(exclude={"share_device"}),
+        "launch": changed_settings(config.launch, "step"),
         "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
     }

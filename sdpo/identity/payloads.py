@@ -20,10 +20,16 @@ from sdpo.config import (
     TrainingConfig,
     unread_settings,
 )
+from sdpo.config.annotations import (
+    InTraining,
+    Node,
+    OfFormula,
+    counts,
+    is_spelled_out,
+    marked,
+)
 from sdpo.config.automatic import micro_batch_tokens
-from sdpo.config.reference_choice import REFERENCE_FIELDS
 from sdpo.identity.differences import differences
-from sdpo.objectives import OBJECTIVE_SETTINGS
 
 TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""
@@ -34,30 +40,25 @@ TOKENS_VERSION = 2
 
 Payload = dict[str, Any]
 
-_NO_IDENTITY = {
-    *("name", "path", "revision", "store", "tracking", "chat_template", "name_or_path"),
-    *("checkpoint_minutes", "checkpoint_every", "checkpoints_kept"),
-    *("reference_model", "reference_revision", "share_device"),
-}
-"""Names and places, whose content bears identity by its digest; and what a resume goes on from,
-which is exact."""
-
 _CHUNK_ROWS = 4096
-_PREFERENCE_ONLY = ("objective", *OBJECTIVE_SETTINGS)
-"""Training settings without effect on the supervised stage: a sweep over them keeps S."""
 
 
-def changed_settings(group: BaseModel) -> Payload:
-    """Settings that are not at their default, without names and places; groups within likewise."""
+def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
+    """Settings that bear the identity of ``node``, or of the run, and are not at their default.
+
+    Groups within likewise. Which ones do not count, and which are told at their default as well,
+    stands on the settings themselves.
+    """
     payload: Payload = {}
     for name, field in type(group).model_fields.items():
         value = getattr(group, name)
-        if name in _NO_IDENTITY or value == field.default:
+        is_told = value != field.default or is_spelled_out(field, node)
+        if not counts(field, node) or not is_told:
             continue
         if isinstance(value, BaseModel):
-            payload |= {name: inner} if (inner := changed_settings(value)) else {}
+            payload |= {name: inner} if (inner := changed_settings(value, node)) else {}
         elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
-            payload[name] = [changed_settings(item) for item in value]
+            payload[name] = [changed_settings(item, node) for item in value]
         else:
             payload[name] = value
     return payload
@@ -86,12 +87,9 @@ def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:
 
 def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
     """Of the normalised pairs."""
-    data = changed_settings(config.data)
-    data.pop("reserve", None)
-    data.pop("max_length", None)
     return {
         "data_version": DATA_VERSION,
-        "data": data,
+        "data": changed_settings(config.data, "data"),
         "names": [source.name for source in config.data.sources],
         "format": default_format,
         "strata": [name for name in config.partition.strata if name != "source"],
@@ -104,8 +102,7 @@ def _supervised_reading(supervised: SupervisedConfig) -> Payload:
     """How the supervised source is read, where that is not by default."""
     if not supervised.from_source:
         return {}
-    settings = changed_settings(supervised)
-    read = {n: settings[n] for n in ("subset", "split", "format", "columns") if n in settings}
+    read = changed_settings(supervised, "data")
     return {"supervised": read} if read else {}
 
 
@@ -122,7 +119,7 @@ def tokens_identity(
         "tokens_version": TOKENS_VERSION,
         "content": content,
         "tokenizer": tokenizer,
-        "max_length": config.data.max_length,
+        **changed_settings(config.data, "tokens"),
         "clock": clock,
         "end_token_ids": list(ends),
     }
@@ -137,11 +134,8 @@ def step_identity(
 ) -> Payload:
     """Of a model that a step publishes; ``inputs``: digests of reference, target, partition."""
     unread = unread_settings(training)
-    read = {
-        k: v
-        for k, v in changed_settings(training).items()
-        if k not in unread and k not in REFERENCE_FIELDS
-    }
+    read = {k: v for k, v in changed_settings(training, "step").items() if k not in unread}
+    arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,
@@ -152,13 +146,7 @@ def step_identity(
             if launch.device == "cpu"
             else training.micro_batch_tokens
         },
-        "arithmetic": {
-            "attention": model.attention,
-            "device": launch.device,
-            "processes": launch.processes,
-            "strategy": launch.strategy,
-            "threads": launch.threads,
-        },
+        "arithmetic": dict(sorted(arithmetic.items())),
     }
 
 
@@ -172,10 +160,18 @@ def supervised_identity(
 ) -> Payload:
     """Of S; ``training`` are the settings the supervised stage trains with."""
     payload = step_identity(training, launch=launch, model=model, inputs=inputs)
-    for name in _PREFERENCE_ONLY:
-        payload["training"].pop(name, None)
+    fields = type(training).model_fields
+    of_pairs = marked(type(training), OfFormula)
+    read = {
+        name: value
+        for name, value in payload["training"].items()
+        if name not in of_pairs and counts(fields[name], "supervised")
+    }
+    in_training = marked(type(supervised), InTraining)
+    own = changed_settings(supervised, "supervised")
     return payload | {
-        "supervised": {"examples": supervised.examples, "fraction": supervised.fraction}
+        "training": read,
+        "supervised": {name: value for name, value in own.items() if name not in in_training},
     }
 
 

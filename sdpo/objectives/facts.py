@@ -173,11 +173,6 @@ OBJECTIVES: dict[str, Objective] = {
     ),
 }
 
-OBJECTIVE_SETTINGS: tuple[str, ...] = tuple(
-    dict.fromkeys(name for objective in OBJECTIVES.values() for name in objective.settings)
-)
-"""Every training setting that some objective's formula reads and others do not."""
-
 _OTHER_NAMES = {
     "sigmoid": "dpo",
     "exo_pair": "exo",
@@ -189,15 +184,6 @@ _OTHER_NAMES = {
 }
 """Names under which TRL and others have an objective that is here."""
 
-_SHOWN = {
-    "beta": "β",
-    "label_smoothing": "label smoothing",
-    "exo_epsilon": "ε",
-    "cal_dpo_c": "c",
-    "simpo_gamma_beta_ratio": "γ/β",
-    "preference_weight": "λ",
-}
-
 
 def other_name(name: str) -> str:
     """This project's name of an objective that others call ``name``, or ""."""
@@ -207,9 +193,3 @@ def other_name(name: str) -> str:
 def settings_of(training: Mapping[str, Any]) -> dict[str, float]:
     """Of ``training`` the settings that its objective's formula reads."""
     return {name: training[name] for name in OBJECTIVES[training["objective"]].settings}
-
-
-def describe(training: Mapping[str, Any]) -> str:
-    """The objective with its settings, for people: ``SimPO, β 2, γ/β 0.5``."""
-    values = [f"{_SHOWN[name]} {value:g}" for name, value in settings_of(training).items()]
-    return ", ".join([OBJECTIVES[training["objective"]].title, *values])

@@ -12,7 +12,7 @@ The numbers come from the probes of the run that holds both models; nothing is m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sdpo.config import Group, ProbeConfig
+from sdpo.config.annotations import SHARE, Unit
 from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
 from sdpo.stats.gamma import (
@@ -43,7 +44,7 @@ Outcome = Literal["passed", "refused", "too few to tell"]
 class GateSettings(Group):
     """What a new model must hold before it replaces the current one."""
 
-    accuracy_tolerance: float = Field(
+    accuracy_tolerance: Annotated[float, Unit(SHARE)] = Field(
         0.05,
         ge=0,
         le=1,
@@ -51,14 +52,14 @@ class GateSettings(Group):
         description="By how much accuracy_vs_S on the reserve may be below the current model's, "
         "as a share of pairs: 0.05 is five points.",
     )
-    margin_tolerance_nats: float = Field(
+    margin_tolerance_nats: Annotated[float, Unit("nats")] = Field(
         1.0,
         ge=0,
         title="Margin tolerance (nats)",
         description="By how many nats the mean margin over S on the reserve may be below the "
         "current model's.",
     )
-    min_pairs: int = Field(
+    min_pairs: Annotated[int, Unit("pairs")] = Field(
         200,
         ge=1,
         title="Pairs needed",
@@ -70,26 +71,26 @@ class GateSettings(Group):
         description="`hold`: too few pairs do not promote; `estimate`: the estimates decide, "
         "without their intervals.",
     )
-    gamma_change_min_nats: float = Field(
+    gamma_change_min_nats: Annotated[float, Unit("nats")] = Field(
         0.0,
         title="Gamma change, least (nats)",
         description="Mean gamma on the reserve must have changed from S to the new model by this "
         "many nats at least: below 0 it prefers the chosen answers less than S does.",
     )
-    gamma_change_max_nats: float = Field(
+    gamma_change_max_nats: Annotated[float, Unit("nats")] = Field(
         100.0,
         title="Gamma change, most (nats)",
         description="And by this many at most: a model that has run away from S, which "
         "over-optimisation looks like, is not promoted.",
     )
-    prompt_overlap_max: float = Field(
+    prompt_overlap_max: Annotated[float, Unit(SHARE)] = Field(
         0.0,
         ge=0,
         le=1,
         title="Prompt overlap, most",
         description="Share of the reserved pairs whose prompt was trained on, at most.",
     )
-    contamination_gap_max_nats: float = Field(
+    contamination_gap_max_nats: Annotated[float, Unit("nats")] = Field(
         CONTAMINATION_NATS,
         ge=0,
         title="Contamination gap, most (nats)",

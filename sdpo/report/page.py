@@ -17,7 +17,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from sdpo.objectives import describe
+from sdpo.config import describe
 from sdpo.report import figures, tables, tables_of_steps
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from sdpo.config import describe
 from sdpo.config.sampler import EXACT
-from sdpo.objectives import describe
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
 from sdpo.report.tables import UNKNOWN, Table, change, count, estimate, interval, number, percent

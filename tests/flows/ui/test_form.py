@@ -11,7 +11,7 @@ import yaml
 from prefect.utilities.callables import parameter_schema
 
 from sdpo.config import RunConfig
-from sdpo.config.labels import NONE
+from sdpo.config.annotations import NO_UNIT
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -70,7 +70,7 @@ def test_every_number_has_its_unit_in_the_label(schema: Field) -> None:
         numbers = {field.get("type"), field.get("items", {}).get("type")} & {"number", "integer"}
         if numbers:
             unit = field.get("unit", "")
-            assert unit == NONE or f"({unit}" in field["title"], path
+            assert unit == NO_UNIT or f"({unit}" in field["title"], path
 
 
 def test_fields_are_in_order_and_flat(schema: Field) -> None:

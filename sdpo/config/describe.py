@@ -1,0 +1,19 @@
+"""The objective of a step with its settings, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdpo.config.annotations import OfFormula, markers
+from sdpo.config.training import TrainingConfig
+from sdpo.objectives import OBJECTIVES, settings_of
+
+
+def describe(training: Mapping[str, Any]) -> str:
+    """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``."""
+    read = settings_of(training).items()
+    values = [f"{_symbol(name)} {value:g}" for name, value in read]
+    return ", ".join([OBJECTIVES[training["objective"]].title, *values])
+
+
+def _symbol(name: str) -> str:
+    return next(markers(TrainingConfig.model_fields[name], OfFormula)).symbol
