@@ -14,6 +14,7 @@ from partitions import argsort_ids, reserve_mask
 from sdpo.chain.context import Context, Outcome, run_once
 from sdpo.chain.data import source_names
 from sdpo.chain.tokens import tokens_path
+from sdpo.config.data import ReserveConfig
 from sdpo.data.parquet_columns import Columns, hex_column, write_parts
 from sdpo.errors import DataError
 from sdpo.identity.payloads import changed_settings
@@ -71,6 +72,8 @@ def reserve_by(
         _check_sources_left(tokens, source, pairs.numbers("row"), names=names)
         prompts = pairs.ids("prompt_key")[kept]
         mask = choose(pairs.ids("pair_id")[kept], prompts, source[kept])
+        if not mask.any():
+            raise _nothing_reserved(settings, len(kept))
         counts = np.bincount(source[kept][mask], minlength=len(names))
         with publish_file(context.run.usable) as temporary:
             _write_usable(temporary, pairs, names, source, kept=kept, prompts=prompts, mask=mask)
@@ -164,6 +167,20 @@ def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[s
     for row, reason, _ in tokens.rejected():
         counts[names[source[row]]][reason] += 1
     return {name: dict(counter) for name, counter in counts.items()}
+
+
+def _nothing_reserved(settings: ReserveConfig, pairs: int) -> DataError:
+    what = (
+        f"of {pairs} usable pairs none is set aside, so that nothing could be measured on pairs "
+        "that were not trained on"
+    )
+    if settings.fraction:
+        return DataError(f"{what}: each source has one prompt alone. Give data with more prompts")
+    return DataError(
+        f"{what}: set data.reserve.fraction above 0 (it is rounded up, to one pair of a source at "
+        f"least); it is 0, data.reserve.min_pairs {settings.min_pairs} and "
+        f"data.reserve.max_fraction {settings.max_fraction:g}, which is rounded down"
+    )
 
 
 def _check_sources_left(

@@ -16,4 +16,8 @@ def load_tokenizer(folder: Path, *, code: bool = False) -> Any:
 
     what = f"the tokenizer in {folder}"
     with refusals(what), view_of(folder, weights=False, code=code) as view:
-        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            view, local_files_only=True, trust_remote_code=code
+        )
+    tokenizer.name_or_path = str(folder)  # messages name it; the view is gone
+    return tokenizer
