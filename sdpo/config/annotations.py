@@ -49,7 +49,7 @@ class ReadIf:
     """
 
     settings: tuple[str, ...]
-    equal_to: str | None = None
+    equal_to: str | int | None = None
     otherwise: str
 
     def why_not(self, group: BaseModel) -> str:

@@ -9,9 +9,14 @@ from sdpo.objectives import OBJECTIVES, settings_of
 
 
 def describe(training: Mapping[str, Any]) -> str:
-    """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``."""
+    """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``.
+
+    ``training`` may be that of an old run's record, which lacks the settings that came later.
+    """
     read = settings_of(training).items()
     values = [f"{_symbol(name)} {value:g}" for name, value in read]
+    if alpha := training.get("rpo_alpha"):
+        values.append(f"+ {alpha:g} NLL")
     return ", ".join([OBJECTIVES[training["objective"]].title, *values])
 
 

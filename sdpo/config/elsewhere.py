@@ -30,7 +30,7 @@ _REFERENCE = (
 )
 _SPLITS = "what is set aside for measuring is `data.reserve.fraction` of each source"
 _DATA = "data is named in `data.sources`, each with its `path` and `columns`"
-_SUPERVISED = "NLL beside the preference loss is an objective here: see `training.objective`"
+_NLL = "here it is `training.rpo_alpha`, the weight of the chosen side's NLL per token"
 _COMPUTED = "processes, threads and forked workers are chosen by themselves; see `launch.threads`"
 _PACKING = "how pairs lie in a micro-batch is `training.layout`"
 _DROPOUT = "dropout is always off: the first loss is ln 2 to the last digit, which the gate checks"
@@ -75,19 +75,19 @@ ELSEWHERE: dict[str, str] = {
     "pref_beta": "here it is `training.beta`",
     "dpo_beta": "here it is `training.beta`",
     "rl_beta": "here it is `training.beta`",
-    "pref_ftx": _SUPERVISED,
-    "rpo_alpha": _SUPERVISED,
-    "sft_alpha": _SUPERVISED,
+    "pref_ftx": _NLL,
+    "sft_alpha": _NLL,
     "ld_alpha": "LD-DPO's weight of a longer side's tail is not implemented; length-normalised "
     "objectives are among those of `training.objective`",
     "dpo_label_smoothing": "here it is `training.label_smoothing`",
     "simpo_gamma": "here it is `training.simpo_gamma_beta_ratio`, gamma divided by beta",
     "gamma_beta_ratio": "here it is `training.simpo_gamma_beta_ratio`",
-    "cpo_alpha": _SUPERVISED,
+    "cpo_alpha": _NLL,
     "orpo_alpha": "here it is `training.preference_weight` of objective orpo",
     "orpo_beta": "here it is `training.preference_weight` of objective orpo",
     "use_weighting": "WPO's weights are not implemented; see `training.objective`",
-    "loss_weights": "a step has one objective, `training.objective`; steps may differ",
+    "loss_weights": "a step has one objective, `training.objective`, and beside it the NLL by "
+    "`training.rpo_alpha`; steps may differ",
     "f_alpha_divergence_coef": "only the reverse KL is implemented; see `training.objective`",
     "router_aux_loss_coef": "the auxiliary loss of mixtures of experts is not added",
     "discopop_tau": "DiscoPOP is not implemented; see `training.objective`",
@@ -111,7 +111,9 @@ ELSEWHERE: dict[str, str] = {
     "lr": "here it is `training.learning_rate`",
     "lr_scheduler_type": "here it is `training.lr_schedule`",
     "lr_scheduler": "here it is `training.lr_schedule`",
-    "warmup_steps": "here it is a share of the steps, `training.warmup_ratio`",
+    "lr_scheduler_kwargs": "here the lowest rate of `training.lr_schedule: cosine_with_min_lr` is "
+    "`training.min_lr_rate`",
+    "min_lr_ratio": "here it is `training.min_lr_rate`",
     "optim": "here it is `training.optimizer`",
     "max_gradient_norm": "here it is `training.max_grad_norm`",
     "clip_grad_norm": "here it is `training.max_grad_norm`",

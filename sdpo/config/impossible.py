@@ -12,6 +12,7 @@ from sdpo.config.partition import PartitionConfig
 from sdpo.config.running import LaunchConfig
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import TrainingConfig
+from sdpo.objectives import OBJECTIVES
 
 _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
 
@@ -82,6 +83,16 @@ def impossible_layouts(attention: str, trainings: Mapping[str, TrainingConfig]) 
         "use sdpa, or leave the layout to `auto`"
         for where, training in trainings.items()
         if training.layout in _NO_LAYOUT.get(attention, ())
+    ]
+
+
+def impossible_nll(trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Steps that add the NLL to an objective that has it."""
+    return [
+        f"{where}.rpo_alpha adds the negative log-likelihood of the chosen side to objective "
+        f"{training.objective}, which has it: leave rpo_alpha at 0"
+        for where, training in trainings.items()
+        if training.rpo_alpha and OBJECTIVES[training.objective].has_nll
     ]
 
 

@@ -67,6 +67,7 @@ class RunConfig(Group):
             *impossible.impossible_precision(trainings),
             *impossible_references(trainings),
             *impossible.impossible_layouts(self.model.attention, trainings),
+            *impossible.impossible_nll(trainings),
             *impossible.impossible_supervised(self.supervised),
         ]
         if problems:

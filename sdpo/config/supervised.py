@@ -15,6 +15,7 @@ from sdpo.config.annotations import (
     Unit,
 )
 from sdpo.config.group import Group
+from sdpo.config.training import IN_SHARES, OF_COSINE_WITH_MIN_LR, Schedule
 
 _NOT_OF_DATA = NotIdentity("examples are prepared before any are trained on", of=("data",))
 _OF_THE_EXAMPLES = NotIdentity("the digest of the examples tells it", of=("supervised",))
@@ -71,13 +72,23 @@ class SupervisedConfig(Group):
     learning_rate: Annotated[float, Unit(NO_UNIT), _NOT_OF_DATA, InTraining()] = Field(
         6e-6, gt=0, description="Peak learning rate."
     )
-    lr_schedule: Annotated[Literal["linear", "cosine", "constant"], _NOT_OF_DATA, InTraining()] = (
-        Field(
-            "linear", title="Learning rate schedule", description="Learning rate after the warmup."
-        )
+    lr_schedule: Annotated[Schedule, _NOT_OF_DATA, InTraining()] = Field(
+        "linear", title="Learning rate schedule", description="Learning rate after the warmup."
     )
-    warmup_ratio: Annotated[float, Unit(SHARE), _NOT_OF_DATA, InTraining()] = Field(
+    min_lr_rate: Annotated[
+        float, Unit(SHARE), _NOT_OF_DATA, InTraining(), OF_COSINE_WITH_MIN_LR
+    ] = Field(
+        0.1,
+        title="Lowest learning rate",
+        ge=0,
+        lt=1,
+        description="Share of the peak at which `cosine_with_min_lr` ends.",
+    )
+    warmup_ratio: Annotated[float, Unit(SHARE), _NOT_OF_DATA, InTraining(), IN_SHARES] = Field(
         0.1, ge=0, lt=1, description="Share of the steps with warmup."
+    )
+    warmup_steps: Annotated[int, Unit("optimizer steps"), _NOT_OF_DATA, InTraining()] = Field(
+        0, ge=0, description="Optimizer steps with linear warmup; 0: by `warmup_ratio`."
     )
     batch_size: Annotated[int, Unit("examples"), _NOT_OF_DATA, InTraining()] = Field(
         32, ge=1, description="Examples per optimizer step, all processes."

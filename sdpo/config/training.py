@@ -35,6 +35,15 @@ def _known_precision(name: object) -> object:
     return name
 
 
+Schedule = Literal["linear", "cosine", "cosine_with_min_lr", "constant"]
+"""Names of transformers' schedules; each begins with a linear warmup."""
+OF_COSINE_WITH_MIN_LR = ReadIf(
+    settings=("lr_schedule",), equal_to="cosine_with_min_lr", otherwise=" on lr_schedule {value}"
+)
+IN_SHARES = ReadIf(
+    settings=("warmup_steps",), equal_to=0, otherwise=": warmup_steps is {value}, and says it"
+)
+
 Objective = Annotated[ObjectiveName, BeforeValidator(_known_objective)]
 Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_precision)]
 
@@ -93,6 +102,13 @@ class TrainingConfig(Group):
         description="Lambda, the weight of the preference term beside the NLL "
         "(`orpo_one_stage`, `asft_one_stage`); `beta` of TRL's ORPOTrainer.",
     )
+    rpo_alpha: Annotated[float, Unit(NO_UNIT), _OF_PAIRS] = Field(
+        0.0,
+        title="RPO alpha",
+        ge=0,
+        description="Weight of the chosen side's negative log-likelihood per token, added to the "
+        "objective (RPO, arXiv 2404.19733, eq. 1); 0: not added.",
+    )
     reference: Annotated[ReferenceChoice, _BY_DIGEST] = Field(
         "previous",
         description="Model that the policy is compared with. `previous`: the step before's, as in "
@@ -127,11 +143,21 @@ class TrainingConfig(Group):
     weight_decay: Annotated[float, Unit(NO_UNIT)] = Field(
         0.0, ge=0, description="Weight decay, not applied to biases and norms."
     )
-    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+    lr_schedule: Schedule = Field(
         "linear", title="Learning rate schedule", description="Learning rate after the warmup."
     )
-    warmup_ratio: Annotated[float, Unit(SHARE)] = Field(
+    min_lr_rate: Annotated[float, Unit(SHARE), OF_COSINE_WITH_MIN_LR] = Field(
+        0.1,
+        title="Lowest learning rate",
+        ge=0,
+        lt=1,
+        description="Share of the peak at which `cosine_with_min_lr` ends.",
+    )
+    warmup_ratio: Annotated[float, Unit(SHARE), IN_SHARES] = Field(
         0.1, ge=0, lt=1, description="Share of the optimizer steps with linear warmup."
+    )
+    warmup_steps: Annotated[int, Unit("optimizer steps")] = Field(
+        0, ge=0, description="Optimizer steps with linear warmup; 0: by `warmup_ratio`."
     )
     max_grad_norm: Annotated[float, Unit(NO_UNIT)] = Field(
         1.0,

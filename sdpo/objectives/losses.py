@@ -262,13 +262,16 @@ def rewards(
     return scale * chosen, scale * rejected
 
 
-def own_metrics(logps: PairLogps, objective: str) -> dict[str, torch.Tensor]:
+def own_metrics(
+    logps: PairLogps, objective: str, *, with_nll: bool = False
+) -> dict[str, torch.Tensor]:
     """What an objective has to show besides rewards and log-probs, each ``[pairs]``; TRL's names.
 
+    ``with_nll``: the NLL of the chosen side is added to an objective that has none of its own.
     ``odds_capped`` counts the sides whose odds are capped: see :func:`log_odds`.
     """
     facts, metrics = OBJECTIVES[objective], {}
-    if facts.has_nll:
+    if facts.has_nll or with_nll:
         metrics["nll_loss"] = sft(logps)
     if facts.has_odds:
         chosen, rejected = (log_odds(a) for a in logps.per_token())

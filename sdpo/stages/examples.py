@@ -26,6 +26,7 @@ def preference_task(
         reference=reference.logps,
         objective=training.objective,
         settings=settings_of(training.model_dump()),
+        rpo_alpha=training.rpo_alpha,
     )
 
 

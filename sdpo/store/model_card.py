@@ -69,6 +69,7 @@ def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, f
     how = (
         f"{OBJECTIVES[training['objective']].title} "
         f"(arXiv {OBJECTIVES[training['objective']].paper}; {_listed(settings_of(training))})"
+        f"{_beside(training)}"
         if record["kind"] == "preference"
         else "supervised fine-tuning"
     )
@@ -111,6 +112,12 @@ def _model(entry: dict[str, Any], role: str) -> str:
     if not digest or digest == "none":
         return "none"
     return f"{name} `{_short(digest)}`".strip()
+
+
+def _beside(training: dict[str, Any]) -> str:
+    """The NLL that is added to the objective, if it is."""
+    alpha = training.get("rpo_alpha")
+    return f" + {alpha:g} NLL of the chosen side per token (arXiv 2404.19733)" if alpha else ""
 
 
 def _listed(settings: dict[str, float]) -> str:

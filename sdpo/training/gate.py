@@ -17,7 +17,7 @@ DPO). With S as target and M_{t-1} as reference it is above that (sDPO, arXiv 24
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -166,7 +166,9 @@ def check(
             noise=noise,
         )
     before = torch.from_numpy(policy[: len(first_batch)].T.reshape(-1).copy())
-    loss = float(task.losses(before, first_batch).loss.double().mean())
+    # Of the objective alone: the NLL beside it is another for every pair.
+    alone = replace(task, rpo_alpha=0.0)
+    loss = float(alone.losses(before, first_batch).loss.double().mean())
     expected = loss_at_reference(task.objective, task.settings)
     return GateResult(
         loss=loss,

@@ -13,7 +13,7 @@ import torch
 
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.sequence_scorer import TokenSequence
-from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards
+from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards, sft
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Task(Protocol):
 class PreferenceTask:
     """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected.
 
-    NaN where the objective reads no reference. ``settings`` are those that its formula reads.
+    NaN where the objective reads no reference. ``settings`` are those that its formula reads;
+    ``rpo_alpha`` is the weight of the chosen side's NLL per token beside it (arXiv 2404.19733).
     """
 
     ids: Sequence[str]
@@ -70,6 +71,7 @@ class PreferenceTask:
     reference: np.ndarray
     objective: str
     settings: Mapping[str, float]
+    rpo_alpha: float = 0.0
     rows: int = 2
 
     @property
@@ -99,9 +101,11 @@ class PreferenceTask:
         return np.ones(len(items))
 
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
-        """The objective's loss per pair, with TRL's metrics."""
+        """The objective's loss per pair, and the NLL beside it, with TRL's metrics."""
         pairs = self._pair_logps(logps, items)
         loss = LOSSES[self.objective](pairs, **self.settings)
+        if self.rpo_alpha:
+            loss = loss + self.rpo_alpha * sft(pairs)
         with torch.no_grad():
             chosen_rewards, rejected_rewards = rewards(pairs, self.objective, self.settings)
             metrics = {
@@ -111,7 +115,7 @@ class PreferenceTask:
                 "rewards/margins": chosen_rewards - rejected_rewards,
                 "logps/chosen": pairs.policy_chosen_logps,
                 "logps/rejected": pairs.policy_rejected_logps,
-                **own_metrics(pairs, self.objective),
+                **own_metrics(pairs, self.objective, with_nll=self.rpo_alpha > 0),
             }
         return ItemLosses(loss, {name: value.detach() for name, value in metrics.items()})
 

@@ -34,7 +34,7 @@ Metrics = dict[str, float]
 
 def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
     """Rate of optimizer step ``step`` (from 0): linear warmup, then the schedule, as in HF."""
-    warmup = math.ceil(training.warmup_ratio * total)
+    warmup = training.warmup_steps or math.ceil(training.warmup_ratio * total)
     if step < warmup:
         return training.learning_rate * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -43,6 +43,9 @@ def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
             factor = max(0.0, 1.0 - progress)
         case "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "cosine_with_min_lr":
+            least = training.min_lr_rate
+            factor = least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
         case "constant":
             factor = 1.0
     return training.learning_rate * factor

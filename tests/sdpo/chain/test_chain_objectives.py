@@ -1,6 +1,7 @@
 """Chains whose steps differ in their objective, start from a supervised stage, or are one step."""
 
 import json
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -140,3 +141,22 @@ def test_everything_at_once_in_one_stage_from_the_base_is_one_override_each(
     assert record["inputs"]["target"] == model_digest(demo_files.model)
     assert "nll_loss" in done.metrics(1)[0]
     assert not (done.folder / "step-0").exists()
+
+
+def test_the_nll_beside_an_objective_is_trained_shown_and_told(bench: Bench) -> None:
+    done = bench.run(
+        {
+            "probe": {"completions": 0},
+            "partition": {"strategy": "single"},
+            "training": {"max_steps": 2, "rpo_alpha": 0.5},
+        }
+    )
+    record, first = done.record("step-1"), done.metrics(1)[0]
+    assert record["identity"]["training"]["rpo_alpha"] == 0.5
+    assert record["gate"]["loss"] == pytest.approx(math.log(2), abs=1e-6), "of DPO alone"
+    assert first["nll_loss"] > 1
+    assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["nll_loss"], abs=1e-5)
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert "DPO, β 0.1, + 0.5 NLL" in page
+    card = (done.run.model(1) / "README.md").read_text(encoding="utf-8")
+    assert "+ 0.5 NLL of the chosen side per token (arXiv 2404.19733)" in card

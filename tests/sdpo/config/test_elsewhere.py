@@ -44,7 +44,8 @@ def test_the_objectives_that_are_named_exist():
         ("cutoff_len", "data.max_length"),
         ("eval_steps", "probe"),
         ("loss_type", "training.objective"),
-        ("rpo_alpha", "training.objective"),
+        ("pref_ftx", "training.rpo_alpha"),
+        ("min_lr_ratio", "training.min_lr_rate"),
     ],
 )
 @pytest.mark.parametrize("group", ["training", "data", "model"])

@@ -217,6 +217,10 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
             },
             "lora_r with launch.strategy deepspeed is not supported",
         ),
+        (
+            {"training": {"objective": "sft", "rpo_alpha": 1}},
+            r"training\.rpo_alpha adds the negative .* to objective sft, which has it",
+        ),
     ],
 )
 def test_an_impossible_combination_is_refused_with_what_to_do(values, message):

@@ -98,6 +98,7 @@ def ours(model: Path, rows: list[dict[str, Any]], training: TrainingConfig) -> l
         reference=np.array([row["reference"] for row in rows], dtype=np.float32),
         objective=training.objective,
         settings=settings_of(training.model_dump()),
+        rpo_alpha=training.rpo_alpha,
     )
     return run_steps(make_trainer(AutoModelForCausalLM.from_pretrained(model), training), task)
 
@@ -135,13 +136,21 @@ LOSS_TYPES = [
     ("apo_down", "apo_down", {"beta": 0.1}, {}),
     ("sigmoid_norm", "dpo_norm", {"beta": 5.0}, {}),
     ("sft", "sft", {}, {}),
+    (
+        ["sigmoid", "sft"],
+        "dpo",
+        {"beta": 0.1, "rpo_alpha": 0.5},
+        {"loss_weights": [1.0, 0.5]},
+    ),
 ]
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 LOGPS = ("logps/chosen", "logps/rejected")
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "objective", "settings", "theirs"), LOSS_TYPES, ids=[t[0] for t in LOSS_TYPES]
+    ("loss_type", "objective", "settings", "theirs"),
+    LOSS_TYPES,
+    ids=[str(t[0]) for t in LOSS_TYPES],
 )
 def test_ten_steps_are_those_of_trls_dpo_trainer(
     tmp_path, model, loss_type, objective, settings, theirs

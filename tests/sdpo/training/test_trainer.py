@@ -34,7 +34,12 @@ old_checkpointing_name = pytest.mark.filterwarnings(
 BUDGETS = [1, 150, 1_000_000]
 """Micro-batches of one pair, of a few, and of the whole global batch."""
 
-HF_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+HF_SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_min_lr": "cosine_with_min_lr",
+    "constant": "constant_with_warmup",
+}
 
 
 def one_step(**settings) -> TrainingConfig:
@@ -44,15 +49,26 @@ def one_step(**settings) -> TrainingConfig:
 
 
 @pytest.mark.parametrize("schedule", sorted(HF_SCHEDULES))
-@pytest.mark.parametrize(("total", "warmup_ratio"), [(1, 0.1), (7, 0.0), (20, 0.1), (33, 0.25)])
-def test_the_learning_rate_is_that_of_transformers_at_every_step(schedule, total, warmup_ratio):
-    training = TrainingConfig(learning_rate=3e-4, lr_schedule=schedule, warmup_ratio=warmup_ratio)
+@pytest.mark.parametrize(
+    ("total", "warmup"),
+    [
+        (1, {"warmup_ratio": 0.1}),
+        (7, {"warmup_ratio": 0.0}),
+        (20, {"warmup_ratio": 0.1}),
+        (33, {"warmup_ratio": 0.25}),
+        (20, {"warmup_steps": 3}),
+        (4, {"warmup_steps": 6}),
+    ],
+)
+def test_the_learning_rate_is_that_of_transformers_at_every_step(schedule, total, warmup):
+    training = TrainingConfig(learning_rate=3e-4, lr_schedule=schedule, min_lr_rate=0.3, **warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
     scheduler = get_scheduler(
         HF_SCHEDULES[schedule],
         optimizer,
-        num_warmup_steps=math.ceil(warmup_ratio * total),
+        num_warmup_steps=warmup.get("warmup_steps") or math.ceil(warmup["warmup_ratio"] * total),
         num_training_steps=total,
+        scheduler_specific_kwargs={"min_lr_rate": 0.3} if "min_lr" in schedule else None,
     )
     for step in range(total):
         expected = scheduler.get_last_lr()[0]
