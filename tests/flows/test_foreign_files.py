@@ -183,7 +183,7 @@ def test_the_log_of_a_stage_is_not_written_through_a_link(bench: Bench, sdpo: Sd
     sdpo("partition", bench.write(), "--name", "tiny")
     victim = fill(bench.folder, ["bashrc"])
     (bench.runs / "tiny" / "logs").mkdir()
-    (bench.runs / "tiny" / "logs" / "tokenise.log").symlink_to(bench.folder / "bashrc")
+    (bench.runs / "tiny" / "logs" / "step-1.log").symlink_to(bench.folder / "bashrc")
     assert sdpo("run", bench.write()).code != 0
     assert state_of(victim) == victim
 
