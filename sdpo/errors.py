@@ -25,6 +25,10 @@ class ModelError(UserError):
     """A model or tokenizer that cannot be used."""
 
 
+class PluginError(UserError):
+    """A plug-in of another package that cannot be used; names it and its distribution."""
+
+
 class RunExistsError(UserError):
     """A run of this name exists and was made from something else."""
 

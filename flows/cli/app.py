@@ -188,6 +188,14 @@ def recipes(
 
 
 @app.command()
+def plugins() -> None:
+    """List what other installed packages add: objectives, partition strategies, data layouts."""
+    from flows.commands.plugins import list_plugins
+
+    list_plugins(console=out)
+
+
+@app.command()
 def replay(
     target: Target,
     step: Annotated[int | None, typer.Option("--step", help="Step to make again.")] = None,

@@ -16,6 +16,7 @@ from sdpo.events import Listener
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
 from sdpo.inputs.cache_folder import check_cache, claim_cache
+from sdpo.inputs.plugins import named_plugins
 from sdpo.inputs.resolve import (
     Resolved,
     cache_dir,
@@ -24,6 +25,7 @@ from sdpo.inputs.resolve import (
     resolve,
     restore_machine,
 )
+from sdpo.plugins.recorded import check_unchanged
 from sdpo.store.origin import Carried, Origin, origin_chain
 from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.store.stored_run import Stored, read_stored
@@ -61,6 +63,7 @@ def open_run(
     check_cache(cache_dir(config))
     if run.run_file.is_file():
         stored = read_stored(run)
+        check_unchanged(stored.inputs, stored.plugins, run.name)
         config = restore_machine(config, stored.config)
         known = stored.data_inputs if stored.origin else {}
     else:
@@ -143,6 +146,8 @@ def _run_file(
         "config": resolved.config.model_dump(),
         "versions": machine.versions(),
     }
+    if plugins := named_plugins(resolved.config):
+        content["plugins"] = {key: f"{p.distribution} {p.version}" for key, p in plugins.items()}
     if origin:
         # A template that prints the date must print the origin's, or its tokens are not shared.
         content["clock"] = read_stored(RunFolder(Path(origin.path))).clock

@@ -32,7 +32,8 @@ from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changed_settings
-from sdpo.processes.stage_specs import AdaptersSpec
+from sdpo.objectives import OBJECTIVES
+from sdpo.processes.stage_specs import AdaptersSpec, ObjectivesSpec
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
 
@@ -81,6 +82,7 @@ def check_steps(context: Context, plan: Plan) -> None:
         raise ConfigError(
             f"`steps` has settings for {given} steps, but the partition makes {steps}"
         )
+    _try_objectives(context, len(plan.steps))
     named = {
         step.step: training
         for step in plan.steps
@@ -120,6 +122,30 @@ def _try_adapters(context: Context, trainings: Mapping[int, TrainingConfig]) -> 
             trainings=dict(trainings),
         )
     )
+
+
+def _try_objectives(context: Context, steps: int) -> None:
+    """Compute the objectives of plug-ins once, of steps that are not trained yet.
+
+    Raises:
+        PluginError: one cannot be imported, or is no objective; names the step.
+    """
+    trainings = {
+        step: training
+        for step in range(1, steps + 1)
+        if (training := context.config.training_of(step)).objective not in OBJECTIVES
+        and context.run.read_record(f"step-{step}") is None
+    }
+    if trainings:
+        context.stage(
+            ObjectivesSpec(
+                name="objectives",
+                run=context.run.path,
+                model=context.config.model,
+                launch=context.config.launch,
+                trainings=trainings,
+            )
+        )
 
 
 def partition(context: Context) -> Plan:

@@ -15,6 +15,7 @@ from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.payloads import rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
+from sdpo.plugins.recorded import inputs_of
 from sdpo.store.run_folder import Record
 from sdpo.tokens.token_file import TokenFile
 
@@ -92,6 +93,7 @@ def _step_identity(
     inputs = models.inputs() | {
         "partition": _partition_digest(context, step),
         "tokenizer": context.resolved.inputs["tokenizer"],
+        **inputs_of("objectives", training.objective, context.resolved.inputs),
     }
     return (
         step_identity(training, launch=config.launch, model=config.model, inputs=inputs),

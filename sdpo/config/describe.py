@@ -5,7 +5,7 @@ from typing import Any
 
 from sdpo.config.annotations import OfFormula, markers
 from sdpo.config.training import TrainingConfig
-from sdpo.objectives import OBJECTIVES, settings_of
+from sdpo.objectives import objective_facts, settings_of
 
 
 def describe(training: Mapping[str, Any]) -> str:
@@ -17,7 +17,7 @@ def describe(training: Mapping[str, Any]) -> str:
     values = [f"{_symbol(name)} {value:g}" for name, value in read]
     if alpha := training.get("rpo_alpha"):
         values.append(f"+ {alpha:g} NLL")
-    return ", ".join([OBJECTIVES[training["objective"]].title, *values])
+    return ", ".join([objective_facts(training["objective"]).title, *values])
 
 
 def _symbol(name: str) -> str:

@@ -6,12 +6,12 @@ from sdpo.config.reference_choice import references_without_effect
 from sdpo.config.run import RunConfig
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import TrainingConfig
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives import objective_facts
 
 
 def unread_settings(training: TrainingConfig) -> dict[str, str]:
     """Settings of a step that nothing reads because of its other settings, each with why."""
-    read = OBJECTIVES[training.objective].settings
+    read = objective_facts(training.objective).settings
     of_others = [name for name in marked(TrainingConfig, OfFormula) if name not in read]
     why = dict.fromkeys(of_others, f" on objective {training.objective}")
     return why | unread(training)

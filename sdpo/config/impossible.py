@@ -12,7 +12,7 @@ from sdpo.config.partition import PartitionConfig
 from sdpo.config.running import LaunchConfig
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import TrainingConfig
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives import objective_facts
 
 _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
 
@@ -92,7 +92,7 @@ def impossible_nll(trainings: Mapping[str, TrainingConfig]) -> list[str]:
         f"{where}.rpo_alpha adds the negative log-likelihood of the chosen side to objective "
         f"{training.objective}, which has it: leave rpo_alpha at 0"
         for where, training in trainings.items()
-        if training.rpo_alpha and OBJECTIVES[training.objective].has_nll
+        if training.rpo_alpha and objective_facts(training.objective).has_nll
     ]
 
 

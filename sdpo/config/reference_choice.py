@@ -9,7 +9,7 @@ Its target, where training starts, is ``previous`` or ``base``. What these stand
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives import objective_facts
 
 ReferenceChoice = Literal["previous", "base", "model", "guided", "none"]
 TargetChoice = Literal["previous", "base"]
@@ -38,12 +38,12 @@ class Choice(Protocol):
 
 def needs_reference(objective: str) -> bool:
     """Whether the objective's formula reads a reference."""
-    return OBJECTIVES[objective].needs_reference
+    return objective_facts(objective).needs_reference
 
 
 def is_length_normalised(objective: str) -> bool:
     """Whether the objective's formula divides log-probs by their number of tokens."""
-    return OBJECTIVES[objective].length_normalised
+    return objective_facts(objective).length_normalised
 
 
 def effective_reference(choice: Choice) -> str:

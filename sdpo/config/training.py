@@ -12,16 +12,26 @@ from sdpo.config.annotations import (
     OfFormula,
     ReadIf,
     Unit,
+    marked,
     markers_of,
 )
+from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
 from sdpo.config.reference_choice import ReferenceChoice, TargetChoice
-from sdpo.objectives import ObjectiveName, other_name
+from sdpo.objectives import objective_facts, objective_names, other_name
 
 
 def _known_objective(name: object) -> object:
-    if isinstance(name, str) and (here := other_name(name)):
+    if not isinstance(name, str):
+        return name
+    if here := other_name(name):
         raise ValueError(f"what others call `{name}` is `{here}` here")
+    for setting in objective_facts(name).settings:
+        if setting not in marked(TrainingConfig, OfFormula):
+            raise ValueError(
+                f"the formula of `{name}` reads `{setting}`, which is no setting of objectives "
+                f"({', '.join(marked(TrainingConfig, OfFormula))})"
+            )
     return name
 
 
@@ -44,7 +54,7 @@ IN_SHARES = ReadIf(
     settings=("warmup_steps",), equal_to=0, otherwise=": warmup_steps is {value}, and says it"
 )
 
-Objective = Annotated[ObjectiveName, BeforeValidator(_known_objective)]
+Objective = Annotated[str, BeforeValidator(_known_objective), OneOf(objective_names)]
 Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_precision)]
 
 _OF_PAIRS = NotIdentity("the supervised stage has a loss of its own", of=("supervised",))

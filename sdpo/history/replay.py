@@ -19,6 +19,7 @@ from sdpo.hooks import Call, Occupy, plain_call, unlimited
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved, resolve
+from sdpo.plugins.recorded import check_unchanged
 from sdpo.store.origin import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
@@ -159,11 +160,12 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
 
 
 def check_models_of(stored: Stored, resolved: Resolved, name: str) -> None:
-    """Refuse a base model, or a reference, that is not the one the run ``name`` was made with.
+    """Refuse a base model, a reference or a plug-in other than run ``name`` was made with.
 
     Raises:
-        ModelError: names the digests.
+        ModelError, PluginError: names the digests.
     """
+    check_unchanged(stored.inputs, stored.plugins, name)
     for what in ("model", "tokenizer"):
         was, found = stored.inputs[what], resolved.inputs[what]
         if found != was:

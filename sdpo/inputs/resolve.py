@@ -18,6 +18,7 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
 from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
 from sdpo.inputs.named_models import ReferenceModel, locate_references
+from sdpo.inputs.plugins import named_plugins
 from sdpo.system import machine
 from sdpo.system.files import file_digest
 
@@ -32,7 +33,8 @@ class Resolved:
 
     ``config`` has absolute paths and literal settings. ``inputs`` are the content digests by which
     the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``; and
-    ``reference.<where>`` for references that the recipe names. ``references``: those, by
+    ``reference.<where>`` for references, ``plugin.<kind>.<name>`` for plug-ins that the recipe
+    names. ``references``: those, by
     (``reference_model``, ``reference_revision``) of ``config``.
     """
 
@@ -50,7 +52,8 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     origin has its pairs from there.
 
     Raises:
-        ModelError, DataError, ConfigError: something is not there or not possible here.
+        ModelError, DataError, PluginError, ConfigError: something is not there, or not possible
+            here.
     """
     cache = cache_dir(config)
     model = model_folder(config.model, cache=cache)
@@ -91,6 +94,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     _check_packages(resolved)
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     inputs |= data_digests(resolved, known=known) | named
+    inputs |= {name: plugin.digest() for name, plugin in named_plugins(resolved).items()}
     return Resolved(
         references=references,
         config=resolved,

@@ -3,7 +3,9 @@
 from sdpo.objectives.facts import (
     OBJECTIVES,
     Objective,
-    ObjectiveName,
+    objective,
+    objective_facts,
+    objective_names,
     other_name,
     settings_of,
 )
@@ -11,7 +13,9 @@ from sdpo.objectives.facts import (
 __all__ = [
     "OBJECTIVES",
     "Objective",
-    "ObjectiveName",
+    "objective",
+    "objective_facts",
+    "objective_names",
     "other_name",
     "settings_of",
 ]

@@ -1,47 +1,32 @@
 """What each objective needs: a reference or not, which settings, pairs or sides, lengths, the NLL.
 
-No torch here: recipes are checked, and steps planned, by these facts alone. The formulas are in
-:mod:`sdpo.objectives.losses`.
+No torch here: recipes are checked, and steps planned, by these facts alone. They stand on the
+formulas in :mod:`sdpo.objectives.losses`, and are read from its text.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-ObjectiveName = Literal[
-    "dpo",
-    "cdpo",
-    "robust",
-    "hinge",
-    "ipo",
-    "ipo_sum",
-    "sppo",
-    "exo",
-    "nca",
-    "cal_dpo",
-    "apo_zero",
-    "apo_down",
-    "hypo",
-    "dpo_norm",
-    "simpo",
-    "orpo",
-    "orpo_one_stage",
-    "asft",
-    "asft_one_stage",
-    "sft",
-]
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sdpo.errors import PluginError
+from sdpo.plugins.facts import Stated, stated
+from sdpo.plugins.installed import find, unknown, usable_names
 
 Form = Literal["pairwise", "pointwise", "mixed", "supervised"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class Objective:
     """The facts about one objective.
 
     ``form``: whether the loss reads the two sides through their difference alone (pairwise), each
     by itself (pointwise), both ways (mixed), or the chosen side alone (supervised). ``settings``
-    are the training settings that its formula reads. ``constant_at_reference``: where policy and
-    reference agree, every pair has the same loss. ``has_odds``: it reads the odds of a completion.
+    are the training settings that its formula reads: its keyword-only parameters.
+    ``constant_at_reference``: where policy and reference agree, every pair has the same loss.
+    ``has_odds``: it reads the odds of a completion.
     """
 
     title: str
@@ -55,123 +40,76 @@ class Objective:
     constant_at_reference: bool = False
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective(title="DPO", paper="2305.18290", form="pairwise", constant_at_reference=True),
-    "cdpo": Objective(
-        title="cDPO",
-        paper="2305.18290",
-        form="pairwise",
-        settings=("beta", "label_smoothing"),
-        constant_at_reference=True,
-    ),
-    "robust": Objective(
-        title="Robust DPO",
-        paper="2403.00409",
-        form="pairwise",
-        settings=("beta", "label_smoothing"),
-        constant_at_reference=True,
-    ),
-    "hinge": Objective(
-        title="Hinge (SLiC)", paper="2305.10425", form="pairwise", constant_at_reference=True
-    ),
-    "ipo": Objective(
-        title="IPO, per token",
-        paper="2310.12036",
-        form="pairwise",
-        length_normalised=True,
-        constant_at_reference=True,
-    ),
-    "ipo_sum": Objective(
-        title="IPO, summed", paper="2310.12036", form="pairwise", constant_at_reference=True
-    ),
-    "sppo": Objective(
-        title="SPPO (hard)", paper="2405.00675", form="pointwise", constant_at_reference=True
-    ),
-    "exo": Objective(
-        title="EXO (pairs)",
-        paper="2402.00856",
-        form="pairwise",
-        settings=("beta", "exo_epsilon"),
-        constant_at_reference=True,
-    ),
-    "nca": Objective(
-        title="NCA (pairs)", paper="2402.05369", form="pointwise", constant_at_reference=True
-    ),
-    "cal_dpo": Objective(
-        title="Cal-DPO",
-        paper="2412.14516",
-        form="mixed",
-        settings=("beta", "cal_dpo_c"),
-        constant_at_reference=True,
-    ),
-    "apo_zero": Objective(
-        title="APO-Zero", paper="2408.06266", form="pointwise", constant_at_reference=True
-    ),
-    "apo_down": Objective(
-        title="APO-Down", paper="2408.06266", form="mixed", constant_at_reference=True
-    ),
-    "hypo": Objective(title="HyPO", paper="2602.11902", form="pairwise"),
-    "dpo_norm": Objective(
-        title="DPO, length-normalised",
-        paper="2411.15124",
-        form="pairwise",
-        length_normalised=True,
-        constant_at_reference=True,
-    ),
-    "simpo": Objective(
-        title="SimPO",
-        paper="2405.14734",
-        form="pairwise",
-        settings=("beta", "simpo_gamma_beta_ratio"),
-        needs_reference=False,
-        length_normalised=True,
-    ),
-    "orpo": Objective(
-        title="ORPO, alignment term",
-        paper="2502.01237",
-        form="pairwise",
-        needs_reference=False,
-        length_normalised=True,
-        has_odds=True,
-    ),
-    "orpo_one_stage": Objective(
-        title="ORPO, one stage",
-        paper="2403.07691",
-        form="mixed",
-        settings=("preference_weight",),
-        needs_reference=False,
-        length_normalised=True,
-        has_nll=True,
-        has_odds=True,
-    ),
-    "asft": Objective(
-        title="ASFT, alignment term",
-        paper="2502.01237",
-        form="pointwise",
-        needs_reference=False,
-        length_normalised=True,
-        has_odds=True,
-    ),
-    "asft_one_stage": Objective(
-        title="ASFT, one stage",
-        paper="2409.10571",
-        form="pointwise",
-        settings=("preference_weight",),
-        needs_reference=False,
-        length_normalised=True,
-        has_nll=True,
-        has_odds=True,
-    ),
-    "sft": Objective(
-        title="SFT on the chosen side",
-        paper="2203.02155",
-        form="supervised",
-        settings=(),
-        needs_reference=False,
-        length_normalised=True,
-        has_nll=True,
-    ),
-}
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def objective(
+    *,
+    title: str,
+    paper: str,
+    form: Form,
+    needs_reference: bool = True,
+    length_normalised: bool = False,
+    has_nll: bool = False,
+    has_odds: bool = False,
+    constant_at_reference: bool = False,
+) -> Callable[[F], F]:
+    """State the facts about the objective whose formula is decorated, as literals.
+
+    They are those of :class:`Objective`, and are read from the source's text: nothing is done here.
+    Its keyword-only parameters are the settings that it reads.
+    """
+    return lambda formula: formula
+
+
+def _of_this_project() -> dict[str, Objective]:
+    source = Path(__file__).with_name("losses.py").read_text(encoding="utf-8")
+    return {name: _made(states) for name, states in stated(source, "objective").items()}
+
+
+def _made(states: Stated) -> Objective:
+    """The facts that a source states.
+
+    Raises:
+        PluginError: one is missing, unknown, of another kind, or no literal.
+    """
+    if states.computed:
+        raise PluginError(f"its fact `{states.computed[0]}` is no literal")
+    try:
+        return Objective(**{**states.facts, "settings": states.parameters})  # type: ignore[arg-type]
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise PluginError(f"its fact `{where}`: {fault['msg']}") from error
+
+
+OBJECTIVES: dict[str, Objective] = _of_this_project()
+"""Those of this project, by the names of their formulas."""
+
+
+def objective_facts(name: str) -> Objective:
+    """Return the facts about an objective of this project or of a plug-in.
+
+    Raises:
+        PluginError: there is none of this name, or its facts cannot be used.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    plugin = find("objectives", name)
+    if plugin is None:
+        raise PluginError(unknown("objectives", name, OBJECTIVES))
+    if plugin.fault:
+        raise PluginError(f"the {plugin.called} cannot be used: {plugin.fault}")
+    try:
+        return _made(plugin.stated)
+    except PluginError as error:
+        raise PluginError(f"the {plugin.called} cannot be used: {error}") from error
+
+
+def objective_names() -> list[str]:
+    """Return the names of all objectives, those of plug-ins that can be used last."""
+    return [*OBJECTIVES, *(name for name in usable_names("objectives") if name not in OBJECTIVES)]
+
 
 _OTHER_NAMES = {
     "sigmoid": "dpo",
@@ -192,4 +130,4 @@ def other_name(name: str) -> str:
 
 def settings_of(training: Mapping[str, Any]) -> dict[str, float]:
     """Of ``training`` the settings that its objective's formula reads."""
-    return {name: training[name] for name in OBJECTIVES[training["objective"]].settings}
+    return {name: training[name] for name in objective_facts(training["objective"]).settings}

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from sdpo.objectives.facts import OBJECTIVES
+from sdpo.objectives.facts import OBJECTIVES, objective, objective_facts
+from sdpo.plugins.installed import find
 
 LARGEST_PER_TOKEN_LOGP = -1e-7
 """The odds of a completion whose tokens all have probability 1 are infinite: a is capped here."""
@@ -90,11 +91,13 @@ def capped_odds(logps: PairLogps) -> torch.Tensor:
     return (chosen > limit).to(chosen.dtype) + (rejected > limit).to(chosen.dtype)
 
 
+@objective(title="DPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
 def dpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta Delta): DPO, arXiv 2305.18290, eq. 7."""
     return s(-beta * logps.margins())
 
 
+@objective(title="cDPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
 def cdpo(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tensor:
     """(1 - eps) s(-beta Delta) + eps s(beta Delta): conservative DPO, Mitchell 2023.
 
@@ -104,6 +107,7 @@ def cdpo(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tens
     return (1 - label_smoothing) * s(-z) + label_smoothing * s(z)
 
 
+@objective(title="Robust DPO", paper="2403.00409", form="pairwise", constant_at_reference=True)
 def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tensor:
     """[(1 - eps) s(-beta Delta) - eps s(beta Delta)] / (1 - 2 eps): rDPO, arXiv 2403.00409."""
     z = beta * logps.margins()
@@ -111,11 +115,19 @@ def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Te
     return unbiased / (1 - 2 * label_smoothing)
 
 
+@objective(title="Hinge (SLiC)", paper="2305.10425", form="pairwise", constant_at_reference=True)
 def hinge(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """max(0, 1 - beta Delta): the hinge of SLiC-HF, arXiv 2305.10425, on log-ratios."""
     return F.relu(1 - beta * logps.margins())
 
 
+@objective(
+    title="IPO, per token",
+    paper="2310.12036",
+    form="pairwise",
+    length_normalised=True,
+    constant_at_reference=True,
+)
 def ipo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """(h_w / n_w - h_l / n_l - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, per token.
 
@@ -124,17 +136,20 @@ def ipo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     return (logps.per_token_margins() - 1 / (2 * beta)) ** 2
 
 
+@objective(title="IPO, summed", paper="2310.12036", form="pairwise", constant_at_reference=True)
 def ipo_sum(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """(Delta - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, as in arXiv 2502.01237."""
     return (logps.margins() - 1 / (2 * beta)) ** 2
 
 
+@objective(title="SPPO (hard)", paper="2405.00675", form="pointwise", constant_at_reference=True)
 def sppo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """(h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2: arXiv 2405.00675, eq. 4.7, P in {0, 1}."""
     chosen, rejected = logps.log_ratios()
     return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
 
 
+@objective(title="EXO (pairs)", paper="2402.00856", form="pairwise", constant_at_reference=True)
 def exo(logps: PairLogps, *, beta: float, exo_epsilon: float) -> torch.Tensor:
     """KL((q, 1 - q) || (1 - eps, eps)), q = sigmoid(beta Delta): arXiv 2402.00856, eq. 16."""
     z = beta * logps.margins()
@@ -142,12 +157,14 @@ def exo(logps: PairLogps, *, beta: float, exo_epsilon: float) -> torch.Tensor:
     return chosen + torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(exo_epsilon))
 
 
+@objective(title="NCA (pairs)", paper="2402.05369", form="pointwise", constant_at_reference=True)
 def nca(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta h_w) + s(beta h_w) / 2 + s(beta h_l) / 2: arXiv 2402.05369, K = 2."""
     chosen, rejected = (beta * h for h in logps.log_ratios())
     return s(-chosen) + 0.5 * s(chosen) + 0.5 * s(rejected)
 
 
+@objective(title="Cal-DPO", paper="2412.14516", form="mixed", constant_at_reference=True)
 def cal_dpo(logps: PairLogps, *, beta: float, cal_dpo_c: float) -> torch.Tensor:
     """s(-Delta) + c [(h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2]: Cal-DPO, arXiv 2412.14516.
 
@@ -156,18 +173,21 @@ def cal_dpo(logps: PairLogps, *, beta: float, cal_dpo_c: float) -> torch.Tensor:
     return s(-logps.margins()) + cal_dpo_c * sppo(logps, beta=beta)
 
 
+@objective(title="APO-Zero", paper="2408.06266", form="pointwise", constant_at_reference=True)
 def apo_zero(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """sigmoid(-beta h_w) + sigmoid(beta h_l): arXiv 2408.06266, eq. 7, plus 1 as in its code."""
     chosen, rejected = logps.log_ratios()
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
 
 
+@objective(title="APO-Down", paper="2408.06266", form="mixed", constant_at_reference=True)
 def apo_down(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """sigmoid(beta h_w) + sigmoid(-beta Delta): arXiv 2408.06266, eq. 8, plus 1 as in its code."""
     chosen, _ = logps.log_ratios()
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * logps.margins())
 
 
+@objective(title="HyPO", paper="2602.11902", form="pairwise")
 def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta (gamma_pi - max(gamma_ref, 0))): HyPO, arXiv 2602.11902.
 
@@ -178,23 +198,54 @@ def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     return s(-beta * (policy - reference.clamp(min=0)))
 
 
+@objective(
+    title="DPO, length-normalised",
+    paper="2411.15124",
+    form="pairwise",
+    length_normalised=True,
+    constant_at_reference=True,
+)
 def dpo_norm(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, arXiv 2411.15124."""
     return s(-beta * logps.per_token_margins())
 
 
+@objective(
+    title="SimPO",
+    paper="2405.14734",
+    form="pairwise",
+    needs_reference=False,
+    length_normalised=True,
+)
 def simpo(logps: PairLogps, *, beta: float, simpo_gamma_beta_ratio: float) -> torch.Tensor:
     """s(-(beta (a_w - a_l) - gamma)), gamma = beta * ratio: SimPO, arXiv 2405.14734, eq. 6."""
     chosen, rejected = logps.per_token()
     return s(-beta * (chosen - rejected - simpo_gamma_beta_ratio))
 
 
+@objective(
+    title="ORPO, alignment term",
+    paper="2502.01237",
+    form="pairwise",
+    needs_reference=False,
+    length_normalised=True,
+    has_odds=True,
+)
 def orpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta (o_w - o_l)): the alignment term of ORPO under a temperature, arXiv 2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
     return s(-beta * (chosen - rejected))
 
 
+@objective(
+    title="ORPO, one stage",
+    paper="2403.07691",
+    form="mixed",
+    needs_reference=False,
+    length_normalised=True,
+    has_nll=True,
+    has_odds=True,
+)
 def orpo_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tensor:
     """-a_w + lambda s(-(o_w - o_l)): ORPO, arXiv 2403.07691, eq. 6.
 
@@ -203,17 +254,42 @@ def orpo_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tenso
     return sft(logps) + preference_weight * orpo(logps, beta=1.0)
 
 
+@objective(
+    title="ASFT, alignment term",
+    paper="2502.01237",
+    form="pointwise",
+    needs_reference=False,
+    length_normalised=True,
+    has_odds=True,
+)
 def asft(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta o_w) + s(beta o_l): the alignment term of ASFT, arXiv 2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
     return s(-beta * chosen) + s(beta * rejected)
 
 
+@objective(
+    title="ASFT, one stage",
+    paper="2409.10571",
+    form="pointwise",
+    needs_reference=False,
+    length_normalised=True,
+    has_nll=True,
+    has_odds=True,
+)
 def asft_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tensor:
     """-a_w + lambda [s(-o_w) + s(o_l)]: ASFT, arXiv 2409.10571, as given in arXiv 2502.01237."""
     return sft(logps) + preference_weight * asft(logps, beta=1.0)
 
 
+@objective(
+    title="SFT on the chosen side",
+    paper="2203.02155",
+    form="supervised",
+    needs_reference=False,
+    length_normalised=True,
+    has_nll=True,
+)
 def sft(logps: PairLogps) -> torch.Tensor:
     """-a_w: negative log-likelihood per token of the chosen side."""
     return -logps.per_token()[0]
@@ -221,19 +297,27 @@ def sft(logps: PairLogps) -> torch.Tensor:
 
 Loss = Callable[..., torch.Tensor]
 
-LOSSES: dict[str, Loss] = {
-    function.__name__: function
-    for function in (
-        *(dpo, cdpo, robust, hinge, ipo, ipo_sum, sppo, exo, nca, cal_dpo, apo_zero, apo_down),
-        *(hypo, dpo_norm, simpo, orpo, orpo_one_stage, asft, asft_one_stage, sft),
-    )
-}
-"""The formula of each objective; its keywords are the objective's ``settings``."""
+LOSSES: dict[str, Loss] = {name: globals()[name] for name in OBJECTIVES}
+"""The formula of each objective of this project; its keywords are the objective's ``settings``."""
+
+
+def loss_of(objective: str) -> Loss:
+    """Return the formula of an objective of this project or of a plug-in.
+
+    Raises:
+        PluginError: there is none of this name, or it cannot be imported.
+    """
+    if objective in LOSSES:
+        return LOSSES[objective]
+    objective_facts(objective)
+    plugin = find("objectives", objective)
+    formula: Loss = plugin.load() if plugin else LOSSES[objective]
+    return formula
 
 
 def loss_at_reference(objective: str, settings: Mapping[str, float]) -> float | None:
     """The loss where policy and reference agree, if it is the same for every pair."""
-    if not OBJECTIVES[objective].constant_at_reference:
+    if not objective_facts(objective).constant_at_reference:
         return None
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     agreeing = PairLogps(
@@ -244,7 +328,7 @@ def loss_at_reference(objective: str, settings: Mapping[str, float]) -> float | 
         chosen_tokens=one,
         rejected_tokens=one,
     )
-    return LOSSES[objective](agreeing, **settings).item()
+    return loss_of(objective)(agreeing, **settings).item()
 
 
 def rewards(
@@ -254,10 +338,10 @@ def rewards(
 
     beta h with a reference; without one beta a (SimPO, ORPO and ASFT), or lambda a in one stage.
     """
-    if OBJECTIVES[objective].needs_reference:
-        scale, (chosen, rejected) = settings["beta"], logps.log_ratios()
+    scale = settings.get("beta", settings.get("preference_weight", 1.0))
+    if objective_facts(objective).needs_reference:
+        chosen, rejected = logps.log_ratios()
     else:
-        scale = settings.get("beta", settings.get("preference_weight", 1.0))
         chosen, rejected = logps.per_token()
     return scale * chosen, scale * rejected
 
@@ -270,7 +354,7 @@ def own_metrics(
     ``with_nll``: the NLL of the chosen side is added to an objective that has none of its own.
     ``odds_capped`` counts the sides whose odds are capped: see :func:`log_odds`.
     """
-    facts, metrics = OBJECTIVES[objective], {}
+    facts, metrics = objective_facts(objective), {}
     if facts.has_nll or with_nll:
         metrics["nll_loss"] = sft(logps)
     if facts.has_odds:

@@ -169,6 +169,13 @@ class AdaptersSpec(Spec):
     trainings: dict[int, TrainingConfig]
 
 
+class ObjectivesSpec(Spec):
+    """Try the objectives of plug-ins on a few numbers, before anything is trained."""
+
+    kind: Literal["objectives"] = "objectives"
+    trainings: dict[int, TrainingConfig]
+
+
 class ExportSpec(Spec):
     """Write a copy of a published model in another precision."""
 
@@ -185,7 +192,7 @@ class ExportSpec(Spec):
         return self.out
 
 
-StageSpec = TokeniseSpec | ViewSpec | AdaptersSpec | StepSpec | KlSpec | ExportSpec
+StageSpec = TokeniseSpec | ViewSpec | AdaptersSpec | ObjectivesSpec | StepSpec | KlSpec | ExportSpec
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.errors import IntegrityError
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives import objective_facts
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, read_json
 
@@ -87,12 +87,12 @@ class RunData:
     def beta(self, step: int) -> float | None:
         """The step's beta; None where its rewards are not beta times log-ratios."""
         training = self.training(step)
-        return training["beta"] if OBJECTIVES[training["objective"]].needs_reference else None
+        return training["beta"] if objective_facts(training["objective"]).needs_reference else None
 
     def choice(self, step: int, role: str) -> str:
         """What the recipe says of a step's ``reference`` or ``target``; ``none`` without one."""
         training = self.training(step)
-        if role == "reference" and not OBJECTIVES[training["objective"]].needs_reference:
+        if role == "reference" and not objective_facts(training["objective"]).needs_reference:
             return "none"
         return str(training.get(role, "previous"))
 

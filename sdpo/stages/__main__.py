@@ -17,6 +17,7 @@ from sdpo.processes.stage_specs import (
     AdaptersSpec,
     ExportSpec,
     KlSpec,
+    ObjectivesSpec,
     StageSpec,
     StepSpec,
     TokeniseSpec,
@@ -69,6 +70,10 @@ def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
             from sdpo.stages import adapters
 
             return adapters.run(spec)
+        case ObjectivesSpec():
+            from sdpo.stages import objectives
+
+            return objectives.run(spec)
         case StepSpec():
             from sdpo.stages import step
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.identity.canonical import digest_of
-from sdpo.objectives import OBJECTIVES
+from sdpo.objectives import objective_facts
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scored, score_rows
 from sdpo.stages.reference_cache import cached_values, open_cache, plan_rows
@@ -100,7 +100,7 @@ def state_of(step: StepFiles, reference: Reference) -> SavedState | None:
 
 def reads_reference(spec: StepSpec) -> bool:
     """Whether the step's objective compares the policy with a reference."""
-    return OBJECTIVES[spec.training.objective].needs_reference
+    return objective_facts(spec.training.objective).needs_reference
 
 
 def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.identity.model_folder import read_config
-from sdpo.objectives import OBJECTIVES, settings_of
+from sdpo.objectives import objective_facts, settings_of
 from sdpo.store.run_folder import Record, RunFolder
 from sdpo.system.files import json_text, write_text
 
@@ -67,8 +67,8 @@ def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, f
     training = record["training"]
     rows = "\n".join(_row(entry) for entry in chain)
     how = (
-        f"{OBJECTIVES[training['objective']].title} "
-        f"(arXiv {OBJECTIVES[training['objective']].paper}; {_listed(settings_of(training))})"
+        f"{objective_facts(training['objective']).title} "
+        f"(arXiv {objective_facts(training['objective']).paper}; {_listed(settings_of(training))})"
         f"{_beside(training)}"
         if record["kind"] == "preference"
         else "supervised fine-tuning"

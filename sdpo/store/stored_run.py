@@ -7,7 +7,8 @@ from typing import Any
 
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
-from sdpo.errors import UserError
+from sdpo.errors import PluginError, UserError
+from sdpo.plugins.recorded import check_present
 from sdpo.store.origin import Carried, Origin, carried_of, origin_of
 from sdpo.store.run_folder import RunFolder
 from sdpo.system import machine
@@ -15,7 +16,11 @@ from sdpo.system import machine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What run.yaml says, checked. ``clock`` is the time that chat templates see."""
+    """What run.yaml says, checked.
+
+    ``clock`` is the time that chat templates see; ``plugins`` the distributions that plug-ins were
+    of, by their names in ``inputs``.
+    """
 
     created: str
     clock: str
@@ -23,6 +28,7 @@ class Stored:
     inputs: dict[str, str]
     config: RunConfig
     versions: dict[str, str]
+    plugins: dict[str, str]
     origin: Origin | None
     carried: Carried | None
 
@@ -36,12 +42,14 @@ def read_stored(run: RunFolder) -> Stored:
     """Read a run's run.yaml; its folders are where the run is now.
 
     Raises:
+        PluginError: it was made with a plug-in that is not installed.
         UserError: there is no such run, or another version of this project wrote it.
         IntegrityError: run.yaml is not what was written.
     """
     content = run.read_run()
     versions = content.get("versions") or {}
     try:
+        check_present(content["inputs"], content.get("plugins") or {}, run.name)
         config = make_config(content["config"])
         store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
         where = {"name": run.path.name, "store": store}
@@ -53,10 +61,14 @@ def read_stored(run: RunFolder) -> Stored:
             inputs=dict(content["inputs"]),
             config=_with_own_sources(config.model_copy(update=where), run),
             versions=dict(versions),
+            plugins=dict(content.get("plugins") or {}),
             origin=origin_of(content),
             carried=carried_of(content),
         )
-    except (KeyError, TypeError, ValueError) as error:  # ConfigError is a ValueError
+    except PluginError:
+        raise
+    # ConfigError is a ValueError.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         wrote = versions.get("sdpo", "unknown") if isinstance(versions, Mapping) else "unknown"
         raise UserError(
             f"{run.run_file} does not fit this version of the project "

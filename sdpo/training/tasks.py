@@ -13,7 +13,7 @@ import torch
 
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.sequence_scorer import TokenSequence
-from sdpo.objectives.losses import LOSSES, PairLogps, own_metrics, rewards, sft
+from sdpo.objectives.losses import PairLogps, loss_of, own_metrics, rewards, sft
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class PreferenceTask:
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
         """The objective's loss per pair, and the NLL beside it, with TRL's metrics."""
         pairs = self._pair_logps(logps, items)
-        loss = LOSSES[self.objective](pairs, **self.settings)
+        loss = loss_of(self.objective)(pairs, **self.settings)
         if self.rpo_alpha:
             loss = loss + self.rpo_alpha * sft(pairs)
         with torch.no_grad():

@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from sdpo.config import RunConfig
+from sdpo.config.choices import OneOf
 from sdpo.identity.payloads import (
     data_identity,
     run_identity,
@@ -31,10 +32,9 @@ def other_values(field: FieldInfo) -> Iterator[Any]:
     """Values that a field of plain settings accepts and that are not its default."""
     annotation: Any = field.annotation
     bounds = tuple(field.metadata)
-    adapter: TypeAdapter[Any] = TypeAdapter(
-        Annotated[annotation, *bounds] if bounds else annotation
-    )
-    for value in _candidates(annotation):
+    whole: Any = Annotated[annotation, *bounds] if bounds else annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(whole)
+    for value in _candidates(whole):
         try:
             accepted = adapter.validate_python(value)
         except ValidationError:
@@ -45,6 +45,8 @@ def other_values(field: FieldInfo) -> Iterator[Any]:
 
 def _candidates(annotation: Any) -> list[Any]:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if named := next((each for each in arguments if isinstance(each, OneOf)), None):
+        return list(named.names())
     if origin is Literal:
         return list(arguments)
     if origin is list:

@@ -1,7 +1,6 @@
 import re
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 
@@ -9,14 +8,15 @@ from sdpo.config import TrainingConfig, describe
 from sdpo.config.annotations import OfFormula, marked
 from sdpo.objectives import (
     OBJECTIVES,
-    ObjectiveName,
+    objective_names,
     other_name,
     settings_of,
 )
+from sdpo.objectives.losses import LOSSES
 
 
 def test_every_name_has_its_facts():
-    assert get_args(ObjectiveName) == tuple(OBJECTIVES)
+    assert list(LOSSES) == list(OBJECTIVES) == objective_names()
     assert all(re.fullmatch(r"\d{4}\.\d{5}", facts.paper) for facts in OBJECTIVES.values())
     titles = [facts.title for facts in OBJECTIVES.values()]
     assert len(set(titles)) == len(titles)

@@ -1,0 +1,60 @@
+"""``sdpo plugins``: what other installed packages add, and what is wrong with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.show.console import table
+from partitions import names
+from sdpo.errors import PluginError
+from sdpo.objectives import OBJECTIVES, objective_facts
+from sdpo.plugins.installed import Kind, Plugin, every
+
+_OWN: Mapping[Kind, Mapping[str, object] | tuple[str, ...]] = {
+    "objectives": OBJECTIVES,
+    "strategies": names(),
+}
+
+
+def list_plugins(*, console: Console) -> None:
+    """Print a table of all plug-ins, then what is wrong with which. None of them is executed."""
+    found = list(every())
+    if not found:
+        console.print("no installed package has plug-ins (CONTRIBUTING.md says how to write one)")
+        return
+    console.print(table([_row(plugin) for plugin in found], title="Plug-ins"))
+    for plugin in found:
+        if fault := fault_of(plugin):
+            console.print(
+                f"[red]{escape(plugin.called)}:[/] {escape(fault)}", highlight=False, soft_wrap=True
+            )
+
+
+def fault_of(plugin: Plugin) -> str:
+    """Return why a plug-in cannot be used, as far as its facts tell; empty where it can."""
+    if plugin.fault:
+        return plugin.fault
+    if plugin.name in _OWN.get(plugin.kind, ()):
+        return f"this project has one that is called `{plugin.name}`, which is taken: rename it"
+    try:
+        if plugin.kind == "objectives":
+            objective_facts(plugin.name)
+        plugin.digest()
+    except PluginError as error:
+        return str(error)
+    return ""
+
+
+def _row(plugin: Plugin) -> dict[str, Any]:
+    fault = fault_of(plugin)
+    facts = plugin.stated.facts
+    return {
+        "kind": plugin.kind,
+        "name": plugin.name,
+        "what it is": str(facts.get("title") or facts.get("description") or ""),
+        "distribution": f"{plugin.distribution} {plugin.version}".strip(),
+        "digest": "" if fault else plugin.digest()[:16],
+        "usable": "no" if fault else "yes",
+    }

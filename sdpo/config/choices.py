@@ -1,0 +1,23 @@
+"""Settings whose values are the names of parts: those of this project, and of plug-ins."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The setting is one of ``names()``, which the schema and the form offer.
+
+    They are asked for when a schema is made, since plug-ins are looked for then.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": list(self.names()), **handler(core_schema)}
