@@ -308,11 +308,9 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
 ) -> None:
     """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
-    from flows.commands import finished_runs
+    from flows.commands.clean_up import clean_up
 
-    finished_runs.gc(
-        runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out
-    )
+    clean_up(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
 
 
 server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")

@@ -1,4 +1,4 @@
-"""What the commands about finished runs print: replay, extend, verify, diff, lineage, gc."""
+"""What the commands about finished runs print: replay, extend, verify, diff, lineage."""
 
 import json
 from collections.abc import Sequence
@@ -15,13 +15,11 @@ from sdpo.errors import UserError
 from sdpo.history.compare import Section, compare
 from sdpo.history.dryrun import NodeLine
 from sdpo.history.extend import extend_run
-from sdpo.history.gc import Found, collect, delete
 from sdpo.history.lineage import Lineage, lineage_of
 from sdpo.history.replay import check, look, plan_replay, replay_step
 from sdpo.history.results import Comparison
 from sdpo.history.target import locate
 from sdpo.history.verify import verify_run
-from sdpo.processes.disk_space import in_units
 
 _COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
 
@@ -207,42 +205,3 @@ def _print_lineage(found: Lineage, console: Console) -> None:
 
 def _linked(name: str, digest: str) -> str:
     return f"{name} {digest[:12]}".strip() if digest else "–"
-
-
-def gc(*, runs_dir: Path, cache: Path | None, yes: bool, dry_run: bool, console: Console) -> None:
-    """Delete what nothing needs, after asking."""
-    with collect(runs_dir, cache=cache) as found:
-        _print_notes(found.notes, console)
-        if not found.waste:
-            console.print("nothing to delete")
-            return
-        _print_waste(found, console)
-        if dry_run:
-            return
-        if not yes and not _agreed(console, found):
-            console.print("nothing was deleted")
-            return
-        said = len(found.notes)
-        delete(found)
-        _print_notes(found.notes[said:], console)
-    console.print(f"deleted: {in_units(found.size_bytes)} are free", highlight=False)
-
-
-def _print_notes(notes: Sequence[str], console: Console) -> None:
-    for note in dict.fromkeys(notes):
-        console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
-
-
-def _print_waste(found: Found, console: Console) -> None:
-    rows = [
-        {"what": str(w.path), "why": w.why, "size": in_units(w.size_bytes)} for w in found.waste
-    ]
-    console.print(table(rows, title="What nothing needs", numeric=("size",)))
-
-
-def _agreed(console: Console, found: Found) -> bool:
-    question = f"delete {len(found.waste)} of {len(found.waste)}, {in_units(found.size_bytes)}?"
-    try:
-        return console.input(f"{question} \\[y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False

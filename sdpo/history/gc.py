@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.errors import SdpoError, UserError
+from sdpo.errors import UserError
 from sdpo.history import proofs
 from sdpo.history.needs import Needed, add_needs, rows_of
 from sdpo.inputs.cache_folder import is_cache
@@ -99,16 +98,24 @@ def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
     """Find what can go, and hold the cache that it is in until the block ends.
 
     ``cache``: the one to look at; else the one beside the runs.
+
+    Raises:
+        UserError: there is no such folder of runs, or no such cache. Without runs nothing would be
+            needed, and a slip of the pen would empty the cache.
     """
+    if not runs_dir.is_dir():
+        raise UserError(f"there is no folder of runs at {runs_dir.absolute()}: nothing is deleted")
     found = Found()
     runs = runs_in(runs_dir)
     folder = (cache or runs_dir.absolute().parent / "cache").absolute()
     with ExitStack() as held:
         is_held = _hold_cache(folder, held, found, is_named=cache is not None)
-        contents = [_look_at_run(run, found) for run in runs]
+        needed = Needed()
+        for run in runs:
+            _look_at_run(run, found, needed)
         if is_held:
-            _look_at_cache(folder, zip(runs, contents, strict=True), found)
-        _note_other_caches(contents, folder, found)
+            _look_at_cache(folder, needed, found)
+        _note_other_caches(needed.caches, folder, found)
         _note_foreign(found)
         yield found
 
@@ -173,8 +180,8 @@ def _size(path: Path) -> int:
     return sum(f.lstat().st_size for f in files if f.lstat().st_nlink == 1)
 
 
-def _look_at_run(run: RunFolder, found: Found) -> dict[str, Any] | str:
-    """Look for what can go in a run; returns what run.yaml says, or why it cannot be read."""
+def _look_at_run(run: RunFolder, found: Found, needed: Needed) -> None:
+    """Look for what can go in a run, and add what it needs of a cache."""
     try:
         if run.is_own:
             with run_lock(run):
@@ -183,10 +190,7 @@ def _look_at_run(run: RunFolder, found: Found) -> dict[str, Any] | str:
             found.notes.append(f"{run.path} is no run that this project made: left alone")
     except (UserError, OSError) as error:
         found.notes.append(f"{error}: left alone")
-    try:
-        return run.read_head("inputs.model", "config.store.cache_dir")
-    except (SdpoError, OSError) as error:
-        return str(error)
+    add_needs(run, needed)
 
 
 def _look_into(run: RunFolder, found: Found) -> None:
@@ -196,7 +200,7 @@ def _look_into(run: RunFolder, found: Found) -> None:
     found.foreign += others
     for path in swept:
         found.add(path, _DIED, run=run)
-    for node in run.nodes():
+    for node in run.publishing_nodes():
         states = states_folder(run.path / node)
         if states.is_dir() and not run.is_damaged(node) and run.read_record(node):
             ours, others = proofs.state_files(states)
@@ -205,18 +209,14 @@ def _look_into(run: RunFolder, found: Found) -> None:
             found.foreign += _not_unfinished(others)
 
 
-def _note_other_caches(contents: Iterable[dict[str, Any] | str], cache: Path, found: Found) -> None:
+def _note_other_caches(named: Iterable[str], cache: Path, found: Found) -> None:
     """Say which caches runs name and are not looked at."""
-    named: set[str] = set()
-    for content in contents:
-        if isinstance(content, dict):
-            given = content.get("config.store.cache_dir")
-            if isinstance(given, str) and given and Path(given).absolute() != cache:
-                named.add(given)
     for given in sorted(named):
-        found.notes.append(
-            f"a run names the cache {given}, which is not looked at: `sdpo gc --cache-dir` does so"
-        )
+        if Path(given).absolute() != cache:
+            found.notes.append(
+                f"a run names the cache {given}, which is not looked at: `sdpo gc --cache-dir` "
+                "does so"
+            )
 
 
 def _note_foreign(found: Found) -> None:
@@ -227,9 +227,7 @@ def _note_foreign(found: Found) -> None:
         found.notes.append(f"{len(paths) - _NAMED} more of that kind: left alone")
 
 
-def _look_at_cache(
-    cache: Path, runs: Iterable[tuple[RunFolder, dict[str, Any] | str]], found: Found
-) -> None:
+def _look_at_cache(cache: Path, needed: Needed, found: Found) -> None:
     now = time.time()
     ours, others = unfinished(cache)
     found.foreign += others
@@ -241,13 +239,10 @@ def _look_at_cache(
     found.foreign += [path for path in proofs.children(cache) if path.name not in _OF_A_CACHE]
     content = _Content.of(cache, found)
     _look_for_damage(content, found)
-    needed = Needed()
-    for run, said in runs:
-        unreadable = add_needs(run, said, needed)
-        if unreadable:
-            # What it needs is not known, so nothing may go.
-            found.notes.append(f"{unreadable}: cached rows and tokens are left alone")
-            return
+    if needed.unknown:
+        # What these runs need is not known, so nothing may go.
+        found.notes += [f"{why}: cached rows and tokens are left alone" for why in needed.unknown]
+        return
     for folder in content.kl:
         if folder.name not in needed.kl:
             found.add_folder(folder, "KL and samples of no run", proofs.kl_files(folder))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,27 +15,32 @@ from sdpo.tokens.token_file import TokenFile
 
 @dataclass(slots=True)
 class Needed:
-    """What the runs of the folder need of a cache: log-probs under models, token files, KL."""
+    """What the runs of the folder need of a cache: log-probs under models, token files, KL.
+
+    ``caches``: those that runs name; ``unknown``: why it is not known of some runs what they need.
+    """
 
     models: set[str] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
     kl: set[str] = field(default_factory=set)
+    caches: set[str] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
 
 
-def add_needs(run: RunFolder, said: dict[str, Any] | str, needed: Needed) -> str:
-    """Add what a run needs; returns why that is not known, else nothing."""
-    if isinstance(said, str):
-        return said
+def add_needs(run: RunFolder, needed: Needed) -> None:
+    """Add what a run needs, or why that is not known."""
     try:
+        said = run.read_head("inputs.model", "config.store.cache_dir")
+        cache = said.get("config.store.cache_dir")
+        needed.caches |= {cache} if isinstance(cache, str) and cache else set()
         needed.models.add(said["inputs.model"])
         for record in map(run.read_record, run.nodes()):
             if record:
                 _add_record(record, needed)
     except (SdpoError, OSError) as error:
-        return str(error)
+        needed.unknown.append(str(error))
     except (KeyError, TypeError, AttributeError):
-        return f"{run.path} was written by another version of this project"
-    return ""
+        needed.unknown.append(f"{run.path} was written by another version of this project")
 
 
 def rows_of(cache: Path, names: set[str]) -> set[bytes] | None:

@@ -9,8 +9,7 @@ without a look. This module knows nothing of models.
 import hashlib
 import os
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ import yaml
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.identity.differences import _DIGEST
+from sdpo.store.run_head import picked, read_head
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
 from sdpo.system.files import (
@@ -29,9 +29,9 @@ from sdpo.system.files import (
     checksum_path,
     checksum_text,
     file_digest,
-    is_sealed,
     is_vouched_for,
-    read_json,
+    json_of,
+    read_sealed,
     remove,
     write_json,
     write_text,
@@ -47,13 +47,12 @@ VIEWS = frozenset(
 WORKING = frozenset({"tracking", "resume"})
 """Folders in it that are none either."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_FOLDERS = re.compile(r"(step|guide)-\d+|nodes|probes|logs|carried|sources")
+_PUBLISHING = re.compile(r"(step|guide)-\d+")
+_FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|logs|carried|sources")
 _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
-_BELONGING = (" ", "- ")
-"""How lines begin in YAML that belong to the key above them."""
 _OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 
 
@@ -154,9 +153,10 @@ class RunFolder:
             ForeignFolderError: something else is there, or leads out of the folder.
             IntegrityError: it is a run of before there were markers, and run.yaml was changed.
         """
-        if not ownership.is_marked(self.path, "run") and _is_damaged_run(self.path):
-            self.read_run()
-        ownership.check(self.path, "run", proof=_is_proven)
+        if not self.is_own:
+            if _is_damaged_run(self.path):
+                self.read_run()
+            ownership.check(self.path, "run", proof=_is_proven)
         for link in self._links_out():
             raise ForeignFolderError(
                 f"{link} is a link that leads out of the run, to {link.readlink()}: what a run "
@@ -174,13 +174,11 @@ class RunFolder:
 
     def _links_out(self) -> Iterator[Path]:
         """Folders that nodes write to and that are links to elsewhere."""
-        if not self.path.is_dir():
-            return
-        for folder in sorted(self.path.iterdir()):
-            if _FOLDERS.fullmatch(folder.name):
-                for path in (folder, folder / "resume"):
-                    if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
-                        yield path
+        for name in sorted(filter(_FOLDERS.fullmatch, _names(self.path))):
+            folder = self.path / name
+            for path in (folder, folder / "resume"):
+                if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
+                    yield path
 
     def write_run(self, content: Mapping[str, Any]) -> None:
         """Publish run.yaml, its digest beside it."""
@@ -219,19 +217,15 @@ class RunFolder:
         Raises:
             UserError, IntegrityError: as :meth:`read_run`.
         """
-        if not is_vouched_for(self.run_file):  # only what this project wrote has its form
-            return _picked(self.read_run(), keys)
         try:
-            text = self.run_file.read_text(encoding="utf-8")
-            found: dict[str, Any] = {}
-            for key in keys:
-                part = text
-                for name in key.split("."):
-                    part = _section(part, name)
-                if part:
-                    found[key] = yaml.safe_load(part)
-            return found
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = read_sealed(self.run_file)
+        except IntegrityError:
+            content = None
+        if content is None:  # only what this project wrote has its form
+            return picked(self.read_run(), keys)
+        try:
+            return read_head(content.decode(), keys)
+        except ValueError as error:
             raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
 
     def write_record(self, node: str, record: Mapping[str, Any], *, files: list[Path]) -> None:
@@ -254,12 +248,8 @@ class RunFolder:
             IntegrityError: the record is not the one that was written.
         """
         path = self.record_path(node)
-        if not path.is_file() or not checksum_path(path).is_file():
-            return None
-        if _is_changed(path):
-            beside = checksum_path(path).name
-            raise IntegrityError(f"{path} was changed after it was written, or {beside} was")
-        record: Record = read_json(path)
+        content = read_sealed(path)
+        record: Record | None = None if content is None else json_of(content, path)
         return record
 
     def is_damaged(self, node: str) -> bool:
@@ -273,17 +263,24 @@ class RunFolder:
     def seals(self) -> dict[str, bool | None]:
         """Of every node that has a record, whether that is the one that was written; None where it
         is not complete. What the records say is not looked at."""
-        return {node: is_sealed(self.record_path(node)) for node in self.nodes()}
+        return {node: self._seal(node) for node in self.nodes()}
+
+    def _seal(self, node: str) -> bool | None:
+        try:
+            return None if read_sealed(self.record_path(node)) is None else True
+        except IntegrityError:
+            return False
 
     def nodes(self) -> list[str]:
         """Nodes that have a record, whole or not: those between first, then what publishes."""
         names = _names(self.path / "nodes")
         between = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-        folder = str(self.path)
-        published = [
-            name for name in _names(self.path) if os.path.lexists(f"{folder}/{name}/record.json")
-        ]
-        return [*between, *sorted(published)]
+        return [*between, *self.publishing_nodes()]
+
+    def publishing_nodes(self) -> list[str]:
+        """Of :meth:`nodes` those that publish a model: steps and guides."""
+        names = filter(_PUBLISHING.fullmatch, _names(self.path))
+        return sorted(n for n in names if os.path.lexists(f"{self.path}/{n}/record.json"))
 
     def step_numbers(self) -> list[int]:
         """Numbers of the steps that have a folder, in order."""
@@ -372,34 +369,6 @@ def _names(folder: Path) -> list[str]:
         return []
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries]
-
-
-def _section(text: str, name: str) -> str:
-    """The value of a key of a mapping in YAML as it is written here: one key a line, what belongs
-    to it indented; empty where there is no such key."""
-    is_inner = text.lstrip("\n")[:1] == " "
-    lines = (textwrap.dedent(text) if is_inner else text).split("\n")
-    start = next((i for i, line in enumerate(lines) if line.startswith(f"{name}:")), None)
-    if start is None:
-        return ""
-    ends = (
-        i
-        for i, line in enumerate(lines)
-        if i > start and line.rstrip("-") and not line.startswith(_BELONGING)
-    )
-    body = lines[start + 1 : next(ends, len(lines))]
-    return "\n".join([lines[start].removeprefix(f"{name}:").lstrip(" "), *body])
-
-
-def _picked(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key in keys:
-        value: Any = content
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if value is not None:
-            found[key] = value
-    return found
 
 
 def runs_in(folder: Path) -> list[RunFolder]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sdpo.errors import IntegrityError
 
@@ -25,9 +25,9 @@ UNFINISHED = ".tmp-"
 """How names begin that are not finished, whoever made them; nothing ever reads them."""
 
 _OURS = re.compile(r"\.tmp-sdpo-.+-[0-9a-f]{32}")
+_SMALL_BYTES = 2**16
 _LONGEST_SEAL = 1000
 """Bytes of the digest beside a file and its name, at most."""
-_SMALL_BYTES = 2**16
 _LONGEST_NAME = 100
 """Of what a temporary is named after: file systems end names at 255 bytes."""
 
@@ -183,8 +183,13 @@ def read_json(path: Path) -> Any:
     Raises:
         IntegrityError: the file is not JSON, or holds what no file of this kind does.
     """
+    return json_of(path.read_bytes(), path)
+
+
+def json_of(content: bytes, path: Path) -> Any:
+    """:func:`read_json` of a file whose bytes were read already."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         value = json.loads(text)
         if _HALF_PAIR.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -217,24 +222,49 @@ def checksum_text(path: Path, digest: str = "") -> str:
 
 def is_vouched_for(path: Path) -> bool:
     """Whether the digest beside a file is there and is that of the file as it is now."""
-    return is_sealed(path) or False
-
-
-def is_sealed(path: Path) -> bool | None:
-    """:func:`is_vouched_for`; None where the file, or the digest beside it, is not there."""
-    # Thousands of small files are looked at so: one opening each, and no look before it.
     try:
-        with open(f"{path}.sha256", "rb") as beside, open(path, "rb") as file:  # noqa: PTH123
-            expected = beside.read(_LONGEST_SEAL)
-            digest = hashlib.file_digest(file, "sha256") if _is_large(file) else None
-            found = (digest or hashlib.sha256(file.read())).hexdigest()
-    except (FileNotFoundError, IsADirectoryError):
+        beside = read_small(f"{path}.sha256", at_most=_LONGEST_SEAL)
+        with open(path, "rb", opener=_opened) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return beside == f"{digest}  {path.name}\n".encode()
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """The bytes of a small file; None where it, or the digest beside it, is not there.
+
+    Raises:
+        IntegrityError: the digest beside it is not that of these bytes.
+    """
+    try:
+        beside = read_small(f"{path}.sha256", at_most=_LONGEST_SEAL)
+        content = read_small(str(path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    return expected == f"{found}  {path.name}\n".encode()
+    if beside != f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode():
+        name = checksum_path(path).name
+        raise IntegrityError(f"{path} was changed after it was written, or {name} was")
+    return content
 
 
-def _is_large(file: BinaryIO) -> bool:
-    return os.fstat(file.fileno()).st_size > _SMALL_BYTES
+def read_small(path: str, *, at_most: int | None = None) -> bytes:
+    """A file's bytes in as few calls of the system as there can be: thousands are read so."""
+    handle = _opened(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if at_most is not None:
+            return os.read(handle, at_most)
+        parts = []
+        while part := os.read(handle, _SMALL_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+def _opened(path: str, flags: int) -> int:
+    """A descriptor to read from; a pipe in a file's place is empty, and not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

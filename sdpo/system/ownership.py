@@ -12,10 +12,12 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from sdpo.errors import ForeignFolderError
+from sdpo.system.files import read_small
 from sdpo.system.locks import is_lock
 
 Kind = Literal["run", "cache", "server"]
@@ -40,7 +42,11 @@ _WRITTEN_S = 1.0
 
 def is_marked(folder: Path, kind: Kind) -> bool:
     """Whether this project made a folder as a ``kind``, by its marker."""
-    return _is_plain(folder / MARKER) and (folder / MARKER).read_bytes() == _content(kind)
+    path = f"{folder}/{MARKER}"
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode) and read_small(path) == _content(kind)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_own(folder: Path, kind: Kind, *, proof: Proof) -> bool:
@@ -105,16 +111,9 @@ def _mark(folder: Path, kind: Kind) -> None:
         os.close(handle)
 
 
+@cache
 def _content(kind: Kind) -> bytes:
     return json.dumps({"made_by": "sdpo", "kind": kind, "format": 1}).encode() + b"\n"
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether a file, and no link to one, is there."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _is_vacant(folder: Path) -> bool:

@@ -34,7 +34,7 @@ def visible(text: str) -> str:
 
     What a terminal would obey (colours, titles, the clipboard, the cursor) it shows instead.
     """
-    return text.translate(_VISIBLE)
+    return text if text.isprintable() else text.translate(_VISIBLE)
 
 
 class _Lasting(io.FileIO):

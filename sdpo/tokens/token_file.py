@@ -429,7 +429,8 @@ class SupervisedTokenFile(_Table):
 
 
 def _bools(columns: list[pa.BooleanArray]) -> Flags:
-    parts = [column.to_numpy(zero_copy_only=False).astype(np.bool_) for column in columns]
+    # pyarrow takes bits apart with pandas, whose import takes a third of a second.
+    parts = [column.cast(pa.uint8()).to_numpy().astype(np.bool_) for column in columns]
     return np.concatenate([np.empty(0, dtype=np.bool_), *parts])
 
 

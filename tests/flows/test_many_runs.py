@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,39 @@ def test_of_a_long_history_the_latest_versions_are_shown_and_all_as_json(
     assert "950 earlier versions" in said.told
     assert said.out.count("M_2") == 51
     assert sdpo("current", "tiny", "--json", "--runs-dir", tmp_path).out.count('"why"') == 2000
+
+
+def opened(sdpo: Sdpo, *command: object) -> list[str]:
+    """Records that a command opens, each as often as it does."""
+    seen: list[str] = []
+    on = True
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if on and event == "open" and str(arguments[0]).endswith(".json"):
+            seen.append(str(arguments[0]))
+
+    sys.addaudithook(look)  # for as long as this process
+    assert sdpo(*command).code == 0
+    on = False
+    return [path for path in seen if Path(path).parent.name in ("nodes", "step-1", "step-2")]
+
+
+@pytest.mark.parametrize("command", [("status",), ("gc", "--yes")])
+def test_no_record_is_read_twice_however_many_runs_there_are(
+    finished_copy: Bench, sdpo: Sdpo, command: tuple[str, ...]
+) -> None:
+    copies(finished_copy, 3)
+    found = opened(sdpo, *command, "--runs-dir", finished_copy.runs)
+    assert len(found) >= 4 * 9
+    twice = {path for path in found if found.count(path) > 1}
+    assert {Path(path).name for path in twice} <= {"plan.json"}, "which says how many steps"
+
+
+def test_a_folder_of_runs_that_is_not_there_does_not_empty_the_cache_beside_it(
+    finished_copy: Bench, sdpo: Sdpo
+) -> None:
+    before = contents(finished_copy.folder / "cache")
+    refused = sdpo("gc", "--yes", "--runs-dir", finished_copy.folder / "run")
+    assert refused.code == 2
+    assert "there is no folder of runs" in refused.told
+    assert contents(finished_copy.folder / "cache") == before

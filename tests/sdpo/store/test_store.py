@@ -11,7 +11,8 @@ from sdpo.errors import IntegrityError, UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
 from sdpo.store.reuse import reuse
-from sdpo.store.run_folder import RunFolder, _section, run_lock
+from sdpo.store.run_folder import RunFolder, run_lock
+from sdpo.store.run_head import picked, read_head
 
 IDENTITY = {"training": {"beta": 0.1, "learning_rate": 5e-7}, "inputs": {"reference": "abc"}}
 
@@ -148,8 +149,11 @@ def test_the_head_of_run_yaml_is_what_the_whole_of_it_says(run):
 @given(st.dictionaries(st.text(max_size=4), st.text() | st.lists(st.text()), max_size=4))
 def test_no_text_in_run_yaml_is_taken_for_a_key(values):
     text = yaml.safe_dump({"a": values, "b": 1}, sort_keys=False, allow_unicode=True, width=100)
-    assert yaml.safe_load(_section(text, "a")) == yaml.safe_load(text)["a"]
-    assert yaml.safe_load(_section(text, "b")) == 1
+    whole = yaml.safe_load(text)
+    plain = [key for key in values if key.isidentifier() and yaml.safe_load(key) == key]
+    keys = [f"a.{key}" for key in plain]
+    found = read_head(text, ["a", "b", *keys])
+    assert found == {"a": whole["a"], "b": 1, **picked(whole, keys)}
 
 
 def test_a_run_that_is_not_there_names_those_that_are(run):

@@ -1,0 +1,52 @@
+"""``sdpo gc``: what nothing needs, listed and, after a question, deleted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.show.console import table
+from sdpo.history.gc import Found, collect, delete
+from sdpo.processes.disk_space import in_units
+
+
+def clean_up(
+    *, runs_dir: Path, cache: Path | None, yes: bool, dry_run: bool, console: Console
+) -> None:
+    """Delete what nothing needs, after asking."""
+    with collect(runs_dir, cache=cache) as found:
+        _print_notes(found.notes, console)
+        if not found.waste:
+            console.print("nothing to delete")
+            return
+        _print_waste(found, console)
+        if dry_run:
+            return
+        if not yes and not _agreed(console, found):
+            console.print("nothing was deleted")
+            return
+        said = len(found.notes)
+        delete(found)
+        _print_notes(found.notes[said:], console)
+    console.print(f"deleted: {in_units(found.size_bytes)} are free", highlight=False)
+
+
+def _print_notes(notes: Sequence[str], console: Console) -> None:
+    for note in dict.fromkeys(notes):
+        console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _print_waste(found: Found, console: Console) -> None:
+    rows = [
+        {"what": str(w.path), "why": w.why, "size": in_units(w.size_bytes)} for w in found.waste
+    ]
+    console.print(table(rows, title="What nothing needs", numeric=("size",)))
+
+
+def _agreed(console: Console, found: Found) -> bool:
+    question = f"delete {len(found.waste)} of {len(found.waste)}, {in_units(found.size_bytes)}?"
+    try:
+        return console.input(f"{question} \\[y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
