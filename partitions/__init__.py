@@ -12,7 +12,8 @@ order of rows. A module imports only what stands above it in this list:
 - ``plan``: the checked plan and its digests; prompts that occur in several steps
 - ``reserve``: pairs set aside before anything is trained
 
-A further strategy is one more file there with a :class:`Strategy`, and its :func:`register` below.
+A further strategy is one more file there with a :class:`Strategy`. One of another package is made
+known by :func:`register`.
 """
 
 from partitions.errors import PartitionError
@@ -26,17 +27,17 @@ from partitions.pairs import (
 )
 from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
 from partitions.reserve import reserve_mask, reserve_size
-from partitions.strategies.curriculum import LENGTH, REFERENCE_MARGIN, SCORE_GAP
-from partitions.strategies.natural import NATURAL
-from partitions.strategies.random import RANDOM
-from partitions.strategies.single import SINGLE
-from partitions.strategies.stratified import STRATIFIED
+from partitions.strategies import defined
 from partitions.strategy import Assignment, PartitionSettings, Strategy, get, names, register
 
-for _strategy in (NATURAL, STRATIFIED, RANDOM, SINGLE, SCORE_GAP, REFERENCE_MARGIN, LENGTH):
+for _strategy in defined():
     register(_strategy)
 
+OWN = names()
+"""Names of the strategies that are here, and not of another package."""
+
 __all__ = [
+    "OWN",
     "Assignment",
     "Overlap",
     "Pairs",

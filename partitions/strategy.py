@@ -71,9 +71,13 @@ class Assignment:
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+def _nothing(_settings: PartitionSettings) -> frozenset[str]:
+    return frozenset()
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """A way to assign pairs to steps.
+    """A way to assign pairs to steps; all that is not a function is written as a literal.
 
     uses: the settings that it reads, besides ``strategy``.
     when_empty: what the user can change where a step is left without pairs.
@@ -86,8 +90,8 @@ class Strategy:
     description: str
     uses: frozenset[str]
     when_empty: str
-    needs: Callable[[PartitionSettings], frozenset[str]]
     assign: Callable[[Pairs, PartitionSettings], Assignment]
+    needs: Callable[[PartitionSettings], frozenset[str]] = _nothing
 
 
 _STRATEGIES: dict[str, Strategy] = {}

@@ -7,14 +7,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.show.console import table
-from partitions import names
+from partitions import OWN
+from sdpo.config.strategies import strategy_uses
 from sdpo.errors import PluginError
+from sdpo.layouts import OWN as OWN_LAYOUTS
+from sdpo.layouts import layout_facts
 from sdpo.objectives import OBJECTIVES, objective_facts
 from sdpo.plugins.installed import Kind, Plugin, every
 
 _OWN: Mapping[Kind, Mapping[str, object] | tuple[str, ...]] = {
     "objectives": OBJECTIVES,
-    "strategies": names(),
+    "strategies": OWN,
+    "layouts": OWN_LAYOUTS,
 }
 
 
@@ -41,6 +45,10 @@ def fault_of(plugin: Plugin) -> str:
     try:
         if plugin.kind == "objectives":
             objective_facts(plugin.name)
+        if plugin.kind == "strategies":
+            strategy_uses(plugin.name)
+        if plugin.kind == "layouts":
+            layout_facts(plugin.name)
         plugin.digest()
     except PluginError as error:
         return str(error)

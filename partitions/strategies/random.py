@@ -14,6 +14,5 @@ RANDOM = Strategy(
     description="fractions of everything: the control",
     uses=frozenset({"fractions", "seed"}),
     when_empty="raise its share in partition.fractions, or add pairs",
-    needs=lambda settings: frozenset(),
     assign=_assign,
 )

@@ -15,6 +15,5 @@ SINGLE = Strategy(
     description="everything at once, in one step: plain DPO",
     uses=frozenset(),
     when_empty="add pairs",
-    needs=lambda settings: frozenset(),
     assign=_assign,
 )

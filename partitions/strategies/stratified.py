@@ -18,6 +18,5 @@ STRATIFIED = Strategy(
     description="fractions per step, drawn within strata (source, and any further column)",
     uses=frozenset({"fractions", "strata", "seed"}),
     when_empty="raise its share in partition.fractions, or add pairs",
-    needs=lambda settings: frozenset(),
     assign=_assign,
 )

@@ -25,6 +25,7 @@ from sdpo.data.schema import PAIRS_SCHEMA, Format
 from sdpo.errors import DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
+from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
 from sdpo.store.origin import Carried
 from sdpo.store.run_folder import Record, RunFolder
@@ -63,6 +64,8 @@ def prepare_data(context: Context) -> Record:
     default_format: Format = "chat" if context.resolved.has_template else "text"
     new_names = [source.name for source in config.sources]
     inputs = {f"data.{name}": context.resolved.inputs[f"data.{name}"] for name in new_names}
+    for source in config.sources:
+        inputs |= inputs_of("layouts", source.layout, context.resolved.inputs)
     new_config = context.config.model_copy(update={"data": config})
     identity = data_identity(new_config, inputs, default_format=default_format) | {
         "carried": carried.data

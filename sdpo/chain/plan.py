@@ -28,11 +28,13 @@ from sdpo.chain.features import (
 )
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
+from sdpo.config.strategies import load_strategy
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
+from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import AdaptersSpec, ObjectivesSpec
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
@@ -43,6 +45,7 @@ Outcome = tuple[dict[str, Any], list[Path]]
 def partition_settings(context: Context) -> PartitionSettings:
     """The recipe's partition group in the form that strategies read."""
     config = context.config.partition
+    load_strategy(config.strategy)
     return PartitionSettings(**config.model_dump())
 
 
@@ -165,6 +168,7 @@ def partition(context: Context) -> Plan:
         "usable": file_digest(context.run.usable),
         "settings": changed_settings(context.config.partition, "plan"),
         "strategy": settings.strategy,
+        **inputs_of("strategies", settings.strategy, context.resolved.inputs),
         "features": {name: column_digest(values) for name, values in sorted(features.items())}
         or "",
         "probe": {"max_pairs": context.config.probe.max_pairs, "seed": context.config.probe.seed},

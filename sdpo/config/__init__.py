@@ -12,14 +12,13 @@ from sdpo.config.effects import settings_without_effect, unread_settings
 from sdpo.config.group import Group
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
 from sdpo.config.model import ModelConfig
-from sdpo.config.partition import STRATEGIES, PartitionConfig, Strategy
+from sdpo.config.partition import PartitionConfig, Strategy
 from sdpo.config.run import RunConfig
 from sdpo.config.running import LaunchConfig, LaunchStrategy, StoreConfig, TrackingConfig
 from sdpo.config.supervised import SupervisedColumnsConfig, SupervisedConfig
 from sdpo.config.training import Objective, Precision, StepConfig, TrainingConfig
 
 __all__ = [
-    "STRATEGIES",
     "ColumnsConfig",
     "DataConfig",
     "EvaluationConfig",

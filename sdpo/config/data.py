@@ -2,12 +2,24 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, SpelledOut, Unit
+from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
+from sdpo.layouts import layout_facts, layout_names
 
 _BEFORE_TOKENS = NotIdentity("tokens have the digest of the pairs that it gives", of=("tokens",))
+
+
+def _known_layout(name: str) -> str:
+    if name:
+        layout_facts(name)
+    return name
+
+
+def _layouts() -> list[str]:
+    return ["", *layout_names()]
 
 
 class ColumnsConfig(Group):
@@ -49,6 +61,11 @@ class SourceConfig(Group):
     )
     columns: ColumnsConfig = Field(
         ColumnsConfig(), description="Where the fields are, if they are not found by themselves."
+    )
+    layout: Annotated[str, AfterValidator(_known_layout), OneOf(_layouts)] = Field(
+        "",
+        description="Reader of rows whose columns alone do not tell: `ultrafeedback`, or one "
+        "that `sdpo plugins` lists; empty: recognised by columns.",
     )
     contradictions: Literal["refuse", "swap", "keep"] = Field(
         "refuse",

@@ -7,9 +7,10 @@ files, models or the hub to be refused is :mod:`sdpo.inputs.resolve`; references
 
 from collections.abc import Mapping
 
-from sdpo.config.data import ReserveConfig
+from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig
 from sdpo.config.partition import PartitionConfig
 from sdpo.config.running import LaunchConfig
+from sdpo.config.strategies import strategy_uses
 from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import TrainingConfig
 from sdpo.objectives import objective_facts
@@ -27,9 +28,19 @@ def impossible_reserve(reserve: ReserveConfig) -> list[str]:
     ]
 
 
+def impossible_sources(data: DataConfig) -> list[str]:
+    """Sources that say twice where the parts of a pair are."""
+    return [
+        f"data.sources.{index} has both `layout` and `columns`: the reader of layout "
+        f"`{source.layout}` knows where the parts of a pair are. Leave out one of them"
+        for index, source in enumerate(data.sources)
+        if source.layout and source.columns != ColumnsConfig()
+    ]
+
+
 def impossible_partition(partition: PartitionConfig) -> list[str]:
     """Fractions that are no fractions, where the strategy reads them."""
-    if partition.strategy in ("natural", "single"):
+    if "fractions" not in strategy_uses(partition.strategy):
         return []
     if not partition.fractions or min(partition.fractions) <= 0:
         return ["partition.fractions must be positive numbers, one per step"]

@@ -1,18 +1,24 @@
 """Which pair goes to which step."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sdpo.config.annotations import NO_UNIT, SHARE, NotIdentity, SpelledOut, Unit
+from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
+from sdpo.config.strategies import strategy_names, strategy_uses
 
 _FROM_THE_FIRST = SpelledOut(of=("plan",))
 
-Strategy = Literal[
-    "natural", "stratified", "random", "single", "score_gap", "reference_margin", "length"
-]
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+def _known_strategy(name: object) -> object:
+    if isinstance(name, str):
+        strategy_uses(name)
+    return name
+
+
+Strategy = Annotated[str, BeforeValidator(_known_strategy), OneOf(strategy_names)]
 
 
 class PartitionConfig(Group):

@@ -61,6 +61,7 @@ class RunConfig(Group):
     def _possible(self) -> "RunConfig":
         trainings = self.trainings
         problems = [
+            *impossible.impossible_sources(self.data),
             *impossible.impossible_reserve(self.data.reserve),
             *impossible.impossible_partition(self.partition),
             *impossible.impossible_launch(self.launch, trainings),

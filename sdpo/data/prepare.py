@@ -34,6 +34,7 @@ from sdpo.data.prompts import Rejection
 from sdpo.data.readers import default_name, place, read_rows
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.errors import ConfigError, DataError
+from sdpo.layouts import Reader, reader_of
 from sdpo.system.files import publish_file, temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
@@ -154,6 +155,7 @@ class _Collected:
         self._data = data
         self._strata = strata
         self._normalisers: list[PairNormaliser] = []
+        self._reader: Reader | None = None
         self._formats: list[Format] = []
         self._read: list[int] = []
         self._rejected: list[Counter[str]] = []
@@ -179,6 +181,7 @@ class _Collected:
             strata=self._strata,
             contradictions=source.contradictions,
         )
+        self._reader = reader_of(source.layout) if source.layout else None
         self.names.append(name)
         self._normalisers.append(normaliser)
         self._formats.append(format_)
@@ -209,7 +212,12 @@ class _Collected:
 
     def _add(self, number: int, row: dict[str, Any]) -> None:
         normaliser = self._normalisers[-1]
-        made = normaliser.convert(row)
+        read = self._read_layout(row)
+        if isinstance(read, Rejection):
+            made: Candidate | Rejection = read
+        else:
+            row = read
+            made = normaliser.convert(row)
         if isinstance(made, Candidate):
             try:
                 self._write(number, made, normaliser.strata_of(row) if self._strata else {})
@@ -225,6 +233,16 @@ class _Collected:
         source = len(self.names) - 1
         line = rejection_line(self.names[-1], number, made)
         self._rejections.write(f"{source}\t{number}\t{line}")
+
+    def _read_layout(self, row: dict[str, Any]) -> dict[str, Any] | Rejection:
+        """A row as its source's layout reads it, with the columns of the strata."""
+        if self._reader is None:
+            return row
+        made = self._reader(row)
+        if isinstance(made, str):
+            return Rejection("not_a_pair", made)
+        kept = {path.split(".")[0] for path in self._strata} & row.keys()
+        return {name: row[name] for name in kept} | dict(made)
 
     def _write(self, number: int, pair: Candidate, strata: dict[str, str]) -> None:
         keys = pair_keys(pair.prompt, chosen=pair.chosen, rejected=pair.rejected)

@@ -21,6 +21,7 @@ from sdpo.config import ColumnsConfig
 from sdpo.data.prompts import PromptFields, Row, columns_of, has_path
 from sdpo.data.winners import answer_columns, unread_winner, use_winner
 from sdpo.errors import DataError
+from sdpo.layouts import layouts_of
 
 _SIDES = (
     ("chosen", "rejected"),
@@ -153,6 +154,9 @@ def _not_paired(row: Row) -> str:
     if "" not in (answers := answer_columns(row)):
         remedy = use_winner(row, answers)
         return f"this is two answers a row and which of them is better: {remedy}. {seen}"
+    if known := layouts_of(row.keys()):
+        names = " or ".join(f"`{name}`" for name in known)
+        return f"no pair is told by columns alone: set the source's `layout` to {names}. {seen}"
     for kind, wanted in _UNPAIRED:
         if all(has_path(row, name) for name in wanted):
             return f"this is {kind}, not preference pairs. {seen}. {_KNOWN}. {_MAP}"

@@ -41,6 +41,8 @@ TOKENS_VERSION = 2
 Payload = dict[str, Any]
 
 _CHUNK_ROWS = 4096
+_OF_DATA = ("data.", "plugin.layouts.")
+"""How the inputs of a run begin that its pairs are made from."""
 
 
 def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
@@ -93,7 +95,7 @@ def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: 
         "names": [source.name for source in config.data.sources],
         "format": default_format,
         "strata": [name for name in config.partition.strata if name != "source"],
-        "inputs": {name: digest for name, digest in inputs.items() if name.startswith("data.")},
+        "inputs": {name: inputs[name] for name in inputs if name.startswith(_OF_DATA)},
         **_supervised_reading(config.supervised),
     }
 

@@ -1,7 +1,8 @@
 """The plug-ins that a recipe names."""
 
-from partitions import names
+from partitions import OWN
 from sdpo.config import RunConfig
+from sdpo.layouts import OWN as OWN_LAYOUTS
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.installed import Plugin, find
 
@@ -10,6 +11,8 @@ def named_plugins(config: RunConfig) -> dict[str, Plugin]:
     """Return the plug-ins that a recipe names, by their names in a run's inputs."""
     wanted = {each.objective for each in config.trainings.values()} - OBJECTIVES.keys()
     found = [find("objectives", name) for name in sorted(wanted)]
-    if config.partition.strategy not in names():
+    if config.partition.strategy not in OWN:
         found.append(find("strategies", config.partition.strategy))
+    layouts = {source.layout for source in config.data.sources} - {"", *OWN_LAYOUTS}
+    found += [find("layouts", name) for name in sorted(layouts)]
     return {plugin.input: plugin for plugin in found if plugin}

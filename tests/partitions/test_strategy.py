@@ -3,12 +3,13 @@ import sys
 
 import pytest
 
-from partitions import PartitionError, PartitionSettings, get, names, register
-from sdpo.config import STRATEGIES, PartitionConfig
+from partitions import OWN, PartitionError, PartitionSettings, get, names, register
+from sdpo.config import PartitionConfig
+from sdpo.config.strategies import strategy_names
 
 
 def test_the_recipe_offers_the_strategies_that_are_registered():
-    assert names() == STRATEGIES
+    assert list(names()) == strategy_names() == list(OWN)
 
 
 def test_settings_can_be_made_from_the_recipe_and_have_its_defaults():
