@@ -26,7 +26,7 @@ from partitions.pairs import (
     ordering_key,
 )
 from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
-from partitions.reserve import reserve_mask, reserve_size
+from partitions.reserve import most_reserved, reserve_mask, reserve_size
 from partitions.strategies import defined
 from partitions.strategy import Assignment, PartitionSettings, Strategy, get, names, register
 
@@ -53,6 +53,7 @@ __all__ = [
     "ids_to_bytes",
     "ids_to_hex",
     "make_plan",
+    "most_reserved",
     "names",
     "ordering_key",
     "prompt_overlap",

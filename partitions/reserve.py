@@ -36,38 +36,58 @@ def reserve_mask(
     min_pairs: int,
     max_fraction: float,
     key: str,
+    pairs: int = 0,
 ) -> NDArray[np.bool_]:
     """Which pairs are reserved, bool[n].
 
     prompt_ids: uint64[n, 2], the id of each pair's normalised prompt. source: int[n], codes below
-    ``n_sources``. The other arguments: see :func:`reserve_size`; ``key`` keys the hash.
+    ``n_sources``. ``pairs`` is how many of every source; at 0 the shares say it, see
+    :func:`reserve_size`. ``key`` keys the hash.
 
     Per source, whole prompts are taken in the order of their hashes until ``reserve_size`` pairs
-    are, so the last prompt's other pairs may exceed it. A source's last prompt is never taken by
-    the source's own rule: something is left to train on, and a source of one prompt has no reserve
-    of its own. Then a prompt taken in any source is reserved in all; so a source may lose more than
-    it contributed. What a source contributes depends on that source and ``key`` alone.
+    (or ``pairs``) are, so the last prompt's other pairs may exceed it. A source's last prompt is
+    never taken by the source's own rule: something is left to train on, and a source of one prompt
+    has no reserve of its own. Then a prompt taken in any source is reserved in all; so a source may
+    lose more than it contributed. What a source contributes depends on that source and ``key``
+    alone.
 
     Raises :class:`PartitionError` for columns and fractions that cannot be.
     """
     _check(prompt_ids, source, n_sources, fraction, min_pairs, max_fraction)
     if len(prompt_ids) == 0:
         return np.zeros(0, dtype=bool)
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    order = argsort_by(ordering_key(prompt_ids, seed), prompt_ids)
-    starts = run_starts(prompt_ids[order])
-    rank = np.empty(len(order), dtype=np.int64)  # of each pair's prompt, by hash
-    rank[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
-    reserved = np.zeros(len(starts), dtype=bool)  # by prompt
+    rank = _ranks(prompt_ids, key)
+    reserved = np.zeros(rank.max() + 1, dtype=bool)  # by prompt
     for code in range(n_sources):
         ranks = np.sort(rank[source == code])
-        wanted = reserve_size(
+        wanted = min(pairs, len(ranks)) or reserve_size(
             len(ranks), fraction=fraction, min_pairs=min_pairs, max_fraction=max_fraction
         )
         if wanted:
             last = min(ranks[wanted - 1], ranks[-1] - 1)
             reserved[ranks[: np.searchsorted(ranks, last, side="right")]] = True
     return reserved[rank]
+
+
+def most_reserved(prompt_ids: Ids, source: Codes, *, n_sources: int, key: str) -> NDArray[np.int64]:
+    """How many pairs of each source its own rule can set aside, int64[n_sources]: all but those of
+    the prompt that comes last by its hash. Arguments as for :func:`reserve_mask`."""
+    most = np.zeros(n_sources, dtype=np.int64)
+    rank = _ranks(prompt_ids, key) if len(prompt_ids) else np.zeros(0, dtype=np.int64)
+    for code in range(n_sources):
+        ranks = rank[source == code]
+        most[code] = (ranks < ranks.max(initial=0)).sum()
+    return most
+
+
+def _ranks(prompt_ids: Ids, key: str) -> NDArray[np.int64]:
+    """The place of each pair's prompt in the order of hashes, int64[n]."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    order = argsort_by(ordering_key(prompt_ids, seed), prompt_ids)
+    starts = run_starts(prompt_ids[order])
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(order)))
+    return rank
 
 
 def _check(

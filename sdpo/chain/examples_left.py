@@ -63,5 +63,5 @@ def _first(context: Context, file: SupervisedTokenFile, rejected: dict[str, int]
     assert "reserved_prompt" in rejected, "an example is usable or has a reason"
     return (
         "All the others have reserved prompts, which are never trained on: give other examples, or "
-        "lower data.reserve.fraction and data.reserve.min_pairs"
+        "lower data.reserve.fraction and data.reserve.min_pairs (or data.reserve.pairs)"
     )

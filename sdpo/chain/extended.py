@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from partitions import Plan, StepPlan, extend_plan, ids_to_bytes, reserve_mask
+from partitions import Plan, StepPlan, extend_plan, ids_to_bytes
 from sdpo.chain.context import Context, Outcome, run_once
-from sdpo.chain.data import check_sources, source_names
+from sdpo.chain.data import check_sources
 from sdpo.chain.new_pairs import NewPairs, read_column, read_new
 from sdpo.chain.plan import check_steps, pairs_of, partition_settings, publish_plan
-from sdpo.chain.reserve import reserve_by
+from sdpo.chain.reserve import reserve_by, reserved_by_settings
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.parquet_columns import Columns
@@ -148,7 +148,7 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
 def reserve(context: Context) -> Record:
     """As :func:`sdpo.chain.reserve.reserve`: what was reserved stays so, new sources add probes
     of new prompts alone."""
-    carried, settings = context.carried, context.config.data.reserve
+    carried = context.carried
     assert carried is not None, "only a run that extends another one carries anything"
 
     def choose(pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -160,15 +160,7 @@ def reserve(context: Context) -> Record:
         is_new = np.array([i not in step_of_pair for i in ids], dtype=bool)
         is_held = np.array([prompt in held for prompt in _keys(prompts)], dtype=bool)
         fresh = is_new & np.array([prompt not in known for prompt in _keys(prompts)], dtype=bool)
-        chosen = reserve_mask(
-            prompts[fresh],
-            source[fresh],
-            n_sources=len(source_names(context)),
-            fraction=settings.fraction,
-            min_pairs=settings.min_pairs,
-            max_fraction=settings.max_fraction,
-            key=settings.key,
-        )
+        chosen = reserved_by_settings(context, prompts[fresh], source[fresh])
         # A prompt may be both reserved and trained in the origin only by mistake: its plan stands.
         mask = np.where(is_new, is_held, np.array([step_of_pair.get(i) == 0 for i in ids]))
         mask[fresh] = chosen

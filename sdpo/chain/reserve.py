@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from partitions import argsort_ids, reserve_mask
+from partitions import argsort_ids, most_reserved, reserve_mask
 from sdpo.chain.context import Context, Outcome, run_once
 from sdpo.chain.data import source_names
 from sdpo.chain.tokens import tokens_path
@@ -28,20 +28,54 @@ def reserve(context: Context) -> Record:
 
     ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
     """
-    settings = context.config.data.reserve
 
     def choose(_pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
-        return reserve_mask(
-            prompts,
-            source,
-            n_sources=len(source_names(context)),
-            fraction=settings.fraction,
-            min_pairs=settings.min_pairs,
-            max_fraction=settings.max_fraction,
-            key=settings.key,
-        )
+        return reserved_by_settings(context, prompts, source)
 
     return reserve_by(context, choose)
+
+
+def reserved_by_settings(context: Context, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Which of these pairs the recipe sets aside, bool ``[pairs]``; arguments as of ``Choice``.
+
+    Raises:
+        DataError: ``data.reserve.pairs`` leaves nothing of a source to train on.
+    """
+    settings, names = context.config.data.reserve, source_names(context)
+    mask = reserve_mask(
+        prompts,
+        source,
+        n_sources=len(names),
+        fraction=settings.fraction,
+        min_pairs=settings.min_pairs,
+        max_fraction=settings.max_fraction,
+        key=settings.key,
+        pairs=settings.pairs,
+    )
+    if settings.pairs:
+        most = most_reserved(prompts, source, n_sources=len(names), key=settings.key)
+        has, set_aside = (
+            np.bincount(codes, minlength=len(names)) for codes in (source, source[mask])
+        )
+        for code in np.flatnonzero(has):
+            if settings.pairs > most[code]:
+                raise _nothing_left(names[code], settings.pairs, int(has[code]), int(most[code]))
+            if set_aside[code] == has[code]:
+                raise DataError(
+                    f"data.reserve.pairs {settings.pairs} leaves none of the {has[code]} usable "
+                    f"pairs of source {names[code]} to train on: their prompts are in other "
+                    "sources too, and a prompt that is set aside in one is in all. Lower it"
+                )
+    return mask
+
+
+def _nothing_left(name: str, wanted: int, has: int, most: int) -> DataError:
+    remedy = f"set it to {most} or less" if most else "set it to 0, or give data with more prompts"
+    return DataError(
+        f"data.reserve.pairs {wanted} leaves nothing of source {name} to train on: it has {has} "
+        f"usable pairs, of which {most} can be set aside by whole prompts with one prompt left. "
+        f"For all sources alike: {remedy}"
+    )
 
 
 Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

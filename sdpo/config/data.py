@@ -79,8 +79,8 @@ class SourceConfig(Group):
 class ReserveConfig(Group):
     """Pairs set aside before anything is trained: the fixed probe of every model.
 
-    Per source the pairs with the smallest prompt hashes, until
-    max(fraction, min(min_pairs, max_fraction)) of them are set aside.
+    Per source the pairs with the smallest prompt hashes, until ``pairs`` of them, or without it
+    max(fraction, min(min_pairs, max_fraction)) of them, are set aside.
     """
 
     fraction: Annotated[float, Unit(SHARE), SpelledOut(of=("reserve",))] = Field(
@@ -91,6 +91,11 @@ class ReserveConfig(Group):
     )
     max_fraction: Annotated[float, Unit(SHARE), SpelledOut(of=("reserve",))] = Field(
         0.10, ge=0, lt=1, description="Share of a source that `min_pairs` may take, at most."
+    )
+    pairs: Annotated[int, Unit("pairs")] = Field(
+        0,
+        ge=0,
+        description="Pairs of each source, by whole prompts, instead of the shares; 0: by shares.",
     )
     key: Annotated[str, SpelledOut(of=("reserve",))] = Field(
         "sdpo", description="Key of the hash that chooses the reserved prompts."

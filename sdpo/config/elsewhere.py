@@ -28,7 +28,10 @@ _REFERENCE = (
     "references are chosen by `training.reference` (and `training.reference_model`); their "
     "log-probs are always computed once, beforehand, and cached"
 )
-_SPLITS = "what is set aside for measuring is `data.reserve.fraction` of each source"
+_SPLITS = (
+    "what is set aside for measuring is `data.reserve.fraction` of each source, or so many pairs: "
+    "`data.reserve.pairs`"
+)
 _DATA = "data is named in `data.sources`, each with its `path` and `columns`"
 _NLL = "here it is `training.rpo_alpha`, the weight of the chosen side's NLL per token"
 _COMPUTED = "processes, threads and forked workers are chosen by themselves; see `launch.threads`"

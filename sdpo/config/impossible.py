@@ -19,7 +19,18 @@ _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
 
 
 def impossible_reserve(reserve: ReserveConfig) -> list[str]:
-    """Shares that contradict each other."""
+    """Shares that contradict each other, or a count."""
+    shares = [
+        f"data.reserve.{name}"
+        for name in ("fraction", "min_pairs", "max_fraction")
+        if getattr(reserve, name) != ReserveConfig.model_fields[name].default
+    ]
+    if reserve.pairs and shares:
+        return [
+            f"data.reserve.pairs ({reserve.pairs}) is the size of the reserve as a count, and "
+            f"{', '.join(shares)} {'say' if len(shares) > 1 else 'says'} it as a share: set one "
+            "or the other"
+        ]
     if reserve.fraction <= reserve.max_fraction:
         return []
     return [

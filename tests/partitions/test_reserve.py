@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions import PartitionError, reserve_mask, reserve_size
+from partitions import PartitionError, most_reserved, reserve_mask, reserve_size
 
 RULE = {"fraction": 0.03, "min_pairs": 64, "max_fraction": 0.10, "key": "sdpo"}
 HALF = {"fraction": 0.5, "min_pairs": 0, "max_fraction": 0.5, "key": "sdpo"}
@@ -136,6 +136,28 @@ def test_two_prompts_are_one_to_train_on_and_one_to_probe():
 def test_nothing_is_reserved_where_the_rule_asks_for_nothing():
     assert not reserve(range(500), [0] * 500, fraction=0.0, min_pairs=0).any()
     assert not reserve(range(500), [0] * 500, fraction=0.0, max_fraction=0.0).any()
+
+
+@given(data_sets(), st.integers(1, 40))
+def test_a_count_takes_that_many_pairs_of_every_source_by_whole_prompts(data, count):
+    prompts, source = data
+    for code in range(int(source.max()) + 1):
+        own = prompts[source == code]
+        if not len(own):
+            continue
+        alone = np.zeros(len(own), dtype=np.int32)
+        mask = reserve(own, alone, pairs=count)
+        (most,) = most_reserved(ids_of(own), alone, n_sources=1, key="sdpo")
+        assert mask.sum() >= min(count, most)
+        assert mask.sum() - max(np.bincount(own)[own[mask]], default=0) < count
+        assert not set(own[mask]) & set(own[~mask])
+        assert len(set(own[~reserve(own, alone, pairs=10**6)])) == 1
+        assert reserve(own, alone, pairs=10**6).sum() == most
+
+
+def test_a_count_of_pairs_of_different_prompts_is_exact_whatever_the_shares():
+    mask = reserve(range(300), [0] * 100 + [1] * 200, pairs=37)
+    assert [mask[:100].sum(), mask[100:].sum()] == [37, 37]
 
 
 def test_no_pairs_have_no_reserve():

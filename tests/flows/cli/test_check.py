@@ -179,3 +179,20 @@ def test_the_model_that_is_checked_is_loaded_and_tried(recipe, sdpo: Sdpo) -> No
     called = sdpo("check", recipe(PAIRS))
     assert called.code == 0, called.told
     assert "M_0 loads, and scores the shortest and the longest pair" in called.out
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_reserve_of_so_many_pairs_is_set_aside_or_refused_with_the_most_that_can_be(
+    command: str, recipe, sdpo: Sdpo
+) -> None:
+    called = sdpo(command, recipe(PAIRS), "--set", "data.reserve.pairs=24")
+    assert called.code == 2, called.told
+    assert "leaves nothing of source mine to train on: it has 24 usable pairs, of which 23" in (
+        called.err
+    )
+    assert "set it to 23 or less" in called.err
+    if command == "check":
+        called = sdpo(command, recipe(PAIRS), "--set", "data.reserve.pairs=7")
+        assert called.code == 0, called.told
+        (line,) = [line for line in called.out.splitlines() if " mine " in line and "24" in line]
+        assert " 7 " in line
