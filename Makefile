@@ -1,5 +1,6 @@
 # make demo   installs into .venv and runs the demo recipe
 # make test   installs into .venv, then linters, type checker and tests
+# make quick  linters, types, and in a minute what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
 # make test-real   the slow tests and those that train on the real data beside the project
@@ -10,12 +11,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Half of a test's time is waiting for processes to start: twice as many workers as two cores.
 BESIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
+	scoring stats store tokens training chain/test_chain.py)
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo server test e2e test-real lint format clean
+.PHONY: install demo server test quick e2e test-real lint format clean
 
 install: $(STAMP)
 
@@ -39,6 +42,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest $(BESIDE)
+
+quick: lint
+	$(BIN)/pytest $(BESIDE) --ignore-glob='*parity*' $(QUICK)
 
 e2e: install
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'e2e and not slow' tests/e2e
