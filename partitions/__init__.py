@@ -25,7 +25,15 @@ from partitions.pairs import (
     ids_to_hex,
     ordering_key,
 )
-from partitions.plan import Overlap, Plan, StepPlan, extend_plan, make_plan, prompt_overlap
+from partitions.plan import (
+    Overlap,
+    Plan,
+    StepPlan,
+    extend_plan,
+    in_order,
+    make_plan,
+    prompt_overlap,
+)
 from partitions.reserve import most_reserved, reserve_mask, reserve_size
 from partitions.strategies import defined
 from partitions.strategy import Assignment, PartitionSettings, Strategy, get, names, register
@@ -52,6 +60,7 @@ __all__ = [
     "ids_from_hex",
     "ids_to_bytes",
     "ids_to_hex",
+    "in_order",
     "make_plan",
     "most_reserved",
     "names",

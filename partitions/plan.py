@@ -1,7 +1,7 @@
 """The plan: which pair goes to which step, checked, and in a form that can be stored and explained.
 
-This module owns the invariants of a plan, whatever strategy made it: every pair has exactly one
-step, and no step is empty.
+A plan is a table of pair and step. This module owns its invariants, whatever strategy made it:
+every pair is in one step at least and in none twice, and no step is empty.
 """
 
 import hashlib
@@ -39,15 +39,17 @@ class StepPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked assignment of pairs to steps.
+    """A checked assignment of pairs to steps: a table of pair and step.
 
-    step_of: int32[n], the step of each pair from 1, in the order of the pairs' rows.
+    rows: intp[m], the pair of each entry: its row among the pairs.
+    step_of: int32[m], the step of each entry, from 1.
     steps: one entry per step, in order.
     measured: summaries of the features that the plan rests on; empty where it rests on none.
     ignored_settings: names of settings that were changed and have no effect on this strategy.
     """
 
     settings: PartitionSettings
+    rows: NDArray[np.intp]
     step_of: NDArray[np.int32]
     steps: tuple[StepPlan, ...]
     measured: Mapping[str, Mapping[str, float]]
@@ -66,7 +68,7 @@ class Plan:
             },
             "ignored_settings": list(self.ignored_settings),
             "measured": {name: dict(values) for name, values in self.measured.items()},
-            "pairs": len(self.step_of),
+            "pairs": len(np.unique(self.rows)),
             "steps": [asdict(step) for step in self.steps],
         }
 
@@ -88,11 +90,12 @@ def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
             "of every pair: measure it under M_0 first"
         )
     assignment = strategy.assign(pairs, settings)
-    counts = _checked_counts(assignment, pairs, strategy)
-    digests = _digests(pairs.ids, assignment.step_of, len(counts))
+    rows, step_of = _entries(assignment, pairs, strategy)
+    counts = _counts(rows, step_of, assignment.contents, pairs, strategy)
     return Plan(
         settings=settings,
-        step_of=assignment.step_of,
+        rows=rows,
+        step_of=step_of,
         steps=tuple(
             StepPlan(
                 step=step,
@@ -103,34 +106,73 @@ def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
                     for name, count in zip(pairs.source_names, row, strict=True)
                     if count
                 },
-                digest=digests[step - 1],
+                digest=digest,
             )
-            for step, row in enumerate(counts, 1)
+            for step, (row, digest) in enumerate(
+                zip(counts, _digests(pairs.ids[rows], step_of, len(counts)), strict=True), 1
+            )
         ),
         measured=assignment.measured,
         ignored_settings=tuple(name for name in settings.changed() if name not in strategy.uses),
     )
 
 
-def _checked_counts(assignment: Assignment, pairs: Pairs, strategy: Strategy) -> NDArray[np.int64]:
-    """Pairs per step and source, int64[steps, sources], of an assignment that holds up."""
-    step_of, n_steps = assignment.step_of, len(assignment.contents)
-    if step_of.dtype != np.int32 or step_of.shape != (len(pairs),):
+Entries = tuple[NDArray[np.intp], NDArray[np.int32]]
+"""Pair and step of every entry, by pair and then by step."""
+
+
+def _entries(assignment: Assignment, pairs: Pairs, strategy: Strategy) -> Entries:
+    """The entries of an assignment that holds up: every pair is there, and in no step twice."""
+    rows, step_of = assignment.rows, assignment.step_of
+    due = len(pairs) if rows is None else len(rows)
+    if step_of.dtype != np.int32 or step_of.shape != (due,):
         raise PartitionError(
             f"strategy `{strategy.name}` returned {step_of.dtype}{list(step_of.shape)} where "
-            f"int32[{len(pairs)}] was due"
+            f"int32[{due}] was due"
         )
+    if rows is None:
+        return np.arange(len(pairs)), step_of
+    if rows.dtype.kind != "i" or rows.min(initial=0) < 0 or rows.max(initial=0) >= len(pairs):
+        raise PartitionError(
+            f"strategy `{strategy.name}` names rows that are none of the {len(pairs)} pairs"
+        )
+    rows, step_of = in_order(rows, step_of)
+    if left_out := len(pairs) - len(run_starts(rows)):
+        raise PartitionError(
+            f"strategy `{strategy.name}` leaves {left_out} of {len(pairs)} pairs without a step"
+        )
+    if repeated := np.count_nonzero((rows[1:] == rows[:-1]) & (step_of[1:] == step_of[:-1])):
+        raise PartitionError(
+            f"strategy `{strategy.name}` puts pairs into one step more than once: {repeated}"
+        )
+    return rows, step_of
+
+
+def in_order(rows: NDArray[np.intp], step_of: NDArray[np.int32]) -> Entries:
+    """Entries by pair and then by step."""
+    order = np.lexsort((step_of, rows))
+    return rows[order], step_of[order]
+
+
+def _counts(
+    rows: NDArray[np.intp],
+    step_of: NDArray[np.int32],
+    contents: Sequence[str],
+    pairs: Pairs,
+    strategy: Strategy,
+) -> NDArray[np.int64]:
+    """Pairs per step and source, int64[steps, sources]; every step has some."""
+    n_steps, n_sources = len(contents), len(pairs.source_names)
     if step_of.min() < 1 or step_of.max() > n_steps:
         raise PartitionError(
             f"strategy `{strategy.name}` made {n_steps} steps but assigned pairs to steps "
             f"{step_of.min()} to {step_of.max()}"
         )
-    n_sources = len(pairs.source_names)
-    cell = (step_of - np.int32(1)) * np.int64(n_sources) + pairs.source
+    cell = (step_of - np.int32(1)) * np.int64(n_sources) + pairs.source[rows]
     counts = np.bincount(cell, minlength=n_steps * n_sources).reshape(n_steps, n_sources)
     for step in np.flatnonzero(counts.sum(axis=1) == 0) + 1:
         raise PartitionError(
-            f"step {step} ({assignment.contents[step - 1]}) has none of the {len(pairs)} pairs: "
+            f"step {step} ({contents[int(step) - 1]}) has none of the {len(pairs)} pairs: "
             f"{strategy.when_empty}"
         )
     return counts
@@ -188,24 +230,31 @@ def extend_plan(
     pairs: Pairs,
     settings: PartitionSettings,
     *,
+    carried_rows: NDArray[np.intp],
     carried_step: NDArray[np.int32],
     carried: Sequence[StepPlan],
     measured: Mapping[str, Mapping[str, float]],
 ) -> Plan:
     """A plan that is carried over as it is, and one more step with the pairs that are new.
 
-    carried_step: int32[n], the step of each pair in the plan that is carried, 0 where it has none.
+    carried_rows, carried_step: intp[m] and int32[m], pair and step of each entry of the plan that
+    is carried; a pair without an entry is new.
     carried: the steps of that plan; ``measured``: the summaries that it rests on.
 
     Raises :class:`PartitionError` where no pair is new, and where a carried step would not have
     the pairs that it had.
     """
     number = len(carried) + 1
-    is_new = carried_step == 0
+    is_new = np.ones(len(pairs), dtype=bool)
+    is_new[carried_rows] = False
     if not is_new.any():
         raise PartitionError("no pair is new and trainable: there is nothing to extend the run by")
-    step_of = np.where(is_new, np.int32(number), carried_step)
-    digests = _digests(pairs.ids, step_of, number)
+    new_rows = np.flatnonzero(is_new)
+    rows, step_of = in_order(
+        np.concatenate([carried_rows, new_rows]),
+        np.concatenate([carried_step, np.full(len(new_rows), number, dtype=np.int32)]),
+    )
+    digests = _digests(pairs.ids[rows], step_of, number)
     for step, digest in zip(carried, digests, strict=False):
         if step.digest != digest:
             raise PartitionError(
@@ -223,6 +272,7 @@ def extend_plan(
     )
     return Plan(
         settings=settings,
+        rows=rows,
         step_of=step_of,
         steps=(*carried, new),
         measured=measured,

@@ -58,9 +58,11 @@ class PartitionSettings:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What a strategy decided.
+    """What a strategy decided: a table of pair and step.
 
-    step_of: int32[n], the step of each pair, from 1.
+    step_of: int32[m], the step of each entry, from 1.
+    rows: intp[m], the pair of each entry; None: entry i is pair i. A pair may be in several steps,
+        and is in one at least.
     contents: what each step is made of, in words; as many as there are steps.
     measured: summaries of the features that the decision rests on, so that it can be explained:
         name of the summary -> what it is of -> value.
@@ -68,6 +70,7 @@ class Assignment:
 
     step_of: NDArray[np.int32]
     contents: tuple[str, ...]
+    rows: NDArray[np.intp] | None = None
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

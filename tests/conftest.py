@@ -27,7 +27,6 @@ from sdpo.inputs import demo
 from sdpo.inputs.demo.model import write_model
 from sdpo.promotion.versions import promote
 
-
 LONGEST_FIRST = (
     *("test_faults", "test_zero", "test_supervisor", "test_replay", "test_resume", "test_history"),
     *("test_distributed", "test_other_models", "test_cli", "test_retrain", "test_cases"),

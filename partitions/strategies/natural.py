@@ -1,5 +1,7 @@
 """The natural partition: each step is one source of pairs, or a named group of sources.
 
+A source that several groups name is trained on in each of their steps.
+
 The order of steps is the recipe's, easy first, or hard first. Easy first is the rule of sDPO's
 second version (arXiv 2403.19270v2), which sorts sources by reward accuracy under M_0, highest
 first. At M_0 policy and reference are the same model and the implicit reward is zero everywhere, so
@@ -31,24 +33,27 @@ def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:
         shares = _shares_above_zero(pairs, groups)
         groups = tuple(sorted(groups, key=lambda group: sign * shares[group]))
         measured = {"share_gamma_above_0": {_title(group): shares[group] for group in groups}}
+    rows, step_of = _entries(pairs, groups)
     return Assignment(
-        step_of=_group_of_source(pairs, groups)[pairs.source] + np.int32(1),
+        step_of=step_of,
+        rows=rows,
         contents=tuple(f"source {_title(group)}" for group in groups),
         measured=measured,
     )
 
 
 def _check_groups(groups: tuple[Group, ...], sources: tuple[str, ...]) -> None:
-    """Every source exactly once, and nothing else."""
-    named = Counter(name for group in groups for name in group)
+    """Every source, in no group twice, and nothing else."""
+    named = {name for group in groups for name in group}
     for name in named:
         if name not in sources:
             raise PartitionError(f"partition.groups: source {unknown(name, sources)}")
-    if repeated := [name for name, times in named.items() if times > 1]:
-        raise PartitionError(
-            f"partition.groups names {', '.join(repeated)} more than once: a source belongs to "
-            "one step"
-        )
+    for number, group in enumerate(groups, 1):
+        if repeated := [name for name, times in Counter(group).items() if times > 1]:
+            raise PartitionError(
+                f"partition.groups: group {number} names {', '.join(repeated)} more than once: "
+                "name a source once in a group (and in several groups to train on it in each)"
+            )
     if missing := [name for name in sources if name not in named]:
         raise PartitionError(
             f"partition.groups leaves out {', '.join(missing)}: add each to a group, or take it "
@@ -60,10 +65,20 @@ def _check_groups(groups: tuple[Group, ...], sources: tuple[str, ...]) -> None:
         )
 
 
-def _group_of_source(pairs: Pairs, groups: tuple[Group, ...]) -> NDArray[np.int32]:
-    """int32[sources]: the position of each source's group."""
-    position = {name: i for i, group in enumerate(groups) for name in group}
-    return np.array([position[name] for name in pairs.source_names], dtype=np.int32)
+def _entries(
+    pairs: Pairs, groups: tuple[Group, ...]
+) -> tuple[NDArray[np.intp] | None, NDArray[np.int32]]:
+    """Pair and step of every entry, as an assignment has them; no rows where each pair has one."""
+    if sum(map(len, groups)) == len(pairs.source_names):
+        position = {name: step for step, group in enumerate(groups, 1) for name in group}
+        of_source = np.array([position[name] for name in pairs.source_names], dtype=np.int32)
+        return None, of_source[pairs.source]
+    code = {name: i for i, name in enumerate(pairs.source_names)}
+    members = [
+        np.flatnonzero(np.isin(pairs.source, [code[name] for name in group])) for group in groups
+    ]
+    steps = np.arange(1, len(groups) + 1, dtype=np.int32)
+    return np.concatenate(members), np.repeat(steps, [len(rows) for rows in members])
 
 
 def _shares_above_zero(pairs: Pairs, groups: tuple[Group, ...]) -> dict[Group, float]:
@@ -76,9 +91,10 @@ def _shares_above_zero(pairs: Pairs, groups: tuple[Group, ...]) -> dict[Group, f
             f"{', '.join(pairs.source_names[code] for code in codes)}): measure gamma under M_0 "
             "for every pair, or set partition.order to `given`"
         )
-    group_of = _group_of_source(pairs, groups)[pairs.source]
-    total = np.bincount(group_of, minlength=len(groups))
-    above = np.bincount(group_of[gamma > 0], minlength=len(groups))
+    rows, step_of = _entries(pairs, groups)
+    total = np.bincount(step_of, minlength=len(groups) + 1)[1:]
+    is_above = gamma > 0 if rows is None else gamma[rows] > 0
+    above = np.bincount(step_of[is_above], minlength=len(groups) + 1)[1:]
     return {group: float(above[i]) / max(int(total[i]), 1) for i, group in enumerate(groups)}
 
 

@@ -16,7 +16,13 @@ from partitions import Plan, StepPlan, extend_plan, ids_to_bytes
 from sdpo.chain.context import Context, Outcome, run_once
 from sdpo.chain.data import check_sources
 from sdpo.chain.new_pairs import NewPairs, read_column, read_new
-from sdpo.chain.plan import check_steps, pairs_of, partition_settings, publish_plan
+from sdpo.chain.plan import (
+    check_steps,
+    pairs_of,
+    partition_settings,
+    plan_entries,
+    publish_plan,
+)
 from sdpo.chain.reserve import reserve_by, reserved_by_settings
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
@@ -199,7 +205,7 @@ def partition(context: Context) -> Plan:
     carried = context.carried
     assert carried is not None, "only a run that extends another one carries anything"
     usable = Columns(context.run.usable)
-    plan, step_of = _plan(context, usable)
+    plan, trained = _plan(context, usable)
     identity = {
         "usable": file_digest(context.run.usable),
         "carried": carried.files["plan.parquet"],
@@ -208,7 +214,8 @@ def partition(context: Context) -> Plan:
 
     def make() -> Outcome:
         features, scorers = _carried_features(context.run, usable)
-        publish_plan(context, usable, step_of, plan, features=features, scorers=scorers)
+        rows, step_of = plan_entries(usable, trained, plan)
+        publish_plan(context, usable, rows, step_of, plan, features=features, scorers=scorers)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     run_once(context, "plan", identity, make)
@@ -229,19 +236,27 @@ def _carried_features(
 
 
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
-    """The plan, and the step of every usable pair: 0 for the reserve."""
+    """The plan, and the rows of ``usable`` that it is of: those that are trained on."""
     there = read_json(carried_folder(context.run) / "plan.json")
-    step_of_pair = _carried_steps(Columns(carried_folder(context.run) / "plan.parquet"))
     pairs, trained = pairs_of(context, usable, {})
-    ids = _keys(pairs.ids)
+    carried_rows, carried_step = _carried_entries(context.run, pairs.ids)
     fields = ("step", "contents", "pairs", "sources", "digest")
     plan = extend_plan(
         pairs,
         partition_settings(context),
-        carried_step=np.array([step_of_pair.get(i, 0) for i in ids], dtype=np.int32),
+        carried_rows=carried_rows,
+        carried_step=carried_step,
         carried=[StepPlan(**{name: step[name] for name in fields}) for step in there["steps"]],
         measured=there["measured"],
     )
-    step_of = np.zeros(usable.rows, dtype=np.int32)
-    step_of[trained] = plan.step_of
-    return plan, step_of
+    return plan, trained
+
+
+def _carried_entries(run: RunFolder, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pair and step of every entry of the carried plan whose pair is among ``ids`` and trained."""
+    there = Columns(carried_folder(run) / "plan.parquet")
+    row_of = {pair: row for row, pair in enumerate(_keys(ids))}
+    rows = np.array([row_of.get(pair, -1) for pair in _keys(there.ids("pair_id"))], dtype=np.intp)
+    steps = there.numbers("step").astype(np.int32)
+    kept = (rows >= 0) & (steps > 0)
+    return rows[kept], steps[kept]

@@ -13,6 +13,7 @@ from partitions import (
     Pairs,
     PartitionSettings,
     Plan,
+    in_order,
     make_plan,
     ordering_key,
     prompt_overlap,
@@ -175,10 +176,9 @@ def partition(context: Context) -> Plan:
     }
 
     def make() -> Outcome:
-        step_of = np.zeros(usable.rows, dtype=np.int32)
-        step_of[trained] = plan.step_of
+        rows, step_of = plan_entries(usable, trained, plan)
         scorers = {name: _scorer(context, name) for name in features}
-        publish_plan(context, usable, step_of, plan, features=features, scorers=scorers)
+        publish_plan(context, usable, rows, step_of, plan, features=features, scorers=scorers)
         return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
 
     for name in plan.ignored_settings:
@@ -238,29 +238,42 @@ def _strata(context: Context, rows: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
+def plan_entries(usable: Columns, trained: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of ``plan.parquet``: rows of ``usable`` and steps, by row and then by step.
+
+    ``trained`` are the rows that ``plan`` is of; the others are the reserve, whose step is 0.
+    """
+    reserved = np.flatnonzero(usable.numbers("reserved"))
+    return in_order(
+        np.concatenate([reserved, trained[plan.rows]]),
+        np.concatenate([np.zeros(len(reserved), dtype=np.int32), plan.step_of]),
+    )
+
+
 def publish_plan(
     context: Context,
     usable: Columns,
+    rows: np.ndarray,
     step_of: np.ndarray,
     plan: Plan,
     *,
     features: Mapping[str, np.ndarray],
     scorers: Mapping[str, str],
 ) -> None:
-    """Publish ``plan.parquet`` and ``plan.json``; ``step_of`` is 0 for reserved pairs.
+    """Publish ``plan.parquet`` and ``plan.json``: a row for each entry, that is for each pair and
+    step; ``rows`` are those of ``usable``, ``step_of`` is 0 for reserved pairs.
 
     ``features`` are those of every usable pair, ``scorers`` the digests of what gave them.
     """
     columns = {
         "step": step_of,
-        "sampled": _sampled(context, usable, step_of, steps=len(plan.steps)),
-        **{f"feature:{name}": values for name, values in sorted(features.items())},
+        "sampled": _sampled(context, usable.ids("pair_id")[rows], step_of, steps=len(plan.steps)),
+        **{f"feature:{name}": values[rows] for name, values in sorted(features.items())},
     }
     with publish_file(context.run.plan) as temporary:
-        append_columns(
-            usable.path, temporary, ["pair_id", "prompt_key", "source", "token_row"], columns
-        )
-    content = _plan_summary(context, usable, step_of, plan)
+        named = ["pair_id", "prompt_key", "source", "token_row"]
+        append_columns(usable.path, temporary, named, columns, rows=rows)
+    content = _plan_summary(context, usable, rows, step_of, plan)
     content["features"] = {
         name: {"digest": column_digest(values), "scorer": scorers[name]}
         for name, values in sorted(features.items())
@@ -277,11 +290,11 @@ def _scorer(context: Context, feature: str) -> str:
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
-def _sampled(context: Context, usable: Columns, step_of: np.ndarray, *, steps: int) -> np.ndarray:
-    """Which pairs every model is measured on, bool ``[rows]``: the reserve whole, a draw of each
-    partition."""
+def _sampled(context: Context, ids: np.ndarray, step_of: np.ndarray, *, steps: int) -> np.ndarray:
+    """Which entries every model is measured on, bool ``[entries]``: the reserve whole, a draw of
+    each partition."""
     probe = context.config.probe
-    order = np.argsort(ordering_key(usable.ids("pair_id"), probe.seed))
+    order = np.argsort(ordering_key(ids, probe.seed))
     sampled: np.ndarray = step_of == 0
     for number in range(1, steps + 1):
         members = order[step_of[order] == number]
@@ -290,15 +303,15 @@ def _sampled(context: Context, usable: Columns, step_of: np.ndarray, *, steps: i
 
 
 def _plan_summary(
-    context: Context, usable: Columns, step_of: np.ndarray, plan: Plan
+    context: Context, usable: Columns, rows: np.ndarray, step_of: np.ndarray, plan: Plan
 ) -> dict[str, Any]:
     tokens = TokenFile.open(tokens_path(context))
-    rows = usable.numbers("token_row")
+    token_rows = usable.numbers("token_row")[rows]
     content = plan.to_dict()
     content["reserve"] = _reserve_counts(context)
-    content["overlap"] = prompt_overlap(usable.ids("prompt_key"), step_of)
+    content["overlap"] = prompt_overlap(usable.ids("prompt_key")[rows], step_of)
     for entry in content["steps"]:
-        lengths = tokens.length_summary(rows[step_of == entry["step"]])
+        lengths = tokens.length_summary(token_rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
     return content
 

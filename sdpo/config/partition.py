@@ -40,7 +40,9 @@ class PartitionConfig(Group):
         "large margin or short pairs first (`given`, `easy_first`), or last.",
     )
     groups: Annotated[list[list[str]], _FROM_THE_FIRST] = Field(
-        [], description="Natural steps made of several sources, by name; empty: one source each."
+        [],
+        description="Natural steps made of several sources, by name; empty: one source each. A "
+        "source that several groups name is trained on in each of their steps.",
     )
     fractions: Annotated[list[float], Unit(SHARE), _FROM_THE_FIRST] = Field(
         [0.1667, 0.8333],

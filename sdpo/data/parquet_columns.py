@@ -105,9 +105,17 @@ def write_parts(path: Path, schema: pa.Schema, rows: int, part: Any) -> None:
 
 
 def append_columns(
-    source: Path, out: Path, names: Sequence[str], more: Mapping[str, np.ndarray]
+    source: Path,
+    out: Path,
+    names: Sequence[str],
+    more: Mapping[str, np.ndarray],
+    *,
+    rows: np.ndarray,
 ) -> None:
-    """Write ``out``: the columns ``names`` of the Parquet file ``source``, and ``more`` of them."""
+    """Write ``out``: the columns ``names`` of ``rows`` of the file ``source``, and ``more``.
+
+    ``rows`` ascend; one may be there several times. ``more`` has a value for each of them.
+    """
     fields = [pq.read_schema(source).field(name) for name in names]
     added = [pa.field(name, pa.from_numpy_dtype(values.dtype)) for name, values in more.items()]
     start = 0
@@ -116,8 +124,10 @@ def append_columns(
         pq.ParquetWriter(out, pa.schema(fields + added), use_dictionary=["source"]) as writer,
     ):
         for batch in file.iter_batches(PART_ROWS, columns=list(names), use_threads=False):
-            rows = slice(start, start + batch.num_rows)
-            columns = [batch[name] for name in names]
-            columns += [pa.array(values[rows]) for values in more.values()]
+            stop = start + batch.num_rows
+            part = slice(*np.searchsorted(rows, [start, stop]))
+            taken = batch.take(pa.array(rows[part] - start))
+            columns = [taken[name] for name in names]
+            columns += [pa.array(values[part]) for values in more.values()]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=writer.schema))
-            start = rows.stop
+            start = stop

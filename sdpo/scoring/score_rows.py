@@ -98,7 +98,7 @@ def score_rows(
     for part in cache.damaged:
         events.warning(f"cache part {part} is damaged: its rows are scored again")
     cache.damaged.clear()
-    missing = _agreed(scorer.accelerator, np.flatnonzero(~found.present))
+    missing = _agreed(scorer.accelerator, _each_once(rows, np.flatnonzero(~found.present)))
     if len(missing):
         _compute(scorer, tokens, rows[missing], cache=cache, events=events, phase=phase)
         scorer.accelerator.wait_for_everyone()
@@ -109,6 +109,12 @@ def score_rows(
     is_new = np.zeros(len(rows), dtype=np.bool_)
     is_new[missing] = True
     return Scored(found, is_new)
+
+
+def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Of ``items`` the first of each row: a pair may belong to several steps."""
+    _, first = np.unique(rows[items], return_index=True)
+    return items[np.sort(first)]
 
 
 def _agreed(accelerator: Any, missing: np.ndarray) -> np.ndarray:

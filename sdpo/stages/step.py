@@ -120,7 +120,7 @@ def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) 
         per_token = chosen / tokens.chosen_lengths[rows] - rejected / tokens.rejected_lengths[rows]
         gamma = {"gamma": chosen - rejected, "gamma_per_token": per_token}
         with publish_file(RunFolder(spec.run).features) as temporary:
-            append_columns(spec.usable, temporary, ["pair_id"], gamma)
+            append_columns(spec.usable, temporary, ["pair_id"], gamma, rows=np.arange(len(rows)))
     return {"computed": scored.computed, "cached": scored.cached}
 
 

@@ -40,14 +40,39 @@ def test_named_groups_of_sources_are_steps_in_their_order():
     [
         ([["orca", "ultra"], ["maths"]], "`maths` is not known .*did you mean `math`"),
         ([["orca", "ultra"]], "leaves out math"),
-        ([["orca", "ultra"], ["math", "orca"]], "names orca more than once"),
-        ([["orca", "orca"], ["math", "ultra"]], "names orca more than once"),
+        ([["orca", "orca"], ["math", "ultra"]], "group 1 names orca more than once"),
         ([["orca", "ultra"], [], ["math"]], "group 2 names no source"),
     ],
 )
-def test_groups_that_do_not_name_each_source_once_are_refused(groups, message):
+def test_groups_that_leave_a_source_out_or_name_it_twice_are_refused(groups, message):
     with pytest.raises(PartitionError, match=message):
         make_plan(pairs_of([1, 1, 1]), PartitionSettings(groups=groups))
+
+
+def test_a_source_that_several_groups_name_is_in_each_of_their_steps():
+    groups = [["orca"], ["ultra", "math"], ["math", "orca"]]
+    pairs = pairs_of([2, 3, 1])
+    plan = make_plan(pairs, PartitionSettings(groups=groups))
+    assert plan.rows.tolist() == [0, 0, 1, 1, 2, 3, 4, 5, 5]
+    assert plan.step_of.tolist() == [1, 3, 1, 3, 2, 2, 2, 2, 3]
+    assert [step.sources for step in plan.steps] == [
+        {"orca": 2},
+        {"ultra": 3, "math": 1},
+        {"orca": 2, "math": 1},
+    ]
+    assert plan.to_dict()["pairs"] == 6
+    alone = make_plan(pairs_of([2]), PartitionSettings())
+    assert plan.steps[0].digest == alone.steps[0].digest, (
+        "of the step's pairs, whatever others have"
+    )
+
+
+def test_easy_first_counts_a_repeated_source_in_each_of_its_steps():
+    settings = PartitionSettings(order="easy_first", groups=[["orca", "ultra"], ["orca", "math"]])
+    plan = make_plan(pairs_of([1, 2, 3], gamma=[1, -1, -1, 1, 1, -1]), settings)
+    assert contents(plan) == ["source orca + math", "source orca + ultra"]
+    assert plan.measured["share_gamma_above_0"] == {"orca + ultra": 1 / 3, "orca + math": 0.75}
+    assert plan.step_of[plan.rows == 0].tolist() == [1, 2]
 
 
 def test_an_empty_source_is_named():

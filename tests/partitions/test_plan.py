@@ -173,10 +173,12 @@ def only_orca(rows):
 
 def extended(carried_step):
     before = make_plan(only_orca([0, 1]), PartitionSettings())
+    carried = np.array(carried_step, dtype=np.int32)
     after = extend_plan(
         four_pairs(),
         PartitionSettings(),
-        carried_step=np.array(carried_step, dtype=np.int32),
+        carried_rows=np.flatnonzero(carried),
+        carried_step=carried[carried > 0],
         carried=before.steps,
         measured={"of": {"what": 1.0}},
     )
@@ -204,3 +206,42 @@ def test_a_plan_that_grows_keeps_its_steps_and_gets_one_of_what_is_new():
 def test_a_plan_that_cannot_grow_says_why(carried_step, named):
     with pytest.raises(PartitionError, match=named):
         extended(carried_step)
+
+
+def test_a_pair_of_several_steps_keeps_them_when_the_plan_grows():
+    twice = PartitionSettings(groups=[["orca"], ["orca"]])
+    before = make_plan(only_orca([0, 1]), twice)
+    after = extend_plan(
+        four_pairs(),
+        twice,
+        carried_rows=before.rows,
+        carried_step=before.step_of,
+        carried=before.steps,
+        measured={},
+    )
+    assert after.rows.tolist() == [0, 0, 1, 1, 2, 3]
+    assert after.step_of.tolist() == [1, 2, 1, 2, 3, 3]
+    assert after.steps[:2] == before.steps
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "message"),
+    [
+        ([0, 1, 2], [1, 1, 1], "leaves 1 of 4 pairs without a step"),
+        ([0, 1, 2, 3, 3], [1, 1, 1, 2, 2], "into one step more than once: 1"),
+        ([0, 1, 2, 4], [1, 1, 1, 1], "names rows that are none of the 4 pairs"),
+        ([0, 1, 2, 3], [1, 1, 2], r"int32\[4\] was due"),
+    ],
+)
+def test_a_table_of_pair_and_step_that_does_not_hold_up_is_refused(
+    monkeypatch, rows, steps, message
+):
+    def assign(pairs, settings):
+        return Assignment(
+            step_of=np.array(steps, dtype=np.int32), contents=("a", "b"), rows=np.array(rows)
+        )
+
+    broken = replace(get("single"), name="broken", assign=assign)
+    monkeypatch.setattr(plan_module, "get", lambda name: broken)
+    with pytest.raises(PartitionError, match=message):
+        make_plan(four_pairs(), PartitionSettings(strategy="broken"))
