@@ -31,6 +31,17 @@ class ColumnsConfig(Group):
     system: str = Field("", description="Column of the system message.")
     chosen_score: str = Field("", description="Column of the chosen answer's score.")
     rejected_score: str = Field("", description="Column of the rejected answer's score.")
+    answers: str = Field(
+        "", description="Column of a list of answers, of which pairs are made by scores or ranks."
+    )
+    answer_text: str = Field("", description="Path of the text within an answer of the list.")
+    scores: str = Field(
+        "",
+        description="List of scores beside the answers, or a score's path in each: more is better.",
+    )
+    ranks: str = Field(
+        "", description="List of ranks beside the answers, or a rank's path in each: 1 is the best."
+    )
     winner: str = Field(
         "", description="Column that says which of `chosen` and `rejected` is the better answer."
     )
@@ -70,6 +81,19 @@ class SourceConfig(Group):
     contradictions: Literal["refuse", "swap", "keep"] = Field(
         "refuse",
         description="What becomes of a pair whose chosen side scores less than the rejected one.",
+    )
+    ranked_by: Literal["auto", "scores", "ranks", "order"] = Field(
+        "auto",
+        description="What ranks a list of answers; `order`: the best stands first; `auto`: the "
+        "scores or the ranks that are there.",
+    )
+    pairing: Literal["best_worst", "best_random", "all"] = Field(
+        "best_worst",
+        description="Pairs of a list of answers: the best against the worst, or against one drawn "
+        "of those that are worse; or all that differ.",
+    )
+    min_score_gap: Annotated[float, Unit("of the data's own scores")] = Field(
+        0, ge=0, description="Leave out pairs whose scores differ by less; 0: none."
     )
     max_pairs: Annotated[int, Unit("pairs")] = Field(
         0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
@@ -123,7 +147,7 @@ class DataConfig(Group):
         1024, ge=8, description="Tokens of prompt + completion that are kept, from the start."
     )
     seed: Annotated[int, Unit(NO_UNIT), _BEFORE_TOKENS] = Field(
-        42, ge=0, description="Seed of `max_pairs` and `limit`."
+        42, ge=0, description="Seed of `max_pairs`, `limit` and drawn answers."
     )
     limit: Annotated[int, Unit("pairs"), _BEFORE_TOKENS] = Field(
         0,

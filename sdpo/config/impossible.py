@@ -49,6 +49,31 @@ def impossible_sources(data: DataConfig) -> list[str]:
     ]
 
 
+def impossible_lists(data: DataConfig) -> list[str]:
+    """Sources that say twice where their answers are, or what ranks them."""
+    problems = []
+    for index, source in enumerate(data.sources):
+        columns, where = source.columns, f"data.sources.{index}"
+        sides = [n for n in ("chosen", "rejected", "winner", "chosen_score") if getattr(columns, n)]
+        if columns.answers and sides:
+            problems.append(
+                f"{where}.columns has `answers`, a list of which pairs are made, and `{sides[0]}`, "
+                "which says where a side is: leave out one of them"
+            )
+        named = [name for name in ("scores", "ranks") if getattr(columns, name)]
+        if len(named) > 1:
+            problems.append(
+                f"{where}.columns has `scores` and `ranks`: leave out the one by which answers are "
+                "not to be ranked"
+            )
+        elif named and source.ranked_by not in ("auto", named[0]):
+            problems.append(
+                f"{where}.ranked_by is `{source.ranked_by}`, and `columns.{named[0]}` is set: "
+                "leave out one of them"
+            )
+    return problems
+
+
 def impossible_partition(partition: PartitionConfig) -> list[str]:
     """Fractions that are no fractions, where the strategy reads them."""
     if "fractions" not in strategy_uses(partition.strategy):

@@ -1,21 +1,21 @@
 """Normalising the rows of a source to pairs, in the layout that its columns were recognised as.
 
 Where the sides are whole dialogues, they carry the prompt; of a prompt column beside them only a
-system message that they lack is taken. Ranked ``answers`` are paired best against worst. Text is
-never changed: in a ``chat`` source a text prompt becomes a user's turn and a text answer an
-assistant's, in a ``text`` source every part stays the text that it is.
+system message that they lack is taken. Of a list of answers pairs are made
+(:mod:`sdpo.data.lists`). Text is never changed: in a ``chat`` source a text prompt becomes a user's
+turn and a text answer an assistant's, in a ``text`` source every part stays the text that it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sdpo.config import ColumnsConfig
 from sdpo.data.cells import cell, is_nothing
+from sdpo.data.lists import Pairing, RankedBy, pairs_of, ranked
 from sdpo.data.messages import (
     NotText,
-    best_and_worst,
     is_conversation,
     is_transcript,
     like_transcript,
@@ -62,6 +62,9 @@ NOTES: dict[Note, str] = {
 }
 """What is to be known of rows that are used all the same, with the remedy."""
 
+_TOO_NEAR = ("tie", "score_gap")
+_Sides = tuple[Any, Any, float | None, float | None]
+"""The chosen and the rejected side as a row has them, and their scores."""
 _TEMPLATE_VARIABLES = ("chat_template_kwargs", "enable_thinking", "custom_instructions")
 
 
@@ -86,11 +89,19 @@ class PairNormaliser:
         columns: ColumnsConfig,
         strata: Sequence[str] = (),
         contradictions: Contradictions = "refuse",
+        ranked_by: RankedBy = "auto",
+        pairing: Pairing = "best_worst",
+        min_score_gap: float = 0,
+        seed: int = 0,
     ):
         self.layout: Layout | None = None
         self.notes: list[Note] = []
         """Of the row that was converted last."""
         self._contradictions = contradictions
+        self._ranked_by: RankedBy = ranked_by
+        self._pairing: Pairing = pairing
+        self._min_score_gap = min_score_gap
+        self._seed = seed
         self._format = format
         self._mapping = columns
         self._strata = list(strata)
@@ -99,18 +110,25 @@ class PairNormaliser:
         if columns.chosen_score:
             self._absent += [columns.chosen_score, columns.rejected_score]
 
-    def convert(self, row: Row) -> Candidate | Rejection:
-        """The pair in ``row``, or why it is none.
+    def convert(self, row: Row) -> list[Candidate | Rejection]:
+        """The pair in ``row``, or why it is none; the pairs, where it has a list of answers.
 
         Raises:
             DataError: the source cannot be used at all (the message does not name the row).
         """
         layout = self._look_at(row)
         try:
-            made = self._pair(row, layout)
+            refuse_media(row)
+            made = [self._pair(row, layout, sides) for sides in self._sides(row, layout)]
         except NotText as reason:
-            return Rejection(reason.reason, str(reason))
-        self.notes = _notes(row, layout, self._format) if isinstance(made, Candidate) else []
+            return [Rejection(reason.reason, str(reason))]
+        pairs = [each for each in made if isinstance(each, Candidate)]
+        self.notes = _notes(row, layout, self._format) if pairs else []
+        if self._pairing == "all":
+            # A list gives the pairs that differ enough: the others are told where it gives none.
+            unequal = {e.reason: e for e in reversed(made) if isinstance(e, Rejection)}
+            others = [e for e in unequal.values() if e.reason not in _TOO_NEAR or not pairs]
+            return [*pairs, *others]
         return made
 
     def strata_of(self, row: Row) -> dict[str, str]:
@@ -138,7 +156,8 @@ class PairNormaliser:
 
     def _look_at(self, row: Row) -> Layout:
         if self.layout is None:
-            self.layout = recognise(row, self._mapping)
+            self.layout = recognise(row, self._mapping, ranked_by=self._ranked_by)
+            self._check_list(self.layout)
         known = row.keys() <= self._columns.keys()
         if not known:
             self._columns.update(dict.fromkeys(row))
@@ -155,16 +174,36 @@ class PairNormaliser:
             self._absent = [path for path in self._absent if not has_path(row, path)]
         return self.layout
 
-    def _pair(self, row: Row, layout: Layout) -> Candidate | Rejection:
-        refuse_media(row)
+    def _check_list(self, layout: Layout) -> None:
+        """Refuse settings of lists where the rows have none."""
+        mapped = [n for n in ("answer_text", "scores", "ranks") if getattr(self._mapping, n)]
+        given = [f"columns.{name}" for name in mapped]
+        given += ["ranked_by"] if self._ranked_by != "auto" else []
+        given += ["pairing"] if self._pairing != "best_worst" else []
+        if given and not layout.answers:
+            raise DataError(
+                f"{', '.join(given)} of the source would have no effect: its rows have no list of "
+                f"answers, they are read as {layout.name}. Leave it out, or name the list in "
+                "`columns.answers`"
+            )
+
+    def _sides(self, row: Row, layout: Layout) -> Iterator[_Sides]:
+        """Both sides of every pair in a row, as the row has them, with their scores."""
         if layout.answers:
-            sides = best_and_worst(lookup(row, layout.answers))
-            chosen, rejected, chosen_score, rejected_score = sides
-        else:
-            chosen = cell(lookup(row, layout.chosen), f"`{layout.chosen}`")
-            rejected = cell(lookup(row, layout.rejected), f"`{layout.rejected}`")
-            chosen_score = self._score(row, layout.chosen_score)
-            rejected_score = self._score(row, layout.rejected_score)
+            prompt = lookup(row, layout.fields.prompt)
+            answers = ranked(row, layout.answers)
+            for one, other in pairs_of(answers, self._pairing, seed=self._seed, prompt=prompt):
+                yield one.answer, other.answer, one.score, other.score
+            return
+        yield (
+            cell(lookup(row, layout.chosen), f"`{layout.chosen}`"),
+            cell(lookup(row, layout.rejected), f"`{layout.rejected}`"),
+            self._score(row, layout.chosen_score),
+            self._score(row, layout.rejected_score),
+        )
+
+    def _pair(self, row: Row, layout: Layout, sides: _Sides) -> Candidate | Rejection:
+        chosen, rejected, chosen_score, rejected_score = sides
         if not layout.fields.prompt and (
             problem := _implicit_problem(row, layout, chosen, rejected)
         ):
@@ -179,7 +218,7 @@ class PairNormaliser:
                 return Rejection("no_winner", f"`{layout.winner}` is {winner!r}")
         if _contradicts(pair) and self._contradictions == "swap":
             pair = _swapped(pair)
-        problem = _problem(row, layout, pair)
+        problem = _problem(row, layout, pair) or self._too_near(pair)
         if problem or not _contradicts(pair) or self._contradictions == "keep":
             return problem or pair
         return Rejection(
@@ -187,6 +226,18 @@ class PairNormaliser:
             f"the chosen side scores {pair.chosen_score:g} and the rejected one "
             f"{pair.rejected_score:g}: set the source's `contradictions` to `swap` (the better "
             "score is chosen) or `keep`",
+        )
+
+    def _too_near(self, pair: Candidate) -> Rejection | None:
+        chosen, rejected, least = pair.chosen_score, pair.rejected_score, self._min_score_gap
+        if not least:
+            return None
+        if chosen is None or rejected is None:
+            return Rejection("score_gap", "min_score_gap is set, and the pair has not both scores")
+        if abs(chosen - rejected) >= least:
+            return None
+        return Rejection(
+            "score_gap", f"the sides score {chosen:g} and {rejected:g}: min_score_gap is {least:g}"
         )
 
     def _score(self, row: Row, path: str) -> float | None:
@@ -206,10 +257,10 @@ _Parts = tuple[list[Message], list[Message], list[Message]]
 
 
 def _as_text(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
-    refuse_conversation(chosen, layout.chosen or layout.answers)
-    refuse_conversation(rejected, layout.rejected or layout.answers)
-    left = plain_text(chosen, f"`{layout.chosen}`")
-    right = plain_text(rejected, f"`{layout.rejected}`")
+    (one, left), (other, right) = _named(layout, chosen, rejected)
+    refuse_conversation(left, one)
+    refuse_conversation(right, other)
+    left, right = plain_text(left, f"`{one}`"), plain_text(right, f"`{other}`")
     if layout.fields.prompt and not whole_transcripts(left, right):
         prompt = text_prompt(row, layout.fields)
     else:
@@ -228,8 +279,10 @@ def _as_chat(row: Row, layout: Layout, chosen: object, rejected: object) -> _Par
 
 
 def _from_messages(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
-    left = messages_of(chosen, f"`{layout.chosen}`", role="assistant")
-    right = messages_of(rejected, f"`{layout.rejected}`", role="assistant")
+    left, right = (
+        messages_of(side, f"`{name}`", role="assistant")
+        for name, side in _named(layout, chosen, rejected)
+    )
     if layout.chosen == layout.fields.prompt:  # the dialogue's last turn is the chosen side
         last = len(left) - 1 if left and left[-1].role == "assistant" else len(left)
         return left[:last], left[last:], right
@@ -244,8 +297,7 @@ def _from_messages(row: Row, layout: Layout, chosen: object, rejected: object) -
 
 
 def _from_strings(row: Row, layout: Layout, chosen: object, rejected: object) -> _Parts:
-    left = plain_text(chosen, f"`{layout.chosen or layout.answers}`")
-    right = plain_text(rejected, f"`{layout.rejected or layout.answers}`")
+    left, right = (plain_text(side, f"`{name}`") for name, side in _named(layout, chosen, rejected))
     in_sides = not layout.fields.prompt or whole_transcripts(left, right)
     if in_sides:
         prompt, left, right = split_texts(left, right)
@@ -255,6 +307,12 @@ def _from_strings(row: Row, layout: Layout, chosen: object, rejected: object) ->
         return transcript_prompt(prompt), transcript_answer(left), transcript_answer(right)
     turns = [Message("user", prompt)] if in_sides else chat_prompt(row, layout.fields)
     return turns, [Message("assistant", left)], [Message("assistant", right)]
+
+
+def _named(layout: Layout, chosen: object, rejected: object) -> list[tuple[str, Any]]:
+    """Both sides with the columns that they stand in."""
+    path = layout.answers.path if layout.answers else ""
+    return [(layout.chosen or path, chosen), (layout.rejected or path, rejected)]
 
 
 def _swapped(pair: Candidate) -> Candidate:

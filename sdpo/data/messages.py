@@ -5,7 +5,6 @@ column means what is :mod:`sdpo.data.formats`.
 """
 
 import re
-from typing import Any
 
 from sdpo.data.schema import Message
 
@@ -219,26 +218,3 @@ def _turns(text: str) -> list[Message]:
         Message(_ROLES[mark.lower()], content.removeprefix(" "))
         for mark, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
-
-
-def best_and_worst(answers: Any) -> tuple[object, object, float | None, float | None]:
-    """Pair a ranked list: the best answer against the worst.
-
-    Answers are ``{"answer": ..., "rank": ...}`` objects, rank 1 the best. Of several at the best
-    rank the first in the list is taken, at the worst the last. Ranks are returned as scores
-    (negated, so that more is better); all answers at one rank come out as a tie.
-
-    Raises:
-        NotText: not a list of at least two ranked answers.
-    """
-    if not isinstance(answers, list) or len(answers) < 2:
-        raise NotText("`answers` is not a list of at least two ranked answers")
-    ranked: list[tuple[float, object]] = []
-    for item in answers:
-        rank = item.get("rank") if isinstance(item, dict) else None
-        if not isinstance(rank, int | float) or isinstance(rank, bool):
-            raise NotText("`answers` holds an answer without a numeric `rank`")
-        ranked.append((float(rank), item.get("answer")))
-    best = min(ranked, key=lambda entry: entry[0])
-    worst = max(reversed(ranked), key=lambda entry: entry[0])
-    return best[1], worst[1], -best[0], -worst[0]

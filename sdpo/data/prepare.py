@@ -180,6 +180,10 @@ class _Collected:
             columns=source.columns,
             strata=self._strata,
             contradictions=source.contradictions,
+            ranked_by=source.ranked_by,
+            pairing=source.pairing,
+            min_score_gap=source.min_score_gap,
+            seed=self._data.seed,
         )
         self._reader = reader_of(source.layout) if source.layout else None
         self.names.append(name)
@@ -214,19 +218,28 @@ class _Collected:
         normaliser = self._normalisers[-1]
         read = self._read_layout(row)
         if isinstance(read, Rejection):
-            made: Candidate | Rejection = read
-        else:
-            row = read
-            made = normaliser.convert(row)
+            self._reject(number, read)
+            return
+        candidates = normaliser.convert(read)
+        strata = normaliser.strata_of(read) if self._strata else {}
+        are_written = [self._add_made(number, made, strata) for made in candidates]
+        if any(are_written):
+            for note in normaliser.notes:
+                # The count, and the first row.
+                self._notes[-1].setdefault(note, [0, number])[0] += 1
+
+    def _add_made(self, number: int, made: Candidate | Rejection, strata: dict[str, str]) -> bool:
+        """Keep what was made of a row; returns whether it is a pair."""
         if isinstance(made, Candidate):
             try:
-                self._write(number, made, normaliser.strata_of(row) if self._strata else {})
-                for note in normaliser.notes:
-                    # The count, and the first row.
-                    self._notes[-1].setdefault(note, [0, number])[0] += 1
-                return
+                self._write(number, made, strata)
+                return True
             except UnicodeEncodeError:
                 made = Rejection("not_text", "the text holds half of a surrogate pair")
+        self._reject(number, made)
+        return False
+
+    def _reject(self, number: int, made: Rejection) -> None:
         self._rejected[-1][made.reason] += 1
         place_ = place(self._data.sources[len(self.names) - 1].path, number)
         self._first[-1].setdefault(made.reason, f"{place_}: {made.detail}")

@@ -12,6 +12,8 @@ from sdpo.errors import DataError
 Row = Mapping[str, Any]
 
 _MISSING = object()
+_DIGITS = 9
+"""Of a place in a list."""
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio", "tools")
 """Columns whose content is part of the prompt without being text."""
 
@@ -43,7 +45,10 @@ class PromptFields:
 
 
 def lookup(row: Row, path: str) -> Any:
-    """The value at a dotted path, or None; a column whose own name has dots comes first."""
+    """The value at a dotted path, or None; a column whose own name has dots comes first.
+
+    A number is a place in a list, from 0: ``responses.0.text``.
+    """
     value = _find(row, path)
     return None if value is _MISSING else value
 
@@ -60,10 +65,20 @@ def _find(row: Row, path: str) -> Any:
         return _MISSING
     value: Any = row
     for part in path.split("."):
-        if not isinstance(value, dict) or part not in value:
+        if part.isdecimal() and not isinstance(value, dict):
+            value = _entry(listed(value), part)
+        else:
+            value = value[part] if isinstance(value, dict) and part in value else _MISSING
+        if value is _MISSING:
             return _MISSING
-        value = value[part]
     return value
+
+
+def _entry(value: object, part: str) -> Any:
+    """The entry of a list at a number, from 0."""
+    if not isinstance(value, list) or len(part) > _DIGITS or int(part) >= len(value):
+        return _MISSING
+    return value[int(part)]
 
 
 def columns_of(row: Row) -> str:

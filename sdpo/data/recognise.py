@@ -10,6 +10,7 @@ Accepted without being told which (columns in any order, others beside them):
 - axolotl: ``messages``, ``conversation``, ``question``, ``input`` or ``instruction`` with
   ``chosen``/``rejected`` or ``chosen_response``/``rejected_response``, and ``prompt``/``answers``;
 - OpenAI: ``input.messages``/``preferred_output``/``non_preferred_output``;
+- lists of answers with scores, ratings or ranks (:mod:`sdpo.data.lists`);
 - Anthropic HH transcripts, UltraFeedback, Intel Orca, ``request``/``chosen``/``rejected``.
 
 The first row decides which format a source has; anything else goes by the source's ``columns``.
@@ -18,6 +19,7 @@ The first row decides which format a source has; anything else goes by the sourc
 from dataclasses import dataclass, replace
 
 from sdpo.config import ColumnsConfig
+from sdpo.data.lists import Answers, RankedBy, find_answers, unread_scores
 from sdpo.data.prompts import PromptFields, Row, columns_of, has_path
 from sdpo.data.winners import answer_columns, unread_winner, use_winner
 from sdpo.errors import DataError
@@ -54,7 +56,8 @@ _KNOWN = (
     "Known are `chosen` and `rejected` (or `chosen_response`/`rejected_response`, "
     "`preferred_output`/`non_preferred_output`), with the prompt in `prompt`, `messages`, "
     "`conversations`, `conversation`, `input.messages`, `question`, `request`, `instruction` or "
-    "`input`, or inside both sides; and `prompt` with ranked `answers`"
+    "`input`, or inside both sides; and a prompt with a list of `answers`, `responses` or "
+    "`completions` that have scores or ranks"
 )
 _MAP = "For other names set the source's `columns`"
 
@@ -70,7 +73,7 @@ class Layout:
     fields: PromptFields
     chosen: str = ""
     rejected: str = ""
-    answers: str = ""
+    answers: Answers | None = None
     chosen_score: str = ""
     rejected_score: str = ""
     winner: str = ""
@@ -78,18 +81,22 @@ class Layout:
     @property
     def name(self) -> str:
         """The columns it reads, for people: ``prompt/chosen/rejected``."""
-        parts = (self.fields.prompt, self.chosen, self.rejected, self.answers, self.winner)
+        parts = (self.fields.prompt, self.chosen, self.rejected, *self._of_list(), self.winner)
         return "/".join(dict.fromkeys([part for part in parts if part]))
 
     def paths(self) -> list[str]:
         """All paths that are set."""
-        sides = (self.chosen, self.rejected, self.answers, self.winner)
+        sides = (self.chosen, self.rejected, *self._of_list(), self.winner)
         own = (*sides, self.chosen_score, self.rejected_score)
         return self.fields.paths() + [path for path in own if path]
 
+    def _of_list(self) -> tuple[str, ...]:
+        return (self.answers.path, self.answers.beside) if self.answers else ()
 
-def recognise(row: Row, columns: ColumnsConfig) -> Layout:
-    """The layout of the source whose first row this is.
+
+def recognise(row: Row, columns: ColumnsConfig, *, ranked_by: RankedBy = "auto") -> Layout:
+    """The layout of the source whose first row this is; ``ranked_by``: see
+    :func:`~sdpo.data.lists.find_answers`.
 
     Raises:
         DataError: a mapped column that is not there, data that is not paired, no known columns.
@@ -98,12 +105,12 @@ def recognise(row: Row, columns: ColumnsConfig) -> Layout:
     recognised = next((s for s in _SIDES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
     chosen, rejected = columns.chosen or recognised[0], columns.rejected or recognised[1]
     prompt = columns.prompt or prompt_column(row)
-    if chosen and rejected:
+    if chosen and rejected and not columns.answers:
         if (chosen, rejected) == ("messages", "rejected_messages") and not columns.prompt:
             prompt = ""  # both sides are whole dialogues
         found = Layout(_prompt_fields(prompt), chosen, rejected, winner=columns.winner)
-    elif has_path(row, "answers") and prompt:
-        found = Layout(_prompt_fields(prompt), answers="answers")
+    elif prompt and (answers := _answers(row, columns, ranked_by)):
+        found = Layout(_prompt_fields(prompt), answers=answers)
     else:
         raise DataError(_not_paired(row))
     if columns.system:
@@ -128,6 +135,14 @@ def prompt_column(row: Row) -> str:
     return next((name for name in _PROMPTS if has_path(row, name)), "")
 
 
+def _answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answers | None:
+    """Where the row's list of answers is; a list whose entries are right or wrong steps is none."""
+    is_asked = columns.answers or columns.scores or columns.ranks or ranked_by != "auto"
+    if not is_asked and all(has_path(row, name) for name in ("completions", "labels")):
+        return None
+    return find_answers(row, columns, ranked_by)
+
+
 def _prompt_fields(prompt: str) -> PromptFields:
     if prompt == "instruction":
         return PromptFields(prompt, context="input", system="system", history="history")
@@ -141,11 +156,11 @@ def _check_mapped(row: Row, columns: ColumnsConfig) -> None:
         raise DataError(
             "columns.winner, columns.chosen_wins and columns.rejected_wins are set together or not"
         )
-    for field in ("prompt", "chosen", "rejected", "winner"):
+    for field in ("prompt", "chosen", "rejected", "winner", "answers"):
         path = getattr(columns, field)
         if path and not has_path(row, path):
             raise DataError(f"columns.{field} is `{path}`, but the columns are: {columns_of(row)}")
-    if fault := unread_winner(row, columns):
+    if fault := unread_winner(row, columns) or unread_scores(row, columns):
         raise DataError(fault)
 
 

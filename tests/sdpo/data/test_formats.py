@@ -13,13 +13,13 @@ def normaliser(format="chat", strata=(), **columns):
 
 
 def convert(row, format="chat", **columns):
-    made = normaliser(format, **columns).convert(row)
+    made = normaliser(format, **columns).convert(row)[0]
     assert isinstance(made, Candidate), made
     return made
 
 
 def reject(row, format="chat", **columns):
-    made = normaliser(format, **columns).convert(row)
+    made = normaliser(format, **columns).convert(row)[0]
     assert isinstance(made, Rejection), made
     return made
 
@@ -394,7 +394,7 @@ def test_conversations_in_a_text_source_say_what_to_do(row):
 def test_the_first_row_decides_the_format():
     source = normaliser()
     source.convert({"prompt": "Q", **SIDES})
-    made = source.convert({"question": "Q", **SIDES})
+    (made,) = source.convert({"question": "Q", **SIDES})
     assert isinstance(made, Rejection)
     assert made.reason == "empty_prompt"
     assert "no `prompt`; its columns are: question, chosen" in made.detail

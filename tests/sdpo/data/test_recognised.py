@@ -18,7 +18,7 @@ def made(row, format="chat", contradictions="refuse", **columns):
     normaliser = PairNormaliser(
         format=format, columns=ColumnsConfig(**columns), contradictions=contradictions
     )
-    return normaliser.convert(row), normaliser
+    return normaliser.convert(row)[0], normaliser
 
 
 def pair(row, format="chat", **options):

@@ -56,9 +56,15 @@ def test_why_a_row_is_no_pair_is_listed(write_jsonl: Write, tmp_path: Path) -> N
     assert listed[3] == "fewer than two of its answers have an overall score"
 
 
-def test_a_source_in_this_layout_is_told_to_name_it(write_jsonl: Write, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set the source's `layout` to `ultrafeedback`"):
-        prepared(write_jsonl(ROWS), tmp_path / "out", layout="")
+def test_a_source_in_this_layout_gives_the_same_pairs_without_its_name(
+    write_jsonl: Write, tmp_path: Path
+) -> None:
+    path = write_jsonl(ROWS)
+    named, found = (
+        prepared(path, tmp_path / (n or "auto"), layout=n) for n in ("ultrafeedback", "")
+    )
+    assert found.digest == named.digest
+    assert found.sources[0].rejected == {"no_score": 1, "tie": 1}
 
 
 def test_rows_of_another_layout_are_named_with_what_fails(

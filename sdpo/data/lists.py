@@ -1,0 +1,283 @@
+"""Lists of answers to one prompt that are scored, ranked or given best first, and their pairs.
+
+What people publish: UltraFeedback's ``completions`` (each with its ``overall_score``), Nectar's
+``answers`` (each with its ``rank``), ``responses`` beside a list of ``scores`` or ``ratings``, as
+distilabel's ``generations``. By which of them an answer is better is decided on the first row of a
+source, and refused where more than one could be meant.
+
+Which pairs a list gives: the best against the worst; the best against one drawn of the others, as
+UltraFeedback was made binary; or every better one against every worse one.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from sdpo.config import ColumnsConfig
+from sdpo.data.cells import listed
+from sdpo.data.keys import draw_key
+from sdpo.data.messages import NotText, is_message
+from sdpo.data.prompts import Row, columns_of, has_path, lookup
+from sdpo.errors import DataError
+
+Pairing = Literal["best_worst", "best_random", "all"]
+RankedBy = Literal["auto", "scores", "ranks", "order"]
+
+_ANSWERS = (
+    *("answers", "responses", "completions", "candidates", "generations", "response"),
+    *("all_generated_responses", "generated_responses"),
+)
+_TEXTS = (
+    *("answer", "response", "completion", "text", "content", "output", "generation"),
+    *("messages", "message", "value"),
+)
+_SCORES = (
+    *("scores", "ratings", "rewards", "overall_scores", "rm_scores", "all_rm_scores"),
+    *("overall_score", "score", "rating", "reward"),
+)
+_RANKS = ("ranks", "rank", "rankings", "ranking")
+
+
+class Unscored(NotText):
+    """An answer of the list has nothing by which it could be better or worse."""
+
+    reason = "no_score"
+
+
+class OtherLength(NotText):
+    """There are more or fewer scores than answers."""
+
+    reason = "lists_differ"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Where a list of answers is, and by what they are ranked.
+
+    ``path`` is the list's; ``by`` is the path of a list beside it, or (``inside``) within each
+    answer; "" where their order is the ranking. ``text`` is the path within an answer; "" where it
+    is found by itself.
+    """
+
+    path: str
+    ranked_by: RankedBy
+    by: str = ""
+    inside: bool = False
+    text: str = ""
+
+    @property
+    def beside(self) -> str:
+        """The column of scores or ranks beside the list, or ""."""
+        return "" if self.inside else self.by
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One answer as the file has it, and how good it is: more is better."""
+
+    answer: Any
+    score: float
+
+
+def find_answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answers | None:
+    """Where the first row of a source has a list of answers; None where it has none.
+
+    Raises:
+        DataError: it is not certain what ranks them; names the setting that decides it.
+    """
+    path = columns.answers or next((n for n in _ANSWERS if _is_list(row, n)), "")
+    if not path:
+        return None
+    answers = listed(lookup(row, path))
+    first = answers[0] if isinstance(answers, list) and answers else None
+    found = Answers(path, ranked_by, text=columns.answer_text)
+    if ranked_by == "order":
+        return found
+    asked: dict[RankedBy, str] = {"scores": columns.scores, "ranks": columns.ranks}
+    kinds = [kind for kind, name in asked.items() if name] or [*asked]
+    if ranked_by != "auto":
+        kinds = [ranked_by]
+    known: dict[RankedBy, Sequence[str]] = {"scores": _SCORES, "ranks": _RANKS}
+    candidates = [
+        (kind, name, inside)
+        for kind in kinds
+        for name in ([asked[kind]] if asked[kind] else known[kind])
+        for inside in (False, True)
+        if _tells(first if inside else row, name, is_list=not inside)
+    ]
+    # UltraFeedback's answers have ratings of every aspect beside the overall one.
+    overall = [c for c in candidates if c[1] in ("overall_score", "overall_scores")]
+    candidates = overall if len(overall) == 1 else candidates
+    if not candidates:
+        raise DataError(_nothing_ranks(row, path, asked))
+    if len(candidates) > 1:
+        raise DataError(_several_rank(path, candidates))
+    [(kind, name, inside)] = candidates
+    if name == "ranking" and not columns.ranks:
+        raise DataError(
+            f"`ranking` may be the rank of each answer or the order of their numbers: for ranks "
+            f"(1 is the best) set the source's `columns: {{answers: {path}, ranks: ranking}}`; "
+            "an order has to be applied to the list, and `ranked_by: order` set"
+        )
+    return Answers(path, kind, by=name, inside=inside, text=columns.answer_text)
+
+
+def pairs_of(
+    answers: Sequence[Ranked], pairing: Pairing, *, seed: int, prompt: object
+) -> Iterator[tuple[Ranked, Ranked]]:
+    """The pairs that a list gives, the better answer first.
+
+    Of several at the best score the first is the best, at the worst the last is the worst. What is
+    drawn depends on ``seed``, the prompt and the answers alone, not on their order. Where all are
+    equally good, there is one pair, which is a tie.
+    """
+    best = max(answers, key=lambda answer: answer.score)
+    worst = min(reversed(answers), key=lambda answer: answer.score)
+    if pairing == "best_worst" or best.score == worst.score:
+        yield best, worst
+    elif pairing == "best_random":
+        worse = [answer for answer in answers if answer.score < best.score]
+        yield best, min(worse, key=lambda answer: _draw(seed, prompt, best, answer))
+    else:
+        for one, other in combinations(answers, 2):
+            if one.score != other.score:
+                yield (one, other) if one.score > other.score else (other, one)
+
+
+def ranked(row: Row, where: Answers) -> list[Ranked]:
+    """The answers of a row with how good each is.
+
+    Ranks are negated, so that more is better; so is an answer's position where the order ranks.
+
+    Raises:
+        NotText: no list of at least two answers, or one has no text, score or rank.
+    """
+    name = f"`{where.path}`"
+    answers = listed(lookup(row, where.path))
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise NotText(f"{name} is not a list of at least two answers")
+    values: list[Any] = []
+    if where.beside:
+        found = listed(lookup(row, where.beside))
+        values = found if isinstance(found, list) else []
+        if len(values) != len(answers):
+            raise OtherLength(
+                f"{name} has {len(answers)} answers and `{where.beside}` {len(values)} values"
+            )
+    elif where.inside:
+        values = [lookup(a, where.by) if isinstance(a, dict) else None for a in answers]
+    else:
+        values = list(range(1, len(answers) + 1))
+    sign = 1 if where.ranked_by == "scores" else -1
+    made = []
+    for number, (answer, value) in enumerate(zip(answers, values, strict=True)):
+        score = _number(value)
+        if score is None:
+            kind = where.ranked_by.removesuffix("s")
+            raise Unscored(f"answer {number} of {name} has no {kind} (`{where.by}` is {value!r})")
+        made.append(Ranked(_text(answer, where, name), sign * score))
+    return made
+
+
+def _is_list(row: Row, path: str) -> bool:
+    """Whether a column is a list of answers, and no dialogue: a list of messages is answers where
+    all of several are the assistant's."""
+    value = listed(lookup(row, path))
+    if not isinstance(value, list) or not value:
+        return False
+    roles = [m.get("role", m.get("from")) for m in value if is_message(m)]
+    return not roles or (len(roles) == len(value) > 1 and {*roles} <= {"assistant", "gpt"})
+
+
+def _tells(holder: object, path: str, *, is_list: bool) -> bool:
+    """Whether a row has a list, or an answer a single value, at a path; either may be missing."""
+    if not isinstance(holder, dict) or not has_path(holder, path):
+        return False
+    value = listed(lookup(holder, path)) if is_list else lookup(holder, path)
+    return value is None or (isinstance(value, list) == is_list and not isinstance(value, dict))
+
+
+def _number(value: object) -> float | None:
+    if value is None or isinstance(value, bool | list | dict):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def unread_scores(row: Row, columns: ColumnsConfig) -> str:
+    """Why two entries of one list would be taken for chosen and rejected in rows where it is the
+    other way round; "" if nothing speaks for it."""
+    chosen, rejected = _entry(columns.chosen), _entry(columns.rejected)
+    if columns.chosen_score or not chosen or not rejected or chosen[0] != rejected[0]:
+        return ""
+    path, at, other = *chosen, rejected[1]
+    entry = lookup(row, f"{path}.{at}")
+    beside = [n for n in (*_SCORES, *_RANKS) if _tells(row, n, is_list=True)]
+    inside = [n for n in (*_SCORES, *_RANKS) if _tells(entry, n, is_list=False)]
+    if not beside and not inside:
+        return ""
+    name = (beside + inside)[0]
+    first, second = (f"{name}.{i}" if beside else f"{path}.{i}.{name}" for i in (at, other))
+    return (
+        f"`{columns.chosen}` would be the chosen answer in every row, whatever `{name}` says: set "
+        f"`columns: {{answers: {path}}}` alone, which pairs the answers by it, or add "
+        f"`chosen_score: {first}` and `rejected_score: {second}` to have it compared"
+    )
+
+
+def _entry(path: str) -> tuple[str, str] | None:
+    """A path through a list: that of the list, and the number."""
+    found = re.fullmatch(r"(.+?)\.(\d+)(?:\..+)?", path)
+    return (found[1], found[2]) if found else None
+
+
+def _text(answer: Any, where: Answers, name: str) -> Any:
+    """What an answer says: text, a message, or messages."""
+    if not isinstance(answer, dict) or is_message(answer):
+        return answer
+    if where.text:
+        return lookup(answer, where.text)
+    found = next((key for key in _TEXTS if key in answer), "")
+    if not found:
+        raise NotText(
+            f"{name} holds an answer whose text is not known by its name ({columns_of(answer)}): "
+            "set the source's `columns.answer_text`"
+        )
+    return answer[found]
+
+
+def _draw(seed: int, prompt: object, best: Ranked, other: Ranked) -> int:
+    said = json.dumps([prompt, best.answer, other.answer], sort_keys=True, default=str)
+    return draw_key(seed, hashlib.blake2b(said.encode("utf-8", "surrogatepass")).digest())
+
+
+def _nothing_ranks(row: Row, path: str, asked: Mapping[RankedBy, str]) -> str:
+    named = [f"`columns.{kind}: {name}`" for kind, name in asked.items() if name]
+    given = f"{' and '.join(named)} is neither a list beside it nor in its answers" if named else ""
+    return (
+        f"`{path}` is a list of answers, and "
+        + (given or "nothing is recognised that says which is better")
+        + ": name a list of numbers beside it, or a number in each answer, by the source's "
+        "`columns.scores` (more is better) or `columns.ranks` (1 is the best); where the best "
+        f"stands first, set `ranked_by: order`. Columns seen: {columns_of(row)}"
+    )
+
+
+def _several_rank(path: str, candidates: Sequence[tuple[Any, str, bool]]) -> str:
+    named = [
+        f"`{name}` ({kind}, {'in each answer' if inside else 'beside it'})"
+        for kind, name, inside in candidates
+    ]
+    return (
+        f"the answers of `{path}` could be ranked by {' or '.join(named)}: set the source's "
+        "`columns.scores` (more is better) or `columns.ranks` (1 is the best) to the one that is "
+        "meant, or `ranked_by`"
+    )
