@@ -100,9 +100,10 @@ class Strategy:
 _STRATEGIES: dict[str, Strategy] = {}
 
 
-def register(strategy: Strategy) -> None:
-    """Make a strategy known by its name; a name that is taken is refused."""
-    if strategy.name in _STRATEGIES:
+def register(strategy: Strategy, *, again: bool = False) -> None:
+    """Make a strategy known by its name; a name that is taken is refused, unless it is ``again``
+    the one of the same package."""
+    if strategy.name in _STRATEGIES and not again:
         raise PartitionError(f"a partition strategy `{strategy.name}` is registered already")
     _STRATEGIES[strategy.name] = strategy
 

@@ -5,19 +5,25 @@ from typing import Any
 
 from sdpo.config.annotations import OfFormula, markers
 from sdpo.config.training import TrainingConfig
+from sdpo.errors import PluginError
 from sdpo.objectives import objective_facts, settings_of
 
 
 def describe(training: Mapping[str, Any]) -> str:
     """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``.
 
+    One of a plug-in that cannot be used here is told by its name.
+
     ``training`` may be that of an old run's record, which lacks the settings that came later.
     """
-    read = settings_of(training).items()
+    try:
+        title, read = objective_facts(training["objective"]).title, settings_of(training).items()
+    except PluginError:
+        return f"{training['objective']} (a plug-in that cannot be used here)"
     values = [f"{_symbol(name)} {value:g}" for name, value in read]
     if alpha := training.get("rpo_alpha"):
         values.append(f"+ {alpha:g} NLL")
-    return ", ".join([objective_facts(training["objective"]).title, *values])
+    return ", ".join([title, *values])
 
 
 def _symbol(name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
-from partitions import OWN, PartitionError, Strategy, get, names, register
+from partitions import OWN, PartitionError, Strategy, get, register
 from sdpo.errors import PluginError
 from sdpo.plugins.installed import Plugin, find, unknown, usable_names
 
@@ -38,9 +38,8 @@ def load_strategy(name: str) -> None:
     strategy = plugin.load()
     if not isinstance(strategy, Strategy):
         raise PluginError(f"the {plugin.called} cannot be used: it is no partitions.Strategy")
-    if name not in names():
-        assign, needs = _guarded(plugin, strategy.assign), _guarded(plugin, strategy.needs)
-        register(replace(strategy, assign=assign, needs=needs))
+    assign, needs = _guarded(plugin, strategy.assign), _guarded(plugin, strategy.needs)
+    register(replace(strategy, assign=assign, needs=needs), again=True)
 
 
 def _plugin(name: str) -> Plugin:

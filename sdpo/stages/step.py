@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
 from sdpo.events import EventWriter
 from sdpo.model.sequence_scorer import plain_attention
+from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
 from sdpo.scoring.score_rows import score_rows
@@ -32,7 +33,12 @@ from sdpo.tokens.token_file import TokenFile
 
 
 def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
-    """Do what ``spec`` says and return the result event's fields."""
+    """Do what ``spec`` says and return the result event's fields.
+
+    Raises:
+        PluginError: the objective's package is not what it was when the run was opened.
+    """
+    check_unchanged(spec.inputs, {}, spec.run.name)
     timings = Timings()
     events.emit("work", phases=expected_work(spec))
     with timings.of("load"):

@@ -62,17 +62,17 @@ def card_files(run: RunFolder, record: Record, *, name: str, folder: Path) -> di
     return {"lineage.json": json_text(facts), "README.md": card}
 
 
+def _how(training: dict[str, Any]) -> str:
+    facts = objective_facts(training["objective"])
+    paper = f"arXiv {facts.paper}; " if facts.paper else ""
+    return f"{facts.title} ({paper}{_listed(settings_of(training))}){_beside(training)}"
+
+
 def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:
     architecture = ", ".join(read_config(folder).get("architectures") or ["a language model"])
     training = record["training"]
     rows = "\n".join(_row(entry) for entry in chain)
-    how = (
-        f"{objective_facts(training['objective']).title} "
-        f"(arXiv {objective_facts(training['objective']).paper}; {_listed(settings_of(training))})"
-        f"{_beside(training)}"
-        if record["kind"] == "preference"
-        else "supervised fine-tuning"
-    )
+    how = _how(training) if record["kind"] == "preference" else "supervised fine-tuning"
     return f"""---
 library_name: transformers
 tags: [sdpo, {"preference-optimization" if record["kind"] == "preference" else "sft"}]
