@@ -16,24 +16,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from sdpo.model.policy import random_rates
-
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-
-def draws_at_random(model: nn.Module) -> bool:
-    """Whether a training forward draws random numbers, whose order lanes would not keep."""
-    rates = random_rates(model, "drop", "jitter")
-    return any(getattr(module, name) > 0 for module, name in rates)
-
-
-def changes_itself(model: nn.Module) -> bool:
-    """Whether a forward writes to the model: rotary frequencies that follow the length do."""
-    return any(
-        "dynamic" in kinds or "longrope" in kinds
-        for kinds in (str(getattr(module, "rope_type", "")) for module in model.modules())
-    )
 
 
 def in_lanes(

@@ -5,24 +5,28 @@ of a step's change (see the design's precision test). Adapters are merged before
 "M_{t-1}" means one set of tensors.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
+from sdpo.model.randomness import own_rates, switch_off
+
+_ABOUT_KERNELS = re.compile(r"attention implementation|attn_implementation|[Ff]lash ?[Aa]ttention")
 
 
 def load_policy(
     folder: Path, *, model: ModelConfig, digest: str = "", gradient_checkpointing: bool = False
 ) -> Any:
-    """The causal language model in ``folder``, fp32, without dropout.
+    """The causal language model in ``folder``, fp32, without randomness of its own.
 
     It is loaded from a view of exactly the files that are digested. ``digest``: the model's, where
     it is known which one it has to be; the files are read for it while the view watches them.
@@ -40,15 +44,16 @@ def load_policy(
                 f"{folder} is not the model this run was made with: its digest is {found}, not "
                 f"{digest}"
             )
-        policy, info = AutoModelForCausalLM.from_pretrained(
-            view,
-            dtype=torch.float32,
-            attn_implementation=model.attention,
-            trust_remote_code=code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _kernels_named(model.attention):
+            policy, info = AutoModelForCausalLM.from_pretrained(
+                view,
+                dtype=torch.float32,
+                attn_implementation=model.attention,
+                trust_remote_code=code,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     policy.name_or_path = policy.config.name_or_path = str(folder)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -56,7 +61,7 @@ def load_policy(
             f"the weights in {folder} lack {len(missing)} tensors of its architecture "
             f"({', '.join(missing[:3])} ...): they would be random"
         )
-    _disable_dropout(policy)
+    switch_off(policy)
     if gradient_checkpointing:
         # transformers renamed it on the way to version 6.
         renamed = getattr(policy, "activation_checkpointing_enable", None)
@@ -82,20 +87,22 @@ def empty_policy(folder: Path, *, model: ModelConfig) -> Any:
             )
 
 
-def _disable_dropout(policy: nn.Module) -> None:
-    """Reference and policy must agree before training, so the model's own dropout is off."""
-    for module, name in random_rates(policy, "drop"):  # hidden_dropout, layerdrop, ...
-        setattr(module, name, 0.0)
-
-
-def random_rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
-    """Modules with the names of their rates of dropout, and of other rates by ``words`` in them."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            yield module, "p"
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and any(word in name for word in words):
-                yield module, name
+@contextmanager
+def _kernels_named(attention: str) -> Iterator[None]:
+    """Say in this project's words that an architecture has no such attention kernel."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        if attention == "eager" or not _ABOUT_KERNELS.search(said):
+            raise
+        name = said.partition(" ")[0]
+        which = name if name.endswith(("Model", "LM", "Generation")) else "this architecture"
+        others = "" if attention == "sdpa" else ", or model.attention: sdpa,"
+        raise ModelError(
+            f"model.attention: {attention}: {which} has no such kernel here ({said[:200]}). Set "
+            f"model.attention: eager{others} which serves with the same results and more memory"
+        ) from error
 
 
 def add_adapters(policy: Any, training: TrainingConfig) -> Any:
@@ -151,7 +158,8 @@ def save_policy(
     A template that the recipe gave in place of the tokenizer's own travels with the model.
     ``weights`` are given where the policy itself holds only a share of them.
     """
-    policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    with own_rates(policy):
+        policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     copy_tokenizer(tokenizer, folder)
     if chat_template:
         shutil.copyfile(chat_template, folder / "chat_template.jinja")

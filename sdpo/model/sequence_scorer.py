@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdpo.errors import ModelError
+from sdpo.model.by_length import changes_itself, forget_lengths, split
 from sdpo.model.chunked_head import teach_head
 from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 from sdpo.model.layouts.attention import NAME as SEGMENTED
@@ -51,9 +52,22 @@ class SequenceScorer(nn.Module):
         current = inner.config._attn_implementation
         self.attention: str = getattr(inner, "_sdpo_attention", current)
         inner._sdpo_attention = self.attention
+        self.by_length = changes_itself(inner)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log-prob of each completion, fp32 ``[completions]``, in nats, group by group."""
+        if not self.by_length:
+            return self._logps(batch)
+        parts, order = [batch], None
+        if batch.segments is None:
+            parts, order = split(self.model, batch)
+        found = []
+        for part in parts:
+            forget_lengths(self.model)
+            found.append(self._logps(part))
+        return found[0] if order is None else torch.cat(found)[order.to(found[0].device)]
+
+    def _logps(self, batch: Batch) -> torch.Tensor:
         inner: Any = inner_model(self.model)
         options: dict[str, Any] = {}
         if batch.segments is None or self.attention == "flash_attention_2":

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from sdpo.model.batching import micro_batches
+from sdpo.model.by_length import forget_lengths
 from sdpo.model.chunked_head import head_logits
 from sdpo.model.layouts import Batch
 from sdpo.model.sequence_scorer import TokenSequence, collate
@@ -83,6 +84,7 @@ def divergence(
 
 def _states(model: Any, batch: Batch) -> torch.Tensor:
     """Hidden states that predict the scored tokens, ``[scored, width]``, in the batch's order."""
+    forget_lengths(model)
     hidden = model.get_decoder()(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state

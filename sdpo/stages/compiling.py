@@ -17,9 +17,10 @@ from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
 from sdpo.model.batching import global_batch
 from sdpo.model.patches import forget_compiled
+from sdpo.model.randomness import Generators
 from sdpo.model.sequence_scorer import decoder_blocks
 from sdpo.training.tasks import Task
-from sdpo.training.trainer import Generators, Trainer
+from sdpo.training.trainer import Trainer
 
 _RTOL, _LOW_RTOL = 1e-4, 2e-2
 

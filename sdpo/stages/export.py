@@ -7,6 +7,7 @@ import torch
 from sdpo.config import ModelConfig
 from sdpo.events import EventWriter
 from sdpo.model.policy import copy_tokenizer, load_policy
+from sdpo.model.randomness import own_rates
 from sdpo.processes.stage_specs import ExportSpec
 from sdpo.system.files import publish_folder
 
@@ -21,7 +22,8 @@ def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
     )
     policy = policy.to(getattr(torch, spec.dtype))
     with publish_folder(spec.out) as temporary:
-        policy.save_pretrained(temporary, safe_serialization=True)
+        with own_rates(policy):
+            policy.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(spec.source, temporary)
         for name in ("README.md", "lineage.json"):
             if (spec.source / name).is_file():

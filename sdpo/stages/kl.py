@@ -17,6 +17,7 @@ from sdpo.config.automatic import micro_batch_tokens
 from sdpo.config.sampler import PAPER, SAMPLERS, Sampler
 from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import EventWriter
+from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
 from sdpo.processes.stage_specs import KlSpec, NamedFolder
@@ -41,6 +42,8 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
         tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
+    if changes_itself(policy):
+        budget = 1  # one sequence at a time: what a model gives it may depend on its neighbours
     options: dict[str, Any] = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}
     bf16 = spec.training.precision == "bf16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -12,22 +12,22 @@ from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
-from sdpo.errors import DivergedError, Fault
+from sdpo.errors import ConfigError, DivergedError, Fault
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
-from sdpo.model.fused_ops import fuse
-from sdpo.model.lanes import changes_itself, draws_at_random
-from sdpo.model.last_block import prune
+from sdpo.model.by_length import changes_itself, one_set_of_frequencies
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.layouts.check import agrees, length_matters, shortened, tried_pairs
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.model.prepare import prepare
+from sdpo.model.randomness import draws_at_random
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import is_out_of_memory
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.training.trainer import Trainer, make_optimizer
 
 _PATIENCE = timedelta(minutes=30)
@@ -74,6 +74,8 @@ class Session:
 
         A sharded model is tried without gradients: its engine alone may run them.
         """
+        if not one_set_of_frequencies(self.policy, self._lengths(tokens)):
+            self._compute_by_length(events)
         if self.layout == "padded" or not len(rows):
             return
         module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
@@ -88,8 +90,45 @@ class Session:
                 f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "
                 "Pairs are computed in two padded rows"
             )
-            training = self.spec.training.model_copy(update={"layout": "padded"})
-            self.spec = self.spec.model_copy(update={"training": training})
+            self._pad()
+
+    def _lengths(self, tokens: TokenFile) -> np.ndarray:
+        """Tokens of the shortest and of the longest sequence that the stage may compute."""
+        found = []
+        if len(prompts := tokens.prompt_lengths[tokens.usable]):
+            sides = tokens.chosen_lengths[tokens.usable], tokens.rejected_lengths[tokens.usable]
+            found += [int((prompts + np.minimum(*sides)).min())]
+            found += [int((prompts + np.maximum(*sides)).max())]
+        if self.spec.supervised_tokens is not None:
+            examples = SupervisedTokenFile.open(self.spec.supervised_tokens)
+            lengths = (examples.prompt_lengths + examples.completion_lengths)[examples.usable]
+            found += [int(lengths.min()), int(lengths.max())] if len(lengths) else []
+        return np.array(found)
+
+    def _compute_by_length(self, events: EventWriter) -> None:
+        """Let sequences of other rotary frequencies be forwards of their own.
+
+        Raises:
+            ConfigError: each process would have as many forwards as its own rows need, where ZeRO-3
+                wants equally many of all.
+        """
+        kind = type(self.policy).__name__
+        if self.spec.launch.strategy == "deepspeed_zero3":
+            raise ConfigError(
+                f"{kind} has other rotary frequencies for long sequences than for short ones, "
+                "which deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or "
+                "deepspeed_zero2, or data.max_length so that all sequences are short"
+            )
+        events.emit(
+            "note",
+            message=f"{kind} has other rotary frequencies for long sequences than for short ones: "
+            "they are computed apart, in padded rows",
+        )
+        self._pad()
+
+    def _pad(self) -> None:
+        training = self.spec.training.model_copy(update={"layout": "padded"})
+        self.spec = self.spec.model_copy(update={"training": training})
 
     def _trial(self, module: Any, groups: list[PromptGroup]) -> str:
         """What is wrong with the layout; without gradients where memory does not hold theirs."""
@@ -257,10 +296,8 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
         waiting=_waiting_group(accelerator),
     )
     if not session.is_sharded:  # a sharded model can only be asked through its engine
-        fuse(policy)
-        with session.arithmetic():  # a kernel may take no other dtype than that of the training
-            prune(policy)
-        session.check_head(SequenceScorer(policy))
+        with session.arithmetic():
+            prepare(policy, device=accelerator.device)
     return session
 
 

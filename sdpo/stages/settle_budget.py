@@ -14,10 +14,11 @@ from accelerate.utils.memory import clear_device_cache
 from sdpo.config.automatic import GPU_MICRO_BATCH_TOKENS
 from sdpo.events import EventWriter
 from sdpo.model.layouts import LAYOUTS
+from sdpo.model.randomness import Generators
 from sdpo.store.budget import Budget, probe, read_budget, write_budget
 from sdpo.system.out_of_memory import is_out_of_memory
 from sdpo.training.tasks import Task
-from sdpo.training.trainer import Generators, Trainer
+from sdpo.training.trainer import Trainer
 
 _SHARE = 0.85
 """Of a device's memory that the trial may take: fragments and the kernels' workspaces need some."""

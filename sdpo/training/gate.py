@@ -230,8 +230,7 @@ def _noise(
             f"{trained[worst].tolist()} as it is trained, in train mode beside others, and "
             f"{alone[worst].tolist()} alone; {allowed[worst].tolist()} nats are allowed. The model "
             "draws at random in training (a router's jitter, a dropout of its own), or what it "
-            "gives a pair depends on its neighbours (rotary frequencies that follow the longest "
-            "row): its losses would be those of another model"
+            "gives a pair depends on its neighbours: its losses would be those of another model"
         )
     spread = difference / np.sqrt(scored)
     noise = Noise(float(spread.max()), float(np.sqrt(np.square(spread).mean())))

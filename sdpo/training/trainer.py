@@ -25,6 +25,7 @@ from sdpo.model.batching import global_batch, micro_batches
 from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.model.layouts import LAYOUTS
 from sdpo.model.patches import global_batch_ends
+from sdpo.model.randomness import Generators
 from sdpo.store.budget import Budget, halved
 from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
 from sdpo.training.tasks import ItemLosses, Task
@@ -388,20 +389,6 @@ class Trainer:
                 "Lower the learning rate"
             )
         return means
-
-
-class Generators:
-    """States of torch's generators, to draw the same dropout again."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
 
 
 class _Sums:

@@ -9,8 +9,7 @@ from torch import nn
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import DivergedError
-from sdpo.model.lanes import GradientSum, changes_itself, draws_at_random, in_lanes
-from sdpo.model.policy import add_adapters
+from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.training.trainer import Trainer
 
 from ..training_helpers.models import (
@@ -198,22 +197,3 @@ def test_a_loss_that_is_no_number_stops_the_training_before_the_update():
         run_steps(trainer, replace(task, reference=reference))
     after = weights_of(policy)
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-def test_dropout_of_the_model_or_of_adapters_is_random_and_nothing_else_of_a_llama():
-    assert not draws_at_random(tiny_llama())
-    assert draws_at_random(tiny_llama(attention_dropout=0.1))
-    assert draws_at_random(nn.Sequential(nn.Dropout(0.1)))
-    assert not draws_at_random(nn.Sequential(nn.Dropout(0.0)))
-    adapters = TrainingConfig(lora_r=2)
-    assert not draws_at_random(add_adapters(tiny_llama(), adapters))
-    with_dropout = adapters.model_copy(update={"lora_dropout": 0.1})
-    assert draws_at_random(add_adapters(tiny_llama(), with_dropout))
-
-
-def test_rotary_frequencies_that_follow_the_length_are_written_by_every_forward():
-    fixed = {"rope_type": "default", "rope_theta": 10000.0}
-    assert not changes_itself(tiny_llama(rope_parameters=fixed))
-    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    assert changes_itself(tiny_llama(rope_parameters=dynamic))

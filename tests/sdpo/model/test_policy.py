@@ -9,6 +9,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -17,6 +19,7 @@ from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.model.randomness import own_rates
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
 from sdpo.system.files import folder_digests
 
@@ -83,7 +86,8 @@ def test_the_models_own_dropout_is_off_while_it_trains(tmp_path, name):
     policy.train()
     for _ in range(3):
         torch.testing.assert_close(logps(policy), expected, rtol=0, atol=1e-5)
-    policy.save_pretrained(tmp_path / "again")
+    with own_rates(policy):
+        policy.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == before
 
 
@@ -96,6 +100,15 @@ def test_gradient_checkpointing_changes_no_gradient(save_model):
         gradients.append([p.grad for p in policy.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_kernel_that_an_architecture_has_not_is_refused_with_the_one_that_serves(tmp_path):
+    sizes = {"num_layers": 2, "num_heads": 4, "hidden_size": 16}
+    config = GPTNeoConfig(attention_types=[[["global"], 2]], **sizes, **SHAPE)
+    GPTNeoForCausalLM(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"GPTNeoForCausalLM has no such kernel.*attention: eager"):
+        load(tmp_path / "m")
+    load(tmp_path / "m", attention="eager")
 
 
 def test_missing_tensors_are_refused_by_name(save_model):

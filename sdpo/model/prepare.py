@@ -1,0 +1,53 @@
+"""A loaded model made ready to score and to train, or refused in this project's words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from sdpo.errors import ModelError, SdpoError
+from sdpo.model.fused_ops import fuse
+from sdpo.model.last_block import prune
+from sdpo.model.randomness import check_training_mode
+from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.system.out_of_memory import first_line, is_out_of_memory
+
+
+def prepare(policy: Any, *, device: torch.device) -> list[str]:
+    """Let ``policy`` use what is faster where it gives the same; returns the names of that.
+
+    Autocast is as the training will have it: a kernel may take no other dtype.
+
+    Raises:
+        ModelError: its log-probs are not computed here as it does itself, it is another model in
+            training, or its forward is of a kind that is not known.
+    """
+    with forwards_known(policy):
+        applied = fuse(policy)
+        applied += ["last block"] if prune(policy) else []
+        scorer = SequenceScorer(policy)
+        vocabulary = policy.config.get_text_config().vocab_size
+        scorer.check_head(vocabulary=vocabulary, device=device)
+        check_training_mode(scorer, device=device)
+    return applied
+
+
+@contextmanager
+def forwards_known(policy: Any) -> Iterator[None]:
+    """Within it, whatever an architecture's own code raises becomes one message.
+
+    Raises:
+        ModelError: something was raised that is neither of this project nor want of memory.
+    """
+    try:
+        yield
+    except SdpoError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{type(policy).__name__} cannot be used: its forward is not one of a causal language "
+            f"model as it is known here ({type(error).__name__}: {first_line(error)})"
+        ) from error
