@@ -3,29 +3,34 @@
 # make quick  linters, types, and in a minute what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
+# make lock   writes the locks again, after a change of constraints.txt or of the dependencies
+# make bill   bills of material of both images (CycloneDX), into build/
 # make test-real   the slow tests and those that train on the real data beside the project
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 # Half of a test's time is waiting for processes to start: twice as many workers as two cores.
 BESIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
+TOOLS := build/tools
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo server test quick e2e test-real lint format clean
+.PHONY: install demo server test quick e2e test-real lint format lock bill clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,deepspeed,e2e]'
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 demo: install
@@ -55,6 +60,17 @@ test-real: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(TOOLS): docker/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --requirement docker/tools.txt
+	touch $(TOOLS)
+
+lock: $(TOOLS)
+	$(TOOLS)/bin/python docker/lock.py
+
+bill: $(TOOLS)
+	$(TOOLS)/bin/python docker/bill.py build
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

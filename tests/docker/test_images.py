@@ -20,6 +20,8 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prefect.utilities.templating import find_placeholders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +36,7 @@ def instructions() -> list[tuple[str, str, str]]:
     """The Dockerfile: the stage, the instruction and its text, continued lines joined."""
     text = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    found, stage = [], ""
+    found, stage = [], "all"
     for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
         if not line.strip():
             continue
@@ -75,7 +77,7 @@ def allowed() -> list[str]:
 
 def test_there_are_two_images_that_run_as_a_user_of_their_own() -> None:
     words = instructions()
-    assert {stage for stage, _, _ in words} == {"requirements", *TARGETS}
+    assert {stage for stage, _, _ in words} == {"all", *TARGETS}
     known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "ARG", "USER", "ENTRYPOINT", "CMD"}
     assert {word for _, word, _ in words} <= known
     for target in TARGETS:
@@ -89,7 +91,7 @@ def test_there_are_two_images_that_run_as_a_user_of_their_own() -> None:
 
 
 def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
-    assert len(copied()) >= 6
+    assert len(copied()) >= 4
     for stage, source in copied():
         assert (ROOT / source).exists(), (stage, source)
         top = source.split("/")[0]
@@ -101,66 +103,133 @@ def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
     assert all((ROOT / name).exists() for name in allowed())
 
 
-def test_files_of_other_stages_are_made_there() -> None:
-    made = " ".join(runs("requirements"))
-    froms = [rest for _, word, rest in instructions() if word == "COPY" and "--from=" in rest]
-    assert froms
-    for rest in froms:
-        source = rest.split()[1]
-        assert rest.startswith("--from=requirements /src/")
-        assert f"> {Path(source).name}" in made
+def test_base_images_can_be_given_by_digest() -> None:
+    given = {rest.split("=")[0] for stage, word, rest in instructions() if stage == "all"}
+    froms = [rest.split(" AS ")[0] for _, word, rest in instructions() if word == "FROM"]
+    assert {f"${{{name}}}" for name in given} == set(froms)
+    services = compose()["services"]
+    assert all(
+        set(service["build"]["args"]) <= given
+        for service in services.values()
+        if "build" in service
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_dependencies_have_a_layer_of_their_own_before_the_source(target: str) -> None:
+def test_dependencies_have_a_layer_of_their_own_before_the_source_and_are_known_by_their_hashes(
+    target: str,
+) -> None:
     words = [(word, rest) for stage, word, rest in instructions() if stage == target]
     source = words.index(("COPY", ". ."))
     installs = [
         i for i, (word, rest) in enumerate(words) if word == "RUN" and "pip install" in rest
     ]
-    before = [words[i][1] for i in installs if i < source]
-    assert all("--constraint /opt/constraints.txt" in command for command in before)
-    assert any("--requirement /opt/requirements.txt" in command for command in before)
+    for command in (words[i][1] for i in installs if i < source):
+        assert "--no-deps" in command, "a lock is whole"
+        if command.endswith(" torch"):
+            assert target == "cpu"
+            assert "--constraint /opt/constraints.txt" in command
+        else:
+            assert "--require-hashes" in command
+            assert re.search(r"--requirement /opt/[\w-]+\.lock$", command)
     (after,) = [words[i][1] for i in installs if i > source]
-    assert after.startswith("pip install --no-deps .")
+    assert after.startswith("pip install --no-deps --no-build-isolation .")
 
 
-def test_the_cuda_image_has_flash_attn_and_deepspeed() -> None:
-    assert any('"flash-attn==${FLASH_ATTN_VERSION}"' in command for command in runs("cuda"))
-    assert "deepspeed" in listed("deepspeed")
-    assert "deepspeed" not in listed()
+# --- locks
+
+LOCKS = {
+    "cpu": (DOCKER / "requirements-cpu.lock", ()),
+    "cuda": (DOCKER / "requirements-cuda.lock", ("deepspeed",)),
+    "development": (ROOT / "requirements.lock", ("test", "deepspeed", "e2e")),
+}
+OF_A_GPU = re.compile(r"torch|triton|(cuda|nvidia)-.+")
+BUILT_WITH = {"setuptools", "wheel"}
 
 
-def listed(*extras: str) -> str:
-    command = [sys.executable, str(DOCKER / "dependencies.py"), "pyproject.toml", *extras]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+def locked(path: Path) -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of every package of a lock."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", "")
+    found = {}
+    for line in text.splitlines()[1:]:
+        requirement, *hashes = line.split(" --hash=")
+        parsed = Requirement(requirement.strip())
+        (version,) = parsed.specifier
+        assert version.operator == "=="
+        found[canonicalize_name(parsed.name)] = (version.version, [h.strip() for h in hashes])
+    return found
 
 
-def test_the_requirements_are_those_of_the_project() -> None:
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_the_versions_of_the_constraints_and_a_hash_of_every_file(name: str) -> None:
+    path, _ = LOCKS[name]
+    pinned = pins()
+    found = locked(path)
+    assert len(found) > 100
+    for package, (version, hashes) in found.items():
+        assert hashes, package
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", each) for each in hashes), package
+        assert pinned.get(package, version) == version, package
+    assert any(OF_A_GPU.fullmatch(package) for package in found) is (name == "cuda")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_has_what_the_project_depends_on(name: str) -> None:
+    path, extras = LOCKS[name]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert listed().splitlines() == project["dependencies"]
-    extra = project["optional-dependencies"]["deepspeed"]
-    assert listed("deepspeed").splitlines() == [*project["dependencies"], *extra]
+    wanted = [
+        *project["dependencies"],
+        *(x for e in extras for x in project["optional-dependencies"][e]),
+    ]
+    found = locked(path)
+    for requirement in map(Requirement, wanted):
+        package = canonicalize_name(requirement.name)
+        if package == "torch" and name != "cuda":
+            version = pins()["torch"]
+        else:
+            version, _ = found[package]
+        assert requirement.specifier.contains(version), package
 
 
-def in_place(command: str, requirements: Path) -> list[str]:
+def test_what_a_lock_has_beside_the_constraints_is_another_systems_or_builds() -> None:
+    """Nothing comes into an environment whose version no constraint says."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    here = [Requirement(line.split(" --hash=")[0].strip()) for line in text.splitlines()[1:]]
+    wanted = {canonicalize_name(r.name) for r in here if r.marker is None or r.marker.evaluate()}
+    assert wanted - set(pins()) <= BUILT_WITH
+    assert set(pins()) - {canonicalize_name(r.name) for r in here} == {"torch"}
+
+
+def test_flash_attn_has_its_hash_and_make_install_asks_for_hashes() -> None:
+    assert locked(DOCKER / "flash-attn.lock")["flash-attn"][1]
+    assert "deepspeed" in locked(DOCKER / "requirements-cuda.lock")
+    assert "deepspeed" not in locked(DOCKER / "requirements-cpu.lock")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--require-hashes --requirement requirements.lock" in makefile
+
+
+def in_place(command: str) -> list[str]:
     """An install command of the CPU image, its paths those of this machine."""
     text = command.replace("/opt/constraints.txt", str(ROOT / "constraints.txt"))
-    text = text.replace("/opt/requirements.txt", str(requirements))
+    text = text.replace("/opt/requirements", str(DOCKER / "requirements"))
     # A mirror may have the CPU build already; the image asks the index that is for it.
     return shlex.split(text.replace("${TORCH_ARGS}", os.environ.get("TORCH_ARGS", "")))
 
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
-    """A clean environment with the project's requirements beside it."""
+    """A clean environment."""
     venv.create(tmp_path / "venv", with_pip=True)
-    (tmp_path / "requirements.txt").write_text(listed(), encoding="utf-8")
     return tmp_path
 
 
-def pip(clean: Path, arguments: list[str]) -> str:
-    command = [str(clean / "venv" / "bin" / "python"), "-m", *arguments]
+def python(clean: Path, arguments: list[str]) -> str:
+    command = [str(clean / "venv" / "bin" / "python"), *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
@@ -169,24 +238,35 @@ def pip(clean: Path, arguments: list[str]) -> str:
     return done.stdout
 
 
-def test_the_constraints_resolve_in_a_clean_environment(clean: Path) -> None:
-    command, *_ = [c for c in runs("cpu") if "--constraint" in c and c.endswith(" torch")]
-    out = pip(clean, [*in_place(command, clean / "requirements.txt"), "--dry-run", "--quiet"])
-    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    assert "torch==" in pinned
-    assert "Would install" in out or not out
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_install_commands_of_the_cpu_image_run_as_written(clean: Path) -> None:
-    commands = [c for c in runs("cpu") if c.startswith("pip install")]
-    assert len(commands) == 3
+    commands = [c for c in runs("cpu") if c.startswith("pip ")]
+    assert len(commands) == 4
     for command in commands:
-        pip(clean, in_place(command, clean / "requirements.txt"))
+        python(clean, ["-m", *in_place(command)])
     sdpo = str(clean / "venv" / "bin" / "sdpo")
     done = subprocess.run([sdpo, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_bills_of_material_list_what_the_locks_have(clean: Path) -> None:
+    tools = ["-m", "pip", "install", "--quiet", "--requirement", str(DOCKER / "tools.txt")]
+    python(clean, tools)
+    # Validated against the schema while it is written.
+    python(clean, [str(DOCKER / "bill.py"), str(clean)])
+    for target in TARGETS:
+        bill = json.loads((clean / f"sdpo-{target}.cdx.json").read_text(encoding="utf-8"))
+        assert bill["bomFormat"] == "CycloneDX"
+        listed = {canonicalize_name(c["name"]): c["version"] for c in bill["components"]}
+        expected = {name: v for name, (v, _) in locked(LOCKS[target][0]).items()}
+        more = {"torch": pins()["torch"]} if target == "cpu" else {}
+        if target == "cuda":
+            more = {n: v for n, (v, _) in locked(DOCKER / "flash-attn.lock").items()}
+        assert listed == expected | more
+        assert all(c["purl"].startswith("pkg:pypi/") for c in bill["components"])
 
 
 # --- entry point
