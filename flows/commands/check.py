@@ -91,6 +91,12 @@ def _print_lengths(context: Context, tokens: TokenFile, console: Console) -> Non
         f"(data.max_length {context.config.data.max_length})",
         highlight=False,
     )
+    if limit := context.config.data.max_prompt_length:
+        share = tokens.report.notes.get("prompt_cut", 0) / tokens.report.usable
+        console.print(
+            f"cut at the beginning: {share:.1%} of the prompts (data.max_prompt_length {limit})",
+            highlight=False,
+        )
 
 
 def _print_steps(

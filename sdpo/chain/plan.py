@@ -310,6 +310,8 @@ def _plan_summary(
     content = plan.to_dict()
     content["reserve"] = _reserve_counts(context)
     content["overlap"] = prompt_overlap(usable.ids("prompt_key")[rows], step_of)
+    if cut := tokens.report.notes.get("prompt_cut"):
+        content["cut_prompts"] = cut
     for entry in content["steps"]:
         lengths = tokens.length_summary(token_rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)

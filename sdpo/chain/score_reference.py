@@ -82,6 +82,7 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
         pairs=context.run.pairs,
         out=cached_tokens(context.cache, digest_of(identity)[:32]),
         max_length=context.config.data.max_length,
+        max_prompt_length=context.config.data.max_prompt_length,
         clock=context.clock,
         end_token_ids=ends,
     )

@@ -70,6 +70,7 @@ def tokenise(context: Context) -> Path:
         supervised=context.run.path / "supervised.parquet" if examples else None,
         supervised_out=examples[0] if examples else None,
         max_length=context.config.data.max_length,
+        max_prompt_length=context.config.data.max_prompt_length,
         clock=context.clock,
         end_token_ids=end_token_ids(context.resolved.model),
     )

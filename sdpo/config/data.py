@@ -146,6 +146,18 @@ class DataConfig(Group):
     ] = Field(
         1024, ge=8, description="Tokens of prompt + completion that are kept, from the start."
     )
+    max_prompt_length: Annotated[
+        int,
+        Unit("tokens"),
+        NotIdentity(
+            "pairs are prepared as text; tokens have an identity of their own", of=("data",)
+        ),
+    ] = Field(
+        0,
+        ge=0,
+        description="Tokens of a prompt that are kept, from its end, a BOS in front among them; "
+        "0: all. Then `max_length` cuts prompt + completion.",
+    )
     seed: Annotated[int, Unit(NO_UNIT), _BEFORE_TOKENS] = Field(
         42, ge=0, description="Seed of `max_pairs`, `limit` and drawn answers."
     )

@@ -59,11 +59,10 @@ ELSEWHERE: dict[str, str] = {
     "sequence_len": _LENGTH,
     "cutoff_len": _LENGTH,
     "model_max_length": _LENGTH,
-    "max_prompt_length": f"prompts are not cut on their own; {_LENGTH}",
     "max_completion_length": f"completions are not cut on their own; {_LENGTH}",
     "max_target_length": f"completions are not cut on their own; {_LENGTH}",
-    "truncation_mode": "the start of a sequence is kept, and a prompt is never cut; see "
-    "`data.max_length`",
+    "truncation_mode": "of a sequence the start is kept (`data.max_length`), of a prompt the end "
+    "(`data.max_prompt_length`)",
     "sample_packing": _PACKING,
     "packing": _PACKING,
     "padding_free": _PACKING,

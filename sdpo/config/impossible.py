@@ -49,6 +49,17 @@ def impossible_sources(data: DataConfig) -> list[str]:
     ]
 
 
+def impossible_lengths(data: DataConfig) -> list[str]:
+    """Prompts that leave no room for an answer."""
+    if data.max_prompt_length < data.max_length:
+        return []
+    return [
+        f"data.max_prompt_length ({data.max_prompt_length}) leaves no room for an answer within "
+        f"data.max_length ({data.max_length}), which is of prompt + completion: lower the former "
+        "or raise the latter"
+    ]
+
+
 def impossible_lists(data: DataConfig) -> list[str]:
     """Sources that say twice where their answers are, or what ranks them."""
     problems = []

@@ -63,6 +63,7 @@ class RunConfig(Group):
         problems = [
             *impossible.impossible_sources(self.data),
             *impossible.impossible_reserve(self.data.reserve),
+            *impossible.impossible_lengths(self.data),
             *impossible.impossible_lists(self.data),
             *impossible.impossible_partition(self.partition),
             *impossible.impossible_launch(self.launch, trainings),

@@ -56,6 +56,7 @@ class TokeniseSpec(Spec):
     supervised: Path | None = None
     supervised_out: Path | None = None
     max_length: int
+    max_prompt_length: int = 0
     clock: str
     end_token_ids: list[int]
 

@@ -245,6 +245,13 @@ def _overlaps(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
 
 
 def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
+    if cut := (data.plan or {}).get("cut_prompts"):
+        yield Caveat(
+            f"Prompts of {count(cut)} pairs are cut",
+            f"They keep their last {count(data.config['data']['max_prompt_length'])} tokens "
+            "(data.max_prompt_length), with a BOS in front where there is one: the models were "
+            "trained and measured on those.",
+        )
     for plan in data.steps:
         step = plan["step"]
         measured, lengths = numbers.references.get(step), plan.get("lengths", {})

@@ -23,6 +23,7 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
     options: dict[str, Any] = {
         "processes": machine.cores(),
         "max_length": spec.max_length,
+        "max_prompt_length": spec.max_prompt_length,
         "clock": datetime.fromisoformat(spec.clock),
         "end_token_ids": spec.end_token_ids,
     }

@@ -7,12 +7,12 @@ sides is looked at in the text (:mod:`sdpo.tokens.whole`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sdpo.tokens.ragged import Counts, Ragged, common_prefix
-from sdpo.tokens.reasons import DETAILS, Problem, Reason
+from sdpo.tokens.reasons import DETAILS, Note, Problem, Reason
 from sdpo.tokens.template import Encoded
 from sdpo.tokens.token_file import Flags, Ids
 
@@ -44,6 +44,32 @@ def boundaries_of(encoded: Encoded) -> Counts:
     common = [common_prefix(encoded.prompt, side) for side in encoded.sides]
     shortest: Counts = np.minimum.reduce(common)
     return shortest
+
+
+def left_cut(
+    encoded: Encoded, boundary: Counts, *, max_prompt_length: int, bos: int | None
+) -> tuple[Encoded, Counts]:
+    """Rows whose prompts, up to their boundary, have the last ``max_prompt_length`` ids alone (0:
+    all), and their boundaries. A BOS in front stays there and is one of them. Rows that were cut
+    are noted."""
+    too_long = boundary > max_prompt_length
+    if not max_prompt_length or not too_long.any():
+        return encoded, boundary
+    has_bos = encoded.prompt.leading(bos) > 0 if bos is not None else np.zeros_like(too_long)
+    lead = (has_bos & too_long).astype(np.int64)
+    start = np.where(too_long, boundary - max_prompt_length + lead, 0)
+
+    def shortened(ids: Ragged) -> Ragged:
+        return ids.part(0, lead).joined(ids.part(start, ids.lengths))
+
+    noted: dict[Note, Sequence[int]] = {"prompt_cut": np.flatnonzero(too_long).tolist()}
+    cut_rows = replace(
+        encoded,
+        prompt=shortened(encoded.prompt),
+        sides=tuple(shortened(side) for side in encoded.sides),
+        notes={**encoded.notes, **noted},
+    )
+    return cut_rows, np.where(too_long, max_prompt_length, boundary)
 
 
 def cut(

@@ -32,8 +32,8 @@ NOT_AS_GIVEN: tuple[Reason, ...] = (
 DETAILS: dict[Reason, str] = {
     "empty_prompt": "no token of the prompt is left: the tokens of prompt and completion differ "
     "from the first on",
-    "prompt_fills_length": "the prompt alone fills data.max_length: raise it, or shorten the "
-    "prompt",
+    "prompt_fills_length": "the prompt alone fills data.max_length: raise it, set "
+    "data.max_prompt_length to keep the prompt's end, or shorten the prompt",
     "empty_completion": "a completion has no token besides its end",
     "end_token_inside": "a completion has an end token inside, where the model would stop: take "
     "it out of the text",
@@ -50,7 +50,9 @@ class Problem:
     detail: str
 
 
-Note = Literal["user_turn_in_completion", "reasoning_dropped", "control_token_in_text"]
+Note = Literal[
+    "user_turn_in_completion", "reasoning_dropped", "control_token_in_text", "prompt_cut"
+]
 """What is to be known of a row that is used all the same."""
 
 NOTES: dict[Note, str] = {
@@ -59,5 +61,6 @@ NOTES: dict[Note, str] = {
     "reasoning_dropped": "the chat template leaves out what the assistant thought in earlier "
     "turns, as it does when the model is used",
     "control_token_in_text": "text of `format: text` spells control tokens, which are read as such",
+    "prompt_cut": "the prompt is longer than data.max_prompt_length, and its beginning was cut",
 }
 """What a note says, with its remedy where there is one."""

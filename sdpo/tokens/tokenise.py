@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from sdpo.identity.canonical import canonical_json
 from sdpo.system.files import publish_file, temporary_folder
-from sdpo.tokens.boundary import Cut, boundaries_of, cut
+from sdpo.tokens.boundary import Cut, boundaries_of, cut, left_cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Counts, Ragged
 from sdpo.tokens.template import Encoded, Encoder, Row, describe
@@ -40,6 +40,7 @@ def tokenise_pairs(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
+    max_prompt_length: int = 0,
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
@@ -49,8 +50,10 @@ def tokenise_pairs(
     """Publish the tokens of ``pairs.parquet`` at ``out``, readable as
     :class:`~sdpo.tokens.token_file.TokenFile`, in the same order.
 
-    ``max_length`` is in tokens of prompt + completion, of which the start is kept. ``clock`` is the
-    present that chat templates see. ``end_token_ids``: see :class:`~sdpo.tokens.template.Encoder`.
+    ``max_length`` is in tokens of prompt + completion, of which the start is kept; before that, a
+    prompt of more than ``max_prompt_length`` tokens (0: of any length) keeps its end. ``clock`` is
+    the present that chat templates see. ``end_token_ids``: see
+    :class:`~sdpo.tokens.template.Encoder`.
     ``processes`` share the work, as far as there is enough of it.
 
     Raises:
@@ -58,7 +61,7 @@ def tokenise_pairs(
         DataError: a conversation that the template refuses. Nothing is published.
     """
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
-    job = _Job(_PAIRS, encoder, max_length, pairs_path)
+    job = _Job(_PAIRS, encoder, max_length, max_prompt_length, pairs_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
 
@@ -67,6 +70,7 @@ def tokenise_supervised(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
+    max_prompt_length: int = 0,
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
@@ -76,7 +80,7 @@ def tokenise_supervised(
     """Likewise for ``supervised.parquet``; readable as
     :class:`~sdpo.tokens.token_file.SupervisedTokenFile`."""
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
-    job = _Job(_SUPERVISED, encoder, max_length, examples_path)
+    job = _Job(_SUPERVISED, encoder, max_length, max_prompt_length, examples_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
 
@@ -143,6 +147,7 @@ class _Job:
     kind: _Kind
     encoder: Encoder
     max_length: int
+    max_prompt_length: int
     path: Path
 
     def units(self) -> list[_Unit]:
@@ -199,7 +204,12 @@ class _Job:
     def _batch(self, rows: list[Row]) -> tuple[pa.RecordBatch, _Found]:
         sides = self.kind.sides
         encoded = self.encoder.encode(rows, sides)
-        boundary = boundaries_of(encoded)
+        encoded, boundary = left_cut(
+            encoded,
+            boundaries_of(encoded),
+            max_prompt_length=self.max_prompt_length,
+            bos=self.encoder.tokenizer.bos_token_id,
+        )
         result = cut(
             encoded,
             boundary=boundary,
@@ -265,6 +275,7 @@ def _publish(
         report = job.report(found)
         metadata = {
             "max_length": str(job.max_length),
+            **({"max_prompt_length": str(limit)} if (limit := job.max_prompt_length) else {}),
             "clock": clock.isoformat(),
             "template_digest": job.encoder.template_digest,
             "tokenizer": canonical_json(job.encoder.facts()),

@@ -196,3 +196,14 @@ def test_a_reserve_of_so_many_pairs_is_set_aside_or_refused_with_the_most_that_c
         assert called.code == 0, called.told
         (line,) = [line for line in called.out.splitlines() if " mine " in line and "24" in line]
         assert " 7 " in line
+
+
+def test_prompts_that_are_cut_are_counted_and_shown(recipe, sdpo: Sdpo) -> None:
+    rows = [{**row, "prompt": LONG + row["prompt"]} for row in PAIRS[:6]] + PAIRS[6:]
+    called = sdpo("check", recipe(rows), "--set", "data.max_prompt_length=32")
+    assert called.code == 0, called.told
+    assert "cut at the beginning: 25.0% of the prompts (data.max_prompt_length 32)" in called.out
+    assert "6 pairs: the prompt is longer than data.max_prompt_length" in " ".join(
+        called.told.split()
+    )
+    assert "6 prompt_fills_length" in sdpo("check", recipe(rows)).out

@@ -203,6 +203,10 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
     [
         ({"data": {"reserve": {"fraction": 0.2}}}, r"reserve\.fraction .*max_fraction"),
         (
+            {"data": {"max_prompt_length": 512, "max_length": 512}},
+            r"max_prompt_length \(512\) leaves no room for an answer within data\.max_length",
+        ),
+        (
             {"data": {"reserve": {"pairs": 50, "fraction": 0.05, "min_pairs": 3}}},
             r"reserve\.pairs \(50\).*reserve\.fraction, data\.reserve\.min_pairs say it as a share",
         ),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from probe_records import record_probes
 
 from sdpo.errors import UserError
@@ -229,6 +230,18 @@ def test_warnings_name_truncation_overlap_and_small_probes(make_run: MakeRun) ->
     assert found[0] == "Prompts in common: D_1 and D_2"
     assert re.fullmatch(r"1\d\.\d% of D_2 is truncated", found[1])
     assert found[2:] == ["Small probes"]
+
+
+def test_prompts_that_were_cut_are_warned_of_with_the_length_that_is_left(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    edit(run / "plan.json", lambda plan: plan.update(cut_prompts=1234))
+    stored = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+    stored["config"]["data"]["max_prompt_length"] = 512
+    RunFolder(run).write_run(stored)
+    assert any(re.fullmatch(r"Prompts of 1\s234 pairs are cut", title) for title in titles(run))
+    assert "They keep their last 512 tokens" in page(run).text
 
 
 def test_a_healthy_run_has_no_warnings(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdpo.data.schema import MESSAGES
 from sdpo.errors import ModelError
-from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, row_digest
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_pair
 
@@ -208,6 +208,77 @@ def test_prompt_and_side_are_the_start_of_the_full_encoding(
         full = tokenizer("<s>" * bos + whole, add_special_tokens=False)["input_ids"]
         assert [*row.prompt_ids, *ids] == full[:limit]
         assert is_cut == (len(full) > limit)
+
+
+def plainly(tokenizer, prompt, sides, format):
+    """Ids of the prompt and of every whole sequence, by plain Hugging Face code."""
+    if format == "text":
+        ids = [tokenizer(prompt + text)["input_ids"] for text in ("", *sides)]
+        return ids[0], [[*side, tokenizer.eos_token_id] for side in ids[1:]]
+    question = [{"role": "user", "content": prompt}]
+    texts = [tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)]
+    for side in sides:
+        turns = [*question, {"role": "assistant", "content": side}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        texts.append(text[: text.rindex("<|im_end|>") + len("<|im_end|>")])
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if tokenizer("x")["input_ids"][0] == (bos := tokenizer.bos_token_id):
+        ids = [row if row[0] == bos else [bos, *row] for row in ids]
+    return ids[0], ids[1:]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(st.text("ab \né狐", min_size=1, max_size=60), min_size=1, max_size=4),
+    chosen=_TEXTS,
+    rejected=_TEXTS,
+    keep=st.integers(1, 40),
+    room=st.integers(1, 60),
+)
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize(
+    ("template", "format"), [("chatml", "chat"), ("llama", "chat"), (None, "text")]
+)
+def test_a_long_prompt_keeps_its_last_tokens_and_its_bos(
+    tokens_of, make_tokenizer, template, format, bos, prompts, chosen, rejected, keep, room
+):
+    file = tokens_of(
+        [(prompt, chosen, rejected) for prompt in prompts],
+        **{"template": template, "bos": bos, "format": format},
+        max_prompt_length=keep,
+        max_length=keep + room,
+    )
+    tokenizer, cut = make_tokenizer(template, bos=bos), 0
+    for index in np.flatnonzero(file.usable).tolist():
+        prompt, sides = plainly(tokenizer, prompts[index], (chosen, rejected), format)
+        border = 0
+        while border < len(prompt) and all(
+            border < len(side) and side[border] == prompt[border] for side in sides
+        ):
+            border += 1
+        kept = prompt[:border]
+        if len(kept) > keep:
+            has_bos = kept[0] == tokenizer.bos_token_id
+            kept = kept[:has_bos] + kept[len(kept) - keep + has_bos :]
+            cut += 1
+        row = file.row(index)
+        assert row.prompt_ids.tolist() == kept
+        for side, ids in zip(sides, (row.chosen_ids, row.rejected_ids), strict=True):
+            assert [*kept, *ids.tolist()] == [*kept, *side[border:]][: keep + room]
+        assert row.row_digest == row_digest(row.prompt_ids, row.chosen_ids, row.rejected_ids)
+    assert file.report.notes.get("prompt_cut", 0) == cut
+
+
+def test_a_prompt_that_would_fill_the_length_is_used_once_its_end_is_kept(tokens_of):
+    triples = [("the dog " * 40, "a fox", "a dog"), ("the dog?", "a fox", "a dog")]
+    assert tokens_of(triples, max_length=40).usable.tolist() == [False, True]
+    file = tokens_of(triples, max_length=40, max_prompt_length=30)
+    assert file.usable.all()
+    assert file.prompt_lengths.tolist()[0] == 30
+    assert file.report.notes == {"prompt_cut": 1}
+    (told,) = file.report.warnings("pairs")
+    assert "1 pairs: the prompt is longer than data.max_prompt_length" in told
+    assert file.metadata["max_prompt_length"] == "30"
 
 
 def test_supervised_examples_are_stored_likewise(tmp_path, make_tokenizer, clock):
