@@ -13,6 +13,7 @@ import torch
 
 from sdpo.config.automatic import head_rows
 from sdpo.model.patches import bind_forward, has_own_forward
+from sdpo.system.out_of_memory import is_out_of_memory
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -109,7 +110,9 @@ def _adds_low_products(dtype: torch.dtype, device: int) -> bool:
     total = torch.full((32, 32), 2.0**-20, **on_device)
     try:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):  # the answer is kept: this would not be one
+            raise
         return False
     return bool(torch.equal(total, torch.eye(32, **on_device) + 2.0**-20))
 

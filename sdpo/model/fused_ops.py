@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from sdpo.model.patches import bind_forward, has_own_forward, replace_function
+from sdpo.system.out_of_memory import is_out_of_memory
 
 _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Of the numbers on which a module's own code and what stands in for it are compared."""
@@ -273,7 +274,9 @@ def _fuse_rotary(model: nn.Module) -> int:
     x, angle = torch.linspace(-3, 3, 64).view(1, 2, 4, 8), torch.linspace(0, 9, 32).view(1, 4, 8)
     try:
         theirs, ours = (f(x, x, angle.cos(), angle.sin()) for f in (own, apply_rotary_pos_emb))
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         return 0
     if not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(theirs, ours, strict=True)):
         return 0

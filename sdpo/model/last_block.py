@@ -12,6 +12,7 @@ from torch import nn
 
 from sdpo.model.patches import bind_forward, restore_forward
 from sdpo.model.sequence_scorer import decoder_blocks, inner_model, plain_attention, predicting
+from sdpo.system.out_of_memory import is_out_of_memory
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _TRIED = 12
@@ -64,7 +65,9 @@ def _is_the_same(inner: Any) -> bool:
     try:
         whole = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, predictors]
         some = decoder(input_ids=ids, use_cache=False, predictors=predictors).last_hidden_state
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         return False  # another kind of block, whose parts have these names
     close = _LOW_RTOL if torch.is_autocast_enabled(device.type) else _RTOL
     return some.shape[1:] == whole.shape and torch.allclose(some[0], whole, rtol=close, atol=close)

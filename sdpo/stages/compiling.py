@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from sdpo.errors import Interrupted
 from sdpo.events import EventWriter
@@ -19,6 +20,8 @@ from sdpo.model.batching import global_batch
 from sdpo.model.patches import forget_compiled
 from sdpo.model.randomness import Generators
 from sdpo.model.sequence_scorer import decoder_blocks
+from sdpo.stages.ranks import fault_of_any
+from sdpo.system.out_of_memory import first_line
 from sdpo.training.tasks import Task
 from sdpo.training.trainer import Trainer
 
@@ -36,9 +39,9 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
         yield {}
         return
     blocks = decoder_blocks(trainer.accelerator.unwrap_model(trainer.scorer).model)
-    items = _first_items(trainer, task)
-    before_s, plain = _timed(trainer, task, items)
+    items, before_s, plain = _as_it_is(trainer, task)
     found: dict[str, Any] = {"before_s": round(before_s, 4)}
+    fault = ""
     try:
         for block in blocks:
             block.compile(dynamic=True)
@@ -49,13 +52,15 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
     except Exception as error:  # noqa: BLE001 - a compiler fails in as many ways as it has parts
         # Half of a backward pass leaves its gradients, which the first update would add.
         trainer.optimizer.zero_grad(set_to_none=True)
-        found["left"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        fault = f"{type(error).__name__}: {first_line(error)}"
     else:
         found |= {"after_s": round(after_s, 4), "compile_s": round(compile_s, 1)}
         if not _same(trainer, plain, compiled):
-            found["left"] = f"the loss is {compiled:.6f} instead of {plain:.6f}"
-    if "left" in found:
+            fault = f"the loss is {compiled:.6f} instead of {plain:.6f}"
+    if fault := fault_of_any(trainer.accelerator, fault):
+        found["left"] = fault
         _restore(blocks)
+        clear_device_cache(garbage_collection=True)
         events.warning(f"training.compile is left: {found['left']}. The model's own code trains")
     else:
         events.emit(
@@ -70,12 +75,20 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
         _restore(blocks)
 
 
-def _first_items(trainer: Trainer, task: Task) -> np.ndarray:
-    training = trainer.training
+def _as_it_is(trainer: Trainer, task: Task) -> tuple[np.ndarray, float, float]:
+    """The first micro-batch that memory holds, its seconds and its loss, before compiling."""
+    training, costs, step = trainer.training, trainer.costs(task), trainer.progress.step
     batch, _ = global_batch(
         0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
     )
-    return trainer.cut(batch, trainer.costs(task), step=trainer.progress.step)[0]
+
+    def measured() -> tuple[np.ndarray, float, float]:
+        items = trainer.cut(batch, costs, step=step)[0]
+        if not len(items):  # more ranks than pairs
+            items = batch[-1:]
+        return items, *_timed(trainer, task, items)
+
+    return trainer.in_memory(measured, costs[batch], step=step)
 
 
 def _timed(

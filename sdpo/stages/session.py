@@ -24,6 +24,7 @@ from sdpo.model.randomness import draws_at_random
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
+from sdpo.stages.ranks import fault_of_any
 from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import is_out_of_memory
 from sdpo.tokens.load import load_tokenizer
@@ -72,7 +73,8 @@ class Session:
     def settle_layout(self, tokens: TokenFile, rows: np.ndarray, events: EventWriter) -> None:
         """Try the layout on some pairs of ``rows``; the plain one where it does not serve.
 
-        A sharded model is tried without gradients: its engine alone may run them.
+        All ranks take the plain one where it does not serve on one of them. A sharded model is
+        tried without gradients: its engine alone may run them.
         """
         if not one_set_of_frequencies(self.policy, self._lengths(tokens)):
             self._compute_by_length(events)
@@ -84,7 +86,7 @@ class Session:
         if not length_matters(self.policy.config):
             groups = shortened(groups)
         with self.arithmetic():
-            problem = self._trial(module, groups)
+            problem = fault_of_any(self.accelerator, self._trial(module, groups))
         if problem:
             events.warning(
                 f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "

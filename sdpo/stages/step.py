@@ -19,6 +19,7 @@ from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
 from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
+from sdpo.stages.failed_kernels import kernels_named
 from sdpo.stages.reference_cache import open_cache, score_as_reference
 from sdpo.stages.reference_rows import score_reference
 from sdpo.stages.resume_states import find
@@ -46,6 +47,16 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
         tokens = TokenFile.open(spec.tokens)
     with timings.of("check"):
         session.settle_layout(tokens, _rows_to_come(spec), events)
+    with kernels_named(session.spec.training, layout=session.layout):
+        result = _work(session, tokens, timings, events)
+    session.close()
+    return result | {"model": session.published_digest, "timings_s": timings.rounded()}
+
+
+def _work(
+    session: Session, tokens: TokenFile, timings: Timings, events: EventWriter
+) -> dict[str, Any]:
+    """All that the stage computes with the model once its layout is settled."""
     spec = session.spec
     result: dict[str, Any] = {}
     if spec.score_everything:
@@ -80,8 +91,7 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
         with timings.of("measure"):
             digest = session.published_digest
             _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
-    session.close()
-    return result | {"model": session.published_digest, "timings_s": timings.rounded()}
+    return result
 
 
 def _rows_to_come(spec: StepSpec) -> np.ndarray:

@@ -43,8 +43,10 @@ def remedies(*, fewer: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What the error says, without the pages that torch adds."""
-    return str(error).strip().partition("\n")[0]
+    """What the error says, without the pages that torch adds; the next line too where a colon ends
+    the first."""
+    first, _, rest = str(error).strip().partition("\n")
+    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
 
 
 @dataclass(slots=True, kw_only=True)

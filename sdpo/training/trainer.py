@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remed
 from sdpo.training.tasks import ItemLosses, Task
 
 Metrics = dict[str, float]
+_Result = TypeVar("_Result")
 
 
 def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
@@ -218,7 +219,9 @@ class Trainer:
     ) -> Metrics:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        metrics = self._gradients_in_memory(task, batch, costs, step=step)
+        metrics = self.in_memory(
+            lambda: self._gradients(task, batch, costs, step=step), costs[batch], step=step
+        )
         norm = self._clip()
         if not math.isfinite(norm):
             self._diverged(f"the gradient norm is {norm}", task, batch)
@@ -246,10 +249,10 @@ class Trainer:
             return
         self._lower(step, largest=largest, fault=f"the optimizer's states: {fault}", anew=True)
 
-    def _gradients_in_memory(
-        self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
-    ) -> Metrics:
-        """As :meth:`_gradients`, in smaller micro-batches where memory does not hold them.
+    def in_memory(self, compute: Callable[[], _Result], costs: np.ndarray, *, step: int) -> _Result:
+        """What ``compute`` returns, in smaller micro-batches where memory does not hold them.
+
+        ``costs``: tokens of each item that it computes, ``[items]``.
 
         Raises:
             LowMemoryError: there are several processes, of which the others wait in a collective
@@ -259,14 +262,14 @@ class Trainer:
         generators = Generators(self.accelerator.device)
         while True:
             try:
-                return self._gradients(task, batch, costs, step=step)
+                return compute()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 fault = first_line(error)
             # Here the error is gone, and the tensors that its frames held with it.
             self.optimizer.zero_grad(set_to_none=True)
-            self._lower(step, largest=int(costs[batch].max()), fault=fault)
+            self._lower(step, largest=int(costs.max()), fault=fault)
             generators.restore()
 
     def _lower(self, step: int, *, largest: int, fault: str, anew: bool = False) -> None:

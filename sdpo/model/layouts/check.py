@@ -16,6 +16,7 @@ _TOKENS = 2048
 """At most so many tokens of two long pairs are tried, prompts once; one pair may have more."""
 _PART = 96
 """Tokens of each part of a pair that are tried where length changes nothing but the work."""
+_Measured = tuple[torch.Tensor, list[torch.Tensor]]
 _LEAK, _LOW_LEAK = 1e-3, 0.05
 """What a side's log-prob may move by where others' tokens change and all lengths stay, in nats: the
 operations are the same, so a layout that keeps sides apart moves it by nothing."""
@@ -68,28 +69,34 @@ def agrees(
     trained = [p for p in module.parameters() if p.dim() == 1 and p.requires_grad]
     gradients = gradients and bool(trained)
     module.eval()
-    results: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
-    for name, parts in (("padded", _alone(groups)), (layout, [list(groups)])):
-        try:
-            found = _measured(
-                module,
-                [
-                    LAYOUTS[name]
-                    .collate(part, pad_token_id=pad_token_id, device=device.type)
-                    .to(device)
-                    for part in parts
-                ],
-                trained if gradients else [],
-            )
-        except Exception as error:
-            # What an architecture, a kernel or a compiler raises is not known beforehand.
-            if name == "padded" or is_out_of_memory(error):
-                raise
-            said = first_line(error)
-            return said if isinstance(error, LayoutError) else f"{type(error).__name__}: {said}"
-        results.append(found)
-    (plain, plain_gradients), (ours, own_gradients) = results
+
+    def measured(name: str, parts: list[list[PromptGroup]]) -> _Measured:
+        collate = LAYOUTS[name].collate
+        batches = [collate(part, pad_token_id=pad_token_id, device=device.type) for part in parts]
+        return _measured(
+            module, [batch.to(device) for batch in batches], trained if gradients else []
+        )
+
+    plain = measured("padded", _alone(groups))
     low = torch.is_autocast_enabled(device.type)
+    try:
+        if problem := _differ(plain, measured(layout, [list(groups)]), low=low):
+            return problem
+        moved = _leak(module, groups, layout, pad_token_id=pad_token_id, device=device)
+    except Exception as error:
+        # What an architecture, a kernel or a compiler raises is not known beforehand.
+        if is_out_of_memory(error):
+            raise
+        said = first_line(error)
+        return said if isinstance(error, LayoutError) else f"{type(error).__name__}: {said}"
+    if moved > (_LOW_LEAK if low else _LEAK):
+        return f"a side's log-prob moves by {moved:.3g} nats with the tokens of other sides"
+    return ""
+
+
+def _differ(of_padded: _Measured, of_layout: _Measured, *, low: bool) -> str:
+    """In what values or gradients differ by more than rounding; empty: in nothing."""
+    (plain, plain_gradients), (ours, own_gradients) = of_padded, of_layout
     rtol, atol = (2e-2, 1.0) if low else (1e-5, 1e-3)
     if not torch.allclose(ours, plain, rtol=rtol, atol=atol):
         worst = float((ours - plain).abs().max())
@@ -101,9 +108,6 @@ def agrees(
         distance = float((ours_of - plain_of).norm())
         if distance > (0.15 if low else 1e-3) * scale + (1e-2 if low else 1e-5) * total + 1e-6:
             return f"gradients on the pairs that were tried differ by {distance:.3g} of {scale:.3g}"
-    moved = _leak(module, groups, layout, pad_token_id=pad_token_id, device=device)
-    if moved > (_LOW_LEAK if low else _LEAK):
-        return f"a side's log-prob moves by {moved:.3g} nats with the tokens of other sides"
     return ""
 
 
@@ -147,9 +151,7 @@ def _alone(groups: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
     return [[PromptGroup(group.prompt, (side,))] for group in groups for side in group.completions]
 
 
-def _measured(
-    module: Any, batches: Sequence[Batch], trained: list[torch.Tensor]
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _measured(module: Any, batches: Sequence[Batch], trained: list[torch.Tensor]) -> _Measured:
     """Log-probs of all completions, and the gradients of a sum in which no two count the same, so
     that none can stand for another."""
     weights = torch.linspace(1.0, -0.5, sum(len(batch.scored) for batch in batches))

@@ -154,3 +154,14 @@ def test_under_autocast_such_a_kernel_is_tried_as_it_will_train(picky_kernel):
     policy.set_attn_implementation(picky_kernel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert prune(policy)
+
+
+def test_short_memory_in_the_trial_is_no_other_kind_of_block(monkeypatch):
+    policy = built("llama")
+
+    def short(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(decoder_blocks(policy)[0].mlp, "forward", short)
+    with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+        prune(policy)

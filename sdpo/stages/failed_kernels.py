@@ -1,0 +1,89 @@
+"""A kernel or compiled code that served in its trial and fails later: which setting does without.
+
+Kernels are compiled again for other shapes, so what passed a trial may still fail. Then a stage
+ends with one message that names what failed and the setting under which it is not used.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sdpo
+from sdpo.config import TrainingConfig
+from sdpo.errors import Fault, LayoutError, SdpoError
+from sdpo.model.layouts import attention
+from sdpo.system.out_of_memory import first_line, is_out_of_memory
+
+_COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+_COMPILERS_CODE = (*(f"/{name.replace('.', '/')}/" for name in _COMPILERS), "torchinductor")
+_MODELS = ("/torch/nn/", "/transformers", "/peft/", f"{Path(sdpo.__file__).parent}/")
+_FLEX = "flex_attention"
+
+
+@contextmanager
+def kernels_named(training: TrainingConfig, *, layout: str) -> Iterator[None]:
+    """Say of a kernel that fails within it which setting of ``training`` does without.
+
+    ``layout``: the one that is used. Other errors, short memory among them, pass as they are.
+
+    Raises:
+        Fault: attention over rows of several sequences failed, or compiled blocks did.
+    """
+    try:
+        yield
+    except Exception as error:
+        remedy = _remedy(error, training, layout=layout)
+        if not remedy:
+            raise
+        raise Fault(f"{_said(error)}: set {remedy}") from error
+
+
+def _remedy(error: Exception, training: TrainingConfig, *, layout: str) -> str:
+    """Empty where no setting is known to help."""
+    refused = isinstance(error, LayoutError)
+    if (isinstance(error, SdpoError) and not refused) or is_out_of_memory(error):
+        return ""
+    frames = [frame for each in _chain(error) for frame in _frames(each)]
+    by_compiler = not refused and _of_compiler(error)
+    in_rows = refused or any(frame.filename == attention.__file__ for frame in frames)
+    # Of a backward pass no frame of ours is there, but the code that is compiled has its name.
+    flex = any(_FLEX in f"{f.filename} {f.line}" for f in frames) or _FLEX in str(error)
+    if by_compiler and training.compile and not flex:
+        return "training.compile: false"
+    if (in_rows or by_compiler) and layout != "padded":
+        return f"training.layout: padded in place of {layout}"
+    return ""
+
+
+def _of_compiler(error: BaseException) -> bool:
+    """Whether a compiler, or code that it made, raised the error or what the error came from."""
+    for each in _chain(error):
+        frames = _frames(each)
+        if type(each).__module__.startswith(_COMPILERS):
+            return True
+        # Not any frame: a model's code that is called from compiled code has some above it.
+        places = [f.filename for f in frames if _within(f.filename, _COMPILERS_CODE + _MODELS)]
+        if places and _within(places[-1], _COMPILERS_CODE):
+            return True
+    return False
+
+
+def _within(filename: str, code: tuple[str, ...]) -> bool:
+    return any(part in filename for part in code)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__)
+
+
+def _said(error: Exception) -> str:
+    said = first_line(error)
+    return said if isinstance(error, LayoutError) else f"{type(error).__name__}: {said}"

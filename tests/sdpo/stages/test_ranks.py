@@ -1,0 +1,127 @@
+"""Ranks that try something each for itself go on the same way, whichever of them it failed on."""
+
+import os
+import socket
+from multiprocessing.connection import Connection
+
+import pytest
+from forked_stages import STARTER
+
+from sdpo.config import LaunchConfig, TrainingConfig
+
+from ..training_helpers.models import (
+    RecordedEvents,
+    preference_task,
+    tiny_llama,
+)
+from ..training_helpers.runs import PreparedRun, prepare_run
+
+RANKS = 2
+TWO = LaunchConfig(processes=RANKS, strategy="ddp", device="cpu", threads=1)
+
+
+def on_ranks(function, *arguments) -> list:
+    """What ``function(rank, *arguments)`` returns on two processes that share a gloo group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ends, processes = [], []
+    for rank in range(RANKS):
+        here, there = STARTER.Pipe()
+        process = STARTER.Process(target=_rank, args=(rank, port, there, function, arguments))
+        process.start()
+        there.close()
+        ends.append(here)
+        processes.append(process)
+    try:
+        return [end.recv() for end in ends]  # one that died has closed its end
+    finally:
+        for process in processes:
+            process.join(timeout=5)
+            process.kill()
+
+
+def _rank(rank: int, port: int, answer: Connection, function, arguments) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    answer.send(function(rank, *arguments))
+
+
+def settled(rank: int, run: PreparedRun, failing: int) -> tuple[str, list[str]]:
+    """The layout that a rank takes, and its warnings, where the trial fails on one of them."""
+    from sdpo.model.layouts import attention
+    from sdpo.stages.session import open_session
+    from sdpo.stages.step import _rows_to_come
+
+    events = RecordedEvents()
+    training = TrainingConfig(precision="fp32", batch_size=4)
+    session = open_session(run.spec(1, training, launch=TWO), events)
+    own = attention._on_cpu
+
+    def failed(*args):
+        raise RuntimeError(f"no kernel on rank {rank}")
+
+    attention._on_cpu = failed if rank == failing else own
+    tokens = run.token_file()
+    session.settle_layout(tokens, _rows_to_come(session.spec), events)
+    session.close()
+    return session.layout, [e["message"] for e in events.all if e["event"] == "warning"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_layouts_trial_that_fails_on_one_rank_gives_all_of_them_the_plain_one(tmp_path, failing):
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    found = on_ranks(settled, run, failing)
+    assert [layout for layout, _ in found] == ["padded", "padded"]
+    for _, warnings in found:
+        (warning,) = warnings
+        assert f"no kernel on rank {failing}" in warning
+
+
+def test_a_trial_that_passes_on_all_of_them_leaves_the_layout(tmp_path):
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    assert on_ranks(settled, run, None) == [("shared", [])] * RANKS
+
+
+def compiled(rank: int, failing: int) -> dict:
+    """What a rank's record says of compiling that fails on one of them."""
+    import torch
+    from accelerate import Accelerator
+
+    from sdpo.model.sequence_scorer import SequenceScorer, decoder_blocks
+    from sdpo.stages.compiling import compiled_blocks
+    from sdpo.training.trainer import Trainer, make_optimizer
+
+    def compile_of_rank(self, **_options):
+        if rank == failing:
+            raise RuntimeError(f"no compiler on rank {rank}")
+        self._compiled_call_impl = self._call_impl
+
+    torch.nn.Module.compile = compile_of_rank
+    training = TrainingConfig(precision="fp32", batch_size=4, compile=True)
+    accelerator, policy = Accelerator(cpu=True), tiny_llama()
+    scorer = SequenceScorer(policy)
+    scorer, optimizer = accelerator.prepare(scorer, make_optimizer(scorer, training))
+    trainer = Trainer(
+        accelerator=accelerator,
+        scorer=scorer,
+        optimizer=optimizer,
+        training=training,
+        pad_token_id=0,
+    )
+    with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
+        runs_compiled = any(block._compiled_call_impl for block in decoder_blocks(policy))
+    accelerator.state.destroy_process_group()
+    return {"left": facts["compiled"].get("left"), "runs compiled": runs_compiled}
+
+
+def test_blocks_that_do_not_compile_on_one_rank_are_left_on_all():
+    left = "RuntimeError: no compiler on rank 1"
+    assert on_ranks(compiled, 1) == [{"left": left, "runs compiled": False}] * RANKS
+    assert on_ranks(compiled, None) == [{"left": None, "runs compiled": True}] * RANKS
