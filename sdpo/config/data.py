@@ -75,7 +75,7 @@ class SourceConfig(Group):
     )
     layout: Annotated[str, AfterValidator(_known_layout), OneOf(_layouts)] = Field(
         "",
-        description="Reader of rows whose columns alone do not tell: `ultrafeedback`, or one "
+        description="Reader of rows whose columns alone do not tell: `helpsteer3`, or one "
         "that `sdpo plugins` lists; empty: recognised by columns.",
     )
     contradictions: Literal["refuse", "swap", "keep"] = Field(

@@ -166,12 +166,12 @@ def _check_mapped(row: Row, columns: ColumnsConfig) -> None:
 
 def _not_paired(row: Row) -> str:
     seen = f"Columns seen: {columns_of(row)}"
-    if "" not in (answers := answer_columns(row)):
-        remedy = use_winner(row, answers)
-        return f"this is two answers a row and which of them is better: {remedy}. {seen}"
     if known := layouts_of(row.keys()):
         names = " or ".join(f"`{name}`" for name in known)
         return f"no pair is told by columns alone: set the source's `layout` to {names}. {seen}"
+    if "" not in (answers := answer_columns(row)):
+        remedy = use_winner(row, answers)
+        return f"this is two answers a row and which of them is better: {remedy}. {seen}"
     for kind, wanted in _UNPAIRED:
         if all(has_path(row, name) for name in wanted):
             return f"this is {kind}, not preference pairs. {seen}. {_KNOWN}. {_MAP}"
