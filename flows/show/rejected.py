@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_NOT_SHOWN = ("limit", "max_pairs")
+_NOT_SHOWN = ("limit", "max_pairs", "weight")
 """Rows that were not drawn: there is nothing to mend."""
 
 

@@ -185,14 +185,24 @@ def _tell_draws(context: Context, unusable: Mapping[str, Mapping[str, int]]) -> 
     for source in context.config.data.sources:
         name = "data.limit" if context.config.data.limit else "max_pairs"
         asked, lost = context.config.data.limit or source.max_pairs, unusable[source.name]
-        if asked and lost:
-            told = ", ".join(f"{count} {reason}" for reason, count in lost.items())
+        if source.weight and lost and len(unusable) > 1:
             message = (
-                f"source {source.name}: {name} draws {asked} pairs before their tokens are known, "
-                f"and {sum(lost.values())} of those drawn cannot be used ({told}): raise {name} "
-                "for more"
+                f"source {source.name}: its weight draws pairs before their tokens are known, and "
+                f"{sum(lost.values())} of those drawn cannot be used ({_told(lost)}), so the "
+                "mixture has fewer of it than the weights say"
             )
             context.listen({"event": "warning", "message": message})
+        if asked and lost:
+            message = (
+                f"source {source.name}: {name} draws {asked} pairs before their tokens are known, "
+                f"and {sum(lost.values())} of those drawn cannot be used ({_told(lost)}): raise "
+                f"{name} for more"
+            )
+            context.listen({"event": "warning", "message": message})
+
+
+def _told(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:

@@ -95,6 +95,13 @@ class SourceConfig(Group):
     min_score_gap: Annotated[float, Unit("of the data's own scores")] = Field(
         0, ge=0, description="Leave out pairs whose scores differ by less; 0: none."
     )
+    weight: Annotated[float, Unit(NO_UNIT)] = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Share in a mixture: of the sources that have a weight as many pairs are drawn "
+        "by the data seed as there can be in these proportions, none twice; 0: all pairs.",
+    )
     max_pairs: Annotated[int, Unit("pairs")] = Field(
         0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
     )
@@ -159,7 +166,7 @@ class DataConfig(Group):
         "0: all. Then `max_length` cuts prompt + completion.",
     )
     seed: Annotated[int, Unit(NO_UNIT), _BEFORE_TOKENS] = Field(
-        42, ge=0, description="Seed of `max_pairs`, `limit` and drawn answers."
+        42, ge=0, description="Seed of `max_pairs`, `limit`, `weight` and drawn answers."
     )
     limit: Annotated[int, Unit("pairs"), _BEFORE_TOKENS] = Field(
         0,

@@ -1,6 +1,7 @@
 """Settings that were given and that nothing reads: each is a warning with why."""
 
 from sdpo.config.annotations import OfFormula, marked, unread
+from sdpo.config.data import DataConfig
 from sdpo.config.group import Group
 from sdpo.config.reference_choice import references_without_effect
 from sdpo.config.run import RunConfig
@@ -20,10 +21,22 @@ def unread_settings(training: TrainingConfig) -> dict[str, str]:
 def settings_without_effect(config: RunConfig) -> list[str]:
     """Settings that were given and that nothing will read, each with why."""
     return [
+        *_of_weights(config.data),
         *_of_training(config),
         *_of_groups(config),
         *references_without_effect(config.trainings),
         *_of_supervised(config.supervised),
+    ]
+
+
+def _of_weights(data: DataConfig) -> list[str]:
+    """A mixture is of two sources at least."""
+    weighted = [index for index, source in enumerate(data.sources) if source.weight]
+    if len(weighted) != 1:
+        return []
+    return [
+        f"data.sources.{weighted[0]}.weight has no effect: no other source has a weight, and a "
+        "mixture is of the sources that have one"
     ]
 
 

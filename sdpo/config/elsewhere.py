@@ -32,6 +32,10 @@ _SPLITS = (
     "what is set aside for measuring is `data.reserve.fraction` of each source, or so many pairs: "
     "`data.reserve.pairs`"
 )
+_MIXTURE = (
+    "data is mixed by the `weight` of each of `data.sources` (proportions, no pair twice), or by "
+    "its `max_pairs`"
+)
 _DATA = "data is named in `data.sources`, each with its `path` and `columns`"
 _NLL = "here it is `training.rpo_alpha`, the weight of the chosen side's NLL per token"
 _COMPUTED = "processes, threads and forked workers are chosen by themselves; see `launch.threads`"
@@ -184,8 +188,10 @@ ELSEWHERE: dict[str, str] = {
     "datasets": _DATA,
     "dataset_name": _DATA,
     "dataset_dir": _DATA,
-    "dataset_mixer": f"{_DATA}, and `max_pairs`",
-    "dataset_mixer_list": f"{_DATA}, and `max_pairs`",
+    "dataset_mixer": _MIXTURE,
+    "dataset_mixer_list": _MIXTURE,
+    "interleave_probs": _MIXTURE,
+    "mix_strategy": _MIXTURE,
     "dataset_config": "here it is `subset` of a source",
     "dataset_split": "here it is `split` of a source",
     "dataset_train_split": "here it is `split` of a source",

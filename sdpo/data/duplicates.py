@@ -5,8 +5,9 @@ source draws some of its pairs). Deciding takes 21 more.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 Others = npt.NDArray[np.int32]
 """Indices of pairs in half the room: there are less than 2**31."""
 
-KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT = range(5)
+KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT, WEIGHT = range(6)
 """Decisions about a pair."""
 
 
@@ -27,12 +28,22 @@ class Decisions:
     """For every pair, in the order they were added: the decision and the pair it is about.
 
     ``other`` is the index of the pair that a duplicate repeats or a contradictory one contradicts,
-    else -1.
+    else -1. ``mixed``: per source with a weight, the pairs that its weight draws.
     """
 
     decision: npt.NDArray[np.uint8]
     other: Others
     repeated_prompts: int
+    mixed: Mapping[int, int]
+
+
+def mixture(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """How many there are of each in the largest mixture of these proportions that takes none twice:
+    all of the one that is short, of the others rounded down."""
+    # As decimals, so that 0.1 and 0.3 are as 1 and 3.
+    exact = [Fraction(str(weight)) for weight in weights]
+    scale = min(size / weight for size, weight in zip(sizes, exact, strict=True))
+    return [int(scale * weight) for weight in exact]
 
 
 class KeyTable:
@@ -79,18 +90,26 @@ class KeyTable:
         stops = [*self._starts[1:], len(self)]
         return slice(self._starts[source], stops[source])
 
-    def decide(self, *, max_pairs: Sequence[int], limit: int) -> Decisions:
-        """Duplicates first, then contradictions, then the draws of each source (0: no bound)."""
+    def decide(
+        self, *, max_pairs: Sequence[int], limit: int, weights: Sequence[float] = ()
+    ) -> Decisions:
+        """Duplicates first, then contradictions, then the draws of each source (0: no bound), and
+        of what these leave the mixture of the sources that have a weight."""
         decision = np.full(len(self), KEPT, np.uint8)
         other: Others = np.full(len(self), -1, np.int32)
         self._duplicates(decision, other)
         self._contradictions(decision, other)
         for source, bound in enumerate(max_pairs):
-            self._draw(decision, source, bound, MAX_PAIRS)
-            self._draw(decision, source, limit, LIMIT)
+            if bound:
+                self._draw(decision, source, bound, MAX_PAIRS)
+            if limit:
+                self._draw(decision, source, limit, LIMIT)
+        mixed = self._mixture(decision, weights)
+        for source, drawn in mixed.items():
+            self._draw(decision, source, drawn, WEIGHT)
         prompts = np.sort(_words(self._prompts)[decision == KEPT, 0])  # one word tells them apart
         repeated = int((prompts[1:] == prompts[:-1]).sum())
-        return Decisions(decision, other, repeated)
+        return Decisions(decision, other, repeated, mixed)
 
     def _duplicates(self, decision: npt.NDArray[np.uint8], other: Others) -> None:
         swapped = np.frombuffer(self._is_swapped, np.uint8)
@@ -114,9 +133,15 @@ class KeyTable:
         decision[left] = decision[right] = CONTRADICTORY
         other[left], other[right] = right, left
 
+    def _mixture(self, decision: npt.NDArray[np.uint8], weights: Sequence[float]) -> dict[int, int]:
+        weighted = [source for source, weight in enumerate(weights) if weight]
+        if len(weighted) < 2:
+            return {}
+        kept = [int((decision[self.span(source)] == KEPT).sum()) for source in weighted]
+        drawn = mixture(kept, [weights[source] for source in weighted])
+        return dict(zip(weighted, drawn, strict=True))
+
     def _draw(self, decision: npt.NDArray[np.uint8], source: int, bound: int, reason: int) -> None:
-        if not bound:
-            return
         span = self.span(source)
         kept = np.flatnonzero(decision[span] == KEPT)
         draws = np.array(self._draws[source], np.uint64)[kept]

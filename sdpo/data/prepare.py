@@ -24,6 +24,7 @@ from sdpo.data.duplicates import (
     KEPT,
     LIMIT,
     MAX_PAIRS,
+    WEIGHT,
     Decisions,
     KeyTable,
 )
@@ -46,6 +47,7 @@ _REASONS = {
     CONTRADICTORY: "contradictory",
     MAX_PAIRS: "max_pairs",
     LIMIT: "limit",
+    WEIGHT: "weight",
 }
 _SCRATCH_SCHEMA = PAIRS_SCHEMA.append(pa.field("content", pa.binary(16)))
 
@@ -110,7 +112,9 @@ def prepare_pairs(
             for name, source in zip(names, data.sources, strict=True):
                 collected.read(name, source, default_format, on_progress)
         decisions = collected.keys.decide(
-            max_pairs=[source.max_pairs for source in data.sources], limit=data.limit
+            max_pairs=[source.max_pairs for source in data.sources],
+            limit=data.limit,
+            weights=[source.weight for source in data.sources],
         )
         counts = collected.counts(decisions)
         digest = _publish(collected, decisions, out)
@@ -193,7 +197,7 @@ class _Collected:
         self._rejected.append(Counter())
         self._first.append({})
         self._notes.append({})
-        self.keys.start_source(draws=bool(source.max_pairs or self._data.limit))
+        self.keys.start_source(draws=bool(source.max_pairs or self._data.limit or source.weight))
         rows = read_rows(
             source.path, split=source.split, subset=source.subset, revision=source.revision
         )
@@ -293,6 +297,8 @@ class _Collected:
     def _counts_of(self, source: int, decisions: Decisions) -> SourceCounts:
         made = Counter(decisions.decision[self.keys.span(source)].tolist())
         kept = made.pop(KEPT, 0)
+        if not kept and made[WEIGHT]:
+            raise self._nothing_drawn(source, made[WEIGHT])
         later = {_REASONS[decision]: count for decision, count in made.items()}
         rejected = dict(sorted((self._rejected[source] + Counter(later)).items()))
         if not kept:
@@ -320,6 +326,18 @@ class _Collected:
             ),
         )
 
+    def _nothing_drawn(self, source: int, pairs: int) -> DataError:
+        weights = ", ".join(
+            f"{name} {each.weight:g}"
+            for name, each in zip(self.names, self._data.sources, strict=True)
+            if each.weight
+        )
+        return DataError(
+            f"source `{self.names[source]}`: its weight draws none of its {pairs} pairs, as "
+            f"another source is short of pairs for these weights ({weights}): raise its weight, or leave "
+            "the short one without"
+        )
+
     def rejections(self, decisions: Decisions) -> Iterator[str]:
         """The lines of ``rejected_rows.jsonl``, by source and row."""
         with self.rejected_path.open(encoding="utf-8", newline="\n") as early:
@@ -330,15 +348,20 @@ class _Collected:
         for index in (decisions.decision != KEPT).nonzero()[0].tolist():
             decision, other = int(decisions.decision[index]), int(decisions.other[index])
             source, row = self.keys.source(index), self.keys.row(index)
-            rejection = Rejection(_REASONS[decision], self._detail(decision, source, other))
+            rejection = Rejection(
+                _REASONS[decision], self._detail(decision, source, other, decisions)
+            )
             yield source, row, rejection_line(self.names[source], row, rejection)
 
-    def _detail(self, decision: int, source: int, other: int) -> str:
+    def _detail(self, decision: int, source: int, other: int, decisions: Decisions) -> str:
         if decision in (DUPLICATE, CONTRADICTORY):
             where = f"row {self.keys.row(other)} of `{self.names[self.keys.source(other)]}`"
             if decision == DUPLICATE:
                 return f"the same pair as {where}"
             return f"the same pair with its sides swapped is {where}"
+        if decision == WEIGHT:
+            weight = self._data.sources[source].weight
+            return f"not among the {decisions.mixed[source]} pairs drawn for weight {weight:g}"
         if decision == LIMIT:
             return f"not among the {self._data.limit} pairs drawn for data.limit"
         return f"not among the {self._data.sources[source].max_pairs} pairs drawn for max_pairs"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sdpo.config import DataConfig
 from sdpo.data import pairs_file
+from sdpo.data.duplicates import mixture
 from sdpo.data.keys import pair_id
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import PAIRS_SCHEMA, Message
@@ -159,6 +160,52 @@ def test_max_pairs_and_limit_draw_the_same_pairs_whatever_the_order_of_rows(writ
     assert drawn["given"] == drawn["shuffled"]
     other = prepare({"path": write(rows), "max_pairs": 20}, seed=7)
     assert {pair.pair_id for pair in other.pairs} != drawn["given"]
+
+
+def test_weights_draw_the_largest_mixture_of_their_proportions_by_the_seed(write, prepare):
+    paths = [write(many(n, start=100 * k), f"{k}.jsonl") for k, n in enumerate((30, 40, 7))]
+    sources = [{"path": path, "weight": w} for path, w in zip(paths, (0.1, 0.3, 0), strict=True)]
+    made = prepare(*sources)
+    # 40 pairs at 0.3 leave 13 at 0.1; a source without a weight is taken as it is.
+    assert [count.kept for count in made.result.sources] == [13, 40, 7]
+    assert [count.rejected for count in made.result.sources] == [{"weight": 17}, {}, {}]
+    assert {line["detail"] for line in made.rejected} == {
+        "not among the 13 pairs drawn for weight 0.1"
+    }
+    ids = {pair.pair_id for pair in made.pairs}
+    assert len(ids) == 60
+    bounded = prepare({"path": paths[0], "max_pairs": 13}, paths[1], paths[2])
+    assert {pair.pair_id for pair in bounded.pairs} == ids
+    assert {pair.pair_id for pair in prepare(*sources, seed=7).pairs} != ids
+    # Of what max_pairs and limit leave.
+    smoke = prepare({**sources[0], "max_pairs": 6}, sources[1], sources[2], limit=9)
+    assert [count.kept for count in smoke.result.sources] == [3, 9, 7]
+    assert smoke.result.sources[0].rejected == {"max_pairs": 24, "weight": 3}
+    alone = prepare(sources[0], sources[2])
+    assert [count.rejected for count in alone.result.sources] == [{}, {}]
+
+
+def test_a_weight_that_draws_nothing_is_refused_with_what_is_short(write, prepare):
+    one, two = write(many(8), "one.jsonl"), write(many(3, start=100), "two.jsonl")
+    with pytest.raises(DataError, match=r"`one`: its weight draws none of its 8.*two 100"):
+        prepare({"path": one, "weight": 1}, {"path": two, "weight": 100})
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 1000), st.sampled_from([0.1, 0.2, 0.3, 0.7, 1.0, 2.0, 3.5])),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_a_mixture_is_the_largest_of_its_proportions(parts):
+    sizes, weights = zip(*parts, strict=True)
+    drawn = mixture(sizes, weights)
+    tenths = [round(10 * weight) for weight in weights]
+    assert all(k <= size for k, size in zip(drawn, sizes, strict=True))
+    short = next(i for i, (k, size) in enumerate(zip(drawn, sizes, strict=True)) if k == size)
+    for k, weight in zip(drawn, tenths, strict=True):
+        assert k == sizes[short] * weight // tenths[short]
 
 
 def test_limit_is_per_source_and_more_than_there_is_takes_all(write, prepare):
