@@ -334,8 +334,8 @@ class _Collected:
         )
         return DataError(
             f"source `{self.names[source]}`: its weight draws none of its {pairs} pairs, as "
-            f"another source is short of pairs for these weights ({weights}): raise its weight, or leave "
-            "the short one without"
+            f"another source is short of pairs for these weights ({weights}): raise its weight, or "
+            "leave the short one without"
         )
 
     def rejections(self, decisions: Decisions) -> Iterator[str]:
