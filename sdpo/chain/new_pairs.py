@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from sdpo.config import DataConfig
 from sdpo.data.keys import pair_id
-from sdpo.data.pairs_file import iter_row_groups
+from sdpo.data.pairs_file import iter_row_groups, messages_from_row
 from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
 from sdpo.data.prompts import Rejection
-from sdpo.data.schema import Format, Message
+from sdpo.data.schema import Format
 from sdpo.store.run_folder import RunFolder
 
 
@@ -39,12 +39,14 @@ class NewPairs:
             yield table
 
     def _is_new(self, row: Mapping[str, Any]) -> bool:
-        messages = {
-            side: [Message(**turn) for turn in row[side]]
-            for side in ("prompt", "chosen", "rejected")
-        }
+        prompt, chosen, rejected = (
+            messages_from_row(row[side]) for side in ("prompt", "chosen", "rejected")
+        )
         swapped = pair_id(
-            messages["prompt"], chosen=messages["rejected"], rejected=messages["chosen"]
+            prompt,
+            chosen=rejected,
+            rejected=chosen,
+            template_inputs=row["template_inputs"] or "",
         )
         if row["pair_id"] in self._known:
             found = Rejection("duplicate", f"run {self._origin} has the same pair")
@@ -69,7 +71,7 @@ class NewPairs:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected"]
+    columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected", "template_inputs"]
     rows: list[dict[str, Any]] = table.select(columns).to_pylist()
     return rows
 

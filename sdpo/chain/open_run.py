@@ -121,7 +121,8 @@ def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = Non
     config, model = resolved.config, resolved.model
     paths = [source.path for source in config.data.sources]
     paths += [config.supervised.path if config.supervised.from_source else ""]
-    paths += [config.model.chat_template]
+    template = config.model.chat_template
+    paths += [template if Path(template).is_absolute() else ""]
     bits = withheld([Path(path) for path in paths if path], place=run.path)
     for folder in (run.path, model, *([Path(origin.path)] if origin else [])):
         bits |= withheld_by_folder(folder)

@@ -7,6 +7,7 @@ from sdpo.errors import ModelError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_config, read_object, text_config
 from sdpo.identity.payloads import tokens_identity
+from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import checksum_path, checksum_text, write_text
@@ -34,7 +35,11 @@ def tokens_path(context: Context, kind: str = "pairs") -> Path:
 def template_uses_clock(context: Context) -> bool:
     """Whether the chat template may print the date, so that tokens depend on the run's clock."""
     model, given = context.resolved.model, context.config.model.chat_template
-    files = [Path(given)] if given else [*model.glob("*.jinja"), model / "tokenizer_config.json"]
+    if Path(given).is_absolute() and not Path(given).is_file():
+        return False  # a run that is verified where its template is not
+    if given:
+        return "strftime_now" in given_template(model, given)
+    files = [*model.glob("*.jinja"), model / "tokenizer_config.json"]
     return any(
         "strftime_now" in path.read_text(encoding="utf-8", errors="replace")
         for path in files

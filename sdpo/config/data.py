@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, SpelledOut, Unit
 from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
+from sdpo.config.variables import Variables
 from sdpo.layouts import layout_facts, layout_names
 
 _BEFORE_TOKENS = NotIdentity("tokens have the digest of the pairs that it gives", of=("tokens",))
@@ -77,6 +78,12 @@ class SourceConfig(Group):
         "",
         description="Reader of rows whose columns alone do not tell: `helpsteer3`, or one "
         "that `sdpo plugins` lists; empty: recognised by columns.",
+    )
+    chat_template_kwargs: Variables = Field(
+        {},
+        title="Variables of the chat template",
+        description="Variables that the chat template is given for this source; they win over the "
+        "model's, and a row's `chat_template_kwargs` over them.",
     )
     contradictions: Literal["refuse", "swap", "keep"] = Field(
         "refuse",

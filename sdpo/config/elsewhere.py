@@ -173,7 +173,7 @@ ELSEWHERE: dict[str, str] = {
     "tokenizer_name_or_path": "the tokenizer is that of `model.name_or_path`",
     "template": "the tokenizer's own chat template is used; give another in `model.chat_template`",
     "chat_template_path": "here it is `model.chat_template`",
-    "chat_template_name": "here it is `model.chat_template`, a file",
+    "chat_template_name": "here it is `model.chat_template`, a file, or a name of the tokenizer's",
     "chat_template_jinja": "here it is `model.chat_template`, a file",
     "default_system": "a system text is a column of the data, or the template's own: see "
     "`model.chat_template`",

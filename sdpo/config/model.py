@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sdpo.config.annotations import BY_CONTENT, NotIdentity, SpelledOut
 from sdpo.config.group import Group
+from sdpo.config.variables import Variables
 
 
 class ModelConfig(Group):
@@ -22,8 +23,16 @@ class ModelConfig(Group):
     )
     chat_template: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",
-        description="Path of a Jinja chat template to use instead of the tokenizer's own; "
-        "empty: the tokenizer's.",
+        description="Path of a Jinja chat template to use instead of the tokenizer's own, or the "
+        "name of one of those that the tokenizer has; empty: its default.",
+    )
+    chat_template_kwargs: Annotated[
+        Variables, NotIdentity("the tokens have what was printed with them", of=("step",))
+    ] = Field(
+        {},
+        title="Variables of the chat template",
+        description="Variables that the chat template is given (`enable_thinking: false`), for "
+        "all sources; a source's and a row's own win.",
     )
     attention: Annotated[
         Literal["sdpa", "eager", "flash_attention_2"], SpelledOut(of=("step",))

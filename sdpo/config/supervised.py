@@ -16,6 +16,7 @@ from sdpo.config.annotations import (
 )
 from sdpo.config.group import Group
 from sdpo.config.training import IN_SHARES, OF_COSINE_WITH_MIN_LR, Schedule
+from sdpo.config.variables import Variables
 
 _NOT_OF_DATA = NotIdentity("examples are prepared before any are trained on", of=("data",))
 _OF_THE_EXAMPLES = NotIdentity("the digest of the examples tells it", of=("supervised",))
@@ -65,6 +66,11 @@ class SupervisedConfig(Group):
     columns: Annotated[SupervisedColumnsConfig, _OF_THE_EXAMPLES, _ON_ITS_SOURCE] = Field(
         SupervisedColumnsConfig(),
         description="Where the fields of `path` are, if they are not found by themselves.",
+    )
+    chat_template_kwargs: Annotated[Variables, _OF_THE_EXAMPLES, _ON_ITS_SOURCE] = Field(
+        {},
+        title="Variables of the chat template",
+        description="As for a preference source.",
     )
     fraction: Annotated[float, Unit(SHARE), _NOT_OF_DATA, _FROM_THE_FIRST] = Field(
         1.0, gt=0, le=1, description="Share of the examples to train on, drawn by the seed."

@@ -28,7 +28,7 @@ def cell(value: Any, name: str) -> Any:
         return value
     if not value.rstrip().endswith(("]", "}")):
         return value  # text that begins with an example of a message
-    read = _read(value)
+    read = parsed(value)
     messages = read if isinstance(read, list) else [read]
     if messages and all(isinstance(m, dict) and {"role", "from"} & m.keys() for m in messages):
         return read
@@ -44,11 +44,12 @@ def listed(value: Any) -> Any:
     """``value`` itself, or the list that it holds as text."""
     if not isinstance(value, str):
         return value
-    read = None if is_nothing(value) else _read(value)
+    read = None if is_nothing(value) else parsed(value)
     return read if isinstance(read, list) else (value if not is_nothing(value) else [])
 
 
-def _read(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """The value that a text spells in JSON or Python's notation; None where it spells none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

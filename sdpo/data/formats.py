@@ -7,12 +7,12 @@ turn and a text answer an assistant's, in a ``text`` source every part stays the
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.cells import cell, is_nothing
+from sdpo.data.cells import cell
 from sdpo.data.lists import Pairing, RankedBy, pairs_of, ranked
 from sdpo.data.messages import (
     NotText,
@@ -45,11 +45,12 @@ from sdpo.data.prompts import (
 )
 from sdpo.data.recognise import Layout, prompt_column, recognise, score_columns, with_scores
 from sdpo.data.schema import Format, Message
+from sdpo.data.template_inputs import COLUMNS, template_inputs
 from sdpo.data.winners import told
 from sdpo.errors import DataError
 
 Contradictions = Literal["refuse", "swap", "keep"]
-Note = Literal["like_transcript", "prompt_repeated", "template_variables"]
+Note = Literal["like_transcript", "prompt_repeated"]
 
 NOTES: dict[Note, str] = {
     "like_transcript": "the prompt looks like a transcript of a user and an assistant and is one "
@@ -57,15 +58,12 @@ NOTES: dict[Note, str] = {
     "from its beginning",
     "prompt_repeated": "both sides begin with the whole prompt, which then stands there twice: "
     "take it out of the sides, or out of the prompt",
-    "template_variables": "the row has variables for the chat template, which change the prompt "
-    "and are not used: give a template with them set in `model.chat_template`",
 }
 """What is to be known of rows that are used all the same, with the remedy."""
 
 _TOO_NEAR = ("tie", "score_gap")
 _Sides = tuple[Any, Any, float | None, float | None]
 """The chosen and the rejected side as a row has them, and their scores."""
-_TEMPLATE_VARIABLES = ("chat_template_kwargs", "enable_thinking", "custom_instructions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,7 @@ class Candidate:
     rejected: list[Message]
     chosen_score: float | None
     rejected_score: float | None
+    template_inputs: str = ""
 
 
 class PairNormaliser:
@@ -93,6 +92,7 @@ class PairNormaliser:
         pairing: Pairing = "best_worst",
         min_score_gap: float = 0,
         seed: int = 0,
+        variables: Mapping[str, object] = {},
     ):
         self.layout: Layout | None = None
         self.notes: list[Note] = []
@@ -102,6 +102,7 @@ class PairNormaliser:
         self._pairing: Pairing = pairing
         self._min_score_gap = min_score_gap
         self._seed = seed
+        self._variables = variables
         self._format = format
         self._mapping = columns
         self._strata = list(strata)
@@ -150,7 +151,7 @@ class PairNormaliser:
 
     def unused_columns(self) -> tuple[str, ...]:
         """The top-level columns that no part of a pair was read from."""
-        paths = [*(self.layout.paths() if self.layout else []), *self._strata]
+        paths = [*(self.layout.paths() if self.layout else []), *self._strata, *COLUMNS]
         used = {path if path in self._columns else path.split(".")[0] for path in paths}
         return tuple(name for name in self._columns if name not in used)
 
@@ -209,7 +210,12 @@ class PairNormaliser:
         ):
             return problem
         read = _as_chat if self._format == "chat" else _as_text
-        pair = Candidate(*read(row, layout, chosen, rejected), chosen_score, rejected_score)
+        pair = Candidate(
+            *read(row, layout, chosen, rejected),
+            chosen_score,
+            rejected_score,
+            template_inputs(row, self._variables),
+        )
         if layout.winner:
             winner = lookup(row, layout.winner)
             if told(winner) == told(self._mapping.rejected_wins):
@@ -316,8 +322,12 @@ def _named(layout: Layout, chosen: object, rejected: object) -> list[tuple[str, 
 
 
 def _swapped(pair: Candidate) -> Candidate:
-    return Candidate(
-        pair.prompt, pair.rejected, pair.chosen, pair.rejected_score, pair.chosen_score
+    return replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        chosen_score=pair.rejected_score,
+        rejected_score=pair.chosen_score,
     )
 
 
@@ -339,8 +349,6 @@ def _notes(row: Row, layout: Layout, format_: Format) -> list[Note]:
         texts = [side.lstrip() for side in sides if isinstance(side, str)]
         if start and len(texts) == 2 and all(text.startswith(start) for text in texts):
             found.append("prompt_repeated")
-    if not all(is_nothing(row.get(name)) for name in _TEMPLATE_VARIABLES):
-        found.append("template_variables")
     return found
 
 

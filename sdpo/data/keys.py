@@ -46,9 +46,14 @@ def messages_key(messages: Sequence[Message], *, text_role: str) -> bytes:
 
 
 def pair_keys(
-    prompt: Sequence[Message], *, chosen: Sequence[Message], rejected: Sequence[Message]
+    prompt: Sequence[Message],
+    *,
+    chosen: Sequence[Message],
+    rejected: Sequence[Message],
+    template_inputs: str = "",
 ) -> PairKeys:
-    """All keys of a pair.
+    """All keys of a pair. What its template gets beside the messages is of the pair, and not of
+    the prompt: the same question asked otherwise is reserved with it.
 
     Raises:
         UnicodeEncodeError: half of a surrogate pair, which is no text.
@@ -56,18 +61,28 @@ def pair_keys(
     prompt_part = messages_key(prompt, text_role="user")
     chosen_part = messages_key(chosen, text_role="assistant")
     rejected_part = messages_key(rejected, text_role="assistant")
+    inputs_part = _inputs_part(template_inputs)
     return PairKeys(
         prompt_part,
-        _hash(prompt_part + chosen_part + rejected_part),
-        _hash(prompt_part + rejected_part + chosen_part),
+        _hash(prompt_part + chosen_part + rejected_part + inputs_part),
+        _hash(prompt_part + rejected_part + chosen_part + inputs_part),
     )
 
 
+def _inputs_part(template_inputs: str) -> bytes:
+    return _hash(template_inputs.encode()) if template_inputs else b""
+
+
 def pair_id(
-    prompt: Sequence[Message], *, chosen: Sequence[Message], rejected: Sequence[Message]
+    prompt: Sequence[Message],
+    *,
+    chosen: Sequence[Message],
+    rejected: Sequence[Message],
+    template_inputs: str = "",
 ) -> str:
     """Identity of a pair: 32 hex digits."""
-    return pair_keys(prompt, chosen=chosen, rejected=rejected).pair.hex()
+    keys = pair_keys(prompt, chosen=chosen, rejected=rejected, template_inputs=template_inputs)
+    return keys.pair.hex()
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
@@ -75,9 +90,12 @@ def prompt_key(prompt: Sequence[Message]) -> str:
     return messages_key(prompt, text_role="user").hex()
 
 
-def example_key(prompt_part: bytes, completion: Sequence[Message]) -> bytes:
+def example_key(
+    prompt_part: bytes, completion: Sequence[Message], template_inputs: str = ""
+) -> bytes:
     """Key of a supervised example from its prompt's key and its completion."""
-    return _hash(prompt_part + messages_key(completion, text_role="assistant"))
+    completion_part = messages_key(completion, text_role="assistant")
+    return _hash(prompt_part + completion_part + _inputs_part(template_inputs))
 
 
 def draw_key(seed: int, key: bytes) -> int:

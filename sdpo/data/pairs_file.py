@@ -39,8 +39,12 @@ class BatchWriter:
     def add_table(self, table: pa.Table) -> None:
         """Write a table of this schema as a row group of its own."""
         self._flush()
+        for name in self._schema.names:
+            if name not in table.schema.names:  # an older file
+                nothing = pa.nulls(table.num_rows, self._schema.field(name).type)
+                table = table.append_column(name, nothing)
         if table.num_rows:
-            self._writer.write_table(table)
+            self._writer.write_table(table.select(self._schema.names))
 
     def _flush(self) -> None:
         if self._rows:
@@ -111,9 +115,10 @@ class _Messages:
 def iter_batches(
     path: Path, columns: Sequence[str] | None = None, *, batch_rows: int = 2048
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of a Parquet file, all columns or those named, in the file's order."""
+    """Batches of a Parquet file, all columns or those named that it has, in the file's order."""
     # One thread, as above.
     with pq.ParquetFile(path) as file:
+        columns = columns and [name for name in columns if name in file.schema_arrow.names]
         yield from file.iter_batches(
             batch_size=batch_rows, columns=columns and list(columns), use_threads=False
         )
@@ -148,6 +153,7 @@ def pair_from_row(row: dict[str, Any]) -> Pair:
         chosen_score=row["chosen_score"],
         rejected_score=row["rejected_score"],
         strata=dict(row["strata"]),
+        template_inputs=row.get("template_inputs") or "",
     )
 
 

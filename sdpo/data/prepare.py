@@ -34,6 +34,7 @@ from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.prompts import Rejection
 from sdpo.data.readers import default_name, place, read_rows
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
+from sdpo.data.template_inputs import COLUMNS
 from sdpo.errors import ConfigError, DataError
 from sdpo.layouts import Reader, reader_of
 from sdpo.system.files import publish_file, temporary_folder
@@ -188,6 +189,7 @@ class _Collected:
             pairing=source.pairing,
             min_score_gap=source.min_score_gap,
             seed=self._data.seed,
+            variables=source.chat_template_kwargs,
         )
         self._reader = reader_of(source.layout) if source.layout else None
         self.names.append(name)
@@ -252,17 +254,23 @@ class _Collected:
         self._rejections.write(f"{source}\t{number}\t{line}")
 
     def _read_layout(self, row: dict[str, Any]) -> dict[str, Any] | Rejection:
-        """A row as its source's layout reads it, with the columns of the strata."""
+        """A row as its source's layout reads it, with the columns of the strata and of what the
+        template gets."""
         if self._reader is None:
             return row
         made = self._reader(row)
         if isinstance(made, str):
             return Rejection("not_a_pair", made)
-        kept = {path.split(".")[0] for path in self._strata} & row.keys()
+        kept = {*COLUMNS, *(path.split(".")[0] for path in self._strata)} & row.keys()
         return {name: row[name] for name in kept} | dict(made)
 
     def _write(self, number: int, pair: Candidate, strata: dict[str, str]) -> None:
-        keys = pair_keys(pair.prompt, chosen=pair.chosen, rejected=pair.rejected)
+        keys = pair_keys(
+            pair.prompt,
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            template_inputs=pair.template_inputs,
+        )
         content = _content(self.names[-1], self._formats[-1], pair, strata)
         prompt_chars, chosen_chars = _chars(pair.prompt), _chars(pair.chosen)
         rejected_chars = _chars(pair.rejected)
@@ -281,6 +289,7 @@ class _Collected:
             chosen_chars,
             rejected_chars,
             prompt_chars,
+            pair.template_inputs or None,
             content,
         )
         self._writer.add(row, chars=prompt_chars + chosen_chars + rejected_chars)
@@ -392,6 +401,7 @@ def _content(source: str, format_: Format, pair: Candidate, strata: dict[str, st
         strings += (message.role, message.content)
     for item in strata.items():
         strings += item
+    strings += [pair.template_inputs] if pair.template_inputs else []
     return content_digest(strings)
 
 

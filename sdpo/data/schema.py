@@ -22,7 +22,8 @@ class Pair:
 
     ``row`` is the line (JSONL, CSV: from 1) or row (other files: from 0) it was read from.
     ``pair_id`` is 32 hex digits over the normalised text, so equal pairs have equal ids wherever
-    they come from; ``prompt_key`` likewise over the prompt alone.
+    they come from; ``prompt_key`` likewise over the prompt alone. ``template_inputs`` is what the
+    chat template gets beside the messages (:mod:`sdpo.data.template_inputs`).
     """
 
     pair_id: str
@@ -36,6 +37,7 @@ class Pair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     strata: dict[str, str] = field(default_factory=dict)
+    template_inputs: str = ""
 
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -56,6 +58,7 @@ PAIRS_SCHEMA = pa.schema(
         ("chosen_chars", pa.int32()),
         ("rejected_chars", pa.int32()),
         ("prompt_chars", pa.int32()),
+        ("template_inputs", pa.string()),
     ]
 )
-"""Columns of ``pairs.parquet``."""
+"""Columns of ``pairs.parquet``. The last one was not always there."""

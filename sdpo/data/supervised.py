@@ -46,6 +46,7 @@ from sdpo.data.prompts import (
 )
 from sdpo.data.readers import place, read_rows
 from sdpo.data.schema import MESSAGES, Format, Message
+from sdpo.data.template_inputs import template_inputs
 from sdpo.errors import ConfigError, DataError
 from sdpo.system.files import publish_file
 
@@ -57,9 +58,10 @@ SUPERVISED_SCHEMA = pa.schema(
         ("format", pa.dictionary(pa.int32(), pa.string())),
         ("prompt", MESSAGES),
         ("completion", MESSAGES),
+        ("template_inputs", pa.string()),
     ]
 )
-"""Columns of ``supervised.parquet``."""
+"""Columns of ``supervised.parquet``. The last one was not always there."""
 
 _DIALOGUES = ("messages", "conversations")
 _COMPLETIONS = (
@@ -86,6 +88,7 @@ class PreparedSupervised:
 class _Example:
     prompt: list[Message]
     completion: list[Message]
+    template_inputs: str = ""
 
 
 def prepare_supervised(
@@ -114,7 +117,7 @@ def prepare_supervised(
         rejections.open("w", encoding="utf-8") as rejected,
         BatchWriter(examples, SUPERVISED_SCHEMA) as writer,
     ):
-        reading = _Reading(format_, config.columns, writer, Path(config.path).name)
+        reading = _Reading(format_, config, writer)
         rows = read_rows(
             config.path, split=config.split, subset=config.subset, revision=config.revision
         )
@@ -142,17 +145,16 @@ def prepare_supervised(
 class _Reading:
     """Writes the examples of a data set as they come and counts what it leaves out."""
 
-    def __init__(
-        self, format_: Format, columns: SupervisedColumnsConfig, writer: BatchWriter, name: str
-    ):
+    def __init__(self, format_: Format, config: SupervisedConfig, writer: BatchWriter):
         self.read = self.kept = 0
         self.rejected: Counter[str] = Counter()
         self._first: dict[str, str] = {}
         self.digest = hashlib.sha256()
         self._format = format_
-        self._columns = columns
+        self._columns = config.columns
+        self._variables = config.chat_template_kwargs
         self._writer = writer
-        self._name = name
+        self._name = Path(config.path).name
         self._layout: tuple[PromptFields, str] | None = None
         self._rows: dict[bytes, int] = {}
 
@@ -171,7 +173,11 @@ class _Reading:
             self._layout = _recognise(row, self._columns)
         try:
             refuse_media(row)
-            problem = self._write(number, _example(row, *self._layout, self._format))
+            example = replace(
+                _example(row, *self._layout, self._format),
+                template_inputs=template_inputs(row, self._variables),
+            )
+            problem = self._write(number, example)
         except NotText as reason:
             problem = Rejection(reason.reason, str(reason))
         except UnicodeEncodeError:
@@ -189,15 +195,18 @@ class _Reading:
         if all_blank(example.completion):
             return Rejection("empty_completion", "there is nothing to learn after the prompt")
         prompt = messages_key(example.prompt, text_role="user")
-        key = example_key(prompt, example.completion)
+        inputs = example.template_inputs
+        key = example_key(prompt, example.completion, inputs)
         first = self._rows.setdefault(key, number)
         if first != number:
             return Rejection("duplicate", f"the same example as row {first}")
         strings = [self._format, str(len(example.prompt))]
         for message in (*example.prompt, *example.completion):
             strings += (message.role, message.content)
+        strings += [inputs] if inputs else []
         self.digest.update(content_digest(strings))
-        values = (key.hex(), prompt.hex(), number, self._format, example.prompt, example.completion)
+        turns = (example.prompt, example.completion)
+        values = (key.hex(), prompt.hex(), number, self._format, *turns, inputs or None)
         self._writer.add(values, chars=sum(len(s) for s in strings))
         return None
 

@@ -122,9 +122,16 @@ def tokens_identity(
         "content": content,
         "tokenizer": tokenizer,
         **changed_settings(config.data, "tokens"),
+        **_variables(config.model),
         "clock": clock,
         "end_token_ids": list(ends),
     }
+
+
+def _variables(model: ModelConfig) -> Payload:
+    """Those that the model's template gets for all rows; the content has the others."""
+    variables = model.chat_template_kwargs
+    return {"chat_template_kwargs": variables} if variables else {}
 
 
 def step_identity(

@@ -81,10 +81,43 @@ def vocabulary_digest(folder: Path) -> str:
         return digest_of([*listed, more] if more else listed)
 
 
+def chat_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of the tokenizer in ``folder`` by name; `default` is the one that is used
+    where none is named.
+
+    Raises:
+        ModelError: a file has an unknown form.
+    """
+    with _known_form(folder):
+        return _templates(folder, _config(folder))
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer in ``folder`` has a chat template for conversations without tools."""
-    with _known_form(folder):
-        return "default" in _templates(folder, _config(folder))
+    return "default" in chat_templates(folder)
+
+
+def given_template(folder: Path, given: str) -> str:
+    """The text of a chat template that a resolved recipe gives: a file by its absolute path, or one
+    of the tokenizer's in ``folder`` by its name.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    if Path(given).is_absolute():
+        if not Path(given).is_file():
+            raise ModelError(f"model.chat_template: no file at {given}")
+        try:
+            return Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"model.chat_template: {given} cannot be read: {error}") from error
+    known = chat_templates(folder)
+    if given not in known:
+        raise ModelError(
+            f"model.chat_template: no file at {Path(given).absolute()}, and the tokenizer has no "
+            f"template of that name (it has {', '.join(sorted(known)) or 'none'})"
+        )
+    return known[given]
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdpo.config import Group, LaunchConfig, RunConfig, SourceConfig
-from sdpo.errors import ConfigError, DataError, ModelError
+from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
-from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
+from sdpo.identity.tokenizer_digest import given_template, has_chat_template, tokenizer_digest
 from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
 from sdpo.inputs.named_models import ReferenceModel, locate_references
 from sdpo.inputs.plugins import named_plugins
@@ -69,9 +69,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
             SourceConfig(path=supervised.path, revision=supervised.revision), cache=cache
         )
         supervised = supervised.model_copy(update={"path": found.path, "revision": found.revision})
-    template = config.model.chat_template
-    if template and not Path(template).is_file():
-        raise ModelError(f"model.chat_template: no file at {Path(template).absolute()}")
+    template = _template_of(config.model.chat_template, model)
     launch = resolve_launch(config.launch)
     precision = config.training.precision
     resolved = config.model_copy(
@@ -79,7 +77,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
             "model": config.model.model_copy(
                 update={
                     **model_name(config.model, model),
-                    "chat_template": str(Path(template).absolute()) if template else "",
+                    "chat_template": template,
                 }
             ),
             "data": config.data.model_copy(update={"sources": sources}),
@@ -278,6 +276,19 @@ def _check_sources(sources: list[SourceConfig]) -> None:
             )
 
 
+def _template_of(given: str, model: Path) -> str:
+    """A file's absolute path, or a name of the tokenizer's own templates as it is."""
+    if not given:
+        return ""
+    if Path(given).is_file():
+        return str(Path(given).absolute())
+    given_template(model, given)
+    return given
+
+
 def _tokenizer_digest(model: Path, template: str) -> str:
     digest = tokenizer_digest(model)
-    return digest_of([digest, file_digest(Path(template))]) if template else digest
+    if not template:
+        return digest
+    is_file = Path(template).is_absolute()
+    return digest_of([digest, file_digest(Path(template)) if is_file else {"named": template}])

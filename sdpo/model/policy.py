@@ -18,6 +18,7 @@ from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
+from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.randomness import own_rates, switch_off
 
 _ABOUT_KERNELS = re.compile(r"attention implementation|attn_implementation|[Ff]lash ?[Aa]ttention")
@@ -155,14 +156,20 @@ def save_policy(
     """Write ``policy`` into the existing ``folder``: safetensors, with S's tokenizer files.
 
     The tokenizer's files are copied byte for byte from ``tokenizer``: a re-save would rewrite them.
-    A template that the recipe gave in place of the tokenizer's own travels with the model.
+    A template that the recipe gave in place of the tokenizer's own, or chose among them, travels
+    with the model as its default.
     ``weights`` are given where the policy itself holds only a share of them.
     """
     with own_rates(policy):
         policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     copy_tokenizer(tokenizer, folder)
     if chat_template:
-        shutil.copyfile(chat_template, folder / "chat_template.jinja")
+        own = folder / "chat_template.jinja"
+        if Path(chat_template).is_absolute():
+            shutil.copyfile(chat_template, own)
+        else:
+            text = given_template(tokenizer, chat_template)
+            own.write_text(text, encoding="utf-8", newline="")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

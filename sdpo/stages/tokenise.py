@@ -3,10 +3,10 @@
 import os
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from sdpo.events import EventWriter
+from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
 from sdpo.system import machine
 from sdpo.tokens.load import load_tokenizer
@@ -26,6 +26,7 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
         "max_prompt_length": spec.max_prompt_length,
         "clock": datetime.fromisoformat(spec.clock),
         "end_token_ids": spec.end_token_ids,
+        "variables": spec.model.chat_template_kwargs,
     }
 
     def progress(done: int, total: int) -> None:
@@ -52,5 +53,5 @@ def _tokenizer(spec: TokeniseSpec | ViewSpec) -> Any:
     """The tokenizer with the recipe's template, if it gives one."""
     tokenizer = load_tokenizer(spec.tokenizer, code=spec.model.trust_remote_code)
     if spec.model.chat_template:
-        tokenizer.chat_template = Path(spec.model.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = given_template(spec.tokenizer, spec.model.chat_template)
     return tokenizer

@@ -1,5 +1,7 @@
 """The model card and lineage file that travel with every published model."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,20 @@ def card_files(run: RunFolder, record: Record, *, name: str, folder: Path) -> di
     called = str(content.get("name", run.name))
     facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": chain}
     card = _card(called, record, chain, name=name, folder=folder)
-    return {"lineage.json": json_text(facts), "README.md": card}
+    return {"lineage.json": json_text(facts), "README.md": card + _template_given(content)}
+
+
+def _template_given(content: Mapping[str, Any]) -> str:
+    """What the chat template was given for all rows, which whoever uses the model has to give."""
+    model = content.get("config", {}).get("model", {})
+    variables = model.get("chat_template_kwargs") if isinstance(model, Mapping) else None
+    if not variables:
+        return ""
+    return (
+        "\nIts chat template was given these variables in training, so give them to "
+        f"`apply_chat_template` as well:\n\n```json\n{json.dumps(variables, ensure_ascii=False)}"
+        "\n```\n"
+    )
 
 
 def _how(training: dict[str, Any]) -> str:

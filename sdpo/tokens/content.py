@@ -15,8 +15,9 @@ from functools import cached_property
 
 import jinja2
 
-Print = Callable[[Sequence[Mapping[str, str]], bool], str]
-"""What the template prints of a conversation; with the opening of an answer if so asked."""
+Print = Callable[[Sequence[Mapping[str, str]], bool, str], str]
+"""What the template prints of a conversation; with the opening of an answer if so asked, and with
+what a row gives it beside the messages ("" for nothing)."""
 
 _NONCE = "Qz7k"
 _MOST_SHAPES = 1 << 13
@@ -143,32 +144,40 @@ class Contents:
         """The messages in their parts."""
         return [shaped(message, self._tags) for message in messages]
 
-    def locate(self, messages: Sequence[Shaped], text: str, *, opening: bool) -> Printed:
-        """How ``text``, printed with or without an opening, is made of the messages' texts."""
+    def locate(
+        self, messages: Sequence[Shaped], text: str, *, opening: bool, inputs: str = ""
+    ) -> Printed:
+        """How ``text``, printed with or without an opening and with ``inputs``, is made of the
+        messages' texts."""
         cores = [core for message in messages for core in message.cores]
-        shape = self._shape(messages, opening)
+        shape = self._shape(messages, opening, inputs)
         if shape is not None and shape.text(cores) == text:
             return shape
-        return self._around(messages, cores, text, opening) or _in_turn(cores, text)
+        return self._around(messages, cores, text, opening, inputs) or _in_turn(cores, text)
 
-    def _shape(self, messages: Sequence[Shaped], opening: bool) -> Printed | None:
+    def _shape(self, messages: Sequence[Shaped], opening: bool, inputs: str) -> Printed | None:
         """The literals of a shape; None where the template refuses the marks."""
-        key = (opening, *[(message.role, message.marks) for message in messages])
+        key = (opening, inputs, *[(message.role, message.marks) for message in messages])
         if key not in self._known:
             if len(self._known) >= _MOST_SHAPES:
                 self._known.clear()
             count = sum(len(message.cores) for message in messages)
             names = [f"{_NONCE}{index}{_NONCE}" for index in range(count)]
-            text = self._try(_filled(messages, names), opening)
+            text = self._try(_filled(messages, names), opening, inputs)
             self._known[key] = None if text is None else _of_names(text, messages, count)
         return self._known[key]
 
     def _around(
-        self, messages: Sequence[Shaped], cores: Sequence[str], text: str, opening: bool
+        self,
+        messages: Sequence[Shaped],
+        cores: Sequence[str],
+        text: str,
+        opening: bool,
+        inputs: str,
     ) -> Printed | None:
         """By marks around the texts themselves; None where the template prints them otherwise."""
         framed = [f"{_NONCE}{i}a{core}{_NONCE}{i}e" for i, core in enumerate(cores)]
-        printed = self._try(_filled(messages, framed), opening)
+        printed = self._try(_filled(messages, framed), opening, inputs)
         if printed is None or re.sub(rf"{_NONCE}\d+[ae]", "", printed) != text:
             return None
         pieces = re.split(rf"{_NONCE}(\d+)a(.*?){_NONCE}\1e", printed, flags=re.DOTALL)
@@ -184,9 +193,9 @@ class Contents:
             return None
         return _checked(literals, numbers, messages, len(cores))
 
-    def _try(self, messages: Sequence[Mapping[str, str]], opening: bool) -> str | None:
+    def _try(self, messages: Sequence[Mapping[str, str]], opening: bool, inputs: str) -> str | None:
         try:
-            return self._print(messages, opening)
+            return self._print(messages, opening, inputs)
         except jinja2.TemplateError:
             return None
 

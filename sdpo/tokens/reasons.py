@@ -51,7 +51,11 @@ class Problem:
 
 
 Note = Literal[
-    "user_turn_in_completion", "reasoning_dropped", "control_token_in_text", "prompt_cut"
+    "user_turn_in_completion",
+    "reasoning_dropped",
+    "control_token_in_text",
+    "prompt_cut",
+    "variables_unread",
 ]
 """What is to be known of a row that is used all the same."""
 
@@ -60,6 +64,8 @@ NOTES: dict[Note, str] = {
     "answer is: end the prompt later, or cut the completion after its first turn",
     "reasoning_dropped": "the chat template leaves out what the assistant thought in earlier "
     "turns, as it does when the model is used",
+    "variables_unread": "variables for the chat template have no effect, as it does not read them: "
+    "take them out, or give a template that does in `model.chat_template`",
     "control_token_in_text": "text of `format: text` spells control tokens, which are read as such",
     "prompt_cut": "the prompt is longer than data.max_prompt_length, and its beginning was cut",
 }

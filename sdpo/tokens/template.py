@@ -5,10 +5,7 @@ ends within the ids is :mod:`sdpo.tokens.boundary`'s.
 """
 
 import hashlib
-import json
-import string
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,29 +13,18 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from sdpo.errors import DataError, ModelError
-from sdpo.system.limits import bounded
+from sdpo.errors import ModelError
 from sdpo.tokens.content import Contents, tags_of
 from sdpo.tokens.controls import Texts
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.reasons import Note, Problem
+from sdpo.tokens.render import Renderer, Row, inputs_of, name_of
 from sdpo.tokens.token_file import Flags, Ids
 from sdpo.tokens.whole import Conversation, Turns, not_whole, templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = Sequence[Mapping[str, str]]
-Row = Mapping[str, Any]
-"""A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
-
-_TEMPLATE_S = 10.0
-_CONVERSATION_S = 0.05
-"""Seconds of computing that rendering may take, and more of it for each conversation: a thousand
-times what templates take."""
-_TEMPLATE_BYTES = 2 * 10**9
-_MOST_CHARACTERS = 10**6
 
 _PROBE = "sdpo-probe"
 """A message's text that no template would print otherwise or change."""
@@ -51,7 +37,8 @@ class Encoded:
     ``end_appended`` says per side, bool ``[rows]``, whether its end token had to be added.
     ``problems`` are those of the rows whose ids do not hold what was given, by row; ``notes`` the
     rows of which there is something to be known. ``plain`` are the rows whose texts spell no
-    control token as one: what end tokens their completions have, the template put there.
+    control token as one: what end tokens their completions have, the template put there. ``unread``
+    names, by row, the variables that nothing reads.
     """
 
     prompt: Ragged
@@ -59,6 +46,7 @@ class Encoded:
     end_appended: tuple[Flags, ...]
     problems: Mapping[int, Problem] = field(default_factory=dict)
     notes: Mapping[Note, Sequence[int]] = field(default_factory=dict)
+    unread: Mapping[int, str] = field(default_factory=dict)
     plain: Flags | None = None
 
 
@@ -67,6 +55,7 @@ class Encoder:
 
     ``end_token_ids`` are the ids at which the model stops generating (``generation_config``); with
     the tokenizer's eos and the template's own end of an assistant turn they are ``end_ids``.
+    ``variables`` are those that the template gets for all rows; a row's own win.
 
     Raises:
         ModelError: nothing could end a completion, or the template does not print messages.
@@ -78,10 +67,11 @@ class Encoder:
         *,
         clock: datetime,
         end_token_ids: Sequence[int] = (),
+        variables: Mapping[str, Any] = {},
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = _chat_template(tokenizer)
-        self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
+        self._renderer = Renderer(tokenizer, clock=clock, variables=variables)
+        self.template = self._renderer.template
         self._front = _special_tokens_in_front(tokenizer)
         self._encoder = TextEncoder(tokenizer)
         self._puts_bos = bool(self._front) and self._front[0] == tokenizer.bos_token_id
@@ -103,12 +93,14 @@ class Encoder:
             self._encoder, tokenizer, end_ids=self.end_ids, cut=(self._closing, self._kept_closing)
         )
         names = self._texts.control_names
-        self._contents = Contents(self._print, tags_of(self.template or "", without=names))
+        self._contents = Contents(
+            self._renderer.print_one, tags_of(self.template or "", without=names)
+        )
         self._turns = Turns()
         if self.template:
             self._turns = Turns.of(
                 self._contents,
-                self._print,
+                self._renderer.print_one,
                 bos=str(tokenizer.bos_token or ""),
                 ends=self.end_tokens,
                 controls=names,
@@ -147,14 +139,25 @@ class Encoder:
         prompt, *whole = [self._with_front(ids.take(kind), chat) for kind in of_kind]
         ended = [self._with_end(side) for side in whole]
         problems, notes = self._judge(rows, kinds, sides, spelled=spelled[of_kind])
+        unread = self._unread(rows)
+        if unread:
+            notes["variables_unread"] = list(unread)
         return Encoded(
             prompt,
             tuple(e[0] for e in ended),
             tuple(e[1] for e in ended),
             problems=self._texts.problems(kinds, fitting[of_kind]) | problems,
             notes=notes,
+            unread=unread,
             plain=chat,
         )
+
+    def _unread(self, rows: Sequence[Row]) -> dict[int, str]:
+        named = {
+            index: self._renderer.inputs.unread(inputs_of(row), is_chat=row["format"] == "chat")
+            for index, row in enumerate(rows)
+        }
+        return {index: f"`{'`, `'.join(sorted(names))}`" for index, names in named.items() if names}
 
     def _conversations(
         self, rows: Sequence[Row], chat: Flags, side: str | None
@@ -162,7 +165,7 @@ class Encoder:
         """What is encoded for each row: the prompt, or prompt + completion of a side."""
         conversations = [[*row["prompt"], *(row[side] if side else ())] for row in rows]
         rendered = iter(
-            self._render(
+            self._renderer.render(
                 [c for c, is_chat in zip(conversations, chat, strict=True) if is_chat],
                 rows=[row for row, is_chat in zip(rows, chat, strict=True) if is_chat],
                 generation_prompt=side is None,
@@ -174,7 +177,9 @@ class Encoder:
                 found.append("".join(message["content"] for message in conversation))
                 continue
             text, messages = next(rendered), self._contents.shaped(conversation)
-            printed = self._contents.locate(messages, text, opening=side is None)
+            printed = self._contents.locate(
+                messages, text, opening=side is None, inputs=inputs_of(row)
+            )
             found.append(Conversation(messages, len(row["prompt"]), text, printed))
         return found
 
@@ -196,8 +201,10 @@ class Encoder:
                 found += ["control_token_in_text"] if spelled[:, index].any() else []
             else:
                 sides_of = [side for side in whole if isinstance(side, Conversation)]
-                problem = templated(self._turns, sides_of, name) or not_whole(
-                    prompt, sides_of, name
+                problem = (
+                    self._spelled_in_inputs(row)
+                    or templated(self._turns, sides_of, name)
+                    or not_whole(prompt, sides_of, name)
                 )
                 if problem:
                     problems[index] = problem
@@ -210,54 +217,17 @@ class Encoder:
                 notes.setdefault(note, []).append(index)
         return problems, notes
 
-    def _render(
-        self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
-    ) -> list[str]:
-        if not conversations:
-            return []
-        try:
-            return self._apply(conversations, generation_prompt=generation_prompt)
-        except jinja2.TemplateError as error:
-            for conversation, row in zip(conversations, rows, strict=True):
-                try:
-                    self._apply([conversation], generation_prompt=generation_prompt)
-                except jinja2.TemplateError as refusal:
-                    roles = ", ".join(message["role"] for message in conversation)
-                    raise DataError(
-                        f"the chat template of {name_of(self.tokenizer)} refuses the conversation "
-                        f"of {describe(row)} with the roles {roles}: {refusal}. Change the data, "
-                        "or give a template that takes it in `model.chat_template`"
-                    ) from error
-            raise
-
-    def _apply(self, conversations: Sequence[Messages], *, generation_prompt: bool) -> list[str]:
-        if not self._frozen_template:
-            raise ModelError(
-                f"the data has conversations, but the tokenizer of {name_of(self.tokenizer)} has "
-                "no chat template: give one in `model.chat_template`, or set `format: text` for "
-                "the source"
-            )
-        name = f"the chat template of {name_of(self.tokenizer)}"
-        seconds = _TEMPLATE_S + _CONVERSATION_S * len(conversations)
-        with bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES), _as_template_errors():
-            texts: list[str] = self.tokenizer.apply_chat_template(
-                [list(conversation) for conversation in conversations],
-                chat_template=self._frozen_template,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-            )
-        for text, conversation in zip(texts, conversations, strict=True):
-            given = sum(len(message["content"]) for message in conversation)
-            if len(text) > _MOST_CHARACTERS + 100 * given:
-                raise ModelError(
-                    f"{name} prints {len(text)} characters for a conversation of {given}: give "
-                    "another in `model.chat_template`"
-                )
-        return texts
-
-    def _print(self, messages: Messages, opening: bool) -> str:
-        [text] = self._apply([messages], generation_prompt=opening)
-        return text
+    def _spelled_in_inputs(self, row: Row) -> Problem | None:
+        """A control token that the template would print out of a variable, as one of its own."""
+        texts = list(self._renderer.inputs.of(inputs_of(row)).texts())
+        names = sorted(n for n in self._texts.control_names if any(n in text for text in texts))
+        if not names:
+            return None
+        return Problem(
+            "control_token",
+            f"what the chat template is given beside the messages spells the control token "
+            f"{', '.join(map(repr, names))}: take it out",
+        )
 
     def _probe_closing(self) -> str:
         """What the template prints after an assistant's last message."""
@@ -266,7 +236,7 @@ class Encoder:
             {"role": "assistant", "content": _PROBE},
         ]
         try:
-            [text] = self._apply([conversation], generation_prompt=False)
+            [text] = self._renderer.apply([conversation], generation_prompt=False)
         except jinja2.TemplateError as error:
             raise ModelError(
                 f"the chat template of {name_of(self.tokenizer)} cannot print a question and its "
@@ -301,34 +271,6 @@ class Encoder:
         return ids.joined(Ragged.of_lengths(appended, missing.astype(np.int64))), missing
 
 
-@contextmanager
-def _as_template_errors() -> Iterator[None]:
-    """A template that divides by zero is refused as one that raises an exception of its own."""
-    try:
-        yield
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
-    except (AttributeError, RecursionError, SyntaxError) as error:
-        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
-
-
-def describe(row: Row) -> str:
-    """Where a row came from, for a message."""
-    return f"row {row['row']}" + (f" of source `{row['source']}`" if row.get("source") else "")
-
-
-def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Where a tokenizer was loaded from, for a message."""
-    return str(tokenizer.name_or_path or "this tokenizer")
-
-
-def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, dict) else template
-
-
 def _special_tokens_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids that the tokenizer itself puts before a text (its BOS, as a rule)."""
     whole: list[int] = tokenizer("x", verbose=False)["input_ids"]
@@ -356,27 +298,3 @@ def _up_to_end_token(
             position, negative_length, id_ = min(found)
             return closing[: position - negative_length], [id_]
     return closing, []
-
-
-def _with_frozen_clock(template: str, clock: datetime) -> str:
-    """``template`` with ``strftime_now`` shadowed by a macro that formats ``clock``.
-
-    transformers turns a function given as a template variable into a placeholder text, and the
-    environment's own reads the present, so the template itself brings the function along.
-    """
-    if "strftime_now" not in template:
-        return template
-    letters = [flag + letter for letter in string.ascii_letters for flag in ("", "-")]
-    directives = {f"%{d}": clock.strftime(f"%{d}") for d in letters}
-    # The environment drops the newline after a block, so that `template` starts a line, as before.
-    return _CLOCK_MACRO.replace("DIRECTIVES", json.dumps(directives)) + "\n" + template
-
-
-_CLOCK_MACRO = r"""
-{%- macro strftime_now(format) -%}
-  {%- set result = namespace(text=format.replace('%%', '\0')) -%}
-  {%- for directive, value in DIRECTIVES.items() -%}
-    {%- set result.text = result.text.replace(directive, value) -%}
-  {%- endfor -%}
-  {{- result.text.replace('\0', '%') -}}
-{%- endmacro %}""".lstrip()

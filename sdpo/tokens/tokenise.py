@@ -7,12 +7,12 @@ and the report.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,8 @@ from sdpo.system.files import publish_file, temporary_folder
 from sdpo.tokens.boundary import Cut, boundaries_of, cut, left_cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Counts, Ragged
-from sdpo.tokens.template import Encoded, Encoder, Row, describe
+from sdpo.tokens.render import Row, describe
+from sdpo.tokens.template import Encoded, Encoder
 from sdpo.tokens.token_file import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ Progress = Callable[[int, int], None]
 """Told the rows done and the rows there are."""
 
 _BATCH_ROWS = 500
+INPUTS = "template_inputs"
+"""The column of files that have it: older ones do not."""
 
 
 def tokenise_pairs(
@@ -44,6 +47,7 @@ def tokenise_pairs(
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
+    variables: Mapping[str, Any] = {},
     processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
@@ -52,7 +56,7 @@ def tokenise_pairs(
 
     ``max_length`` is in tokens of prompt + completion, of which the start is kept; before that, a
     prompt of more than ``max_prompt_length`` tokens (0: of any length) keeps its end. ``clock`` is
-    the present that chat templates see. ``end_token_ids``: see
+    the present that chat templates see. ``end_token_ids``, ``variables``: see
     :class:`~sdpo.tokens.template.Encoder`.
     ``processes`` share the work, as far as there is enough of it.
 
@@ -60,7 +64,7 @@ def tokenise_pairs(
         ModelError: conversations without a chat template, or a tokenizer that cannot be used.
         DataError: a conversation that the template refuses. Nothing is published.
     """
-    encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
+    encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids, variables=variables)
     job = _Job(_PAIRS, encoder, max_length, max_prompt_length, pairs_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
@@ -74,12 +78,13 @@ def tokenise_supervised(
     clock: datetime,
     out: Path,
     end_token_ids: Sequence[int] = (),
+    variables: Mapping[str, Any] = {},
     processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
     """Likewise for ``supervised.parquet``; readable as
     :class:`~sdpo.tokens.token_file.SupervisedTokenFile`."""
-    encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids)
+    encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids, variables=variables)
     job = _Job(_SUPERVISED, encoder, max_length, max_prompt_length, examples_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
 
@@ -191,12 +196,12 @@ class _Job:
     def _read(self, units: Sequence[_Unit]) -> Iterator[tuple[_Unit, list[Row]]]:
         last, table = -1, None
         with pq.ParquetFile(self.path) as file:
+            there = file.schema_arrow.names
+            columns = [name for name in self.kind.columns if name in there or name != INPUTS]
             for unit in units:
                 if unit.group != last:
                     # One thread: each thread keeps buffers of its own.
-                    table = file.read_row_group(
-                        unit.group, columns=list(self.kind.columns), use_threads=False
-                    )
+                    table = file.read_row_group(unit.group, columns=columns, use_threads=False)
                     last = unit.group
                 assert table is not None, "a unit is in a group"
                 yield unit, table.slice(unit.start, unit.rows).to_pylist()
@@ -241,7 +246,8 @@ def _found(rows: list[Row], encoded: Encoded, result: Cut, *, moved: Counts) -> 
         for index in members:
             if usable[index]:
                 found.notes[note] += 1
-                found.examples.setdefault(note, describe(rows[index]))
+                more = f", {encoded.unread[index]}" if note == "variables_unread" else ""
+                found.examples.setdefault(note, describe(rows[index]) + more)
     return found
 
 
@@ -342,13 +348,13 @@ def _lists(rows: Ragged) -> pa.ListArray:
 
 
 _PAIRS = _Kind(
-    columns=("pair_id", "source", "row", "format", "prompt", "chosen", "rejected"),
+    columns=("pair_id", "source", "row", "format", "prompt", "chosen", "rejected", INPUTS),
     sides=("chosen", "rejected"),
     schema=TOKENS_SCHEMA,
     arrays=_pair_arrays,
 )
 _SUPERVISED = _Kind(
-    columns=("example_id", "prompt_key", "row", "format", "prompt", "completion"),
+    columns=("example_id", "prompt_key", "row", "format", "prompt", "completion", INPUTS),
     sides=("completion",),
     schema=SUPERVISED_TOKENS_SCHEMA,
     arrays=_supervised_arrays,

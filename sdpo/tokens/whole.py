@@ -100,7 +100,7 @@ def _literals(
     """What the template prints around a text of each role; nothing where it refuses them."""
     messages = [{"role": role, "content": "x"} for role in roles]
     try:
-        text = print_(messages, opening)
+        text = print_(messages, opening, "")
     except jinja2.TemplateError:
         return ("", "")
     return contents.locate(contents.shaped(messages), text, opening=opening).literals

@@ -51,6 +51,8 @@ def _candidates(annotation: Any) -> list[Any]:
         return list(arguments)
     if origin is list:
         return [[value] for value in _candidates(arguments[0])]
+    if origin is dict:
+        return [{"enable_thinking": False}]
     if origin in (Annotated, Union, types.UnionType):
         return [v for argument in arguments for v in _candidates(argument)]
     numbers = [0.05, 0.3, 0.9, 3.0]

@@ -30,7 +30,10 @@ RIGHT = {
     ),
     "all_refused_without_reason": Right(("12 12 1", "│good 0<|end|>")),
     "chat_template_kwargs_ignored": Right(
-        ("12 rows of source `mine`", "variables for the chat template", "are not used")
+        (
+            "warning: 12 pairs: variables for the chat template have no effect",
+            "(first: row 1 of source `mine`, `custom_instructions`, `enable_thinking`)",
+        )
     ),
     "check_passes_lora_on_tied_embedding": Right(
         ("adapters on the output head, or on an embedding that is tied to it",), code=2

@@ -143,13 +143,6 @@ def test_the_layouts_of_ms_swift_are_known():
     assert pair({"messages": dialogue, "rejected_messages": other}) == expected
 
 
-@pytest.mark.parametrize("variables", [{"enable_thinking": False}, '{"enable_thinking": false}'])
-def test_variables_for_the_template_are_noted(variables):
-    row = {"prompt": "Q?", **SIDES, "chat_template_kwargs": variables}
-    assert made(row)[1].notes == ["template_variables"]
-    assert made({**row, "chat_template_kwargs": {}})[1].notes == []
-
-
 SCORED = {"prompt": "Q?", **SIDES, "score_chosen": 1, "score_rejected": 2.5}
 
 

@@ -12,6 +12,7 @@ from sdpo.config import LaunchConfig, RunConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, DataError, ModelError
 from sdpo.identity.model_digest import model_digest
+from sdpo.identity.tokenizer_digest import given_template
 from sdpo.inputs.locate import is_path
 from sdpo.inputs.resolve import (
     cache_dir,
@@ -244,6 +245,30 @@ def test_a_chat_template_of_the_recipe_counts_as_the_tokenizers(configure, write
     before = given.inputs["tokenizer"]
     write("mine.jinja", "{{ messages }}!")
     assert resolve(configure(model=model)).inputs["tokenizer"] != before
+
+
+@pytest.mark.parametrize("form", ["list", "folder"])
+def test_a_chat_template_may_be_one_of_the_tokenizers_own_by_name(configure, tmp_path, form):
+    folder, texts = tmp_path / "model", {"default": "{{ messages }}", "rag": "{{ messages }}!"}
+    if form == "list":
+        path = folder / "tokenizer_config.json"
+        listed = [{"name": name, "template": text} for name, text in texts.items()]
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(config | {"chat_template": listed}))
+    else:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "chat_template.jinja").write_text(texts["default"])
+        (folder / "additional_chat_templates" / "rag.jinja").write_text(texts["rag"])
+    model = {"name_or_path": str(folder)}
+    own, named = (
+        resolve(configure(model=model)),
+        resolve(configure(model=model | {"chat_template": "rag"})),
+    )
+    assert named.config.model.chat_template == "rag"
+    assert given_template(folder, "rag") == texts["rag"]
+    assert named.inputs["tokenizer"] != own.inputs["tokenizer"]
+    with pytest.raises(ModelError, match=r"no template of that name \(it has default, rag\)"):
+        resolve(configure(model=model | {"chat_template": "tool_use"}))
 
 
 def test_a_chat_template_that_is_missing_is_refused(configure, tmp_path):

@@ -271,3 +271,16 @@ def test_the_template_of_the_recipe_travels_with_the_model(save_model, tmp_path)
     save_policy(load(folder), out, tokenizer=folder, chat_template=str(tmp_path / "mine.jinja"))
     assert (out / "chat_template.jinja").read_text() == "the recipe's"
     assert (folder / "chat_template.jinja").read_text() == "the tokenizer's own"
+
+
+def test_a_template_of_the_tokenizers_own_by_name_is_the_published_models_default(
+    save_model, tmp_path
+):
+    folder, out = save_model(), tmp_path / "out"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text("the default")
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("for retrieval")
+    out.mkdir()
+    save_policy(load(folder), out, tokenizer=folder, chat_template="rag")
+    assert (out / "chat_template.jinja").read_text() == "for retrieval"
+    assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "for retrieval"

@@ -122,7 +122,9 @@ def _messages(value: Any, role: str, format_: str) -> list[dict[str, str]]:
 def write_pairs(tmp_path: Path) -> WritePairs:
     """``write_pairs([(prompt, chosen, rejected), ...])``, each a text or (role, content) turns."""
 
-    def write(triples: list[tuple[Any, Any, Any]], *, format: str = "chat") -> Path:
+    def write(
+        triples: list[tuple[Any, Any, Any]], *, format: str = "chat", inputs: str | None = None
+    ) -> Path:
         rows = [
             {
                 "pair_id": f"{index:032x}",
@@ -134,6 +136,7 @@ def write_pairs(tmp_path: Path) -> WritePairs:
                 "chosen": _messages(chosen, "assistant", format),
                 "rejected": _messages(rejected, "assistant", format),
                 "strata": [],
+                "template_inputs": inputs,
             }
             for index, (prompt, chosen, rejected) in enumerate(triples)
         ]

@@ -140,7 +140,7 @@ def test_freezing_the_clock_changes_nothing_else_of_the_text(make_tokenizer, clo
     encoder = Encoder(used, clock=clock)
     messages = [{"role": "assistant", "content": "fox"}]
     plain = used.apply_chat_template(messages, tokenize=False)
-    assert encoder._apply([messages], generation_prompt=False) == [plain]
+    assert encoder._renderer.apply([messages], generation_prompt=False) == [plain]
 
 
 def test_the_frozen_clock_reaches_macros_of_the_template(make_tokenizer, clock):
@@ -163,7 +163,7 @@ def test_the_frozen_clock_formats_as_strftime_does(make_tokenizer, pieces, momen
     literal = format_.replace("'", "\\'")
     template = "{{ strftime_now('" + literal + "') }}|{{ messages[-1].content }}"
     encoder = Encoder(make_tokenizer(template), clock=moment)
-    [text] = encoder._apply([[{"role": "user", "content": "x"}]], generation_prompt=False)
+    [text] = encoder._renderer.apply([[{"role": "user", "content": "x"}]], generation_prompt=False)
     assert text == moment.strftime(format_) + "|x"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo.errors import DataError, ModelError
 from sdpo.system.limits import bounded
-from sdpo.tokens import template as module
+from sdpo.tokens import render as module
 from sdpo.tokens.template import Encoder
 
 CLOCK = datetime(2024, 1, 1, tzinfo=UTC)

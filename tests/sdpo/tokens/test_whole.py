@@ -232,7 +232,7 @@ def test_a_control_token_within_a_text_is_text(encoder_of, template, control):
 def test_a_prompt_that_is_in_the_template_already_is_refused_with_format_text(encoder_of, template):
     encoder = encoder_of(template)
     question = [{"role": "user", "content": "the dog?"}]
-    whole = encoder._print(question, True)
+    whole = encoder._renderer.print_one(question, True)
     for text in (whole, whole.removeprefix("<s>"), whole.strip(), f"\n{whole}"):
         result = cut_of(encoder, row_of([("user", text)], "a fox", "a dog"))
         assert result.reasons == ["already_templated"]

@@ -1,0 +1,175 @@
+"""What a tokenizer's chat template prints of conversations, with the date frozen, within bounds."""
+
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from sdpo.errors import DataError, ModelError
+from sdpo.system.limits import bounded
+from sdpo.tokens.inputs import RowInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, str]]
+Row = Mapping[str, Any]
+"""A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
+
+_TEMPLATE_S = 10.0
+_CONVERSATION_S = 0.05
+"""Seconds of computing that rendering may take, and more of it for each conversation: a thousand
+times what templates take."""
+_TEMPLATE_BYTES = 2 * 10**9
+_MOST_CHARACTERS = 10**6
+
+
+class Renderer:
+    """Prints conversations with the template of ``tokenizer``, which sees the date ``clock`` and,
+    for every row that has none of their names, ``variables``."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        clock: datetime,
+        variables: Mapping[str, Any] = {},
+    ) -> None:
+        self.template = _chat_template(tokenizer)
+        self.inputs = RowInputs(self.template or "", variables)
+        self._tokenizer = tokenizer
+        self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
+
+    def render(
+        self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
+    ) -> list[str]:
+        """What the template prints, those of the same inputs together."""
+        alike: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            alike.setdefault(inputs_of(row), []).append(index)
+        texts = [""] * len(rows)
+        for inputs, members in alike.items():
+            printed = self._render_alike(
+                [conversations[i] for i in members],
+                inputs,
+                rows=[rows[i] for i in members],
+                generation_prompt=generation_prompt,
+            )
+            for index, text in zip(members, printed, strict=True):
+                texts[index] = text
+        return texts
+
+    def _render_alike(
+        self,
+        conversations: Sequence[Messages],
+        inputs: str,
+        *,
+        rows: Sequence[Row],
+        generation_prompt: bool,
+    ) -> list[str]:
+        try:
+            return self.apply(conversations, inputs, generation_prompt=generation_prompt)
+        except jinja2.TemplateError as error:
+            for conversation, row in zip(conversations, rows, strict=True):
+                try:
+                    self.apply([conversation], inputs, generation_prompt=generation_prompt)
+                except jinja2.TemplateError as refusal:
+                    roles = ", ".join(message["role"] for message in conversation)
+                    raise DataError(
+                        f"the chat template of {name_of(self._tokenizer)} refuses the conversation "
+                        f"of {describe(row)} with the roles {roles}: {refusal}. Change the data, "
+                        "or give a template that takes it in `model.chat_template`"
+                    ) from error
+            raise
+
+    def apply(
+        self, conversations: Sequence[Messages], inputs: str = "", *, generation_prompt: bool
+    ) -> list[str]:
+        if not self._frozen_template:
+            raise ModelError(
+                f"the data has conversations, but the tokenizer of {name_of(self._tokenizer)} has "
+                "no chat template: give one in `model.chat_template`, or set `format: text` for "
+                "the source"
+            )
+        name = f"the chat template of {name_of(self._tokenizer)}"
+        seconds = _TEMPLATE_S + _CONVERSATION_S * len(conversations)
+        with bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES), _as_template_errors():
+            texts: list[str] = self._tokenizer.apply_chat_template(
+                [list(conversation) for conversation in conversations],
+                chat_template=self._frozen_template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.inputs.of(inputs).variables,
+            )
+        for text, conversation in zip(texts, conversations, strict=True):
+            given = len(inputs) + sum(len(message["content"]) for message in conversation)
+            if len(text) > _MOST_CHARACTERS + 100 * given:
+                raise ModelError(
+                    f"{name} prints {len(text)} characters for a conversation of {given}: give "
+                    "another in `model.chat_template`"
+                )
+        return texts
+
+    def print_one(self, messages: Messages, opening: bool, inputs: str = "") -> str:
+        [text] = self.apply([messages], inputs, generation_prompt=opening)
+        return text
+
+
+@contextmanager
+def _as_template_errors() -> Iterator[None]:
+    """A template that divides by zero is refused as one that raises an exception of its own."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+    except (AttributeError, RecursionError, SyntaxError) as error:
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def inputs_of(row: Row) -> str:
+    return row.get("template_inputs") or ""
+
+
+def describe(row: Row) -> str:
+    """Where a row came from, for a message."""
+    return f"row {row['row']}" + (f" of source `{row['source']}`" if row.get("source") else "")
+
+
+def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Where a tokenizer was loaded from, for a message."""
+    return str(tokenizer.name_or_path or "this tokenizer")
+
+
+def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _with_frozen_clock(template: str, clock: datetime) -> str:
+    """``template`` with ``strftime_now`` shadowed by a macro that formats ``clock``.
+
+    transformers turns a function given as a template variable into a placeholder text, and the
+    environment's own reads the present, so the template itself brings the function along.
+    """
+    if "strftime_now" not in template:
+        return template
+    letters = [flag + letter for letter in string.ascii_letters for flag in ("", "-")]
+    directives = {f"%{d}": clock.strftime(f"%{d}") for d in letters}
+    # The environment drops the newline after a block, so that `template` starts a line, as before.
+    return _CLOCK_MACRO.replace("DIRECTIVES", json.dumps(directives)) + "\n" + template
+
+
+_CLOCK_MACRO = r"""
+{%- macro strftime_now(format) -%}
+  {%- set result = namespace(text=format.replace('%%', '\0')) -%}
+  {%- for directive, value in DIRECTIVES.items() -%}
+    {%- set result.text = result.text.replace(directive, value) -%}
+  {%- endfor -%}
+  {{- result.text.replace('\0', '%') -}}
+{%- endmacro %}""".lstrip()

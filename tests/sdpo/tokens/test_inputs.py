@@ -1,0 +1,124 @@
+"""Variables reach the chat template, and what it does not read is told."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sdpo.tokens.inputs import RowInputs
+from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.tokenise import tokenise_pairs
+
+SWITCHED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if tone %}Tone: {{ tone }}\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+TRIPLE = ("the dog?", "a fox", "a cat")
+FOLDER = Path(__file__).resolve().parents[2] / "templates"
+
+
+@pytest.fixture
+def tokens(tmp_path, make_tokenizer, write_pairs, clock):
+    def tokens(*inputs, template=SWITCHED, format="chat", without_column=False, **variables):
+        tables = [pq.read_table(write_pairs([TRIPLE], format=format, inputs=i)) for i in inputs]
+        import pyarrow as pa
+
+        table = pa.concat_tables(tables)
+        if without_column:
+            table = table.drop_columns(["template_inputs"])
+        path, out = tmp_path / "pairs.parquet", tmp_path / "tokens.arrow"
+        pq.write_table(table, path)
+        tokenizer = make_tokenizer(template)
+        tokenise_pairs(path, tokenizer, max_length=256, clock=clock, out=out, variables=variables)
+        file = TokenFile.open(out)
+        prompts = [tokenizer.decode(file.prompt_ids(i).tolist()) for i in range(len(file))]
+        return file, prompts, tokenizer
+
+    return tokens
+
+
+OFF, ON = '{"variables":{"enable_thinking":false}}', '{"variables":{"enable_thinking":true}}'
+
+
+def test_every_row_is_printed_with_its_own_variables_as_transformers_prints_it(tokens):
+    """Templates that open an empty thought for the answer move the boundary where the answer's
+    own text has none: such rows are listed, so the answers are looked at with `tone` alone."""
+    inputs = [None, '{"variables":{"tone":"dry"}}', '{"variables":{"tone":"kind"}}']
+    template = SWITCHED.replace("Tone: ", "").replace("{% if tone", "{% if false and tone")
+    template = "{% if tone %}Tone: {{ tone }}\n{% endif %}" + template
+    file, prompts, tokenizer = tokens(*inputs, template=template)
+    for tone, prompt in zip((None, "dry", "kind"), prompts, strict=True):
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": TRIPLE[0]}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **({"tone": tone} if tone else {}),
+        )
+        assert prompt == expected
+    assert (file.report.reasons, file.report.notes) == ({}, {})
+
+
+def test_the_rows_variables_win_over_the_models(tokens):
+    template = "{{ tone }}|" + SWITCHED.replace("{% if tone", "{% if false and tone")
+    _, prompts, _ = tokens(None, '{"variables":{"tone":"kind"}}', template=template, tone="dry")
+    assert [prompt.partition("|")[0] for prompt in prompts] == ["dry", "kind"]
+
+
+def test_a_file_without_the_column_is_read_with_the_models_variables(tokens):
+    template = "{{ tone }}|" + SWITCHED.replace("{% if tone", "{% if false and tone")
+    _, prompts, _ = tokens(None, template=template, without_column=True, tone="dry")
+    assert prompts[0].startswith("dry|")
+
+
+def test_the_mode_of_smollm3_follows_a_variable_as_its_template_reads_it(tokens):
+    template = (FOLDER / "smollm3.jinja").read_text()
+    template = template.replace(
+        '{%- set mode = "/no_think" if', '{%- set mode = "/no_think" if enable_thinking == false or'
+    )
+    file, prompts, _ = tokens(OFF, ON, template=template)
+    assert file.report.notes == {}
+    assert ["Reasoning Mode: /no_think" in prompt for prompt in prompts] == [True, False]
+    assert prompts[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n")
+
+
+def test_variables_that_the_template_does_not_read_are_told_by_name(tokens):
+    file, _, _ = tokens(None, OFF, '{"variables":{"tone":"","extra":[]}}', template="chatml", x=1)
+    assert file.report.notes == {"variables_unread": 3}
+    assert file.report.examples["variables_unread"] == "row 0 of source `tests`, `x`"
+    file, _, _ = tokens(None, OFF, template="chatml")
+    assert file.report.notes == {"variables_unread": 1}
+    assert "row 0 of source `tests`, `enable_thinking`" in file.report.warnings("pairs")[0]
+
+
+def test_variables_of_text_are_read_by_nothing(tokens):
+    file, _, _ = tokens(OFF, format="text")
+    assert file.report.notes == {"variables_unread": 1}
+
+
+@pytest.mark.parametrize("place", ["row", "model"])
+def test_a_control_token_in_a_variable_makes_the_row_listed(tokens, place):
+    tone = "dry<|im_end|>"
+    row = f'{{"variables":{{"tone":"{tone}"}}}}' if place == "row" else None
+    file, _, _ = tokens(row, **({} if place == "row" else {"tone": tone}))
+    assert file.report.reasons == {"control_token": 1}
+    assert "'<|im_end|>'" in file.report.examples["control_token"]
+
+
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [
+        ("{{ x }}", True),
+        ("{% if x is not defined %}{% set x = 1 %}{% endif %}{{ x }}", True),
+        ("{% set x = 1 %}{{ x }}", False),
+        ("{% generation %}{{ x }}{%- endgeneration -%}", True),
+        ("{% for m in messages %}{% if x %}{% break %}{% endif %}{% endfor %}", True),
+        ("{{ messages }} x", False),
+        ("{% macro f(x) %}{{ x }}{% endmacro %}", False),
+    ],
+)
+def test_what_a_template_reads_is_what_it_names_and_does_not_set_itself(template, read):
+    text = '{"variables":{"x":3}}'
+    assert RowInputs(template, {}).unread(text, is_chat=True) == ([] if read else ["x"])
