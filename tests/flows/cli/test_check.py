@@ -207,3 +207,41 @@ def test_prompts_that_are_cut_are_counted_and_shown(recipe, sdpo: Sdpo) -> None:
         called.told.split()
     )
     assert "6 prompt_fills_length" in sdpo("check", recipe(rows)).out
+
+
+def test_weights_set_the_sizes_of_natural_steps_and_are_told_apart_from_faults(
+    recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    asked = [{**row, "prompt": f"{k}?"} for k, row in enumerate(PAIRS)]
+    sources = [
+        {"name": "mine", "path": str(tmp_path / "mine.jsonl"), "weight": 1},
+        {"name": "other", "path": write(tmp_path / "other.jsonl", asked), "weight": 2},
+    ]
+    data = {"max_length": 64, "sources": sources, "reserve": {"pairs": 2}}
+    called = sdpo("partition", recipe(PAIRS, data=data))
+    assert called.code == 0, called.told
+    told = " ".join(called.out.split())
+    assert "1 10 mine 10" in told
+    assert "2 22 other 22" in told
+
+
+@pytest.mark.slow
+def test_a_run_of_lists_with_cut_prompts_passes_its_gate_and_says_that_they_are_cut(
+    recipe, sdpo: Sdpo, bench: Bench
+) -> None:
+    rows = [
+        {
+            "prompt": f"{LONG}Question {k}?",
+            "responses": [f"fair {k}", f"good {k}", f"poor {k}"],
+            "scores": [5, 9, 2],
+        }
+        for k in range(12)
+    ]
+    source, training = {"pairing": "all"}, {"max_steps": 1}
+    written = recipe(rows, source=source, training=training)
+    called = sdpo("run", written, "--set", "data.max_prompt_length=32")
+    assert called.code == 0, called.told
+    assert "36 pairs: the prompt is longer than" in " ".join(called.told.split())
+    report = (bench.runs / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "Prompts of 36 pairs are cut" in report
+    assert "They keep their last 32 tokens" in report
