@@ -23,7 +23,9 @@ from benchmarks.workload import Settings, Workload, read_workload
 from sdpo.chain import data
 from sdpo.chain import plan as planning
 from sdpo.chain.context import Context
+from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
+from sdpo.chain.node import Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.reserve import reserve
 from sdpo.chain.tokens import tokenise
@@ -34,7 +36,7 @@ PARTS = {"": "prepare, reserve", "tokenise": "tokenise", "measure-M_0": "score",
 """What runs, by the name of the stage: "" is the command up to the plan, which has a process of its
 own. A plan has every pair in memory by design, see ``benchmarks.partitions``."""
 
-NODES: dict[str, tuple[Callable[[Context], object], ...]] = {
+NODES: dict[str, tuple[Callable[[Context], Part], ...]] = {
     "nodes": (
         data.prepare_data,
         tokenise,
@@ -51,9 +53,9 @@ MAX_LENGTH = 64
 def main() -> None:
     """Measure both sizes, or, as a child, run the nodes."""
     if len(sys.argv) > 1 and sys.argv[1] in NODES:
-        with open_run(load_recipe(Path(sys.argv[2])), listen=lambda event: None) as context:
-            for node in NODES[sys.argv[1]]:
-                node(context)
+        with open_run(load_recipe(Path(sys.argv[2]))) as context:
+            for part in NODES[sys.argv[1]]:
+                execute(context, [part(context)])
         return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory",

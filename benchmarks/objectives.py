@@ -21,6 +21,7 @@ from sdpo.chain.run_chain import run_chain
 from sdpo.config import RunConfig, describe
 from sdpo.config.load import load_recipe
 from sdpo.events import Event
+from sdpo.hooks import Host
 from sdpo.objectives import OBJECTIVES
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
             if "beta" in OBJECTIVES[name].settings:
                 settings.append(f"training.beta={beta}")
             config = load_recipe(RECIPE, overrides=[*start, *common, *settings, f"name={name}"])
-            run = run_chain(config, listen=_listen).run
+            run = run_chain(config, host=Host(listen=_listen)).run
             supervised = supervised or str(RunFolder(run).model(0))
             print(_line(_cells(run, config)), flush=True)
 

@@ -9,7 +9,6 @@ from prefect.runtime import flow_run
 
 from flows.ui.form import form
 from flows.ui.runpage import RunPage
-from flows.ui.slots import device_slot
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import (
     DataConfig,
@@ -76,6 +75,6 @@ def align(
 def align_config(config: RunConfig) -> ChainResult:
     """The flow's body: the chain with its nodes as tasks. Call it inside a flow run."""
     with RunPage(config.name) as page:
-        result = run_chain(config, call=page.call, listen=page.listen, occupy=device_slot)
+        result = run_chain(config, host=page.host)
         page.finish(result.run)
     return result

@@ -9,7 +9,6 @@ from prefect.artifacts import create_markdown_artifact
 from flows.show.comparison import comparison_lines
 from flows.ui.form import form
 from flows.ui.runpage import RunPage, slug
-from flows.ui.slots import device_slot
 from sdpo.config import StoreConfig
 from sdpo.config.annotations import NO_UNIT, Unit
 from sdpo.config.load import check_run_name, checked
@@ -49,7 +48,7 @@ def replay(
         name=check_run_name(name) if name else "",
     )
     with RunPage(planned.config.name) as page:
-        result = replay_step(planned, call=page.call, listen=page.listen, occupy=device_slot)
+        result = replay_step(planned, host=page.host)
         page.finish(result.chain.run)
     lines = comparison_lines(result.comparison, f"step {step} of {run} again")
     key = f"replay-{slug(planned.config.name)}"

@@ -19,7 +19,6 @@ from pydantic import Field
 from flows.ui.approval import ask_in_ui
 from flows.ui.form import form
 from flows.ui.runpage import RunPage
-from flows.ui.slots import device_slot
 from sdpo.config import Group
 from sdpo.config.annotations import Unit
 from sdpo.config.load import checked
@@ -135,9 +134,7 @@ def retrain(
                 min_new_pairs=data.min_new_pairs,
                 gate=gate,
                 ask=ask if approval.required else None,
-                call=page.call,
-                listen=page.listen,
-                occupy=device_slot,
+                host=page.host,
             )
         except InUseError as error:
             return Cancelled(message=f"left out: {error.what} is in use by {error.by}"[:1000])

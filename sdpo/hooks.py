@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+from sdpo.events import Event, Listener
 
 T = TypeVar("T")
 
@@ -26,3 +29,21 @@ Occupy = Callable[[Sequence[str]], AbstractContextManager[object]]
 def unlimited(_devices: Sequence[str]) -> AbstractContextManager[object]:
     """Nothing else limits them."""
     return nullcontext()
+
+
+def unheard(_event: Event) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Who runs the chain, and what it has for the engine.
+
+    ``call`` runs what has a name of its own: a part of the chain, a phase of a stage. ``listen``
+    hears of what happens. ``occupy`` holds what limits the use of devices besides the machine's
+    own locks, while a stage runs.
+    """
+
+    call: Call = plain_call
+    listen: Listener = unheard
+    occupy: Occupy = unlimited

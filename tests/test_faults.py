@@ -22,6 +22,7 @@ from processes import Running, is_free, stages_of, start
 from sdpo.chain.run_chain import run_chain
 from sdpo.config.load import make_config
 from sdpo.errors import DiskFullError, Fault
+from sdpo.hooks import Host
 from sdpo.processes.disk_space import step_needs
 from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder
@@ -180,7 +181,7 @@ def test_a_call_that_is_killed_takes_its_stage_with_it_and_leaves_the_run_free(w
             raise Enough
 
     with pytest.raises(Enough):
-        run_chain(config, listen=listen)
+        run_chain(config, host=Host(listen=listen))
     assert events[-1]["optimizer_step"] >= 2
 
 

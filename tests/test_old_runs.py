@@ -17,6 +17,7 @@ from sdpo.errors import ConfigError
 from sdpo.events import Event
 from sdpo.history.extend import extend_run
 from sdpo.history.verify import verify_run
+from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 
 ARCHIVE = Path(__file__).parent / "old_runs" / "0.1.tar.gz"
@@ -54,7 +55,11 @@ def test_an_old_run_is_extended_by_a_step(old: RunFolder, tmp_path: Path) -> Non
     events: list[Event] = []
     with forked_stages():
         found = extend_run(
-            old, [str(new)], overrides=[base(old)], name="more", listen=events.append
+            old,
+            [str(new)],
+            overrides=[base(old)],
+            name="more",
+            host=Host(listen=events.append),
         )
     assert found.chain is not None
     outcome = Outcome(found.chain, events)

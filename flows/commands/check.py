@@ -16,9 +16,10 @@ from flows.show.rejected import rejected_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
 from sdpo.chain.examples_left import examples_left
+from sdpo.chain.execute import execute
 from sdpo.chain.model_trial import try_models
 from sdpo.chain.open_run import objection, run_folder_of
-from sdpo.chain.plan import check, needs_gamma, partition
+from sdpo.chain.plan import checked, foresee_plan, needs_gamma, partition
 from sdpo.chain.reserve import reserve
 from sdpo.chain.score_reference import check_references
 from sdpo.chain.tokens import tokenise, tokens_path
@@ -46,19 +47,21 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
     """
     run_folder_of(config).check_own()
     with scratch_run(config, console=console) as context:
-        data = prepare_data(context)
-        tokens = TokenFile.open(tokenise(context))
-        record = reserve(context)
+        execute(context, [prepare_data(context), tokenise(context), reserve(context)])
+        data, record = context.run.record("data"), context.run.record("reserve")
+        tokens = TokenFile.open(tokens_path(context))
         _print_data(context, data, record, console)
         _print_unused_files(context, console)
         _print_pair(context, tokens, console)
         _print_lengths(context, tokens, console)
-        steps = check(context)
+        plan = foresee_plan(context)
+        execute(context, [checked(context, lambda: plan)])
+        steps = [step.step for step in plan.steps]
         _print_supervised(context, console)
         if needs_gamma(context):
             console.print("the partition depends on gamma under M_0, which `sdpo run` measures")
         else:
-            partition(context)
+            execute(context, [partition(context)])
             _print_steps(context, tokens, steps, console)
         check_references(context, steps)
         _try_models(context, steps, console)

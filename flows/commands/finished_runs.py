@@ -20,6 +20,7 @@ from sdpo.history.replay import check, look, plan_replay, replay_step
 from sdpo.history.results import Comparison
 from sdpo.history.target import locate
 from sdpo.history.verify import verify_run
+from sdpo.hooks import Host
 
 _COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
 
@@ -48,7 +49,7 @@ def replay(
         check(planned, lines)
         return 0
     with hint(planned.config), RunConsole(console) as listen:
-        result = replay_step(planned, listen=listen, wait=wait)
+        result = replay_step(planned, host=Host(listen=listen), wait=wait)
     print_result(result.chain, console=console)
     where = f"step {number} of {found.run.name} again, as {Path(result.chain.run).name}"
     print_comparison(result.comparison, where, console=console)
@@ -100,7 +101,7 @@ def extend(
             overrides=overrides,
             name=name,
             min_new_pairs=min_new_pairs,
-            listen=listen,
+            host=Host(listen=listen),
             wait=wait,
         )
     if found.chain is None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from flows.show.console import RunConsole, table
 from flows.show.tables import gate_rows
 from sdpo.history.target import locate
+from sdpo.hooks import Host
 from sdpo.promotion.judge import Judgement, gate_settings
 from sdpo.promotion.retrain import Answer, Retrained, retrain
 from sdpo.promotion.versions import NamedModel, Version, current, promote, read_registry, rollback
@@ -85,7 +86,7 @@ def retrain_named(
             min_new_pairs=min_new_pairs,
             gate=settings,
             ask=asked if ask else None,
-            listen=listen,
+            host=Host(listen=listen),
             wait=wait,
         )
     if found.judgement and not ask:

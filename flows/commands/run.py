@@ -16,6 +16,7 @@ from flows.show.console import RunConsole, table
 from flows.show.tables import partition_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
+from sdpo.chain.execute import execute
 from sdpo.chain.open_run import open_run, run_folder_of, withheld_for
 from sdpo.chain.plan import needs_gamma, partition
 from sdpo.chain.reserve import reserve
@@ -23,6 +24,7 @@ from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
 from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
+from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
 from sdpo.processes.stage_specs import ExportSpec
 from sdpo.processes.supervisor import run_stage
@@ -42,7 +44,7 @@ def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool
         result = align(**{name: getattr(config, name) for name in RunConfig.model_fields})
     else:
         with RunConsole(console) as listen:
-            result = run_chain(config, listen=listen, wait=wait)
+            result = run_chain(config, host=Host(listen=listen), wait=wait)
     print_result(result, console=console)
 
 
@@ -74,7 +76,8 @@ def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
     """A run in a temporary folder, with the real caches: for looking, not for keeping."""
     with tempfile.TemporaryDirectory(prefix="sdpo-") as folder, RunConsole(console) as listen:
         store = StoreConfig(runs_dir=folder, cache_dir=str(cache_dir(config)))
-        with open_run(config.model_copy(update={"store": store}), listen=listen) as context:
+        here = config.model_copy(update={"store": store})
+        with open_run(here, host=Host(listen=listen)) as context:
             yield context
 
 
@@ -86,7 +89,7 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
     else:
         _check_replaceable(target)
     with scratch_run(config, console=console) as context:
-        prepare_data(context)
+        execute(context, [prepare_data(context)])
         if needs_gamma(context):
             console.print(
                 "this strategy needs gamma of every pair under M_0, which must be measured first: "
@@ -94,9 +97,7 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
                 soft_wrap=True,
             )
             return
-        tokenise(context)
-        reserve(context)
-        partition(context)
+        execute(context, [tokenise(context), reserve(context), partition(context)])
         rows = partition_rows(context.run.path)
         content = context.run.plan_file.read_text(encoding="utf-8")
         bits = withheld_for(context.run, context.resolved)

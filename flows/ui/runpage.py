@@ -32,10 +32,12 @@ from flows.show.tables import gate_rows, partition_rows
 from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.progress import StageProgress
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
+from flows.ui.slots import device_slot
 from partitions import PartitionError
-from sdpo.chain.context import Context
+from sdpo.chain.execute import Execution
 from sdpo.errors import UserError
 from sdpo.events import Event
+from sdpo.hooks import Host
 from sdpo.processes.supervisor import terminate_with_parent
 from sdpo.promotion.judge import Judgement
 from sdpo.report import summarise
@@ -79,7 +81,7 @@ def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
 
 
 class RunPage:
-    """The page of one flow run: give ``call`` and ``listen`` to the chain, within it."""
+    """The page of one flow run: give its ``host`` to the chain, within it."""
 
     def __init__(self, name: str) -> None:
         self._slug = slug(name)
@@ -88,6 +90,11 @@ class RunPage:
         self._left_alone_until_s = 0.0
         self._bars: dict[str, _Bar] = {}
         self._tables: dict[str, UUID] = {}
+
+    @property
+    def host(self) -> Host:
+        """What the flow gives the engine: its tasks, this page, and the slots of its devices."""
+        return Host(call=self.call, listen=self.listen, occupy=device_slot)
 
     def __enter__(self) -> "RunPage":
         if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
@@ -102,8 +109,8 @@ class RunPage:
     def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
         """Run a node as a task; its tables are there when it is done."""
         result = task_call(name, function, *args)
-        if args and isinstance(args[0], Context):
-            self._publish(name, args[0].run.path)
+        if args and isinstance(args[0], Execution):
+            self._publish(name, args[0].context.run.path)
         return result
 
     def listen(self, event: Event) -> None:

@@ -14,6 +14,7 @@ from sdpo.config import RunConfig
 from sdpo.errors import UserError
 from sdpo.events import Listener
 from sdpo.history.replay import plan_replay, replay_step
+from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 
@@ -43,7 +44,7 @@ def run(
         _how_to_go_on(config),
         rows_written(config, loaded.datasets, listen=listener, wait=wait) as written,
     ):
-        return Run(run_chain(written, listen=listener, wait=wait).run)
+        return Run(run_chain(written, host=Host(listen=listener), wait=wait).run)
 
 
 def resume(
@@ -66,7 +67,7 @@ def resume(
     folder.check_own()
     config = read_stored(folder).config
     with shown(listen, name=config.name) as listener, _how_to_go_on(config):
-        return Run(run_chain(config, listen=listener, wait=wait).run)
+        return Run(run_chain(config, host=Host(listen=listener), wait=wait).run)
 
 
 def replay(
@@ -99,7 +100,7 @@ def replay(
         name=name,
     )
     with shown(listen, name=planned.config.name) as listener, _how_to_go_on(planned.config):
-        return Run(replay_step(planned, listen=listener, wait=wait).chain.run)
+        return Run(replay_step(planned, host=Host(listen=listener), wait=wait).chain.run)
 
 
 @contextmanager

@@ -4,29 +4,30 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sdpo.chain.context import Context, Outcome, run_once
+from sdpo.chain.context import Context
+from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
 from sdpo.errors import DataError
 from sdpo.identity.payloads import data_identity
 from sdpo.inputs.resolve import data_digests
-from sdpo.store.run_folder import Record
 
 
-def prepare_data(context: Context) -> Record:
+def prepare_data(context: Context) -> Node:
     """``pairs.parquet``, the list of rows not used, and the supervised source's examples."""
     default_format: Format = "chat" if context.resolved.has_template else "text"
-    identity = data_identity(
-        context.config, dict(context.resolved.inputs), default_format=default_format
-    )
     supervised = context.config.supervised
     from_source = supervised.from_source
 
     def progress(source: str, done: int, total: int | None) -> None:
         context.listen(_progress(f"read {source}", done, total))
 
-    def make() -> Outcome:
+    def identity() -> Identity:
+        inputs = dict(context.resolved.inputs)
+        return data_identity(context.config, inputs, default_format=default_format)
+
+    def make(_find: Find) -> Made:
         check_sources(context, [source.name for source in context.config.data.sources])
         out = context.run.path
         prepared = prepare_pairs(
@@ -60,9 +61,9 @@ def prepare_data(context: Context) -> Record:
                 "kept": examples.kept,
                 "rejected": examples.rejected,
             }
-        return outputs, files
+        return Made(outputs, files)
 
-    return run_once(context, "data", identity, make)
+    return Node(name="data", title="prepare data", identity=identity, make=make)
 
 
 def check_sources(context: Context, names: list[str]) -> None:

@@ -34,9 +34,7 @@ def examples_left(context: Context) -> ExamplesLeft | None:
     config = context.config.supervised
     if not config.from_source or context.carried:
         return None
-    data = context.run.read_record("data")
-    assert data is not None, "the reserve comes after data"
-    counts = data["outputs"]["supervised"]
+    counts = context.run.record("data")["outputs"]["supervised"]
     file = SupervisedTokenFile.open(tokens_path(context, "supervised"))
     usable = pq.read_table(context.run.usable, columns=["prompt_key", "reserved"])
     held = set(usable.filter(usable["reserved"])["prompt_key"].to_pylist())

@@ -13,28 +13,31 @@ from typing import Any
 import numpy as np
 
 from partitions import Plan, StepPlan, extend_plan, ids_to_bytes
-from sdpo.chain.context import Context, Outcome, run_once
+from sdpo.chain.context import Context
 from sdpo.chain.data import check_sources
 from sdpo.chain.new_pairs import NewPairs, read_column, read_new
+from sdpo.chain.node import Expansion, Find, Identity, Made, Node
 from sdpo.chain.plan import (
+    Decision,
     check_steps,
+    checked,
     pairs_of,
     partition_settings,
-    plan_entries,
-    publish_plan,
+    planned,
+    sampling,
 )
 from sdpo.chain.reserve import reserve_by, reserved_by_settings
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.parquet_columns import Columns
 from sdpo.data.schema import PAIRS_SCHEMA, Format
-from sdpo.errors import DataError
+from sdpo.errors import DataError, IntegrityError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
 from sdpo.store.origin import Carried
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, publish_file, read_json, temporary_folder
 
 FILES = {
@@ -49,9 +52,7 @@ FILES = {
 
 def carried_from(run: RunFolder, config: RunConfig) -> Carried:
     """What a run that extends ``run`` carries over; ``config`` is that of ``run``."""
-    data, plan = run.read_record("data"), run.read_record("plan")
-    assert data is not None, "a run that is extended is complete"
-    assert plan is not None, "a run that is extended is complete"
+    data, plan = run.record("data"), run.record("plan")
     supervised = run.read_record("step-0") if config.supervised.enabled else None
     return Carried(
         run=run.name,
@@ -63,21 +64,23 @@ def carried_from(run: RunFolder, config: RunConfig) -> Carried:
     )
 
 
-def prepare_data(context: Context) -> Record:
+def prepare_data(context: Context) -> Expansion:
     """``pairs.parquet``: the origin's pairs, then those of the new sources that it has not."""
-    carried = _carry(context)
+    carried = carried_by(context)
     config = _new_data(context.config.data, carried)
     default_format: Format = "chat" if context.resolved.has_template else "text"
     new_names = [source.name for source in config.sources]
-    inputs = {f"data.{name}": context.resolved.inputs[f"data.{name}"] for name in new_names}
-    for source in config.sources:
-        inputs |= inputs_of("layouts", source.layout, context.resolved.inputs)
-    new_config = context.config.model_copy(update={"data": config})
-    identity = data_identity(new_config, inputs, default_format=default_format) | {
-        "carried": carried.data
-    }
 
-    def make() -> Outcome:
+    def identity() -> Identity:
+        inputs = {f"data.{name}": context.resolved.inputs[f"data.{name}"] for name in new_names}
+        for source in config.sources:
+            inputs |= inputs_of("layouts", source.layout, context.resolved.inputs)
+        new_config = context.config.model_copy(update={"data": config})
+        return data_identity(new_config, inputs, default_format=default_format) | {
+            "carried": carried.data
+        }
+
+    def make(_find: Find) -> Made:
         check_sources(context, new_names)
         with temporary_folder(context.run.path) as scratch:
             new = read_new(
@@ -90,7 +93,23 @@ def prepare_data(context: Context) -> Record:
             )
             return _publish_data(context, carried, new)
 
-    return run_once(context, "data", identity, make)
+    data = Node(name="data", inputs=("carried",), identity=identity, make=make)
+    return Expansion(
+        title="prepare data",
+        expand=lambda: [_carry(context, carried), data],
+        foreseen=lambda: ("carried", "data"),
+    )
+
+
+def carried_by(context: Context) -> Carried:
+    """What the run carries over.
+
+    Raises:
+        IntegrityError: it extends no other run.
+    """
+    if context.carried is None:
+        raise IntegrityError(f"{context.run.run_file} says nothing of what the run carries over")
+    return context.carried
 
 
 def carried_folder(run: RunFolder) -> Path:
@@ -98,12 +117,11 @@ def carried_folder(run: RunFolder) -> Path:
     return run.path / "carried"
 
 
-def _carry(context: Context) -> Carried:
-    """Share the carried files, from the run that has them."""
-    carried, folder = context.carried, carried_folder(context.run)
-    assert carried is not None, "only a run that extends another one carries anything"
+def _carry(context: Context, carried: Carried) -> Node:
+    """The carried files, shared from the run that has them."""
+    folder = carried_folder(context.run)
 
-    def make() -> Outcome:
+    def make(_find: Find) -> Made:
         for origin in context.origins:
             there = {name: origin.path / path for name, path in FILES.items()}
             if all(
@@ -112,14 +130,13 @@ def _carry(context: Context) -> Carried:
             ):
                 for name, path in there.items():
                     link(path, folder / name)
-                return {"run": origin.name}, [folder / name for name in FILES]
+                return Made({"run": origin.name}, [folder / name for name in FILES])
         raise DataError(
             f"pairs and plan of run {carried.run}, which this run extends, are not to be had: put "
             f"that run back (see `sdpo verify {carried.run}`), or make this one anew"
         )
 
-    run_once(context, "carried", {"files": dict(carried.files)}, make)
-    return carried
+    return Node(name="carried", identity=lambda: {"files": dict(carried.files)}, make=make)
 
 
 def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
@@ -128,7 +145,7 @@ def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
     return data.model_copy(update={"sources": new})
 
 
-def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
+def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Made:
     run, folder = context.run, carried_folder(context.run)
     with publish_file(run.pairs) as temporary, BatchWriter(temporary, PAIRS_SCHEMA) as writer:
         for table in iter_row_groups(folder / "pairs.parquet"):
@@ -148,14 +165,13 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Outcome:
         "sources": [*there["sources"], *(asdict(source) for source in new.counts())],
         "repeated_prompt_share": 1 - len(set(prompts)) / len(prompts),
     }
-    return outputs, [run.pairs, run.rejected_data]
+    return Made(outputs, [run.pairs, run.rejected_data])
 
 
-def reserve(context: Context) -> Record:
+def reserve(context: Context) -> Node:
     """As :func:`sdpo.chain.reserve.reserve`: what was reserved stays so, new sources add probes
     of new prompts alone."""
-    carried = context.carried
-    assert carried is not None, "only a run that extends another one carries anything"
+    carried = carried_by(context)
 
     def choose(pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
         there = Columns(carried_folder(context.run) / "plan.parquet")
@@ -186,40 +202,38 @@ def _keys(ids: np.ndarray) -> list[bytes]:
     return [joined[start : start + 16] for start in range(0, len(joined), 16)]
 
 
-def check(context: Context) -> None:
-    """Refuse, before anything is measured, what the run would refuse afterwards.
+def check(context: Context) -> Expansion:
+    """Whether what follows would be refused, before anything is measured."""
 
-    Raises:
-        PartitionError, ConfigError: as :func:`partition`.
-    """
-    plan, _ = _plan(context, Columns(context.run.usable))
-    check_steps(context, plan)
+    def foresee() -> Plan:
+        plan, _ = _plan(context, Columns(context.run.usable))
+        check_steps(context, plan)
+        return plan
+
+    return checked(context, foresee)
 
 
-def partition(context: Context) -> Plan:
+def partition(context: Context) -> Expansion:
     """``plan.parquet`` and ``plan.json``: the origin's plan, and one step of what is new.
 
-    Raises:
-        PartitionError: nothing is new, or a carried step would not have the pairs that it had.
+    Going through it raises a PartitionError where nothing is new, or a carried step would not have
+    the pairs that it had.
     """
-    carried = context.carried
-    assert carried is not None, "only a run that extends another one carries anything"
-    usable = Columns(context.run.usable)
-    plan, trained = _plan(context, usable)
-    identity = {
-        "usable": file_digest(context.run.usable),
-        "carried": carried.files["plan.parquet"],
-        "probe": {"max_pairs": context.config.probe.max_pairs, "seed": context.config.probe.seed},
-    }
+    carried = carried_by(context)
 
-    def make() -> Outcome:
-        features, scorers = _carried_features(context.run, usable)
-        rows, step_of = plan_entries(usable, trained, plan)
-        publish_plan(context, usable, rows, step_of, plan, features=features, scorers=scorers)
-        return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
+    def decide() -> Decision:
+        usable = Columns(context.run.usable)
+        plan, trained = _plan(context, usable)
+        return Decision(plan, trained, *_carried_features(context.run, usable))
 
-    run_once(context, "plan", identity, make)
-    return plan
+    def identity(_decision: Decision) -> Identity:
+        return {
+            "usable": file_digest(context.run.usable),
+            "carried": carried.files["plan.parquet"],
+            "probe": sampling(context),
+        }
+
+    return planned(context, decide, identity)
 
 
 def _carried_features(

@@ -7,17 +7,16 @@ in the tokens; gamma takes a model, and is measured once, under M_0, by a stage 
 import hashlib
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from partitions import PartitionSettings, get
-from sdpo.chain.context import Context, run_once
+from sdpo.chain.context import Context
+from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.chain.start_stage import scoring_of, step_spec
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns
-from sdpo.store.run_folder import Record
 from sdpo.system.files import file_digest
 from sdpo.tokens.token_file import TokenFile
 
@@ -55,28 +54,35 @@ def column_digest(values: np.ndarray) -> str:
     return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
 
 
-def measure_gamma(context: Context) -> Record:
+def measure_gamma(context: Context) -> Node:
     """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
-    model = model_of(context, 0)
-    identity = {
-        "scoring": scoring_of(context, model.digest),
-        "tokens": tokens_path(context).stem,
-        "usable": file_digest(context.run.usable),
-        "columns": sorted(MODEL_FEATURES),
-    }
 
-    def make() -> tuple[dict[str, Any], list[Path]]:
+    def identity() -> Identity:
+        return {
+            "scoring": scoring_of(context, model_of(context, 0).digest),
+            "tokens": tokens_path(context).stem,
+            "usable": file_digest(context.run.usable),
+            "columns": sorted(MODEL_FEATURES),
+        }
+
+    def make(_find: Find) -> Made:
         spec = step_spec(
             context,
             name="measure-M_0",
             step=0,
             task="none",
             training=context.config.training,
-            model=model,
+            model=model_of(context, 0),
             score_everything=True,
         )
         result = context.stage(spec)
         said = {name: result[name] for name in ("scored_rows", "timings_s")}
-        return said, [context.run.features]
+        return Made(said, [context.run.features])
 
-    return run_once(context, "features", identity, make)
+    return Node(
+        name="features",
+        title="measure gamma under M_0",
+        inputs=("reserve", "tokens", "step-0"),
+        identity=identity,
+        make=make,
+    )

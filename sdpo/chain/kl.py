@@ -6,12 +6,12 @@ the intervals from :mod:`sdpo.stats.kl`; this module owns the node and ``step-<t
 """
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.chain.context import Context, run_once
+from sdpo.chain.context import Context
+from sdpo.chain.node import Expansion, Find, Identity, Made, Node
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
@@ -31,11 +31,15 @@ KL_VERSION = 1
 """Raised when a change of this project's code changes the samples or the numbers."""
 
 
-def measure_kl(context: Context, step: int, training: TrainingConfig) -> None:
-    """Measure M_step, where the recipe asks for it, and write ``kl.json`` beside ``gamma.json``."""
+def measure_kl(context: Context, step: int, training: TrainingConfig) -> Expansion:
+    """M_step measured, where the recipe asks for it: ``kl.json`` beside ``gamma.json``."""
+    return Expansion(expand=lambda: _nodes(context, step, training))
+
+
+def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
     probe = context.config.probe
     if not probe.kl_prompts:
-        return
+        return []
     plan = pq.read_table(context.run.plan)
     rows = reserved_rows(plan, count=probe.kl_prompts)
     if not rows:
@@ -45,22 +49,33 @@ def measure_kl(context: Context, step: int, training: TrainingConfig) -> None:
                 "message": "probe.kl_prompts has no effect: there is no reserve to take prompts of",
             }
         )
-        return
-    spec, identity = _spec(context, step, training, rows)
-    node = f"kl-M_{step}"
+        return []
     targets = [context.run.probes / f"M_{step}.{name}" for name in KL_FILES]
     view = context.run.step(step) / "kl.json"
     options: dict[str, Any] = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
 
-    def make() -> tuple[dict[str, Any], list[Path]]:
-        _ensure_cached(context, spec, identity)
+    def identity() -> Identity:
+        return _spec(context, step, training, rows)[1] | options
+
+    def make(_find: Find) -> Made:
+        spec, measured = _spec(context, step, training, rows)
+        _ensure_cached(context, spec, measured)
         for name, target in zip(KL_FILES, targets, strict=True):
             with publish_file(target) as temporary:
                 shutil.copyfile(spec.out / name, temporary)
         write_json(view, kl_view(pq.read_table(targets[0]), model=spec.policy.name, **options))
-        return {"cached": spec.out.name}, [*targets, view]
+        return Made({"cached": spec.out.name}, [*targets, view])
 
-    run_once(context, node, identity | options, make)
+    models = tuple(f"step-{number}" for number in (step, step - 1, 0))
+    return [
+        Node(
+            name=f"kl-M_{step}",
+            inputs=("plan", "tokens", *models),
+            identity=identity,
+            make=make,
+            is_view=True,
+        )
+    ]
 
 
 def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from sdpo.chain.context import Context
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import check_run_name
 from sdpo.errors import ConfigError, RunExistsError, UserError
-from sdpo.events import Listener
+from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
 from sdpo.inputs.cache_folder import check_cache, claim_cache
@@ -42,7 +42,7 @@ _UNVOUCHED = "run.yaml.sha256 is missing, so that a change of run.yaml would not
 def open_run(
     config: RunConfig,
     *,
-    listen: Listener,
+    host: Host = Host(),
     origin: Origin | None = None,
     carried: Carried | None = None,
     wait: bool = False,
@@ -58,7 +58,7 @@ def open_run(
         ForeignFolderError: what has the run's name, or the cache's, is something else.
         UserError: something that the recipe names is not there, or the run is in use.
     """
-    run = run_folder_of(config)
+    listen, run = host.listen, run_folder_of(config)
     run.check_own()
     check_cache(cache_dir(config))
     if run.run_file.is_file():
@@ -101,7 +101,7 @@ def open_run(
             resolved=resolved,
             cache=cache,
             clock=stored.clock,
-            listen=listen,
+            host=host,
             locks=(lock, cache_lock),
             origin=stored.origin,
             carried=stored.carried,

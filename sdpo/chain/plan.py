@@ -1,8 +1,7 @@
 """The partition node: which usable pair goes to which step, and what is measured everywhere."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from partitions import (
     ordering_key,
     prompt_overlap,
 )
-from sdpo.chain.context import Context, run_once
+from sdpo.chain.context import Context
 from sdpo.chain.data import source_names
 from sdpo.chain.examples_left import examples_left
 from sdpo.chain.features import (
@@ -27,6 +26,7 @@ from sdpo.chain.features import (
     features_without_model,
     needed_features,
 )
+from sdpo.chain.node import Errand, Expansion, Find, Identity, Made, Node, Part
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.strategies import load_strategy
@@ -39,8 +39,6 @@ from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import AdaptersSpec, ObjectivesSpec
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
-
-Outcome = tuple[dict[str, Any], list[Path]]
 
 
 def partition_settings(context: Context) -> PartitionSettings:
@@ -55,9 +53,32 @@ def needs_gamma(context: Context) -> bool:
     return bool(needed_features(partition_settings(context)) & MODEL_FEATURES)
 
 
-def check(context: Context) -> list[int]:
-    """Refuse, before anything is trained or measured, what the run would refuse afterwards; returns
-    the numbers of the steps that there will be.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A plan, the rows of ``usable.parquet`` that it is of, and what it rests on.
+
+    The other rows are the reserve. ``features`` are those of every usable pair; ``scorers`` say
+    what gave them.
+    """
+
+    plan: Plan
+    trained: np.ndarray
+    features: Mapping[str, np.ndarray]
+    scorers: Mapping[str, str]
+
+
+def check(context: Context) -> Expansion:
+    """Whether what follows would be refused, before anything is trained or measured.
+
+    It refuses as :func:`partition` does, a supervised stage that has nothing to train on, and
+    adapters that the model's modules do not take.
+    """
+    return checked(context, lambda: foresee_plan(context))
+
+
+def foresee_plan(context: Context) -> Plan:
+    """The plan as far as it is known before anything is trained or measured: its steps, not which
+    pair is in which.
 
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
@@ -72,7 +93,20 @@ def check(context: Context) -> list[int]:
     plan = make_plan(pairs, settings)
     check_steps(context, plan)
     examples_left(context)
-    return [step.step for step in plan.steps]
+    return plan
+
+
+def checked(context: Context, foresee: Callable[[], Plan]) -> Expansion:
+    """A look at the plan that ``foresee`` gives, then a trial of its objectives and adapters."""
+
+    def parts() -> list[Part]:
+        plan = foresee()
+        return [
+            Errand(do=lambda: _try_objectives(context, len(plan.steps))),
+            Errand(do=lambda: _try_adapters(context, plan)),
+        ]
+
+    return Expansion(title="check", expand=parts)
 
 
 def check_steps(context: Context, plan: Plan) -> None:
@@ -86,18 +120,18 @@ def check_steps(context: Context, plan: Plan) -> None:
         raise ConfigError(
             f"`steps` has settings for {given} steps, but the partition makes {steps}"
         )
-    _try_objectives(context, len(plan.steps))
-    named = {
+    for step, training in _named_modules(context, plan).items():
+        _check_modules(context, step, training.lora_target_modules)
+
+
+def _named_modules(context: Context, plan: Plan) -> dict[int, TrainingConfig]:
+    """The settings of steps whose adapters are for modules that the recipe names."""
+    return {
         step.step: training
         for step in plan.steps
         if (training := context.config.training_of(step.step)).lora_r
         and training.lora_target_modules != ["all-linear"]
     }
-    for step, training in named.items():
-        _check_modules(context, step, training.lora_target_modules)
-    untrained = [step for step in named if context.run.read_record(f"step-{step}") is None]
-    if untrained:
-        _try_adapters(context, {step: named[step] for step in untrained})
 
 
 def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
@@ -110,22 +144,29 @@ def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
             )
 
 
-def _try_adapters(context: Context, trainings: Mapping[int, TrainingConfig]) -> None:
-    """Give the adapters of these steps to the model's modules, which take no memory for it.
+def _try_adapters(context: Context, plan: Plan) -> None:
+    """Give the adapters of steps that are not trained yet to the model's modules, which take no
+    memory for it.
 
     Raises:
         ConfigError: one of them cannot have an adapter; names the step.
     """
-    context.stage(
-        AdaptersSpec(
-            name="adapters",
-            run=context.run.path,
-            model=context.config.model,
-            launch=context.config.launch,
-            source=context.resolved.model,
-            trainings=dict(trainings),
+    trainings = {
+        step: training
+        for step, training in _named_modules(context, plan).items()
+        if context.run.read_record(f"step-{step}") is None
+    }
+    if trainings:
+        context.stage(
+            AdaptersSpec(
+                name="adapters",
+                run=context.run.path,
+                model=context.config.model,
+                launch=context.config.launch,
+                source=context.resolved.model,
+                trainings=trainings,
+            )
         )
-    )
 
 
 def _try_objectives(context: Context, steps: int) -> None:
@@ -152,40 +193,71 @@ def _try_objectives(context: Context, steps: int) -> None:
         )
 
 
-def partition(context: Context) -> Plan:
+def partition(context: Context) -> Expansion:
     """``plan.parquet`` and ``plan.json``: every usable pair's step, 0 for the reserve.
 
-    Raises:
-        PartitionError: the settings cannot be followed, or a step has no pairs.
+    Going through it raises a PartitionError where the settings cannot be followed, or a step has
+    no pairs.
     """
-    usable = Columns(context.run.usable)
-    settings = partition_settings(context)
-    features = _features(context, usable)
-    pairs, trained = pairs_of(context, usable, features)
-    plan = make_plan(pairs, settings)
-    del pairs  # what follows needs the room
-    check_steps(context, plan)
-    identity = {
-        "usable": file_digest(context.run.usable),
-        "settings": changed_settings(context.config.partition, "plan"),
-        "strategy": settings.strategy,
-        **inputs_of("strategies", settings.strategy, context.resolved.inputs),
-        "features": {name: column_digest(values) for name, values in sorted(features.items())}
-        or "",
-        "probe": {"max_pairs": context.config.probe.max_pairs, "seed": context.config.probe.seed},
-    }
 
-    def make() -> Outcome:
-        rows, step_of = plan_entries(usable, trained, plan)
+    def decide() -> Decision:
+        usable, settings = Columns(context.run.usable), partition_settings(context)
+        features = _features(context, usable)
+        pairs, trained = pairs_of(context, usable, features)
+        plan = make_plan(pairs, settings)
         scorers = {name: _scorer(context, name) for name in features}
-        publish_plan(context, usable, rows, step_of, plan, features=features, scorers=scorers)
-        return {"steps": len(plan.steps)}, [context.run.plan, context.run.plan_file]
+        return Decision(plan, trained, features, scorers)
 
-    for name in plan.ignored_settings:
-        message = f"partition.{name} has no effect on strategy `{settings.strategy}`"
-        context.listen({"event": "warning", "message": message})
-    run_once(context, "plan", identity, make)
-    return plan
+    def identity(decision: Decision) -> Identity:
+        features = sorted(decision.features.items())
+        strategy = context.config.partition.strategy
+        return {
+            "usable": file_digest(context.run.usable),
+            "settings": changed_settings(context.config.partition, "plan"),
+            "strategy": strategy,
+            **inputs_of("strategies", strategy, context.resolved.inputs),
+            "features": {name: column_digest(values) for name, values in features} or "",
+            "probe": sampling(context),
+        }
+
+    return planned(context, decide, identity)
+
+
+def sampling(context: Context) -> dict[str, int]:
+    """What decides which pairs of each partition every model is measured on."""
+    probe = context.config.probe
+    return {"max_pairs": probe.max_pairs, "seed": probe.seed}
+
+
+def planned(
+    context: Context, decide: Callable[[], Decision], identity: Callable[[Decision], Identity]
+) -> Expansion:
+    """The node that publishes what ``decide`` gives."""
+
+    def parts() -> list[Part]:
+        decision = decide()
+        check_steps(context, decision.plan)
+        for name in decision.plan.ignored_settings:
+            strategy = context.config.partition.strategy
+            message = f"partition.{name} has no effect on strategy `{strategy}`"
+            context.listen({"event": "warning", "message": message})
+
+        def make(_find: Find) -> Made:
+            publish_plan(context, decision)
+            return Made(
+                {"steps": len(decision.plan.steps)}, [context.run.plan, context.run.plan_file]
+            )
+
+        return [
+            Node(
+                name="plan",
+                inputs=("carried", "reserve", "features"),
+                identity=lambda: identity(decision),
+                make=make,
+            )
+        ]
+
+    return Expansion(title="partition", expand=parts, foreseen=lambda: ("plan",))
 
 
 def _features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
@@ -250,33 +322,24 @@ def plan_entries(usable: Columns, trained: np.ndarray, plan: Plan) -> tuple[np.n
     )
 
 
-def publish_plan(
-    context: Context,
-    usable: Columns,
-    rows: np.ndarray,
-    step_of: np.ndarray,
-    plan: Plan,
-    *,
-    features: Mapping[str, np.ndarray],
-    scorers: Mapping[str, str],
-) -> None:
+def publish_plan(context: Context, decision: Decision) -> None:
     """Publish ``plan.parquet`` and ``plan.json``: a row for each entry, that is for each pair and
-    step; ``rows`` are those of ``usable``, ``step_of`` is 0 for reserved pairs.
-
-    ``features`` are those of every usable pair, ``scorers`` the digests of what gave them.
-    """
+    step; the step of reserved pairs is 0."""
+    usable, plan = Columns(context.run.usable), decision.plan
+    rows, step_of = plan_entries(usable, decision.trained, plan)
+    features = sorted(decision.features.items())
     columns = {
         "step": step_of,
         "sampled": _sampled(context, usable.ids("pair_id")[rows], step_of, steps=len(plan.steps)),
-        **{f"feature:{name}": values[rows] for name, values in sorted(features.items())},
+        **{f"feature:{name}": values[rows] for name, values in features},
     }
     with publish_file(context.run.plan) as temporary:
         named = ["pair_id", "prompt_key", "source", "token_row"]
         append_columns(usable.path, temporary, named, columns, rows=rows)
     content = _plan_summary(context, usable, rows, step_of, plan)
     content["features"] = {
-        name: {"digest": column_digest(values), "scorer": scorers[name]}
-        for name, values in sorted(features.items())
+        name: {"digest": column_digest(values), "scorer": decision.scorers[name]}
+        for name, values in features
     }
     write_json(context.run.plan_file, content)
 
@@ -284,9 +347,7 @@ def publish_plan(
 def _scorer(context: Context, feature: str) -> str:
     """Digest of what gave a feature its values: a model, the tokenizer; the data itself: empty."""
     if feature in MODEL_FEATURES:
-        record = context.run.read_record("features")
-        assert record is not None, "features are measured before they are used"
-        return str(record["identity"]["scoring"]["model"])
+        return str(context.run.record("features")["identity"]["scoring"]["model"])
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
@@ -319,7 +380,5 @@ def _plan_summary(
 
 
 def _reserve_counts(context: Context) -> dict[str, int]:
-    record = context.run.read_record("reserve")
-    assert record is not None, "the plan comes after the reserve"
-    counts: dict[str, int] = record["outputs"]["reserved"]
+    counts: dict[str, int] = context.run.record("reserve")["outputs"]["reserved"]
     return counts

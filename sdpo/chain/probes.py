@@ -1,56 +1,59 @@
 """Measurements of the models of a run: found by what they depend on, made where there are none."""
 
-from typing import Any
+from pathlib import Path
 
 from sdpo.chain.context import Context
+from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.chain.start_stage import reads_previous, scoring_of, step_spec
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.identity.payloads import changed_settings
-from sdpo.store.reuse import NOT_DONE
-from sdpo.store.run_folder import Record
 from sdpo.system.files import file_digest
 
 
-def find_probe(context: Context, number: int) -> tuple[Record | None, str]:
-    """The record of M_number's probe if it is whole, else why not."""
-    return context.find(f"probe-M_{number}", _probe_identity(context, number))
+def probe(context: Context, number: int, training: TrainingConfig) -> Node:
+    """M_number measured; ``training`` says how, where a stage of its own has to do it."""
+
+    def make(_find: Find) -> Made:
+        context.stage(
+            step_spec(
+                context,
+                name=f"probe-M_{number}",
+                step=number,
+                task="none",
+                training=training,
+                model=model_of(context, number),
+                measure_input=True,
+            )
+        )
+        return Made(None, _files(context, number))
+
+    return Node(
+        name=f"probe-M_{number}",
+        inputs=("plan", "tokens", f"step-{number}"),
+        identity=lambda: _probe_identity(context, number),
+        make=make,
+        is_told=False,
+    )
 
 
 def record_probe(context: Context, number: int) -> None:
-    """Record the probe of M_number, which a stage has published."""
+    """Record the probe of M_number, which the stage of a step has published."""
+    node, identity = f"probe-M_{number}", dict(_probe_identity(context, number))
+    record = {"node": node, "identity": identity}
+    context.run.write_record(node, record, files=_files(context, number))
+
+
+def _files(context: Context, number: int) -> list[Path]:
     files = [context.run.probes / f"M_{number}.parquet"]
     completions = context.run.probes / f"M_{number}.completions.json"
     if context.config.probe.completions and completions.is_file():
         files.append(completions)
-    node = f"probe-M_{number}"
-    context.run.write_record(
-        node, {"node": node, "identity": _probe_identity(context, number)}, files=files
-    )
+    return files
 
 
-def measure_again(context: Context, number: int, training: TrainingConfig, reason: str) -> None:
-    """Measure M_number in a stage of its own."""
-    node = f"probe-M_{number}"
-    why = "not measured yet" if reason == NOT_DONE else reason
-    context.listen({"event": "node", "node": node, "status": "run", "reason": why})
-    context.executed.append(node)
-    context.stage(
-        step_spec(
-            context,
-            name=node,
-            step=number,
-            task="none",
-            training=training,
-            model=model_of(context, number),
-            measure_input=True,
-        )
-    )
-    record_probe(context, number)
-
-
-def _probe_identity(context: Context, number: int) -> dict[str, Any]:
+def _probe_identity(context: Context, number: int) -> Identity:
     sampled = {} if reads_previous(context, number + 1) else {"next_partition": "sample"}
     return {
         "scoring": scoring_of(context, model_of(context, number).digest),

@@ -5,25 +5,24 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from partitions import argsort_ids, most_reserved, reserve_mask
-from sdpo.chain.context import Context, Outcome, run_once
+from sdpo.chain.context import Context
 from sdpo.chain.data import source_names
+from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.chain.tokens import tokens_path
 from sdpo.config.data import ReserveConfig
 from sdpo.data.parquet_columns import Columns, hex_column, write_parts
 from sdpo.errors import DataError
 from sdpo.identity.payloads import changed_settings
-from sdpo.store.run_folder import Record
 from sdpo.system.files import publish_file
 from sdpo.tokens.token_file import TokenFile
 
 
-def reserve(context: Context) -> Record:
+def reserve(context: Context) -> Node:
     """``usable.parquet``: pairs that can be used, those of reserved prompts marked.
 
     ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
@@ -84,20 +83,21 @@ their sources: which are reserved, bool ``[pairs]``."""
 
 
 def reserve_by(
-    context: Context, choose: Choice, *, carried: Mapping[str, Any] | None = None
-) -> Record:
+    context: Context, choose: Choice, *, carried: Mapping[str, str] | None = None
+) -> Node:
     """As :func:`reserve`, with the pairs that ``choose`` picks; ``carried`` bears identity too."""
     settings = context.config.data.reserve
-    tokens = TokenFile.open(tokens_path(context))
-    # The name of the token file is the digest of everything it was made from.
-    identity = {
-        "tokens": tokens_path(context).stem,
-        "reserve": changed_settings(settings, "reserve"),
-    }
-    if carried:
-        identity["carried"] = dict(carried)
 
-    def make() -> Outcome:
+    def identity() -> Identity:
+        return {
+            # The name of the token file is the digest of everything it was made from.
+            "tokens": tokens_path(context).stem,
+            "reserve": changed_settings(settings, "reserve"),
+            **({"carried": dict(carried)} if carried else {}),
+        }
+
+    def make(_find: Find) -> Made:
+        tokens = TokenFile.open(tokens_path(context))
         pairs, names = Columns(context.run.pairs), source_names(context)
         source = pairs.codes("source", names)
         unusable = _unusable(tokens, source, names)
@@ -112,13 +112,16 @@ def reserve_by(
         with publish_file(context.run.usable) as temporary:
             _write_usable(temporary, pairs, names, source, kept=kept, prompts=prompts, mask=mask)
         _publish_rejected(context, tokens, pairs, names, source)
-        return {
+        outputs = {
             "usable": len(kept),
             "reserved": dict(zip(names, counts.tolist(), strict=True)),
             "unusable": unusable,
-        }, [context.run.usable, context.run.rejected]
+        }
+        return Made(outputs, [context.run.usable, context.run.rejected])
 
-    return run_once(context, "reserve", identity, make)
+    return Node(
+        name="reserve", title="reserve", inputs=("data", "tokens"), identity=identity, make=make
+    )
 
 
 _USABLE_SCHEMA = pa.schema(

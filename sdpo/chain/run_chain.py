@@ -1,28 +1,30 @@
-"""The chain, from a recipe to M_T, as a recipe: read :func:`run_chain` from top to bottom.
+"""The chain, from a recipe to M_T, as a recipe: read :func:`chain` from top to bottom.
 
-The command line and the Prefect flow run these same functions; what differs is ``call``, which runs
-a named function plainly or as a task. Every node is done once: a complete record with the same
+The command line and the Prefect flow run this same list; what differs is the host's ``call``, which
+runs what has a title plainly or as a task. Every node is done once: a complete record with the same
 identity whose files verify stands, anything else is executed, with a word about why.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo.chain import data as nodes
 from sdpo.chain import extended
 from sdpo.chain import plan as planning
-from sdpo.chain import step as steps
 from sdpo.chain.context import Context
+from sdpo.chain.data import prepare_data
+from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
+from sdpo.chain.node import Expansion, Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.reserve import reserve
+from sdpo.chain.step import align_step
 from sdpo.chain.supervised import supervised_step
 from sdpo.chain.tokens import tokenise
 from sdpo.chain.views import write_report
 from sdpo.config import RunConfig
-from sdpo.events import Listener
-from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.hooks import Host
 from sdpo.store.origin import Carried, Origin
+from sdpo.system.files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,52 +42,66 @@ class ChainResult:
 def run_chain(
     config: RunConfig,
     *,
-    call: Call = plain_call,
-    listen: Listener = lambda event: None,
+    host: Host = Host(),
     origin: Origin | None = None,
     carried: Carried | None = None,
     wait: bool = False,
-    occupy: Occupy = unlimited,
 ) -> ChainResult:
     """Bring the run that ``config`` names to its last step, doing only what is not done yet.
 
     ``origin``: the run that a new one replays or extends, ``carried`` what it then carries over.
-    With ``wait``, waits for another process that works on the run. ``occupy`` holds what limits the
-    use of devices besides the host's own locks, while a stage runs.
+    With ``wait``, waits for another process that works on the run.
 
     Raises:
         UserError: something the recipe names cannot be used, or a run of this name was made from
             something else; nothing half written is left.
         Fault: a stage failed; everything published before stands.
     """
-    opened = open_run(config, listen=listen, origin=origin, carried=carried, wait=wait)
+    opened = open_run(config, host=host, origin=origin, carried=carried, wait=wait)
     with opened as context:
-        context.call, context.occupy = call, occupy
-        number = walk(context, call=call)
+        done = execute(context, chain(context))
         return ChainResult(
             run=context.run.path,
             report=context.run.report,
-            steps=number,
-            executed=tuple(context.executed),
-            shared=tuple(context.shared),
+            steps=context.run.record("plan")["outputs"]["steps"],
+            executed=tuple(done.executed),
+            shared=tuple(done.shared),
         )
 
 
-def walk(context: Context, *, call: Call = plain_call) -> int:
-    """The nodes of an open run, one after the other; returns the number of steps in its plan."""
-    carried = context.carried
-    data, planned = (extended, extended) if carried else (nodes, planning)
-    call("prepare data", data.prepare_data, context)
-    call("tokenise", tokenise, context)
-    call("reserve", extended.reserve if carried else reserve, context)
-    call("check", planned.check, context)
-    if context.config.supervised.enabled:
-        call("step 0: supervised", supervised_step, context)
-    if not context.carried and planning.needs_gamma(context):
-        call("measure gamma under M_0", measure_gamma, context)
-    plan = call("partition", planned.partition, context)
-    for step in plan.steps[: context.last_step]:
-        name = f"step {step.step}: align on D_{step.step} ({step.pairs} pairs)"
-        call(name, steps.align_step, context, step.step)
-    call("report", write_report, context)
-    return len(plan.steps)
+def chain(context: Context) -> list[Part]:
+    """The chain of an open run, from top to bottom."""
+    extends = context.carried is not None
+    prepare = extended.prepare_data if extends else prepare_data
+    check = extended.check if extends else planning.check
+    partition = extended.partition if extends else planning.partition
+    has_s, needs_gamma = context.config.supervised.enabled, planning.needs_gamma(context)
+    return [
+        prepare(context),
+        tokenise(context),
+        extended.reserve(context) if extends else reserve(context),
+        check(context),
+        *([supervised_step(context)] if has_s else []),
+        *([measure_gamma(context)] if needs_gamma and not extends else []),
+        partition(context),
+        steps(context),
+        write_report(context),
+    ]
+
+
+def steps(context: Context) -> Expansion:
+    """The steps of the plan, once it is there."""
+
+    def expand() -> list[Part]:
+        planned = read_json(context.run.plan_file)["steps"][: context.last_step]
+        return [align_step(context, entry["step"], entry["pairs"]) for entry in planned]
+
+    def foreseen() -> list[str]:
+        for origin in context.origins:
+            plan = None if origin.is_damaged("plan") else origin.read_record("plan")
+            if plan:
+                last = context.last_step or plan["outputs"]["steps"]
+                return [f"step-{number}" for number in range(1, last + 1)]
+        return []
+
+    return Expansion(expand=expand, foreseen=foreseen, rule="a step for each partition of the plan")

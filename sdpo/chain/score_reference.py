@@ -4,15 +4,17 @@ It is scored by a stage of its own, which ends before the target is loaded: one 
 time. Where every row is cached, and was checked under these versions, it is not loaded at all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sdpo.chain.context import Context
+from sdpo.chain.execute import execute
+from sdpo.chain.node import Cached, Errand, Part
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import NamedModel, StepModels, given_model
-from sdpo.chain.tokens import end_token_ids, ensure_tokens, tokens_path
+from sdpo.chain.tokens import end_token_ids, token_files, tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import Columns, rows_of_steps
@@ -22,31 +24,26 @@ from sdpo.identity.payloads import tokens_identity
 from sdpo.identity.scoring import scoring_identities
 from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
 from sdpo.store.logp_cache import LogpCache
-from sdpo.store.token_cache import cached_tokens
+from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system import machine
 from sdpo.tokens.token_file import TokenFile
 
 
 def scored_reference(
     context: Context, step: int, training: TrainingConfig, models: StepModels
-) -> ReferenceSpec | None:
-    """See to it that a reference that is not the target is cached and checked for this step."""
+) -> list[Part]:
+    """What sees to it that a reference that is not the target is cached and checked for a step:
+    its tokens, where it cuts text differently, and its scoring."""
     reference = models.reference
     if reference is None or models.agree:
-        return None
-    own = own_tokens(context, reference, step)
-    if own:
-        check_readable(context, reference, own, rows_of(context, step), step=step)
-    tokens = own or tokens_path(context)
-    reason = why_score(context, reference, tokens, step, training)
-    node = f"reference-{step}"
-    status = "run" if reason else "reuse"
-    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
-    if reason:
-        context.executed.append(node)
+        return []
+    own = reference_tokens(context, reference, step)
+    tokens = own.out if own else tokens_path(context)
+
+    def score(_locks: Sequence[int]) -> None:
         spec = step_spec(
             context,
-            name=node,
+            name=f"reference-{step}",
             step=step,
             task="none",
             training=training,
@@ -55,7 +52,23 @@ def scored_reference(
         )
         # The reference pads with a token of its own vocabulary.
         context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))
-    return reference_spec(models, own)
+
+    def fault() -> str:
+        missing = own and token_fault(own.out)
+        return missing or why_score(context, reference, tokens, step, training)
+
+    parts: list[Part] = []
+    if own:
+        rows = rows_of(context, step)
+        parts = [
+            token_files(context, own, name=own.name),
+            Errand(do=lambda: check_readable(context, reference, tokens, rows, step=step)),
+        ]
+    given = reference.digest in context.resolved.inputs.values()
+    made_by = reference.name.replace("M_", "step-")
+    name = f"reference-{step}"
+    inputs = () if given else (made_by,)
+    return [*parts, Cached(name=name, inputs=inputs, fault=fault, make=score)]
 
 
 def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
@@ -63,12 +76,10 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
     not."""
     if not reference.tokenizer:
         return None
-    data = context.run.read_record("data")
-    assert data is not None, "tokens come after data"
     ends = end_token_ids(reference.folder)
     identity = tokens_identity(
         context.config,
-        content=data["outputs"]["digest"],
+        content=context.run.record("data")["outputs"]["digest"],
         tokenizer=reference.tokenizer,
         clock=context.clock,
         ends=ends,
@@ -94,7 +105,7 @@ def own_tokens(context: Context, reference: NamedModel, step: int) -> Path | Non
     spec = reference_tokens(context, reference, step)
     if spec is None:
         return None
-    ensure_tokens(context, spec, node=spec.name)
+    execute(context, [token_files(context, spec, name=spec.name)])
     return spec.out
 
 
@@ -174,8 +185,10 @@ def why_score(
     return ""
 
 
-def reference_spec(models: StepModels, tokens: Path | None) -> ReferenceSpec | None:
+def reference_spec(context: Context, step: int, models: StepModels) -> ReferenceSpec | None:
     """What the step's stage is told of a reference that is not its target."""
     if models.reference is None or models.agree:
         return None
+    own = reference_tokens(context, models.reference, step)
+    tokens = own.out if own else None
     return ReferenceSpec(name=models.reference.name, digest=models.reference.digest, tokens=tokens)

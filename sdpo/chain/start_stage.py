@@ -15,7 +15,6 @@ from sdpo.processes.stage_specs import StepSpec
 from sdpo.store.budget import Budget
 from sdpo.store.links import detach
 from sdpo.store.resume_states import stored_bytes
-from sdpo.store.run_folder import Record
 
 
 def step_spec(
@@ -65,8 +64,8 @@ def train_node(
     start: NamedModel,
     identity: dict[str, Any],
     **fields: Any,
-) -> Record:
-    """Run the stage that trains ``node`` from ``start``; the record that it wrote."""
+) -> None:
+    """Run the stage that trains ``node`` from ``start``, and that writes its record."""
     detach(context.run.path / node / "metrics.jsonl")
     spec = step_spec(
         context,
@@ -79,9 +78,6 @@ def train_node(
     )
     _check_space(context, spec)
     context.stage(spec)
-    record = context.run.read_record(node)
-    assert record is not None, "the stage wrote its record"
-    return record
 
 
 def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> Budget | None:

@@ -1,13 +1,15 @@
 """A step: its models, its identity, its guide, its training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.chain.kl import measure_kl
-from sdpo.chain.probes import find_probe, measure_again, record_probe
-from sdpo.chain.score_reference import scored_reference
+from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
+from sdpo.chain.probes import probe, record_probe
+from sdpo.chain.score_reference import reference_spec, scored_reference
 from sdpo.chain.start_stage import train_node
-from sdpo.chain.step_models import StepModels, guided_training, reference_of, target_of
+from sdpo.chain.step_models import NamedModel, StepModels, guided_training, reference_of, target_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.chain.views import write_gamma
 from sdpo.config import TrainingConfig
@@ -16,13 +18,12 @@ from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.payloads import rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.plugins.recorded import inputs_of
-from sdpo.store.run_folder import Record
 from sdpo.tokens.token_file import TokenFile
 
 _ROLES = ("reference", "target")
 
 
-def align_step(context: Context, step: int) -> Record:
+def align_step(context: Context, step: int, pairs: int) -> Expansion:
     """Step ``step``: D_step is the data, M_{step-1} reference and initial target unless the recipe
     says otherwise; M_step comes out.
 
@@ -31,25 +32,48 @@ def align_step(context: Context, step: int) -> Record:
     is trained before, and a reference that is not the target scored before, each by its own stage.
     """
     training = resolved_training(context, step)
-    if effective_reference(training) == "guided":
-        _train_guide(context, step, guided_training(training))
-    models = step_models(context, step, training)
-    target = models.target
-    identity, inputs = _step_identity(context, step, training, models)
     node = f"step-{step}"
-    if context.done(node, identity) is None:
-        reference = scored_reference(context, step, training, models)
+    measured = {number: probe(context, number, training) for number in (step - 1, step)}
+    parts = [
+        *(_guide(context, step, training) if effective_reference(training) == "guided" else []),
+        _trained(context, step, training, measured),
+        *measured.values(),
+        Errand(do=lambda: context.settle(node)),
+        write_gamma(context, step),
+        measure_kl(context, step, training),
+    ]
+    return Expansion(
+        title=f"step {step}: align on D_{step} ({pairs} pairs)",
+        expand=lambda: parts,
+        foreseen=lambda: (node,),
+    )
+
+
+def _trained(
+    context: Context, step: int, training: TrainingConfig, measured: Mapping[int, Node]
+) -> Node:
+    """M_step trained, published and measured; ``measured``: the probes of its input and of it."""
+
+    def models() -> StepModels:
+        return step_models(context, step, training)
+
+    def identity() -> Identity:
+        return _step_identity(context, step, training, models())[0]
+
+    def make(find: Find) -> None:
+        target, reference = models().target, reference_spec(context, step, models())
+        identity, inputs = _step_identity(context, step, training, models())
         start = int(target.name.removeprefix("M_"))
-        measure_input = start == step - 1 and find_probe(context, start)[0] is None
+        measure_input = start == step - 1 and find(measured[start]).record is None
         train_node(
             context,
-            node=node,
+            node=f"step-{step}",
             step=step,
             task="preference",
             training=training,
             start=target,
             reference=reference,
-            models=models.said(training, tokens=reference.tokens if reference else None),
+            models=models().said(training, tokens=reference.tokens if reference else None),
             measure_input=measure_input,
             measure_output=True,
             identity=identity,
@@ -58,16 +82,17 @@ def align_step(context: Context, step: int) -> Record:
         if measure_input:
             record_probe(context, start)
         record_probe(context, step)
-    for number in (step - 1, step):
-        found, reason = find_probe(context, number)
-        if found is None:
-            measure_again(context, number, training, reason)
-    record = context.run.read_record(node)
-    assert record is not None, "the stage wrote its record"
-    context.settle(node, record)
-    write_gamma(context, step)
-    measure_kl(context, step, training)
-    return record
+
+    target = "step-0" if training.target == "base" else f"step-{step - 1}"
+    compared = {"base": "step-0", "guided": f"guide-{step}", "previous": f"step-{step - 1}"}
+    reference = compared.get(effective_reference(training), target)
+    return Node(
+        name=f"step-{step}",
+        inputs=("plan", "tokens", target, reference),
+        identity=identity,
+        first=lambda: scored_reference(context, step, training, models()),
+        make=make,
+    )
 
 
 def resolved_training(context: Context, step: int) -> TrainingConfig:
@@ -101,30 +126,41 @@ def _step_identity(
     )
 
 
-def _train_guide(context: Context, step: int, training: TrainingConfig) -> None:
+def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
     """The first pass of Pre-DPO (arXiv 2504.15843): from the step's target, on the step's data.
 
     Its reference is its own start. It is published as ``guide-<step>``, and scores what the step
     will read of it while it is in memory.
     """
-    node, target = f"guide-{step}", target_of(context, step, context.config.training_of(step))
-    models = StepModels(target=target, reference=target)
-    identity, inputs = _step_identity(context, step, training, models)
-    record = context.done(node, identity)
-    if record is None:
-        record = train_node(
+    node, training = f"guide-{step}", guided_training(of_step)
+
+    def start() -> NamedModel:
+        return target_of(context, step, context.config.training_of(step))
+
+    def asked() -> tuple[dict[str, Any], dict[str, str]]:
+        models = StepModels(target=start(), reference=start())
+        return _step_identity(context, step, training, models)
+
+    def make(_find: Find) -> None:
+        identity, inputs = asked()
+        train_node(
             context,
             node=node,
             step=step,
             task="preference",
             training=training,
-            start=target,
-            models={role: {"choice": "start", "name": target.name} for role in _ROLES},
+            start=start(),
+            models={role: {"choice": "start", "name": start().name} for role in _ROLES},
             score_as_reference=True,
             identity=identity,
             inputs=inputs,
         )
-    context.settle(node, record)
+
+    target = "step-0" if of_step.target == "base" else f"step-{step - 1}"
+    return [
+        Node(name=node, inputs=("plan", "tokens", target), identity=lambda: asked()[0], make=make),
+        Errand(do=lambda: context.settle(node)),
+    ]
 
 
 def _partition_digest(context: Context, step: int) -> str:

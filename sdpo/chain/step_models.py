@@ -68,8 +68,7 @@ def model_of(context: Context, number: int) -> NamedModel:
     if number == 0 and not context.config.supervised.enabled:
         folder, digest = context.resolved.model, context.resolved.inputs["model"]
     else:
-        record = context.run.read_record(f"step-{number}")
-        assert record is not None, f"M_{number} is made before it is used"
+        record = context.run.record(f"step-{number}")
         folder, digest = context.run.model(number), record["outputs"]["model"]
     return NamedModel(name=f"M_{number}", folder=folder, digest=digest)
 
@@ -96,8 +95,7 @@ def reference_of(context: Context, step: int, training: TrainingConfig) -> Named
 
 def _guide_of(context: Context, step: int) -> NamedModel:
     node = f"guide-{step}"
-    record = context.run.read_record(node)
-    assert record is not None, "a guide is trained before it is used"
+    record = context.run.record(node)
     folder = context.run.path / node / "model"
     return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
 

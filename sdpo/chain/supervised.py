@@ -1,6 +1,9 @@
 """Step 0: the base model fine-tuned into S, or S as an extended run has it."""
 
+from typing import Any
+
 from sdpo.chain.context import Context
+from sdpo.chain.node import Errand, Expansion, Find, Identity, Node
 from sdpo.chain.start_stage import train_node
 from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
@@ -10,63 +13,75 @@ from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import supervised_identity
 from sdpo.store.origin import Carried
-from sdpo.store.run_folder import Record
 from sdpo.system.files import file_digest
 
 
-def supervised_step(context: Context) -> Record:
-    """Step 0: fine-tune the base model into S."""
-    if context.carried:
-        return _carried_supervised(context, context.carried)
+def supervised_step(context: Context) -> Expansion:
+    """Step 0: the base model fine-tuned into S."""
+    made = _carried_supervised(context, context.carried) if context.carried else _trained(context)
+    tidy = Errand(do=lambda: context.settle("step-0"))
+    return Expansion(
+        title="step 0: supervised", expand=lambda: [made, tidy], foreseen=lambda: ("step-0",)
+    )
+
+
+def _trained(context: Context) -> Node:
     config, supervised = context.config, context.config.supervised
     training = _supervised_training(context)
-    if supervised.examples == "source":
-        content = tokens_path(context, "supervised").stem
-    else:
-        content = tokens_path(context).stem
-    inputs = {
-        "base": context.resolved.inputs["model"],
-        "tokenizer": context.resolved.inputs["tokenizer"],
-        "examples": content,
-        "reserve": file_digest(context.run.usable),
-    }
-    identity = supervised_identity(
-        supervised, training, launch=config.launch, model=config.model, inputs=inputs
-    )
-    record = context.done("step-0", identity)
-    if record is None:
+
+    def inputs() -> dict[str, str]:
+        kind = "supervised" if supervised.examples == "source" else "pairs"
+        return {
+            "base": context.resolved.inputs["model"],
+            "tokenizer": context.resolved.inputs["tokenizer"],
+            "examples": tokens_path(context, kind).stem,
+            "reserve": file_digest(context.run.usable),
+        }
+
+    def identity() -> dict[str, Any]:
+        return supervised_identity(
+            supervised, training, launch=config.launch, model=config.model, inputs=inputs()
+        )
+
+    def make(_find: Find) -> None:
         base = NamedModel(
             name="base",
             folder=context.resolved.model,
             digest=context.resolved.inputs["model"],
         )
-        record = train_node(
+        train_node(
             context,
             node="step-0",
             step=0,
             task="supervised",
             training=training,
             start=base,
-            identity=identity,
-            inputs=inputs,
+            identity=identity(),
+            inputs=inputs(),
         )
-    context.settle("step-0", record)
-    return record
+
+    return Node(name="step-0", inputs=("reserve", "tokens"), identity=identity, make=make)
 
 
-def _carried_supervised(context: Context, carried: Carried) -> Record:
+def _carried_supervised(context: Context, carried: Carried) -> Node:
     """S as the run that this one extends made it: from that run's data, whatever was added."""
-    for run in (context.run, *context.origins):
-        there = None if run.is_damaged("step-0") else run.read_record("step-0")
-        if there and digest_of(there["identity"]) == carried.supervised:
-            record = context.done("step-0", there["identity"])
-            if record:
-                context.settle("step-0", record)
-                return record
-    raise UserError(
+    missing = UserError(
         f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
         f"`sdpo verify {carried.run}`, and make its step 0 again there"
     )
+
+    def identity() -> Identity:
+        for run in (context.run, *context.origins):
+            there = None if run.is_damaged("step-0") else run.read_record("step-0")
+            if there and digest_of(there["identity"]) == carried.supervised:
+                found: dict[str, Any] = there["identity"]
+                return found
+        raise missing
+
+    def make(_find: Find) -> None:
+        raise missing
+
+    return Node(name="step-0", identity=identity, make=make)
 
 
 def _supervised_training(context: Context) -> TrainingConfig:

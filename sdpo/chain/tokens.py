@@ -1,8 +1,10 @@
 """The node that turns pairs into token files, and where those lie in the cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdpo.chain.context import Context
+from sdpo.chain.node import Cached, Expansion, Look
 from sdpo.errors import ModelError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_config, read_object, text_config
@@ -11,17 +13,13 @@ from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import checksum_path, checksum_text, write_text
-from sdpo.system.locks import hold
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
 
 
 def tokens_path(context: Context, kind: str = "pairs") -> Path:
     """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
-    data = context.run.read_record("data")
-    assert data is not None, "tokens come after data"
-    content = data["outputs"]["digest"]
-    if kind == "supervised":
-        content = data["outputs"]["supervised"]["digest"]
+    data = context.run.record("data")["outputs"]
+    content = data["supervised"]["digest"] if kind == "supervised" else data["digest"]
     identity = tokens_identity(
         context.config,
         content=content,
@@ -61,30 +59,42 @@ def end_token_ids(folder: Path) -> list[int]:
     return list(listed)
 
 
-def tokenise(context: Context) -> Path:
+def tokenise(context: Context) -> Expansion:
     """Token ids of every pair, in the cache: made in a stage where they are not there."""
-    pairs, *examples = token_paths(context)
-    spec = TokeniseSpec(
-        name="tokenise",
-        run=context.run.path,
-        model=context.config.model,
-        launch=context.config.launch,
-        tokenizer=context.resolved.model,
-        pairs=context.run.pairs,
-        out=pairs,
-        supervised=context.run.path / "supervised.parquet" if examples else None,
-        supervised_out=examples[0] if examples else None,
-        max_length=context.config.data.max_length,
-        max_prompt_length=context.config.data.max_prompt_length,
-        clock=context.clock,
-        end_token_ids=end_token_ids(context.resolved.model),
+
+    def spec() -> TokeniseSpec:
+        pairs, *examples = token_paths(context)
+        return TokeniseSpec(
+            name="tokenise",
+            run=context.run.path,
+            model=context.config.model,
+            launch=context.config.launch,
+            tokenizer=context.resolved.model,
+            pairs=context.run.pairs,
+            out=pairs,
+            supervised=context.run.path / "supervised.parquet" if examples else None,
+            supervised_out=examples[0] if examples else None,
+            max_length=context.config.data.max_length,
+            max_prompt_length=context.config.data.max_prompt_length,
+            clock=context.clock,
+            end_token_ids=end_token_ids(context.resolved.model),
+        )
+
+    return Expansion(
+        title="tokenise",
+        expand=lambda: [
+            token_files(context, spec(), name="tokens", inputs=("data",)),
+            Look(look=lambda: _look_at_tokens(context)),
+        ],
+        foreseen=lambda: ("tokens",),
     )
-    ensure_tokens(context, spec, node="tokens")
+
+
+def _look_at_tokens(context: Context) -> None:
     for report, what in reports(context):
         for message in report.warnings(what):
             context.listen({"event": "warning", "message": message})
-    _check_positions(context, TokenFile.open(pairs))
-    return pairs
+    _check_positions(context, TokenFile.open(tokens_path(context)))
 
 
 def reports(context: Context) -> list[tuple[TokenReport, str]]:
@@ -94,35 +104,34 @@ def reports(context: Context) -> list[tuple[TokenReport, str]]:
     return found + [(SupervisedTokenFile.open(e).report, "supervised examples") for e in examples]
 
 
-def ensure_tokens(context: Context, spec: TokeniseSpec, *, node: str) -> None:
-    """See to it that the token files that ``spec`` makes are in the cache, and whole."""
+def token_files(
+    context: Context, spec: TokeniseSpec, *, name: str, inputs: tuple[str, ...] = ()
+) -> Cached:
+    """The token files that ``spec`` makes, in the cache, and whole."""
     wanted = [spec.out, *filter(None, [spec.supervised_out])]
-    if not any(map(token_fault, wanted)):
-        _tell_tokens(context, node, [])
-        return
-    # Another run may be making the same tokens: then this one waits and finds them.
-    lock = spec.out.with_name(f".{spec.out.stem}.lock")
-    what = f"the token file {spec.out.name}"
-    with hold(lock, what=what, wait=True, listen=context.listen) as handle:
-        faults = [fault for path in wanted if (fault := token_fault(path))]
-        _tell_tokens(context, node, faults)
-        if faults:
-            context.executed.append(node)
-            context.stage(spec, handle)
-            for path in wanted:
-                write_text(checksum_path(path), checksum_text(path))
-        lock.unlink(missing_ok=True)
+
+    def fault() -> str:
+        return next(filter(None, map(token_fault, wanted)), "")
+
+    def make(locks: Sequence[int]) -> None:
+        context.stage(spec, *locks)
+        for path in wanted:
+            write_text(checksum_path(path), checksum_text(path))
+
+    return Cached(
+        name=name,
+        inputs=inputs,
+        fault=fault,
+        make=make,
+        lock=spec.out.with_name(f".{spec.out.stem}.lock"),
+        what=f"the token file {spec.out.name}",
+    )
 
 
 def token_paths(context: Context) -> list[Path]:
     """Token files that the run needs: of its pairs, and of the supervised source's examples."""
     from_source = context.config.supervised.from_source and not context.carried  # S is, too
     return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
-
-
-def _tell_tokens(context: Context, node: str, faults: list[str]) -> None:
-    status, reason = ("run", faults[0]) if faults else ("reuse", "")
-    context.listen({"event": "node", "node": node, "status": status, "reason": reason})
 
 
 def _check_positions(context: Context, tokens: TokenFile) -> None:

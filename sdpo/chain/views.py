@@ -1,11 +1,11 @@
 """What is made from records and probes alone, and again where one is new: gamma, report."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from sdpo.chain.context import Context, run_once
+from sdpo.chain.context import Context
+from sdpo.chain.node import EVERYTHING, Find, Identity, Made, Node
 from sdpo.chain.start_stage import reads_previous
 from sdpo.identity.canonical import digest_of
 from sdpo.report import write_report as render_report
@@ -13,7 +13,7 @@ from sdpo.stats.gamma import gamma_view
 from sdpo.system.files import file_digest, read_json, write_json
 
 
-def write_gamma(context: Context, step: int) -> None:
+def write_gamma(context: Context, step: int) -> Node:
     """``gamma.json``: a view over the probes of M_0..M_step, made anew where one of them is new."""
     files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
     options: dict[str, Any] = {
@@ -22,10 +22,13 @@ def write_gamma(context: Context, step: int) -> None:
         "resamples": context.config.probe.bootstrap_resamples,
         "seed": context.config.probe.seed,
     }
-    sizes = {entry["step"]: entry["pairs"] for entry in read_json(context.run.plan_file)["steps"]}
-    identity = options | {"probes": {name: file_digest(path) for name, path in files.items()}}
 
-    def make() -> tuple[dict[str, Any], list[Path]]:
+    def identity() -> Identity:
+        return options | {"probes": {name: file_digest(path) for name, path in files.items()}}
+
+    def make(_find: Find) -> Made:
+        entries = read_json(context.run.plan_file)["steps"]
+        sizes = {entry["step"]: entry["pairs"] for entry in entries}
         target = context.run.step(step) / "gamma.json"
         write_json(
             target,
@@ -33,22 +36,35 @@ def write_gamma(context: Context, step: int) -> None:
                 {name: pq.read_table(path) for name, path in files.items()}, sizes=sizes, **options
             ),
         )
-        return {}, [target]
+        return Made({}, [target])
 
-    run_once(context, f"gamma-{step}", identity, make)
-
-
-def write_report(context: Context) -> Path:
-    """``report.html``, from what is in the run folder; made anew where anything there is new."""
-    nodes = sorted(context.run.path.glob("nodes/*.json")) + sorted(
-        context.run.path.glob("step-*/record.json")
+    return Node(
+        name=f"gamma-{step}",
+        inputs=("plan", *(f"probe-{name}" for name in files)),
+        identity=identity,
+        make=make,
+        is_view=True,
     )
-    records = {str(path.relative_to(context.run.path)): file_digest(path) for path in nodes}
-    records.pop("nodes/report.json", None)
-    identity = {"records": digest_of(records)[:16]}
 
-    def make() -> tuple[dict[str, Any], list[Path]]:
-        return {}, [render_report(context.run.path)]
 
-    run_once(context, "report", identity, make)
-    return context.run.report
+def write_report(context: Context) -> Node:
+    """``report.html``, from what is in the run folder; made anew where anything there is new."""
+    run = context.run.path
+
+    def identity() -> Identity:
+        nodes = sorted(run.glob("nodes/*.json")) + sorted(run.glob("step-*/record.json"))
+        records = {str(path.relative_to(run)): file_digest(path) for path in nodes}
+        records.pop("nodes/report.json", None)
+        return {"records": digest_of(records)[:16]}
+
+    def make(_find: Find) -> Made:
+        return Made({}, [render_report(run)])
+
+    return Node(
+        name="report",
+        title="report",
+        inputs=(EVERYTHING,),
+        identity=identity,
+        make=make,
+        is_view=True,
+    )

@@ -1,42 +1,33 @@
-"""What a run would do, found by walking the chain itself where nothing may be executed.
+"""What a run would do, told by going through its chain where nothing may be executed.
 
-The walk happens in a scratch folder whose nodes are links to those of the origin. A node that would
+This happens in a scratch folder whose nodes are links to those of the origin. A node that would
 have to be done is stood in for by the origin's, so that what comes after it can be asked too: it
-has to be done if it changes by itself, and otherwise only if an earlier output comes out different.
+has to be done if it changes by itself, and otherwise only if one of its inputs comes out different.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from sdpo.chain import step as steps
 from sdpo.chain.context import Context
-from sdpo.chain.run_chain import walk
-from sdpo.chain.score_reference import reference_tokens, why_score
-from sdpo.chain.tokens import token_paths, tokenise, tokens_path
+from sdpo.chain.node import EVERYTHING, Cached, Errand, Expansion, Look, Node, Part
+from sdpo.chain.run_chain import chain
 from sdpo.config import RunConfig
 from sdpo.errors import IntegrityError
-from sdpo.events import Event
+from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir, resolve
-from sdpo.processes.stage_specs import Spec
 from sdpo.store.links import adopt
 from sdpo.store.origin import Carried, Origin, origin_chain
 from sdpo.store.reuse import matching
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
-from sdpo.store.token_cache import token_fault
 
-T = TypeVar("T")
 Action = Literal["REUSE", "RUN", "RUN IF"]
 
 IF_DIFFERENT = "an earlier output differs"
-_MEASUREMENTS = ("probe-", "gamma-", "kl-", "reference-")
-"""Nodes that change no step: what a step reads of them is keyed by the model and the rows."""
-_TRIALS = ("adapters", "objectives")
-"""Stages that refuse what a step could not be trained with, and give nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,138 +44,130 @@ class _Unknown(Exception):
     """What comes next depends on something that is not there."""
 
 
-@dataclass(slots=True, kw_only=True)
-class DryRun(Context):
-    """A context that executes nothing and keeps a line for each node."""
-
-    lines: list[NodeLine] = field(default_factory=list)
-
-    def is_uncertain(self, node: str) -> bool:
-        """Whether a node that this one depends on would have to be done: one before it."""
-        names = [line.node for line in self.lines]
-        earlier = self.lines[: names.index(node)] if node in names else self.lines
-        if not node.startswith((*_MEASUREMENTS, "report")):
-            earlier = [line for line in earlier if not line.node.startswith(_MEASUREMENTS)]
-        return any(line.action != "REUSE" for line in earlier)
-
-    def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
-        """The node's record, or one that stands in for it."""
-        record, reason = self.find(node, identity)
-        if record:
-            uncertain = self.is_uncertain(node)
-            line = NodeLine(node, "RUN IF", IF_DIFFERENT) if uncertain else NodeLine(node, "REUSE")
-            self.lines.append(line)
-            return record
-        whole = [matching(origin, node, identity).record for origin in self.origins]
-        self.lines.append(NodeLine(node, "RUN", reason, is_changed=not any(whole)))
-        return self._stand_in(node)
-
-    def _stand_in(self, node: str) -> Record:
-        for origin in self.origins:
-            try:
-                record = origin.read_record(node)
-            except IntegrityError:
-                continue
-            if record and not adopt(self.run, node, origin, record):
-                return record
-        if node.startswith(_MEASUREMENTS):
-            return {}  # nothing that comes after reads it
-        raise _Unknown(node)
-
-    def settle(self, node: str, record: Record) -> None:
-        """Nothing is written."""
-
-    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Nothing is executed: a model that would be measured again was measured in the origin."""
-        if spec.name not in _TRIALS and not self._stand_in(spec.name):
-            raise _Unknown(spec.name)
-        return {}
-
-    def ask_reference(self, step: int) -> None:
-        """A line for scoring the reference of a step that would train against another model."""
-        training = steps.resolved_training(self, step)
-        models = steps.step_models(self, step, training)
-        index = [line.node for line in self.lines].index(f"step-{step}")
-        action = self.lines[index].action
-        if models.reference is None or models.agree or action == "REUSE":
-            return
-        own = reference_tokens(self, models.reference, step)
-        reason = own and token_fault(own.out)
-        if not reason:
-            tokens = own.out if own else tokens_path(self)
-            reason = why_score(self, models.reference, tokens, step, training)
-        is_given = models.reference.digest in self.resolved.inputs.values()
-        if not reason:
-            is_certain = is_given or not self.is_uncertain(f"step-{step}")
-            action, reason = ("REUSE", "") if is_certain else ("RUN IF", IF_DIFFERENT)
-        self.lines.insert(index, NodeLine(f"reference-{step}", action, reason))
-
-
 @contextmanager
-def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -> Iterator[DryRun]:
-    """A dry run of a new run with this origin."""
-    there = RunFolder(Path(origin.path))
-    stored = read_stored(there)
+def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -> Iterator[Context]:
+    """A new run with this origin, in a scratch folder."""
+    stored = read_stored(RunFolder(Path(origin.path)))
     resolved = resolve(config, known=stored.data_inputs)
     with tempfile.TemporaryDirectory(prefix="sdpo-") as folder:
         run = RunFolder(Path(folder) / config.name)
         run.path.mkdir()
         origins, _ = origin_chain(run, origin)
-        lines: list[NodeLine] = []
-
-        def listen(event: Event) -> None:
-            if event["event"] == "node":
-                action: Action = "REUSE" if event["status"] == "reuse" else "RUN"
-                lines.append(NodeLine(event["node"], action, event["reason"]))
-
-        yield DryRun(
+        yield Context(
             run=run,
             resolved=resolved,
             cache=cache_dir(config),
             clock=stored.clock,
-            listen=listen,
+            host=Host(),
             origin=origin,
             carried=carried,
             origins=tuple(origins),
-            lines=lines,
         )
 
 
-def dry_run(context: DryRun) -> list[NodeLine]:
+def dry_run(context: Context) -> list[NodeLine]:
     """A line for each node, in order."""
-    try:
-        walk(context, call=_ask)
-    except _Unknown:
-        known = {line.node for line in context.lines}
-        context.lines.extend(
-            NodeLine(node, "RUN IF", IF_DIFFERENT)
-            for node in _remaining(context)
-            if node not in known
-        )
-    return context.lines
+    run = DryRun(context)
+    run.go_through(chain(context))
+    return run.lines
 
 
-def _ask(_name: str, function: Callable[..., T], /, *args: Any) -> T:
-    """Call a node, but for tokenising what is not cached, which would write to the cache; after a
-    step, ask about its reference."""
-    context = args[0]
-    if function is tokenise and isinstance(context, DryRun):
-        faults = [fault for path in token_paths(context) if (fault := token_fault(path))]
-        if faults:
-            context.lines.append(NodeLine("tokens", "RUN", faults[0]))
-            raise _Unknown("tokens")
-    result = function(*args)
-    if function is steps.align_step and isinstance(context, DryRun):
-        context.ask_reference(args[1])
-    return result
+@dataclass(slots=True)
+class DryRun:
+    """Going through a chain that executes nothing. ``open`` are the nodes whose result may be
+    another than the origin's."""
 
+    context: Context
+    lines: list[NodeLine] = field(default_factory=list)
+    open: set[str] = field(default_factory=set)
 
-def _remaining(context: DryRun) -> list[str]:
-    """Nodes that the walk may not have reached, as far as the origin's plan tells."""
-    for origin in context.origins:
-        plan = None if origin.is_damaged("plan") else origin.read_record("plan")
-        if plan:
-            last = context.last_step
-            wanted = range(1, (plan["outputs"]["steps"] if last is None else last) + 1)
-            return ["reserve", "plan", *(f"step-{n}" for n in wanted), "report"]
-    return []
+    def go_through(self, parts: Sequence[Part]) -> None:
+        """Add lines for these parts; where one cannot be told, for what is foreseen of the rest."""
+        for number, part in enumerate(parts):
+            try:
+                self._ask(part)
+            except _Unknown:
+                for rest in parts[number:]:
+                    self._foresee(rest)
+                return
+
+    def _ask(self, part: Part) -> None:
+        match part:
+            case Node():
+                self._node(part)
+            case Cached():
+                if fault := part.fault():
+                    self._add(NodeLine(part.name, "RUN", fault))
+                    raise _Unknown(part.name)
+                self._add(NodeLine(part.name, "REUSE"))
+            case Look():
+                part.look()
+            case Expansion():
+                for each in part.expand():
+                    self._ask(each)
+            case Errand():
+                pass
+
+    def _add(self, line: NodeLine) -> None:
+        self.lines.append(line)
+        if line.action != "REUSE":
+            self.open.add(line.node)
+
+    def _foresee(self, part: Part) -> None:
+        known = {line.node for line in self.lines}
+        match part:
+            case Node() | Cached():
+                names: Sequence[str] = [part.name]
+            case Expansion():
+                names = part.foreseen() or [part.rule]
+            case _:
+                names = []
+        for name in names:
+            if name and name not in known:
+                self._add(NodeLine(name, "RUN IF", IF_DIFFERENT))
+
+    def _is_uncertain(self, part: Node | Cached) -> bool:
+        """Whether a node that this one reads would have to be done, or may have to."""
+        return bool(self.open if EVERYTHING in part.inputs else self.open & set(part.inputs))
+
+    def _node(self, node: Node) -> None:
+        context, identity = self.context, node.identity()
+        found = context.find(node.name, identity)
+        if found.record and not self._is_uncertain(node):
+            if node.is_told:
+                self._add(NodeLine(node.name, "REUSE"))
+            return
+        if found.record:
+            self.open.add(node.name)
+            line = NodeLine(node.name, "RUN IF", IF_DIFFERENT)
+        else:
+            whole = [matching(origin, node.name, identity).record for origin in context.origins]
+            line = NodeLine(node.name, "RUN", found.reason, is_changed=not any(whole))
+        for part in node.first():
+            self._first(part, line.action)
+        if node.is_told or not found.record:
+            self._add(line)
+        if not found.record:
+            self._stand_in(node)
+
+    def _first(self, part: Part, action: Action) -> None:
+        """A line for what is done before a node that would have to be done."""
+        if not isinstance(part, Cached):
+            return
+        if fault := part.fault():
+            self._add(NodeLine(part.name, action, fault))
+        elif self._is_uncertain(part):
+            self._add(NodeLine(part.name, "RUN IF", IF_DIFFERENT))
+        else:
+            self._add(NodeLine(part.name, "REUSE"))
+
+    def _stand_in(self, node: Node) -> None:
+        for origin in self.context.origins:
+            try:
+                record = origin.read_record(node.name)
+            except IntegrityError:
+                continue
+            if record and not adopt(self.context.run, node.name, origin, record):
+                return
+        if not node.is_view:
+            raise _Unknown(node.name)

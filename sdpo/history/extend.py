@@ -16,9 +16,8 @@ from sdpo.config.load import make_config
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
 from sdpo.errors import ConfigError, RunExistsError, UserError
-from sdpo.events import Listener
 from sdpo.history.replay import check_models_of, free_name, of_step
-from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import changed_settings
@@ -52,10 +51,8 @@ def extend_run(
     overrides: Sequence[str] = (),
     name: str = "",
     min_new_pairs: int = 1,
-    call: Call = plain_call,
-    listen: Listener = lambda event: None,
+    host: Host = Host(),
     wait: bool = False,
-    occupy: Occupy = unlimited,
 ) -> Extension:
     """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
 
@@ -74,12 +71,10 @@ def extend_run(
         return Extension(new_pairs=new_pairs)
     chain = run_chain(
         plan.config,
-        call=call,
-        listen=listen,
+        host=host,
         origin=plan.origin,
         carried=plan.carried,
         wait=wait,
-        occupy=occupy,
     )
     return Extension(new_pairs=new_pairs, chain=chain)
 

@@ -12,10 +12,9 @@ from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import RunConfig
 from sdpo.config.load import check_run_name, make_config
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
-from sdpo.events import Listener
 from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
-from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved, resolve
@@ -188,10 +187,8 @@ def check_models_of(stored: Stored, resolved: Resolved, name: str) -> None:
 def replay_step(
     replay: Replay,
     *,
-    call: Call = plain_call,
-    listen: Listener = lambda event: None,
+    host: Host = Host(),
     wait: bool = False,
-    occupy: Occupy = unlimited,
 ) -> ReplayResult:
     """Execute the step in the new run, let the later ones follow, and compare.
 
@@ -205,12 +202,10 @@ def replay_step(
         check(replay, look(replay))
     chain = run_chain(
         replay.config,
-        call=call,
-        listen=listen,
+        host=host,
         origin=replay.origin,
         carried=replay.carried,
         wait=wait,
-        occupy=occupy,
     )
     return ReplayResult(
         chain=chain, comparison=compare_step(replay.run, RunFolder(chain.run), replay.step)

@@ -1,34 +1,29 @@
 """Following a run: does every record follow from run.yaml and from the records before it?
 
-The chain itself computes what each identity should be, in a context that executes nothing and
-writes nothing.
+The chain's own nodes say what each identity should be; nothing is executed and nothing written.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from sdpo.chain.context import Context
-from sdpo.chain.run_chain import walk
-from sdpo.chain.tokens import token_paths, tokenise
+from sdpo.chain.node import EVERYTHING, Cached, Errand, Expansion, Look, Node, Part
+from sdpo.chain.run_chain import chain
 from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
+from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.payloads import changes
 from sdpo.identity.tokenizer_digest import has_chat_template
 from sdpo.inputs.named_models import ReferenceModel, stored_references
 from sdpo.inputs.resolve import Resolved
-from sdpo.processes.stage_specs import Spec
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored
-from sdpo.store.token_cache import token_fault
-
-T = TypeVar("T")
 
 
 def _is_of_rules(change: str) -> bool:
@@ -40,47 +35,54 @@ class _NotDone(Exception):
     """The run has not got further, or cannot be followed further."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Walk(Context):
-    """A context that executes nothing and compares every record with what it should be."""
+@dataclass(slots=True)
+class Walk:
+    """Going through a chain that executes nothing, and compares every record with what it should
+    be."""
 
+    context: Context
     findings: Findings
-    stopped_at: str = field(default="", init=False)
+    stopped_at: str = ""
 
-    def done(self, node: str, identity: Mapping[str, Any]) -> Record | None:
-        """The node's record, its identity compared."""
-        record, _ = self.find(node, identity)
-        if record is None:
-            self.stopped_at = node
-            raise _NotDone(node)
-        return record
+    def go_through(self, parts: Sequence[Part]) -> None:
+        """Compare the records of these parts, up to the first that is not there."""
+        for part in parts:
+            match part:
+                case Node():
+                    self._compare(part)
+                case Cached():
+                    if part.fault():
+                        self.findings.note(
+                            f"without the {part.name}, which records follow from them is not told"
+                        )
+                        raise _NotDone(part.name)
+                case Look():
+                    part.look()
+                case Expansion():
+                    self.go_through(part.expand())
+                case Errand():
+                    pass
 
-    def find(self, node: str, identity: Mapping[str, Any]) -> tuple[Record | None, str]:
-        """As ``done`` for a node that may be missing."""
-        if self.run.is_damaged(node):
-            return None, ""
-        record = self.run.read_record(node)
+    def _compare(self, node: Node) -> None:
+        run = self.context.run
+        record = None if run.is_damaged(node.name) else run.read_record(node.name)
         if record is None:
-            return None, ""
-        if node != "report" and digest_of(record["identity"]) != digest_of(dict(identity)):
-            name = str(self.run.record_path(node).relative_to(self.run.path))
+            self.stopped_at = node.name
+            raise _NotDone(node.name)
+        # The report's is that of all records, each of which is compared by itself.
+        if EVERYTHING in node.inputs:
+            return
+        identity = node.identity()
+        if digest_of(record["identity"]) != digest_of(dict(identity)):
+            name = str(run.record_path(node.name).relative_to(run.path))
             found = changes(record["identity"], identity)
             if all(_is_of_rules(change) for change in found):
                 self.findings.note(
                     f"{name} was made by the rules of an earlier version ({'; '.join(found)}): its "
                     "files are checked, and whether other records follow from it is not"
                 )
-                raise _NotDone(node)
+                raise _NotDone(node.name)
             self.findings.fault(name, f"was made from something else: {'; '.join(found)}")
-        return record, ""
-
-    def settle(self, node: str, record: Record) -> None:
-        """Nothing is written."""
-
-    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
-        """Nothing is executed."""
-        self.stopped_at = spec.name
-        raise _NotDone(spec.name)
 
 
 def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> None:
@@ -96,7 +98,7 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
     references = stored_references(stored.config, stored.inputs)
     for reference in references.values():
         _check_given(reference, findings)
-    context = Walk(
+    context = Context(
         run=run,
         resolved=Resolved(
             config=stored.config,
@@ -107,37 +109,19 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
         ),
         cache=cache,
         clock=stored.clock,
-        listen=lambda event: None,
+        host=Host(),
         origin=stored.origin,
         carried=stored.carried,
-        findings=findings,
     )
+    walk = Walk(context, findings)
     try:
-        walk(context, call=_read_only)
+        walk.go_through(chain(context))
     except _NotDone:
-        if not findings.faults and context.stopped_at:
-            findings.note(f"the run is complete up to {context.stopped_at}, which is not done yet")
+        if not findings.faults and walk.stopped_at:
+            findings.note(f"the run is complete up to {walk.stopped_at}, which is not done yet")
     except (SdpoError, OSError, pa.ArrowException, AssertionError, KeyError, ValueError) as error:
         if not findings.faults:
             findings.fault("run.yaml", f"the chain cannot be followed: {error}")
-
-
-def _read_only(_name: str, function: Callable[..., T], /, *args: object) -> T:
-    """Call a node, but for tokenising what is not cached, which would write to the cache."""
-    context = args[0]
-    if isinstance(context, Walk) and _is_tokenising(function) and _tokens_fail(context):
-        context.findings.note("without the tokens, which records follow from them is not told")
-        raise _NotDone("tokens")
-    return function(*args)
-
-
-def _is_tokenising(function: Callable[..., Any]) -> bool:
-    """Whether a node is the one that makes tokens."""
-    return function is tokenise
-
-
-def _tokens_fail(context: Context) -> bool:
-    return any(map(token_fault, token_paths(context)))
 
 
 def _check_given(reference: ReferenceModel, findings: Findings) -> None:

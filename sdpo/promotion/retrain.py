@@ -19,7 +19,7 @@ from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import extend_run, new_pairs_of
 from sdpo.history.target import Checkpoint
-from sdpo.hooks import Call, Occupy, plain_call, unlimited
+from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.promotion.judge import GateSettings, Judgement, judge
 from sdpo.promotion.versions import (
@@ -98,10 +98,8 @@ def retrain(
     min_new_pairs: int = 1,
     gate: GateSettings = GateSettings(),
     ask: Ask | None = None,
-    call: Call = plain_call,
-    listen: Listener = lambda event: None,
+    host: Host = Host(),
     wait: bool = False,
-    occupy: Occupy = unlimited,
 ) -> Retrained:
     """Make the pairs of ``sources`` that the model ``name`` has not seen its next step, and promote
     the result if the gate, and ``ask`` where it is given, agree.
@@ -118,7 +116,7 @@ def retrain(
             would change what is carried over.
         Fault: a stage failed, or a model is not what its record says; `current` stays.
     """
-    with _alone(name, runs_dir=runs_dir, wait=wait, listen=listen) as named:
+    with _alone(name, runs_dir=runs_dir, wait=wait, listen=host.listen) as named:
         start = named.in_use
         run = _checked_start(named, runs_dir)
         rules = {"overrides": list(overrides), "gate": gate.model_dump(), "asked": ask is not None}
@@ -148,17 +146,15 @@ def retrain(
             sources,
             overrides=overrides,
             name=new_name,
-            call=call,
-            listen=listen,
+            host=host,
             wait=wait,
-            occupy=occupy,
         )
         if extension.chain is None:
             raise UserError("the data changed while it was read: call it again")
         attempt = _Attempt(
             name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
         )
-        return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, call=call, listen=listen)
+        return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, host=host)
 
 
 def find_named(name: str, *, runs_dir: Path) -> NamedModel:
@@ -263,8 +259,7 @@ def _decide(
     *,
     runs_dir: Path,
     ask: Ask | None,
-    call: Call,
-    listen: Listener,
+    host: Host,
 ) -> Retrained:
     run, step = attempt.run, attempt.start.step + 1
     probe = read_stored(run).config.probe
@@ -284,7 +279,7 @@ def _decide(
             name=attempt.name,
             why=why,
             expected=attempt.start.version,
-            listen=listen,
+            listen=host.listen,
         )
 
     def ended(status: Status, reason: str, version: Version | None = None) -> Retrained:
@@ -299,7 +294,7 @@ def _decide(
             version=version,
         )
 
-    found = call("gate", judged)
+    found = host.call("gate", judged)
     if found.outcome != "passed":
         return ended(found.outcome, found.reason)
     why = f"gate: {found.reason}"
@@ -312,7 +307,7 @@ def _decide(
         if not answer.approved:
             return ended("rejected", f"a person rejected it{said}")
         why = f"approved by a person{said}; {why}"
-    named = call("promote", moved, why)
+    named = host.call("promote", moved, why)
     return ended("promoted", why, named.in_use)
 
 

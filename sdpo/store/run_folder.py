@@ -252,6 +252,17 @@ class RunFolder:
         record: Record | None = None if content is None else json_of(content, path)
         return record
 
+    def record(self, node: str) -> Record:
+        """The record of a node that others rest on.
+
+        Raises:
+            IntegrityError: it has none, or not the one that was written.
+        """
+        record = self.read_record(node)
+        if record is None:
+            raise IntegrityError(f"{self.record_path(node)} is not there, and others rest on it")
+        return record
+
     def is_damaged(self, node: str) -> bool:
         """Whether the node has a record that is not the one that was written."""
         try:

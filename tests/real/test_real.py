@@ -15,6 +15,7 @@ from histories import replayed
 from sdpo.chain.run_chain import run_chain
 from sdpo.config.load import load_recipe
 from sdpo.events import Event
+from sdpo.hooks import Host
 from sdpo.identity.model_digest import model_digest
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def run(folder: Path, *overrides: str) -> Outcome:
     events: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT)
-        return Outcome(run_chain(config, listen=events.append), events)
+        return Outcome(run_chain(config, host=Host(listen=events.append)), events)
 
 
 def assert_steps_are_chained(done: Outcome) -> None:

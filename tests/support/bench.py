@@ -17,6 +17,7 @@ from forked_stages import forked_stages
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config.load import make_config
 from sdpo.events import Event
+from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 
 Values = dict[str, Any]
@@ -68,7 +69,7 @@ class Bench:
         config = make_config(self.values(changes), overrides=overrides)
         events: list[Event] = []
         with forked_stages():
-            result = run_chain(config, listen=events.append)
+            result = run_chain(config, host=Host(listen=events.append))
         return Outcome(result, events)
 
     def copy_to(self, folder: Path) -> "Bench":

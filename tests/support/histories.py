@@ -11,6 +11,7 @@ from forked_stages import forked_stages
 
 from sdpo.events import Event
 from sdpo.history.replay import ReplayResult, plan_replay, replay_step
+from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 
 
@@ -21,7 +22,7 @@ def replayed(
     events: list[Event] = []
     replay = plan_replay(run, step=step, overrides=overrides, **options)
     with forked_stages():
-        result = replay_step(replay, listen=events.append)
+        result = replay_step(replay, host=Host(listen=events.append))
     return result, Outcome(result.chain, events)
 
 

@@ -17,13 +17,16 @@ from sdpo.events import Event
 from sdpo.history.extend import Extension, extend_run
 from sdpo.history.replay import look, plan_replay
 from sdpo.history.verify import verify_run
+from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 
 
 def extended(run: RunFolder, *sources: Path, **options: Any) -> tuple[Extension, Outcome]:
     events: list[Event] = []
     with forked_stages():
-        found = extend_run(run, [str(s) for s in sources], listen=events.append, **options)
+        found = extend_run(
+            run, [str(s) for s in sources], host=Host(listen=events.append), **options
+        )
     assert found.chain is not None
     return found, Outcome(found.chain, events)
 

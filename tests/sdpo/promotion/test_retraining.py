@@ -13,6 +13,7 @@ from sdpo.errors import ConfigError, IntegrityError, InUseError, UserError
 from sdpo.events import Event
 from sdpo.history.target import Checkpoint
 from sdpo.history.verify import verify_run
+from sdpo.hooks import Host
 from sdpo.promotion.judge import GateSettings
 from sdpo.promotion.retrain import DECISION, Answer, Retrained, retrain
 from sdpo.promotion.versions import current, promote, rollback
@@ -33,7 +34,9 @@ def retrained(bench: Bench, source: Path, **options: Any) -> tuple[Retrained, li
     events: list[Event] = []
     options = {"gate": LENIENT, "overrides": ["training.max_steps=1"]} | options
     with forked_stages():
-        found = retrain("tiny", [str(source)], runs_dir=bench.runs, listen=events.append, **options)
+        found = retrain(
+            "tiny", [str(source)], runs_dir=bench.runs, host=Host(listen=events.append), **options
+        )
     made = [e["node"] for e in events if e["event"] == "node" and e["status"] == "run"]
     return found, made
 

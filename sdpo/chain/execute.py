@@ -1,0 +1,100 @@
+"""The interpreter that does what is not done yet, and says why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sdpo.chain.context import Context, Found
+from sdpo.chain.node import Cached, Errand, Expansion, Identity, Look, Node, Part
+from sdpo.store.reuse import NOT_DONE
+from sdpo.system.locks import hold
+
+
+def execute(context: Context, parts: Sequence[Part]) -> "Execution":
+    """Do these parts of a chain, one after the other; returns what had to be done.
+
+    Raises:
+        UserError: a part cannot be done with what the recipe names.
+        Fault: a stage failed; everything published before stands.
+    """
+    execution = Execution(context)
+    execution.run(parts)
+    return execution
+
+
+@dataclass(slots=True)
+class Execution:
+    """Going through a chain. ``executed`` are the nodes that had to be done, in order; ``shared``
+    those that came from an origin."""
+
+    context: Context
+    executed: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Do these parts, those with a title by the host's call."""
+        for part in parts:
+            if part.title:
+                self.context.host.call(part.title, Execution.do, self, part)
+            else:
+                self.do(part)
+
+    def do(self, part: Part) -> None:
+        """Do a part, unless it is a node that stands."""
+        match part:
+            case Node():
+                self._node(part)
+            case Cached():
+                self._cached(part)
+            case Look():
+                part.look()
+            case Errand():
+                part.do()
+            case Expansion():
+                self.run(part.expand())
+
+    def find(self, node: Node) -> Found:
+        """Whether a node stands: here, or in an origin, which then shares it."""
+        return self._find(node, node.identity())
+
+    def _find(self, node: Node, identity: Identity) -> Found:
+        found = self.context.find(node.name, identity)
+        if found.is_shared:
+            self.shared.append(node.name)
+        return found
+
+    def _node(self, node: Node) -> None:
+        identity = node.identity()
+        found = self._find(node, identity)
+        if found.record:
+            if node.is_told:
+                self._tell(node.name, "reuse", found.reason)
+            return
+        never = found.reason == NOT_DONE and not node.is_told
+        self._tell(node.name, "run", "not measured yet" if never else found.reason)
+        self.run(node.first())
+        made = node.make(self.find)
+        if made is not None:
+            outputs = {} if made.outputs is None else {"outputs": dict(made.outputs)}
+            record = {"node": node.name, "identity": dict(identity), **outputs}
+            self.context.run.write_record(node.name, record, files=made.files)
+
+    def _cached(self, node: Cached) -> None:
+        fault = node.fault()
+        if not fault:
+            self._tell(node.name, "reuse", "")
+        elif node.lock is None:
+            self._tell(node.name, "run", fault)
+            node.make(())
+        else:
+            # Another run may be making the same: then this one waits and finds it.
+            with hold(node.lock, what=node.what, wait=True, listen=self.context.listen) as handle:
+                fault = node.fault()
+                self._tell(node.name, "run" if fault else "reuse", fault)
+                if fault:
+                    node.make((handle,))
+                node.lock.unlink(missing_ok=True)
+
+    def _tell(self, node: str, status: str, reason: str) -> None:
+        self.context.listen({"event": "node", "node": node, "status": status, "reason": reason})
+        if status == "run":
+            self.executed.append(node)
