@@ -24,11 +24,12 @@ from pathlib import Path
 
 import psutil
 import yaml
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 
 from sdpo.config import RunConfig
-from sdpo.errors import Fault, UserError
+from sdpo.errors import Fault, IntegrityError, UserError
 from sdpo.system import ownership
 from sdpo.system.files import read_json, write_json, write_text
 from sdpo.system.interrupts import GRACE_S
@@ -87,15 +88,22 @@ class Desk:
 
     @classmethod
     def read(cls, folder: Path) -> "Desk":
-        """What is written down; nothing where nothing was started."""
+        """What is written down; nothing where nothing was started.
+
+        Raises:
+            IntegrityError: something else is written there.
+        """
         path = folder / "processes.json"
         if not path.is_file():
             return cls(folder)
         content = read_json(path)
-        server, worker = (
-            Started(**content[role]) if content.get(role) else None for role in ("server", "worker")
-        )
-        return cls(folder, content["url"], server, worker)
+        try:
+            return _DESK.validate_python({**content, "folder": folder})
+        except (TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"{path} does not say what runs here: it was not written by `sdpo server up`. "
+                "Name another folder (--folder)"
+            ) from error
 
     def write(self) -> None:
         """Write it down."""
@@ -115,6 +123,9 @@ class Desk:
             for role, started in found.items()
             if started and (process := started.process)
         }
+
+
+_DESK = TypeAdapter(Desk)
 
 
 def up(*, host: str, port: int, folder: Path, console: Console) -> str:

@@ -16,6 +16,7 @@ from sdpo.data.pairs_file import iter_row_groups, messages_from_row
 from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
 from sdpo.data.prompts import Rejection
 from sdpo.data.schema import Format
+from sdpo.errors import IntegrityError
 from sdpo.store.run_folder import RunFolder
 
 
@@ -70,6 +71,19 @@ class NewPairs:
         return found
 
 
+def _check_whole(origin: RunFolder) -> None:
+    """See that the pairs and the plan of a run can be read, and are those that were written."""
+    for node, path in (("data", origin.pairs), ("plan", origin.plan)):
+        record = origin.read_record(node)
+        damage = ["it has no record"] if record is None else origin.damage(record)
+        faults = [fault for fault in damage if record is None or fault.startswith(path.name)]
+        if faults:
+            raise IntegrityError(
+                f"{path} cannot be believed ({', '.join(faults)}), so what is new to run "
+                f"{origin.name} is not known: `sdpo resume {origin.name}` makes it again"
+            )
+
+
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
     columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected", "template_inputs"]
     rows: list[dict[str, Any]] = table.select(columns).to_pylist()
@@ -101,7 +115,11 @@ def find_new_pairs(
     tells.
 
     Pairs of prompts that the origin has reserved stay reserved, so they are left out.
+
+    Raises:
+        IntegrityError: what the origin knows its own pairs by is not what was written.
     """
+    _check_whole(origin)
     plan = pq.read_table(origin.plan, columns=["prompt_key", "step"])
     reserved = set(plan.filter(pa.array(plan["step"].to_numpy() == 0))["prompt_key"].to_pylist())
     with tempfile.TemporaryDirectory(prefix="sdpo-") as scratch:

@@ -1,19 +1,20 @@
-"""The whole campaign of faults: random deaths and random damage, each run to its end afterwards.
+"""The whole campaign of faults: random deaths, random damage, full disks, clocks, crowds, limits.
 
-    python tests/faults/campaign.py [--kills 30] [--damages 50] [--seed 0] [--folder DIR] [--plain]
+    python tests/faults/campaign.py [--share 0.1] [--only kills] [--seed 0] [--folder DIR] [--plain]
 
-A run of two steps over the demo's data is made once without disturbance. Then it is made again and
-killed with everything it started (SIGKILL) at a moment drawn from its computing time, which other
-work on the machine does not stretch, and resumed; and a finished copy is damaged in one file of the
-run or of the caches (a bit flipped, cut, removed), looked at by ``sdpo verify``, and run again.
+A run of two steps over the demo's data is made once without disturbance; then it is made again and
+again, each time with something in its way, and brought to its end afterwards. Kills come at a
+moment drawn from the run's computing time, which other work on the machine does not stretch.
 What must hold: M_2, the metrics and what was measured are those of the undisturbed run, or the call
-refuses with a message that names the file; never another result.
-The last lines are a summary; the exit code is 1 where anything did not hold.
+refuses with a message that names the file; never another result, never a traceback.
+``EXPECTED`` says how many trials of each kind must hold; the last lines are a summary, and the exit
+code is 1 where any did not, or where fewer were tried. ``--share`` asks for that part of each.
 """
 
 import argparse
 import io
 import json
+import math
 import random
 import shutil
 import sys
@@ -21,8 +22,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +33,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from forked_stages import forked_stages
 from processes import Running, stages_of, start
+from trials import clocks, closed_files, crowds, full_disks, limits
 
 from flows.cli.app import run_app
 from sdpo.inputs import demo
 from sdpo.store.run_folder import RunFolder
 
+EXPECTED = {
+    "kills": 16,
+    "flips named": 80,
+    "damages": 44,
+    "full disks": 24,
+    "clocks": 5,
+    "commands at once": 29,
+    "limits": 9,
+    "closed files": 137,
+}
+"""How many trials of each kind have held, all that there were."""
 NAME, STEPS = "campaign", (1, 2)
 RECIPE = {
     "name": NAME,
@@ -75,8 +88,32 @@ class Campaign:
     whole: Result | None = None
     plain: bool = False
     cpu_s: float = 0.0
+    name: str = NAME
+    case: str = ""
     seen: Counter[str] = field(default_factory=Counter)
+    tried: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def trial(self, kind: str, case: str) -> Iterator[None]:
+        """Count a trial, and whether it held; what it raises is a fault of it."""
+        before, self.case = len(self.faults), case
+        self.tried[kind] += 1
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - the campaign goes on
+            self.fault(traceback.format_exc()[-1000:])
+        self.held[kind] += len(self.faults) == before
+
+    def expect(self, holds: bool, what: str) -> None:
+        """Keep ``what`` as a fault where something does not hold."""
+        if not holds:
+            self.fault(what)
+
+    def call(self, *arguments: object) -> tuple[int, str]:
+        """``sdpo`` in this process: see :func:`call`."""
+        return call(*arguments)
 
     def place(self, name: str) -> Path:
         """An empty folder with the recipe in it."""
@@ -99,24 +136,33 @@ class Campaign:
         """``sdpo run`` there, in processes of its own."""
         return start("run", place / "recipe.yaml", log=place / "said.txt")
 
-    def fault(self, case: str, what: str) -> None:
+    def fault(self, what: str) -> None:
         """Keep what did not hold."""
-        self.faults.append(f"{case}: {what}")
+        self.faults.append(f"{self.case}: {what}")
         print(f"  FAULT {what}", flush=True)
 
-    def check(self, case: str, place: Path, *, name: str = NAME) -> None:
+    def check(self, place: Path, *, name: str = NAME) -> None:
         """The run there came to what the undisturbed one came to."""
         found = result_of(place / "runs" / name)
         if self.whole and found.models != self.whole.models:
-            self.fault(case, f"models {found.models} instead of {self.whole.models}")
+            self.fault(f"models {found.models} instead of {self.whole.models}")
         if self.whole and found.metrics != self.whole.metrics:
-            self.fault(case, "other lines in metrics.jsonl")
+            self.fault("other lines in metrics.jsonl")
         if self.whole and found.measured != self.whole.measured:
-            self.fault(case, "other numbers in gamma.json or kl.json")
+            self.fault("other numbers in gamma.json or kl.json")
         left = [path.name for path in (place / "runs").rglob(".tmp-*")]
         left += [str(path) for path in (place / "runs").rglob("resume")]
         if left:
-            self.fault(case, f"left behind: {left}")
+            self.fault(f"left behind: {left}")
+
+    def verify(self, place: Path, *, whole: bool) -> str:
+        """What ``sdpo verify`` says of the run; nothing where it finds no fault."""
+        code, said = call("verify", NAME, "--runs-dir", place / "runs")
+        if "Traceback" in said:
+            self.fault(f"verify: {said[-500:]}")
+        if whole and code:
+            self.fault(f"verify finds faults in a run that is whole: {said[-500:]}")
+        return "" if code == 0 else said
 
 
 def result_of(run: Path) -> Result:
@@ -169,33 +215,36 @@ def moment_of(run: Path) -> str:
     return f"{stage}: {last.get('phase') or last.get('event')}"
 
 
-def kills(campaign: Campaign, count: int) -> None:
+def kills(campaign: Campaign, count: int, finished: Path) -> None:
     """The whole process tree is killed at random moments, one in every slice of the run."""
     slices = list(range(count))
     campaign.drawn.shuffle(slices)
     for done, at in enumerate(slices):
-        case = f"kill {done + 1}"
-        place = campaign.place("killed")
-        run = place / "runs" / NAME
         moment_s = campaign.cpu_s * (at + campaign.drawn.random()) / count
-        running = campaign.run(place)
-        while running.process.poll() is None and running.cpu_s() < moment_s:
-            time.sleep(0.01)
-        running.kill_tree()
-        moment = moment_of(run) if run.is_dir() else "before the run's folder"
-        campaign.seen[moment] += 1
-        if stages_of(run):
-            campaign.fault(case, "a stage survived")
-        there = (run / "run.yaml").is_file()
-        again = ("resume", NAME, "--runs-dir", place / "runs") if there and done % 2 else None
-        code, said = call(*(again or ("run", place / "recipe.yaml", "--name", NAME)))
-        word = "goes on after" if "goes on after" in said else "from its last complete node"
-        print(f"{case} after {moment_s:.1f} s, {moment}: {word}, exit {code}", flush=True)
-        if code:
-            campaign.fault(case, said[-500:])
-        else:
-            campaign.check(case, place)
-            verify(campaign, case, place, whole=True)
+        with campaign.trial("kills", f"kill {done + 1}"):
+            _kill(campaign, moment_s, by_name=bool(done % 2))
+
+
+def _kill(campaign: Campaign, moment_s: float, *, by_name: bool) -> None:
+    place = campaign.place("killed")
+    run = place / "runs" / NAME
+    running = campaign.run(place)
+    while running.process.poll() is None and running.cpu_s() < moment_s:
+        time.sleep(0.01)
+    running.kill_tree()
+    moment = moment_of(run) if run.is_dir() else "before the run's folder"
+    campaign.seen[moment] += 1
+    campaign.expect(not stages_of(run), "a stage survived")
+    there = (run / "run.yaml").is_file()
+    again = ("resume", NAME, "--runs-dir", place / "runs") if there and by_name else None
+    code, said = call(*(again or ("run", place / "recipe.yaml", "--name", NAME)))
+    word = "goes on after" if "goes on after" in said else "from its last complete node"
+    print(f"{campaign.case} after {moment_s:.1f} s, {moment}: {word}, exit {code}", flush=True)
+    if code:
+        campaign.fault(said[-500:])
+    else:
+        campaign.check(place)
+        campaign.verify(place, whole=True)
 
 
 def call(*arguments: object) -> tuple[int, str]:
@@ -208,16 +257,6 @@ def call(*arguments: object) -> tuple[int, str]:
             traceback.print_exc()
             code = 1
     return code, " ".join(said.getvalue().split())
-
-
-def verify(campaign: Campaign, case: str, place: Path, *, whole: bool) -> str:
-    """What ``sdpo verify`` says of the run; nothing where it finds no fault."""
-    code, said = call("verify", NAME, "--runs-dir", place / "runs")
-    if "Traceback" in said:
-        campaign.fault(case, f"verify: {said[-500:]}")
-    if whole and code:
-        campaign.fault(case, f"verify finds faults in a run that is whole: {said[-500:]}")
-    return "" if code == 0 else said
 
 
 def _flip(path: Path, drawn: random.Random) -> None:
@@ -253,6 +292,22 @@ def files_of(place: Path) -> Iterator[Path]:
                 yield path
 
 
+def flips(campaign: Campaign, count: int, finished: Path) -> None:
+    """One bit of one file of a finished run is another: verify names the file."""
+    place = campaign.place("flipped")
+    shutil.copytree(finished / "runs", place / "runs")
+    files = [path for path in files_of(place) if path.is_relative_to(place / "runs")]
+    for number in range(count):
+        path = campaign.drawn.choice(files)
+        with campaign.trial("flips named", f"flip {number + 1}, {path.relative_to(place)}"):
+            content = path.read_bytes()
+            _flip(path, campaign.drawn)
+            said = campaign.verify(place, whole=False)
+            campaign.expect(path.name in said, f"verify does not name it: {said[-300:]}")
+            path.write_bytes(content)
+    print(f"{count} bits flipped", flush=True)
+
+
 def damages(campaign: Campaign, count: int, finished: Path) -> None:
     """One file of a finished run or of its caches is damaged; then the run is asked for again.
 
@@ -260,42 +315,55 @@ def damages(campaign: Campaign, count: int, finished: Path) -> None:
     made from them.
     """
     for number in range(count):
-        case = f"damage {number + 1}"
         place = campaign.place("damaged")
         for name in ("runs", "cache"):
             shutil.copytree(finished / name, place / name)
-        files = list(files_of(place))
-        path = campaign.drawn.choice(files)
+        path = campaign.drawn.choice(list(files_of(place)))
         how = campaign.drawn.choice(list(DAMAGE))
-        DAMAGE[how](path, campaign.drawn)
-        where = str(path.relative_to(place))
-        in_cache = where.startswith("cache/")
-        said = verify(campaign, case, place, whole=False)
-        name = "another" if in_cache else NAME
-        if not in_cache and path.name not in said:
-            campaign.fault(case, f"verify does not name {where} ({how}): {said[-300:]}")
-        named = "verify names it" if path.name in said else "verify is silent"
-        code, again = call("run", place / "recipe.yaml", "--name", name)
-        if "Traceback" in again:
-            campaign.fault(case, again[-500:])
-        if code == 0:
-            word = "the same result"
-            campaign.check(case, place, name=name)
-            if not in_cache and path.name != "run.yaml.sha256":  # which a person must put back
-                verify(campaign, case, place, whole=True)
-        else:
-            word = "refused"
-            if path.name not in again and "made from something else" not in again:
-                campaign.fault(case, f"the refusal does not name {path.name}: {again[-300:]}")
-        campaign.seen[f"{how}: {word}"] += 1
-        print(f"{case}, {where} {how}: {named}; {word}, exit {code}", flush=True)
+        with campaign.trial("damages", f"damage {number + 1}, {path.relative_to(place)} {how}"):
+            DAMAGE[how](path, campaign.drawn)
+            _ask_again(campaign, place, path, how)
+
+
+def _ask_again(campaign: Campaign, place: Path, path: Path, how: str) -> None:
+    in_cache = path.is_relative_to(place / "cache")
+    said = campaign.verify(place, whole=False)
+    name = "another" if in_cache else NAME
+    if not in_cache:
+        campaign.expect(path.name in said, f"verify does not name it: {said[-300:]}")
+    named = "verify names it" if path.name in said else "verify is silent"
+    code, again = call("run", place / "recipe.yaml", "--name", name)
+    campaign.expect("Traceback" not in again, again[-500:])
+    if code == 0:
+        word = "the same result"
+        campaign.check(place, name=name)
+        if not in_cache and path.name != "run.yaml.sha256":  # which a person must put back
+            campaign.verify(place, whole=True)
+    else:
+        word = "refused"
+        is_named = path.name in again or "made from something else" in again
+        campaign.expect(is_named, f"the refusal does not name {path.name}: {again[-300:]}")
+    campaign.seen[f"{how}: {word}"] += 1
+    print(f"{campaign.case}: {named}; {word}, exit {code}", flush=True)
+
+
+TRIALS: dict[str, Callable[[Campaign, int, Path], None]] = {
+    "kills": kills,
+    "flips named": flips,
+    "damages": damages,
+    "full disks": full_disks,
+    "clocks": clocks,
+    "commands at once": crowds,
+    "limits": limits,
+    "closed files": closed_files,
+}
 
 
 def main() -> int:
     """Run the campaign and print its summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--damages", type=int, default=50)
+    parser.add_argument("--share", type=float, default=1.0, help="This part of every kind.")
+    parser.add_argument("--only", choices=EXPECTED, action="append", help="These kinds alone.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="Without guide and KL: quicker.")
     parser.add_argument("--folder", type=Path, help="Where to work; else a temporary folder.")
@@ -306,15 +374,27 @@ def main() -> int:
     sources = dict(zip(names[1:], files, strict=True))
     campaign = Campaign(folder, random.Random(given.seed), model, sources, plain=given.plain)
     finished = undisturbed(campaign)
-    kills(campaign, given.kills)
-    damages(campaign, given.damages, finished)
-    print(f"\n{given.kills} deaths, {given.damages} damaged files, seed {given.seed}")
+    expected = {
+        kind: math.ceil(number * given.share)
+        for kind, number in EXPECTED.items()
+        if kind in (given.only or EXPECTED)
+    }
+    for kind, number in expected.items():
+        TRIALS[kind](campaign, number, finished)
+    return summary(campaign, expected, seed=given.seed)
+
+
+def summary(campaign: Campaign, expected: Mapping[str, int], *, seed: int) -> int:
+    """Print what held; 1 where something did not, or was not tried as often as it had to be."""
+    print(f"\nseed {seed}")
     for what, times in sorted(campaign.seen.items()):
         print(f"  {times:3d}  {what}")
+    for kind, number in expected.items():
+        print(f"{kind}: {campaign.held[kind]} of {campaign.tried[kind]} held, {number} must")
     print(f"{len(campaign.faults)} faults")
     for fault in campaign.faults:
         print(f"  {fault}")
-    return 1 if campaign.faults else 0
+    return int(bool(campaign.faults) or any(campaign.held[k] < n for k, n in expected.items()))
 
 
 if __name__ == "__main__":

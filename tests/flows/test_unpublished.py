@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bench import Bench
 from command_line import Sdpo
-from histories import flip, origin
+from histories import flip, origin, write_new_pairs
 
 from sdpo.system.files import folder_digests
 
@@ -157,3 +157,34 @@ def test_a_finished_run_is_exported_with_its_own_files(finished_copy: Bench, sdp
     options = ("--dtype", "float32", "--runs-dir", finished_copy.runs)
     assert sdpo("export", "tiny", out, *options).code == 0
     assert folder_digests(out) == folder_digests(run.model(2))
+
+
+def test_a_run_whose_pairs_or_plan_are_damaged_is_not_extended(
+    finished_copy: Bench, sdpo: Sdpo
+) -> None:
+    new = write_new_pairs(finished_copy.folder / "new.jsonl", *range(20))
+    runs = ("--runs-dir", finished_copy.runs)
+    for name in ("pairs.parquet", "plan.parquet"):
+        path = origin(finished_copy).path / name
+        content = path.read_bytes()
+        middle = len(content) // 3
+        flipped = bytes([content[middle] ^ 4])
+        for damaged in (
+            content[:middle] + flipped + content[middle + 1 :],
+            content[:500],
+            b"",
+            b"mine",
+        ):
+            path.write_bytes(damaged)
+            refused = sdpo("extend", "tiny", "--source", new, "--name", "more", *runs)
+            assert refused.code == 1
+            assert f"{name} was changed" in refused.told
+            assert "Traceback" not in refused.told
+            assert not (finished_copy.runs / "more").exists()
+        path.unlink()
+        refused = sdpo("extend", "tiny", "--source", new, "--name", "more", *runs)
+        assert refused.code in (1, 2), refused.told
+        assert "tiny" in refused.told
+        assert "Traceback" not in refused.told
+        assert not (finished_copy.runs / "more").exists()
+        path.write_bytes(content)

@@ -76,16 +76,21 @@ class Running:
             psutil.wait_procs(members, timeout=30)  # until then they hold the run
 
 
-def start(*arguments: Any, log: Path, quick: bool = False) -> Running:
+def start(
+    *arguments: Any, log: Path, quick: bool = False, limit: tuple[int, int] | None = None
+) -> Running:
     """``sdpo`` with ``arguments``, in a session of its own; what it prints goes to ``log``.
 
     ``quick``: its stages start as forks, where it is not about how they start and end.
+    ``limit``: one of the system's (``resource.RLIMIT_*``) for it and all that it starts.
     """
     folders = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    main = _QUICK_MAIN if quick else _MAIN
+    limited = f"import resource; resource.setrlimit({limit[0]}, ({limit[1]},) * 2)" if limit else ""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", _QUICK_MAIN if quick else _MAIN, *map(str, arguments)],
+            [sys.executable, "-c", limited + main, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
