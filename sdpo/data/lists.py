@@ -40,6 +40,7 @@ _SCORES = (
     *("scores", "ratings", "rewards", "overall_scores", "rm_scores", "all_rm_scores"),
     *("overall_score", "score", "rating", "reward"),
 )
+_MOST_SHOWN = 60
 _RANKS = ("ranks", "rank", "rankings", "ranking")
 
 
@@ -179,7 +180,7 @@ def ranked(row: Row, where: Answers) -> list[Ranked]:
         score = _number(value)
         if score is None:
             kind = where.ranked_by.removesuffix("s")
-            raise Unscored(f"answer {number} of {name} has no {kind} (`{where.by}` is {value!r})")
+            raise Unscored(f"answer {number} of {name} has no {kind} (`{where.by}` is {_shown(value)})")
         made.append(Ranked(_text(answer, where, name), sign * score))
     return made
 
@@ -237,6 +238,15 @@ def _entry(path: str) -> tuple[str, str] | None:
     """A path through a list: that of the list, and the number."""
     found = re.fullmatch(r"(.+?)\.(\d+)(?:\..+)?", path)
     return (found[1], found[2]) if found else None
+
+
+def _shown(value: object) -> str:
+    """What a cell holds, for a message; not a number of thousands of digits, nor all of a text."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "too long to show"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def _text(answer: Any, where: Answers, name: str) -> Any:

@@ -159,6 +159,8 @@ def test_lists_of_other_names_are_mapped_and_paths_go_into_each_answer():
         ({"scores": [5.0, None, 2.0]}, "no_score", "answer 1 of `responses` has no score"),
         ({"scores": [5.0, "N/A", 2.0]}, "no_score", "`scores` is 'N/A'"),
         ({"scores": [5.0, float("nan"), 2.0]}, "no_score", "is nan"),
+        ({"scores": [5.0, 10**5000, 2.0]}, "no_score", "is too long to show"),
+        ({"scores": [5.0, "9" * 5000, 2.0]}, "no_score", "999 ..."),
         ({"scores": [5.0, 2.0]}, "lists_differ", "3 answers and `scores` 2 values"),
         ({"scores": None}, "lists_differ", "3 answers and `scores` 0 values"),
         ({"scores": [3, 3, 3]}, "tie", "both sides score 3"),
