@@ -180,7 +180,9 @@ def ranked(row: Row, where: Answers) -> list[Ranked]:
         score = _number(value)
         if score is None:
             kind = where.ranked_by.removesuffix("s")
-            raise Unscored(f"answer {number} of {name} has no {kind} (`{where.by}` is {_shown(value)})")
+            raise Unscored(
+                f"answer {number} of {name} has no {kind} (`{where.by}` is {_shown(value)})"
+            )
         made.append(Ranked(_text(answer, where, name), sign * score))
     return made
 
