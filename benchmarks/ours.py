@@ -116,7 +116,7 @@ def run_step(
         training,
         launch,
         cache=cache or folder / "cache",
-        task="preference",
+        phases=("reference", "preference"),
         inputs=dict.fromkeys(("reference", "target"), workload.facts["digest"]),
     )
     with measured_stages(folder / "usage") as stages:

@@ -56,7 +56,7 @@ def _stage(
         training,
         launch_config(device=settings.device, threads=settings.threads),
         cache=settings.path / "memory" / name / "cache",
-        task="preference",
+        phases=("reference", "preference"),
         inputs=dict.fromkeys(("reference", "target"), workload.facts["digest"]),
     )
     events: list[Event] = []

@@ -70,7 +70,7 @@ def _spec(
         training,
         launch,
         cache=folder / "cache",
-        task="preference",
+        phases=("reference", "preference"),
         inputs=dict.fromkeys(("reference", "target"), workload.facts["digest"]),
         budget=budget,
     )

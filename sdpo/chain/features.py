@@ -70,10 +70,9 @@ def measure_gamma(context: Context) -> Node:
             context,
             name="measure-M_0",
             step=0,
-            task="none",
             training=context.config.training,
             model=model_of(context, 0),
-            score_everything=True,
+            phases=("score_everything",),
         )
         result = context.stage(spec)
         said = {name: result[name] for name in ("scored_rows", "timings_s")}

@@ -85,10 +85,9 @@ def _try(context: Context, model: NamedModel, tokens: Path) -> None:
             context,
             name="try",
             step=0,
-            task="none",
             training=config.training,
             model=model,
-            score_everything=True,
+            phases=("score_everything",),
         )
         # No cache: what was scored before says nothing of what stands there now.
         alone = LaunchConfig(

@@ -21,10 +21,9 @@ def probe(context: Context, number: int, training: TrainingConfig) -> Node:
                 context,
                 name=f"probe-M_{number}",
                 step=number,
-                task="none",
                 training=training,
                 model=model_of(context, number),
-                measure_input=True,
+                phases=("measure",),
             )
         )
         return Made(None, _files(context, number))

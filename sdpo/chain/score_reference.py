@@ -45,10 +45,9 @@ def scored_reference(
             context,
             name=f"reference-{step}",
             step=step,
-            task="none",
             training=training,
             model=reference,
-            score_as_reference=True,
+            phases=("score_as_reference",),
         )
         # The reference pads with a token of its own vocabulary.
         context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))

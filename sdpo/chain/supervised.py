@@ -53,7 +53,7 @@ def _trained(context: Context) -> Node:
             context,
             node="step-0",
             step=0,
-            task="supervised",
+            phases=("supervised",),
             training=training,
             start=base,
             identity=identity(),

@@ -1,9 +1,9 @@
 """What a stage (a child process) is told to do: a JSON file, checked on both sides."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from sdpo.config import (
     EvaluationConfig,
@@ -74,8 +74,22 @@ class ReferenceSpec(BaseModel):
     tokens: Path | None = None
 
 
+Phase = Literal[
+    "score_everything", "score_as_reference", "reference", "measure", "preference", "supervised"
+]
+"""What a stage does with the model that it has loaded.
+
+``score_everything``: score every usable pair, a feature that the partition needs.
+``score_as_reference``: score D_step and the reserve as the reference that another stage will read,
+and check it. ``reference``: score D_step and the reserve under what this stage itself compares
+with. ``measure``: publish the probe of the model in memory, which after training is M_step.
+``preference``, ``supervised``: train on D_step or on examples, and publish.
+"""
+
+
 class StepSpec(Spec):
-    """Measure a model, train a step from it, publish and measure the result; or a part of that.
+    """Measure a model, train a step from it, publish and measure the result; or a part of that:
+    ``phases`` says what, and in which order.
 
     ``step`` 0 is the supervised stage. ``input_model`` is the initial target, and the reference too
     unless ``reference`` says another, or ``without_reference`` none.
@@ -84,7 +98,7 @@ class StepSpec(Spec):
     uses_device: ClassVar[bool] = True
     kind: Literal["step"] = "step"
     step: int
-    task: Literal["preference", "supervised", "none"]
+    phases: tuple[Phase, ...]
     input_model: Path
     input_digest: str
     input_name: str
@@ -101,23 +115,41 @@ class StepSpec(Spec):
     evaluation: EvaluationConfig
     probe: ProbeConfig
     tracking: TrackingConfig
-    measure_input: bool = False
-    measure_output: bool = False
     reference: ReferenceSpec | None = None
     models: dict[str, dict[str, str]] = {}
     """The choices of reference and target and what they stand for, for the record."""
-    score_as_reference: bool = False
-    """Score D_step and the reserve under the input model, another step's reference, and check it;
-    where the stage trains, under the model that it publishes."""
     references: list[int] = []
     """Steps whose objective reads log-probs of the model before it on their whole partition: that
     model is measured on all of it, for the values are needed anyway; else on its sample."""
-    score_everything: bool = False
-    """Score every usable pair under the input model: a feature that the partition needs."""
     identity: dict[str, Any] = {}
     inputs: dict[str, str] = {}
     budget: Budget | None = None
     """Tokens of a micro-batch as the run had them that this one replays."""
+
+    @model_validator(mode="after")
+    def _phases_follow(self) -> Self:
+        training = [phase for phase in self.phases if phase in ("preference", "supervised")]
+        if len(training) > 1:
+            raise ValueError("a stage trains once")
+        if "preference" in training and "reference" not in self.before:
+            raise ValueError("what is compared is scored before it is trained")
+        return self
+
+    @property
+    def trains(self) -> Literal["preference", "supervised"] | None:
+        """How the stage trains; None where it only looks."""
+        kinds: tuple[Literal["preference", "supervised"], ...] = ("preference", "supervised")
+        return next((kind for kind in kinds if kind in self.phases), None)
+
+    @property
+    def before(self) -> tuple[Phase, ...]:
+        """The phases that see the input model."""
+        return self.phases[: self.phases.index(self.trains)] if self.trains else self.phases
+
+    @property
+    def after(self) -> tuple[Phase, ...]:
+        """The phases that see the model that the stage publishes."""
+        return self.phases[len(self.before) + 1 :]
 
     @property
     def folder(self) -> Path:

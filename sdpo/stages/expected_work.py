@@ -14,7 +14,7 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
 
     Rows that the cache has cost nothing: then a phase is over sooner than this says.
     """
-    if spec.task != "preference" or spec.plan is None:
+    if spec.trains != "preference" or spec.plan is None:
         return {}
     plan = pq.read_table(spec.plan)
     pairs, reserve = (int((plan["step"].to_numpy() == n).sum()) for n in (spec.step, 0))
@@ -22,10 +22,10 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
     if spec.training.max_steps:
         epochs = min(epochs, spec.training.max_steps * spec.training.batch_size / max(pairs, 1))
     phases = {f"score D_{spec.step}": pairs}
-    if spec.measure_input:
+    if "measure" in spec.before:
         phases[f"measure {spec.input_name}"] = _probed(spec, int(spec.input_name[2:]))
     phases |= {"score the reserve": reserve, "train": round(_TRAINED * epochs * pairs)}
-    if spec.measure_output:
+    if "measure" in spec.after:
         phases[f"measure M_{spec.step}"] = _probed(spec, spec.step)
     return phases
 

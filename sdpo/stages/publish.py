@@ -33,7 +33,7 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     record = {
         "step": spec.step,
         "name": name,
-        "kind": spec.task,
+        "kind": spec.trains,
         "identity": spec.identity,
         "identity_digest": digest_of(spec.identity),
         "models": spec.models,

@@ -287,7 +287,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
         spec.input_model,
         model=spec.model,
         digest=spec.input_digest if accelerator.is_main_process else "",
-        gradient_checkpointing=spec.training.gradient_checkpointing and spec.task != "none",
+        gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
     ).to(accelerator.device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(
@@ -315,7 +315,7 @@ def _accelerator(spec: StepSpec) -> Any:
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     on_cpu = spec.launch.device == "cpu"
-    tracking = spec.tracking.tools if spec.task != "none" else []
+    tracking = spec.tracking.tools if spec.trains else []
     folder = spec.folder / "tracking"
     sharded = spec.launch.strategy.startswith("deepspeed")
     backend = "gloo" if on_cpu and sharded else None

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
+from sdpo.errors import Fault
 from sdpo.events import EventWriter
 from sdpo.model.sequence_scorer import plain_attention
 from sdpo.plugins.recorded import check_unchanged
@@ -21,7 +22,7 @@ from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
 from sdpo.stages.failed_kernels import kernels_named
 from sdpo.stages.reference_cache import open_cache, score_as_reference
-from sdpo.stages.reference_rows import score_reference
+from sdpo.stages.reference_rows import Reference, score_reference
 from sdpo.stages.resume_states import find
 from sdpo.stages.session import Session, open_session
 from sdpo.stages.step_context import StepFiles
@@ -58,49 +59,56 @@ def _work(
 ) -> dict[str, Any]:
     """All that the stage computes with the model once its layout is settled."""
     spec = session.spec
-    result: dict[str, Any] = {}
-    if spec.score_everything:
-        with timings.of("score"):
-            result["scored_rows"] = _score_everything(session, tokens, events)
-    if spec.score_as_reference and spec.task == "none":
-        with timings.of("score"):
-            score_as_reference(
-                session, tokens, events, digest=spec.input_digest, name=spec.input_name
-            )
     step = StepFiles(
         session=session,
         tokens=tokens,
         events=events,
         timings=timings,
-        saved=_saved(session, events) if spec.task != "none" else None,
+        saved=_saved(session, events) if spec.trains else None,
     )
-    reference = score_reference(step) if spec.task == "preference" else None
-    if spec.measure_input:
-        with timings.of("measure"):
-            _measure(session, tokens, events, name=spec.input_name, digest=spec.input_digest)
-    if reference:
-        train_preference(step, reference)
-    elif spec.task == "supervised":
-        train_supervised(step)
-    if spec.score_as_reference and spec.task != "none":
-        with timings.of("score"):
-            score_as_reference(
-                session, tokens, events, digest=session.published_digest, name=spec.name
-            )
-    if spec.measure_output:
-        with timings.of("measure"):
-            digest = session.published_digest
-            _measure(session, tokens, events, name=f"M_{spec.step}", digest=digest)
+    result: dict[str, Any] = {}
+    reference: Reference | None = None
+    digest, name, node = spec.input_digest, spec.input_name, spec.input_name
+    for phase in spec.phases:
+        match phase:
+            case "score_everything":
+                with timings.of("score"):
+                    result["scored_rows"] = _score_everything(session, tokens, events)
+            case "score_as_reference":
+                with timings.of("score"):
+                    score_as_reference(session, tokens, events, digest=digest, name=node)
+            case "reference":
+                reference = score_reference(step)
+            case "measure":
+                with timings.of("measure"):
+                    _measure(session, tokens, events, name=name, digest=digest)
+            case "preference":
+                train_preference(step, _scored(reference))
+            case "supervised":
+                train_supervised(step)
+        if phase == spec.trains:
+            digest, name, node = session.published_digest, f"M_{spec.step}", spec.name
     return result
 
 
 def _rows_to_come(spec: StepSpec) -> np.ndarray:
     """Token rows that the stage is about: those of D_t, or all that can be used."""
-    if (spec.task == "preference" or spec.score_as_reference) and spec.plan is not None:
+    if {"preference", "score_as_reference"} & set(spec.phases) and spec.plan is not None:
         rows = rows_of_steps(spec.plan, spec.step)
         if len(rows):
             return rows
     return Columns(spec.usable).numbers("token_row")
+
+
+def _scored(reference: Reference | None) -> Reference:
+    """What is compared with, which was scored before.
+
+    Raises:
+        Fault: it was not.
+    """
+    if reference is None:
+        raise Fault("a step that compares is trained before its reference is scored")
+    return reference
 
 
 def _saved(session: Session, events: EventWriter) -> SavedState | None:

@@ -30,7 +30,7 @@ from sdpo.events import Event, EventWriter
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.inputs.demo.text import questions
-from sdpo.processes.stage_specs import Spec, StepSpec
+from sdpo.processes.stage_specs import Phase, Spec, StepSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder
@@ -60,7 +60,7 @@ class PreparedRun:
             "model": ModelConfig(name_or_path=str(self.model)),
             "launch": LAUNCH,
             "step": step,
-            "task": "preference",
+            "phases": _phases(fields),
             "input_model": source,
             "input_digest": digest,
             "input_name": f"M_{step - 1}",
@@ -77,7 +77,7 @@ class PreparedRun:
             "identity": {"step": step, "beta": training.beta},
             "inputs": {"reference": digest, "target": digest, "partition": "0" * 64},
         }
-        return StepSpec(**(settings | fields))
+        return StepSpec(**(settings | {k: v for k, v in fields.items() if k not in _WHAT}))
 
     def run_step(self, step: int, training: TrainingConfig, /, **fields: Any) -> dict[str, Any]:
         """Run a step's stage in this process and return its result."""
@@ -106,6 +106,20 @@ class PreparedRun:
     def token_file(self) -> TokenFile:
         """Token ids of all pairs."""
         return TokenFile.open(self.tokens)
+
+
+_WHAT = ("task", "measure_input", "measure_output")
+"""What a test says of a step that is to be run: which becomes the phases of its stage."""
+
+
+def _phases(fields: Mapping[str, Any]) -> tuple[Phase, ...]:
+    measures, task = ("measure",), fields.get("task", "preference")
+    return (
+        *(("reference",) if task == "preference" else ()),
+        *(measures if fields.get("measure_input") else ()),
+        task,
+        *(measures if fields.get("measure_output") else ()),
+    )
 
 
 def stop_step(run: PreparedRun, *, killed: bool, training: TrainingConfig, **fields: Any) -> int:
