@@ -214,7 +214,7 @@ class PairNormaliser:
             *read(row, layout, chosen, rejected),
             chosen_score,
             rejected_score,
-            template_inputs(row, self._variables),
+            template_inputs(row, self._variables, self._format),
         )
         if layout.winner:
             winner = lookup(row, layout.winner)

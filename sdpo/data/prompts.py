@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 _MISSING = object()
 _DIGITS = 9
 """Of a place in a list."""
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio", "tools")
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 """Columns whose content is part of the prompt without being text."""
 
 
@@ -91,12 +91,10 @@ def columns_of(row: Row) -> str:
 
 
 def refuse_media(row: Row) -> None:
-    """Raise :class:`NotText` where the row has images, sound or tools beside its text."""
+    """Raise :class:`NotText` where the row has images or sound beside its text."""
     for name in _MEDIA:
         if not is_nothing(row.get(name)):
             raise NotText(f"the row has `{name}`, which is not text")
-    if not is_nothing(lookup(row, "input.tools")):
-        raise NotText("the row has `input.tools`, which is not text")
 
 
 def blank(text: str) -> bool:

@@ -175,7 +175,7 @@ class _Reading:
             refuse_media(row)
             example = replace(
                 _example(row, *self._layout, self._format),
-                template_inputs=template_inputs(row, self._variables),
+                template_inputs=template_inputs(row, self._variables, self._format),
             )
             problem = self._write(number, example)
         except NotText as reason:

@@ -1,5 +1,5 @@
-"""What a row gives its chat template beside the messages: variables, as TRL's and SmolLM3's data
-have them, in one JSON text that pairs and examples carry along."""
+"""What a row gives its chat template beside the messages: tools and variables, as TRL's and
+SmolLM3's data have them, in one JSON text that pairs and examples carry along."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,14 @@ from typing import Any
 from sdpo.config.variables import refused_variables
 from sdpo.data.cells import is_nothing, parsed
 from sdpo.data.messages import NotText
-from sdpo.data.prompts import Row
+from sdpo.data.prompts import Row, lookup
+from sdpo.data.schema import Format
 
 VARIABLES = "chat_template_kwargs"
 SINGLE = ("enable_thinking", "custom_instructions")
-COLUMNS = (VARIABLES, *SINGLE)
-"""Columns of variables: all of a row in one, or a well-known one by its name."""
+TOOLS = "tools"
+COLUMNS = (VARIABLES, *SINGLE, TOOLS)
+"""Columns of variables (all of a row in one, or a well-known one by its name) and of tools."""
 
 _SWITCH = {"true": True, "false": False}
 
@@ -24,15 +26,68 @@ class NotVariables(NotText):
     reason = "template_variables"
 
 
-def template_inputs(row: Row, variables: Mapping[str, object]) -> str:
-    """What the template gets for ``row``: its own variables over those of its source; "" for none.
+def template_inputs(row: Row, variables: Mapping[str, object], format_: Format) -> str:
+    """What the template gets for ``row``: its tools, and its own variables over those of its
+    source; "" for none.
 
     Raises:
         NotVariables: a variable that cannot be set, or one that is given twice and differs.
+        NotText: tools that are no list of JSON schemas, or in a source without a template.
     """
     own = variables_of(row)
     merged = {**variables, **own} if own else variables
-    return as_text({"variables": merged} if merged else {})
+    tools = tools_of(row)
+    if tools and format_ == "text":
+        raise NotText(
+            "the row has `tools`, which a chat template prints, and its source is plain text: set "
+            "the source's `format: chat`, or empty the column"
+        )
+    inputs: dict[str, object] = {"tools": tools} if tools else {}
+    return as_text(inputs | ({"variables": merged} if merged else {}))
+
+
+def tools_of(row: Row) -> list[dict[str, Any]]:
+    """The row's tools as JSON schemas: a list, or its JSON text, of objects or their JSON text.
+
+    What is null in a list is not given, as Parquet has every name in every tool; in JSON text it
+    stays.
+
+    Raises:
+        NotText: something else.
+    """
+    value = row.get(TOOLS)
+    if is_nothing(value):
+        value = lookup(row, "input.tools")
+    if is_nothing(value):
+        return []
+    listed = parsed(value) if isinstance(value, str) else _without_nulls(value)
+    read = [parsed(t) if isinstance(t, str) else t for t in listed] if _is_list(listed) else []
+    if not read or not all(isinstance(tool, dict) and _name_of(tool) for tool in read):
+        raise NotText(
+            "`tools` is no list of JSON schemas, each an object with the `name` of a function: "
+            '[{"type": "function", "function": {"name": ..., "parameters": ...}}]'
+        )
+    try:
+        json.dumps(read, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise NotText("`tools` has a value that is none of JSON") from error
+    return read
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _name_of(tool: dict[str, Any]) -> object:
+    function = tool.get("function", tool)
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if _is_list(value) else value
 
 
 def as_text(inputs: Mapping[str, object]) -> str:
@@ -46,7 +101,7 @@ def variables_of(row: Row) -> dict[str, Any]:
     Raises:
         NotVariables: see :func:`template_inputs`.
     """
-    if not any(name in row for name in COLUMNS):
+    if not any(name in row for name in (VARIABLES, *SINGLE)):
         return {}
     found = _mapping(row.get(VARIABLES))
     for name in SINGLE:

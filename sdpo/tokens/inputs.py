@@ -1,9 +1,9 @@
-"""What a chat template gets beside the messages, row by row: variables, the model's below the row's
-own, and which of them the template reads at all."""
+"""What a chat template gets beside the messages, row by row: tools, and variables (the row's own,
+then the model's); which of them the template reads, and whether it prints the tools."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,20 @@ _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Of one row: ``variables`` by name."""
+    """Of one row: ``variables`` by name, and ``tools`` as JSON schemas; None where it has none."""
 
     variables: Mapping[str, Any]
+    tools: list[Mapping[str, Any]] | None = None
 
     def texts(self) -> Iterator[str]:
         """All texts within."""
-        return texts_in(self.variables)
+        yield from texts_in(self.variables)
+        yield from texts_in(self.tools)
+
+    def not_printed(self, printed: str) -> str:
+        """A name or description of a tool or of its parameters that ``printed`` has neither as it
+        is nor as JSON spells it; "" where it has them all."""
+        return next((text for text in _told(self.tools or []) if not _has(printed, text)), "")
 
 
 class RowInputs:
@@ -42,7 +49,8 @@ class RowInputs:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             given = json.loads(text) if text else {}
-            self._known[text] = Inputs({**self._defaults, **given.get("variables", {})})
+            variables = {**self._defaults, **given.get("variables", {})}
+            self._known[text] = Inputs(variables, given.get("tools"))
         return self._known[text]
 
     def unread(self, text: str, *, is_chat: bool) -> list[str]:
@@ -76,6 +84,37 @@ def texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from texts_in(item)
+
+
+def _told(tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What tools say of themselves: names and descriptions, those of parameters included."""
+    for tool in tools:
+        function = tool.get("function", tool)
+        yield function["name"]
+        yield from _described(function)
+        yield from _parameters(function.get("parameters"))
+
+
+def _parameters(schema: object) -> Iterator[str]:
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    for name, parameter in properties.items() if isinstance(properties, Mapping) else ():
+        yield name
+        if isinstance(parameter, Mapping):
+            yield from _described(parameter)
+            yield from _parameters(parameter)
+
+
+def _described(schema: Mapping[str, Any]) -> Iterator[str]:
+    description = schema.get("description")
+    if isinstance(description, str) and description.strip():
+        yield description.strip()
+
+
+def _has(printed: str, text: str) -> bool:
+    return any(
+        spelled in printed
+        for spelled in (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
+    )
 
 
 def _says(value: object) -> bool:

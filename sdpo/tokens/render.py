@@ -43,6 +43,11 @@ class Renderer:
         self.inputs = RowInputs(self.template or "", variables)
         self._tokenizer = tokenizer
         self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
+        named = tokenizer.chat_template
+        of_tools = named.get("tool_use") if isinstance(named, dict) else None
+        self._frozen_of_tools = (
+            _with_frozen_clock(of_tools, clock) if of_tools else self._frozen_template
+        )
 
     def render(
         self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
@@ -96,20 +101,22 @@ class Renderer:
                 "the source"
             )
         name = f"the chat template of {name_of(self._tokenizer)}"
+        given = self.inputs.of(inputs)
         seconds = _TEMPLATE_S + _CONVERSATION_S * len(conversations)
         with bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES), _as_template_errors():
             texts: list[str] = self._tokenizer.apply_chat_template(
                 [list(conversation) for conversation in conversations],
-                chat_template=self._frozen_template,
+                tools=given.tools,
+                chat_template=self._frozen_of_tools if given.tools else self._frozen_template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **self.inputs.of(inputs).variables,
+                **given.variables,
             )
         for text, conversation in zip(texts, conversations, strict=True):
-            given = len(inputs) + sum(len(message["content"]) for message in conversation)
-            if len(text) > _MOST_CHARACTERS + 100 * given:
+            size = len(inputs) + sum(len(message["content"]) for message in conversation)
+            if len(text) > _MOST_CHARACTERS + 100 * size:
                 raise ModelError(
-                    f"{name} prints {len(text)} characters for a conversation of {given}: give "
+                    f"{name} prints {len(text)} characters for a conversation of {size}: give "
                     "another in `model.chat_template`"
                 )
         return texts

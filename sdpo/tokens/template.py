@@ -205,6 +205,7 @@ class Encoder:
                     self._spelled_in_inputs(row)
                     or templated(self._turns, sides_of, name)
                     or not_whole(prompt, sides_of, name)
+                    or self._tools_dropped(row, prompt)
                 )
                 if problem:
                     problems[index] = problem
@@ -216,6 +217,19 @@ class Encoder:
             for note in found:
                 notes.setdefault(note, []).append(index)
         return problems, notes
+
+    def _tools_dropped(self, row: Row, prompt: Conversation) -> Problem | None:
+        """A tool, or a part of one, that is not in what the template printed of its own."""
+        printed = "\0".join(prompt.printed.literals)
+        text = self._renderer.inputs.of(inputs_of(row)).not_printed(printed)
+        if not text:
+            return None
+        return Problem(
+            "template_drops_text",
+            f"the chat template of {name_of(self.tokenizer)} drops or changes a part of the row's "
+            f"`tools`: {text[:60]!r}. Give a template that prints tools in `model.chat_template`, "
+            "or empty the column",
+        )
 
     def _spelled_in_inputs(self, row: Row) -> Problem | None:
         """A control token that the template would print out of a variable, as one of its own."""

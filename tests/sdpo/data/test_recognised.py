@@ -201,8 +201,8 @@ def test_two_answers_and_a_winner_column_are_told_how_to_be_read(answers, winner
 
 
 def test_a_source_of_which_nothing_is_left_shows_its_first_row(write, prepare):
-    rows = [{"prompt": f"Q{i}?", "tools": [{"name": "x"}], **SIDES} for i in range(3)]
-    with pytest.raises(DataError, match=r"not_text 3\).*data\.jsonl, line 1: .*`tools`"):
+    rows = [{"prompt": f"Q{i}?", "images": [{"name": "x"}], **SIDES} for i in range(3)]
+    with pytest.raises(DataError, match=r"not_text 3\).*data\.jsonl, line 1: .*`images`"):
         prepare(write(rows))
 
 

@@ -145,3 +145,66 @@ def test_rows_of_files_that_have_no_such_column_yet_are_taken_over(write, prepar
     both = pq.read_table(tmp_path / "both.parquet")
     assert both["template_inputs"].to_pylist() == [None, None]
     assert both["pair_id"][0] == both["pair_id"][1]
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": 'Say how it "is".',
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+def tools(row, format="chat"):
+    [candidate] = PairNormaliser(format=format, columns=ColumnsConfig()).convert({**SIDES, **row})
+    assert isinstance(candidate, Candidate), candidate
+    return json.loads(candidate.template_inputs or "{}").get("tools")
+
+
+@pytest.mark.parametrize(
+    "value", [[WEATHER], json.dumps([WEATHER]), [json.dumps(WEATHER)], [{**WEATHER, "x": None}]]
+)
+def test_tools_are_a_list_of_schemas_or_its_text(value):
+    assert tools({"tools": value}) == [WEATHER]
+    row = {
+        "input": {"messages": [{"role": "user", "content": "Q?"}], "tools": value},
+        "preferred_output": [{"role": "assistant", "content": "yes"}],
+        "non_preferred_output": [{"role": "assistant", "content": "no"}],
+    }
+    [candidate] = PairNormaliser(format="chat", columns=ColumnsConfig()).convert(row)
+    assert json.loads(candidate.template_inputs) == {"tools": [WEATHER]}
+
+
+@pytest.mark.parametrize("value", ["[]", [], None, "", "null"])
+def test_no_tools_are_none(value):
+    assert tools({"tools": value}) is None
+
+
+def test_the_order_of_names_in_a_tool_is_kept_as_it_is_printed():
+    tool = {"name": "z", "description": "d", "a": None, "parameters": {"z": 1, "a": 2}}
+    assert json.dumps(tools({"tools": json.dumps([tool])})) == json.dumps([tool])
+
+
+@pytest.mark.parametrize(
+    "value", ["weather", [3], ["weather"], [{}], {"name": "x"}, [{"function": {"name": ""}}]]
+)
+def test_tools_that_are_no_schemas_make_the_row_listed(value):
+    rejection, _ = made({"tools": value})
+    assert rejection.reason == "not_text"
+    assert "`tools` is no list of JSON schemas" in rejection.detail
+
+
+def test_a_source_of_text_has_nothing_to_print_tools_with():
+    normaliser = PairNormaliser(format="text", columns=ColumnsConfig())
+    [rejection] = normaliser.convert({**SIDES, "tools": [WEATHER]})
+    assert "`format: chat`" in rejection.detail
+
+
+def test_tools_are_of_the_pair(write, prepare):
+    rows = [SIDES, {**SIDES, "tools": [WEATHER]}, {**SIDES, "tools": json.dumps([WEATHER])}]
+    result = prepare(write(rows))
+    assert result.reasons() == [("data", 3, "duplicate")]
+    assert len({pair.pair_id for pair in result.pairs}) == 2
+    assert result.result.sources[0].unused_columns == ()

@@ -90,7 +90,7 @@ def make_tokenizer() -> MakeTokenizer:
     trained = _trained()
 
     def make(
-        template: str | None = None, *, bos: bool = False, eos: str | None = "</s>"
+        template: str | dict[str, str] | None = None, *, bos: bool = False, eos: str | None = "</s>"
     ) -> PreTrainedTokenizerFast:
         backend = Tokenizer.from_str(trained)
         if bos:
@@ -100,7 +100,8 @@ def make_tokenizer() -> MakeTokenizer:
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend, bos_token="<s>", eos_token=eos, pad_token="<pad>"
         )
-        tokenizer.chat_template = TEMPLATES.get(template, template) if template else None
+        known = TEMPLATES.get(template, template) if isinstance(template, str) else template
+        tokenizer.chat_template = known or None
         return tokenizer
 
     return make

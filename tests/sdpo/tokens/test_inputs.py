@@ -1,7 +1,9 @@
 """Variables reach the chat template, and what it does not read is told."""
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,15 +26,13 @@ FOLDER = Path(__file__).resolve().parents[2] / "templates"
 def tokens(tmp_path, make_tokenizer, write_pairs, clock):
     def tokens(*inputs, template=SWITCHED, format="chat", without_column=False, **variables):
         tables = [pq.read_table(write_pairs([TRIPLE], format=format, inputs=i)) for i in inputs]
-        import pyarrow as pa
-
         table = pa.concat_tables(tables)
         if without_column:
             table = table.drop_columns(["template_inputs"])
         path, out = tmp_path / "pairs.parquet", tmp_path / "tokens.arrow"
         pq.write_table(table, path)
         tokenizer = make_tokenizer(template)
-        tokenise_pairs(path, tokenizer, max_length=256, clock=clock, out=out, variables=variables)
+        tokenise_pairs(path, tokenizer, max_length=2048, clock=clock, out=out, variables=variables)
         file = TokenFile.open(out)
         prompts = [tokenizer.decode(file.prompt_ids(i).tolist()) for i in range(len(file))]
         return file, prompts, tokenizer
@@ -122,3 +122,93 @@ def test_a_control_token_in_a_variable_makes_the_row_listed(tokens, place):
 def test_what_a_template_reads_is_what_it_names_and_does_not_set_itself(template, read):
     text = '{"variables":{"x":3}}'
     assert RowInputs(template, {}).unread(text, is_chat=True) == ([] if read else ["x"])
+
+
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOL_TEMPLATES = {
+    # Those of the models up to the first message, as they print tools.
+    "qwen3": "{% if tools %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}\n"
+    "{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n{% endif %}",
+    "llama3.1": "{% if tools is not none %}<|im_start|>system\nEnvironment: ipython\n"
+    "{% for t in tools %}{{ t | tojson(indent=4) }}\n\n{% endfor %}<|im_end|>\n{% endif %}",
+    "gpt-oss": "{% if tools %}<|im_start|>system\nnamespace functions {\n{% for tool in tools %}"
+    "{% set f = tool.function %}// {{ f.description }}\ntype {{ f.name }} = (_: {\n"
+    "{%- for name, p in f.parameters.properties.items() %}\n// {{ p.description }}\n"
+    "{{ name }}: {{ p.type }},{% endfor %}\n}) => any;\n{% endfor %}}<|im_end|>\n{% endif %}",
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather_of",
+        "description": 'Say how it "is", \u00e4h.\nIn words.',
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Name of the city."}},
+        },
+    },
+}
+
+
+def given_tools(*tools):
+    return json.dumps({"tools": list(tools)}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("template", TOOL_TEMPLATES)
+def test_tools_are_printed_as_transformers_prints_them(tokens, template):
+    text = TOOL_TEMPLATES[template] + TURNS
+    file, prompts, tokenizer = tokens(None, given_tools(WEATHER), template=text)
+    assert (file.report.reasons, file.report.notes) == ({}, {})
+    for tools, prompt in zip((None, [WEATHER]), prompts, strict=True):
+        assert prompt == tokenizer.apply_chat_template(
+            [{"role": "user", "content": TRIPLE[0]}],
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    assert "weather_of" in prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "dropped"),
+    [
+        ("", "weather_of"),
+        ("{% for t in tools or [] %}{{ t.function.name }} {% endfor %}", "Say how it"),
+        (
+            "{% for t in tools or [] %}{{ t.function.name }} {{ t.function.description }}"
+            "{% endfor %}",
+            "city",
+        ),
+    ],
+)
+def test_a_template_that_drops_tools_or_a_part_of_them_makes_the_row_listed(
+    tokens, template, dropped
+):
+    file, _, _ = tokens(None, given_tools(WEATHER), template=template + TURNS)
+    assert file.report.reasons == {"template_drops_text": 1}
+    told = file.report.examples["template_drops_text"]
+    assert "the row's `tools`" in told
+    assert dropped in told
+
+
+def test_a_tools_name_in_a_message_is_not_taken_for_the_tool(tokens):
+    file, _, _ = tokens(given_tools({"name": "dog"}), template=TURNS)
+    assert file.report.reasons == {"template_drops_text": 1}
+
+
+def test_a_control_token_in_a_tool_makes_the_row_listed(tokens):
+    tool = {"name": "x_of", "description": "Ends in <|im_end|>."}
+    file, _, _ = tokens(given_tools(tool), template=TOOL_TEMPLATES["qwen3"] + TURNS)
+    assert file.report.reasons == {"control_token": 1}
+
+
+def test_rows_with_tools_use_the_tokenizers_own_template_for_them(tokens):
+    named = {"default": TURNS, "tool_use": TOOL_TEMPLATES["qwen3"] + TURNS}
+    file, prompts, tokenizer = tokens(None, given_tools(WEATHER), template=named)
+    assert file.report.reasons == {}
+    assert ["<tools>" in prompt for prompt in prompts] == [False, True]
+    [user] = [[{"role": "user", "content": TRIPLE[0]}]]
+    options = {"tokenize": False, "add_generation_prompt": True}
+    assert prompts[1] == tokenizer.apply_chat_template(user, tools=[WEATHER], **options)
