@@ -1,6 +1,6 @@
 """Step 0: the base model fine-tuned into S, or S as an extended run has it."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node
@@ -65,10 +65,6 @@ def _trained(context: Context) -> Node:
 
 def _carried_supervised(context: Context, carried: Carried) -> Node:
     """S as the run that this one extends made it: from that run's data, whatever was added."""
-    missing = UserError(
-        f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
-        f"`sdpo verify {carried.run}`, and make its step 0 again there"
-    )
 
     def identity() -> Identity:
         for run in (context.run, *context.origins):
@@ -76,12 +72,20 @@ def _carried_supervised(context: Context, carried: Carried) -> Node:
             if there and digest_of(there["identity"]) == carried.supervised:
                 found: dict[str, Any] = there["identity"]
                 return found
-        raise missing
+        _refuse_lost(carried)
 
     def make(_find: Find) -> None:
-        raise missing
+        _refuse_lost(carried)
 
     return Node(name="step-0", identity=identity, make=make)
+
+
+def _refuse_lost(carried: Carried) -> NoReturn:
+    """Say that the run which this one extends has lost its S."""
+    raise UserError(
+        f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
+        f"`sdpo verify {carried.run}`, and make its step 0 again there"
+    )
 
 
 def _supervised_training(context: Context) -> TrainingConfig:

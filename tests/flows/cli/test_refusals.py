@@ -42,7 +42,7 @@ REACHED = {
     "score_rows._check_finite": (BAD_INPUT, "weights that are no numbers"),
 }
 LATER = {
-    "_carried_supervised": "a run that is extended has lost its S; `check` extends nothing",
+    "_refuse_lost": "a run that is extended has lost its S; `check` extends nothing",
     "lock_folder": "another account's locks, where there is no folder of one's own",
     "_lower": "memory while it trains",
     "_diverged": "an update that spoiled the weights",
@@ -59,6 +59,7 @@ LATER = {
     "_noise": "the gate, of the rows of the step's own reference",
     "compare_rows": "the gate, of the rows of the step's own reference",
     "run_stage": "a stop that was asked for",
+    "_scored": "a spec that no node gives",
     "judge": "hands on what a stage said",
 }
 
