@@ -14,7 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sdpo.model.patches import bind_forward, has_own_forward, replace_function
+from sdpo.model.patches import (
+    bind_forward,
+    has_own_forward,
+    parameters_within,
+    replace_function,
+)
 from sdpo.system.out_of_memory import is_out_of_memory
 
 _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -175,6 +180,7 @@ def _fuse_norms(model: nn.Module) -> int:
         own = type(module).forward
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         known = type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)
+        known = known and parameters_within(module, ("weight",))
         if not known or not isinstance(weight, torch.Tensor) or has_own_forward(module):
             continue
 
@@ -195,7 +201,7 @@ def _fuse_gates(model: nn.Module) -> int:
         if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
             continue
         silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-        if not silu or has_own_forward(module):
+        if not silu or has_own_forward(module) or not parameters_within(module, names):
             continue
 
         def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:

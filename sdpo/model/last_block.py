@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdpo.model.patches import bind_forward, restore_forward
+from sdpo.model.patches import bind_forward, parameters_within, restore_forward
 from sdpo.model.sequence_scorer import decoder_blocks, inner_model, plain_attention, predicting
 from sdpo.system.out_of_memory import is_out_of_memory
 
@@ -33,6 +33,8 @@ def prune(model: nn.Module) -> bool:
     if not blocks or not all(isinstance(getattr(blocks[-1], p, None), nn.Module) for p in _PARTS):
         return False
     block: Any = blocks[-1]
+    if not parameters_within(block, _PARTS):
+        return False  # one that scales the residual, say, is 1 at first and trains
     bind_forward(block, _pruned)
     inner.prunes_last_block = _is_the_same(inner)
     if not inner.prunes_last_block:

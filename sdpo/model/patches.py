@@ -102,6 +102,15 @@ def has_own_forward(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
+def parameters_within(module: nn.Module, parts: tuple[str, ...]) -> bool:
+    """Whether every parameter of ``module`` is one of ``parts``, or of a part of that name.
+
+    What stands in for a forward knows no others: one that starts at 1 or 0 changes no value that is
+    compared before training, and would never train.
+    """
+    return all(name.partition(".")[0] in parts for name, _ in module.named_parameters())
+
+
 def restore_forward(module: nn.Module) -> None:
     """Let ``module`` answer with its class's forward again."""
     del module.forward

@@ -19,7 +19,7 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
-from sdpo.model.randomness import own_rates, switch_off
+from sdpo.model.randomness import own_settings, switch_off
 
 _ABOUT_KERNELS = re.compile(r"attention implementation|attn_implementation|[Ff]lash ?[Aa]ttention")
 
@@ -160,7 +160,7 @@ def save_policy(
     with the model as its default.
     ``weights`` are given where the policy itself holds only a share of them.
     """
-    with own_rates(policy):
+    with own_settings(policy):
         policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     copy_tokenizer(tokenizer, folder)
     if chat_template:

@@ -16,6 +16,8 @@ from sdpo.errors import ModelError
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 
 _TRIED = 64
+_ROUTERS = "output_router_logits"
+"""A setting with which every forward makes a loss from a mask of its own, generation too."""
 _RTOL, _ATOL, _LOW_ATOL = 1e-5, 1e-3, 0.5
 """Of a sum of log-probs, in nats: in both modes the operations are the same."""
 
@@ -23,7 +25,8 @@ _RTOL, _ATOL, _LOW_ATOL = 1e-5, 1e-3, 0.5
 def switch_off(policy: Any) -> None:
     """Set the rates of the model's own dropout to 0, and of noise that training alone reads.
 
-    Rates stand in modules, and in configurations that are read at every forward.
+    Rates stand in modules, and in configurations that are read at every forward. Routers' logits,
+    which nothing here reads, are not put out either.
     """
     jitter = [rate for rate in _rates(policy, "jitter") if getattr(*rate) > 0]
     if jitter and _in_training_alone(policy, jitter):
@@ -31,22 +34,33 @@ def switch_off(policy: Any) -> None:
     for module, name in _rates(policy, "drop"):  # hidden_dropout, layerdrop, ...
         setattr(module, name, 0.0)
     kept = [(config, name, getattr(config, name)) for config, name in _configured(policy)]
-    policy._sdpo_own_rates = kept
-    for config, name, _ in kept:
-        setattr(config, name, 0.0)
+    policy._sdpo_own_settings = kept
+    for config, name, value in kept:
+        setattr(config, name, type(value)())
 
 
 @contextmanager
-def own_rates(policy: Any) -> Iterator[None]:
-    """Within it the model's configuration has the rates that it came with: it is published."""
-    kept = getattr(policy, "_sdpo_own_rates", [])
+def own_settings(policy: Any) -> Iterator[None]:
+    """Within it the model's configuration has the settings it came with: it is published."""
+    kept = getattr(policy, "_sdpo_own_settings", [])
     for config, name, value in kept:
         setattr(config, name, value)
     try:
         yield
     finally:
-        for config, name, _ in kept:
-            setattr(config, name, 0.0)
+        for config, name, value in kept:
+            setattr(config, name, type(value)())
+
+
+def auxiliary_loss(policy: Any) -> float:
+    """Weight of the routers' auxiliary loss that the model's configuration asks for, 0 if none.
+
+    Others (TRL's DPOTrainer) add it where ``output_router_logits`` is set; here nothing is added.
+    """
+    for config, name, _ in getattr(policy, "_sdpo_own_settings", []):
+        if name == _ROUTERS:
+            return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
+    return 0.0
 
 
 def draws_at_random(model: nn.Module) -> bool:
@@ -112,7 +126,8 @@ def _rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _configured(model: nn.Module) -> list[tuple[Any, str]]:
-    """Rates of dropout above 0 in the configurations that the model's modules have."""
+    """Rates of dropout above 0 in the configurations that the model's modules have, and whether
+    routers' logits are put out."""
     configs = {
         id(config): config
         for module in model.modules()
@@ -122,7 +137,8 @@ def _configured(model: nn.Module) -> list[tuple[Any, str]]:
         (config, name)
         for config in configs.values()
         for name, value in list(vars(config).items())
-        if isinstance(value, float) and value > 0 and "drop" in name
+        if (isinstance(value, float) and value > 0 and "drop" in name)
+        or (name == _ROUTERS and value is True)
     ]
 
 

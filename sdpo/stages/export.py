@@ -7,7 +7,7 @@ import torch
 from sdpo.config import ModelConfig
 from sdpo.events import EventWriter
 from sdpo.model.policy import copy_tokenizer, load_policy
-from sdpo.model.randomness import own_rates
+from sdpo.model.randomness import own_settings
 from sdpo.processes.stage_specs import ExportSpec
 from sdpo.system.files import publish_folder
 
@@ -22,7 +22,7 @@ def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
     )
     policy = policy.to(getattr(torch, spec.dtype))
     with publish_folder(spec.out) as temporary:
-        with own_rates(policy):
+        with own_settings(policy):
             policy.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(spec.source, temporary)
         for name in ("README.md", "lineage.json"):

@@ -12,14 +12,14 @@ from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
-from sdpo.errors import ConfigError, DivergedError, Fault
+from sdpo.errors import ConfigError, DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself, one_set_of_frequencies
 from sdpo.model.layouts import PromptGroup
-from sdpo.model.layouts.check import agrees, length_matters, shortened, tried_pairs
+from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
-from sdpo.model.prepare import prepare
+from sdpo.model.prepare import forwards_known, prepare
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
@@ -78,21 +78,29 @@ class Session:
         """
         if not one_set_of_frequencies(self.policy, self._lengths(tokens)):
             self._compute_by_length(events)
-        if self.layout == "padded" or not len(rows):
+        if not len(rows):
             return
         module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
         pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
         groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
         if not length_matters(self.policy.config):
             groups = shortened(groups)
-        with self.arithmetic():
-            problem = fault_of_any(self.accelerator, self._trial(module, groups))
-        if problem:
-            events.warning(
-                f"layout {self.layout} does not suit {type(self.policy).__name__}: {problem}. "
-                "Pairs are computed in two padded rows"
-            )
-            self._pad()
+        kind = type(self.policy).__name__
+        with self.arithmetic(), forwards_known(self.policy):
+            problem = ""
+            if self.layout != "padded":
+                problem = fault_of_any(self.accelerator, self._trial(module, groups))
+            if problem:
+                events.warning(
+                    f"layout {self.layout} does not suit {kind}: {problem}. "
+                    "Pairs are computed in two padded rows"
+                )
+                self._pad()
+            # In bf16 rounding is too large to refuse a model for it: the gate measures it.
+            if self.layout == "padded" and self.spec.training.precision != "bf16":
+                problem = fault_of_any(self.accelerator, self._trial(module, groups))
+                if problem:
+                    raise ModelError(not_alone(kind, problem))
 
     def _lengths(self, tokens: TokenFile) -> np.ndarray:
         """Tokens of the shortest and of the longest sequence that the stage may compute."""

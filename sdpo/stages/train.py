@@ -9,6 +9,7 @@ from typing import Any
 
 from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
+from sdpo.model.randomness import auxiliary_loss
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
 from sdpo.stages.examples import preference_task, supervised_task
@@ -33,6 +34,7 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     held = score_reserve(step)
     reserve_task = preference_task(step.tokens, held, training) if held else None
     trainer = step.session.trainer(training)
+    _say_what_differs(step)
     saved = state_of(step, reference)
     facts = {} if saved else _reference_facts(step, trainer, task, reference)
     key = key_of(step.spec) | {"reference": reference.digest}
@@ -41,6 +43,23 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     if reference.scored and step.session.accelerator.is_main_process:
         inputs = {"reference_logps": file_digest(step.folder / "reference.parquet")}
     publish(step, {"optimizer_steps": done, "pairs": len(task.ids), **facts}, inputs=inputs)
+
+
+def _say_what_differs(step: StepFiles) -> None:
+    """Say what of the model's or the recipe's wishes makes the loss another than the plain one."""
+    training = step.spec.training
+    if weight := auxiliary_loss(step.session.policy):
+        step.events.warning(
+            f"the model's configuration asks for the routers' auxiliary loss (output_router_logits "
+            f"with router_aux_loss_coef {weight:g}): it is not added to the objective here, where "
+            "TRL would add it. Experts may come to be used less evenly"
+        )
+    if training.lora_r and training.lora_dropout:
+        step.events.emit(
+            "note",
+            message=f"lora_dropout {training.lora_dropout:g} draws at random: losses of training "
+            "are not those of the same pairs when they are measured",
+        )
 
 
 def train_supervised(step: StepFiles) -> None:

@@ -111,6 +111,15 @@ def _differ(of_padded: _Measured, of_layout: _Measured, *, low: bool) -> str:
     return ""
 
 
+def not_alone(kind: str, problem: str) -> str:
+    """What is said of an architecture whose padded rows are not what each is alone."""
+    return (
+        f"{kind} gives a completion other log-probs or gradients beside others than alone, even in "
+        f"padded rows ({problem}): its losses would be those of another model. Start from another "
+        "model"
+    )
+
+
 @torch.no_grad()
 def _leak(
     module: Any,

@@ -10,6 +10,7 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4MLP
 from sdpo.config import ModelConfig
 from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm
 from sdpo.model.last_block import prune
+from sdpo.model.patches import has_own_forward
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer
 
@@ -90,3 +91,13 @@ class Floored(nn.Module):
 def test_a_norm_with_another_formula_for_what_is_small_keeps_its_own_code():
     Floored.__name__ = "FlooredRMSNorm"
     assert fuse(Inside(Floored())) == []
+
+
+@pytest.mark.parametrize("part", ["mlp", "input_layernorm"])
+def test_a_part_with_a_parameter_that_changes_nothing_at_first_keeps_its_own_code(part):
+    model = small_model("llama")
+    module = getattr(model.model.layers[0], part)
+    module.extra = nn.Parameter(torch.zeros(()))
+    fuse(model)
+    assert not has_own_forward(module)
+    assert has_own_forward(getattr(model.model.layers[1], part))

@@ -165,3 +165,9 @@ def test_short_memory_in_the_trial_is_no_other_kind_of_block(monkeypatch):
     monkeypatch.setattr(decoder_blocks(policy)[0].mlp, "forward", short)
     with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         prune(policy)
+
+
+def test_a_block_with_a_parameter_of_its_own_that_is_one_at_first_stays_whole():
+    policy = built("llama")
+    policy.model.layers[-1].scale = torch.nn.Parameter(torch.ones(()))
+    assert not prune(policy)

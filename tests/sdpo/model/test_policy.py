@@ -19,7 +19,7 @@ from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
-from sdpo.model.randomness import own_rates
+from sdpo.model.randomness import own_settings
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
 from sdpo.system.files import folder_digests
 
@@ -86,7 +86,7 @@ def test_the_models_own_dropout_is_off_while_it_trains(tmp_path, name):
     policy.train()
     for _ in range(3):
         torch.testing.assert_close(logps(policy), expected, rtol=0, atol=1e-5)
-    with own_rates(policy):
+    with own_settings(policy):
         policy.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == before
 
