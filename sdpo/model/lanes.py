@@ -29,17 +29,19 @@ def in_lanes(
 ) -> Generator[_R]:
     """``function`` of each item, in the items' order, ``lanes`` at a time.
 
-    Whether gradients are on is as it is here. What a lane raises is raised here, when the others
-    that had begun are done. ``ended`` is set on every way out: a function that takes long looks at
-    it, so that whoever wants the process to end need not wait.
+    Whether gradients and autocast are on is as it is here. What a lane raises is raised here, when
+    the others that had begun are done. ``ended`` is set on every way out: a function that takes
+    long looks at it, so that whoever wants the process to end need not wait.
     """
     if lanes == 1:
         yield from map(function, items)
         return
-    gradients = torch.is_grad_enabled()
+    # These are known by thread.
+    gradients, low = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
 
     def run(item: _T) -> _R:
-        with torch.set_grad_enabled(gradients):  # this is known by thread
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype, enabled=low):
             return function(item)
 
     waiting: deque[Future[_R]] = deque()

@@ -367,7 +367,11 @@ def _deepspeed(spec: StepSpec) -> Any:
     """ZeRO over fp32 weights: bf16 is autocast inside the engine, so what is published is exact."""
     from accelerate import DeepSpeedPlugin
 
-    bf16 = spec.training.precision == "bf16"
+    bf16, stage = spec.training.precision == "bf16", 3 if spec.launch.strategy[-1] == "3" else 2
+    autocast: dict[str, Any] = {"enabled": bf16, "dtype": "bfloat16"}
+    if stage == 2:
+        # Gradients travel in fp32, as DDP's do. ZeRO-3 would gather its weights in fp32 for it.
+        autocast["lower_precision_safe_modules"] = []
     return DeepSpeedPlugin(
         hf_ds_config={
             "train_micro_batch_size_per_gpu": 1,
@@ -375,9 +379,9 @@ def _deepspeed(spec: StepSpec) -> Any:
             "gradient_clipping": spec.training.max_grad_norm,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {
-                "stage": 3 if spec.launch.strategy == "deepspeed_zero3" else 2,
+                "stage": stage,
                 "stage3_gather_16bit_weights_on_model_save": True,
             },
-            "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+            "torch_autocast": autocast,
         }
     )

@@ -126,7 +126,11 @@ class _SegmentedAttention(torch.autograd.Function):
         grouped = query.shape[1] != key.shape[1]
         # Laid out [1, tokens, heads, width], as the projections want their gradients.
         dq = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-        dk, dv = (torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (key, value))
+        # A prompt's keys get a sum over the blocks of all that see them: not one in bf16.
+        exact = torch.promote_types(key.dtype, torch.float32)
+        dk, dv = (
+            torch.zeros_like(t.transpose(1, 2), dtype=exact).transpose(1, 2) for t in (key, value)
+        )
         for segment, mask, lse in zip(parts, masks, sums, strict=True):
             q, k, v = _slices(query, key, value, segment)
             groups = k.shape[0]
@@ -142,8 +146,8 @@ class _SegmentedAttention(torch.autograd.Function):
             dq[:, :, segment.first : segment.last] = gq.reshape(shape)
             keys = slice(segment.first_key, segment.last_key)
             for total, part in ((dk, gk), (dv, gv)):
-                total[:, :, keys] += part.sum(1)[None] if grouped else part
-        return dq, dk, dv, None, None, None
+                total[:, :, keys] += part.sum(1, dtype=exact)[None] if grouped else part
+        return dq, dk.to(key.dtype), dv.to(value.dtype), None, None, None
 
 
 def _slices(

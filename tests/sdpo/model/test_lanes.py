@@ -69,6 +69,14 @@ def test_a_lane_has_gradients_on_or_off_as_its_caller(enabled):
     assert found == [enabled] * 3
 
 
+@pytest.mark.parametrize("low", [True, False])
+def test_a_lane_computes_in_the_precision_of_its_caller(low):
+    one = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        (found,) = in_lanes(lambda matrix: (matrix @ matrix).dtype, [one], lanes=2)
+    assert found == (torch.bfloat16 if low else torch.float32)
+
+
 def test_what_a_lane_raises_is_raised_when_the_others_are_done(threads):
     threads(2)
     done: list[int] = []

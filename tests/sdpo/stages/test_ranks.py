@@ -4,6 +4,7 @@ import os
 import socket
 from multiprocessing.connection import Connection
 
+import numpy as np
 import pytest
 from forked_stages import STARTER
 
@@ -125,3 +126,40 @@ def test_blocks_that_do_not_compile_on_one_rank_are_left_on_all():
     left = "RuntimeError: no compiler on rank 1"
     assert on_ranks(compiled, 1) == [{"left": left, "runs compiled": False}] * RANKS
     assert on_ranks(compiled, None) == [{"left": None, "runs compiled": True}] * RANKS
+
+
+def reduced(rank: int, run: PreparedRun, strategy: str) -> dict:
+    """The gradients of a batch in bf16 as a rank has them once all ranks have added theirs."""
+    from sdpo.stages import session as stage
+
+    os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
+    # DeepSpeed's engine asks the model's own code: so does DDP here, for the same rounding.
+    stage.fuse = stage.prune = lambda policy: None
+    training = TrainingConfig(precision="bf16", batch_size=8, micro_batch_tokens=60)
+    training = training.model_copy(update={"layout": "padded"})
+    launch = TWO.model_copy(update={"strategy": strategy})
+    session = stage.open_session(run.spec(1, training, launch=launch), RecordedEvents())
+    trainer, task = session.trainer(training), preference_task(8)
+    if session.is_sharded:
+        trainer.scorer.step = lambda *_args, **_options: None  # which would clear them
+    trainer._gradients(task, np.arange(8), trainer.costs(task), step=0)
+    found = {}
+    for name, parameter in trainer.scorer.named_parameters():
+        gradient = parameter.grad
+        if session.is_sharded:
+            from deepspeed.utils import safe_get_full_grad
+
+            gradient = safe_get_full_grad(parameter)
+        found[name.removeprefix("module.")] = gradient.double().numpy().copy()
+    session.close()
+    return found
+
+
+def test_zero_2_adds_gradients_in_fp32_as_ddp_does(tmp_path):
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    ddp, zero = (on_ranks(reduced, run, how)[0] for how in ("ddp", "deepspeed_zero2"))
+    assert ddp.keys() == zero.keys()
+    for name, gradient in ddp.items():
+        apart = np.linalg.norm(zero[name] - gradient)
+        assert apart <= 1e-6 * np.linalg.norm(gradient), name
