@@ -3,10 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from bench import Bench, Values
 from command_line import Sdpo
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PAIRS = [
     {"prompt": f"Question {k}?", "chosen": f"good answer {k}", "rejected": f"bad answer {k}"}
@@ -245,3 +248,41 @@ def test_a_run_of_lists_with_cut_prompts_passes_its_gate_and_says_that_they_are_
     report = (bench.runs / "tiny" / "report.html").read_text(encoding="utf-8")
     assert "Prompts of 36 pairs are cut" in report
     assert "They keep their last 32 tokens" in report
+
+
+@pytest.fixture
+def model_of(bench: Bench, tmp_path: Path):
+    """``model_of(kind)``: a small random model of an architecture, with the demo's tokenizer."""
+
+    def model_of(kind: str, **settings: Any) -> Values:
+        tokenizer = AutoTokenizer.from_pretrained(bench.recipe["model"]["name_or_path"])
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "vocab_size": len(tokenizer), "pad_token_id": 0}
+        torch.manual_seed(3)
+        config = AutoConfig.for_model(kind, **sizes, **heads, **settings)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        return {"name_or_path": str(tmp_path / kind)}
+
+    return model_of
+
+
+EXPERTS = {"num_key_value_heads": 2, "num_local_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "attention", "message"),
+    [
+        ("phimoe", EXPERTS, "sdpa", "PhimoeForCausalLM is another model in training"),
+        ("cpmant", {"dim_head": 8, "dim_ff": 48}, "sdpa", "Set model.attention: eager"),
+        ("cpmant", {"dim_head": 8, "dim_ff": 48}, "eager", "beside others than alone"),
+        ("modernbert-decoder", {}, "sdpa", "its forward is not one of a causal language model"),
+    ],
+)
+def test_an_architecture_that_a_run_would_refuse_is_refused(
+    recipe, model_of, sdpo: Sdpo, kind: str, settings: Values, attention: str, message: str
+) -> None:
+    model = model_of(kind, **settings) | {"attention": attention}
+    called = sdpo("check", recipe(PAIRS, model=model))
+    assert called.code == 2, called.told
+    assert message in " ".join(called.err.split())

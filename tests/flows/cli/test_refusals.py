@@ -22,9 +22,14 @@ ONLY_A_RUN = (
 )
 
 BAD_INPUT, CHECK, CLI = "test_bad_input", "test_check", "test_cli"
+ARCHITECTURE = "test_an_architecture_that_a_run_would_refuse_is_refused"
 REACHED = {
     # function that refuses: test module, and the case or test there
     "load_policy": (BAD_INPUT, "weights that lack a tensor"),
+    "check_training_mode": (CHECK, ARCHITECTURE),
+    "forwards_known": (CHECK, ARCHITECTURE),
+    "_kernels_named": (CHECK, ARCHITECTURE),
+    "settle_layout": (CHECK, ARCHITECTURE),
     "check_head": (BAD_INPUT, "weights that are no numbers"),
     "add_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "adapters.run": (
@@ -56,6 +61,8 @@ LATER = {
     "score_rows": "a cache that lost what was written a moment ago",
     "_accelerator": "processes that do not find each other",
     "segmented_attention": "caught: the layout's trial falls back to the plain one",
+    "kernels_named": "a kernel that served in its trial and fails later",
+    "_compute_by_length": "of launch.strategy deepspeed_zero3, whose processes `check` has not",
     "_noise": "the gate, of the rows of the step's own reference",
     "compare_rows": "the gate, of the rows of the step's own reference",
     "run_stage": "a stop that was asked for",
