@@ -192,6 +192,7 @@ def _logit_transform(config: Any) -> tuple[float, float]:
     if getattr(config, "logits_scaling", None):  # Granite
         scale /= float(config.logits_scaling)
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    softcap = softcap or getattr(config, "logits_soft_cap", None)  # RecurrentGemma
     return scale, float(softcap or 0.0)
 
 
