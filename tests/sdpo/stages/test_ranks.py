@@ -22,7 +22,7 @@ TWO = LaunchConfig(processes=RANKS, strategy="ddp", device="cpu", threads=1)
 
 
 def on_ranks(function, *arguments) -> list:
-    """What ``function(rank, *arguments)`` returns on two processes that share a gloo group."""
+    """What ``function(rank, tell, *arguments)`` tells on two processes that share a gloo group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,11 +51,16 @@ def _rank(rank: int, port: int, answer: Connection, function, arguments) -> None
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
     }
-    answer.send(function(rank, *arguments))
+
+    def tell(found) -> None:
+        answer.send(found)
+        os._exit(0)  # a group of gloo whose destructor waits for its threads can wait for ever
+
+    function(rank, tell, *arguments)
 
 
-def settled(rank: int, run: PreparedRun, failing: int) -> tuple[str, list[str]]:
-    """The layout that a rank takes, and its warnings, where the trial fails on one of them."""
+def settled(rank: int, tell, run: PreparedRun, failing: int) -> None:
+    """Tells a rank's layout and its warnings, where the trial fails on one of them."""
     from sdpo.model.layouts import attention
     from sdpo.stages.session import open_session
     from sdpo.stages.step import _rows_to_come
@@ -72,7 +77,7 @@ def settled(rank: int, run: PreparedRun, failing: int) -> tuple[str, list[str]]:
     tokens = run.token_file()
     session.settle_layout(tokens, _rows_to_come(session.spec), events)
     session.close()
-    return session.layout, [e["message"] for e in events.all if e["event"] == "warning"]
+    tell((session.layout, [e["message"] for e in events.all if e["event"] == "warning"]))
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -90,8 +95,8 @@ def test_a_trial_that_passes_on_all_of_them_leaves_the_layout(tmp_path):
     assert on_ranks(settled, run, None) == [("shared", [])] * RANKS
 
 
-def compiled(rank: int, failing: int) -> dict:
-    """What a rank's record says of compiling that fails on one of them."""
+def compiled(rank: int, tell, failing: int) -> None:
+    """Tells what a rank's record says of compiling that fails on one of them."""
     import torch
     from accelerate import Accelerator
 
@@ -118,8 +123,8 @@ def compiled(rank: int, failing: int) -> dict:
     )
     with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
         runs_compiled = any(block._compiled_call_impl for block in decoder_blocks(policy))
-    accelerator.state.destroy_process_group()
-    return {"left": facts["compiled"].get("left"), "runs compiled": runs_compiled}
+    accelerator.wait_for_everyone()
+    tell({"left": facts["compiled"].get("left"), "runs compiled": runs_compiled})
 
 
 def test_blocks_that_do_not_compile_on_one_rank_are_left_on_all():
@@ -128,8 +133,8 @@ def test_blocks_that_do_not_compile_on_one_rank_are_left_on_all():
     assert on_ranks(compiled, None) == [{"left": None, "runs compiled": True}] * RANKS
 
 
-def reduced(rank: int, run: PreparedRun, strategy: str) -> dict:
-    """The gradients of a batch in bf16 as a rank has them once all ranks have added theirs."""
+def reduced(rank: int, tell, run: PreparedRun, strategy: str) -> None:
+    """Tells the gradients of a batch in bf16 once all ranks have added theirs."""
     from sdpo.stages import session as stage
 
     os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
@@ -151,8 +156,8 @@ def reduced(rank: int, run: PreparedRun, strategy: str) -> dict:
 
             gradient = safe_get_full_grad(parameter)
         found[name.removeprefix("module.")] = gradient.double().numpy().copy()
-    session.close()
-    return found
+    session.wait()
+    tell(found)
 
 
 def test_zero_2_adds_gradients_in_fp32_as_ddp_does(tmp_path):
