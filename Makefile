@@ -12,8 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
-# Half of a test's time is waiting for processes to start: twice as many workers as two cores.
-BESIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+BESIDE := --numprocesses 2 --dist loadfile
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
 TOOLS := build/tools

@@ -21,27 +21,15 @@ import pytest
 from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
 from histories import origin
+from hypothesis import settings
 
 from sdpo.history.target import Checkpoint
 from sdpo.inputs import demo
 from sdpo.inputs.demo.model import write_model
 from sdpo.promotion.versions import promote
 
-LONGEST_FIRST = (
-    *("test_faults", "test_zero", "test_supervisor", "test_replay", "test_resume", "test_history"),
-    *("test_distributed", "test_other_models", "test_cli", "test_retrain", "test_cases"),
-    *("test_retraining", "test_devices", "test_foreign_files", "test_block_masks"),
-    *("test_references", "test_extend", "test_chain", "test_recipes", "test_bad_input"),
-    *("test_step", "test_bf16", "test_images", "test_api", "test_flow"),
-)
-"""Files of half a minute and more: begun last, one of them would keep one worker long after the
-others have ended."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, the others as they are."""
-    rank = {name: position for position, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 
 @pytest.fixture
