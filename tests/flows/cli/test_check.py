@@ -267,7 +267,7 @@ def model_of(bench: Bench, tmp_path: Path):
     return model_of
 
 
-EXPERTS = {"num_key_value_heads": 2, "num_local_experts": 4}
+EXPERTS = {"num_key_value_heads": 2, "num_local_experts": 4, "initializer_range": 0.2}
 
 
 @pytest.mark.parametrize(
