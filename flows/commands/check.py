@@ -1,10 +1,10 @@
 """``sdpo check``: everything a person should see before money is spent."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -22,15 +22,15 @@ from sdpo.chain.open_run import objection, run_folder_of
 from sdpo.chain.plan import checked, foresee_plan, needs_gamma, partition
 from sdpo.chain.reserve import reserve
 from sdpo.chain.score_reference import check_references
+from sdpo.chain.start_stage import check_room
 from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
+from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
-from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import ViewSpec
-from sdpo.store.resume_states import stored_bytes
 from sdpo.store.run_folder import Record
 from sdpo.system.files import read_json
 from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
@@ -121,15 +121,13 @@ def _check_place(context: Context, config: RunConfig, console: Console) -> None:
     run = run_folder_of(config)
     if taken := objection(run, context.resolved):
         console.print(f"[yellow]warning:[/] {escape(taken)}", highlight=False, soft_wrap=True)
-    rows = 2 * pq.read_metadata(context.run.usable).num_rows
-    needs = step_needs(
-        context.resolved.model,
-        context.config.training_of(1),
-        run=run.path,
-        cache=context.cache,
-        rows=rows,
+    check_room(
+        context,
+        run,
+        name="step-1",
+        model=context.resolved.model,
+        training=context.config.training_of(1),
     )
-    check_space(needs, used_bytes={run.path: stored_bytes(run.path / "step-1")}, what="step-1")
 
 
 def _print_memory(context: Context, console: Console) -> None:
@@ -163,18 +161,27 @@ def _counts(reasons: dict[str, int]) -> str:
 
 def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
     row = int(np.flatnonzero(tokens.usable)[0])
-    spec = ViewSpec(
-        name="view",
-        run=context.run.path,
-        model=context.config.model,
-        launch=context.config.launch,
-        tokenizer=context.resolved.model,
-        tokens=tokens.path,
-        row=row,
-    )
-    pair = context.stage(spec)["pair"]
+    pair = _decoded(context, tokens.path, row)["pair"]
     for side in ("chosen", "rejected"):
         _print_side(side, pair["prompt"], pair[side], console)
+
+
+def _decoded(
+    context: Context, tokens: Path, row: int, *, supervised: bool = False
+) -> dict[str, Any]:
+    """A row of a token file as text, by a stage."""
+    return context.stage(
+        ViewSpec(
+            name="view",
+            run=context.run.path,
+            model=context.config.model,
+            launch=context.config.launch,
+            tokenizer=context.resolved.model,
+            tokens=tokens,
+            row=row,
+            supervised=supervised,
+        )
+    )
 
 
 def _print_side(name: str, prompt: dict[str, Any], view: dict[str, Any], console: Console) -> None:
@@ -203,17 +210,7 @@ def _print_supervised(context: Context, console: Console) -> None:
         "max": int(sequence.max()),
     }
     console.print(table([row], title="Supervised data, lengths in tokens"))
-    spec = ViewSpec(
-        name="view",
-        run=context.run.path,
-        model=context.config.model,
-        launch=context.config.launch,
-        tokenizer=context.resolved.model,
-        tokens=file.path,
-        row=int(left.rows[0]),
-        supervised=True,
-    )
-    example = context.stage(spec)["example"]
+    example = _decoded(context, file.path, int(left.rows[0]), supervised=True)["example"]
     _print_side("supervised", example["prompt"], example["completion"], console)
 
 
@@ -240,8 +237,7 @@ def _length_rows(lengths: LengthSummary) -> list[dict[str, Any]]:
 def _step_row(context: Context, tokens: TokenFile, number: int) -> dict[str, Any]:
     """``tokens`` of a pass: both sequences of every pair, the prompt in each."""
     training = context.config.training_of(number)
-    plan = pq.read_table(context.run.plan, columns=["step", "token_row"])
-    rows = plan["token_row"].to_numpy()[plan["step"].to_numpy() == number]
+    rows = rows_of_steps(context.run.plan, number)
     sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
     steps = optimizer_steps(
         len(rows),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
-from sdpo.chain.score_reference import own_tokens
+from sdpo.chain.score_reference import reference_tokens
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import NamedModel, given_model
 from sdpo.chain.tokens import tokens_path
@@ -49,13 +49,17 @@ def try_models(context: Context, steps: Iterable[int]) -> Iterator[tuple[str, st
 
 
 def _references(context: Context, steps: Iterable[int]) -> list[tuple[NamedModel, Path]]:
-    """Those that the recipe names, each once, with the tokens that they read."""
+    """Those that the recipe names, each once, with the tokens that they read.
+
+    :func:`~sdpo.chain.score_reference.check_references` has made the tokens that are their own.
+    """
     found: dict[str, tuple[NamedModel, Path]] = {}
     for step in steps:
         training = context.config.training_of(step)
         if effective_reference(training) == "model":
             model = given_model(context, training)
-            tokens = own_tokens(context, model, step) or tokens_path(context)
+            own = reference_tokens(context, model, step)
+            tokens = own.out if own else tokens_path(context)
             found.setdefault(model.digest, (model, tokens))
     return list(found.values())
 

@@ -1,5 +1,6 @@
 """Starting the stage that loads a model, for a node that trains or measures."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from sdpo.processes.stage_specs import StepSpec
 from sdpo.store.budget import Budget
 from sdpo.store.links import detach
 from sdpo.store.resume_states import stored_bytes
+from sdpo.store.run_folder import RunFolder
 
 
 def step_spec(
@@ -76,7 +78,7 @@ def train_node(
         budget=_replayed_budget(context, node, identity),
         **fields,
     )
-    _check_space(context, spec)
+    check_room(context, context.run, name=node, model=spec.input_model, training=spec.training)
     context.stage(spec)
 
 
@@ -93,14 +95,22 @@ def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> B
     return None
 
 
-def _check_space(context: Context, spec: StepSpec) -> None:
-    """Refuse a step that the disks have no room for."""
-    run = context.run
-    rows = 2 * pq.read_metadata(run.usable).num_rows  # under the model that comes in, and out
+def check_room(
+    context: Context, run: RunFolder, *, name: str, model: Path, training: TrainingConfig
+) -> None:
+    """Refuse the step ``name`` of ``run``, from ``model``, that the disks have no room for.
+
+    ``run`` may be another than the context's, which knows the pairs.
+
+    Raises:
+        DiskFullError: names every disk that is short, with the numbers.
+    """
+    usable = pq.read_metadata(context.run.usable).num_rows
+    rows = 2 * usable  # under the model that comes in, and out
     check_space(
-        step_needs(spec.input_model, spec.training, run=run.path, cache=context.cache, rows=rows),
-        used_bytes={run.path: stored_bytes(spec.folder)},
-        what=spec.name,
+        step_needs(model, training, run=run.path, cache=context.cache, rows=rows),
+        used_bytes={run.path: stored_bytes(run.path / name)},
+        what=name,
     )
 
 

@@ -286,3 +286,13 @@ def test_an_architecture_that_a_run_would_refuse_is_refused(
     called = sdpo("check", recipe(PAIRS, model=model))
     assert called.code == 2, called.told
     assert message in " ".join(called.err.split())
+
+
+def test_a_reference_with_a_tokenizer_of_its_own_is_tried_on_its_own_tokens(
+    recipe, sdpo: Sdpo, foreign_model: Path
+) -> None:
+    training = {"reference": "model", "reference_model": str(foreign_model), "max_steps": 1}
+    called = sdpo("check", recipe(PAIRS, training=training))
+    assert called.code == 0, called.told
+    assert "M_0 loads, and scores the shortest and the longest pair" in called.out
+    assert f"{foreign_model.name} loads, and scores the shortest and the longest pair" in called.out
