@@ -1,5 +1,6 @@
 """Real stages in real child processes; nothing here is simulated."""
 
+import json
 import os
 import signal
 import stat
@@ -34,6 +35,20 @@ def export(save_model, tmp_path):
         dtype="bfloat16",
         **COMMON,
     )
+
+
+@pytest.fixture
+def standing(export):
+    """As ``export``, of a model whose own code waits: the stage is not done before it is ended.
+
+    A tiny model would be copied by the time that a test has found the process on a busy machine.
+    """
+    config = export.source / "config.json"
+    own = {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "standing"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    (export.source / "own.py").write_text("import time\n\ntime.sleep(60)\n")
+    trusting = ModelConfig(trust_remote_code=True)
+    return export.model_copy(update={"model": trusting})
 
 
 @pytest.fixture
@@ -122,25 +137,25 @@ def test_an_error_of_the_attempt_before_does_not_come_back(broken, monkeypatch):
         run_stage(broken, listen=lambda event: None)
 
 
-def test_a_stage_that_is_killed_is_a_fault_that_names_the_signal(export):
+def test_a_stage_that_is_killed_is_a_fault_that_names_the_signal(standing):
     def kill(event) -> None:
-        for process in stages(export):
+        for process in stages(standing):
             process.kill()
 
     with pytest.raises(Fault, match=r"export ended with signal SIGKILL.* \(log: .*export\.log\)"):
-        run_stage(export, listen=kill)
-    assert not export.out.exists()
+        run_stage(standing, listen=kill)
+    assert not standing.out.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stage_that_somebody_asked_to_stop_was_interrupted(export, number):
+def test_a_stage_that_somebody_asked_to_stop_was_interrupted(standing, number):
     def ask(event) -> None:
-        for process in stages(export):
+        for process in stages(standing):
             process.send_signal(number)
 
     with pytest.raises(Interrupted, match="export was asked to stop"):
-        run_stage(export, listen=ask)
-    assert not export.out.exists()
+        run_stage(standing, listen=ask)
+    assert not standing.out.exists()
 
 
 def test_a_stage_without_space_for_a_word_is_known_by_its_exit_code(broken, monkeypatch):
@@ -211,7 +226,7 @@ def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
         assert leader.returncode == -signal.SIGKILL
 
 
-def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(export, monkeypatch):
+def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(standing, monkeypatch):
     class Interrupting(subprocess.Popen):
         """As a signal's handler that raises between the two first lines of ``poll`` leaves it."""
 
@@ -226,28 +241,28 @@ def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(e
 
     monkeypatch.setattr(supervisor.subprocess, "Popen", Interrupting)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(export, listen=lambda event: None)
-    assert stages(export) == []
+        run_stage(standing, listen=lambda event: None)
+    assert stages(standing) == []
 
 
 @pytest.mark.parametrize("error", [Interrupted("enough"), KeyboardInterrupt()], ids=repr)
-def test_no_stage_outlives_an_interruption(export, error, monkeypatch):
+def test_no_stage_outlives_an_interruption(standing, error, monkeypatch):
     """A stage that stands still, so that it can neither heed the signal nor be done before it."""
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.3)
     seen = []
 
     def interrupt(event) -> None:
         if event["event"] == "phase":
-            seen.extend(stages(export))
+            seen.extend(stages(standing))
             for stage in seen:
                 stage.suspend()
             raise error
 
     with pytest.raises(type(error)):
-        run_stage(export, listen=interrupt)
+        run_stage(standing, listen=interrupt)
     assert seen
-    assert stages(export) == []
-    assert not export.out.exists()
+    assert stages(standing) == []
+    assert not standing.out.exists()
 
 
 PARENT = """
@@ -265,14 +280,14 @@ run_stage(read_spec(Path(sys.argv[1])), listen=listen)
 """
 
 
-def test_a_stage_ends_with_a_parent_that_is_killed(export, tmp_path):
+def test_a_stage_ends_with_a_parent_that_is_killed(standing, tmp_path):
     path = tmp_path / "spec.json"
-    path.write_text(export.model_dump_json())
+    path.write_text(standing.model_dump_json())
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)], stdout=subprocess.PIPE)
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"phase\n"
-        stage = stages(export)[0]
+        stage = stages(standing)[0]
         # In a session of its own: Ctrl-C at the terminal reaches the parent alone.
         assert os.getsid(stage.pid) == stage.pid
         stage.suspend()
@@ -280,7 +295,7 @@ def test_a_stage_ends_with_a_parent_that_is_killed(export, tmp_path):
         parent.wait()
         stage.resume()
         stage.wait(timeout=10)
-    assert not export.out.exists()
+    assert not standing.out.exists()
 
 
 STUBBORN = """
