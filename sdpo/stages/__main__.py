@@ -5,9 +5,12 @@ whose mistake they were; the traceback goes to the log.
 """
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sdpo.errors import Interrupted, LowMemoryError, UserError
@@ -38,7 +41,7 @@ def main() -> None:
     spec = read_spec(Path(sys.argv[1]))
     events = EventWriter(spec.events if os.environ.get("RANK", "0") == "0" else None)
     try:
-        result = _run(spec, events)
+        result = _stage(spec)(events)
     except (Interrupted, SystemExit) as ending:
         if not interrupts.requested() and not isinstance(ending, Interrupted):
             raise
@@ -55,37 +58,46 @@ def main() -> None:
     events.emit("result", **result)
 
 
-def _run(spec: StageSpec, events: EventWriter) -> dict[str, object]:
-    # Each kind of stage brings its own heavy libraries into this process.
-    match spec:
-        case TokeniseSpec():
-            from sdpo.stages import tokenise
+def _stage(spec: StageSpec) -> Callable[[EventWriter], dict[str, object]]:
+    """Return what does the work; each kind of stage brings its own heavy libraries.
 
-            return tokenise.run(spec, events)
-        case ViewSpec():
-            from sdpo.stages import tokenise
+    What libraries make while they are imported stays for as long as the process. Looking through
+    it for garbage takes a seventh of their import, and 0.3 s each time after that.
+    """
+    gc.disable()
+    try:
+        match spec:
+            case TokeniseSpec():
+                from sdpo.stages import tokenise
 
-            return tokenise.view(spec)
-        case AdaptersSpec():
-            from sdpo.stages import adapters
+                return partial(tokenise.run, spec)
+            case ViewSpec():
+                from sdpo.stages import tokenise
 
-            return adapters.run(spec)
-        case ObjectivesSpec():
-            from sdpo.stages import objectives
+                return lambda _: tokenise.view(spec)
+            case AdaptersSpec():
+                from sdpo.stages import adapters
 
-            return objectives.run(spec)
-        case StepSpec():
-            from sdpo.stages import step
+                return lambda _: adapters.run(spec)
+            case ObjectivesSpec():
+                from sdpo.stages import objectives
 
-            return step.run(spec, events)
-        case KlSpec():
-            from sdpo.stages import kl
+                return lambda _: objectives.run(spec)
+            case StepSpec():
+                from sdpo.stages import step
 
-            return kl.run(spec, events)
-        case ExportSpec():
-            from sdpo.stages import export
+                return partial(step.run, spec)
+            case KlSpec():
+                from sdpo.stages import kl
 
-            return export.run(spec, events)
+                return partial(kl.run, spec)
+            case ExportSpec():
+                from sdpo.stages import export
+
+                return partial(export.run, spec)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _message(error: Exception) -> str:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ import pytest
 STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(
     [
+        "warm_stages",
         *("sdpo.stages.step", "sdpo.stages.tokenise", "sdpo.stages.kl"),
         *("transformers.models.llama.modeling_llama", "accelerate", "peft"),
         *("pyarrow.dataset", "deepspeed"),  # imported by pyarrow and accelerate when first needed
@@ -32,6 +35,10 @@ def forked_stages(*, first: str = "") -> Iterator[None]:
 
     ``first``: code that each of them runs before its own.
     """
+    with pytest.MonkeyPatch.context() as patch:
+        # What the server is to import it looks for on a path of its own (Python 3.11).
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         quick = SimpleNamespace(
             Popen=partial(ForkedStage, first=first),

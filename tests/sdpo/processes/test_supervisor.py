@@ -226,7 +226,9 @@ def test_who_asks_twice_does_not_wait_for_the_grace_time(monkeypatch):
         assert leader.returncode == -signal.SIGKILL
 
 
-def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(standing, monkeypatch):
+def test_a_signal_that_comes_while_the_stage_is_looked_at_ends_it_all_the_same(
+    standing, monkeypatch
+):
     class Interrupting(subprocess.Popen):
         """As a signal's handler that raises between the two first lines of ``poll`` leaves it."""
 
