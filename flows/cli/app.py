@@ -25,6 +25,7 @@ from sdpo.config import RunConfig
 from sdpo.config.load import check_run_name, load_recipe
 from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.system.streams import lost, make_lasting
+from sdpo.system.swallowed import send_again
 
 _INTERRUPTED = 130
 
@@ -391,10 +392,17 @@ def _terminate(_signum: int, _frame: FrameType | None) -> None:
     raise Interrupted("terminated")
 
 
+def _signal_of(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return signal.SIGTERM
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
+
+
 def main() -> None:
     """Entry point of the console script."""
     make_lasting()
     signal.signal(signal.SIGTERM, _terminate)
+    send_again(_signal_of)
     code = run_app(sys.argv[1:])
     if not code and (why := lost()):
         code = _tell("failed", f"standard output was cut short: {os.strerror(why)}", code=1)

@@ -35,7 +35,8 @@ _PARENT = "SDPO_PARENT_PID"
 USER_ERROR_EXIT = 2
 DISK_FULL_EXIT = 28
 """ENOSPC: where no file can be written any more, the exit code has to say so."""
-_INTERRUPTING = (signal.SIGTERM, signal.SIGINT)
+_INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+"""The alarm is the last resort of a stage that was asked to stop (``sdpo.system.interrupts``)."""
 
 
 def run_stage(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sdpo.system.swallowed import send_again
+
 GRACE_S = 10.0
 """Seconds from a request to stop until a stage is killed."""
 _MARGIN_S = 1.0
@@ -32,6 +34,7 @@ def listen() -> None:
     """Heed SIGTERM and SIGINT from here on."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _heed)
+    send_again(lambda error: _request.signal if isinstance(error, SystemExit) else 0)
 
 
 def requested() -> int:

@@ -32,7 +32,8 @@ def bounded(what: str, *, seconds: float, size_bytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     allowed = _address_space_bytes() + size_bytes
     fits = [limit for limit in (allowed, soft, hard) if limit != resource.RLIM_INFINITY]
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    # Again each second: what a handler raises within a destructor or a callback is swallowed.
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     resource.setrlimit(resource.RLIMIT_AS, (min(fits), hard))
     try:
         yield

@@ -98,6 +98,7 @@ def test_a_stage_does_its_work_and_returns_its_result(export):
     assert stages(export) == []
 
 
+@pytest.mark.usefixtures("quick_stages")
 def test_a_stage_that_the_users_files_break_ends_in_its_own_message(tmp_path):
     (tmp_path / "no tokenizer").mkdir()
     spec = TokeniseSpec(
@@ -116,6 +117,7 @@ def test_a_stage_that_the_users_files_break_ends_in_its_own_message(tmp_path):
     assert stages(spec) == []
 
 
+@pytest.mark.usefixtures("quick_stages")
 def test_a_stage_that_fails_is_a_fault_that_names_its_log(broken):
     with pytest.raises(Fault, match="cannot be read as stored tokens") as caught:
         run_stage(broken, listen=lambda event: None)
@@ -177,6 +179,7 @@ def full_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("quick_stages")
 @pytest.mark.parametrize("log", ["full", "writable"])
 @pytest.mark.parametrize("what", ["space", "inodes"])
 def test_a_stage_that_ends_on_a_full_disk_names_it_whatever_its_log_can_take(
@@ -362,6 +365,7 @@ def test_where_the_parent_is_killed_its_watchdog_ends_what_nothing_else_would(tm
     assert set(states) <= {psutil.STATUS_ZOMBIE}
 
 
+@pytest.mark.usefixtures("quick_stages")
 def test_each_phase_of_a_stage_is_called_by_its_name(export):
     called = []
 
