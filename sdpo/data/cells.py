@@ -5,12 +5,16 @@ import json
 import re
 from typing import Any
 
-from sdpo.data.messages import NotText
-
 _LOOKS_LIKE_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|content|value)['\"]\s*:")
 _MOST_CHARS = 1 << 20
 """Of a cell in Python's notation, whose reader takes memory many times its length."""
 _NOTHING = {"", "[]", "{}", "null", "none", "nan"}
+
+
+class NotText(ValueError):
+    """The row holds something besides text; the message says what."""
+
+    reason = "not_text"
 
 
 def is_nothing(value: object) -> bool:
@@ -46,6 +50,13 @@ def listed(value: Any) -> Any:
         return value
     read = None if is_nothing(value) else parsed(value)
     return read if isinstance(read, list) else (value if not is_nothing(value) else [])
+
+
+def without_nulls(value: Any) -> Any:
+    """``value`` without what is null within, as Parquet has every name in every object."""
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parsed(text: str) -> Any:

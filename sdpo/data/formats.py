@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.cells import cell
+from sdpo.data.cells import NotText, cell
 from sdpo.data.lists import Pairing, RankedBy, pairs_of, ranked
 from sdpo.data.messages import (
-    NotText,
     is_conversation,
     is_transcript,
     like_transcript,
@@ -41,6 +40,7 @@ from sdpo.data.prompts import (
     refuse_media,
     system_text,
     text_prompt,
+    tool_turn,
     with_system,
 )
 from sdpo.data.recognise import Layout, prompt_column, recognise, score_columns, with_scores
@@ -374,6 +374,8 @@ def _problem(row: Row, layout: Layout, pair: Candidate) -> Rejection | None:
         return Rejection("empty_chosen", _missing(row, layout.chosen))
     if all_blank(pair.rejected):
         return Rejection("empty_rejected", _missing(row, layout.rejected))
+    if problem := tool_turn("chosen", pair.chosen) or tool_turn("rejected", pair.rejected):
+        return problem
     if pair.chosen == pair.rejected:
         return Rejection("equal_sides", "chosen and rejected are the same text")
     if pair.chosen_score is not None and pair.chosen_score == pair.rejected_score:

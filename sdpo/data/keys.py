@@ -1,7 +1,8 @@
 """Keys by which pairs and prompts are recognised as the same, wherever they come from.
 
 Text is compared after Unicode NFC and with every run of white space as one space; the keys are
-128-bit BLAKE2b. They depend on roles and text alone: never on the source, the row or the scores.
+128-bit BLAKE2b. They depend on what the messages are alone: never on the source, the row or the
+scores.
 The text that is trained on is never changed.
 """
 
@@ -40,7 +41,9 @@ def messages_key(messages: Sequence[Message], *, text_role: str) -> bytes:
     """
     # Squashed text holds neither \x1e nor \x1f (both are white space), so the join is unambiguous.
     turns = [
-        f"{text_role if m.role == 'text' else m.role}\x1f{squash(m.content)}" for m in messages
+        f"{text_role if m.role == 'text' else m.role}\x1f{squash(m.content)}"
+        + (f"\x1f{squash(m.rest)}" if m.rest else "")
+        for m in messages
     ]
     return _hash("\x1e".join(turns).encode())
 

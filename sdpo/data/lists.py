@@ -19,9 +19,9 @@ from itertools import combinations
 from typing import Any, Literal
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.cells import listed
+from sdpo.data.cells import NotText, listed
 from sdpo.data.keys import draw_key
-from sdpo.data.messages import NotText, is_message
+from sdpo.data.messages import is_message
 from sdpo.data.prompts import Row, columns_of, has_path, lookup
 from sdpo.errors import DataError
 

@@ -1,11 +1,13 @@
 """Turning the values that data files hold (text, messages, transcripts) into messages.
 
-Text goes through unchanged. What is not text (images, tool calls) raises :class:`NotText`; which
-column means what is :mod:`sdpo.data.formats`.
+Text goes through unchanged. What is not text (images) raises :class:`~sdpo.data.cells.NotText`;
+which column means what is :mod:`sdpo.data.formats`.
 """
 
 import re
 
+from sdpo.data.cells import NotText
+from sdpo.data.message_rest import calls_in_text, rest_of
 from sdpo.data.schema import Message
 
 _ROLES = {
@@ -20,10 +22,13 @@ _ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
-_TOOL_ROLES = {"tool", "tools", "function", "function_call", "observation", "ipython"}
-_NOT_CONTENT = ("tool_calls", "function_call", "thinking", "reasoning_content")
-"""Parts of a message that carry meaning outside its text, so that dropping them would be a loss."""
+_CALL = "function_call"
+"""The role by which LLaMA-Factory has a call of tools as a text."""
 
 _ASSISTANT_MARK = "\n\nAssistant:"
 _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -34,12 +39,6 @@ _LIKE_TRANSCRIPT = tuple(
     re.compile(rf"^[ \t]*(?:### ?|\*\*|<\|?|\[)?(?:{names})(?:\*\*)?[:>|\]]", re.MULTILINE)
     for names in ("Human|User|USER", "Assistant|ASSISTANT")
 )
-
-
-class NotText(ValueError):
-    """The row holds something besides text; the message says what."""
-
-    reason = "not_text"
 
 
 class UnfinishedTranscript(NotText):
@@ -87,10 +86,11 @@ def _kind(value: object) -> str:
 def messages_of(value: object, name: str, *, role: str) -> list[Message]:
     """Messages of a column: a list of them, a single one, or text as a turn of ``role``.
 
-    Messages are ``role``/``content`` or ``from``/``value`` objects.
+    Messages are ``role``/``content`` or ``from``/``value`` objects, with tool calls and reasoning
+    as :func:`~sdpo.data.message_rest.rest_of` reads them.
 
     Raises:
-        NotText: tool calls, content that is not text, an unknown role.
+        NotText: content that is not text, an unknown role, something that is no tool call.
     """
     if isinstance(value, list):
         return [_message(item, name) for item in value]
@@ -102,12 +102,13 @@ def messages_of(value: object, name: str, *, role: str) -> list[Message]:
 def _message(item: object, name: str) -> Message:
     if not isinstance(item, dict):
         raise NotText(f"{name} holds {_kind(item)} where a message is expected")
-    for key in _NOT_CONTENT:
-        if (value := item.get(key)) and str(value).strip() not in ("[]", "{}", "null"):
-            raise NotText(f"a message of {name} has `{key}`")
-    role = _role(item.get("role", item.get("from")), name)
     content = item["content"] if "content" in item else item.get("value")
-    return Message(role, plain_text(content, f"a message of {name}"))
+    text = plain_text(content, f"a message of {name}")
+    said = item.get("role", item.get("from"))
+    if said == _CALL:
+        return Message("assistant", "", calls_in_text(text, name))
+    role = _role(said, name)
+    return Message(role, text, rest_of(item, role, name))
 
 
 def _role(value: object, name: str) -> str:
@@ -115,8 +116,6 @@ def _role(value: object, name: str) -> str:
     if known:
         return known
     lower = str(value).strip().lower()
-    if lower in _TOOL_ROLES:
-        raise NotText(f"{name} holds a tool call (role `{lower}`)")
     if lower not in _ROLES:
         raise NotText(f"{name} holds a message of unknown role `{value}`")
     return _ROLES[lower]

@@ -43,8 +43,9 @@ class BatchWriter:
             if name not in table.schema.names:  # an older file
                 nothing = pa.nulls(table.num_rows, self._schema.field(name).type)
                 table = table.append_column(name, nothing)
+        # The messages of an older file have no rest.
         if table.num_rows:
-            self._writer.write_table(table.select(self._schema.names))
+            self._writer.write_table(table.select(self._schema.names).cast(self._schema))
 
     def _flush(self) -> None:
         if self._rows:
@@ -95,6 +96,7 @@ class _Messages:
     def __init__(self) -> None:
         self._roles: list[str] = []
         self._contents: list[str] = []
+        self._rests: list[str | None] = []
         self._offsets = [0]
 
     def append(self, messages: Sequence[Message]) -> None:
@@ -102,13 +104,15 @@ class _Messages:
         for message in messages:
             self._roles.append(message.role)
             self._contents.append(message.content)
+            self._rests.append(message.rest or None)
         self._offsets.append(len(self._roles))
 
     def array(self) -> pa.Array:
         """What was appended."""
         roles = pa.array(self._roles, pa.string())
         contents = pa.array(self._contents, pa.string())
-        turns = pa.StructArray.from_arrays([roles, contents], fields=list(MESSAGES.value_type))
+        columns = [roles, contents, pa.array(self._rests, pa.string())]
+        turns = pa.StructArray.from_arrays(columns, fields=list(MESSAGES.value_type))
         return pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), turns)
 
 
@@ -159,4 +163,4 @@ def pair_from_row(row: dict[str, Any]) -> Pair:
 
 def messages_from_row(turns: list[dict[str, str]]) -> tuple[Message, ...]:
     """The messages of one cell of a message column."""
-    return tuple([Message(turn["role"], turn["content"]) for turn in turns])
+    return tuple([Message(t["role"], t["content"], t.get("rest") or "") for t in turns])

@@ -398,7 +398,7 @@ def _content(source: str, format_: Format, pair: Candidate, strata: dict[str, st
     counts = f"{len(pair.prompt)},{len(pair.chosen)},{len(pair.rejected)}"
     strings = [source, format_, repr(pair.chosen_score), repr(pair.rejected_score), counts]
     for message in (*pair.prompt, *pair.chosen, *pair.rejected):
-        strings += (message.role, message.content)
+        strings += message.strings()
     for item in strata.items():
         strings += item
     strings += [pair.template_inputs] if pair.template_inputs else []
@@ -406,7 +406,7 @@ def _content(source: str, format_: Format, pair: Candidate, strata: dict[str, st
 
 
 def _chars(messages: list[Message]) -> int:
-    return sum([len(message.content) for message in messages])
+    return sum([len(message.content) + len(message.rest) for message in messages])
 
 
 def _publish(collected: _Collected, decisions: Decisions, out: Path) -> str:

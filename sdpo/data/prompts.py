@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.data.cells import cell, is_nothing, listed
-from sdpo.data.messages import NotText, is_conversation, messages_of, plain_text
+from sdpo.data.cells import NotText, cell, is_nothing, listed
+from sdpo.data.messages import is_conversation, messages_of, plain_text
 from sdpo.data.schema import Message
 from sdpo.errors import DataError
 
@@ -104,12 +104,24 @@ def blank(text: str) -> bool:
 
 def all_blank(messages: list[Message]) -> bool:
     """Whether no message says anything."""
-    return all(blank(message.content) for message in messages)
+    return all(blank(message.content) and not message.rest for message in messages)
 
 
 def no_question(prompt: list[Message]) -> bool:
     """Whether a prompt asks nothing: it is empty, or has a system message alone."""
-    return all(message.role == "system" or blank(message.content) for message in prompt)
+    return all(message.role == "system" or all_blank([message]) for message in prompt)
+
+
+def tool_turn(name: str, completion: list[Message]) -> Rejection | None:
+    """Why a completion with turns of a tool is not used; ``name`` says where it stands."""
+    if all(message.role != "tool" for message in completion):
+        return None
+    return Rejection(
+        "tool_turn_in_completion",
+        f"{name} has a turn of a tool, whose words would be scored as the model's: end it before "
+        "that turn; what the model says after it is the completion of a row of its own, with all "
+        "turns before in its prompt",
+    )
 
 
 def chat_prompt(row: Row, fields: PromptFields) -> list[Message]:

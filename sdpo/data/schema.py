@@ -10,10 +10,19 @@ Format = Literal["chat", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; in a ``text`` pair the only one, with role ``text``."""
+    """One turn of a conversation; in a ``text`` pair the only one, with role ``text``.
+
+    ``rest``: what it has besides, as a JSON object (:mod:`sdpo.data.message_rest`), or "".
+    """
 
     role: str
     content: str
+    rest: str = ""
+
+    def strings(self) -> tuple[str, ...]:
+        """All of it, for a digest; a message without a rest is its role and its content."""
+        own = (self.role, self.content)
+        return (*own, self.rest) if self.rest else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,10 @@ class Pair:
     template_inputs: str = ""
 
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(
+    pa.struct([("role", pa.string()), ("content", pa.string()), ("rest", pa.string())])
+)
+"""Of a column of messages. The last field was not always there."""
 
 PAIRS_SCHEMA = pa.schema(
     [

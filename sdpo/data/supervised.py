@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from sdpo.config import SupervisedColumnsConfig, SupervisedConfig
-from sdpo.data.cells import cell
+from sdpo.data.cells import NotText, cell
 from sdpo.data.keys import content_digest, example_key, messages_key
 from sdpo.data.messages import (
-    NotText,
     is_conversation,
     is_transcript,
     messages_of,
@@ -42,6 +41,7 @@ from sdpo.data.prompts import (
     refuse_media,
     system_text,
     text_prompt,
+    tool_turn,
     with_system,
 )
 from sdpo.data.readers import place, read_rows
@@ -194,6 +194,8 @@ class _Reading:
             return Rejection("empty_prompt", "there is no prompt")
         if all_blank(example.completion):
             return Rejection("empty_completion", "there is nothing to learn after the prompt")
+        if problem := tool_turn("the completion", example.completion):
+            return problem
         prompt = messages_key(example.prompt, text_role="user")
         inputs = example.template_inputs
         key = example_key(prompt, example.completion, inputs)
@@ -202,7 +204,7 @@ class _Reading:
             return Rejection("duplicate", f"the same example as row {first}")
         strings = [self._format, str(len(example.prompt))]
         for message in (*example.prompt, *example.completion):
-            strings += (message.role, message.content)
+            strings += message.strings()
         strings += [inputs] if inputs else []
         self.digest.update(content_digest(strings))
         turns = (example.prompt, example.completion)

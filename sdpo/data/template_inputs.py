@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpo.config.variables import refused_variables
-from sdpo.data.cells import is_nothing, parsed
-from sdpo.data.messages import NotText
+from sdpo.data.cells import NotText, is_nothing, parsed, without_nulls
 from sdpo.data.prompts import Row, lookup
 from sdpo.data.schema import Format
 
@@ -60,7 +59,7 @@ def tools_of(row: Row) -> list[dict[str, Any]]:
         value = lookup(row, "input.tools")
     if is_nothing(value):
         return []
-    listed = parsed(value) if isinstance(value, str) else _without_nulls(value)
+    listed = parsed(value) if isinstance(value, str) else without_nulls(value)
     read = [parsed(t) if isinstance(t, str) else t for t in listed] if _is_list(listed) else []
     if not read or not all(isinstance(tool, dict) and _name_of(tool) for tool in read):
         raise NotText(
@@ -82,12 +81,6 @@ def _name_of(tool: dict[str, Any]) -> object:
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else None
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if _is_list(value) else value
 
 
 def as_text(inputs: Mapping[str, object]) -> str:

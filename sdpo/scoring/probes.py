@@ -175,8 +175,12 @@ def _prompt_texts(pairs: Path, pair_ids: set[str]) -> dict[str, str]:
     )
     return {
         row["pair_id"]: "\n\n".join(
-            f"{m['role']}: {m['content']}" if len(row["prompt"]) > 1 else m["content"]
+            f"{m['role']}: {_said(m)}" if len(row["prompt"]) > 1 else m["content"]
             for m in row["prompt"]
         )
         for row in table.to_pylist()
     }
+
+
+def _said(message: dict[str, str]) -> str:
+    return "\n".join(filter(None, (message["content"], message.get("rest"))))

@@ -6,16 +6,22 @@ space at its ends, emptiness), so they are found once for each such shape, by pr
 that no template would print otherwise. A conversation is then what was given exactly where its
 literals and texts, joined, are the printed text: one comparison. Where they are not, the
 conversation itself is printed once more with marks around its texts.
+
+Templates print tool calls, and some the words of a tool, as JSON: there a text stands as JSON
+spells it, and a quotation mark within the mark tells how often.
 """
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import jinja2
 
-Print = Callable[[Sequence[Mapping[str, str]], bool, str], str]
+from sdpo.tokens.message_rest import Leaf, Rest, escaped, escapes_of, rest_of
+
+Print = Callable[[Sequence[Mapping[str, Any]], bool, str], str]
 """What the template prints of a conversation; with the opening of an answer if so asked, and with
 what a row gives it beside the messages ("" for nothing)."""
 
@@ -48,38 +54,78 @@ def tags_of(template: str, *, without: Collection[str]) -> "re.Pattern[str] | No
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """A message's text as ``marks[0] cores[0] marks[1] ... marks[-1]``: the marks are the tags and
-    the white space at the ends, the cores are what has to be printed as it is."""
+    """A message's text as ``marks[0] texts[0] marks[1] ... marks[-1]``: the marks are the tags and
+    the white space at the ends, the texts are what has to be printed as it is. They and the texts
+    of its ``rest`` are its cores: reasoning, the text, the others."""
 
     role: str
     marks: tuple[str, ...]
-    cores: tuple[str, ...]
+    texts: tuple[str, ...]
+    rest: Rest | None = None
 
-    def filled(self, cores: Sequence[str]) -> dict[str, str]:
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """All that has to be printed as it is."""
+        if self.rest is None:
+            return self.texts
+        leaves = [leaf.core for leaf in self.rest.leaves]
+        return (*leaves[: self.thoughts], *self.texts, *leaves[self.thoughts :])
+
+    @property
+    def thoughts(self) -> int:
+        """How many cores stand in front of the text's."""
+        return sum(leaf.is_reasoning for leaf in self.rest.leaves) if self.rest else 0
+
+    @property
+    def of_text(self) -> slice:
+        """The cores that are the text's."""
+        return slice(self.thoughts, self.thoughts + len(self.texts))
+
+    def leaf(self, core: int) -> Leaf | None:
+        """Where a core stands in the rest; None for one of the text."""
+        if self.rest is None or core in range(self.of_text.start, self.of_text.stop):
+            return None
+        return self.rest.leaves[core if core < self.thoughts else core - len(self.texts)]
+
+    def is_escaped(self, core: int) -> bool:
+        """Whether a template may print a core as JSON spells it."""
+        return self.role == "tool" or self.leaf(core) is not None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All but the cores."""
+        own = (self.role, self.marks)
+        return own if self.rest is None else (*own, self.rest.key)
+
+    def filled(self, cores: Sequence[str]) -> dict[str, Any]:
         """The message with other cores."""
         pieces = [self.marks[0]]
-        for core, mark in zip(cores, self.marks[1:], strict=True):
+        for core, mark in zip(cores[self.of_text], self.marks[1:], strict=True):
             pieces += (core, mark)
-        return {"role": self.role, "content": "".join(pieces)}
+        message = {"role": self.role, "content": "".join(pieces)}
+        if self.rest is None:
+            return message
+        of_rest = [*cores[: self.of_text.start], *cores[self.of_text.stop :]]
+        return message | self.rest.filled(of_rest)
 
     @property
     def reasoning(self) -> int:
-        """How many cores stand before the last closing tag of reasoning."""
+        """How many cores of the text stand before the last closing tag of reasoning."""
         for index in range(len(self.marks) - 1, -1, -1):
             if _CLOSES_REASONING.search(self.marks[index]):
                 return index
         return 0
 
 
-def shaped(message: Mapping[str, str], tags: "re.Pattern[str] | None") -> Shaped:
+def shaped(message: Mapping[str, Any], tags: "re.Pattern[str] | None") -> Shaped:
     """A message in its parts."""
-    content = message["content"]
+    role, content, rest = message["role"], message["content"], rest_of(message)
     core = content.strip()
     if not core:
-        return Shaped(message["role"], (content,), ())
+        return Shaped(role, (content,), (), rest)
     if tags is None or not tags.search(core):
         lead, tail = ("", "") if len(core) == len(content) else content.split(core, 1)
-        return Shaped(message["role"], (lead, tail), (core,))
+        return Shaped(role, (lead, tail), (core,), rest)
     parts = tags.split(content)
     # Text and tags in turn; a blank text belongs to the tags around it.
     marks, cores = [""], list[str]()
@@ -92,19 +138,21 @@ def shaped(message: Mapping[str, str], tags: "re.Pattern[str] | None") -> Shaped
             marks[-1] += lead
             cores.append(text)
             marks.append(tail)
-    return Shaped(message["role"], tuple(marks), tuple(cores))
+    return Shaped(role, tuple(marks), tuple(cores), rest)
 
 
 @dataclass(frozen=True)
 class Printed:
     """What a template made of a conversation: ``literals[0] core literals[1] core ...``.
 
-    ``order`` are the cores, counted over all messages, as they were printed; ``lost`` those that
-    were not, or not as they are; ``repeated`` those that were printed more than once.
+    ``order`` are the cores, counted over all messages, as they were printed, ``escapes`` how often
+    JSON escaped each; ``lost`` those that were not, or not as they are; ``repeated`` those that
+    were printed more than once.
     """
 
     literals: tuple[str, ...]
     order: tuple[int, ...]
+    escapes: tuple[int, ...]
     lost: tuple[int, ...] = ()
     repeated: tuple[int, ...] = ()
     controls: dict[str, int] = field(default_factory=dict, compare=False)
@@ -124,11 +172,16 @@ class Printed:
         """Whether the cores were printed in the order of the messages."""
         return list(self.order) == sorted(self.order)
 
+    def spelled(self, cores: Sequence[str]) -> list[str]:
+        """These cores as they stand between the literals."""
+        pairs = zip(self.order, self.escapes, strict=True)
+        return [escaped(cores[index], times) if times else cores[index] for index, times in pairs]
+
     def text(self, cores: Sequence[str]) -> str:
         """All of it with these cores."""
         pieces = [self.literals[0]]
-        for index, literal in zip(self.order, self.literals[1:], strict=True):
-            pieces += (cores[index], literal)
+        for core, literal in zip(self.spelled(cores), self.literals[1:], strict=True):
+            pieces += (core, literal)
         return "".join(pieces)
 
 
@@ -140,7 +193,7 @@ class Contents:
         self._tags = tags
         self._known: dict[tuple[object, ...], Printed | None] = {}
 
-    def shaped(self, messages: Sequence[Mapping[str, str]]) -> list[Shaped]:
+    def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Shaped]:
         """The messages in their parts."""
         return [shaped(message, self._tags) for message in messages]
 
@@ -153,18 +206,18 @@ class Contents:
         shape = self._shape(messages, opening, inputs)
         if shape is not None and shape.text(cores) == text:
             return shape
-        return self._around(messages, cores, text, opening, inputs) or _in_turn(cores, text)
+        return self._around(messages, cores, text, opening, inputs) or _in_turn(messages, text)
 
     def _shape(self, messages: Sequence[Shaped], opening: bool, inputs: str) -> Printed | None:
         """The literals of a shape; None where the template refuses the marks."""
-        key = (opening, inputs, *[(message.role, message.marks) for message in messages])
+        key = (opening, inputs, *[message.key for message in messages])
         if key not in self._known:
             if len(self._known) >= _MOST_SHAPES:
                 self._known.clear()
-            count = sum(len(message.cores) for message in messages)
-            names = [f"{_NONCE}{index}{_NONCE}" for index in range(count)]
+            quotes = ['"' if may else "" for may in _escaped(messages)]
+            names = [f"{_NONCE}{index}{quote}{_NONCE}" for index, quote in enumerate(quotes)]
             text = self._try(_filled(messages, names), opening, inputs)
-            self._known[key] = None if text is None else _of_names(text, messages, count)
+            self._known[key] = None if text is None else _of_names(text, messages)
         return self._known[key]
 
     def _around(
@@ -184,23 +237,29 @@ class Contents:
         literals, numbers = pieces[::3], [int(number) for number in pieces[1::3]]
         if any(_NONCE in literal for literal in literals):
             return None
-        whole = all(
-            cores[number] == found
-            for number, found in zip(numbers, pieces[2::3], strict=True)
-            if number < len(cores)
-        )
-        if not whole or max(numbers, default=0) >= len(cores):
+        if max(numbers, default=0) >= len(cores):
             return None
-        return _checked(literals, numbers, messages, len(cores))
+        may, escapes = _escaped(messages), list[int]()
+        for number, found in zip(numbers, pieces[2::3], strict=True):
+            times = escapes_of(cores[number], found)
+            if times is None or (times and not may[number]):
+                return None
+            escapes.append(times)
+        return _checked(literals, numbers, escapes, messages)
 
-    def _try(self, messages: Sequence[Mapping[str, str]], opening: bool, inputs: str) -> str | None:
+    def _try(self, messages: Sequence[Mapping[str, Any]], opening: bool, inputs: str) -> str | None:
         try:
             return self._print(messages, opening, inputs)
         except jinja2.TemplateError:
             return None
 
 
-def _filled(messages: Sequence[Shaped], cores: Sequence[str]) -> list[dict[str, str]]:
+def _escaped(messages: Sequence[Shaped]) -> list[bool]:
+    """Of every core, whether a template may print it as JSON spells it."""
+    return [m.is_escaped(core) for m in messages for core in range(len(m.cores))]
+
+
+def _filled(messages: Sequence[Shaped], cores: Sequence[str]) -> list[dict[str, Any]]:
     filled, at = [], 0
     for message in messages:
         count = len(message.cores)
@@ -209,30 +268,45 @@ def _filled(messages: Sequence[Shaped], cores: Sequence[str]) -> list[dict[str, 
     return filled
 
 
-def _of_names(text: str, messages: Sequence[Shaped], count: int) -> Printed | None:
-    pieces = re.split(rf"{_NONCE}(\d+){_NONCE}", text)
-    literals, numbers = pieces[::2], [int(number) for number in pieces[1::2]]
+def _of_names(text: str, messages: Sequence[Shaped]) -> Printed | None:
+    pieces = re.split(rf'{_NONCE}(\d+)(?:(\\*)")?{_NONCE}', text)
+    literals, numbers = pieces[::3], [int(number) for number in pieces[1::3]]
     if any(_NONCE in literal for literal in literals):
         return None  # the template cuts texts, or prints parts of them
-    return _checked(literals, numbers, messages, count)
+    # Escaped once, a quotation mark has one backslash in front; twice, three.
+    escapes = [(len(slashes or "") + 1).bit_length() - 1 for slashes in pieces[2::3]]
+    return _checked(literals, numbers, escapes, messages)
 
 
 def _checked(
-    literals: Sequence[str], order: Sequence[int], messages: Sequence[Shaped], count: int
+    literals: Sequence[str],
+    order: Sequence[int],
+    escapes: Sequence[int],
+    messages: Sequence[Shaped],
 ) -> Printed:
     """With what was lost or repeated. A tag counts as lost with a core beside it."""
+    count = sum(len(message.cores) for message in messages)
     lost = {index for index in range(count) if index not in order}
+    repeated = {index for index in order if order.count(index) > 1}
     at = 0
     for message in messages:
         tags = [tag for mark in message.marks for tag in mark.split() if not tag.startswith("/")]
-        numbers = range(at, at + len(message.cores))
+        numbers = range(at, at + len(message.cores))[message.of_text]
+        if message.rest:
+            leaves = [message.leaf(core) for core in range(len(message.cores))]
+            repeated -= {at + core for core, leaf in enumerate(leaves) if leaf and leaf.may_repeat}
         at += len(message.cores)
         if tags and numbers and not lost.intersection(numbers):
             printed = _beside(literals, order, numbers)
             if any(printed.count(tag) < tags.count(tag) for tag in tags):
                 lost.add(numbers[0])
-    repeated = {index for index in order if order.count(index) > 1}
-    return Printed(tuple(literals), tuple(order), tuple(sorted(lost)), tuple(sorted(repeated)))
+    return Printed(
+        tuple(literals),
+        tuple(order),
+        tuple(escapes),
+        lost=tuple(sorted(lost)),
+        repeated=tuple(sorted(repeated)),
+    )
 
 
 def _beside(literals: Sequence[str], order: Sequence[int], numbers: range) -> str:
@@ -241,16 +315,19 @@ def _beside(literals: Sequence[str], order: Sequence[int], numbers: range) -> st
     return "\n".join(literals[min(places) : max(places) + 2])
 
 
-def _in_turn(cores: Sequence[str], text: str) -> Printed:
+def _in_turn(messages: Sequence[Shaped], text: str) -> Printed:
     """The cores one after the other as they are found in ``text``."""
-    literals, order, lost, at = list[str](), list[int](), list[int](), 0
-    for index, core in enumerate(cores):
-        found = text.find(core, at)
+    cores = [core for message in messages for core in message.cores]
+    literals, order, escapes, lost, at = list[str](), list[int](), list[int](), list[int](), 0
+    for index, (core, may) in enumerate(zip(cores, _escaped(messages), strict=True)):
+        ways = [(text.find(escaped(core, times), at), times) for times in range(1 + 2 * may)]
+        found, times = min([way for way in ways if way[0] >= 0], default=(-1, 0))
         if found < 0:
             lost.append(index)
             continue
         literals.append(text[at:found])
         order.append(index)
-        at = found + len(core)
+        escapes.append(times)
+        at = found + len(escaped(core, times))
     literals.append(text[at:])
-    return Printed(tuple(literals), tuple(order), tuple(lost))
+    return Printed(tuple(literals), tuple(order), tuple(escapes), tuple(lost))

@@ -127,9 +127,8 @@ class Texts:
         return known[self._closing]
 
     def _as_text(self, text: Conversation) -> list[int] | None:
-        cores = text.cores
         return self._encoder.encode_parts(
-            self._literals(text.printed), [cores[core] for core in text.printed.order]
+            self._literals(text.printed), text.printed.spelled(text.cores)
         )
 
     def _count(self, ids: Ragged) -> Counts:

@@ -9,6 +9,7 @@ Reason = Literal[
     "empty_completion",
     "end_token_inside",
     "equal_after_tokenisation",
+    "template_refuses",
     "already_templated",
     "template_drops_text",
     "template_repeats_text",
@@ -17,7 +18,8 @@ Reason = Literal[
     "unknown_characters",
 ]
 """Why a row cannot be used. ``empty_prompt``: no prompt token is left to predict the first token of
-the completion from. From ``already_templated`` on: the tokens would not hold what was given."""
+the completion from. ``template_refuses``: it raises an exception. From ``already_templated`` on:
+the tokens would not hold what was given."""
 
 NOT_AS_GIVEN: tuple[Reason, ...] = (
     "already_templated",

@@ -3,20 +3,23 @@
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from sdpo.errors import DataError, ModelError
+from sdpo.errors import ModelError
 from sdpo.system.limits import bounded
+from sdpo.system.streams import visible
 from sdpo.tokens.inputs import RowInputs
+from sdpo.tokens.message_rest import template_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 Row = Mapping[str, Any]
 """A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
 
@@ -26,6 +29,15 @@ _CONVERSATION_S = 0.05
 times what templates take."""
 _TEMPLATE_BYTES = 2 * 10**9
 _MOST_CHARACTERS = 10**6
+_SHOWN_WORDS = 300
+_SHOWN_ROLES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A conversation that the template refuses, and its words."""
+
+    words: str
 
 
 class Renderer:
@@ -49,50 +61,71 @@ class Renderer:
             _with_frozen_clock(of_tools, clock) if of_tools else self._frozen_template
         )
 
+    def given(self, messages: Sequence[Mapping[str, str]], inputs: str) -> list[dict[str, Any]]:
+        """Messages of a row as the template that prints it gets them."""
+        template = self._frozen(inputs) or ""
+        return [template_message(message, template) for message in messages]
+
     def render(
         self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
-    ) -> list[str]:
+    ) -> list[str | Refused]:
         """What the template prints, those of the same inputs together."""
         alike: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             alike.setdefault(inputs_of(row), []).append(index)
-        texts = [""] * len(rows)
+        texts: list[str | Refused] = [""] * len(rows)
         for inputs, members in alike.items():
-            printed = self._render_alike(
-                [conversations[i] for i in members],
-                inputs,
-                rows=[rows[i] for i in members],
-                generation_prompt=generation_prompt,
-            )
+            those = [conversations[i] for i in members]
+            with self._bounded(len(those)):
+                printed = self._render_alike(those, inputs, generation_prompt)
             for index, text in zip(members, printed, strict=True):
                 texts[index] = text
         return texts
 
     def _render_alike(
-        self,
-        conversations: Sequence[Messages],
-        inputs: str,
-        *,
-        rows: Sequence[Row],
-        generation_prompt: bool,
-    ) -> list[str]:
+        self, conversations: Sequence[Messages], inputs: str, generation_prompt: bool
+    ) -> Sequence[str | Refused]:
         try:
-            return self.apply(conversations, inputs, generation_prompt=generation_prompt)
+            return self._apply(conversations, inputs, generation_prompt)
         except jinja2.TemplateError as error:
-            for conversation, row in zip(conversations, rows, strict=True):
-                try:
-                    self.apply([conversation], inputs, generation_prompt=generation_prompt)
-                except jinja2.TemplateError as refusal:
-                    roles = ", ".join(message["role"] for message in conversation)
-                    raise DataError(
-                        f"the chat template of {name_of(self._tokenizer)} refuses the conversation "
-                        f"of {describe(row)} with the roles {roles}: {refusal}. Change the data, "
-                        "or give a template that takes it in `model.chat_template`"
-                    ) from error
-            raise
+            if len(conversations) == 1:
+                return [self._refused(conversations[0], error)]
+        # Halves, so that few that are refused among many cost little.
+        middle = len(conversations) // 2
+        return [
+            text
+            for half in (conversations[:middle], conversations[middle:])
+            for text in self._render_alike(half, inputs, generation_prompt)
+        ]
+
+    def _refused(self, conversation: Messages, error: jinja2.TemplateError) -> Refused:
+        roles = [message["role"] for message in conversation]
+        more = ", ..." if len(roles) > _SHOWN_ROLES else ""
+        words = " ".join(visible(str(error)).split())[:_SHOWN_WORDS]
+        return Refused(
+            f"the chat template of {name_of(self._tokenizer)} refuses the roles "
+            f"{', '.join(roles[:_SHOWN_ROLES])}{more}: {words}. Change the data, or give a "
+            "template that takes it in `model.chat_template`"
+        )
+
+    def _frozen(self, inputs: str) -> str | None:
+        """The template that prints rows of these inputs."""
+        of_tools = inputs and self.inputs.of(inputs).tools
+        return self._frozen_of_tools if of_tools else self._frozen_template
 
     def apply(
         self, conversations: Sequence[Messages], inputs: str = "", *, generation_prompt: bool
+    ) -> list[str]:
+        with self._bounded(len(conversations)):
+            return self._apply(conversations, inputs, generation_prompt)
+
+    def _bounded(self, conversations: int) -> AbstractContextManager[None]:
+        seconds = _TEMPLATE_S + _CONVERSATION_S * conversations
+        name = f"the chat template of {name_of(self._tokenizer)}"
+        return bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES)
+
+    def _apply(
+        self, conversations: Sequence[Messages], inputs: str, generation_prompt: bool
     ) -> list[str]:
         if not self._frozen_template:
             raise ModelError(
@@ -100,24 +133,23 @@ class Renderer:
                 "no chat template: give one in `model.chat_template`, or set `format: text` for "
                 "the source"
             )
-        name = f"the chat template of {name_of(self._tokenizer)}"
         given = self.inputs.of(inputs)
-        seconds = _TEMPLATE_S + _CONVERSATION_S * len(conversations)
-        with bounded(name, seconds=seconds, size_bytes=_TEMPLATE_BYTES), _as_template_errors():
+        with _as_template_errors():
             texts: list[str] = self._tokenizer.apply_chat_template(
                 [list(conversation) for conversation in conversations],
                 tools=given.tools,
-                chat_template=self._frozen_of_tools if given.tools else self._frozen_template,
+                chat_template=self._frozen(inputs),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **given.variables,
             )
         for text, conversation in zip(texts, conversations, strict=True):
-            size = len(inputs) + sum(len(message["content"]) for message in conversation)
+            size = len(inputs) + sum(len(str(v)) for m in conversation for v in m.values())
             if len(text) > _MOST_CHARACTERS + 100 * size:
                 raise ModelError(
-                    f"{name} prints {len(text)} characters for a conversation of {size}: give "
-                    "another in `model.chat_template`"
+                    f"the chat template of {name_of(self._tokenizer)} prints {len(text)} "
+                    f"characters for a conversation of {size}: give another in "
+                    "`model.chat_template`"
                 )
         return texts
 

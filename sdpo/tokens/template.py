@@ -19,7 +19,7 @@ from sdpo.tokens.controls import Texts
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.reasons import Note, Problem
-from sdpo.tokens.render import Renderer, Row, inputs_of, name_of
+from sdpo.tokens.render import Refused, Renderer, Row, inputs_of, name_of
 from sdpo.tokens.token_file import Flags, Ids
 from sdpo.tokens.whole import Conversation, Turns, not_whole, templated
 
@@ -130,15 +130,15 @@ class Encoder:
 
         Raises:
             ModelError: a conversation, and the tokenizer has no chat template.
-            DataError: the template refuses a conversation.
         """
         chat = np.array([row["format"] == "chat" for row in rows], dtype=np.bool_)
-        kinds = [self._conversations(rows, chat, side) for side in (None, *sides)]
+        refused: dict[int, Problem] = {}
+        kinds = [self._conversations(rows, chat, side, refused) for side in (None, *sides)]
         ids, spelled, fitting = self._texts.encode([text for kind in kinds for text in kind])
         of_kind = np.arange(len(rows) * len(kinds)).reshape(len(kinds), len(rows))
         prompt, *whole = [self._with_front(ids.take(kind), chat) for kind in of_kind]
         ended = [self._with_end(side) for side in whole]
-        problems, notes = self._judge(rows, kinds, sides, spelled=spelled[of_kind])
+        problems, notes = self._judge(rows, kinds, sides, spelled=spelled[of_kind], refused=refused)
         unread = self._unread(rows)
         if unread:
             notes["variables_unread"] = list(unread)
@@ -160,10 +160,14 @@ class Encoder:
         return {index: f"`{'`, `'.join(sorted(names))}`" for index, names in named.items() if names}
 
     def _conversations(
-        self, rows: Sequence[Row], chat: Flags, side: str | None
+        self, rows: Sequence[Row], chat: Flags, side: str | None, refused: dict[int, Problem]
     ) -> list[Conversation | str]:
-        """What is encoded for each row: the prompt, or prompt + completion of a side."""
-        conversations = [[*row["prompt"], *(row[side] if side else ())] for row in rows]
+        """What is encoded for each row: the prompt, or prompt + completion of a side; nothing for
+        one that the template refuses, which is noted in ``refused``."""
+        conversations = [
+            self._renderer.given([*row["prompt"], *(row[side] if side else ())], inputs_of(row))
+            for row in rows
+        ]
         rendered = iter(
             self._renderer.render(
                 [c for c, is_chat in zip(conversations, chat, strict=True) if is_chat],
@@ -172,11 +176,15 @@ class Encoder:
             )
         )
         found: list[Conversation | str] = []
-        for row, conversation, is_chat in zip(rows, conversations, chat, strict=True):
-            if not is_chat:
+        for index, (row, conversation) in enumerate(zip(rows, conversations, strict=True)):
+            if not chat[index]:
                 found.append("".join(message["content"] for message in conversation))
                 continue
             text, messages = next(rendered), self._contents.shaped(conversation)
+            if isinstance(text, Refused):
+                refused.setdefault(index, Problem("template_refuses", text.words))
+                found.append("")
+                continue
             printed = self._contents.locate(
                 messages, text, opening=side is None, inputs=inputs_of(row)
             )
@@ -190,6 +198,7 @@ class Encoder:
         sides: Sequence[str],
         *,
         spelled: Flags,
+        refused: Mapping[int, Problem],
     ) -> tuple[dict[int, Problem], dict[Note, list[int]]]:
         """What is wrong with rows, and what is to be known of others; ``spelled`` bool
         ``[kinds, rows]``."""
@@ -197,12 +206,14 @@ class Encoder:
         notes: dict[Note, list[int]] = {}
         for index, (prompt, *whole) in enumerate(zip(*kinds, strict=True)):
             row, found = rows[index], list[Note]()
-            if isinstance(prompt, str):
+            if index in refused:
+                problems[index] = refused[index]
+            elif isinstance(prompt, str):
                 found += ["control_token_in_text"] if spelled[:, index].any() else []
             else:
                 sides_of = [side for side in whole if isinstance(side, Conversation)]
                 problem = (
-                    self._spelled_in_inputs(row)
+                    self._spelled_beside(row, sides_of)
                     or templated(self._turns, sides_of, name)
                     or not_whole(prompt, sides_of, name)
                     or self._tools_dropped(row, prompt)
@@ -231,15 +242,18 @@ class Encoder:
             "or empty the column",
         )
 
-    def _spelled_in_inputs(self, row: Row) -> Problem | None:
-        """A control token that the template would print out of a variable, as one of its own."""
+    def _spelled_beside(self, row: Row, sides: Sequence[Conversation]) -> Problem | None:
+        """A control token that the template would print out of a variable, or of what a message
+        has besides its contents, as one of its own."""
         texts = list(self._renderer.inputs.of(inputs_of(row)).texts())
+        rests = [message.rest for side in sides for message in side.messages if message.rest]
+        texts += [text for rest in rests for text in rest.told]
         names = sorted(n for n in self._texts.control_names if any(n in text for text in texts))
         if not names:
             return None
         return Problem(
             "control_token",
-            f"what the chat template is given beside the messages spells the control token "
+            f"what the chat template is given beside the contents spells the control token "
             f"{', '.join(map(repr, names))}: take it out",
         )
 

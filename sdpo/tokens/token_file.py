@@ -99,6 +99,11 @@ class TokenReport:
         for note, meaning in NOTES.items():
             if count := self.notes.get(note):
                 told.append(f"{count} {what}: {meaning} (first: {self.examples[note]})")
+        if count := self.reasons.get("template_refuses"):
+            told.append(
+                f"{count} {what} are not used, as the chat template refuses them: "
+                f"{self.examples['template_refuses']}"
+            )
         for reason in NOT_AS_GIVEN:
             if count := self.reasons.get(reason):
                 told.append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jinja2
 
 from sdpo.tokens.content import Contents, Print, Printed, Shaped
+from sdpo.tokens.message_rest import Leaf
 from sdpo.tokens.reasons import Problem
 
 _TEMPLATE = "Give another template in `model.chat_template`, or change the text"
@@ -83,9 +84,9 @@ class Turns:
 
     def already(self, message: Shaped) -> bool:
         """Whether a message's text brings the template's own marks along."""
-        if not message.cores:
+        if not message.texts:
             return False
-        first, last = message.cores[0], message.cores[-1]
+        first, last = message.texts[0], message.texts[-1]
         closes = self.answer_closes if message.role == "assistant" else self.prompt_closes
         return (
             first.startswith(self.opens)
@@ -150,17 +151,32 @@ def dropped_reasoning(side: Conversation) -> set[int]:
     dropped, at = set[int](), 0
     for message in side.messages[: side.prompt]:
         if message.role == "assistant":
-            dropped.update(range(at, at + message.reasoning))
+            start = at + message.thoughts
+            dropped.update(range(start, start + message.reasoning))
         at += len(message.cores)
     return dropped.intersection(side.printed.lost)
 
 
 def _lost(side: Conversation, core: int, cores: list[str], name: str) -> Problem:
+    leaf, message = _leaf(side, core)
+    remedy = _TEMPLATE
+    if leaf and leaf.is_reasoning and message < side.prompt:
+        remedy = (
+            "Take the reasoning out of the turns before the last, where it is left out when the "
+            "model is used, too, or give a template that prints it in `model.chat_template`"
+        )
     return Problem(
         "template_drops_text",
         f"the chat template of {name} drops or changes {_part(side, core)}: "
-        f"{_shown(cores[core])}. {_TEMPLATE}",
+        f"{_shown(cores[core])}. {remedy}",
     )
+
+
+def _leaf(side: Conversation, core: int) -> tuple[Leaf | None, int]:
+    """Where a core stands in its message's rest, and the message."""
+    message = side.message_of(core)
+    before = sum(len(m.cores) for m in side.messages[:message])
+    return side.messages[message].leaf(core - before), message
 
 
 def _moved(prompt: str, side: Conversation, cores: list[str], name: str) -> Problem | None:
@@ -185,7 +201,7 @@ def _moved(prompt: str, side: Conversation, cores: list[str], name: str) -> Prob
             f"the chat template of {name} prints a part of the completion before the prompt's "
             f"end. {_TEMPLATE}",
         )
-    start = sum([len(cores[core]) for core in order[:place]])
+    start = sum([len(core) for core in side.printed.spelled(cores)[:place]])
     if place and start + ends[place - 1] > border:
         return Problem(
             "boundary_moved",
@@ -207,10 +223,11 @@ def _common(left: str, right: str) -> int:
 
 
 def _part(side: Conversation, core: int) -> str:
-    message = side.message_of(core)
+    leaf, message = _leaf(side, core)
+    what = f"`{leaf.path[0]}`" if leaf else "a part"
     if message >= side.prompt:
-        return "a part of the completion"
-    return f"a part of the prompt's {side.messages[message].role} message"
+        return f"{what} of the completion"
+    return f"{what} of the prompt's {side.messages[message].role} message"
 
 
 def _shown(text: str) -> str:

@@ -82,6 +82,53 @@ def test_examples_whose_prompts_are_all_reserved_are_told_so(
     assert "lower data.reserve.fraction" in message
 
 
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no \x1b[31msystem') }}"
+    "{% endif %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function | tojson }}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def told_by(called) -> str:
+    return " ".join(called.out.replace("│", " ").split())
+
+
+def test_rows_that_the_template_refuses_are_listed_with_its_words(
+    recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text(STRICT, encoding="utf-8")
+    model = {"chat_template": str(template)}
+    called = sdpo("check", recipe([*PAIRS, {**PAIRS[0], "system": "Be kind."}], model=model))
+    assert called.code == 0, called.told
+    assert "mine template_refuses 1 25 the chat template" in told_by(called)
+    assert "system, user: no ␛[31msystem" in told_by(called)
+    refused = [{**pair, "system": "Be kind."} for pair in PAIRS]
+    for command in ("check", "run"):
+        called = sdpo(command, recipe(refused, model=model))
+        assert called.code == 2
+        message = " ".join(called.err.split())
+        assert "no pairs left after tokenisation (24 template_refuses). Row 1: the chat" in message
+        assert "no ␛[31msystem" in message
+
+
+def test_calls_of_tools_are_shown_as_the_template_prints_them(
+    recipe, sdpo: Sdpo, tmp_path: Path
+) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text(STRICT, encoding="utf-8")
+    call = {"function": {"name": "rain_in", "arguments": '{"city": "Rome"}'}}
+    called_with = {"role": "assistant", "content": None, "tool_calls": [call]}
+    rows = [{**pair, "chosen": [called_with]} for pair in PAIRS]
+    chosen = [called_with, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "4"}]
+    rows.append({**PAIRS[0], "chosen": chosen})
+    called = sdpo("check", recipe(rows, model={"chat_template": str(template)}))
+    assert called.code == 0, called.told
+    assert '{"name": "rain_in", "arguments": {"city": "Rome"}}<|end|>' in told_by(called)
+    assert "mine tool_turn_in_completion 1 25" in told_by(called)
+
+
 def test_adapters_on_a_tied_embedding_are_refused(recipe, sdpo: Sdpo) -> None:
     training = {"lora_r": 4, "lora_target_modules": ["embed_tokens"], "max_steps": 1}
     for command in ("check", "run"):

@@ -268,21 +268,7 @@ def test_transcript_marks_inside_an_ordinary_prompt_are_text():
             "not_text",
             "`tool_calls`",
         ),
-        (
-            {"prompt": [user("Q"), {"role": "tool", "content": "4"}], **SIDES},
-            "not_text",
-            "tool call",
-        ),
         ({"prompt": [{"role": "narrator", "content": "Q"}], **SIDES}, "not_text", "narrator"),
-        (
-            {
-                "prompt": "Q",
-                "chosen": [{"role": "assistant", "content": "y", "thinking": "hm"}],
-                "rejected": "n",
-            },
-            "not_text",
-            "`thinking`",
-        ),
     ],
 )
 def test_rows_that_are_no_pair_are_set_aside_with_the_reason(row, reason, detail):

@@ -23,7 +23,7 @@ def supervised(write, tmp_path: Path):
 
 
 def turns(*pairs):
-    return [{"role": role, "content": content} for role, content in pairs]
+    return [{"role": role, "content": content, "rest": None} for role, content in pairs]
 
 
 USER, ASSISTANT = ("user", "Q?"), ("assistant", "yes")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.errors import DataError, ModelError
+from sdpo.errors import ModelError
 from sdpo.tokens.template import Encoder
 from sdpo.tokens.token_file import Ids
 
@@ -192,15 +192,46 @@ def test_conversations_without_a_template_are_refused_with_what_to_do(make_token
         encode(encoder, "the dog?", "a fox")
 
 
-def test_a_conversation_that_the_template_refuses_is_named(make_tokenizer, clock):
-    strict = (
-        "{% for m in messages %}{% if m.role == 'system' %}"
-        "{{ raise_exception('no system messages') }}{% endif %}{{ m.content }}</s>{% endfor %}"
-    )
-    encoder = Encoder(make_tokenizer(strict), clock=clock)
-    prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the dog?"}]
-    with pytest.raises(DataError, match=r"row 7 of source `tests`.*system, user.*no system mess"):
-        encode(encoder, prompt, "a fox")
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('no system \x1b messages') }}{% endif %}{{ m.content }}</s>{% endfor %}"
+)
+
+
+def test_a_row_that_the_template_refuses_has_a_problem_and_the_others_their_ids(
+    make_tokenizer, clock
+):
+    encoder = Encoder(make_tokenizer(STRICT, bos=True), clock=clock)
+
+    def row(*roles: str) -> dict[str, object]:
+        prompt = [{"role": role, "content": "the dog?"} for role in roles]
+        answer = [{"role": "assistant", "content": "a fox"}]
+        return {"row": 7, "format": "chat", "prompt": prompt, "chosen": answer}
+
+    rows = [row("user"), row("system", "user"), row("user", "user"), row("system", "user")]
+    encoded = encoder.encode(rows, ["chosen"])
+    assert [*encoded.problems] == [1, 3]
+    problem = encoded.problems[1]
+    assert problem.reason == "template_refuses"
+    assert "refuses the roles system, user: no system \N{SYMBOL FOR ESCAPE} mess" in problem.detail
+    assert "in `model.chat_template`" in problem.detail
+    for index in (0, 2):
+        alone = encoder.encode([rows[index]], ["chosen"])
+        assert encoded.prompt[index].tolist() == alone.prompt[0].tolist()
+        assert encoded.sides[0][index].tolist() == alone.sides[0][0].tolist()
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_row_of_which_the_template_refuses_one_completion_has_a_problem(
+    make_tokenizer, clock, side
+):
+    template = STRICT.replace("m.role == 'system'", "'!' in m.content")
+    encoder = Encoder(make_tokenizer(template), clock=clock)
+    row = {"format": "chat", "prompt": [{"role": "user", "content": "the dog?"}]}
+    for name in ("chosen", "rejected"):
+        text = "a fox!" if name == side else "a fox"
+        row[name] = [{"role": "assistant", "content": text}]
+    assert encoder.encode([row], ["chosen", "rejected"]).problems[0].reason == "template_refuses"
 
 
 def test_a_template_that_does_not_print_the_answer_is_refused(make_tokenizer, clock):

@@ -2,78 +2,21 @@
 
 import re
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from real_templates import CONTROLS, END_OF_TURN, NO_SYSTEM, TEMPLATES, tokenizer_of
 
 from sdpo.tokens.boundary import Cut, boundaries_of, cut
 from sdpo.tokens.template import Encoder
 from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
 
-FOLDER = Path(__file__).resolve().parents[2] / "templates"
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-END_OF_TURN = {
-    "chatml": "<|im_end|>",
-    "chatml_default_system": "<|im_end|>",
-    "llama3": "<|eot_id|>",
-    "mistral": "</s>",
-    "mistral_system_last": "</s>",
-    "gemma": "<end_of_turn>",
-    "phi3": "<|end|>",
-    "qwen3": "<|im_end|>",
-    "exaone4": "[|endofturn|]",
-    "gpt_oss": "<|return|>",
-    "smollm3": "<|im_end|>",
-}
-NO_SYSTEM = {"gemma"}
-CONTROLS = [
-    *("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>"),
-    *("<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>"),
-    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "[|user|]", "[|assistant|]"),
-    *("[|system|]", "[|endofturn|]", "<|start|>", "<|message|>", "<|channel|>", "<|return|>"),
-]
-TEXT = ["The quick brown fox jumps over the lazy dog.", "user assistant system model final"]
-
 
 @pytest.fixture(scope="session")
-def backend() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=CONTROLS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT * 4, trainer)
-    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>")])
-    return str(tokenizer.to_str())
-
-
-@pytest.fixture(scope="session")
-def tokenizer_of(backend):
-    def tokenizer_of(template: str) -> PreTrainedTokenizerFast:
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(backend),
-            bos_token="<s>",
-            eos_token=END_OF_TURN[template],
-            pad_token="<pad>",
-        )
-        tokenizer.chat_template = (FOLDER / f"{template}.jinja").read_text().removesuffix("\n")
-        return tokenizer
-
-    return tokenizer_of
-
-
-@pytest.fixture(scope="session")
-def encoder_of(tokenizer_of, clock):
+def encoder_of(clock):
     return lru_cache(lambda template: Encoder(tokenizer_of(template), clock=clock))
 
 
@@ -100,7 +43,7 @@ def cut_of(encoder: Encoder, *rows) -> Cut:
 
 
 @pytest.fixture
-def tokens_of(tmp_path, tokenizer_of, write_pairs, clock):
+def tokens_of(tmp_path, write_pairs, clock):
     def tokens_of(triples, *, template: str, **options) -> TokenFile:
         out = tmp_path / "tokens.arrow"
         tokenise_pairs(
@@ -136,9 +79,7 @@ def conversations(template: str):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_an_ordinary_conversation_is_whole_in_the_tokens_of_its_side(
-    tokens_of, tokenizer_of, template
-):
+def test_an_ordinary_conversation_is_whole_in_the_tokens_of_its_side(tokens_of, template):
     tokenizer = tokenizer_of(template)
     for prompt in conversations(template):
         file = tokens_of([(prompt, "In the barn.", "It jumps.")], template=template)
@@ -245,7 +186,7 @@ def test_an_answer_that_brings_its_end_token_along_is_refused(encoder_of, templa
     assert cut_of(encoder_of(template), row).reasons == ["already_templated"]
 
 
-def test_text_of_format_text_may_spell_control_tokens(tokens_of, tokenizer_of):
+def test_text_of_format_text_may_spell_control_tokens(tokens_of):
     triple = ("<|im_start|>user\nthe dog?<|im_end|>\n<|im_start|>assistant\n", "a fox", "a dog")
     file = tokens_of([triple, ("the dog", " sleeps", " jumps")], template="chatml", format="text")
     assert (file.report.reasons, file.report.notes) == ({}, {"control_token_in_text": 1})
@@ -261,15 +202,15 @@ DROPS = (
 )
 
 
-def own(tokenizer_of, clock, template: str) -> Encoder:
+def own(clock, template: str) -> Encoder:
     tokenizer = tokenizer_of("chatml")
     tokenizer.chat_template = template
     return Encoder(tokenizer, clock=clock)
 
 
-def test_a_template_that_drops_the_reasoning_of_a_completion_is_named(tokenizer_of, clock):
+def test_a_template_that_drops_the_reasoning_of_a_completion_is_named(clock):
     row = row_of([("user", "the dog?")], THOUGHT, "<think>\nHm.\n</think>\n\nIt sleeps.")
-    [problem] = cut_of(own(tokenizer_of, clock, DROPS), row).problems
+    [problem] = cut_of(own(clock, DROPS), row).problems
     assert problem.reason == "template_drops_text"
     assert "a part of the completion: '<think>\\nThe dog is lazy.'" in problem.detail
     assert "`model.chat_template`" in problem.detail
@@ -289,21 +230,21 @@ def test_a_template_that_drops_the_reasoning_of_a_completion_is_named(tokenizer_
         "m.content | replace('\"', '')",
     ],
 )
-def test_a_template_that_changes_a_text_is_named(tokenizer_of, clock, change):
+def test_a_template_that_changes_a_text_is_named(clock, change):
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ " + change + " }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     prompt = [("system", "be kind"), ("user", 'the <b>lazy</b> "dog"?')]
-    encoder = own(tokenizer_of, clock, template)
+    encoder = own(clock, template)
     row = row_of(prompt, "It sleeps. In the <b>barn</b> of a dog & fox.", "No.")
     assert cut_of(encoder, row).reasons == ["template_drops_text"]
 
 
-def test_a_template_that_prints_a_text_twice_is_named(tokenizer_of, clock):
+def test_a_template_that_prints_a_text_twice_is_named(clock):
     template = DROPS.replace("{{ m.content }}", "{{ m.content }} {{ m.content }}")
     row = row_of([("user", "the dog?")], "It sleeps.", "It jumps.")
-    [problem] = cut_of(own(tokenizer_of, clock, template), row).problems
+    [problem] = cut_of(own(clock, template), row).problems
     assert problem.reason == "template_repeats_text"
 
 
@@ -315,7 +256,7 @@ def test_reasoning_of_earlier_turns_may_be_dropped_as_in_use_and_is_noted(tokens
 
 
 @pytest.mark.parametrize("template", ["qwen3", "exaone4"])
-def test_the_reasoning_of_an_answer_is_kept(tokens_of, tokenizer_of, template):
+def test_the_reasoning_of_an_answer_is_kept(tokens_of, template):
     file = tokens_of([([QUESTION], THOUGHT, "It jumps.")], template=template)
     _, chosen, _ = decoded(file, tokenizer_of(template))
     assert THOUGHT in chosen
@@ -323,7 +264,7 @@ def test_the_reasoning_of_an_answer_is_kept(tokens_of, tokenizer_of, template):
 
 
 def test_a_system_text_that_moves_behind_the_border_is_listed_in_one_row_of_many(
-    tokens_of, tokenizer_of, tmp_path, write_pairs, clock
+    tmp_path, write_pairs, clock
 ):
     template = (
         "{% set s = messages[0].content if messages[0].role == 'system' else '' %}"
