@@ -70,9 +70,14 @@ class SequenceScorer(nn.Module):
     def _logps(self, batch: Batch) -> torch.Tensor:
         inner: Any = inner_model(self.model)
         options: dict[str, Any] = {}
-        if batch.segments is None or self.attention == "flash_attention_2":
-            # That kernel finds the sequences of a packed row by their positions.
+        if batch.segments is None:
             use_attention(inner, self.attention)
+        elif self.attention == "flash_attention_2":
+            use_attention(inner, self.attention)
+            starts, longest = batch.segments.sequences()
+            # As FlashAttentionKwargs of transformers has them: of queries and of keys.
+            options |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), starts)
+            options |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
         else:
             use_attention(inner, SEGMENTED)
             options["segments"] = batch.segments

@@ -93,6 +93,21 @@ class Segments:
         near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         return same & visible & near
 
+    def sequences(self) -> tuple[torch.Tensor, int]:
+        """Where the sequences of a packed row begin, and where the last one ends, int32
+        ``[sequences + 1]``; and the tokens of the longest.
+
+        A kernel that gets them need not look for them in positions, which a device would be waited
+        for, and in which each token of the padding is a sequence.
+        """
+        if "sequences" not in self._made:
+            edges = sorted({part.first_key for part in self.parts} | {len(self.on_host)})
+            starts = torch.tensor(edges, dtype=torch.int32)
+            longest = int(starts.diff().max())
+            self._made["sequences"] = starts.to(self.positions.device), longest
+        found: tuple[torch.Tensor, int] = self._made["sequences"]
+        return found
+
     def block_mask(self, window: int | None) -> Any:
         """The rule as FlexAttention's block mask."""
         key = ("blocks", window)

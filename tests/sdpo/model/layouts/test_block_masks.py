@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
-from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.layouts import LAYOUTS, PromptGroup, attention
 from sdpo.model.layouts.attention import segmented_attention
 from sdpo.model.layouts.block_masks import BLOCK
 from sdpo.model.layouts.segments import Segments
+from sdpo.model.sequence_scorer import SequenceScorer
+
+from ...training_helpers.layouts import pairs, small_model
 
 SHAPES = [(1, 1, 4), (1, 10, 30), (3, 1, 200), (5, 20, 90), (7, 100, 400), (12, 1, 60)]
 
@@ -90,6 +93,32 @@ def test_flex_attention_under_the_mask_gives_what_the_cpu_kernel_gives(layout, w
         sliding_window=window,
     )
     torch.testing.assert_close(flexed.transpose(1, 2)[:, :tokens], ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_a_model_in_bf16_reaches_flex_attention_in_bf16_and_keeps_its_log_probs(
+    layout, monkeypatch
+):
+    reached: list[torch.dtype] = []
+
+    def flex(query, key, value, segments, scale, _dropout, window):
+        reached.extend(tensor.dtype for tensor in (query, key, value))
+        out = attention._flex(query, key, value, segments, scale, window)
+        return out.transpose(1, 2)
+
+    scorer = SequenceScorer(small_model("llama"))
+    given = pairs(4)
+    with torch.no_grad():
+        exact = scorer(LAYOUTS["padded"].collate(given, pad_token_id=0, device="cpu"))
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: torch_flex.flex_attention)
+    monkeypatch.setattr(attention, "_on_cpu", flex)
+    as_on_a_gpu = LAYOUTS[layout].collate(given, pad_token_id=0, device="cuda")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is slow when it is not compiled
+        logps = scorer(as_on_a_gpu)
+    assert set(reached) == {torch.bfloat16}
+    assert len(reached) == 6, "of two layers"
+    torch.testing.assert_close(logps, exact, rtol=2e-2, atol=0.3)
 
 
 def test_the_mask_of_16k_tokens_takes_memory_by_tokens_and_blocks_alone(monkeypatch):
