@@ -1,7 +1,8 @@
 """Settling the token budget of a training before its first micro-batch, and keeping it.
 
 On a CPU the settings say it. On a GPU nobody can: it is tried on the longest items, forward and
-backward, with room for the optimizer's states, and what fits is published.
+backward, beside the gradients of a micro-batch before it and with room for the optimizer's states,
+and what fits is published.
 """
 
 from pathlib import Path
@@ -100,13 +101,15 @@ def heaviest(order: np.ndarray, costs: np.ndarray, tokens: int, layout: str) -> 
 
 
 def fits(trainer: Trainer, task: Task, items: np.ndarray) -> bool:
-    """Whether ``items`` fit into the device's memory in one micro-batch of a training."""
+    """Whether ``items`` fit into the device's memory in one micro-batch of a training, which need
+    not be the first of its global batch."""
     device = trainer.accelerator.device
     clear_device_cache(garbage_collection=True)
     torch.cuda.reset_peak_memory_stats(device)
     free, _ = torch.cuda.mem_get_info(device)
     room = _SHARE * (free + torch.cuda.memory_reserved(device))
     try:
+        _hold_gradients(trainer)
         losses = task.losses(trainer.logps(task, items), items)
         trainer.accelerator.backward(losses.loss.sum() * 0.0)
     except RuntimeError as error:
@@ -116,10 +119,23 @@ def fits(trainer: Trainer, task: Task, items: np.ndarray) -> bool:
     return torch.cuda.max_memory_allocated(device) + _states_to_come(trainer) <= room
 
 
+def _trained(trainer: Trainer) -> list[torch.nn.Parameter]:
+    return [p for group in trainer.optimizer.param_groups for p in group["params"]]
+
+
+def _hold_gradients(trainer: Trainer) -> None:
+    """Give every parameter that trains a gradient, as the first micro-batch of a batch leaves it.
+
+    Without them the first trial would have the more room the more of the weights train.
+    """
+    for parameter in _trained(trainer):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def _states_to_come(trainer: Trainer) -> int:
     """Bytes that the optimizer allocates at its first step."""
     if trainer.optimizer.state:
         return 0
-    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     moments = 2 if trainer.training.optimizer == "adamw" else 1
-    return sum(moments * p.numel() * p.element_size() for p in trained)
+    return sum(moments * p.numel() * p.element_size() for p in _trained(trainer))

@@ -1,5 +1,7 @@
 """Budgets of micro-batches: what is settled, how it is lowered, and that training does not care."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import CPU_MICRO_BATCH_TOKENS
 from sdpo.errors import Fault, LowMemoryError
-from sdpo.stages.settle_budget import heaviest
+from sdpo.stages.settle_budget import heaviest, settle_budget
 from sdpo.store.budget import Budget, Reduction, halved, probe, read_budget, write_budget
 
 from ..training_helpers.models import (
+    RecordedEvents,
     ShortOfMemory,
     make_trainer,
     preference_task,
@@ -74,6 +77,72 @@ def test_the_heaviest_micro_batch_takes_the_longest_items():
     assert heaviest(order, costs, 15, "shared").tolist() == [1, 3]
     assert heaviest(order, costs, 17, "padded").tolist() == [1]
     assert heaviest(order, costs, 99, "padded").tolist() == [1, 3, 0, 2]
+
+
+class Counted(ShortOfMemory):
+    """A model on a device whose memory is counted in bytes: gradients, and 1,000 for each padded
+    token of a micro-batch."""
+
+    bytes_of_gradients: ClassVar[list[int]] = []
+    peak = 0
+
+    def forward(self, batch):
+        trained = [p for p in self.parameters() if p.requires_grad]
+        held = sum(p.grad.numel() * 4 for p in trained if p.grad is not None)
+        self.bytes_of_gradients.append(held)
+        Counted.peak = held + 1000 * batch.input_ids.numel()
+        return super().forward(batch)
+
+
+@pytest.fixture
+def counted_device(monkeypatch):
+    """The device that :class:`Counted` computes on has room for what was asked of it: a function
+    that sets its bytes."""
+    monkeypatch.setattr("tests.sdpo.training_helpers.models.SequenceScorer", Counted)
+    monkeypatch.setattr(Counted, "bytes_of_gradients", [])
+    monkeypatch.setattr("sdpo.stages.settle_budget._is_open", lambda trainer: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: Counted.peak)
+
+    def holds(size):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(size / 0.85), 0))
+
+    return holds
+
+
+def settled(trainer, task, folder):
+    settle_budget(trainer, task, folder=folder, key="k", given=None, events=RecordedEvents())
+    return trainer.progress.budget.micro_batch_tokens
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_what_is_tried_first_has_the_gradients_of_another_micro_batch_beside_it(
+    counted_device, tmp_path, optimizer
+):
+    training = TRAINING.model_copy(update={"optimizer": optimizer, "batch_size": 10})
+    trainer, task = make_trainer(tiny_llama(), training), preference_task(10)
+    longest = np.sort(trainer.costs(task))[::-1]
+    weights = 4 * sum(p.numel() for p in trainer.scorer.parameters())
+    states = (2 if optimizer == "adamw" else 1) * weights
+    counted_device(1000 * int(longest[0]) * 4 + weights + states)
+    tokens = settled(trainer, task, tmp_path)
+    assert set(Counted.bytes_of_gradients) == {weights}
+    assert longest[0] <= tokens <= 4 * longest[0]
+    assert all(p.grad is None for p in trainer.scorer.parameters()), "training starts with none"
+
+
+def test_gradients_that_do_not_fit_leave_one_item_to_a_micro_batch(
+    counted_device, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    counted_device(10**12)
+    trainer = make_trainer(tiny_llama(), TRAINING)
+    monkeypatch.setattr(torch, "zeros_like", full)
+    assert settled(trainer, preference_task(10), tmp_path) == 1
+    assert not Counted.bytes_of_gradients
 
 
 def train_short(monkeypatch, limits, *, dropout=0.0, told=None, budget=None, lanes=1):
