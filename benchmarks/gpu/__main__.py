@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(f"--only: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
     # Blocks of one size after another break a device's memory into pieces that nothing fits.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch wants it for sums in order
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     outcomes: list[Outcome] = []
     start = time.monotonic()

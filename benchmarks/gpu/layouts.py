@@ -1,12 +1,13 @@
 """Part 1: every layout gives the values and gradients of plain transformers, in fp32 and bf16.
 
 Looked at besides: whether a side's log-prob depends on its neighbours, what dtypes reach the
-kernel, whether other shapes compile again and again, and what the mask of a long row takes.
+kernel, whether gradients are the same bits a second time, whether other shapes compile again and
+again, and what the mask of a long row takes.
 """
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
 from sdpo.model.layouts import LAYOUTS, PromptGroup, attention
 from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.stages.repeatable import in_order
 
 _LAYOUTS = ("padded", "packed", "shared")
 _RTOL, _ATOL = 1e-5, 1e-3
@@ -35,6 +37,7 @@ def run(settings: Settings) -> Iterator[Finding]:
     scorer = SequenceScorer(model).train()
     groups = models.pairs(4, shortest=40, longest=300, vocabulary=shape.vocabulary, rng=rng)
     yield from _values(settings, model, scorer, groups)
+    yield from _again(settings, model, scorer, vocabulary=shape.vocabulary)
     yield from _leaks(settings, scorer, groups, vocabulary=shape.vocabulary)
     yield from _recompiles(settings, scorer, vocabulary=shape.vocabulary)
     yield from _masks(settings, vocabulary=shape.vocabulary)
@@ -117,6 +120,33 @@ def _spied() -> Iterator[set[str]]:
         yield seen
     finally:
         attention._flex = real
+
+
+def _again(settings: Settings, model: Any, scorer: Any, *, vocabulary: int) -> Iterator[Finding]:
+    """Gradients in bf16 of the same pairs three times over, and how far they are apart; of padded
+    rows with and without the switch that a training sets."""
+    rng = np.random.default_rng(settings.seed + 2)
+    count, longest = (1, 60) if settings.tiny else (8, 600)
+    groups = models.pairs(count, shortest=40, longest=longest, vocabulary=vocabulary, rng=rng)
+    for layout, ordered in (
+        ("padded", False),
+        ("padded", True),
+        ("packed", False),
+        ("shared", False),
+    ):
+        forward = partial(_logps, settings, scorer, layout, groups, low=True)
+        with in_order() if ordered else nullcontext():
+            first, *others = (_measured(model, forward)[1] for _ in range(3))
+        pairs = [pair for other in others for pair in zip(first, other, strict=True)]
+        apart = max(float((one - two).abs().max()) for one, two in pairs)
+        same = all(torch.equal(one, two) for one, two in pairs)
+        how = "as a training has it" if ordered or layout != "padded" else "without the switch"
+        yield Finding(
+            what=f"gradients a second and third time, layout {layout}, {how}",
+            seen="bit for bit the same" if same else f"differ by {apart:.1e} at most",
+            ok=same or how == "without the switch",
+            numbers={"bitwise": same, "largest_difference": apart},
+        )
 
 
 @torch.no_grad()

@@ -222,11 +222,13 @@ def _environment(spec: Spec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        return environment | {"CUDA_VISIBLE_DEVICES": ""}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         # Micro-batches differ in size: blocks that cannot grow leave holes that nothing fits.
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    return environment
+    # Sums in a fixed order: torch wants the former for it, the latter is flash-attn's.
+    order = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+    return order | environment
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:

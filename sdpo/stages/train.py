@@ -16,6 +16,7 @@ from sdpo.stages.examples import preference_task, supervised_task
 from sdpo.stages.publish import publish
 from sdpo.stages.reference_cache import compared_with, note_checked
 from sdpo.stages.reference_rows import Reference, score_reserve, state_of
+from sdpo.stages.repeatable import repeatable
 from sdpo.stages.resume_states import METRICS, Checkpoints
 from sdpo.stages.settle_budget import settle_budget
 from sdpo.stages.step_context import StepFiles
@@ -36,9 +37,10 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     trainer = step.session.trainer(training)
     _say_what_differs(step)
     saved = state_of(step, reference)
-    facts = {} if saved else _reference_facts(step, trainer, task, reference)
     key = key_of(step.spec) | {"reference": reference.digest}
-    done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
+    with repeatable(trainer, task, step.events, attention=step.spec.model.attention):
+        facts = {} if saved else _reference_facts(step, trainer, task, reference)
+        done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
     inputs = {}
     if reference.scored and step.session.accelerator.is_main_process:
         inputs = {"reference_logps": file_digest(step.folder / "reference.parquet")}
@@ -66,9 +68,10 @@ def train_supervised(step: StepFiles) -> None:
     """Train S on completions, publish it with its record."""
     task = supervised_task(step)
     trainer = step.session.trainer(step.spec.training)
-    done, facts = _train(
-        step, trainer, task, None, saved=step.saved, key=key_of(step.spec), facts={}
-    )
+    with repeatable(trainer, task, step.events, attention=step.spec.model.attention):
+        done, facts = _train(
+            step, trainer, task, None, saved=step.saved, key=key_of(step.spec), facts={}
+        )
     publish(step, {"optimizer_steps": done, "examples": len(task.ids), **facts}, inputs={})
 
 
