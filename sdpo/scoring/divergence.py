@@ -14,7 +14,7 @@ All of it holds only where y is sampled from P itself: at temperature 1, without
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from sdpo.model.chunked_head import head_logits
 from sdpo.model.layouts import Batch
 from sdpo.model.sequence_scorer import TokenSequence, collate
 from sdpo.system.out_of_memory import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 2**30
 """Of a chunk of rows, with all its copies: on a GPU so many that they hide reading the head."""
@@ -45,8 +48,8 @@ class Divergence:
 
 @torch.no_grad()
 def divergence(
-    policy: Any,
-    other: Any,
+    policy: "PreTrainedModel",
+    other: "PreTrainedModel",
     sequences: Sequence[TokenSequence],
     *,
     pad_token_id: int,
@@ -82,7 +85,7 @@ def divergence(
     return Divergence(kl=sums[0], k1=sums[1], k3=sums[2], tokens=tokens)
 
 
-def _states(model: Any, batch: Batch) -> torch.Tensor:
+def _states(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     """Hidden states that predict the scored tokens, ``[scored, width]``, in the batch's order."""
     forget_lengths(model)
     hidden = model.get_decoder()(
@@ -93,7 +96,9 @@ def _states(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _terms(
-    models: tuple[Any, Any], states: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor
+    models: "tuple[PreTrainedModel, PreTrainedModel]",
+    states: tuple[torch.Tensor, torch.Tensor],
+    targets: torch.Tensor,
 ) -> torch.Tensor:
     """kl, k1 and k3 of every scored position, float64 ``[3, scored]``, a chunk of rows at a time.
 

@@ -8,7 +8,7 @@ the records, in ``probes/``: they can be made again at any time and never touch 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from sdpo.scoring.score_rows import Scorer, score_rows
 from sdpo.store.logp_cache import LogpCache
 from sdpo.system.files import publish_file, write_json
 from sdpo.tokens.token_file import TokenFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ def measure(
 
 
 def write_completions(
-    policy: Any,
-    tokenizer: Any,
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[dict[str, Any]],
     *,
     name: str,
@@ -145,7 +148,7 @@ def write_completions(
     write_json(out / f"{name}.completions.json", written)
 
 
-def end_tokens(policy: Any, tokenizer: Any) -> list[int]:
+def end_tokens(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Tokens after which a completion stops: the model's and the tokenizer's."""
     ends = policy.generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]

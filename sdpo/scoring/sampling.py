@@ -5,9 +5,9 @@ number falls in the cumulative distribution. Batches are padded on the left and 
 transformers' own ``generate``, so every architecture's cache works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ import torch
 from sdpo.config.sampler import Sampler
 from sdpo.model.patches import generating_with
 from sdpo.system.out_of_memory import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ def pick(scores: torch.Tensor, numbers: torch.Tensor, sampler: Sampler) -> torch
 
 @torch.no_grad()
 def sample(
-    policy: Any,
+    policy: "PreTrainedModel",
     prompts: Sequence[Prompt],
     *,
     sampler: Sampler,
@@ -66,7 +69,7 @@ def sample(
     pad_token_id: int,
     device: torch.device,
     micro_batch_tokens: int,
-    on_batch: Any = lambda done: None,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Completion]:
     """One completion per prompt, in their order, of at most ``max_new_tokens`` each.
 
@@ -128,7 +131,7 @@ def _batches(
 
 
 def _generate(
-    policy: Any,
+    policy: "PreTrainedModel",
     prompts: Sequence[Prompt],
     *,
     chooser: "_Chooser",

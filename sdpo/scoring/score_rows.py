@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +20,13 @@ from sdpo.events import EventWriter
 from sdpo.model.batching import GRADIENT_FREE_FACTOR, micro_batches
 from sdpo.model.lanes import in_lanes
 from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.store.logp_cache import LogpCache, RowLogps
 from sdpo.system.out_of_memory import Parts
 from sdpo.tokens.token_file import Digests, TokenFile
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _PART_ROWS = 512
 
@@ -35,8 +39,8 @@ class Scorer:
     More than one of ``lanes``: see :mod:`sdpo.model.lanes`.
     """
 
-    accelerator: Any
-    module: Any
+    accelerator: "Accelerator"
+    module: SequenceScorer
     pad_token_id: int
     micro_batch_tokens: int
     layout: str = "padded"
@@ -117,7 +121,7 @@ def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     return items[np.sort(first)]
 
 
-def _agreed(accelerator: Any, missing: np.ndarray) -> np.ndarray:
+def _agreed(accelerator: "Accelerator", missing: np.ndarray) -> np.ndarray:
     """The main process's view of what is missing: others may look when rows are there already."""
     if accelerator.num_processes == 1:
         return missing

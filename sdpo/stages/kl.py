@@ -6,7 +6,7 @@ process on one device, whatever the steps run on.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,18 @@ from sdpo.system.files import publish_folder
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import TokenFile
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class _Forwards(TypedDict):
+    """How sequences are computed, whether they are sampled or compared."""
+
+    pad_token_id: int
+    device: torch.device
+    micro_batch_tokens: int
+
+
 _SKIPPED = {PAPER: 1}
 """Scored tokens at the start that a way of sampling leaves out: the paper's code does."""
 
@@ -44,7 +56,7 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
     budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
     if changes_itself(policy):
         budget = 1  # one sequence at a time: what a model gives it may depend on its neighbours
-    options: dict[str, Any] = {"pad_token_id": pad, "device": device, "micro_batch_tokens": budget}
+    options = _Forwards(pad_token_id=pad, device=device, micro_batch_tokens=budget)
     bf16 = spec.training.precision == "bf16"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         with timings.of("sample"):
@@ -76,7 +88,7 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
     return {"timings_s": timings.rounded()}
 
 
-def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> Any:
+def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedModel":
     """A model of the run, known by its digest, with a head that is known here.
 
     Raises:
@@ -92,7 +104,7 @@ def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> Any:
     return policy
 
 
-def _positions(policy: Any) -> int:
+def _positions(policy: "PreTrainedModel") -> int:
     text = policy.config.get_text_config()
     return int(getattr(text, "max_position_embeddings", 0) or 0)
 
@@ -114,12 +126,12 @@ def _prompts(spec: KlSpec, positions: int) -> tuple[list[Prompt], list[str]]:
 
 def _sample(
     spec: KlSpec,
-    policy: Any,
+    policy: "PreTrainedModel",
     prompts: Sequence[Prompt],
     sampler: Sampler,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     events: EventWriter,
-    options: dict[str, Any],
+    options: _Forwards,
 ) -> list[Completion]:
     def progress(done: int) -> None:
         phase = f"samples of {spec.policy.name}, {sampler.name}"
@@ -167,7 +179,7 @@ def _samples(
     prompts: Sequence[Prompt],
     sources: list[str],
     completions: dict[str, list[Completion]],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> pa.Table:
     rows = [
         {

@@ -1,9 +1,12 @@
 """What the processes of a stage tell each other beside tensors."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def fault_of_any(accelerator: Any, fault: str) -> str:
+def fault_of_any(accelerator: "Accelerator", fault: str) -> str:
     """What is wrong on the first rank on which something is, the same on all; empty: nothing is.
 
     Every rank has to ask: a trial that failed on one of them alone must not leave it on another

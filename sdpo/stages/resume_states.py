@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,9 @@ from sdpo.system import interrupts, machine
 from sdpo.system.files import file_digest, publish_file, publish_folder
 from sdpo.training.trainer import Progress, Trainer
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 METRICS = "metrics.jsonl"
 _SHARE_OF_TIME = 0.05
 """Of the time of a training that saving may take where it goes by minutes."""
@@ -34,10 +37,10 @@ _BYTES_PER_S = 200e6
 
 
 def find(
-    step: Path, *, key: Mapping[str, str], accelerator: Any, events: EventWriter
+    step: Path, *, key: Mapping[str, str], accelerator: "Accelerator", events: EventWriter
 ) -> SavedState | None:
     """The state that the step can go on from, the same on all ranks; says what is wrong."""
-    found: list[Any] = [None]
+    found: list[SavedState | None] = [None]
     if accelerator.is_main_process:
         state, faults = resume_states.find_state(step, key=key)
         for fault in faults:
@@ -93,7 +96,7 @@ class Checkpoints:
         return self.trainer.training
 
     @property
-    def _accelerator(self) -> Any:
+    def _accelerator(self) -> "Accelerator":
         return self.trainer.accelerator
 
     def restore(self, saved: SavedState) -> None:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.training.trainer import Trainer, make_optimizer
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _PATIENCE = timedelta(minutes=30)
 """After so long a collective of a training hangs."""
 _LONG_PATIENCE = timedelta(hours=12)
@@ -46,12 +50,14 @@ class Session:
     """
 
     spec: StepSpec
-    accelerator: Any
-    policy: Any
-    tokenizer: Any
-    waiting: Any = None
+    accelerator: "Accelerator"
+    policy: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    waiting: torch.distributed.ProcessGroup | None = None
     published_digest: str = field(default="", init=False)
-    _sharded: tuple[Any, Any] | None = field(default=None, init=False)
+    _sharded: "tuple[SequenceScorer, torch.optim.Optimizer] | None" = field(
+        default=None, init=False
+    )
 
     @property
     def pad_token_id(self) -> int:
@@ -140,7 +146,7 @@ class Session:
         training = self.spec.training.model_copy(update={"layout": "padded"})
         self.spec = self.spec.model_copy(update={"training": training})
 
-    def _trial(self, module: Any, groups: list[PromptGroup]) -> str:
+    def _trial(self, module: torch.nn.Module, groups: list[PromptGroup]) -> str:
         """What is wrong with the layout; without gradients where memory does not hold theirs."""
         tried = partial(
             agrees,
@@ -253,7 +259,7 @@ class Session:
         self.wait()
         self.accelerator.state.destroy_process_group()
 
-    def _engine(self) -> tuple[Any, Any]:
+    def _engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
         """DeepSpeed's engine and optimizer: made once, since they take the weights over."""
         if self._sharded is None:
             scorer = SequenceScorer(self.policy)
@@ -311,14 +317,17 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     return session
 
 
-def _waiting_group(accelerator: Any) -> Any:
+def _waiting_group(accelerator: "Accelerator") -> torch.distributed.ProcessGroup | None:
     """Over gloo, whose barrier may last: NCCL's would end everything after its shorter time."""
     if accelerator.num_processes == 1:
         return None
-    return torch.distributed.new_group(backend="gloo", timeout=_LONG_PATIENCE)
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(
+        backend="gloo", timeout=_LONG_PATIENCE
+    )
+    return group
 
 
-def _accelerator(spec: StepSpec) -> Any:
+def _accelerator(spec: StepSpec) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -330,20 +339,18 @@ def _accelerator(spec: StepSpec) -> Any:
     group = InitProcessGroupKwargs(backend=backend, timeout=_PATIENCE)
     # Gradients are views of the buckets that travel, not copies of them.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    options: dict[str, Any] = {
-        "kwargs_handlers": [group, ddp] if sharded or spec.launch.processes > 1 else None,
-        "log_with": list(tracking) or None,
-        "project_dir": str(folder) if tracking else None,
-    }
+    made = partial(
+        Accelerator,
+        kwargs_handlers=[group, ddp] if sharded or spec.launch.processes > 1 else None,
+        log_with=list(tracking) or None,
+        project_dir=str(folder) if tracking else None,
+    )
     if sharded:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        accelerator = Accelerator(deepspeed_plugin=_deepspeed(spec), **options)
+        accelerator = made(deepspeed_plugin=_deepspeed(spec))
     else:
-        accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="bf16" if spec.training.precision == "bf16" else "no",
-            **options,
-        )
+        bf16 = spec.training.precision == "bf16"
+        accelerator = made(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no")
     if accelerator.num_processes != spec.launch.processes:
         # Processes that do not find each other would each train alone and write over each other.
         raise Fault(
@@ -363,12 +370,12 @@ def _check_finite(weights: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _deepspeed(spec: StepSpec) -> Any:
+def _deepspeed(spec: StepSpec) -> "DeepSpeedPlugin":
     """ZeRO over fp32 weights: bf16 is autocast inside the engine, so what is published is exact."""
     from accelerate import DeepSpeedPlugin
 
     bf16, stage = spec.training.precision == "bf16", 3 if spec.launch.strategy[-1] == "3" else 2
-    autocast: dict[str, Any] = {"enabled": bf16, "dtype": "bfloat16"}
+    autocast: dict[str, bool | str | list[str]] = {"enabled": bf16, "dtype": "bfloat16"}
     if stage == 2:
         # Gradients travel in fp32, as DDP's do. ZeRO-3 would gather its weights in fp32 for it.
         autocast["lower_precision_safe_modules"] = []

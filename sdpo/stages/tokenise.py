@@ -1,9 +1,10 @@
 """The stage that turns text into token ids."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sdpo.events import EventWriter
 from sdpo.identity.tokenizer_digest import given_template
@@ -14,20 +15,34 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
 from sdpo.tokens.view import render_example, render_pair
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class _Options(TypedDict):
+    """How texts are cut, pairs and supervised examples alike."""
+
+    processes: int
+    max_length: int
+    max_prompt_length: int
+    clock: datetime
+    end_token_ids: list[int]
+    variables: Mapping[str, Any]
+
 
 def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
     """Tokenise the run's pairs, and its supervised examples if it has any."""
     # The work is divided among processes; threads within them would only contend.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = _tokenizer(spec)
-    options: dict[str, Any] = {
-        "processes": machine.cores(),
-        "max_length": spec.max_length,
-        "max_prompt_length": spec.max_prompt_length,
-        "clock": datetime.fromisoformat(spec.clock),
-        "end_token_ids": spec.end_token_ids,
-        "variables": spec.model.chat_template_kwargs,
-    }
+    options = _Options(
+        processes=machine.cores(),
+        max_length=spec.max_length,
+        max_prompt_length=spec.max_prompt_length,
+        clock=datetime.fromisoformat(spec.clock),
+        end_token_ids=spec.end_token_ids,
+        variables=spec.model.chat_template_kwargs,
+    )
 
     def progress(done: int, total: int) -> None:
         events.progress("tokenise", done, total, unit="rows")
@@ -49,7 +64,7 @@ def view(spec: ViewSpec) -> dict[str, Any]:
     return {"pair": asdict(render_pair(row, _tokenizer(spec)))}
 
 
-def _tokenizer(spec: TokeniseSpec | ViewSpec) -> Any:
+def _tokenizer(spec: TokeniseSpec | ViewSpec) -> "PreTrainedTokenizerBase":
     """The tokenizer with the recipe's template, if it gives one."""
     tokenizer = load_tokenizer(spec.tokenizer, code=spec.model.trust_remote_code)
     if spec.model.chat_template:

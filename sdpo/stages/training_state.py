@@ -8,9 +8,9 @@ loads with ``weights_only=False``.
 
 import json
 import random
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from sdpo.errors import IntegrityError
 from sdpo.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,7 +40,7 @@ def save_training(trainer: Trainer, folder: Path, *, sharded: bool) -> list[str]
         save_file(tensors, folder / name)
     generators = f"generators-{rank}.json"
     (folder / generators).write_text(
-        json.dumps(generator_states(trainer.accelerator.device)), encoding="utf-8"
+        json.dumps(asdict(generator_states(trainer.accelerator.device))), encoding="utf-8"
     )
     return [*files, generators]
 
@@ -58,7 +61,7 @@ def load_training(trainer: Trainer, folder: Path, *, sharded: bool) -> None:
         _copy_into(_trained(module, copy=False), stored, prefix=_PARAMETER)
         _load_optimizer(trainer, module, load_file(folder / "optimizer.safetensors"))
     text = (folder / f"generators-{rank}.json").read_text(encoding="utf-8")
-    restore_generators(json.loads(text), trainer.accelerator.device)
+    restore_generators(GeneratorStates(**json.loads(text)), trainer.accelerator.device)
 
 
 _PARAMETER, _BUFFER = "parameter.", "buffer."
@@ -127,7 +130,7 @@ def _load_optimizer(trainer: Trainer, module: torch.nn.Module, stored: Tensors) 
     optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
-def _zero_partitions(zero: Any) -> list[torch.Tensor]:
+def _zero_partitions(zero: "ZeROOptimizer") -> list[torch.Tensor]:
     """This rank's flat fp32 weights, one tensor per group; keys of the optimizer's state."""
     stage3 = getattr(zero, "fp32_partitioned_groups_flat", None)
     return list(zero.single_partition_of_fp32_groups if stage3 is None else stage3)
@@ -164,7 +167,7 @@ def _load_zero(trainer: Trainer, stored: Tensors) -> None:
         zero.update_lp_params()
 
 
-def _spread_stage3(zero: Any) -> None:
+def _spread_stage3(zero: "ZeROOptimizer") -> None:
     """Give the weights that ZeRO-3 computes with the values of its flat fp32 partitions."""
     from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, LOSS_SCALER
 
@@ -179,27 +182,37 @@ def _spread_stage3(zero: Any) -> None:
     zero.checkpoint_event_epilogue()  # gathers the small weights that every rank keeps whole
 
 
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """States of the generators of random numbers in this process, as JSON; ``device`` is its."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorStates:
+    """States of a process's generators of random numbers, of JSON types; tensors in hex digits."""
+
+    torch: str
+    cuda: str | None
+    numpy: tuple[str, list[int], int, int, float]
+    python: tuple[int, list[int], float | None]
+
+
+def generator_states(device: torch.device) -> GeneratorStates:
+    """Return the states of this process, whose device is ``device``."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, next_gauss = random.getstate()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": None if cuda is None else _hex(cuda),
-        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), next_gauss],
-    }
+    return GeneratorStates(
+        torch=_hex(torch.get_rng_state()),
+        cuda=None if cuda is None else _hex(cuda),
+        numpy=(name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)),
+        python=(version, list(internal), next_gauss),
+    )
 
 
-def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+def restore_generators(states: GeneratorStates, device: torch.device) -> None:
     """Put the generators back to what :func:`generator_states` returned."""
-    torch.set_rng_state(_from_hex(states["torch"]))
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(_from_hex(states["cuda"]), device)
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    version, internal, next_gauss = states["python"]
+    torch.set_rng_state(_from_hex(states.torch))
+    if states.cuda is not None:
+        torch.cuda.set_rng_state(_from_hex(states.cuda), device)
+    name, keys, position, has_gauss, gauss = states.numpy
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, next_gauss = states.python
     random.setstate((version, tuple(internal), next_gauss))
 
 

@@ -1,12 +1,15 @@
 """Loading a tokenizer: from the files that are digested, and from no others."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdpo.identity.model_folder import refusals, view_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(folder: Path, *, code: bool = False) -> Any:
+
+def load_tokenizer(folder: Path, *, code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer in ``folder``; with ``code`` it may bring Python of its own.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,14 @@ from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.model.layouts import LAYOUTS
 from sdpo.model.patches import global_batch_ends
 from sdpo.model.randomness import Generators
+from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.store.budget import Budget, halved
 from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
 from sdpo.training.tasks import ItemLosses, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 Metrics = dict[str, float]
 _Result = TypeVar("_Result")
@@ -96,13 +101,12 @@ class Trainer:
     """A model under an accelerator, and the settings it trains with.
 
     ``scorer`` is the prepared :class:`~sdpo.model.sequence_scorer.SequenceScorer`, ``optimizer``
-    the prepared optimizer or None where nothing is trained. More than one of ``lanes``: see
-    :mod:`sdpo.model.lanes`.
+    the prepared optimizer. More than one of ``lanes``: see :mod:`sdpo.model.lanes`.
     """
 
-    accelerator: Any
-    scorer: Any
-    optimizer: Any
+    accelerator: "Accelerator"
+    scorer: SequenceScorer
+    optimizer: "AcceleratedOptimizer"
     training: TrainingConfig
     pad_token_id: int
     layout: str = "padded"
@@ -397,7 +401,7 @@ class Trainer:
 class _Sums:
     """Sums of losses and metrics over the micro-batches of this rank, then over all ranks."""
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: "Accelerator") -> None:
         self._accelerator = accelerator
         self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         self._items = 0
