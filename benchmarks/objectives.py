@@ -15,12 +15,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sdpo.chain.run_chain import run_chain
 from sdpo.config import RunConfig, describe
 from sdpo.config.load import load_recipe
-from sdpo.events import Event
+from sdpo.events import Event, WarningEvent
 from sdpo.hooks import Host
 from sdpo.objectives import OBJECTIVES
 from sdpo.report.load import load_run
@@ -139,9 +138,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _listen(event: Event) -> None:
-    if event["event"] == "warning":
-        message: Any = event["message"]
-        print(f"  {message}", file=sys.stderr)
+    if isinstance(event, WarningEvent):
+        print(f"  {event.message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

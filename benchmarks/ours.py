@@ -16,6 +16,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec, TokeniseSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.run_folder import RunFolder
@@ -124,7 +125,7 @@ def run_step(
     run = RunFolder(spec.run)
     losses = read_losses(run.step(1) / "metrics.jsonl")
     shutil.rmtree(run.model(1))  # large, and nobody asks for it
-    return Measurement("sdpo", result["timings_s"], losses, stages.usage["step-1"])
+    return Measurement("sdpo", result.read(StepResult).timings_s, losses, stages.usage["step-1"])
 
 
 def step_spec(

@@ -19,7 +19,8 @@ from benchmarks.ours import launch_config, read_losses, step_spec, training_conf
 from benchmarks.workload import Workload
 from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.errors import Interrupted
-from sdpo.events import Event
+from sdpo.events import Event, StateEvent
+from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.budget import Budget
@@ -76,9 +77,9 @@ def _spec(
     )
 
 
-def _listened(spec: StepSpec) -> tuple[dict[str, Any], list[Event]]:
+def _listened(spec: StepSpec) -> tuple[StepResult, list[Event]]:
     events: list[Event] = []
-    return run_stage(spec, listen=events.append), events
+    return run_stage(spec, listen=events.append).read(StepResult), events
 
 
 def _stop_after_a_save(spec: StepSpec) -> int:
@@ -86,8 +87,8 @@ def _stop_after_a_save(spec: StepSpec) -> int:
     saved: list[int] = []
 
     def listen(event: Event) -> None:
-        if event["event"] == "checkpoint":
-            saved.append(event["optimizer_step"])
+        if isinstance(event, StateEvent) and event.event == "checkpoint":
+            saved.append(event.optimizer_step)
             if len(saved) == 1:
                 raise Interrupted("enough")
 
@@ -102,12 +103,12 @@ def _record(spec: StepSpec) -> dict[str, Any]:
     return facts
 
 
-def _told(spec: StepSpec, result: dict[str, Any], events: list[Event]) -> Finding:
+def _told(spec: StepSpec, result: StepResult, events: list[Event]) -> Finding:
     facts, warnings = _record(spec), [e["message"] for e in events if e["event"] == "warning"]
     notes = [e["message"] for e in events if e["event"] == "note"]
     gate = facts["gate"]
     losses = read_losses(spec.folder / "metrics.jsonl")
-    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["timings_s"].items())
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.timings_s.items())
     said = " ".join(f"Warning: {message}." for message in warnings)
     return Finding(
         what="a stage from load to publication",
@@ -116,14 +117,14 @@ def _told(spec: StepSpec, result: dict[str, Any], events: list[Event]) -> Findin
         f"{seconds}. {' '.join(notes)} {said}".strip(),
         ok=not warnings and abs(losses[0] - 0.693147) < 0.02,
         numbers={"losses": losses, "gate_nats": gate["max_abs_difference_nats"]}
-        | {f"{name}_s": value for name, value in result["timings_s"].items()},
+        | {f"{name}_s": value for name, value in result.timings_s.items()},
     )
 
 
 def _compared(
-    what: str, first: StepSpec, second: StepSpec, one: dict[str, Any], two: dict[str, Any]
+    what: str, first: StepSpec, second: StepSpec, one: StepResult, two: StepResult
 ) -> Finding:
-    same = one["model"] == two["model"]
+    same = one.model == two.model
     curves = [read_losses(spec.folder / "metrics.jsonl") for spec in (first, second)]
     apart = max(abs(a - b) for a, b in zip(*curves, strict=True))
     weights = (

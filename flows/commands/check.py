@@ -28,12 +28,15 @@ from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import rows_of_steps
+from sdpo.events import ResultEvent
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
+from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.run_folder import Record
 from sdpo.system.files import read_json
 from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
+from sdpo.tokens.view import TextView
 
 _SHOWN_CHARS = 1200
 _TRIED = "loads, and scores the shortest and the longest pair"
@@ -161,14 +164,12 @@ def _counts(reasons: dict[str, int]) -> str:
 
 def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
     row = int(np.flatnonzero(tokens.usable)[0])
-    pair = _decoded(context, tokens.path, row)["pair"]
-    for side in ("chosen", "rejected"):
-        _print_side(side, pair["prompt"], pair[side], console)
+    pair = _decoded(context, tokens.path, row).read(PairViewResult).pair
+    _print_side("chosen", pair.prompt, pair.chosen, console)
+    _print_side("rejected", pair.prompt, pair.rejected, console)
 
 
-def _decoded(
-    context: Context, tokens: Path, row: int, *, supervised: bool = False
-) -> dict[str, Any]:
+def _decoded(context: Context, tokens: Path, row: int, *, supervised: bool = False) -> ResultEvent:
     """A row of a token file as text, by a stage."""
     return context.stage(
         ViewSpec(
@@ -184,12 +185,12 @@ def _decoded(
     )
 
 
-def _print_side(name: str, prompt: dict[str, Any], view: dict[str, Any], console: Console) -> None:
-    cut = " (truncated)" if view["truncated"] else ""
-    title = f"{name}: {prompt['tokens']} + {view['tokens']} tokens scored{cut}"
-    before = escape(_shortened(prompt["text"]))
-    body = f"[dim]{before}[/][bold red]│[/]{escape(_shortened(view['text']))}"
-    ends = f"last tokens: {' '.join(view['last'])}"
+def _print_side(name: str, prompt: TextView, view: TextView, console: Console) -> None:
+    cut = " (truncated)" if view.truncated else ""
+    title = f"{name}: {prompt.tokens} + {view.tokens} tokens scored{cut}"
+    before = escape(_shortened(prompt.text))
+    body = f"[dim]{before}[/][bold red]│[/]{escape(_shortened(view.text))}"
+    ends = f"last tokens: {' '.join(view.last)}"
     console.print(Panel(body, title=title, subtitle=escape(ends), title_align="left"))
 
 
@@ -210,8 +211,9 @@ def _print_supervised(context: Context, console: Console) -> None:
         "max": int(sequence.max()),
     }
     console.print(table([row], title="Supervised data, lengths in tokens"))
-    example = _decoded(context, file.path, int(left.rows[0]), supervised=True)["example"]
-    _print_side("supervised", example["prompt"], example["completion"], console)
+    decoded = _decoded(context, file.path, int(left.rows[0]), supervised=True)
+    example = decoded.read(ExampleViewResult).example
+    _print_side("supervised", example.prompt, example.completion, console)
 
 
 def _shortened(text: str) -> str:

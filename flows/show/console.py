@@ -18,7 +18,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sdpo.events import Event
+from sdpo.events import (
+    Event,
+    InterruptedEvent,
+    NodeEvent,
+    NoteEvent,
+    ProgressEvent,
+    PublishedEvent,
+    StateEvent,
+    WarningEvent,
+)
 
 _PLAIN_EVERY_S = 5.0
 """Seconds between progress lines where the output is not a terminal."""
@@ -55,44 +64,42 @@ class RunConsole:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        match event["event"]:
-            case "node":
+        match event:
+            case NodeEvent():
                 self._node(event)
-            case "progress":
+            case ProgressEvent():
                 self._show_progress(event)
-            case "interrupted":
+            case InterruptedEvent():
                 self._console.print(escape(interruption(event)), highlight=False)
-            case "resume" | "checkpoint":
+            case StateEvent():
                 self._console.print(f"  {escape(where_it_stands(event))}", highlight=False)
-            case "note":
-                self._console.print(f"  {escape(event['message'])}", highlight=False)
-            case "warning":
-                message = escape(event["message"])
+            case NoteEvent():
+                self._console.print(f"  {escape(event.message)}", highlight=False)
+            case WarningEvent():
+                message = escape(event.message)
                 self._console.print(f"[yellow]warning:[/] {message}", highlight=False)
-            case "published":
+            case PublishedEvent():
                 self._console.print(
-                    f"  published {event['name']} [dim]{event['model'][:16]}", highlight=False
+                    f"  published {event.name} [dim]{event.model[:16]}", highlight=False
                 )
             case _:
                 pass
 
-    def _node(self, event: Event) -> None:
-        if event["status"] == "reuse":
-            how = escape(event["reason"]) or "is done"
-            self._console.print(f"[green]✓[/] {event['node']} [dim]{how}", highlight=False)
+    def _node(self, event: NodeEvent) -> None:
+        if event.status == "reuse":
+            how = escape(event.reason) or "is done"
+            self._console.print(f"[green]✓[/] {event.node} [dim]{how}", highlight=False)
         else:
-            why = event["reason"]
+            why = event.reason
             reason = "" if why in ("", "not done yet") else f" [dim]({escape(why)})"
-            self._console.print(f"[cyan]▶[/] {event['node']}{reason}", highlight=False)
+            self._console.print(f"[cyan]▶[/] {event.node}{reason}", highlight=False)
 
-    def _show_progress(self, event: Event) -> None:
-        if event["phase"] != self._phase:
+    def _show_progress(self, event: ProgressEvent) -> None:
+        if event.phase != self._phase:
             self._new_phase(event)
-        done, total = event["done"], event["total"]
+        done, total = event.done, event.total
         if self._bar is not None:
-            self._progress.update(
-                self._bar, completed=done, total=total, note=event.get("note", "")
-            )
+            self._progress.update(self._bar, completed=done, total=total, note=event.note)
         elif time.monotonic() - self._printed_s > _PLAIN_EVERY_S:
             self._printed_s = time.monotonic()
             self._console.print(escape(self._plain(event)), highlight=False)
@@ -100,36 +107,36 @@ class RunConsole:
             self._progress.remove_task(self._bar)
             self._phase, self._bar = "", None
 
-    def _new_phase(self, event: Event) -> None:
+    def _new_phase(self, event: ProgressEvent) -> None:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
-        self._phase, self._bar = event["phase"], None
+        self._phase, self._bar = event.phase, None
         self._started_s = time.monotonic()
         if self._console.is_terminal:
             self._bar = self._progress.add_task(
-                event["phase"], total=event["total"], unit=event["unit"], note=""
+                event.phase, total=event.total, unit=event.unit, note=""
             )
 
-    def _plain(self, event: Event) -> str:
-        done, total = event["done"], event["total"]
-        line = f"  {event['phase']}: {done}/{total or '?'} {event['unit']}"
+    def _plain(self, event: ProgressEvent) -> str:
+        done, total = event.done, event.total
+        line = f"  {event.phase}: {done}/{total or '?'} {event.unit}"
         if total and done:
             left = (time.monotonic() - self._started_s) * (total - done) / done
             line += f", about {left:.0f} s left"
-        return f"{line} {event.get('note', '')}".rstrip()
+        return f"{line} {event.note}".rstrip()
 
 
-def interruption(event: Event) -> str:
+def interruption(event: InterruptedEvent) -> str:
     """An ``interrupted`` event in words."""
-    done = [f"step {number}" for number in event["complete"]]
+    done = [f"step {number}" for number in event.complete]
     what = f"{' and '.join(done)} {'are' if len(done) > 1 else 'is'}" if done else "no step is"
-    return f"run {event['run']} stopped before its end, {what} complete: going on"
+    return f"run {event.run} stopped before its end, {what} complete: going on"
 
 
-def where_it_stands(event: Event) -> str:
+def where_it_stands(event: StateEvent) -> str:
     """A ``resume`` or ``checkpoint`` event in words."""
-    verb = "goes on after" if event["event"] == "resume" else "saved at"
-    return f"{event['step']} {verb} optimizer step {event['optimizer_step']} of {event['total']}"
+    verb = "goes on after" if event.event == "resume" else "saved at"
+    return f"{event.step} {verb} optimizer step {event.optimizer_step} of {event.total}"
 
 
 def table(

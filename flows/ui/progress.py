@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sdpo.events import Event
+from sdpo.events import ProgressEvent
 
 Clock = Callable[[], float]
 
@@ -23,12 +23,12 @@ class StageProgress:
     percent: float = 0.0
     _started_s: float | None = None
 
-    def take(self, event: Event) -> None:
+    def take(self, event: ProgressEvent) -> None:
         """Heed a ``progress`` event."""
         if self._started_s is None:
             self._started_s = self.clock()
-        self.phase = event["phase"]
-        share = event["done"] / event["total"] if event["total"] else 0.0
+        self.phase = event.phase
+        share = event.done / event.total if event.total else 0.0
         self.percent = max(self.percent, min(100.0, 100 * self._whole(share)))
 
     def _whole(self, share: float) -> float:

@@ -36,7 +36,18 @@ from flows.ui.slots import device_slot
 from partitions import PartitionError
 from sdpo.chain.execute import Execution
 from sdpo.errors import UserError
-from sdpo.events import Event
+from sdpo.events import (
+    Event,
+    InterruptedEvent,
+    NodeEvent,
+    NoteEvent,
+    ProgressEvent,
+    PublishedEvent,
+    StageEvent,
+    StateEvent,
+    WarningEvent,
+    WorkEvent,
+)
 from sdpo.hooks import Host
 from sdpo.processes.supervisor import terminate_with_parent
 from sdpo.promotion.judge import Judgement
@@ -115,25 +126,25 @@ class RunPage:
 
     def listen(self, event: Event) -> None:
         """Show an event of the run, if it is one for the page."""
-        match event["event"]:
-            case "warning":
-                self._say(logging.WARNING, event["message"])
-            case "note":
-                self._say(logging.INFO, event["message"])
-            case "interrupted":
+        match event:
+            case WarningEvent():
+                self._say(logging.WARNING, event.message)
+            case NoteEvent():
+                self._say(logging.INFO, event.message)
+            case InterruptedEvent():
                 self._say(logging.INFO, interruption(event))
-            case "resume" | "checkpoint":
+            case StateEvent():
                 self._say(logging.INFO, where_it_stands(event))
-            case "node":
-                why = f": {event['reason']}" if event["reason"] else ""
-                self._say(logging.INFO, f"{event['node']} {event['status']}{why}")
-            case "published":
-                self._say(logging.INFO, f"published {event['name']} {event['model']}")
-            case "stage":
+            case NodeEvent():
+                why = f": {event.reason}" if event.reason else ""
+                self._say(logging.INFO, f"{event.node} {event.status}{why}")
+            case PublishedEvent():
+                self._say(logging.INFO, f"published {event.name} {event.model}")
+            case StageEvent():
                 self._stage(event)
-            case "work":
-                self._bars[event["stage"]].state.work = event["phases"]
-            case "progress":
+            case WorkEvent():
+                self._bars[event.stage].state.work = event.phases
+            case ProgressEvent():
                 self._progress(event)
             case _:
                 pass
@@ -150,16 +161,16 @@ class RunPage:
         told = f"{judgement.outcome}: {judgement.reason}"
         self._table("gate", gate_rows(judgement), told)
 
-    def _stage(self, event: Event) -> None:
-        name = event["stage"]
-        if event["status"] == "started":
-            self._say(logging.INFO, f"{name}: everything it prints is in {event['log']}")
+    def _stage(self, event: StageEvent) -> None:
+        name = event.stage
+        if event.status == "started":
+            self._say(logging.INFO, f"{name}: everything it prints is in {event.log}")
             self._bars[name] = _Bar(f"progress-{self._slug}-{slug(name)}", name.replace("-", " "))
         elif bar := self._bars.pop(name, None):
             self._show(bar.finish)
 
-    def _progress(self, event: Event) -> None:
-        bar = self._bars.get(event.get("stage", ""))
+    def _progress(self, event: ProgressEvent) -> None:
+        bar = self._bars.get(event.stage)
         if bar is None:
             return
         bar.state.take(event)

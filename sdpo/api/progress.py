@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sdpo.events import Event, Listener
+from sdpo.events import Event, Listener, NodeEvent, ProgressEvent, WarningEvent
 from sdpo.system.streams import visible
 
 Show = Callable[[str], None]
@@ -64,18 +64,18 @@ class NotebookProgress:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         bar = ""
-        match event["event"]:
-            case "node":
-                self._node = str(event["node"])
-            case "progress":
-                done, total = int(event["done"]), max(int(event["total"]), 1)
+        match event:
+            case NodeEvent():
+                self._node = event.node
+            case ProgressEvent():
+                done, total = event.done, max(event.total or 0, 1)
                 bar = (
                     f'<progress value="{done}" max="{total}"></progress> '
-                    f"{_text(event['phase'])}: {done} of {total} {_text(event['unit'])} "
-                    f"{_text(event.get('note', ''))}"
+                    f"{_text(event.phase)}: {done} of {total} {_text(event.unit)} "
+                    f"{_text(event.note)}"
                 )
-            case "warning":
-                self._warnings.append(f"<div>warning: {_text(event['message'])}</div>")
+            case WarningEvent():
+                self._warnings.append(f"<div>warning: {_text(event.message)}</div>")
             case _:
                 return
         where = f"<div>run {_text(self._name)}: {_text(self._node)}</div>"
@@ -102,18 +102,18 @@ def terminal_progress(name: str) -> Iterator[Listener]:
 
     def listen(event: Event) -> None:
         nonlocal line, phase
-        match event["event"]:
-            case "node" | "progress":
-                where = str(event["node" if event["event"] == "node" else "phase"])
+        match event:
+            case NodeEvent() | ProgressEvent():
+                where = event.node if isinstance(event, NodeEvent) else event.phase
                 if where != phase:
                     phase = where
                     progress.remove_task(line)
                     line = progress.add_task(visible(f"{name}: {where}"), total=None, unit="")
-                if event["event"] == "progress":
-                    unit = visible(str(event["unit"]))
-                    progress.update(line, completed=event["done"], total=event["total"], unit=unit)
-            case "warning":
-                message = escape(visible(str(event["message"])))
+                if isinstance(event, ProgressEvent):
+                    unit = visible(event.unit)
+                    progress.update(line, completed=event.done, total=event.total, unit=unit)
+            case WarningEvent():
+                message = escape(visible(event.message))
                 console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
             case _:
                 pass
@@ -122,5 +122,5 @@ def terminal_progress(name: str) -> Iterator[Listener]:
         yield listen
 
 
-def _text(value: object) -> str:
-    return html.escape(visible(str(value)))
+def _text(value: str) -> str:
+    return html.escape(visible(value))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdpo.config import RunConfig
 from sdpo.errors import LowMemoryError
-from sdpo.events import Listener
+from sdpo.events import Listener, ResultEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.payloads import changes
 from sdpo.inputs.resolve import Resolved
@@ -113,7 +113,7 @@ class Context:
         discard(folder)
         refresh_card(self.run, record, name=record["name"], folder=folder / "model")
 
-    def stage(self, spec: Spec, *locks: int) -> dict[str, Any]:
+    def stage(self, spec: Spec, *locks: int) -> ResultEvent:
         """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.
 
         One of several processes without memory ends the stage: it is run again with less.
@@ -126,7 +126,7 @@ class Context:
                         spec, listen=self.listen, keep=(*keep, *devices), call=self.host.call
                     )
                 except LowMemoryError as error:
-                    self.listen({"event": "warning", "message": f"{error}; it starts again"})
+                    self.listen(WarningEvent(message=f"{error}; it starts again"))
 
     def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
         if not spec.uses_device:

@@ -1,6 +1,5 @@
 """The node that makes pairs out of sources, in this process and without a model."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,7 @@ from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
 from sdpo.errors import DataError
+from sdpo.events import ProgressEvent, WarningEvent
 from sdpo.identity.payloads import data_identity
 from sdpo.inputs.resolve import data_digests
 
@@ -21,7 +21,8 @@ def prepare_data(context: Context) -> Node:
     from_source = supervised.from_source
 
     def progress(source: str, done: int, total: int | None) -> None:
-        context.listen(_progress(f"read {source}", done, total))
+        phase = f"read {source}"
+        context.listen(ProgressEvent(phase=phase, done=done, total=total, unit="rows"))
 
     def identity() -> Identity:
         inputs = dict(context.resolved.inputs)
@@ -39,7 +40,7 @@ def prepare_data(context: Context) -> Node:
         )
         for source in prepared.sources:
             for message in source.notes:
-                context.listen({"event": "warning", "message": message})
+                context.listen(WarningEvent(message=message))
         rejected = context.run.rejected_data
         rejected.parent.mkdir(exist_ok=True)
         prepared.rejected_path.replace(rejected)
@@ -82,17 +83,6 @@ def check_sources(context: Context, names: list[str]) -> None:
                 f"digest is {digest[:16]}, not {inputs[name][:16]}. Put the file back, or make a "
                 "run of its own from it"
             )
-
-
-def _progress(phase: str, done: int, total: int | None) -> Mapping[str, Any]:
-    return {
-        "event": "progress",
-        "phase": phase,
-        "done": done,
-        "total": total,
-        "unit": "rows",
-        "note": "",
-    }
 
 
 def source_names(context: Context) -> list[str]:

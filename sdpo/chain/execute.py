@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sdpo.chain.context import Context, Found
 from sdpo.chain.node import Cached, Errand, Expansion, Identity, Look, Node, Part
+from sdpo.events import NodeEvent
 from sdpo.store.reuse import NOT_DONE
 from sdpo.system.locks import hold
 
@@ -94,7 +96,7 @@ class Execution:
                     node.make((handle,))
                 node.lock.unlink(missing_ok=True)
 
-    def _tell(self, node: str, status: str, reason: str) -> None:
-        self.context.listen({"event": "node", "node": node, "status": status, "reason": reason})
+    def _tell(self, node: str, status: Literal["run", "reuse"], reason: str) -> None:
+        self.context.listen(NodeEvent(node=node, status=status, reason=reason))
         if status == "run":
             self.executed.append(node)

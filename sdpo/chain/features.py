@@ -17,6 +17,7 @@ from sdpo.chain.start_stage import scoring_of, step_spec
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns
+from sdpo.processes.stage_results import StepResult
 from sdpo.system.files import file_digest
 from sdpo.tokens.token_file import TokenFile
 
@@ -74,8 +75,8 @@ def measure_gamma(context: Context) -> Node:
             model=model_of(context, 0),
             phases=("score_everything",),
         )
-        result = context.stage(spec)
-        said = {name: result[name] for name in ("scored_rows", "timings_s")}
+        result = context.stage(spec).read(StepResult)
+        said = result.model_dump(include={"scored_rows", "timings_s"})
         return Made(said, [context.run.features])
 
     return Node(

@@ -17,6 +17,7 @@ from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.sampler import EXACT, PAPER
 from sdpo.data.reserved_prompts import reserved_rows
+from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import changed_settings
 from sdpo.identity.scoring import scoring_identity
@@ -44,10 +45,9 @@ def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
     rows = reserved_rows(plan, count=probe.kl_prompts)
     if not rows:
         context.listen(
-            {
-                "event": "warning",
-                "message": "probe.kl_prompts has no effect: there is no reserve to take prompts of",
-            }
+            WarningEvent(
+                message="probe.kl_prompts has no effect: there is no reserve to take prompts of"
+            )
         )
         return []
     targets = [context.run.probes / f"M_{step}.{name}" for name in KL_FILES]
@@ -89,7 +89,7 @@ def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> 
         if fault := cached_fault(spec.out):
             if spec.out.exists():
                 message = f"{spec.out} in the cache is damaged, {fault}: it is measured again"
-                context.listen({"event": "warning", "message": message})
+                context.listen(WarningEvent(message=message))
             shutil.rmtree(spec.out, ignore_errors=True)
             context.stage(spec, handle)
             files = {name: file_digest(spec.out / name) for name in KL_FILES}

@@ -12,6 +12,7 @@ from sdpo.chain.context import Context
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import check_run_name
 from sdpo.errors import ConfigError, RunExistsError, UserError
+from sdpo.events import InterruptedEvent, NoteEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
@@ -84,18 +85,18 @@ def open_run(
         new = not run.run_file.is_file()
         if new:
             if hint := precision_hint(config.training.precision, resolved.config.launch):
-                listen({"event": "note", "message": hint})
+                listen(NoteEvent(message=hint))
             if hint := idle_hint(resolved.config.launch):
-                listen({"event": "warning", "message": hint})
+                listen(WarningEvent(message=hint))
             run.write_run(_run_file(run, resolved, origin, carried))
         stored = read_stored(run)
         _check_same(run, stored, resolved, origin)
         if not new and not run.record_path("report").is_file():
-            listen({"event": "interrupted", "run": run.name, "complete": run.complete_steps()})
+            listen(InterruptedEvent(run=run.name, complete=run.complete_steps()))
         origins, missing = origin_chain(run, stored.origin)
         unvouched = [] if checksum_path(run.run_file).is_file() else [_UNVOUCHED]
         for line in [*unvouched, *settings_without_effect(config), *missing]:
-            listen({"event": "warning", "message": line})
+            listen(WarningEvent(message=line))
         context = Context(
             run=run,
             resolved=resolved,

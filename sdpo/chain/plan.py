@@ -32,6 +32,7 @@ from sdpo.config import TrainingConfig
 from sdpo.config.strategies import load_strategy
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
+from sdpo.events import WarningEvent
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
@@ -240,7 +241,7 @@ def planned(
         for name in decision.plan.ignored_settings:
             strategy = context.config.partition.strategy
             message = f"partition.{name} has no effect on strategy `{strategy}`"
-            context.listen({"event": "warning", "message": message})
+            context.listen(WarningEvent(message=message))
 
         def make(_find: Find) -> Made:
             publish_plan(context, decision)

@@ -17,6 +17,7 @@ from sdpo.chain.tokens import tokens_path
 from sdpo.config.data import ReserveConfig
 from sdpo.data.parquet_columns import Columns, hex_column, write_parts
 from sdpo.errors import DataError
+from sdpo.events import WarningEvent
 from sdpo.identity.payloads import changed_settings
 from sdpo.system.files import publish_file
 from sdpo.tokens.token_file import TokenFile
@@ -194,14 +195,14 @@ def _tell_draws(context: Context, unusable: Mapping[str, Mapping[str, int]]) -> 
                 f"{sum(lost.values())} of those drawn cannot be used ({_told(lost)}), so the "
                 "mixture has fewer of it than the weights say"
             )
-            context.listen({"event": "warning", "message": message})
+            context.listen(WarningEvent(message=message))
         if asked and lost:
             message = (
                 f"source {source.name}: {name} draws {asked} pairs before their tokens are known, "
                 f"and {sum(lost.values())} of those drawn cannot be used ({_told(lost)}): raise "
                 f"{name} for more"
             )
-            context.listen({"event": "warning", "message": message})
+            context.listen(WarningEvent(message=message))
 
 
 def _told(reasons: Mapping[str, int]) -> str:

@@ -19,6 +19,7 @@ from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import Columns, rows_of_steps
 from sdpo.errors import DataError
+from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import tokens_identity
 from sdpo.identity.scoring import scoring_identities
@@ -152,12 +153,11 @@ def check_readable(
     ]
     cut = int(np.any(sides, axis=0).sum())
     context.listen(
-        {
-            "event": "warning",
-            "message": f"step {step}: {reference.name}, the reference, has a tokenizer of its own, "
+        WarningEvent(
+            message=f"step {step}: {reference.name}, the reference, has a tokenizer of its own, "
             "so statistics per token are not given for it"
-            + (f"; {cut} pairs are truncated, at other places than the policy's" if cut else ""),
-        }
+            + (f"; {cut} pairs are truncated, at other places than the policy's" if cut else "")
+        )
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from sdpo.chain.context import Context
 from sdpo.chain.node import Cached, Expansion, Look
 from sdpo.errors import ModelError
+from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_config, read_object, text_config
 from sdpo.identity.payloads import tokens_identity
@@ -93,7 +94,7 @@ def tokenise(context: Context) -> Expansion:
 def _look_at_tokens(context: Context) -> None:
     for report, what in reports(context):
         for message in report.warnings(what):
-            context.listen({"event": "warning", "message": message})
+            context.listen(WarningEvent(message=message))
     _check_positions(context, TokenFile.open(tokens_path(context)))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.events import Listener
+from sdpo.events import Listener, ProgressEvent
 from sdpo.history.faults import Findings
 from sdpo.history.verify_caches import check_cached
 from sdpo.history.verify_chain import follow
@@ -113,14 +113,9 @@ def _check_files(
             also = f" (shared with {shared['run']})" if shared else ""
             findings.fault(name, fault.removeprefix(f"{name} ") + also)
         listen(
-            {
-                "event": "progress",
-                "phase": f"verify {run.name}",
-                "done": done,
-                "total": len(files),
-                "unit": "files",
-                "note": name,
-            }
+            ProgressEvent(
+                phase=f"verify {run.name}", done=done, total=len(files), unit="files", note=name
+            )
         )
 
 

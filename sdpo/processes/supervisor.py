@@ -15,12 +15,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
-from sdpo.events import Event, EventReader, Listener
+from sdpo.events import (
+    ErrorEvent,
+    Event,
+    EventReader,
+    InterruptedEvent,
+    Listener,
+    PhaseEvent,
+    ProgressEvent,
+    ResultEvent,
+    StageEvent,
+    StateEvent,
+)
 from sdpo.hooks import Call, plain_call
 from sdpo.processes.disk_space import is_full, no_space_message
 from sdpo.processes.stage_specs import Spec
@@ -41,7 +51,7 @@ _INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 def run_stage(
     spec: Spec, *, listen: Listener, keep: Sequence[int] = (), call: Call = plain_call
-) -> dict[str, Any]:
+) -> ResultEvent:
     """Run ``spec`` in a child process (or several) and return its result event.
 
     ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it.
@@ -60,7 +70,7 @@ def run_stage(
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
     outcome, mark = _Outcome(spec, listen), uuid.uuid4().hex
-    listen({"event": "stage", "stage": spec.name, "status": "started", "log": str(spec.log)})
+    listen(StageEvent(stage=spec.name, status="started", log=str(spec.log)))
     with watched(mark, keep=keep), open(spec.log, "ab", opener=_never_through_a_link) as log:
         process = subprocess.Popen(
             _command(spec, path),
@@ -82,7 +92,7 @@ def run_stage(
             _end(process, mark)
             outcome.take_saved()
     result = outcome.judge(process.returncode)
-    listen({"event": "stage", "stage": spec.name, "status": "completed", "log": str(spec.log)})
+    listen(StageEvent(stage=spec.name, status="completed", log=str(spec.log)))
     return result
 
 
@@ -100,9 +110,9 @@ class _Outcome:
         self._listen = listen
         self._reader = EventReader(spec.events)
         self._first: Event | None = None
-        self._result: Event | None = None
-        self._error: Event | None = None
-        self._interrupted: Event | None = None
+        self._result: ResultEvent | None = None
+        self._error: ErrorEvent | None = None
+        self._interrupted = False
 
     @property
     def begins_phase(self) -> bool:
@@ -141,36 +151,37 @@ class _Outcome:
         return False
 
     def _heed(self, event: Event) -> None:
-        if event["event"] == "result":
-            self._result = event
-        elif event["event"] == "interrupted":
-            self._interrupted = event
-        elif event["event"] == "error":
-            self._error = self._error or event
-        else:
-            self._listen({"stage": self._spec.name, **event})
+        match event:
+            case ResultEvent():
+                self._result = event
+            case InterruptedEvent():
+                self._interrupted = True
+            case ErrorEvent():
+                self._error = self._error or event
+            case _:
+                self._listen(event.model_copy(update={"stage": self._spec.name}))
 
     def take_saved(self) -> None:
         """Pass on what a stage that had to end saved meanwhile."""
         for event in self._reader.read():
-            if event["event"] == "checkpoint":
+            if isinstance(event, StateEvent) and event.event == "checkpoint":
                 self._listen(event)
 
-    def judge(self, code: int) -> dict[str, Any]:
+    def judge(self, code: int) -> ResultEvent:
         spec = self._spec
         if code == 0 and self._result is not None:
-            return dict(self._result)
+            return self._result
         if self._interrupted or -code in _INTERRUPTING:
             raise Interrupted(f"{spec.name} was asked to stop")
         if code == DISK_FULL_EXIT:
-            told = self._error["message"] if self._error else no_space_message(None, [spec.output])
+            told = self._error.message if self._error else no_space_message(None, [spec.output])
             raise DiskFullError(f"{spec.name}: {told}")
-        if self._error and self._error["user"]:
-            raise UserError(self._error["message"])
-        if self._error and self._error.get("again"):
-            raise LowMemoryError(f"{spec.name}: {self._error['message']}")
+        if self._error and self._error.user:
+            raise UserError(self._error.message)
+        if self._error and self._error.again:
+            raise LowMemoryError(f"{spec.name}: {self._error.message}")
         if self._error:
-            raise Fault(f"{spec.name}: {self._error['message']} (log: {spec.log})")
+            raise Fault(f"{spec.name}: {self._error.message} (log: {spec.log})")
         if code > 0 and is_full(spec.run):  # of several processes the launcher keeps the code
             raise DiskFullError(f"{spec.name}: {no_space_message(None, [spec.run])}")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -179,10 +190,10 @@ class _Outcome:
 
 def _phase(event: Event, spec: Spec) -> str:
     """What the stage is at, in words; empty where the event does not say."""
-    if "phase" not in event:
+    if not isinstance(event, PhaseEvent | ProgressEvent):
         return ""
-    stage, phase = spec.name.replace("-", " "), event["phase"]
-    size = event.get("size", "")
+    stage, phase = spec.name.replace("-", " "), event.phase
+    size = event.size if isinstance(event, ProgressEvent) else ""
     name = phase if phase.split(" ")[0] == stage else f"{stage}: {phase}"
     return f"{name} ({size})" if size else name
 

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from sdpo.errors import Interrupted, LowMemoryError, UserError
-from sdpo.events import EventWriter
+from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
 from sdpo.processes.disk_space import is_disk_full, no_space_message
+from sdpo.processes.stage_results import StageResult
 from sdpo.processes.stage_specs import (
     AdaptersSpec,
     ExportSpec,
@@ -45,7 +46,7 @@ def main() -> None:
     except (Interrupted, SystemExit) as ending:
         if not interrupts.requested() and not isinstance(ending, Interrupted):
             raise
-        _tell(spec.events, "interrupted", message=str(ending))
+        _tell(spec.events, InterruptedEvent(message=str(ending)))
         sys.exit(interrupts.exit_code())
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()
@@ -53,12 +54,12 @@ def main() -> None:
         full = is_disk_full(error)
         message = no_space_message(error, _places(spec)) if full else _message(error)
         again = isinstance(error, LowMemoryError)
-        _tell(spec.events, "error", user=user, message=message, again=again)
+        _tell(spec.events, ErrorEvent(user=user, message=message, again=again))
         sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
-    events.emit("result", **result)
+    events.result(result)
 
 
-def _stage(spec: StageSpec) -> Callable[[EventWriter], dict[str, object]]:
+def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
     """Return what does the work; each kind of stage brings its own heavy libraries.
 
     What libraries make while they are imported stays for as long as the process. Looking through
@@ -112,10 +113,10 @@ def _places(spec: StageSpec) -> list[Path]:
     return [spec.run, *(getattr(spec, name, spec.run) for name in ("out", "cache"))]
 
 
-def _tell(path: Path, event: str, **fields: object) -> None:
+def _tell(path: Path, event: Event) -> None:
     """Tell the parent; any rank may be the one that knows. On a full disk the exit code tells."""
     with contextlib.suppress(OSError):
-        EventWriter(path).emit(event, **fields)
+        EventWriter(path).emit(event)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The stage that tries the adapters of steps, on a model without weights."""
 
-from typing import Any
-
 from sdpo.errors import ConfigError
 from sdpo.model.policy import add_adapters, empty_policy
+from sdpo.processes.stage_results import TrialResult
 from sdpo.processes.stage_specs import AdaptersSpec
 
 
-def run(spec: AdaptersSpec) -> dict[str, Any]:
+def run(spec: AdaptersSpec) -> TrialResult:
     """Give each step's adapters to the modules of ``spec.source``.
 
     Raises:
@@ -18,4 +17,4 @@ def run(spec: AdaptersSpec) -> dict[str, Any]:
             add_adapters(empty_policy(spec.source, model=spec.model), training)
         except ConfigError as error:
             raise ConfigError(f"step {step}: {error}") from error
-    return {"steps": list(spec.trainings)}
+    return TrialResult(steps=list(spec.trainings))

@@ -63,9 +63,8 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
         clear_device_cache(garbage_collection=True)
         events.warning(f"training.compile is left: {found['left']}. The model's own code trains")
     else:
-        events.emit(
-            "note",
-            message=f"compiled {len(blocks)} decoder blocks: a micro-batch takes {after_s:.3f} s "
+        events.note(
+            f"compiled {len(blocks)} decoder blocks: a micro-batch takes {after_s:.3f} s "
             f"instead of {before_s:.3f} s ({before_s / after_s:.2f}x), compiling took "
             f"{compile_s:.0f} s",
         )

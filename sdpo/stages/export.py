@@ -1,20 +1,19 @@
 """The stage that writes a copy of a model in another precision."""
 
-from typing import Any
-
 import torch
 
 from sdpo.config import ModelConfig
 from sdpo.events import EventWriter
 from sdpo.model.policy import copy_tokenizer, load_policy
 from sdpo.model.randomness import own_settings
+from sdpo.processes.stage_results import ExportResult
 from sdpo.processes.stage_specs import ExportSpec
 from sdpo.system.files import publish_folder
 
 
-def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
+def run(spec: ExportSpec, events: EventWriter) -> ExportResult:
     """Write ``spec.source`` as ``spec.out`` in ``spec.dtype``."""
-    events.emit("phase", phase="load", detail=str(spec.source))
+    events.phase("load", detail=str(spec.source))
     policy = load_policy(
         spec.source,
         model=ModelConfig(trust_remote_code=spec.model.trust_remote_code),
@@ -28,4 +27,4 @@ def run(spec: ExportSpec, events: EventWriter) -> dict[str, Any]:
         for name in ("README.md", "lineage.json"):
             if (spec.source / name).is_file():
                 (temporary / name).write_bytes((spec.source / name).read_bytes())
-    return {"out": str(spec.out), "dtype": spec.dtype}
+    return ExportResult(out=str(spec.out), dtype=spec.dtype)

@@ -6,7 +6,7 @@ process on one device, whatever the steps run on.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from sdpo.events import EventWriter
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
+from sdpo.processes.stage_results import KlResult
 from sdpo.processes.stage_specs import KlSpec, NamedFolder
 from sdpo.scoring.divergence import Divergence, divergence
 from sdpo.scoring.probes import end_tokens
@@ -45,7 +46,7 @@ _SKIPPED = {PAPER: 1}
 """Scored tokens at the start that a way of sampling leaves out: the paper's code does."""
 
 
-def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
+def run(spec: KlSpec, events: EventWriter) -> KlResult:
     """Publish ``samples.parquet`` and ``kl.parquet`` in the folder ``spec.out``."""
     torch.set_num_threads(spec.launch.threads)
     timings, device = Timings(), torch.device(spec.launch.device)
@@ -71,7 +72,7 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
                 model = _load(spec, other, events)
             with timings.of("kl"):
                 for name, written in completions.items():
-                    events.emit("phase", phase="kl", detail=f"{spec.policy.name}, {other.name}")
+                    events.phase("kl", detail=f"{spec.policy.name}, {other.name}")
                     sequences = [
                         TokenSequence(np.concatenate([prompt.ids, done.ids]), len(prompt.ids))
                         for prompt, done in zip(prompts, written, strict=True)
@@ -85,7 +86,7 @@ def run(spec: KlSpec, events: EventWriter) -> dict[str, Any]:
         samples = _samples(prompts, sources, completions, tokenizer)
         pq.write_table(samples, temporary / "samples.parquet")
         pq.write_table(pa.concat_tables(rows), temporary / "kl.parquet")
-    return {"timings_s": timings.rounded()}
+    return KlResult(timings_s=timings.rounded())
 
 
 def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedModel":
@@ -94,7 +95,7 @@ def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedM
     Raises:
         ModelError: it is another model, or treats its logits in an unknown way.
     """
-    events.emit("phase", phase="load", detail=f"{named.name} from {named.folder}")
+    events.phase("load", detail=f"{named.name} from {named.folder}")
     device = torch.device(spec.launch.device)
     policy = load_policy(named.folder, model=spec.model, digest=named.digest)
     # Autocast keeps copies of weights that train, until the end of the stage: none does here.

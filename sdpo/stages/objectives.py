@@ -1,16 +1,15 @@
 """The stage that tries the objectives of plug-ins, on numbers that stand for log-probs."""
 
-from typing import Any
-
 import torch
 
 from sdpo.errors import PluginError
 from sdpo.objectives import objective_facts, settings_of
 from sdpo.objectives.losses import Loss, PairLogps, loss_of
+from sdpo.processes.stage_results import TrialResult
 from sdpo.processes.stage_specs import ObjectivesSpec
 
 
-def run(spec: ObjectivesSpec) -> dict[str, Any]:
+def run(spec: ObjectivesSpec) -> TrialResult:
     """Compute each step's objective, and its gradient, for three pairs.
 
     Raises:
@@ -27,7 +26,7 @@ def run(spec: ObjectivesSpec) -> dict[str, Any]:
                 f"step {step}: objective `{name}` fails on log-probs of three pairs: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    return {"steps": list(spec.trainings)}
+    return TrialResult(steps=list(spec.trainings))
 
 
 def _try(loss: Loss, settings: dict[str, float], *, has_reference: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from sdpo.events import PublishedEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.stages.session import Session
 from sdpo.stages.step_context import StepFiles
@@ -17,7 +18,7 @@ from sdpo.system.files import UNFINISHED
 def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
     """Publish M_t, then the record that makes the step complete."""
     spec, session = step.spec, step.session
-    step.events.emit("phase", phase="publish")
+    step.events.phase("publish")
     with step.timings.of("publish"):
         digest = session.publish()
     if not session.accelerator.is_main_process:
@@ -50,7 +51,7 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     files = [f for f in files if not any(part.startswith(UNFINISHED) for part in f.parts)]
     run.write_record(node, record, files=files)
     resume_states.discard(step.folder)
-    step.events.emit("published", name=name, model=digest)
+    step.events.emit(PublishedEvent(name=name, model=digest))
 
 
 def _environment(session: Session) -> dict[str, Any]:

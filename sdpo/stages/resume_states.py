@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import Interrupted
-from sdpo.events import EventWriter
+from sdpo.events import EventWriter, StateEvent
 from sdpo.stages.training_state import load_training, save_training
 from sdpo.store import resume_states
 from sdpo.store.resume_states import SavedState
@@ -108,9 +108,11 @@ class Checkpoints:
             with publish_file(self.folder / METRICS) as temporary:
                 shutil.copyfile(saved.folder / METRICS, temporary)
         total = saved.content["total"]
-        self.events.emit(
-            "resume", step=self.folder.name, optimizer_step=saved.optimizer_step, total=total
-        )
+        self._tell("resume", saved.optimizer_step, total)
+
+    def _tell(self, event: Literal["checkpoint", "resume"], number: int, total: int) -> None:
+        name = self.folder.name
+        self.events.emit(StateEvent(event=event, step=name, optimizer_step=number, total=total))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -170,7 +172,7 @@ class Checkpoints:
         self._saved_at = number
         if self._accelerator.is_main_process:
             resume_states.prune(self.folder, keep=self._training.checkpoints_kept)
-        self.events.emit("checkpoint", step=self.folder.name, optimizer_step=number, total=total)
+        self._tell("checkpoint", number, total)
 
     def _publish(self, number: int, total: int) -> str:
         """Write a state together with the other ranks; returns what went wrong on any of them."""

@@ -135,9 +135,8 @@ class Session:
                 "which deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or "
                 "deepspeed_zero2, or data.max_length so that all sequences are short"
             )
-        events.emit(
-            "note",
-            message=f"{kind} has other rotary frequencies for long sequences than for short ones: "
+        events.note(
+            f"{kind} has other rotary frequencies for long sequences than for short ones: "
             "they are computed apart, in padded rows",
         )
         self._pad()
@@ -294,7 +293,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     Raises:
         ModelError: the model is not the one the run was told of, or cannot be used.
     """
-    events.emit("phase", phase="load", detail=f"{spec.input_name} from {spec.input_model}")
+    events.phase("load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
     policy = load_policy(

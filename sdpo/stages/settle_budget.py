@@ -45,7 +45,7 @@ def settle_budget(
     if budget is None and _is_open(trainer):
         tokens = _probed(trainer, task)
         budget = Budget(micro_batch_tokens=tokens)
-        events.emit("note", message=f"{folder.name}: micro-batches of {tokens} tokens fit")
+        events.note(f"{folder.name}: micro-batches of {tokens} tokens fit")
 
     def on_lowered(lowered: Budget) -> None:
         write_budget(folder, lowered, key=key)

@@ -6,16 +6,15 @@ scored before, by the same stage told to do that alone. The supervised stage (st
 without a reference.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow.parquet as pq
 
 from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
 from sdpo.errors import Fault
-from sdpo.events import EventWriter
+from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
 from sdpo.plugins.recorded import check_unchanged
+from sdpo.processes.stage_results import ScoredRows, StepResult
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
 from sdpo.scoring.score_rows import score_rows
@@ -34,7 +33,7 @@ from sdpo.system.files import publish_file
 from sdpo.tokens.token_file import TokenFile
 
 
-def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
+def run(spec: StepSpec, events: EventWriter) -> StepResult:
     """Do what ``spec`` says and return the result event's fields.
 
     Raises:
@@ -42,22 +41,25 @@ def run(spec: StepSpec, events: EventWriter) -> dict[str, Any]:
     """
     check_unchanged(spec.inputs, {}, spec.run.name)
     timings = Timings()
-    events.emit("work", phases=expected_work(spec))
+    events.emit(WorkEvent(phases=expected_work(spec)))
     with timings.of("load"):
         session = open_session(spec, events)
         tokens = TokenFile.open(spec.tokens)
     with timings.of("check"):
         session.settle_layout(tokens, _rows_to_come(spec), events)
     with kernels_named(session.spec.training, layout=session.layout):
-        result = _work(session, tokens, timings, events)
+        scored_rows = _work(session, tokens, timings, events)
     session.close()
-    return result | {"model": session.published_digest, "timings_s": timings.rounded()}
+    return StepResult(
+        scored_rows=scored_rows, model=session.published_digest, timings_s=timings.rounded()
+    )
 
 
 def _work(
     session: Session, tokens: TokenFile, timings: Timings, events: EventWriter
-) -> dict[str, Any]:
-    """All that the stage computes with the model once its layout is settled."""
+) -> ScoredRows | None:
+    """Compute all that the stage does with the model once its layout is settled; returns how many
+    rows were scored where it scored every pair."""
     spec = session.spec
     step = StepFiles(
         session=session,
@@ -66,14 +68,14 @@ def _work(
         timings=timings,
         saved=_saved(session, events) if spec.trains else None,
     )
-    result: dict[str, Any] = {}
+    scored_rows: ScoredRows | None = None
     reference: Reference | None = None
     digest, name, node = spec.input_digest, spec.input_name, spec.input_name
     for phase in spec.phases:
         match phase:
             case "score_everything":
                 with timings.of("score"):
-                    result["scored_rows"] = _score_everything(session, tokens, events)
+                    scored_rows = _score_everything(session, tokens, events)
             case "score_as_reference":
                 with timings.of("score"):
                     score_as_reference(session, tokens, events, digest=digest, name=node)
@@ -88,7 +90,7 @@ def _work(
                 train_supervised(step)
         if phase == spec.trains:
             digest, name, node = session.published_digest, f"M_{spec.step}", spec.name
-    return result
+    return scored_rows
 
 
 def _rows_to_come(spec: StepSpec) -> np.ndarray:
@@ -122,7 +124,7 @@ def _saved(session: Session, events: EventWriter) -> SavedState | None:
     )
 
 
-def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> dict[str, int]:
+def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) -> ScoredRows:
     """Publish gamma of every usable pair under the input model: a feature for the partition.
 
     Returns how many rows were computed, and how many came from the cache.
@@ -145,7 +147,7 @@ def _score_everything(session: Session, tokens: TokenFile, events: EventWriter) 
         gamma = {"gamma": chosen - rejected, "gamma_per_token": per_token}
         with publish_file(RunFolder(spec.run).features) as temporary:
             append_columns(spec.usable, temporary, ["pair_id"], gamma, rows=np.arange(len(rows)))
-    return {"computed": scored.computed, "cached": scored.cached}
+    return ScoredRows(computed=scored.computed, cached=scored.cached)
 
 
 def _measure(

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from sdpo.events import EventWriter
 from sdpo.identity.tokenizer_digest import given_template
+from sdpo.processes.stage_results import ExampleViewResult, PairViewResult, TokeniseResult
 from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
 from sdpo.system import machine
 from sdpo.tokens.load import load_tokenizer
@@ -30,7 +30,7 @@ class _Options(TypedDict):
     variables: Mapping[str, Any]
 
 
-def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
+def run(spec: TokeniseSpec, events: EventWriter) -> TokeniseResult:
     """Tokenise the run's pairs, and its supervised examples if it has any."""
     # The work is divided among processes; threads within them would only contend.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -52,16 +52,16 @@ def run(spec: TokeniseSpec, events: EventWriter) -> dict[str, Any]:
         tokenise_supervised(
             spec.supervised, tokenizer, out=spec.supervised_out, on_progress=progress, **options
         )
-    return {"pairs": asdict(report)}
+    return TokeniseResult(pairs=report)
 
 
-def view(spec: ViewSpec) -> dict[str, Any]:
+def view(spec: ViewSpec) -> PairViewResult | ExampleViewResult:
     """One stored pair or supervised example, decoded."""
     if spec.supervised:
         example = SupervisedTokenFile.open(spec.tokens).row(spec.row)
-        return {"example": asdict(render_example(example, _tokenizer(spec)))}
+        return ExampleViewResult(example=render_example(example, _tokenizer(spec)))
     row = TokenFile.open(spec.tokens).row(spec.row)
-    return {"pair": asdict(render_pair(row, _tokenizer(spec)))}
+    return PairViewResult(pair=render_pair(row, _tokenizer(spec)))
 
 
 def _tokenizer(spec: TokeniseSpec | ViewSpec) -> "PreTrainedTokenizerBase":

@@ -57,9 +57,8 @@ def _say_what_differs(step: StepFiles) -> None:
             "TRL would add it. Experts may come to be used less evenly"
         )
     if training.lora_r and training.lora_dropout:
-        step.events.emit(
-            "note",
-            message=f"lora_dropout {training.lora_dropout:g} draws at random: losses of training "
+        step.events.note(
+            f"lora_dropout {training.lora_dropout:g} draws at random: losses of training "
             "are not those of the same pairs when they are measured",
         )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from sdpo.errors import InUseError, UserError
-from sdpo.events import Listener
+from sdpo.events import Listener, WarningEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def hold(
         _check_note(handle, path)
         left = _holder(handle)
         if left:
-            listen({"event": "warning", "message": _taken_over(what, left)})
+            listen(WarningEvent(message=_taken_over(what, left)))
         with _noted(handle, run):
             yield handle
     finally:
@@ -160,7 +160,7 @@ def _lock(handle: int, *, what: str, wait: bool, listen: Listener) -> None:
         by = _in_use_by(holder)
         if not wait:
             raise InUseError(what, by) from error
-        listen({"event": "warning", "message": f"waiting for {what}, in use by {by}"})
+        listen(WarningEvent(message=f"waiting for {what}, in use by {by}"))
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 

@@ -19,6 +19,7 @@ from sdpo.chain.run_chain import ChainResult
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
+from sdpo.events import event_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -133,12 +134,12 @@ def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.Monke
     monkeypatch.setattr(logger, "handlers", [Lines()])
     monkeypatch.setattr("flows.ui.runpage.get_run_logger", lambda: logger)
     page = RunPage("noisy")
-    page.listen({"event": "stage", "stage": "s", "status": "started", "log": "s.log"})
+    page.listen(event_of({"event": "stage", "stage": "s", "status": "started", "log": "s.log"}))
     for number in range(100_000):
         message = f"a bar\r{number} of it\rand a line"
-        page.listen({"event": "warning", "stage": "s", "message": message})
-        done = {"phase": "p", "done": number, "total": 100_000}
-        page.listen({"event": "progress", "stage": "s", **done})
+        page.listen(event_of({"event": "warning", "stage": "s", "message": message}))
+        done = {"phase": "p", "done": number, "total": 100_000, "unit": "rows"}
+        page.listen(event_of({"event": "progress", "stage": "s", **done}))
     said = [line for line in shown if line.startswith("a bar")]
     assert 100 < len(said) < 1000
     assert not any("\r" in line or "\n" in line for line in shown)

@@ -1,6 +1,7 @@
 """How far a stage is, and how long it will take."""
 
 from flows.ui.progress import StageProgress
+from sdpo.events import ProgressEvent
 
 
 class Clock:
@@ -13,8 +14,8 @@ class Clock:
         return self.now
 
 
-def progress(phase: str, done: int, total: int) -> dict[str, object]:
-    return {"event": "progress", "phase": phase, "done": done, "total": total}
+def progress(phase: str, done: int, total: int) -> ProgressEvent:
+    return ProgressEvent(phase=phase, done=done, total=total, unit="pairs")
 
 
 def test_the_phases_of_a_stage_share_its_percent_by_their_work() -> None:

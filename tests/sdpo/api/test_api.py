@@ -25,7 +25,7 @@ from sdpo.api.run import Report
 from sdpo.config.load import load_recipe as load_from_file
 from sdpo.data.readers import read_rows
 from sdpo.errors import ConfigError, DataError, RunExistsError, UserError
-from sdpo.events import Event
+from sdpo.events import Event, event_of
 from sdpo.report import summarise
 from sdpo.report.tables import percent
 
@@ -241,9 +241,9 @@ def test_what_a_run_is_named_after_is_no_html(bench: Bench, demo_files: DemoFile
     evil = "<script>alert(1)</script>"
     show: list[str] = []
     progress = NotebookProgress(show.append, name=evil)
-    progress({"event": "node", "node": evil, "status": "run", "reason": ""})
-    progress({"event": "warning", "message": evil})
-    progress({"event": "progress", "phase": evil, "done": 1, "total": 3, "unit": evil})
+    progress(event_of({"event": "node", "node": evil, "status": "run", "reason": ""}))
+    progress(event_of({"event": "warning", "message": evil}))
+    progress(event_of({"event": "progress", "phase": evil, "done": 1, "total": 3, "unit": evil}))
     assert len(show) == 3
     assert "<script" not in "".join(show)
     assert '<progress value="1" max="3">' in show[-1]
@@ -253,9 +253,11 @@ def test_where_there_is_no_terminal_only_warnings_are_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with shown(None, name="tiny") as listen:
-        listen({"event": "node", "node": "data", "status": "run", "reason": ""})
-        listen({"event": "progress", "phase": "a", "done": 1, "total": 2, "unit": "pairs"})
-        listen({"event": "warning", "message": "[red]look\x1b[2J"})
+        listen(event_of({"event": "node", "node": "data", "status": "run", "reason": ""}))
+        listen(
+            event_of({"event": "progress", "phase": "a", "done": 1, "total": 2, "unit": "pairs"})
+        )
+        listen(event_of({"event": "warning", "message": "[red]look\x1b[2J"}))
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.strip() == "warning: [red]look␛[2J"
@@ -266,8 +268,12 @@ def test_a_terminal_has_one_line_on_stderr(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with shown(None, name="tiny") as listen:
-        listen({"event": "node", "node": "step-1", "status": "run", "reason": ""})
-        listen({"event": "progress", "phase": "train", "done": 1, "total": 2, "unit": "steps"})
+        listen(event_of({"event": "node", "node": "step-1", "status": "run", "reason": ""}))
+        listen(
+            event_of(
+                {"event": "progress", "phase": "train", "done": 1, "total": 2, "unit": "steps"}
+            )
+        )
         time.sleep(0.3)
     said = capsys.readouterr()
     assert said.out == ""

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo.config import EvaluationConfig, TrackingConfig, TrainingConfig
 from sdpo.errors import Interrupted
-from sdpo.events import EventWriter
+from sdpo.events import Event, EventWriter
 from sdpo.stages import step as stage
 from sdpo.store.budget import Budget
 from sdpo.store.resume_states import find_state, states_folder
@@ -51,11 +51,11 @@ class Events(EventWriter):
     def __init__(self, dies_at: int = 0) -> None:
         super().__init__(None)
         self.dies_at = dies_at
-        self.all: list[dict] = []
+        self.all: list[Event] = []
 
-    def emit(self, event: str, **fields: object) -> None:
+    def emit(self, event: Event) -> None:
         """Keep one event."""
-        self.all.append({"event": event, **fields})
+        self.all.append(event)
 
     def progress(self, phase: str, done: int, total: int, **said: str) -> None:
         """Metrics of the step are written by now, its evaluation and its state are not."""
@@ -63,7 +63,7 @@ class Events(EventWriter):
         if phase == "train" and done == self.dies_at:
             raise Died
 
-    def of(self, event: str) -> list[dict]:
+    def of(self, event: str) -> list[Event]:
         """Events of a kind."""
         return [kept for kept in self.all if kept["event"] == event]
 

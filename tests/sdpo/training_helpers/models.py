@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.config import TrainingConfig
-from sdpo.events import EventWriter
+from sdpo.events import Event, EventWriter
 from sdpo.identity.scoring import scoring_key
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
 from sdpo.scoring.score_rows import Scorer
@@ -209,8 +209,8 @@ class RecordedEvents(EventWriter):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.all: list[dict[str, Any]] = []
+        self.all: list[Event] = []
 
-    def emit(self, event: str, **fields: object) -> None:
+    def emit(self, event: Event) -> None:
         """Keep one event."""
-        self.all.append({"event": event, **fields})
+        self.all.append(event)

@@ -26,7 +26,7 @@ from sdpo.config import (
 )
 from sdpo.data.prepare import prepare_pairs
 from sdpo.errors import Fault, Interrupted
-from sdpo.events import Event, EventWriter
+from sdpo.events import Event, EventWriter, StateEvent
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.inputs.demo.text import questions
@@ -138,8 +138,8 @@ def stop_step(run: PreparedRun, *, killed: bool, training: TrainingConfig, **fie
     saved: list[int] = []
 
     def listen(event: Event) -> None:
-        if event["event"] == "checkpoint":
-            saved.append(event["optimizer_step"])
+        if isinstance(event, StateEvent) and event.event == "checkpoint":
+            saved.append(event.optimizer_step)
             if len(saved) == 1 and killed:
                 for process in stage_processes(spec):
                     process.kill()
