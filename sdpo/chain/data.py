@@ -1,10 +1,12 @@
 """The node that makes pairs out of sources, in this process and without a model."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Find, Identity, Made, Node
+from sdpo.chain.tokens import rejected_as_tokens, rule_of_tokens
 from sdpo.data.prepare import prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
@@ -26,7 +28,8 @@ def prepare_data(context: Context) -> Node:
 
     def identity() -> Identity:
         inputs = dict(context.resolved.inputs)
-        return data_identity(context.config, inputs, default_format=default_format)
+        own = data_identity(context.config, inputs, default_format=default_format)
+        return own | ({"fits": rule_of_tokens(context)} if context.config.data.limit else {})
 
     def make(_find: Find) -> Made:
         check_sources(context, [source.name for source in context.config.data.sources])
@@ -37,6 +40,7 @@ def prepare_data(context: Context) -> Node:
             strata=context.config.partition.strata,
             out=out,
             on_progress=progress,
+            rejected_as_tokens=partial(rejected_as_tokens, context),
         )
         for source in prepared.sources:
             for message in source.notes:

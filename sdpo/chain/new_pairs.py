@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.config import DataConfig
+from sdpo.data.collect import SourceCounts, rejection_line
 from sdpo.data.keys import pair_id
 from sdpo.data.pairs_file import iter_row_groups, messages_from_row
-from sdpo.data.prepare import PreparedPairs, SourceCounts, prepare_pairs, rejection_line
+from sdpo.data.prepare import PreparedPairs, prepare_pairs
 from sdpo.data.prompts import Rejection
 from sdpo.data.schema import Format
 from sdpo.errors import IntegrityError

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sdpo.chain.context import Context
+from sdpo.chain.execute import execute
 from sdpo.chain.node import Cached, Expansion, Look
+from sdpo.data.prompts import Rejection
 from sdpo.errors import ModelError
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
@@ -21,14 +24,23 @@ def tokens_path(context: Context, kind: str = "pairs") -> Path:
     """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
     data = context.run.record("data")["outputs"]
     content = data["supervised"]["digest"] if kind == "supervised" else data["digest"]
-    identity = tokens_identity(
+    return tokens_of(context, content)
+
+
+def tokens_of(context: Context, content: str) -> Path:
+    """Where the token ids of pairs (or examples) with this digest are cached."""
+    return cached_tokens(context.cache, digest_of(rule_of_tokens(context, content))[:32])
+
+
+def rule_of_tokens(context: Context, content: str = "") -> dict[str, Any]:
+    """What the run's token ids depend on, besides the pairs whose digest is ``content``."""
+    return tokens_identity(
         context.config,
         content=content,
         tokenizer=context.resolved.inputs["tokenizer"],
         clock=context.clock if template_uses_clock(context) else "",
         ends=end_token_ids(context.resolved.model),
     )
-    return cached_tokens(context.cache, digest_of(identity)[:32])
 
 
 def template_uses_clock(context: Context) -> bool:
@@ -65,21 +77,11 @@ def tokenise(context: Context) -> Expansion:
 
     def spec() -> TokeniseSpec:
         pairs, *examples = token_paths(context)
-        return TokeniseSpec(
-            name="tokenise",
-            run=context.run.path,
-            model=context.config.model,
-            launch=context.config.launch,
-            tokenizer=context.resolved.model,
-            pairs=context.run.pairs,
-            out=pairs,
-            supervised=context.run.path / "supervised.parquet" if examples else None,
-            supervised_out=examples[0] if examples else None,
-            max_length=context.config.data.max_length,
-            max_prompt_length=context.config.data.max_prompt_length,
-            clock=context.clock,
-            end_token_ids=end_token_ids(context.resolved.model),
-        )
+        own = {
+            "supervised": context.run.path / "supervised.parquet" if examples else None,
+            "supervised_out": examples[0] if examples else None,
+        }
+        return _spec(context, context.run.pairs, out=pairs).model_copy(update=own)
 
     return Expansion(
         title="tokenise",
@@ -88,6 +90,30 @@ def tokenise(context: Context) -> Expansion:
             Look(look=lambda: _look_at_tokens(context)),
         ],
         foreseen=lambda: ("tokens",),
+    )
+
+
+def rejected_as_tokens(context: Context, pairs: Path, digest: str) -> dict[int, Rejection]:
+    """The rows of a file of pairs whose tokens cannot be used; the tokens stay in the cache."""
+    spec = _spec(context, pairs, out=tokens_of(context, digest))
+    execute(context, [token_files(context, spec, name="tokens")])
+    rejected = TokenFile.open(spec.out).rejected()
+    return {row: Rejection(reason, detail) for row, reason, detail in rejected}
+
+
+def _spec(context: Context, pairs: Path, *, out: Path) -> TokeniseSpec:
+    return TokeniseSpec(
+        name="tokenise",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        tokenizer=context.resolved.model,
+        pairs=pairs,
+        out=out,
+        max_length=context.config.data.max_length,
+        max_prompt_length=context.config.data.max_prompt_length,
+        clock=context.clock,
+        end_token_ids=end_token_ids(context.resolved.model),
     )
 
 

@@ -179,5 +179,5 @@ class DataConfig(Group):
         0,
         title="Limit for a smoke run",
         ge=0,
-        description="Pairs per source for a smoke run; 0: all.",
+        description="Pairs per source for a smoke run, of those whose tokens can be used; 0: all.",
     )

@@ -5,7 +5,7 @@ source draws some of its pairs). Deciding takes 21 more.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 Others = npt.NDArray[np.int32]
 """Indices of pairs in half the room: there are less than 2**31."""
 
-KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT, WEIGHT = range(6)
+KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT, WEIGHT, UNFIT = range(7)
 """Decisions about a pair."""
 
 
@@ -91,10 +91,19 @@ class KeyTable:
         return slice(self._starts[source], stops[source])
 
     def decide(
-        self, *, max_pairs: Sequence[int], limit: int, weights: Sequence[float] = ()
+        self,
+        *,
+        max_pairs: Sequence[int],
+        limit: int,
+        weights: Sequence[float] = (),
+        unfit: Collection[int] = (),
     ) -> Decisions:
         """Duplicates first, then contradictions, then the draws of each source (0: no bound), and
-        of what these leave the mixture of the sources that have a weight."""
+        of what these leave the mixture of the sources that have a weight. The ``limit`` is of pairs
+        besides the ``unfit``, given by index: those that come before the last drawn are passed
+        over."""
+        fits = np.ones(len(self), np.bool_)
+        fits[list(unfit)] = False
         decision = np.full(len(self), KEPT, np.uint8)
         other: Others = np.full(len(self), -1, np.int32)
         self._duplicates(decision, other)
@@ -103,7 +112,8 @@ class KeyTable:
             if bound:
                 self._draw(decision, source, bound, MAX_PAIRS)
             if limit:
-                self._draw(decision, source, limit, LIMIT)
+                self._draw(decision, source, limit, LIMIT, fits)
+        decision[(decision == KEPT) & ~fits] = UNFIT
         mixed = self._mixture(decision, weights)
         for source, drawn in mixed.items():
             self._draw(decision, source, drawn, WEIGHT)
@@ -141,13 +151,23 @@ class KeyTable:
         drawn = mixture(kept, [weights[source] for source in weighted])
         return dict(zip(weighted, drawn, strict=True))
 
-    def _draw(self, decision: npt.NDArray[np.uint8], source: int, bound: int, reason: int) -> None:
+    def _draw(
+        self,
+        decision: npt.NDArray[np.uint8],
+        source: int,
+        bound: int,
+        reason: int,
+        fits: Mask | None = None,
+    ) -> None:
+        """Leave out what comes after the first ``bound`` pairs (that fit, where that is known)."""
         span = self.span(source)
         kept = np.flatnonzero(decision[span] == KEPT)
         draws = np.array(self._draws[source], np.uint64)[kept]
         keys = _words(self._unordered)[span][kept]
         order = np.lexsort((keys[:, 1], keys[:, 0], draws))
-        decision[span.start + kept[order[bound:]]] = reason
+        drawn = span.start + kept[order]
+        before = np.arange(len(drawn)) if fits is None else np.cumsum(fits[drawn]) - fits[drawn]
+        decision[drawn[before >= bound]] = reason
 
 
 def _words(keys: bytearray) -> npt.NDArray[np.uint64]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from sdpo.config import SupervisedColumnsConfig, SupervisedConfig
 from sdpo.data.cells import NotText, cell
+from sdpo.data.collect import Progress, rejection_line
 from sdpo.data.keys import content_digest, example_key, messages_key
 from sdpo.data.messages import (
     is_conversation,
@@ -26,7 +27,6 @@ from sdpo.data.messages import (
     transcript_prompt,
 )
 from sdpo.data.pairs_file import BatchWriter
-from sdpo.data.prepare import Progress, rejection_line
 from sdpo.data.prompts import (
     PromptFields,
     Rejection,

@@ -1,6 +1,7 @@
 """What `sdpo check` and `sdpo partition` say and refuse before anything is trained."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,23 @@ def test_a_partition_counts_the_pairs_that_a_run_would_have(
     assert sum(step["pairs"] for step in plan["steps"]) + sum(plan["reserve"].values()) == 12
 
 
-def test_a_limit_that_draws_pairs_that_do_not_fit_says_so(recipe, sdpo: Sdpo) -> None:
+@pytest.mark.parametrize("command", ["check", "partition"])
+def test_a_limit_draws_pairs_that_fit_and_says_what_it_passes_over(
+    command: str, recipe, sdpo: Sdpo, bench: Bench
+) -> None:
     rows = [{**row, "prompt": row["prompt"] + LONG * (k % 2)} for k, row in enumerate(PAIRS)]
-    called = sdpo("check", recipe(rows), "--limit", "12")
-    told = " ".join(called.told.split())
-    assert "data.limit draws 12 pairs before their tokens are known, and" in told
-    assert "prompt_fills_length): raise data.limit for more" in told
+    called = sdpo(command, recipe(rows), "--limit", "12")
+    assert called.code == 0, called.told
+    told = " ".join(called.told.replace("│", " ").split())
+    assert re.search(r"data.limit 12 passes over \d+ pairs whose tokens cannot be used", told)
+    if command == "partition":
+        plan = json.loads((bench.runs / "tiny" / "plan.json").read_text(encoding="utf-8"))
+        assert sum(s["pairs"] for s in plan["steps"]) + sum(plan["reserve"].values()) == 12
+    else:
+        assert "text: prompt/chosen/rejected 24 12" in told or re.search(r"rejected 24 12 ", told)
+    called = sdpo(command, recipe(rows), "--limit", "20", "--set", "name=more")
+    assert "data.limit 20 passes over 12 pairs" in " ".join(called.told.split())
+    assert "cannot be used, and has 12 others" in " ".join(called.told.split())
 
 
 def test_a_reference_that_cannot_read_the_pairs_is_refused(

@@ -3,6 +3,7 @@
 import json
 import random
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from sdpo.config import DataConfig
 from sdpo.data import pairs_file
 from sdpo.data.duplicates import mixture
-from sdpo.data.keys import pair_id
+from sdpo.data.keys import draw_key, pair_id
+from sdpo.data.pairs_file import iter_pairs, pair_from_row
 from sdpo.data.prepare import prepare_pairs
+from sdpo.data.prompts import Rejection
 from sdpo.data.schema import PAIRS_SCHEMA, Message
 from sdpo.errors import ConfigError, DataError
 
@@ -206,6 +209,83 @@ def test_a_mixture_is_the_largest_of_its_proportions(parts):
     short = next(i for i, (k, size) in enumerate(zip(drawn, sizes, strict=True)) if k == size)
     for k, weight in zip(drawn, tenths, strict=True):
         assert k == sizes[short] * weight // tenths[short]
+
+
+def read_pairs(path):
+    return [pair_from_row(each) for batch in iter_pairs(path) for each in batch.to_pylist()]
+
+
+def long_ones(pairs, _digest):
+    """As a tokenizer rejects prompts that fill the length."""
+    prompts = pq.read_table(pairs, columns=["prompt"])["prompt"].to_pylist()
+    return {
+        index: Rejection("prompt_fills_length", "too long")
+        for index, [turn] in enumerate(prompts)
+        if "long" in turn["content"]
+    }
+
+
+@pytest.mark.parametrize(("every", "limit"), [(2, 9), (7, 5), (1, 4), (30, 4)])
+def test_a_limit_takes_the_first_of_the_draw_whose_tokens_can_be_used(
+    write, tmp_path, every, limit
+):
+    rows = [row(f"{'' if k % every == 0 else 'long '}{k}", "yes", "no") for k in range(60)]
+    config = DataConfig.model_validate({"sources": [{"path": write(rows)}], "limit": limit})
+    options = {"default_format": "chat", "strata": [], "out": tmp_path / "run"}
+    made = prepare_pairs(config, rejected_as_tokens=long_ones, **options)
+    everything = prepare_pairs(
+        config.model_copy(update={"limit": 0}), **options | {"out": tmp_path}
+    )
+    drawn = sorted(
+        read_pairs(everything.path),
+        key=lambda pair: draw_key(config.seed, bytes.fromhex(pair.pair_id)),
+    )
+    fitting = [pair.pair_id for pair in drawn if "long" not in pair.prompt[0].content]
+    assert {pair.pair_id for pair in read_pairs(made.path)} == {*fitting[:limit]}
+    last = max((drawn.index(p) for p in drawn if p.pair_id in fitting[:limit]), default=0)
+    passed = last + 1 - limit if len(fitting) >= limit else 60 - len(fitting)
+    [counts] = made.sources
+    beyond = {"limit": 60 - limit - passed} if len(fitting) >= limit else {}
+    assert counts.rejected == beyond | ({"prompt_fills_length": passed} if passed else {})
+    lines = [json.loads(line) for line in made.rejected_path.read_text().splitlines()]
+    assert Counter(line["reason"] for line in lines) == counts.rejected
+    told = f"data.limit {limit} passes over {passed} pairs whose tokens cannot be used"
+    assert any(told in note for note in counts.notes) == bool(passed)
+    assert any(note.endswith(f"and has {len(fitting)} others") for note in counts.notes) == (
+        len(fitting) < limit
+    )
+
+
+def test_a_mixture_under_a_limit_is_of_pairs_whose_tokens_can_be_used(write, tmp_path):
+    paths = [
+        write(
+            [row(f"{'long ' * (k % 3 > 0)}{n} {k}", "yes", "no") for k in range(60)], f"{n}.jsonl"
+        )
+        for n in ("one", "two")
+    ]
+    sources = [{"path": path, "weight": w} for path, w in zip(paths, (1, 2), strict=True)]
+    config = DataConfig.model_validate({"sources": sources, "limit": 10})
+    made = prepare_pairs(
+        config, default_format="chat", strata=[], out=tmp_path, rejected_as_tokens=long_ones
+    )
+    assert [count.kept for count in made.sources] == [5, 10]
+    assert all("long" not in pair.prompt[0].content for pair in read_pairs(made.path))
+
+
+def test_a_source_of_which_no_tokens_can_be_used_is_refused_with_the_first_reason(write, tmp_path):
+    config = DataConfig.model_validate(
+        {
+            "sources": [{"path": write([row(f"long {k}", "yes", "no") for k in range(9)])}],
+            "limit": 2,
+        }
+    )
+    with pytest.raises(
+        DataError, match=r"none is left \(prompt_fills_length 9\).*line \d: too long"
+    ):
+        prepare_pairs(
+            config, default_format="chat", strata=[], out=tmp_path, rejected_as_tokens=long_ones
+        )
+    assert not (tmp_path / "pairs.parquet").exists()
 
 
 def test_limit_is_per_source_and_more_than_there_is_takes_all(write, prepare):
