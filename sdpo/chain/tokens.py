@@ -50,7 +50,8 @@ def template_uses_clock(context: Context) -> bool:
         return False  # a run that is verified where its template is not
     if given:
         return "strftime_now" in given_template(model, given)
-    files = [*model.glob("*.jinja"), model / "tokenizer_config.json"]
+    named = model / "additional_chat_templates"
+    files = [*model.glob("*.jinja"), *named.glob("*.jinja"), model / "tokenizer_config.json"]
     return any(
         "strftime_now" in path.read_text(encoding="utf-8", errors="replace")
         for path in files

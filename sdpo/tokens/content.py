@@ -123,9 +123,9 @@ def shaped(message: Mapping[str, Any], tags: "re.Pattern[str] | None") -> Shaped
     core = content.strip()
     if not core:
         return Shaped(role, (content,), (), rest)
+    whole = ("", "") if len(core) == len(content) else tuple(content.split(core, 1))
     if tags is None or not tags.search(core):
-        lead, tail = ("", "") if len(core) == len(content) else content.split(core, 1)
-        return Shaped(role, (lead, tail), (core,), rest)
+        return Shaped(role, whole, (core,), rest)
     parts = tags.split(content)
     # Text and tags in turn; a blank text belongs to the tags around it.
     marks, cores = [""], list[str]()
@@ -138,6 +138,8 @@ def shaped(message: Mapping[str, Any], tags: "re.Pattern[str] | None") -> Shaped
             marks[-1] += lead
             cores.append(text)
             marks.append(tail)
+    if not cores:  # tags alone are what the message says
+        return Shaped(role, whole, (core,), rest)
     return Shaped(role, tuple(marks), tuple(cores), rest)
 
 

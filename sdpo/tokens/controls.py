@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdpo.tokens.content import Printed, is_reasoning_tag
+from sdpo.tokens.content import is_reasoning_tag
 from sdpo.tokens.encode import TextEncoder
 from sdpo.tokens.ragged import Counts, Ragged
 from sdpo.tokens.reasons import Problem
@@ -25,21 +25,12 @@ _BETWEEN = " x "
 
 
 class Texts:
-    """Encodes conversations and plain texts with the control tokens that belong there.
-
-    ``cut``: what the template prints after an answer, and how much of it is kept.
-    """
+    """Encodes conversations and plain texts with the control tokens that belong there."""
 
     def __init__(
-        self,
-        encoder: TextEncoder,
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        end_ids: Ids,
-        cut: tuple[str, str],
+        self, encoder: TextEncoder, tokenizer: "PreTrainedTokenizerBase", *, end_ids: Ids
     ) -> None:
         self._encoder = encoder
-        self._closing, self._kept_closing = cut
         special = {id_ for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
         names = {id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in special}
         controls = {id_ for id_, name in names.items() if not is_reasoning_tag(name)}
@@ -103,33 +94,33 @@ class Texts:
         """Without what the template prints after the end token (ChatML: a newline)."""
         if isinstance(text, str):
             return text
-        if not self._ends_in_closing(text.printed):
+        if not _ends_in_closing(text):
             return text.text
-        return text.text[: len(text.text) - len(self._closing)] + self._kept_closing
-
-    def _ends_in_closing(self, printed: Printed) -> bool:
-        return printed.literals[-1].endswith(self._closing)
-
-    def _literals(self, printed: Printed) -> list[str]:
-        *before, last = printed.literals
-        if not self._ends_in_closing(printed):
-            return [*before, last]
-        return [*before, last[: len(last) - len(self._closing)] + self._kept_closing]
+        return text.text[: len(text.text) - len(text.closing.text)] + text.closing.kept
 
     def _expected(self, text: Conversation | str) -> int:
         """Control tokens in what the template printed of its own."""
         if isinstance(text, str):
             return 0
-        known = text.printed.controls
-        if self._closing not in known:
-            literals = _BETWEEN.join(self._literals(text.printed))
-            known[self._closing] = int(self._count(self._encoder.encode([literals]))[0])
-        return known[self._closing]
+        known, closing = text.printed.controls, text.closing.text
+        if closing not in known:
+            literals = _BETWEEN.join(_literals(text))
+            known[closing] = int(self._count(self._encoder.encode([literals]))[0])
+        return known[closing]
 
     def _as_text(self, text: Conversation) -> list[int] | None:
-        return self._encoder.encode_parts(
-            self._literals(text.printed), text.printed.spelled(text.cores)
-        )
+        return self._encoder.encode_parts(_literals(text), text.printed.spelled(text.cores))
 
     def _count(self, ids: Ragged) -> Counts:
         return ids.count(np.isin(ids.ids, self._controls))
+
+
+def _ends_in_closing(text: Conversation) -> bool:
+    return text.printed.literals[-1].endswith(text.closing.text)
+
+
+def _literals(text: Conversation) -> list[str]:
+    *before, last = text.printed.literals
+    if not _ends_in_closing(text):
+        return [*before, last]
+    return [*before, last[: len(last) - len(text.closing.text)] + text.closing.kept]

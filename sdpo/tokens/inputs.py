@@ -34,14 +34,15 @@ class Inputs:
 
 class RowInputs:
     """Reads what rows give their template, as :mod:`sdpo.data.template_inputs` wrote it; the
-    variables in ``defaults`` are of every row that has none of their names."""
+    variables in ``defaults`` are of every row that has none of their names. Rows with tools are
+    printed by ``of_tools`` where there is such a template."""
 
-    def __init__(self, template: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, template: str, defaults: Mapping[str, Any], *, of_tools: str = "") -> None:
         self._template = template
+        self._of_tools = of_tools
         self._defaults = dict(defaults)
         self._known: dict[str, Inputs] = {}
-        self._read: frozenset[str] | None = None
-        self._all_read = False
+        self._read: dict[str, frozenset[str] | None] = {}
 
     def of(self, text: str) -> Inputs:
         """The inputs that the ``text`` of a row stands for; "" for none of its own."""
@@ -55,18 +56,25 @@ class RowInputs:
 
     def unread(self, text: str, *, is_chat: bool) -> list[str]:
         """Names of variables that say something and that nothing reads: no template names them."""
-        said = [name for name, value in self.of(text).variables.items() if _says(value)]
-        return [name for name in said if not (is_chat and self._is_read(name))]
+        given = self.of(text)
+        said = [name for name, value in given.variables.items() if _says(value)]
+        if not (said and is_chat):
+            return said
+        template = self._of_tools if given.tools and self._of_tools else self._template
+        if template not in self._read:
+            self._read[template] = _read_by(template)
+        read = self._read[template]
+        return [] if read is None else [name for name in said if name not in read]
 
-    def _is_read(self, name: str) -> bool:
-        if self._read is None:
-            try:
-                plain = _GENERATION.sub("", self._template)
-                tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-                self._read = frozenset(meta.find_undeclared_variables(tree))
-            except (jinja2.TemplateError, RecursionError):
-                self._read, self._all_read = frozenset(), True  # what it reads is not known
-        return self._all_read or name in self._read
+
+def _read_by(template: str) -> frozenset[str] | None:
+    """The variables that a template names and does not set itself; None where that is not known."""
+    try:
+        plain = _GENERATION.sub("", template)
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        return frozenset(meta.find_undeclared_variables(tree))
+    except (jinja2.TemplateError, RecursionError):
+        return None
 
 
 _MOST_KNOWN = 1 << 13

@@ -52,13 +52,14 @@ class Renderer:
         variables: Mapping[str, Any] = {},
     ) -> None:
         self.template = _chat_template(tokenizer)
-        self.inputs = RowInputs(self.template or "", variables)
+        named = tokenizer.chat_template
+        self.of_tools = (named.get("tool_use") or "") if isinstance(named, dict) else ""
+        """The template for rows with tools, where the tokenizer has one for them."""
+        self.inputs = RowInputs(self.template or "", variables, of_tools=self.of_tools)
         self._tokenizer = tokenizer
         self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
-        named = tokenizer.chat_template
-        of_tools = named.get("tool_use") if isinstance(named, dict) else None
         self._frozen_of_tools = (
-            _with_frozen_clock(of_tools, clock) if of_tools else self._frozen_template
+            _with_frozen_clock(self.of_tools, clock) if self.of_tools else self._frozen_template
         )
 
     def given(self, messages: Sequence[Mapping[str, str]], inputs: str) -> list[dict[str, Any]]:

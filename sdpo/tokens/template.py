@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from sdpo.errors import ModelError
 from sdpo.tokens.content import Contents, tags_of
 from sdpo.tokens.controls import Texts
 from sdpo.tokens.encode import TextEncoder
+from sdpo.tokens.probes import WITH_TOOLS, Closing, Probes
 from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.reasons import Note, Problem
 from sdpo.tokens.render import Refused, Renderer, Row, inputs_of, name_of
@@ -25,9 +25,6 @@ from sdpo.tokens.whole import Conversation, Turns, not_whole, templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROBE = "sdpo-probe"
-"""A message's text that no template would print otherwise or change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +74,13 @@ class Encoder:
         self._puts_bos = bool(self._front) and self._front[0] == tokenizer.bos_token_id
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ends = [*eos, *end_token_ids]
-        self._closing = self._kept_closing = ""
+        self._probes = Probes(self._renderer, tokenizer, tuple(ends))
+        self._closing = Closing()
         if self.template:
-            self._closing = self._probe_closing()
-            self._kept_closing, turn_end = _up_to_end_token(tokenizer, self._closing, ends)
-            ends += turn_end
+            self._closing = self._probes.closing()
+            ends += self._closing.end
+            if self._renderer.of_tools:
+                ends += self._probes.closing(WITH_TOOLS).end
         if not ends:
             raise ModelError(
                 "the tokenizer has no end-of-sequence token, so no completion could end: set "
@@ -89,22 +88,12 @@ class Encoder:
             )
         self._appended = ends[0]
         self.end_ids: Ids = np.array(sorted(set(ends)), dtype=np.int32)
-        self._texts = Texts(
-            self._encoder, tokenizer, end_ids=self.end_ids, cut=(self._closing, self._kept_closing)
-        )
-        names = self._texts.control_names
+        self._texts = Texts(self._encoder, tokenizer, end_ids=self.end_ids)
+        templates = f"{self.template or ''}\n{self._renderer.of_tools}"
         self._contents = Contents(
-            self._renderer.print_one, tags_of(self.template or "", without=names)
+            self._renderer.print_one, tags_of(templates, without=self._texts.control_names)
         )
-        self._turns = Turns()
-        if self.template:
-            self._turns = Turns.of(
-                self._contents,
-                self._renderer.print_one,
-                bos=str(tokenizer.bos_token or ""),
-                ends=self.end_tokens,
-                controls=names,
-            )
+        self._turns: dict[str, Turns] = {}
 
     @property
     def template_digest(self) -> str:
@@ -121,7 +110,7 @@ class Encoder:
         return {
             "tokens_in_front": self.tokenizer.convert_ids_to_tokens(self._front),
             "end_tokens": self.end_tokens,
-            "template_closing": self._closing,
+            "template_closing": self._closing.text,
             "vocabulary": len(self.tokenizer),
         }
 
@@ -137,7 +126,10 @@ class Encoder:
         ids, spelled, fitting = self._texts.encode([text for kind in kinds for text in kind])
         of_kind = np.arange(len(rows) * len(kinds)).reshape(len(kinds), len(rows))
         prompt, *whole = [self._with_front(ids.take(kind), chat) for kind in of_kind]
-        ended = [self._with_end(side) for side in whole]
+        ended = [
+            self._with_end(side, _own_ends(kind))
+            for side, kind in zip(whole, kinds[1:], strict=True)
+        ]
         problems, notes = self._judge(rows, kinds, sides, spelled=spelled[of_kind], refused=refused)
         unread = self._unread(rows)
         if unread:
@@ -188,7 +180,8 @@ class Encoder:
             printed = self._contents.locate(
                 messages, text, opening=side is None, inputs=inputs_of(row)
             )
-            found.append(Conversation(messages, len(row["prompt"]), text, printed))
+            closing = self._probes.closing(inputs_of(row))
+            found.append(Conversation(messages, len(row["prompt"]), text, printed, closing))
         return found
 
     def _judge(
@@ -214,7 +207,7 @@ class Encoder:
                 sides_of = [side for side in whole if isinstance(side, Conversation)]
                 problem = (
                     self._spelled_beside(row, sides_of)
-                    or templated(self._turns, sides_of, name)
+                    or templated(self._turns_of(row), sides_of, name)
                     or not_whole(prompt, sides_of, name)
                     or self._tools_dropped(row, prompt)
                 )
@@ -228,6 +221,20 @@ class Encoder:
             for note in found:
                 notes.setdefault(note, []).append(index)
         return problems, notes
+
+    def _turns_of(self, row: Row) -> Turns:
+        """How the template of a row marks turns."""
+        way = self._probes.like(inputs_of(row))
+        if way not in self._turns:
+            self._turns[way] = Turns.of(
+                self._contents,
+                self._renderer.print_one,
+                inputs=way,
+                bos=str(self.tokenizer.bos_token or ""),
+                ends=self.end_tokens,
+                controls=self._texts.control_names,
+            )
+        return self._turns[way]
 
     def _tools_dropped(self, row: Row, prompt: Conversation) -> Problem | None:
         """A tool, or a part of one, that is not in what the template printed of its own."""
@@ -257,27 +264,6 @@ class Encoder:
             f"{', '.join(map(repr, names))}: take it out",
         )
 
-    def _probe_closing(self) -> str:
-        """What the template prints after an assistant's last message."""
-        conversation = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _PROBE},
-        ]
-        try:
-            [text] = self._renderer.apply([conversation], generation_prompt=False)
-        except jinja2.TemplateError as error:
-            raise ModelError(
-                f"the chat template of {name_of(self.tokenizer)} cannot print a question and its "
-                f"answer: {error}. Give a working one in `model.chat_template`"
-            ) from error
-        _, found, closing = text.rpartition(_PROBE)
-        if not found:
-            raise ModelError(
-                f"the chat template of {name_of(self.tokenizer)} does not print what the assistant "
-                "says: give a working one in `model.chat_template`"
-            )
-        return closing
-
     def _with_front(self, ids: Ragged, chat: Flags) -> Ragged:
         """Exactly one BOS where the tokenizer puts one; text gets all its special tokens."""
         front = np.array(self._front, dtype=np.int32)
@@ -290,13 +276,21 @@ class Encoder:
             ids = ids.part(ids.leading(self._front[0]) - 1, ids.lengths)
         return ids
 
-    def _with_end(self, ids: Ragged) -> tuple[Ragged, Flags]:
-        """Rows that end in no end token get one; which those are."""
+    def _with_end(self, ids: Ragged, own: Ids) -> tuple[Ragged, Flags]:
+        """Rows that end in no end token get one; which those are. ``own`` int32 ``[rows]`` is what
+        ends an answer in the way that the row is printed, or -1."""
         lengths = ids.lengths
         last = ids.part(lengths - 1, lengths)
-        missing = last.count(np.isin(last.ids, self.end_ids)) == 0
+        ends = np.isin(last.ids, self.end_ids) | (last.ids == np.repeat(own, last.lengths))
+        missing = last.count(ends) == 0
         appended = np.full(int(missing.sum()), self._appended, dtype=np.int32)
         return ids.joined(Ragged.of_lengths(appended, missing.astype(np.int64))), missing
+
+
+def _own_ends(kind: Sequence[Conversation | str]) -> Ids:
+    """What ends an answer as each row is printed, int32 ``[rows]``; -1 where nothing does."""
+    ends = [() if isinstance(text, str) else text.closing.end for text in kind]
+    return np.array([end[0] if end else -1 for end in ends], dtype=np.int32)
 
 
 def _special_tokens_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -310,19 +304,3 @@ def _special_tokens_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         f"the tokenizer of {name_of(tokenizer)} encodes a text otherwise when it adds its special "
         "tokens: it cannot be used"
     )
-
-
-def _up_to_end_token(
-    tokenizer: "PreTrainedTokenizerBase", closing: str, ends: Sequence[int]
-) -> tuple[str, list[int]]:
-    """``closing`` up to the token that ends the turn, that included, and the token's id.
-
-    That is the first of ``ends``, else the first special token; without either, all and no id.
-    """
-    special = {id_: t.content for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
-    for known in ({id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in ends}, special):
-        found = [(closing.find(text), -len(text), id_) for id_, text in known.items()]
-        if found := [entry for entry in found if entry[0] >= 0]:
-            position, negative_length, id_ = min(found)
-            return closing[: position - negative_length], [id_]
-    return closing, []

@@ -10,6 +10,7 @@ import jinja2
 
 from sdpo.tokens.content import Contents, Print, Printed, Shaped
 from sdpo.tokens.message_rest import Leaf
+from sdpo.tokens.probes import Closing
 from sdpo.tokens.reasons import Problem
 
 _TEMPLATE = "Give another template in `model.chat_template`, or change the text"
@@ -20,13 +21,14 @@ _SHOWN_CHARS = 60
 class Conversation:
     """Messages in their parts, what was printed of them, and how the two go together.
 
-    The first ``prompt`` messages are the prompt.
+    The first ``prompt`` messages are the prompt; ``closing`` is what follows an answer.
     """
 
     messages: Sequence[Shaped]
     prompt: int
     text: str
     printed: Printed
+    closing: Closing
 
     @property
     def cores(self) -> list[str]:
@@ -57,12 +59,20 @@ class Turns:
 
     @classmethod
     def of(
-        cls, contents: Contents, print_: Print, *, bos: str, ends: Sequence[str], controls: set[str]
+        cls,
+        contents: Contents,
+        print_: Print,
+        *,
+        inputs: str,
+        bos: str,
+        ends: Sequence[str],
+        controls: set[str],
     ) -> "Turns":
-        """Those of the template that ``print_`` applies; ``ends`` are the tokens that end an
-        answer."""
-        asking = _literals(contents, print_, ("user",), opening=True)
-        going_on = _literals(contents, print_, ("user", "assistant", "user"), opening=False)
+        """Those of the template that ``print_`` applies for these inputs; ``ends`` are the tokens
+        that end an answer."""
+        asking = _literals(contents, print_, ("user",), inputs, opening=True)
+        talk = ("user", "assistant", "user")
+        going_on = _literals(contents, print_, talk, inputs, opening=False)
         opens, closes = {asking[0]}, {asking[-1]}
         if len(going_on) > 2:
             asked = asking[-1][: _common(asking[-1], going_on[-1])]
@@ -96,15 +106,16 @@ class Turns:
 
 
 def _literals(
-    contents: Contents, print_: Print, roles: Sequence[str], *, opening: bool
+    contents: Contents, print_: Print, roles: Sequence[str], inputs: str, *, opening: bool
 ) -> tuple[str, ...]:
     """What the template prints around a text of each role; nothing where it refuses them."""
     messages = [{"role": role, "content": "x"} for role in roles]
     try:
-        text = print_(messages, opening, "")
+        text = print_(messages, opening, inputs)
     except jinja2.TemplateError:
         return ("", "")
-    return contents.locate(contents.shaped(messages), text, opening=opening).literals
+    shaped = contents.shaped(messages)
+    return contents.locate(shaped, text, opening=opening, inputs=inputs).literals
 
 
 def _after(literal: str, ends: Sequence[str]) -> list[str]:

@@ -212,3 +212,72 @@ def test_rows_with_tools_use_the_tokenizers_own_template_for_them(tokens):
     [user] = [[{"role": "user", "content": TRIPLE[0]}]]
     options = {"tokenize": False, "add_generation_prompt": True}
     assert prompts[1] == tokenizer.apply_chat_template(user, tools=[WEATHER], **options)
+
+
+OF_TOOLS = TOOL_TEMPLATES["qwen3"] + (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if style %} ({{ style }}){% endif %}"
+    "<|end|>!\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_template_for_tools_closes_and_marks_turns_its_own_way(tokens):
+    named = {"default": TURNS, "tool_use": OF_TOOLS}
+    file, prompts, tokenizer = tokens(None, given_tools(WEATHER), template=named)
+    assert (file.report.reasons, file.report.end_appended) == ({}, 0)
+    sides = [tokenizer.decode(file.row(row).chosen_ids.tolist()) for row in (0, 1)]
+    assert sides == ["a fox<|im_end|>", "a fox<|end|>"]
+    assert prompts[1].endswith("[user]the dog?<|end|>!\n[assistant]")
+
+
+def test_text_that_is_already_in_the_template_for_tools_is_known_in_rows_with_tools(
+    tmp_path, make_tokenizer, write_pairs, clock
+):
+    marked = "[user]the dog?<|end|>!\n[assistant]"
+    tokenizer = make_tokenizer({"default": TURNS, "tool_use": OF_TOOLS})
+    reasons = []
+    for inputs in (None, given_tools(WEATHER)):
+        path = write_pairs([(marked, "a fox", "a cat")], inputs=inputs)
+        out = tmp_path / "tokens.arrow"
+        reasons.append(
+            tokenise_pairs(path, tokenizer, max_length=2048, clock=clock, out=out).reasons
+        )
+    assert reasons == [{}, {"already_templated": 1}]
+
+
+def test_a_variable_is_read_by_the_template_that_prints_the_row(tokens):
+    named = {"default": TURNS, "tool_use": OF_TOOLS}
+    own = {"variables": {"style": ""}}
+    both = json.dumps({"tools": [WEATHER], **own})
+    file, _, _ = tokens(json.dumps({"variables": {"style": "x"}}), both, template=named)
+    assert file.report.notes == {"variables_unread": 1}
+    assert file.report.examples["variables_unread"] == "row 0 of source `tests`, `style`"
+    read = RowInputs(TURNS, {}, of_tools=OF_TOOLS)
+    given = {"variables": {"style": "x"}}
+    assert read.unread(json.dumps(given), is_chat=True) == ["style"]
+    assert read.unread(json.dumps({"tools": [WEATHER], **given}), is_chat=True) == []
+
+
+SWITCHED_END = TURNS.replace("<|im_end|>", "{{ '<|end|>!' if brief else '<|im_end|>' }}")
+
+
+def test_a_variable_that_switches_the_end_of_turns_is_followed_row_by_row(tokens):
+    inputs = [None, '{"variables":{"brief":true}}', '{"variables":{"brief":false}}']
+    file, _, tokenizer = tokens(*inputs, template=SWITCHED_END)
+    assert (file.report.reasons, file.report.end_appended) == ({}, 0)
+    sides = [tokenizer.decode(file.row(row).chosen_ids.tolist()) for row in range(3)]
+    assert sides == ["a fox<|im_end|>", "a fox<|end|>", "a fox<|im_end|>"]
+
+
+def test_rows_with_hundreds_of_variables_of_their_own_are_all_printed(tokens):
+    template = "{{ tone }}|" + TURNS
+    inputs = [json.dumps({"variables": {"tone": f"tone {k}"}}) for k in range(150)]
+    file, prompts, _ = tokens(*inputs, template=template)
+    assert file.report.reasons == {}
+    assert [prompt.partition("|")[0] for prompt in prompts] == [f"tone {k}" for k in range(150)]
+
+
+def test_tools_that_a_template_refuses_make_their_row_listed_alone(tokens):
+    refusing = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + TURNS
+    file, _, _ = tokens(None, given_tools(WEATHER), template=refusing)
+    assert file.report.reasons == {"template_refuses": 1}
+    assert "no tools" in file.report.examples["template_refuses"]

@@ -255,6 +255,18 @@ def test_reasoning_of_earlier_turns_may_be_dropped_as_in_use_and_is_noted(tokens
     assert (file.report.reasons, file.report.notes) == ({}, {"reasoning_dropped": 1})
 
 
+@pytest.mark.parametrize("answer", ["</think></think>", "</think>", "<think></think><think>"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_of_tags_alone_is_whole_or_listed(encoder_of, template, answer):
+    encoder = encoder_of(template)
+    result = cut_of(encoder, row_of([QUESTION], answer, "It jumps."))
+    if result.problems[0] is None:
+        assert answer in encoder.tokenizer.decode(result.completions[0][0].tolist())
+    else:
+        assert template in ("qwen3", "exaone4")
+        assert result.reasons == ["template_drops_text"]
+
+
 @pytest.mark.parametrize("template", ["qwen3", "exaone4"])
 def test_the_reasoning_of_an_answer_is_kept(tokens_of, template):
     file = tokens_of([([QUESTION], THOUGHT, "It jumps.")], template=template)
