@@ -24,6 +24,36 @@ _SPECIAL_TOKENS = (
 )
 _ADDITIONAL = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens")
+_PATCHES = ("fix_mistral_regex",)
+"""Settings that change ids in every class, besides those flags."""
+
+_HARMLESS = frozenset(
+    {
+        # of decoding, and of offsets
+        *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "errors"),
+        *("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",),
+        "trim_offsets",
+        # of padding and truncation, which nothing here uses
+        *("model_max_length", "max_len", "max_length", "padding_side", "truncation_side"),
+        *("stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id"),
+        *("model_input_names", "return_token_type_ids", "verbose"),
+        # of origin
+        *("name_or_path", "_name_or_path", "tokenizer_class", "transformers_version", "backend"),
+        *("processor_class", "auto_map", "is_local", "local_files_only", "_commit_hash"),
+        *("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file"),
+        *("files_loaded", "fast_tokenizer_files", "use_fast"),
+        # of messages
+        *("chat_template", "use_default_system_prompt", "response_template", "response_schema"),
+        "chat_control_tokens",
+        # told by the tokens themselves
+        *("added_tokens_decoder", "model_specific_special_tokens"),
+    }
+)
+"""Settings that do not change ids, whatever class reads them."""
+
+_DEFAULTS = {"legacy": False, "sp_model_kwargs": {}}
+"""Settings that files spell out as they are without: then they do not count, as they never did."""
+
 _NOT_IDENTITY = {"version", "truncation", "padding"}
 """Keys of tokenizer.json that do not count here: nothing uses its truncation and padding."""
 
@@ -37,7 +67,7 @@ def tokenizer_digest(folder: Path) -> str:
     """sha256 over what the tokenizer in ``folder`` does, unchanged by a save of transformers.
 
     Covers ``tokenizer.json``, the chat template, the class, the special tokens and the settings
-    that change ids.
+    that change ids: all that are not known to change none.
 
     Raises:
         ModelError: the folder has no tokenizer, or one whose files have an unknown form.
@@ -53,6 +83,8 @@ def tokenizer_digest(folder: Path) -> str:
             "flags": {name: config[name] for name in _FLAGS if config.get(name) is not None},
             "chat_template": _templates(folder, config),
         }
+        if settings := _settings(config):
+            identity["settings"] = settings
         if more := _more_tokens(folder, config, content):
             identity["more_tokens"] = more
         return digest_of(identity)
@@ -210,6 +242,21 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         tokens = known.get(key) or []
         additional.update(map(_text, tokens.values() if isinstance(tokens, dict) else tokens))
     return {**named, "additional": sorted(additional)}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What else changes ids. The plain class takes tokenizer.json as it is; others build the
+    tokenizer anew from its vocabulary, by settings of their own: all count that are not known to
+    be harmless."""
+    is_plain = _class_name(config) == _DEFAULT_CLASS and config.get("tokenizer_class")
+    counted = {
+        name: value
+        for name, value in config.items()
+        if (name in _PATCHES if is_plain else name not in _HARMLESS)
+        and not name.endswith(("_token", "_tokens"))
+        and name not in _FLAGS
+    }
+    return {k: v for k, v in counted.items() if v is not None and v != _DEFAULTS.get(k)}
 
 
 def _text(token: str | dict[str, Any]) -> str:

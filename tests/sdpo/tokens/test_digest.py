@@ -1,11 +1,17 @@
+import ast
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sdpo.errors import ModelError
+from sdpo.identity import tokenizer_digest as tokenizer_digest_of
 from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
 
 
@@ -116,3 +122,149 @@ def test_a_chat_template_is_found_where_transformers_finds_it(folder):
     for template, found in [("x", True), (named, True), (named[1:], False), (None, False)]:
         edit(folder / "tokenizer_config.json", lambda c, t=template: c.update(chat_template=t))
         assert has_chat_template(folder) is found
+
+
+CLASSES = (
+    *("TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GemmaTokenizer"),
+    *("GPTNeoXTokenizer", "CohereTokenizer", "CodeGenTokenizer", "RobertaTokenizer"),
+)
+TEXTS = [
+    *(" the dog, and the fox.", "the dog\n\n  jumps <s>over</s> it ", "THE \u00c9 dog's 12 ids."),
+    *("<|im_start|>user\nthe dog<|im_end|>", "\u4e2d\u6587 dog", "dog ."),
+]
+OF_PIECES = ("LlamaTokenizer", "GemmaTokenizer")
+VALUES = (True, False, 0, 3, "", "first", "left", "utf-8", {}, {"add_dummy_prefix": True}, ["x"])
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, make_tokenizer) -> dict[str, Path]:
+    """By class, the folder of a tokenizer that it can read."""
+    path = tmp_path_factory.mktemp("made")
+    make_tokenizer("chatml", bos=True).save_pretrained(path / "bytes")
+    # As SentencePiece's: words begin with a mark for the space before them.
+    pieces = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    pieces.decoder = decoders.Metaspace()
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator(TEXTS * 4, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(path / "pieces")
+    kinds = {name: "pieces" if name in OF_PIECES else "bytes" for name in CLASSES}
+    return {name: path / kind for name, kind in kinds.items()}
+
+
+def configured(made: dict[str, Path], folder: Path, name: str, **settings: object) -> Path:
+    """A folder of a tokenizer of the class ``name`` with these settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(made[name], folder)
+    own = {**settings, "tokenizer_class": name}
+    edit(folder / "tokenizer_config.json", lambda c: c.update(own))
+    return folder
+
+
+def ids_of(folder: Path) -> list[list[int]] | None:
+    """As a run encodes texts; None where transformers does not load the folder, or not use it."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        return [tokenizer(text, verbose=False)["input_ids"] for text in TEXTS]
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, OverflowError):
+        return None
+
+
+def parameters() -> set[str]:
+    """Of the tokenizers of transformers, as their sources name them."""
+    named = set()
+    for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                named |= {a.arg for a in [*node.args.args, *node.args.kwonlyargs]}
+    return named - {"self"}
+
+
+def counts(name: str) -> bool:
+    """Whether the digest can tell values of a setting apart, in a class that may read it."""
+    config = {"tokenizer_class": "LlamaTokenizer", name: "x"}
+    if name.endswith(("_token", "_tokens")) or name in tokenizer_digest_of._FLAGS:
+        return True
+    return bool(tokenizer_digest_of._settings(config))
+
+
+def test_every_parameter_of_a_tokenizer_counts_or_is_known_to_be_harmless():
+    uncounted = {name for name in parameters() if not counts(name)}
+    assert uncounted <= tokenizer_digest_of._HARMLESS
+    assert {"legacy", "do_lower_case", "add_prefix_space"} <= parameters() - uncounted
+
+
+@pytest.mark.parametrize("name", CLASSES[:4])
+def test_settings_that_do_not_count_change_no_ids(made, tmp_path, name):
+    plain = configured(made, tmp_path / "plain", name)
+    expected, digest = ids_of(plain), tokenizer_digest(plain)
+    assert expected
+    elsewhere = {"tokenizer_class", "chat_template", "added_tokens_decoder", "fast_tokenizer_files"}
+    for setting in sorted(tokenizer_digest_of._HARMLESS - elsewhere):
+        for value in (True, 3, "x"):
+            folder = configured(made, tmp_path / "other", name, **{setting: value})
+            assert tokenizer_digest(folder) == digest
+            assert ids_of(folder) in (expected, None), (setting, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LlamaTokenizer", {"legacy": True}),
+        ("LlamaTokenizer", {"add_prefix_space": False}),
+        ("RobertaTokenizer", {"add_prefix_space": True}),
+    ],
+)
+def test_a_setting_that_changes_ids_changes_the_digest(made, tmp_path, name, settings):
+    plain = configured(made, tmp_path / "plain", name)
+    other = configured(made, tmp_path / "other", name, **settings)
+    assert ids_of(plain) != ids_of(other)
+    assert tokenizer_digest(plain) != tokenizer_digest(other)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(CLASSES),
+    given_settings=st.dictionaries(
+        st.sampled_from(sorted(parameters() | {"split_special_tokens", "fix_mistral_regex"})),
+        st.sampled_from(VALUES),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_two_folders_of_one_digest_give_the_same_ids(made, tmp_path, name, given_settings):
+    plain = configured(made, tmp_path / "plain", name)
+    other = configured(made, tmp_path / "other", name, **given_settings)
+    try:
+        same = tokenizer_digest(plain) == tokenizer_digest(other)
+    except ModelError:
+        return
+    if same:
+        assert ids_of(other) in (ids_of(plain), None)
+
+
+@pytest.mark.parametrize("settings", [{}, {"legacy": True}, {"legacy": False}])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_save_by_transformers_keeps_the_settings_or_changes_ids(made, tmp_path, name, settings):
+    """A save loses `legacy` of Llama's class, and what is saved encodes otherwise."""
+    folder = configured(made, tmp_path / "own", name, model_max_length=77, **settings)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    before, after = (
+        tokenizer_digest_of._settings(json.loads((path / "tokenizer_config.json").read_text()))
+        for path in (folder, tmp_path / "again")
+    )
+    assert before == after or ids_of(folder) != ids_of(tmp_path / "again")
+
+
+def test_settings_as_they_are_without_leave_the_digest_as_it_was(made, tmp_path):
+    before = tokenizer_digest(configured(made, tmp_path / "own", "LlamaTokenizer"))
+    spelled = {"legacy": False, "sp_model_kwargs": {}, "use_default_system_prompt": False}
+    folder = configured(made, tmp_path / "spelled", "LlamaTokenizer", **spelled)
+    assert tokenizer_digest(folder) == before
