@@ -1,9 +1,8 @@
 #!/bin/sh
-# Makes the deployments, then works for their pool. A second start changes nothing but what changed.
+# Brings the deployments up to date, then works for their pool. What a person set on the server, as
+# schedules and their parameters, stays.
 set -eu
 
 pool=${SDPO_WORK_POOL:-sdpo}
-prefect --no-prompt work-pool inspect "$pool" > /dev/null 2>&1 \
-    || prefect --no-prompt work-pool create --type process "$pool"
-prefect --no-prompt deploy --all
+python -m flows.server.deploy --pool "$pool" --folder "$PWD"
 exec prefect worker start --pool "$pool" --type process --with-healthcheck

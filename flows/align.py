@@ -7,6 +7,7 @@ and a schedule can replace one of them alone.
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.ui.folder import enter_folder
 from flows.ui.form import form
 from flows.ui.runpage import RunPage
 from sdpo.chain.run_chain import ChainResult, run_chain
@@ -53,6 +54,7 @@ def align(
     tracking: TrackingConfig = TrackingConfig(),
 ) -> ChainResult:
     """Align a model in steps: the whole recipe, from preference data to the last step's model."""
+    enter_folder()
     config = make_config(
         {
             "name": name or flow_run.name,

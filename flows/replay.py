@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.show.comparison import comparison_lines
+from flows.ui.folder import enter_folder
 from flows.ui.form import form
 from flows.ui.runpage import RunPage, slug
 from sdpo.config import StoreConfig
@@ -37,6 +38,7 @@ def replay(
     store: StoreConfig = StoreConfig(),
 ) -> ReplayResult:
     """Make a step of a finished run again, as it was or with a setting changed, and compare."""
+    enter_folder()
     if not run:
         raise UserError("which run is to be replayed? Give `run`, its name")
     runs_dir = Path(checked(StoreConfig, store, name="store").runs_dir)

@@ -17,6 +17,7 @@ from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from flows.ui.approval import ask_in_ui
+from flows.ui.folder import enter_folder
 from flows.ui.form import form
 from flows.ui.runpage import RunPage
 from sdpo.config import Group
@@ -113,6 +114,7 @@ def retrain(
     approval: ApprovalSettings = ApprovalSettings(),
 ) -> State[Retrained]:
     """Make the pairs that a model has not seen its next step, and promote it if the gate agrees."""
+    enter_folder()
     lineage = checked(LineageSettings, lineage, name="lineage")
     data = checked(NewDataSettings, data, name="data")
     step = checked(NewStepSettings, step, name="step")

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.markup import escape
 
+from flows.commands.desk import FOLDER, Desk, environment
 from flows.commands.presets import presets
 from flows.show.console import RunConsole, table
 from flows.show.tables import partition_rows
@@ -23,7 +24,7 @@ from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
-from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
+from sdpo.errors import Fault, IntegrityError, Interrupted, SdpoError, UserError
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
 from sdpo.processes.stage_specs import ExportSpec
@@ -38,14 +39,38 @@ from sdpo.system.privacy import withheld_by_folder, withholding
 def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool = False) -> None:
     """Run the chain, then print its tables and where the report is."""
     if prefect:
-        # Prefect is loaded only where it is asked for: two seconds and a server.
-        from flows.align import align
-
-        result = align(**{name: getattr(config, name) for name in RunConfig.model_fields})
+        result = _run_flow(config)
     else:
         with RunConsole(console) as listen:
             result = run_chain(config, host=Host(listen=listen), wait=wait)
     print_result(result, console=console)
+
+
+def _run_flow(config: RunConfig) -> ChainResult:
+    """Run the chain as a flow, on the server that is up here, else on that of Prefect's settings.
+
+    Raises:
+        Fault: none is named, and the temporary one that Prefect starts then did not answer.
+    """
+    desk = Desk.read(FOLDER.absolute())
+    if not os.environ.get("PREFECT_API_URL") and "server" in desk.running:
+        made = environment(desk.folder, desk.url, desk.credentials)
+        os.environ |= {name: made[name] for name in made if name.startswith("PREFECT_")}
+    # Prefect is loaded only where it is asked for: two seconds and a server.
+    from flows.align import align
+
+    try:
+        result: ChainResult = align(
+            **{name: getattr(config, name) for name in RunConfig.model_fields}
+        )
+    except RuntimeError as error:
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        raise Fault(
+            "no Prefect server runs here, and the temporary one that Prefect starts then did not "
+            "answer in time: sdpo server up, or set PREFECT_API_URL"
+        ) from error
+    return result
 
 
 def print_result(result: ChainResult, *, console: Console) -> None:

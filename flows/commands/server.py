@@ -5,158 +5,107 @@ or changed. What was started is written down with the time of its start: a proce
 be somebody else's by now.
 """
 
-import base64
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from http import HTTPStatus
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import psutil
-import yaml
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 
+from flows.commands.desk import (
+    AUTH,
+    OK,
+    PASSWORD,
+    Desk,
+    Started,
+    ask,
+    credentials,
+    environment,
+    form_url,
+    make_password,
+    running_desk,
+)
+from flows.server.guard import LOOPBACK, bracketed
 from sdpo.config import RunConfig
-from sdpo.errors import Fault, IntegrityError, UserError
+from sdpo.errors import Fault, UserError
 from sdpo.system import ownership
-from sdpo.system.files import read_json, write_json, write_text
+from sdpo.system.files import write_text
 from sdpo.system.interrupts import GRACE_S
 from sdpo.system.locks import hold
 
 POOL = "sdpo"
-OK, NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
-FOLDER = Path(".sdpo-server")
-HOST, PORT = "127.0.0.1", 4200
-AUTH = "PREFECT_SERVER_API_AUTH_STRING"
-"""Environment variable with `user:password`; set, the server asks everybody for it."""
-
 _START_S = 120.0
 _STOP_S = {"worker": 45.0, "server": 15.0}
 """How long each may take to end; a worker first ends what it runs, which may save its state."""
+_PLACES = {"path", "name_or_path", "reference_model", "chat_template", "cache_dir"}
+"""Settings that may name files, where no hub's name or text is meant."""
 _IGNORED = "*\n"
 """In ``.gitignore``: nothing of the folder belongs in a repository."""
 _NAMES = {
-    *(".gitignore", ".lock", "processes.json", "prefect"),
+    *(".gitignore", ".lock", "processes.json", "prefect", PASSWORD),
     *("server.log", "worker.log", "deploy.log"),
 }
-_NO_TELEMETRY = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A process that was started here."""
-
-    pid: int
-    started: float
-
-    @classmethod
-    def of(cls, pid: int) -> "Started":
-        """The process of this id, as it is now."""
-        return cls(pid, psutil.Process(pid).create_time())
-
-    @property
-    def process(self) -> psutil.Process | None:
-        """It, if it still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            same = process.create_time() == self.started
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What is kept in the folder about what was started."""
-
-    folder: Path
-    url: str = ""
-    server: Started | None = None
-    worker: Started | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> "Desk":
-        """What is written down; nothing where nothing was started.
-
-        Raises:
-            IntegrityError: something else is written there.
-        """
-        path = folder / "processes.json"
-        if not path.is_file():
-            return cls(folder)
-        content = read_json(path)
-        try:
-            return _DESK.validate_python({**content, "folder": folder})
-        except (TypeError, ValueError) as error:
-            raise IntegrityError(
-                f"{path} does not say what runs here: it was not written by `sdpo server up`. "
-                "Name another folder (--folder)"
-            ) from error
-
-    def write(self) -> None:
-        """Write it down."""
-        content = {
-            "url": self.url,
-            "server": asdict(self.server) if self.server else None,
-            "worker": asdict(self.worker) if self.worker else None,
-        }
-        write_json(self.folder / "processes.json", content)
-
-    @property
-    def running(self) -> dict[str, psutil.Process]:
-        """What of it runs."""
-        found = {"server": self.server, "worker": self.worker}
-        return {
-            role: process
-            for role, started in found.items()
-            if started and (process := started.process)
-        }
-
-
-_DESK = TypeAdapter(Desk)
-
-
-def up(*, host: str, port: int, folder: Path, console: Console) -> str:
+def up(
+    *,
+    host: str,
+    port: int,
+    folder: Path,
+    console: Console,
+    hosts: Sequence[str] = (),
+    asks: bool = True,
+    reset_schedules: bool = False,
+) -> str:
     """Start what does not run yet, deploy, and return the UI's address.
+
+    Args:
+        host: address to listen at.
+        port: port to listen at.
+        folder: where everything is kept.
+        console: where it is told.
+        hosts: further names that the server is known by.
+        asks: whether it asks for a password.
+        reset_schedules: undo what was set of schedules and parameters.
 
     Raises:
         ForeignFolderError: the folder is something else.
-        UserError: the port is in use, or the deployments are not here.
+        UserError: the port is in use, or another server runs there; one without a password is to
+            be reached from other machines.
         Fault: the server, the worker or the deployment failed; the message names the log.
     """
-    project = _project()
-    folder = folder.absolute()
+    _check_open(host, hosts, asks=asks)
+    folder, here = folder.absolute(), Path.cwd()
     ownership.claim(folder, "server", proof=_is_proven)
+    folder.chmod(0o700)  # parameters and logs of runs are in it
     write_text(folder / ".gitignore", _IGNORED)
     with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
-        url = f"http://{host}:{port}"
+        url = f"http://{bracketed(_reached_at(host))}:{port}"
         if "server" in desk.running:
-            if desk.url != url:
-                raise UserError(
-                    f"the server of {folder} runs at {desk.url}: stop it first (sdpo server down)"
-                )
+            _check_same(desk, url, asks=asks)
         else:
             _check_free(host, port)
-            desk = Desk(folder, url, _start_server(folder, host, port, url), desk.worker)
+            if asks:
+                make_password(folder)
+            desk = Desk(folder, url, asks, worker=desk.worker)
+            desk = replace(desk, server=_start_server(desk, host, port, hosts))
             desk.write()
             console.print("server: started", highlight=False)
-        _wait_for(url, desk)
-        _deploy(folder, project, url, console)
+        _wait_for(desk)
+        _deploy(desk, here, console, reset_schedules=reset_schedules)
         if "worker" not in desk.running:
-            desk = Desk(folder, url, desk.server, _start_worker(folder, project, url))
+            desk = replace(desk, worker=_start_worker(desk, here))
             desk.write()
             console.print("worker: started", highlight=False)
     return url
@@ -198,36 +147,45 @@ def status(*, folder: Path, console: Console) -> int:
     return 0 if answers and "worker" in running else 1
 
 
+def password(*, folder: Path) -> str:
+    """What the UI and other clients of the server are asked for.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = folder.absolute()
+    ownership.check(folder, "server", proof=_is_proven)
+    desk = Desk.read(folder)
+    if "server" in desk.running and not desk.asks:
+        raise UserError(f"the server at {desk.url} asks for no password")
+    return credentials(folder)
+
+
 def form_address(config: RunConfig, *, folder: Path) -> str:
     """Address of the form of a run, filled with what a recipe gives.
 
     Raises:
         UserError: the server does not run, or asks for another password.
     """
-    desk = Desk.read(folder.absolute())
-    if "server" not in desk.running:
-        raise UserError(f"no server runs that was started from {folder}: sdpo server up")
-    code, content = _ask(f"{desk.url}/api/deployments/name/sdpo-align/align")
-    if code != OK:
-        raise UserError(f"the server at {desk.url} has no form of a run (it said {code})")
-    given = config.model_dump(mode="json", exclude_unset=True)
-    query = urllib.parse.urlencode({"parameters": json.dumps(given)})
-    return f"{desk.url}/deployments/deployment/{json.loads(content)['id']}/run?{query}"
+    given = _with_absolute_places(config.model_dump(mode="json", exclude_unset=True))
+    runs = Path(config.store.runs_dir).expanduser().absolute()
+    given["store"] = {**given.get("store", {}), "runs_dir": str(runs)}
+    return form_url(running_desk(folder), "sdpo-align/align", given)
 
 
-def environment(folder: Path, url: str) -> dict[str, str]:
-    """Environment in which Prefect's commands talk to this server and to nobody else."""
-    kept = {name: value for name, value in os.environ.items() if name != "PREFECT_PROFILE"}
-    made = kept | _NO_TELEMETRY | {
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": f"{url}/api",
-        "PREFECT_UI_URL": url,
-        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "3"),
-        "PREFECT_CLI_PROMPT": "false",
-    }  # fmt: skip
-    if auth := os.environ.get(AUTH):
-        made["PREFECT_API_AUTH_STRING"] = auth
-    return made
+def _with_absolute_places(value: Any, name: str = "") -> Any:
+    """Settings in which relative paths, which mean files here, would mean others at the worker."""
+    if isinstance(value, dict):
+        return {key: _with_absolute_places(each, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_absolute_places(each, name) for each in value]
+    if name not in _PLACES or not isinstance(value, str) or not value:
+        return value
+    path = Path(value).expanduser()
+    try:
+        return str(path.absolute()) if name == "cache_dir" or path.exists() else value
+    except OSError:  # a template's own text is longer than any name
+        return value
 
 
 def _is_proven(folder: Path) -> bool:
@@ -237,12 +195,41 @@ def _is_proven(folder: Path) -> bool:
     return ignores and {path.name for path in folder.iterdir()} <= _NAMES
 
 
-def _project() -> Path:
-    """The folder with prefect.yaml: this one, or that of the checkout."""
-    for folder in (Path.cwd(), Path(__file__).absolute().parents[2]):
-        if (folder / "prefect.yaml").is_file():
-            return folder
-    raise UserError("there is no prefect.yaml in this folder: call it where the project is")
+def _check_open(host: str, hosts: Sequence[str], *, asks: bool) -> None:
+    """Refuse what would leave the server to others."""
+    if asks:
+        return
+    if AUTH in os.environ:
+        raise UserError(f"--no-auth, and {AUTH} is set: choose one")
+    if host != "localhost" and not _is_loopback(host):
+        raise UserError(
+            f"--no-auth, and {host} is reached from other machines: whoever may submit a run may "
+            "run any command here. Leave out one of the two"
+        )
+    if others := [name for name in hosts if name not in LOOPBACK]:
+        raise UserError(f"--no-auth, and --allow-host {others[0]}: leave out one of the two")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reached_at(host: str) -> str:
+    """Where a server that listens at ``host`` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _check_same(desk: Desk, url: str, *, asks: bool) -> None:
+    differs = ""
+    if desk.url != url:
+        differs = f"runs at {desk.url}"
+    elif desk.asks != asks:
+        differs = f"{'asks' if desk.asks else 'does not ask'} for a password"
+    if differs:
+        raise UserError(f"the server of {desk.folder} {differs}: stop it first (sdpo server down)")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -257,15 +244,15 @@ def _check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _start(folder: Path, role: str, arguments: list[str], *, url: str, cwd: Path) -> Started:
-    with (folder / f"{role}.log").open("ab") as log, _interruptible():
+def _start(desk: Desk, role: str, arguments: list[str], *, cwd: Path) -> Started:
+    with (desk.folder / f"{role}.log").open("ab") as log, _interruptible():
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-P", "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C at the terminal is not for it
-            env=environment(folder, url),
+            env=environment(desk.folder, desk.url, desk.credentials),
             cwd=cwd,
         )
     return Started.of(process.pid)
@@ -285,21 +272,22 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _start_server(folder: Path, host: str, port: int, url: str) -> Started:
-    arguments = ["server", "start", "--host", host, "--port", str(port)]
-    return _start(folder, "server", arguments, url=url, cwd=folder)
+def _start_server(desk: Desk, host: str, port: int, hosts: Sequence[str]) -> Started:
+    names = [argument for name in hosts for argument in ("--allow-host", name)]
+    arguments = ["flows.server", "--host", host, "--port", str(port), *names]
+    return _start(desk, "server", arguments, cwd=desk.folder)
 
 
-def _start_worker(folder: Path, project: Path, url: str) -> Started:
-    arguments = ["worker", "start", "--pool", POOL, "--type", "process"]
-    return _start(folder, "worker", arguments, url=url, cwd=project)
+def _start_worker(desk: Desk, here: Path) -> Started:
+    arguments = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    return _start(desk, "worker", arguments, cwd=here)
 
 
-def _wait_for(url: str, desk: Desk) -> None:
+def _wait_for(desk: Desk) -> None:
     log = desk.folder / "server.log"
-    _until(lambda: _is_healthy(url), lambda: "server" in desk.running, what="server", log=log)
-    if not _may_use(url):
-        raise UserError(f"the server at {url} asks for another password than {AUTH} has")
+    _until(lambda: _is_healthy(desk.url), lambda: "server" in desk.running, what="server", log=log)
+    if ask(f"{desk.url}/api/version", desk.credentials)[0] != OK:
+        raise UserError(f"the server at {desk.url} asks for another password than {AUTH} has")
 
 
 def _until(
@@ -313,59 +301,27 @@ def _until(
 
 
 def _is_healthy(url: str) -> bool:
-    return _ask(f"{url}/api/health")[0] == OK
+    return ask(f"{url}/api/health")[0] == OK
 
 
-def _may_use(url: str) -> bool:
-    return _ask(f"{url}/api/version")[0] == OK
-
-
-def _ask(url: str) -> tuple[int, bytes]:
-    """Status code and content of an answer, with the password that is set; 0 without an answer."""
-    headers = _authorization(os.environ)
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as got:
-            return int(got.status), got.read()
-    except urllib.error.HTTPError as error:
-        return error.code, b""
-    except OSError:
-        return 0, b""
-
-
-def _authorization(environment: Mapping[str, str]) -> dict[str, str]:
-    auth = environment.get(AUTH, "")
-    encoded = base64.b64encode(auth.encode()).decode()
-    return {"Authorization": f"Basic {encoded}"} if auth else {}
-
-
-def _deploy(folder: Path, project: Path, url: str, console: Console) -> None:
-    """The pool, if it is not there, and the deployments of prefect.yaml."""
-    pool = ["work-pool", "create", POOL, "--type", "process"]
-    if _ask(f"{url}/api/work_pools/{POOL}")[0] == NOT_FOUND:
-        _call(pool, folder, project, url)
-    _call(["deploy", "--all"], folder, project, url)
-    console.print(f"deployed: {', '.join(_deployments(project))}", highlight=False)
-
-
-def _deployments(project: Path) -> list[str]:
-    content = yaml.safe_load((project / "prefect.yaml").read_text(encoding="utf-8"))
-    return [entry["name"] for entry in content["deployments"]]
-
-
-def _call(arguments: list[str], folder: Path, project: Path, url: str) -> None:
+def _deploy(desk: Desk, here: Path, console: Console, *, reset_schedules: bool) -> None:
+    """Make the pool and the deployments, whose flows run where this command was called."""
+    reset = ["--reset-schedules"] if reset_schedules else []
+    arguments = ["flows.server.deploy", "--pool", POOL, "--folder", str(here), *reset]
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        [sys.executable, "-P", "-m", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=environment(folder, url),
-        cwd=project,
+        env=environment(desk.folder, desk.url, desk.credentials),
+        cwd=desk.folder,
         check=False,
     )
-    log = folder / "deploy.log"
+    log = desk.folder / "deploy.log"
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode != 0:
-        raise Fault(f"prefect {' '.join(arguments)} failed{_last_line(log)} (log: {log})")
+        raise Fault(f"the deployment failed{_last_line(log)} (log: {log})")
+    console.print(escape(done.stdout.rstrip()), highlight=False, soft_wrap=True)
 
 
 def _last_line(log: Path) -> str:

@@ -4,7 +4,8 @@ It is what a schedule calls when data has come in: the origin's steps are shared
 not seen become D_{T+1}, and training goes on from M_T.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,43 @@ def new_pairs_of(
         UserError: as :func:`extend_run`, before anything is made.
     """
     return _find(_plan(run, sources, overrides=overrides, name=""))
+
+
+def effective_overrides(run: RunFolder, overrides: Sequence[str]) -> list[str]:
+    """Return what ``overrides`` change of a further step of a run, each in one spelling, in order.
+
+    Overrides that set what holds anyway are not among them.
+
+    Raises:
+        ConfigError: one of them is not possible.
+    """
+    stored, step = read_stored(run), _complete(run) + 1
+    changed = make_config(
+        stored.config.model_dump(), overrides=[of_step(each, step) for each in overrides]
+    )
+    before, after = (_flat(_of_step(config, step)) for config in (stored.config, changed))
+    return [
+        f"{name}={json.dumps(after.get(name), sort_keys=True)}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _of_step(config: RunConfig, step: int) -> dict[str, Any]:
+    """A recipe as one step sees it."""
+    values = config.model_dump(mode="json", exclude={"steps"})
+    return values | {"training": config.training_of(step).model_dump(mode="json")}
+
+
+def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{where}{name}.")
+        else:
+            found[f"{where}{name}"] = value
+    return found
 
 
 def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], name: str) -> _Plan:

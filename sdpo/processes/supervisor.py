@@ -216,9 +216,14 @@ def _command(spec: Spec, path: Path) -> list[str]:
     ]
 
 
+def _is_of_prefect(name: str) -> bool:
+    """Whether a variable is a setting of Prefect, such as its server's password: no stage's."""
+    return name.startswith("PREFECT_")
+
+
 def _environment(spec: Spec) -> dict[str, str]:
     threads = str(spec.launch.threads)
-    environment = dict(os.environ) | {
+    environment = {name: os.environ[name] for name in os.environ if not _is_of_prefect(name)} | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Threads that sleep at once when they wait cost a quarter of the time, those that spin on
@@ -230,6 +235,8 @@ def _environment(spec: Spec) -> dict[str, str]:
         # Arrow's own pool keeps what was freed, a third of what a process needs.
         "ARROW_DEFAULT_MEMORY_POOL": os.environ.get("ARROW_DEFAULT_MEMORY_POOL", "system"),
         "PYTHONUNBUFFERED": "1",
+        # A folder of the user's may be called `partitions`, or as something that torch imports.
+        "PYTHONSAFEPATH": "1",
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":

@@ -7,7 +7,7 @@ made from and judged by the same rules make no second one. The decision with its
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
-from sdpo.history.extend import extend_run, new_pairs_of
+from sdpo.history.extend import effective_overrides, extend_run, new_pairs_of
 from sdpo.history.target import Checkpoint
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
@@ -119,9 +119,10 @@ def retrain(
     with _alone(name, runs_dir=runs_dir, wait=wait, listen=host.listen) as named:
         start = named.in_use
         run = _checked_start(named, runs_dir)
-        rules = {"overrides": list(overrides), "gate": gate.model_dump(), "asked": ask is not None}
+        settings = effective_overrides(run, overrides)
+        rules = {"overrides": settings, "gate": gate.model_dump(), "asked": ask is not None}
         found = new_pairs_of(run, sources, overrides=overrides)
-        tried = list(_tried(named, rules, runs_dir))
+        tried = list(_tried(named, run, rules, runs_dir))
         fresh = found.difference(*(ids for _, ids in tried))
         if len(fresh) < max(1, min_new_pairs):
             return Retrained(
@@ -130,7 +131,7 @@ def retrain(
                 reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
                 new_pairs=len(fresh),
             )
-        key = {"from": start.digest, "pairs": sorted(found), "overrides": list(overrides)}
+        key = {"from": start.digest, "pairs": sorted(found), "overrides": settings}
         new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
         if out := _taken_out(named, new_name):
             return Retrained(
@@ -210,17 +211,24 @@ def _checked_start(named: NamedModel, runs_dir: Path) -> RunFolder:
 
 
 def _tried(
-    named: NamedModel, rules: dict[str, Any], runs_dir: Path
+    named: NamedModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """Decisions about runs from the current model by the same rules, and the pairs of each run."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
         if not RunFolder(path.parent).is_own:
             continue
         decision = read_json(path)
-        same = decision["name"] == named.name and decision["rules"] == rules
+        same = decision["name"] == named.name and _effective(decision["rules"], run) == rules
         if same and decision["from"] == _start(named.in_use) and decision["status"] in _FINAL:
             pairs = path.parent / "pairs.parquet"
             yield decision, set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
+
+
+def _effective(rules: dict[str, Any], run: RunFolder) -> dict[str, Any]:
+    """Rules with overrides in one spelling; those of before 0.2 stand as they were given."""
+    with suppress(ConfigError):
+        return rules | {"overrides": effective_overrides(run, rules["overrides"])}
+    return rules
 
 
 def _start(version: Version) -> dict[str, Any]:
@@ -250,6 +258,15 @@ def _taken_out(named: NamedModel, run: str) -> str:
         return ""
     move = next(m for m in reversed(named.moves) if m.from_version == found.version)
     return f"was version {found.version} of {named.name} and was taken out of use ({move.why})"
+
+
+def _was_in_use(name: str, digest: str, runs_dir: Path) -> str:
+    """Why a model is not put back by the machine: it was in use, and somebody took it out."""
+    named = find_named(name, runs_dir=runs_dir)
+    same = [version for version in named.versions if version.digest == digest]
+    if not same or named.in_use in same:
+        return ""
+    return f"its digest is that of run {same[-1].run}, which {_taken_out(named, same[-1].run)}"
 
 
 def _decide(
@@ -295,6 +312,8 @@ def _decide(
         )
 
     found = host.call("gate", judged)
+    if out := _was_in_use(attempt.name, checked_digest(run, step), runs_dir):
+        return ended("refused", out)
     if found.outcome != "passed":
         return ended(found.outcome, found.reason)
     why = f"gate: {found.reason}"

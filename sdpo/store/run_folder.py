@@ -199,8 +199,9 @@ class RunFolder:
             raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path.parent)}")
         if _is_changed(self.run_file):
             raise IntegrityError(
-                f"{self.run_file} was changed after it was written: put the original back, or "
-                "start a new run"
+                f"{self.run_file} was changed after it was written, or "
+                f"{checksum_path(self.run_file).name} was: put the original back, or start a new "
+                "run"
             )
         try:
             content = load_yaml(self.run_file.read_text(encoding="utf-8"))

@@ -94,13 +94,42 @@ def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
     assert len(copied()) >= 4
     for stage, source in copied():
         assert (ROOT / source).exists(), (stage, source)
-        top = source.split("/")[0]
-        assert source == "." or top in allowed(), (stage, source)
+        assert source == "." or source in allowed(), (stage, source)
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     tops = {name.split(".")[0] for name in packages["setuptools"]["packages"]}
-    needed = {*tops, "pyproject.toml", "README.md", "LICENSE", "docker", "constraints.txt"}
+    needed = {*tops, "pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
     assert needed <= set(allowed())
+    assert {f"docker/{path.name}" for path in DOCKER.glob("*.sh")} <= set(allowed())
     assert all((ROOT / name).exists() for name in allowed())
+
+
+def is_sent(path: str) -> bool:
+    """Whether a file is in the build context: the last rule that it, or a folder of it, fits."""
+    lines = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = True
+    for line in lines:
+        if line and not line.startswith("#"):
+            rule = line.removeprefix("!").replace("**/", "(?:.*/)?").replace(".", r"\.")
+            pattern = re.sub(r"(?<![.)])\*", "[^/]*", rule.replace(r"(?:\.*/)?", "(?:.*/)?"))
+            if re.match(rf"{pattern}(?:/|$)", path):
+                sent = line.startswith("!")
+    return sent
+
+
+def test_no_secret_and_no_data_is_in_the_build_context() -> None:
+    example = (DOCKER / ".env.example").read_text(encoding="utf-8")
+    told = re.findall(r"=\./(\S+)", example)
+    assert {"secrets/prefect_auth", "secrets/postgres_password", "data"} <= set(told)
+    private = [
+        *(f"docker/{place}" for place in told),
+        *("docker/.env", "docker/data/pairs.jsonl", "docker/secrets/another", ".env"),
+        *("flows/.env", "sdpo/store/.env", ".sdpo-server/password", ".git/config"),
+        *("runs/mine/pairs.parquet", "cache/logps/x", "data/pairs.jsonl", "hf_token"),
+    ]
+    assert [path for path in private if is_sent(path)] == []
+    assert is_sent("docker/worker.sh")
+    assert is_sent("sdpo/chain/run_chain.py")
+    assert is_sent("flows/recipes/demo.yaml")
 
 
 def test_base_images_can_be_given_by_digest() -> None:
@@ -385,21 +414,6 @@ def is_well(url: str) -> bool:
         return False
 
 
-FLOW = """
-from prefect import flow
-
-@flow
-def nothing() -> None:
-    pass
-"""
-DEPLOYMENTS = {
-    "name": "test",
-    "deployments": [
-        {"name": "nothing", "entrypoint": "nothing.py:nothing", "work_pool": {"name": "sdpo"}}
-    ],
-}
-
-
 def test_the_server_of_the_compose_file_asks_for_the_secret_and_its_clients_have_it(
     tmp_path: Path,
 ) -> None:
@@ -415,8 +429,6 @@ def test_the_server_of_the_compose_file_asks_for_the_secret_and_its_clients_have
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> None:
-    (tmp_path / "nothing.py").write_text(FLOW, encoding="utf-8")
-    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(DEPLOYMENTS), encoding="utf-8")
     with server(tmp_path) as base:
         known = base | {"PREFECT_AUTH_FILE": str(tmp_path / "auth")}
         for _ in range(2):  # a second start changes nothing
@@ -431,7 +443,7 @@ def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> No
                 **known,
             ):
                 there = entered("prefect", "deployment", "ls", **known)
-            assert there.stdout.count("nothing/nothing") == 1, there.stdout
+            assert there.stdout.count("sdpo-align/align") == 1, there.stdout
 
 
 # --- compose and Kubernetes

@@ -6,10 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 from bench import Values
-from desk import PASSWORD, Desk
+from desk import Desk
 
-from flows.commands.server import Desk as Processes
-from flows.commands.server import Started
+from flows.commands.desk import Desk as Processes
+from flows.commands.desk import Started
 from sdpo.system.ownership import claim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -25,7 +25,58 @@ def test_a_second_call_changes_nothing(desk: Desk) -> None:
     assert desk.sdpo("status").returncode == 0
 
 
-def test_deployments_are_those_of_prefect_yaml_on_a_process_pool(desk: Desk) -> None:
+def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
+    """Also of a deployment as versions before 0.2 made it, with Prefect's own command."""
+    found = desk.api("/deployments/name/sdpo-retrain/retrain")
+    path = f"/deployments/{found['id']}"
+    (schedule,) = found["schedules"]
+    given = {"lineage": {"name": "chat", "runs_dir": "/srv/runs"}, "approval": {"required": True}}
+    steps = [{"prefect.deployments.steps.set_working_directory": {"directory": "/gone"}}]
+    old = {"entrypoint": "flows/retrain.py:retrain", "pull_steps": steps, "path": "/gone"}
+    # Prefect takes `required` of a deployment's own parameters for a word of the schema.
+    lineage = {"lineage": given["lineage"], "data": {"min_new_pairs": 500}}
+    person = {"parameters": lineage, "tags": ["sdpo", "mine"], "paused": True}
+    desk.api(path, old | person, method="PATCH")
+    cron = {"cron": "30 4 * * *", "timezone": "Asia/Seoul"}
+    changed = {"schedule": cron, "active": True, "parameters": given}
+    desk.api(f"{path}/schedules/{schedule['id']}", changed, method="PATCH")
+    assert desk.up().returncode == 0
+
+    kept = desk.api(path)
+    assert {name: kept[name] for name in person} == person
+    assert kept["entrypoint"] == "flows.retrain.retrain"
+    assert kept["pull_steps"] is None
+    assert kept["job_variables"]["env"]["SDPO_FOLDER"] == str(desk.folder)
+    (same,) = kept["schedules"]
+    assert same["id"] == schedule["id"]
+    assert {name: same["schedule"][name] for name in cron} == cron
+    assert same["active"]
+    assert same["parameters"] == given
+
+    done = desk.sdpo("up", "--port", str(desk.port), "--reset-schedules")
+    assert done.returncode == 0, done.stderr
+    assert "30 4 * * *" in done.stdout
+    assert "'name': 'chat'" in done.stdout
+    put_back = desk.api(path)
+    assert not put_back["parameters"]
+    assert not put_back["paused"]
+    (first,) = put_back["schedules"]
+    assert first["schedule"]["cron"] == "0 3 * * 1-5"
+    assert not first["active"]
+
+
+def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
+    desk: Desk, tiny_recipe: Values
+) -> None:
+    for name in ("flows", "partitions"):
+        (desk.folder / name).mkdir(exist_ok=True)
+        (desk.folder / name / "__init__.py").write_text("raise SystemExit('a stranger')")
+    run = desk.submit("sdpo-align/align", {**tiny_recipe, "name": "landed", "steps": []})
+    assert run.wait() == "COMPLETED"
+    assert (desk.folder / "runs" / "landed" / "step-2" / "record.json").is_file()
+
+
+def test_deployments_are_those_of_this_version_on_a_process_pool(desk: Desk) -> None:
     found = {d["name"]: d for d in desk.api("/deployments/filter", {})}
     assert found.keys() == {"align", "retrain", "replay"}
     assert {d["work_pool_name"] for d in found.values()} == {"sdpo"}
@@ -42,7 +93,7 @@ def test_nobody_gets_in_without_the_password(desk: Desk) -> None:
     assert "sdpo-align/align" in desk.prefect("deployment", "ls")
     assert "sdpo-align/align" not in desk.prefect("deployment", "ls", password="desk:wrong")
     for file in (desk.folder / ".sdpo-server").glob("*.log"):
-        assert PASSWORD.partition(":")[2] not in file.read_text(errors="replace")
+        assert desk.password.partition(":")[2] not in file.read_text(errors="replace")
 
 
 def test_nothing_is_kept_outside_its_folder_and_no_telemetry_is_on(desk: Desk) -> None:
@@ -67,7 +118,7 @@ def test_what_another_process_now_has_the_id_of_is_left_alone(tmp_path: Path) ->
     somebody = Started(mine.pid, mine.started - 1)
     folder = tmp_path / ".sdpo-server"
     claim(folder, "server", proof=lambda _: False)
-    Processes(folder, "http://127.0.0.1:1", somebody, None).write()
+    Processes(folder, "http://127.0.0.1:1", server=somebody).write()
     done = Desk(tmp_path, 1).sdpo("down")
     assert done.returncode == 0, done.stderr
     assert "nothing was running" in done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from desk import PASSWORD, Desk, FlowRun, wait_until
+from desk import Desk, FlowRun, wait_until
 from playwright.sync_api import Locator, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -38,7 +38,7 @@ class Browser:
         """Give the password that the UI asks for."""
         self.open("/")
         field = self.page.locator("input[type=password]")
-        field.fill(PASSWORD)
+        field.fill(self.desk.password)
         field.press("Enter")
         self.page.get_by_text("Deployments", exact=True).first.wait_for()
 

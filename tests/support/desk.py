@@ -9,23 +9,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-from unittest.mock import patch
 
 import psutil
 from processes import stages_of
 
-from flows.commands.server import AUTH, Started, environment
-from flows.commands.server import Desk as Processes
+from flows.commands.desk import Desk as Processes
+from flows.commands.desk import Started, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-PASSWORD = "desk:a secret"
 _TRIES = 10
 _QUICK = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
 """A schedule that was made is looked at after seconds, where it would be a minute."""
@@ -68,9 +67,9 @@ class Desk:
     def sdpo(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """``sdpo server ...`` with this folder."""
         return subprocess.run(
-            [sys.executable, "-c", "from flows.cli.app import main; main()", "server", *arguments],
+            [sys.executable, "-P", "-m", "flows.cli.app", "server", *arguments],
             cwd=self.folder,
-            env=os.environ | _QUICK | {"PYTHONPATH": str(ROOT), AUTH: PASSWORD},
+            env=os.environ | _QUICK | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
@@ -80,10 +79,15 @@ class Desk:
         """Start what does not run."""
         return self.sdpo("up", "--port", str(self.port))
 
-    def prefect(self, *arguments: str, password: str = PASSWORD) -> str:
+    @property
+    def password(self) -> str:
+        """What the server asks for, as `user:password`."""
+        return (self.folder / ".sdpo-server" / "password").read_text().strip()
+
+    def prefect(self, *arguments: str, password: str | None = None) -> str:
         """A command of Prefect's own; what it says."""
-        with patch.dict(os.environ, {AUTH: password}):
-            made = environment(self.folder / ".sdpo-server", self.url)
+        given = self.password if password is None else password
+        made = environment(self.folder / ".sdpo-server", self.url, given)
         made["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, "-m", "prefect", *arguments]
         done = subprocess.run(
@@ -92,16 +96,23 @@ class Desk:
         return done.stdout + done.stderr
 
     def api(
-        self, path: str, body: Any = None, *, password: str = PASSWORD, method: str | None = None
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        password: str | None = None,
+        method: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Any:
-        """Ask the API; POST where there is a body."""
-        encoded = base64.b64encode(password.encode()).decode()
-        headers = {"Content-Type": "application/json"}
-        if password:
-            headers["Authorization"] = f"Basic {encoded}"
+        """Ask the API as its clients do; POST where there is a body."""
         data = None if body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **self._authorized(password), **headers}
+        changes = data is not None or method not in (None, "GET")
+        if changes and "Prefect-Csrf-Token" not in sent:
+            token = self.api("/csrf-token?client=tests", password=password)["token"]
+            sent |= {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
         request = urllib.request.Request(
-            f"{self.url}/api{path}", data=data, headers=headers, method=method
+            f"{self.url}/api{path}", data=data, headers=sent, method=method
         )
         for _ in range(_TRIES):
             try:
@@ -112,6 +123,11 @@ class Desk:
                     raise
                 time.sleep(1)
         raise AssertionError(f"{path}: the server stays unavailable")
+
+    def _authorized(self, password: str | None) -> dict[str, str]:
+        given = self.password if password is None else password
+        encoded = base64.b64encode(given.encode()).decode()
+        return {"Authorization": f"Basic {encoded}"} if given else {}
 
     def submit(
         self,

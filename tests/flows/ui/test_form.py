@@ -1,27 +1,23 @@
 """The forms of the flows, as the UI gets them: an OpenAPI schema."""
 
-import importlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
+from flows.align import align
+from flows.server.deploy import ENTRIES
 from sdpo.config import RunConfig
 from sdpo.config.annotations import NO_UNIT
 
-ROOT = Path(__file__).resolve().parents[3]
-DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 Field = dict[str, Any]
 
 
-def schema_of(entrypoint: str) -> Field:
-    """What `prefect deploy` sends for an entry point."""
-    file, name = entrypoint.split(":")
-    flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+def schema_of(flow: Flow[..., object]) -> Field:
+    """What the server is sent for a flow."""
     assert flow.parameters == parameter_schema(flow)
     schema: Field = parameter_schema(flow).model_dump_for_openapi()
     return schema
@@ -49,10 +45,10 @@ def fields(schema: Field) -> Iterator[tuple[str, Field]]:
     return walk("", schema)
 
 
-@pytest.fixture(params=DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+@pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
 def schema(request: pytest.FixtureRequest) -> Field:
     """The schema of one deployment's flow."""
-    return schema_of(request.param["entrypoint"])
+    return schema_of(request.param.flow)
 
 
 def test_every_field_has_a_label_a_description_and_a_default(schema: Field) -> None:
@@ -94,7 +90,7 @@ def test_no_field_asks_for_a_secret(schema: Field) -> None:
 
 
 def test_the_form_of_align_is_the_recipe() -> None:
-    schema = schema_of("flows/align.py:align")
+    schema = schema_of(align)
     defaults = RunConfig().model_dump()
     assert list(schema["properties"]) == list(RunConfig.model_fields)
     for name, field in schema["properties"].items():

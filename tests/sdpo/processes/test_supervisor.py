@@ -403,6 +403,17 @@ def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
     assert supervisor._environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
 
 
+def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folder(
+    broken, monkeypatch
+):
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "sdpo:secret")
+    monkeypatch.setenv("HF_TOKEN", "needed")
+    environment = supervisor._environment(broken)
+    assert not any(name.startswith("PREFECT_") for name in environment)
+    assert environment["HF_TOKEN"] == "needed"
+    assert environment["PYTHONSAFEPATH"] == "1"
+
+
 def test_several_processes_are_launched_for_training_alone(broken):
     several = LaunchConfig(device="cpu", processes=2, strategy="ddp")
     command = supervisor._command(broken.model_copy(update={"launch": several}), broken.run)

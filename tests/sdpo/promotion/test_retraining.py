@@ -15,9 +15,10 @@ from sdpo.history.target import Checkpoint
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
 from sdpo.promotion.judge import GateSettings
-from sdpo.promotion.retrain import DECISION, Answer, Retrained, retrain
+from sdpo.promotion.retrain import DECISION, Answer, Retrained, _was_in_use, retrain
 from sdpo.promotion.versions import current, promote, rollback
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.stored_run import read_stored
 
 LENIENT = GateSettings(
     when_too_few="estimate",
@@ -121,6 +122,20 @@ def test_a_step_that_was_rolled_back_is_not_promoted_again_by_any_rules(promoted
     assert (refused.status, refused.run, made) == ("refused", found.run, [])
     assert out in refused.reason
     assert f"`sdpo promote {found.run.name} --name tiny` puts it back" in refused.reason
+    # Overrides that say the same otherwise, or what holds anyway, make no other model.
+    beta = read_stored(RunFolder(found.run)).config.training.beta
+    for same in (
+        ["training.max_steps=1", f"training.beta={beta}"],
+        [f"training.beta={beta:.6f}", "training.max_steps=2", "training.max_steps=1"],
+        ["steps.2.max_steps=1"],
+    ):
+        again, made = retrained(promoted, news, overrides=same)
+        assert (again.status, made) == ("nothing new", []), same
+    # Whatever makes the same model again, it is the one that was taken out.
+    first, second = current("tiny", runs_dir=promoted.runs).versions
+    assert out in _was_in_use("tiny", second.digest, promoted.runs)
+    assert not _was_in_use("tiny", first.digest, promoted.runs)
+    assert not _was_in_use("tiny", "0" * 64, promoted.runs)
     assert current("tiny", runs_dir=promoted.runs).current == 1
 
 

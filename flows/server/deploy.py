@@ -1,0 +1,183 @@
+"""The deployments, made or brought up to date: ``python -m flows.server.deploy``.
+
+What a person set on the server stays: schedules, whether they are active, the parameters of slots
+and deployments, tags, limits. Prefect's own ``deploy`` replaces all of that by what a file says,
+each time it is called.
+"""
+
+import argparse
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessWorker
+
+from flows.ui.folder import VARIABLE as FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A flow as it can be submitted and scheduled."""
+
+    name: str
+    description: str
+    schedules: tuple[DeploymentScheduleCreate, ...] = field(default=())
+    """Those that a new deployment begins with."""
+
+    @property
+    def entrypoint(self) -> str:
+        """What a worker imports; it needs no checkout."""
+        return f"flows.{self.name}.{self.name}"
+
+    @property
+    def flow(self) -> Flow[..., object]:
+        """The flow itself."""
+        flow: Flow[..., object] = getattr(import_module(f"flows.{self.name}"), self.name)
+        return flow
+
+
+TAGS = ["sdpo"]
+ENTRIES = (
+    Entry("align", "A whole run, from preference data to the last step's model."),
+    Entry(
+        "retrain",
+        "The lineage's next step, where enough new pairs have come in.",
+        # Inactive until its parameters are set: which run, which sources.
+        (
+            DeploymentScheduleCreate(
+                schedule=CronSchedule(cron="0 3 * * 1-5", timezone="Europe/Berlin"), active=False
+            ),
+        ),
+    ),
+    Entry("replay", "A step of a finished run made again, as it was or with a setting changed."),
+)
+"""No deployment has a limit: it would end a run that pauses for an approval, or outlives a restart
+of the server. Never two of a lineage at once, and slots that were missed do not pile up: the flow
+sees to it."""
+
+
+def deploy(pool: str, *, folder: Path | None, reset_schedules: bool) -> list[str]:
+    """Bring the server's pool and deployments up to date; return what to say of it.
+
+    Args:
+        pool: the work pool; one for processes is made where there is none.
+        folder: where relative paths of flows start; none where that is the worker's matter.
+        reset_schedules: put back the schedules and parameters that a new deployment begins with.
+    """
+    said = []
+    with get_client(sync_client=True) as client:
+        _make_pool(client, pool)
+        for entry in ENTRIES:
+            existing = _existing(client, entry)
+            if existing is None:
+                _create(client, entry, pool, folder)
+                continue
+            _update(client, entry, existing, folder)
+            if reset_schedules:
+                said += _reset(client, entry, existing)
+    return [f"deployed: {', '.join(entry.name for entry in ENTRIES)}", *said]
+
+
+def _make_pool(client: SyncPrefectClient, pool: str) -> None:
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(
+            WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template)
+        )
+
+
+def _existing(client: SyncPrefectClient, entry: Entry) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment_by_name(f"{entry.flow.name}/{entry.name}")
+    except ObjectNotFound:
+        return None
+
+
+def _create(client: SyncPrefectClient, entry: Entry, pool: str, folder: Path | None) -> None:
+    client.create_deployment(
+        client.create_flow(entry.flow),
+        entry.name,
+        description=entry.description,
+        entrypoint=entry.entrypoint,
+        parameter_openapi_schema=_schema(entry),
+        schedules=list(entry.schedules),
+        work_pool_name=pool,
+        tags=TAGS,
+        job_variables={"env": {FOLDER: str(folder)}} if folder else {},
+        enforce_parameter_schema=True,
+    )
+
+
+def _update(
+    client: SyncPrefectClient,
+    entry: Entry,
+    existing: DeploymentResponse,
+    folder: Path | None,
+) -> None:
+    """What belongs to the code, and nothing that a person sets."""
+    changed = DeploymentUpdate(
+        description=entry.description,
+        entrypoint=entry.entrypoint,
+        path=None,
+        pull_steps=None,
+        parameter_openapi_schema=_schema(entry),
+    )
+    if folder is not None:
+        variables = dict(existing.job_variables or {})
+        variables["env"] = {**variables.get("env", {}), FOLDER: str(folder)}
+        changed = changed.model_copy(update={"job_variables": variables})
+    client.update_deployment(existing.id, changed)
+
+
+def _schema(entry: Entry) -> dict[str, Any]:
+    return parameter_schema(entry.flow).model_dump_for_openapi()
+
+
+def _reset(client: SyncPrefectClient, entry: Entry, existing: DeploymentResponse) -> list[str]:
+    said = [
+        f"{entry.name}: undone: {schedule.schedule.model_dump_json(exclude_none=True)}, "
+        f"{'active' if schedule.active else 'inactive'}, parameters {schedule.parameters}"
+        for schedule in existing.schedules
+    ]
+    if existing.parameters:
+        said.append(f"{entry.name}: undone: parameters {existing.parameters}")
+    for schedule in existing.schedules:
+        client.delete_deployment_schedule(existing.id, schedule.id)
+    if entry.schedules:
+        client.create_deployment_schedules(existing.id, list(entry.schedules))
+    client.update_deployment(existing.id, DeploymentUpdate(parameters={}, paused=False))
+    return said
+
+
+def main(arguments: "Sequence[str] | None" = None) -> None:
+    """Deploy to the server that PREFECT_API_URL names."""
+    parser = argparse.ArgumentParser(prog="python -m flows.server.deploy", description=__doc__)
+    parser.add_argument("--pool", default="sdpo", help="work pool")
+    parser.add_argument("--folder", type=Path, help="where relative paths of flows start")
+    parser.add_argument(
+        "--reset-schedules", action="store_true", help="undo what was set, and say what that was"
+    )
+    given = parser.parse_args(arguments)
+    for line in deploy(given.pool, folder=given.folder, reset_schedules=given.reset_schedules):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
