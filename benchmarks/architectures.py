@@ -34,8 +34,9 @@ from sdpo.model.layouts.check import agrees, not_alone
 from sdpo.model.policy import load_policy, save_policy
 from sdpo.model.prepare import forwards_known, prepare
 from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.training.optimizer import make_optimizer
 from sdpo.training.tasks import PreferenceTask
-from sdpo.training.trainer import Trainer, make_optimizer
+from sdpo.training.trainer import Trainer
 
 MOST_NATS = 2e-4
 """That a log-prob may be off by, in sums of up to a hundred nats and more."""

@@ -21,8 +21,9 @@ from sdpo.model.policy import add_adapters
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.objectives import settings_of
 from sdpo.stages.settle_budget import settle_budget
+from sdpo.training.optimizer import make_optimizer
 from sdpo.training.tasks import PreferenceTask
-from sdpo.training.trainer import Trainer, make_optimizer
+from sdpo.training.trainer import Trainer
 
 
 @dataclass(slots=True, kw_only=True)

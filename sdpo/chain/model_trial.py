@@ -5,7 +5,7 @@ run, a kernel or layout that the architecture does not have) is told by a look, 
 the CPU: the devices may be another's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
+from sdpo.chain.plan import modules_spec
 from sdpo.chain.score_reference import reference_tokens
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import NamedModel, given_model
@@ -28,7 +29,7 @@ _BYTES_PER_PARAMETER = 6
 """Of fp32 weights and what a forward pass of one pair takes beside them."""
 
 
-def try_models(context: Context, steps: Iterable[int]) -> Iterator[tuple[str, str]]:
+def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, str]]:
     """Load M_0, and every model that a step names as its reference, in stages of their own.
 
     Each scores the shortest and the longest usable pair. Yields the models' names, each with the
@@ -41,14 +42,18 @@ def try_models(context: Context, steps: Iterable[int]) -> Iterator[tuple[str, st
     resolved = context.resolved
     start = NamedModel(name="M_0", folder=resolved.model, digest=resolved.inputs["model"])
     models = [(start, tokens_path(context)), *_references(context, steps)]
+    weight = max(context.config.training_of(step).router_aux_loss for step in steps)
     for model, tokens in models:
         reason = _why_not(context, model)
+        if context.config.launch.strategy == "deepspeed_zero3" and model is not start:
+            context.stage(modules_spec(context, model.folder, tokens, {}))
         if not reason:
-            _try(context, model, tokens)
+            # Of a reference no routers are asked for.
+            _try(context, model, tokens, router_aux_loss=weight if model is start else 0.0)
         yield model.name, reason
 
 
-def _references(context: Context, steps: Iterable[int]) -> list[tuple[NamedModel, Path]]:
+def _references(context: Context, steps: Sequence[int]) -> list[tuple[NamedModel, Path]]:
     """Those that the recipe names, each once, with the tokens that they read.
 
     :func:`~sdpo.chain.score_reference.check_references` has made the tokens that are their own.
@@ -77,7 +82,7 @@ def _why_not(context: Context, model: NamedModel) -> str:
     )
 
 
-def _try(context: Context, model: NamedModel, tokens: Path) -> None:
+def _try(context: Context, model: NamedModel, tokens: Path, *, router_aux_loss: float) -> None:
     config = context.config
     usable = pq.read_table(context.run.usable)
     lengths = TokenFile.open(tokens).sequence_lengths[usable["token_row"].to_numpy()]
@@ -89,7 +94,7 @@ def _try(context: Context, model: NamedModel, tokens: Path) -> None:
             context,
             name="try",
             step=0,
-            training=config.training,
+            training=config.training.model_copy(update={"router_aux_loss": router_aux_loss}),
             model=model,
             phases=("score_everything",),
         )

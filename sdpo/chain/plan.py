@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.recorded import inputs_of
-from sdpo.processes.stage_specs import AdaptersSpec, ObjectivesSpec
+from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
 from sdpo.system.files import file_digest, publish_file, write_json
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.lengths import ends_of_lengths
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
 
 def partition_settings(context: Context) -> PartitionSettings:
@@ -98,13 +100,13 @@ def foresee_plan(context: Context) -> Plan:
 
 
 def checked(context: Context, foresee: Callable[[], Plan]) -> Expansion:
-    """A look at the plan that ``foresee`` gives, then a trial of its objectives and adapters."""
+    """A look at the plan that ``foresee`` gives, then a trial of its objectives and modules."""
 
     def parts() -> list[Part]:
         plan = foresee()
         return [
             Errand(do=lambda: _try_objectives(context, len(plan.steps))),
-            Errand(do=lambda: _try_adapters(context, plan)),
+            Errand(do=lambda: _try_modules(context, plan)),
         ]
 
     return Expansion(title="check", expand=parts)
@@ -145,29 +147,49 @@ def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
             )
 
 
-def _try_adapters(context: Context, plan: Plan) -> None:
-    """Give the adapters of steps that are not trained yet to the model's modules, which take no
-    memory for it.
+def _try_modules(context: Context, plan: Plan) -> None:
+    """Try on the model's modules, which take no memory for it, what steps that are not trained yet
+    ask of them, and whether the launch can compute them.
 
     Raises:
-        ConfigError: one of them cannot have an adapter; names the step.
+        ConfigError: one of them cannot have an adapter, or not be computed under ZeRO-3.
+        ModelError: there are no routers, whose loss a step wants. Both name the step.
     """
+    every = {step.step: context.config.training_of(step.step) for step in plan.steps}
+    asking = _named_modules(context, plan) | {
+        step: training for step, training in every.items() if training.router_aux_loss
+    }
     trainings = {
         step: training
-        for step, training in _named_modules(context, plan).items()
+        for step, training in asking.items()
         if context.run.read_record(f"step-{step}") is None
     }
-    if trainings:
+    if trainings or context.config.launch.strategy == "deepspeed_zero3":
         context.stage(
-            AdaptersSpec(
-                name="adapters",
-                run=context.run.path,
-                model=context.config.model,
-                launch=context.config.launch,
-                source=context.resolved.model,
-                trainings=trainings,
-            )
+            modules_spec(context, context.resolved.model, tokens_path(context), trainings)
         )
+
+
+def modules_spec(
+    context: Context, source: Path, tokens: Path, trainings: dict[int, TrainingConfig]
+) -> ModulesSpec:
+    """What the stage is told that tries the modules of the model in ``source``.
+
+    ``tokens``: the pairs as its tokenizer cuts them.
+    """
+    from_source = context.config.supervised.from_source
+    examples = tokens_path(context, "supervised") if from_source else None
+    return ModulesSpec(
+        name="modules",
+        run=context.run.path,
+        model=context.config.model,
+        launch=context.config.launch,
+        source=source,
+        trainings=trainings,
+        lengths=ends_of_lengths(
+            TokenFile.open(tokens), SupervisedTokenFile.open(examples) if examples else None
+        ),
+    )
 
 
 def _try_objectives(context: Context, steps: int) -> None:

@@ -23,6 +23,8 @@ def describe(training: Mapping[str, Any]) -> str:
     values = [f"{_symbol(name)} {value:g}" for name, value in read]
     if alpha := training.get("rpo_alpha"):
         values.append(f"+ {alpha:g} NLL")
+    if weight := training.get("router_aux_loss"):
+        values.append(f"+ {weight:g} router loss")
     return ", ".join([title, *values])
 
 

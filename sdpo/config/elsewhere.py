@@ -95,7 +95,7 @@ ELSEWHERE: dict[str, str] = {
     "loss_weights": "a step has one objective, `training.objective`, and beside it the NLL by "
     "`training.rpo_alpha`; steps may differ",
     "f_alpha_divergence_coef": "only the reverse KL is implemented; see `training.objective`",
-    "router_aux_loss_coef": "the auxiliary loss of mixtures of experts is not added",
+    "router_aux_loss_coef": "here it is `training.router_aux_loss`, 0 unless it is set",
     "discopop_tau": "DiscoPOP is not implemented; see `training.objective`",
     "f_divergence_type": "only the reverse KL is implemented; see `training.objective`",
     # references

@@ -154,6 +154,16 @@ def impossible_nll(trainings: Mapping[str, TrainingConfig]) -> list[str]:
     ]
 
 
+def impossible_routers(trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Steps whose routers cannot be seen."""
+    return [
+        f"{where}.router_aux_loss with {where}.compile is not supported: what routers choose is "
+        "not seen through compiled blocks. Leave out one of them"
+        for where, training in trainings.items()
+        if training.router_aux_loss and training.compile
+    ]
+
+
 def impossible_supervised(supervised: SupervisedConfig) -> list[str]:
     """Data of the supervised stage that is named twice, half or not at all."""
     problems: list[str] = []

@@ -71,6 +71,7 @@ class RunConfig(Group):
             *impossible_references(trainings),
             *impossible.impossible_layouts(self.model.attention, trainings),
             *impossible.impossible_nll(trainings),
+            *impossible.impossible_routers(trainings),
             *impossible.impossible_supervised(self.supervised),
         ]
         if problems:

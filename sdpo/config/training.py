@@ -119,6 +119,13 @@ class TrainingConfig(Group):
         description="Weight of the chosen side's negative log-likelihood per token, added to the "
         "objective (RPO, arXiv 2404.19733, eq. 1); 0: not added.",
     )
+    router_aux_loss: Annotated[float, Unit(NO_UNIT), _OF_PAIRS] = Field(
+        0.0,
+        title="Router auxiliary loss",
+        ge=0,
+        description="Weight of a mixture of experts' load-balancing loss, of the whole global "
+        "batch (TRL's router_aux_loss_coef, which takes it of every micro-batch); 0: not added.",
+    )
     reference: Annotated[ReferenceChoice, _BY_DIGEST] = Field(
         "previous",
         description="Model that the policy is compared with. `previous`: the step before's, as in "

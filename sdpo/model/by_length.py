@@ -39,6 +39,16 @@ def one_set_of_frequencies(model: nn.Module, lengths: np.ndarray) -> bool:
     return frequencies(model, int(lengths.min())) == frequencies(model, int(lengths.max()))
 
 
+def other_frequencies(kind: str) -> str:
+    """What is said where a model of this ``kind`` would be computed under ZeRO-3: each process
+    would have as many forwards as its own rows need, where ZeRO-3 wants equally many of all."""
+    return (
+        f"{kind} has other rotary frequencies for long sequences than for short ones, which "
+        "deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or deepspeed_zero2, or "
+        "data.max_length so that all sequences are short"
+    )
+
+
 def forget_lengths(model: nn.Module) -> None:
     """Let the next forward compute its frequencies anew, whatever was computed before."""
     for module, kind, _ in _borders(model):

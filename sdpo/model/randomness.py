@@ -25,8 +25,8 @@ _RTOL, _ATOL, _LOW_ATOL = 1e-5, 1e-3, 0.5
 def switch_off(policy: Any) -> None:
     """Set the rates of the model's own dropout to 0, and of noise that training alone reads.
 
-    Rates stand in modules, and in configurations that are read at every forward. Routers' logits,
-    which nothing here reads, are not put out either.
+    Rates stand in modules, and in configurations that are read at every forward. Routers' logits
+    are put out where they are asked for alone.
     """
     jitter = [rate for rate in _rates(policy, "jitter") if getattr(*rate) > 0]
     if jitter and _in_training_alone(policy, jitter):
@@ -50,17 +50,6 @@ def own_settings(policy: Any) -> Iterator[None]:
     finally:
         for config, name, value in kept:
             setattr(config, name, type(value)())
-
-
-def auxiliary_loss(policy: Any) -> float:
-    """Weight of the routers' auxiliary loss that the model's configuration asks for, 0 if none.
-
-    Others (TRL's DPOTrainer) add it where ``output_router_logits`` is set; here nothing is added.
-    """
-    for config, name, _ in getattr(policy, "_sdpo_own_settings", []):
-        if name == _ROUTERS:
-            return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
-    return 0.0
 
 
 def draws_at_random(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from sdpo.model.chunked_head import teach_head
 from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 from sdpo.model.layouts.attention import NAME as SEGMENTED
 from sdpo.model.layouts.attention import register
+from sdpo.model.routers import router_load
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +55,35 @@ class SequenceScorer(nn.Module):
         inner._sdpo_attention = self.attention
         self.by_length = changes_itself(inner)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Log-prob of each completion, fp32 ``[completions]``, in nats, group by group."""
-        if not self.by_length:
-            return self._logps(batch)
+    def forward(
+        self, batch: Batch, *, routers: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob of each completion, fp32 ``[completions]``, in nats, group by group.
+
+        With ``routers`` also their load, float64 ``[2, experts]``: see :mod:`sdpo.model.routers`.
+
+        Raises:
+            ModelError: the model has no routers whose load is asked for.
+        """
+        logps, load = (
+            self._by_length(batch, routers) if self.by_length else self._of(batch, routers)
+        )
+        return logps if load is None else (logps, load)
+
+    def _by_length(self, batch: Batch, routers: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         parts, order = [batch], None
         if batch.segments is None:
             parts, order = split(self.model, batch)
         found = []
         for part in parts:
             forget_lengths(self.model)
-            found.append(self._logps(part))
-        return found[0] if order is None else torch.cat(found)[order.to(found[0].device)]
+            found.append(self._of(part, routers))
+        logps = torch.cat([logps for logps, _ in found])
+        loads = [load for _, load in found if load is not None]
+        load = torch.stack(loads).sum(0) if loads else None
+        return logps if order is None else logps[order.to(logps.device)], load
 
-    def _logps(self, batch: Batch) -> torch.Tensor:
+    def _of(self, batch: Batch, routers: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         inner: Any = inner_model(self.model)
         options: dict[str, Any] = {}
         if batch.segments is None:
@@ -83,15 +99,20 @@ class SequenceScorer(nn.Module):
             options["segments"] = batch.segments
         if batch.position_ids is not None:
             options["position_ids"] = batch.position_ids
-        pruned = getattr(inner, "prunes_last_block", False)
+        # Routers of the last block are to see all tokens.
+        pruned = getattr(inner, "prunes_last_block", False) and not routers
         if pruned:
             options["predictors"] = batch.predictors
-        rows = inner.get_decoder()(
+        if routers:
+            options["output_router_logits"] = True
+        answer = inner.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             use_cache=False,
             **options,
-        ).last_hidden_state
+        )
+        load = router_load(inner, answer.router_logits, batch) if routers else None
+        rows = answer.last_hidden_state
         rows = rows.reshape(-1, rows.shape[-1])
         if not pruned:
             rows = predicting(rows, batch.predictors)
@@ -100,7 +121,7 @@ class SequenceScorer(nn.Module):
         per_token_logps = inner.get_output_embeddings()(rows, batch.targets)
         # Summed in double: one after another in fp32, hundreds of tokens lose 1e-4 nats and more.
         sums = torch.segment_reduce(per_token_logps.double(), "sum", lengths=batch.scored)
-        return sums.float()
+        return sums.float(), load
 
     @torch.no_grad()
     def check_head(self, *, vocabulary: int, device: torch.device) -> None:

@@ -194,12 +194,16 @@ class ViewSpec(Spec):
     supervised: bool = False
 
 
-class AdaptersSpec(Spec):
-    """Try the adapters of steps on the model's modules, before anything is trained."""
+class ModulesSpec(Spec):
+    """Try what steps ask of the model's modules, before anything is trained.
 
-    kind: Literal["adapters"] = "adapters"
+    ``lengths``: tokens of the shortest and of the longest sequence that will be computed.
+    """
+
+    kind: Literal["modules"] = "modules"
     source: Path
     trainings: dict[int, TrainingConfig]
+    lengths: list[int]
 
 
 class ObjectivesSpec(Spec):
@@ -225,7 +229,7 @@ class ExportSpec(Spec):
         return self.out
 
 
-StageSpec = TokeniseSpec | ViewSpec | AdaptersSpec | ObjectivesSpec | StepSpec | KlSpec | ExportSpec
+StageSpec = TokeniseSpec | ViewSpec | ModulesSpec | ObjectivesSpec | StepSpec | KlSpec | ExportSpec
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 

@@ -18,9 +18,9 @@ from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
 from sdpo.processes.disk_space import is_disk_full, no_space_message
 from sdpo.processes.stage_results import StageResult
 from sdpo.processes.stage_specs import (
-    AdaptersSpec,
     ExportSpec,
     KlSpec,
+    ModulesSpec,
     ObjectivesSpec,
     StageSpec,
     StepSpec,
@@ -76,10 +76,10 @@ def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
                 from sdpo.stages import tokenise
 
                 return lambda _: tokenise.view(spec)
-            case AdaptersSpec():
-                from sdpo.stages import adapters
+            case ModulesSpec():
+                from sdpo.stages import modules
 
-                return lambda _: adapters.run(spec)
+                return lambda _: modules.run(spec)
             case ObjectivesSpec():
                 from sdpo.stages import objectives
 

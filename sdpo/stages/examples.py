@@ -27,6 +27,7 @@ def preference_task(
         objective=training.objective,
         settings=settings_of(training.model_dump()),
         rpo_alpha=training.rpo_alpha,
+        router_aux_loss=training.router_aux_loss,
     )
 
 

@@ -15,21 +15,24 @@ from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
 from sdpo.errors import ConfigError, DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
-from sdpo.model.by_length import changes_itself, one_set_of_frequencies
+from sdpo.model.by_length import changes_itself, one_set_of_frequencies, other_frequencies
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.model.prepare import forwards_known, prepare
 from sdpo.model.randomness import draws_at_random
+from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.stages.ranks import fault_of_any
 from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import is_out_of_memory
+from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
-from sdpo.training.trainer import Trainer, make_optimizer
+from sdpo.training.optimizer import make_optimizer
+from sdpo.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, DeepSpeedPlugin
@@ -82,7 +85,10 @@ class Session:
         All ranks take the plain one where it does not serve on one of them. A sharded model is
         tried without gradients: its engine alone may run them.
         """
-        if not one_set_of_frequencies(self.policy, self._lengths(tokens)):
+        supervised = self.spec.supervised_tokens
+        examples = None if supervised is None else SupervisedTokenFile.open(supervised)
+        lengths = np.array(ends_of_lengths(tokens, examples))
+        if not one_set_of_frequencies(self.policy, lengths):
             self._compute_by_length(events)
         if not len(rows):
             return
@@ -108,33 +114,15 @@ class Session:
                 if problem:
                     raise ModelError(not_alone(kind, problem))
 
-    def _lengths(self, tokens: TokenFile) -> np.ndarray:
-        """Tokens of the shortest and of the longest sequence that the stage may compute."""
-        found = []
-        if len(prompts := tokens.prompt_lengths[tokens.usable]):
-            sides = tokens.chosen_lengths[tokens.usable], tokens.rejected_lengths[tokens.usable]
-            found += [int((prompts + np.minimum(*sides)).min())]
-            found += [int((prompts + np.maximum(*sides)).max())]
-        if self.spec.supervised_tokens is not None:
-            examples = SupervisedTokenFile.open(self.spec.supervised_tokens)
-            lengths = (examples.prompt_lengths + examples.completion_lengths)[examples.usable]
-            found += [int(lengths.min()), int(lengths.max())] if len(lengths) else []
-        return np.array(found)
-
     def _compute_by_length(self, events: EventWriter) -> None:
         """Let sequences of other rotary frequencies be forwards of their own.
 
         Raises:
-            ConfigError: each process would have as many forwards as its own rows need, where ZeRO-3
-                wants equally many of all.
+            ConfigError: the strategy is ZeRO-3.
         """
         kind = type(self.policy).__name__
         if self.spec.launch.strategy == "deepspeed_zero3":
-            raise ConfigError(
-                f"{kind} has other rotary frequencies for long sequences than for short ones, "
-                "which deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or "
-                "deepspeed_zero2, or data.max_length so that all sequences are short"
-            )
+            raise ConfigError(other_frequencies(kind))
         events.note(
             f"{kind} has other rotary frequencies for long sequences than for short ones: "
             "they are computed apart, in padded rows",
@@ -265,6 +253,7 @@ class Session:
             optimizer = make_optimizer(scorer, self.spec.training)
             self._sharded = self.accelerator.prepare(scorer, optimizer)
             self.check_head(scorer)
+            self.check_routers(scorer)
         return self._sharded
 
     def check_head(self, scorer: SequenceScorer) -> None:
@@ -272,6 +261,15 @@ class Session:
         vocabulary = self.policy.config.get_text_config().vocab_size
         with self.arithmetic():
             scorer.check_head(vocabulary=vocabulary, device=self.device)
+
+    def check_routers(self, scorer: SequenceScorer) -> None:
+        """Make sure that the routers' loss, where the policy is trained by it, is the model's own.
+
+        A reference needs no routers.
+        """
+        if self.spec.training.router_aux_loss and "score_as_reference" not in self.spec.phases:
+            with self.arithmetic():
+                check_routers(scorer, self.policy, device=self.device)
 
     def arithmetic(self) -> torch.autocast:
         """The precision in which the stage scores and trains, for calls past the accelerator."""
@@ -313,6 +311,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         with session.arithmetic():
             prepare(policy, device=accelerator.device)
+        session.check_routers(SequenceScorer(policy).eval())
     return session
 
 

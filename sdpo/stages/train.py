@@ -9,7 +9,7 @@ from typing import Any
 
 from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
-from sdpo.model.randomness import auxiliary_loss
+from sdpo.model.routers import asked_weight
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
 from sdpo.stages.examples import preference_task, supervised_task
@@ -24,8 +24,9 @@ from sdpo.store.budget import Budget
 from sdpo.store.resume_states import SavedState
 from sdpo.system.files import file_digest
 from sdpo.training import gate
+from sdpo.training.sums import Metrics
 from sdpo.training.tasks import PreferenceTask, Task
-from sdpo.training.trainer import Metrics, Trainer
+from sdpo.training.trainer import Trainer
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
@@ -50,11 +51,12 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
 def _say_what_differs(step: StepFiles) -> None:
     """Say what of the model's or the recipe's wishes makes the loss another than the plain one."""
     training = step.spec.training
-    if weight := auxiliary_loss(step.session.policy):
+    weight = asked_weight(step.session.policy)
+    if weight and not training.router_aux_loss:
         step.events.warning(
-            f"the model's configuration asks for the routers' auxiliary loss (output_router_logits "
-            f"with router_aux_loss_coef {weight:g}): it is not added to the objective here, where "
-            "TRL would add it. Experts may come to be used less evenly"
+            f"the model's configuration has router_aux_loss_coef {weight:g}, and the routers' "
+            "load-balancing loss is not added to the objective, where TRL would add it: experts "
+            f"may come to be used less evenly. Set training.router_aux_loss: {weight:g} to add it"
         )
     if training.lora_r and training.lora_dropout:
         step.events.note(

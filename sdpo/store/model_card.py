@@ -130,9 +130,11 @@ def _model(entry: dict[str, Any], role: str) -> str:
 
 
 def _beside(training: dict[str, Any]) -> str:
-    """The NLL that is added to the objective, if it is."""
-    alpha = training.get("rpo_alpha")
-    return f" + {alpha:g} NLL of the chosen side per token (arXiv 2404.19733)" if alpha else ""
+    """What is added to the objective, if anything is."""
+    alpha, weight = training.get("rpo_alpha"), training.get("router_aux_loss")
+    nll = f" + {alpha:g} NLL of the chosen side per token (arXiv 2404.19733)" if alpha else ""
+    routers = f" + {weight:g} load-balancing loss of the routers (arXiv 2101.03961)"
+    return nll + (routers if weight else "")
 
 
 def _listed(settings: dict[str, float]) -> str:

@@ -18,10 +18,14 @@ from sdpo.objectives.losses import PairLogps, loss_of, own_metrics, rewards, sft
 
 @dataclass(frozen=True, slots=True)
 class ItemLosses:
-    """Of a micro-batch of k items: ``loss`` fp32 ``[k]`` and named metrics ``[k]``, detached."""
+    """Of a micro-batch of k items: ``loss`` fp32 ``[k]`` and named metrics ``[k]``, detached.
+
+    ``load``: that of the routers, where their loss is added: see :mod:`sdpo.model.routers`.
+    """
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
+    load: torch.Tensor | None = None
 
 
 class Task(Protocol):
@@ -43,6 +47,10 @@ class Task(Protocol):
     def completion_tokens(self) -> np.ndarray:
         """Tokens of each completion, int ``[items, rows]``."""
 
+    @property
+    def router_aux_loss(self) -> float:
+        """Weight of the routers' load-balancing loss in that of a global batch; 0: not added."""
+
     def groups(self, items: np.ndarray) -> list[PromptGroup]:
         """Prompt and completions of each item."""
 
@@ -61,7 +69,8 @@ class PreferenceTask:
     """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected.
 
     NaN where the objective reads no reference. ``settings`` are those that its formula reads;
-    ``rpo_alpha`` is the weight of the chosen side's NLL per token beside it (arXiv 2404.19733).
+    ``rpo_alpha`` is the weight of the chosen side's NLL per token beside it (arXiv 2404.19733),
+    ``router_aux_loss`` that of the routers' load-balancing loss beside both.
     """
 
     ids: Sequence[str]
@@ -72,6 +81,7 @@ class PreferenceTask:
     objective: str
     settings: Mapping[str, float]
     rpo_alpha: float = 0.0
+    router_aux_loss: float = 0.0
     rows: int = 2
 
     @property
@@ -141,6 +151,7 @@ class SupervisedTask:
     ids: Sequence[str]
     prompts: Sequence[np.ndarray]
     completions: Sequence[np.ndarray]
+    router_aux_loss: float = 0.0
     rows: int = 1
 
     @property

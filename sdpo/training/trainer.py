@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,65 +23,22 @@ from sdpo.config.automatic import micro_batch_tokens, optimizer_steps
 from sdpo.errors import DivergedError, Fault, LowMemoryError
 from sdpo.model.batching import global_batch, micro_batches
 from sdpo.model.lanes import GradientSum, in_lanes
-from sdpo.model.layouts import LAYOUTS
+from sdpo.model.layouts import LAYOUTS, Batch
 from sdpo.model.patches import global_batch_ends
 from sdpo.model.randomness import Generators
+from sdpo.model.routers import balance_loss
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.store.budget import Budget, halved
 from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
+from sdpo.training.optimizer import learning_rate
+from sdpo.training.sums import Metrics, Sums
 from sdpo.training.tasks import ItemLosses, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-Metrics = dict[str, float]
 _Result = TypeVar("_Result")
-
-
-def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
-    """Rate of optimizer step ``step`` (from 0): linear warmup, then the schedule, as in HF."""
-    warmup = training.warmup_steps or math.ceil(training.warmup_ratio * total)
-    if step < warmup:
-        return training.learning_rate * step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    match training.lr_schedule:
-        case "linear":
-            factor = max(0.0, 1.0 - progress)
-        case "cosine":
-            factor = 0.5 * (1.0 + math.cos(math.pi * progress))
-        case "cosine_with_min_lr":
-            least = training.min_lr_rate
-            factor = least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        case "constant":
-            factor = 1.0
-    return training.learning_rate * factor
-
-
-def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Optimizer over the parameters that train; no weight decay on vectors (biases, norms)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [len(getattr(p, "ds_shape", p.shape)) > 1 for p in trained]  # ZeRO-3 flattens shares
-    groups = [
-        {
-            "params": [p for p, is_matrix in zip(trained, matrices, strict=True) if is_matrix],
-            "weight_decay": training.weight_decay,
-        },
-        {
-            "params": [p for p, is_matrix in zip(trained, matrices, strict=True) if not is_matrix],
-            "weight_decay": 0.0,
-        },
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=training.learning_rate, eps=training.adam_epsilon)
-    return torch.optim.AdamW(
-        groups,
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=True,
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,12 +79,22 @@ class Trainer:
 
     def logps(self, task: Task, items: np.ndarray) -> torch.Tensor:
         """Summed log-probs of the items' sequences, fp32 ``[rows * k]``."""
+        logps: torch.Tensor = self.scorer(self._batch(task, items))
+        return _by_side(logps, task)
+
+    def losses(self, task: Task, items: np.ndarray) -> ItemLosses:
+        """Losses of the items, with the routers' load where the task adds their loss."""
+        if not task.router_aux_loss:
+            return task.losses(self.logps(task, items), items)
+        logps, load = self.scorer(self._batch(task, items), routers=True)
+        return replace(task.losses(_by_side(logps, task), items), load=load)
+
+    def _batch(self, task: Task, items: np.ndarray) -> Batch:
         device = self.accelerator.device
         batch = LAYOUTS[self.layout].collate(
             task.groups(items), pad_token_id=self.pad_token_id, device=device.type
         )
-        logps: torch.Tensor = self.scorer(batch.to(device))
-        return logps.float().view(len(items), task.rows).T.reshape(-1)
+        return batch.to(device)
 
     @torch.no_grad()
     def logps_as_trained(self, task: Task, items: np.ndarray) -> np.ndarray:
@@ -303,7 +270,8 @@ class Trainer:
         cut = self.cut(batch, costs, step=step)
         weight = float(task.weights(batch).sum())
         scale = accelerator.num_processes / weight  # DDP and ZeRO average over ranks
-        sums = _Sums(accelerator)
+        whole = self._router_load(task, cut, fallback=batch)
+        sums = Sums(accelerator, router_weight=task.router_aux_loss)
         for index, items in enumerate(cut):
             last = index == len(cut) - 1
             global_batch_ends(accelerator, ends=last)
@@ -313,8 +281,39 @@ class Trainer:
                 if last:
                     metrics = sums.means(weight=weight)
                     self._check_finite(metrics, task, batch)
-                accelerator.backward(losses.loss.sum() * scale)
+                total = losses.loss.sum() * scale
+                if losses.load is not None:
+                    part = balance_loss(losses.load, whole=whole)
+                    total = total + task.router_aux_loss * part * accelerator.num_processes
+                accelerator.backward(total)
         return metrics
+
+    @torch.no_grad()
+    def _router_load(
+        self, task: Task, cut: list[np.ndarray], *, fallback: np.ndarray
+    ) -> torch.Tensor | None:
+        """The routers' load of a whole global batch, of which ``cut`` are this rank's parts.
+
+        Their loss is not a sum over micro-batches, so it takes a forward of all of them before the
+        first backward. None: it is not asked for, or the only micro-batch is the whole.
+        """
+        accelerator = self.accelerator
+        if not task.router_aux_loss or len(cut) * accelerator.num_processes == 1:
+            return None
+        generators = Generators(accelerator.device)  # adapters' dropout is drawn the same again
+        sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if sharded:  # its engine counts the forwards in train mode
+            self.scorer.eval()
+
+        def load(items: np.ndarray) -> torch.Tensor | None:
+            return self._forward(task, items, fallback=fallback).load
+
+        found = [part for part in in_lanes(load, cut, lanes=self.lanes) if part is not None]
+        if sharded:
+            self.scorer.train()
+        generators.restore()
+        whole: torch.Tensor = accelerator.reduce(torch.stack(found).sum(0), "sum")
+        return whole
 
     def _gradients_in_lanes(
         self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
@@ -322,6 +321,11 @@ class Trainer:
         """As :meth:`_gradients`, the lanes being to this process what ranks are to a training."""
         weight = float(task.weights(batch).sum())
         trained = [p for p in self.scorer.parameters() if p.requires_grad]
+        shares = self._shares(batch, costs, step=step, among=self.lanes)
+        busy = [[items for items in share if len(items)] for share in shares]
+        whole = self._router_load(
+            task, [items for share in busy for items in share], fallback=batch
+        )
         ended = threading.Event()
 
         def lane(share: list[np.ndarray]) -> tuple[GradientSum, list[ItemLosses]]:
@@ -329,14 +333,16 @@ class Trainer:
             for items in share:
                 if ended.is_set():
                     break
-                losses = task.losses(self.logps(task, items), items)
-                gradients.backward(losses.loss.sum() / weight)
-                found.append(ItemLosses(losses.loss.detach(), losses.metrics))
+                losses = self.losses(task, items)
+                total, load = losses.loss.sum() / weight, losses.load
+                if load is not None:
+                    total = total + task.router_aux_loss * balance_loss(load, whole=whole)
+                    load = load.detach()
+                gradients.backward(total)
+                found.append(ItemLosses(losses.loss.detach(), losses.metrics, load))
             return gradients, found
 
-        shares = self._shares(batch, costs, step=step, among=self.lanes)
-        busy = [[items for items in share if len(items)] for share in shares]
-        sums = _Sums(self.accelerator)
+        sums = Sums(self.accelerator, router_weight=task.router_aux_loss)
         for gradients, found in in_lanes(lane, busy, lanes=self.lanes, ended=ended):
             gradients.hand_over()
             for losses in found:
@@ -348,10 +354,13 @@ class Trainer:
     def _forward(self, task: Task, items: np.ndarray, *, fallback: np.ndarray) -> ItemLosses:
         """Losses of a micro-batch; an empty one still runs a forward, as sharded models need."""
         if len(items):
-            return task.losses(self.logps(task, items), items)
-        losses = task.losses(self.logps(task, fallback[-1:]), fallback[-1:])
+            return self.losses(task, items)
+        losses = self.losses(task, fallback[-1:])
         # Its metrics count nothing, and have the names that those of all ranks are added up by.
-        return ItemLosses(losses.loss[:0], {name: v[:0] for name, v in losses.metrics.items()})
+        metrics = {name: values[:0] for name, values in losses.metrics.items()}
+        return ItemLosses(
+            losses.loss[:0], metrics, None if losses.load is None else 0 * losses.load
+        )
 
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf
@@ -375,7 +384,7 @@ class Trainer:
         costs = self.costs(task)
         everything = np.arange(len(costs))
         cut = self.cut(everything, costs, step=self.progress.step)
-        sums = _Sums(self.accelerator)
+        sums = Sums(self.accelerator, router_weight=task.router_aux_loss)
         self.scorer.eval()
         parts = self._parts(task, "the loss on the reserve")
 
@@ -398,26 +407,6 @@ class Trainer:
         return means
 
 
-class _Sums:
-    """Sums of losses and metrics over the micro-batches of this rank, then over all ranks."""
-
-    def __init__(self, accelerator: "Accelerator") -> None:
-        self._accelerator = accelerator
-        self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        self._items = 0
-        self._metrics: dict[str, torch.Tensor] = {}
-
-    def add(self, losses: ItemLosses) -> None:
-        self._loss += losses.loss.detach().double().sum()
-        self._items += len(losses.loss)
-        for name, values in losses.metrics.items():
-            self._metrics[name] = self._metrics.get(name, 0.0) + values.double().sum()
-
-    def means(self, *, weight: float) -> Metrics:
-        """Loss over the weight, metrics over the items. All ranks have the same names."""
-        names = sorted(self._metrics)
-        zero = torch.zeros_like(self._loss)
-        parts = [self._loss, zero + self._items, *(self._metrics[name] for name in names)]
-        loss, items, *metrics = self._accelerator.reduce(torch.stack(parts), "sum").tolist()
-        means = {name: value / items for name, value in zip(names, metrics, strict=True)}
-        return {"loss": loss / weight, **means}
+def _by_side(logps: torch.Tensor, task: Task) -> torch.Tensor:
+    """Log-probs item by item, as the sequences of a task are told: first sides, then second."""
+    return logps.float().view(-1, task.rows).T.reshape(-1)

@@ -33,7 +33,8 @@ class Batch:
     the model's own are right. ``segments`` says who sees whom where a row holds several sequences.
     ``predictors``: flat indices into ``rows * length`` of the positions that predict completion
     tokens, ``targets``: the tokens they predict, completion by completion; ``scored``: their number
-    per completion. ``sides``: completions per group.
+    per completion. ``sides``: completions per group. ``sequences``: in how many each token
+    stands, None where the mask says it.
     """
 
     input_ids: torch.Tensor
@@ -44,6 +45,7 @@ class Batch:
     targets: torch.Tensor
     scored: torch.Tensor
     sides: int
+    sequences: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""

@@ -20,6 +20,7 @@ class Row:
         self._positions: list[np.ndarray] = []
         self._groups: list[np.ndarray] = []
         self._parts: list[np.ndarray] = []
+        self._sequences: list[np.ndarray] = []
         self._segments: list[Segment] = []
         self._predictors: list[np.ndarray] = []
 
@@ -27,16 +28,25 @@ class Row:
         """What follows sees nothing of what is there."""
         self._group += 1
 
-    def add(self, ids: np.ndarray, *, position: int, part: int, backwards: bool = False) -> None:
+    def add(
+        self,
+        ids: np.ndarray,
+        *,
+        position: int,
+        part: int,
+        backwards: bool = False,
+        sequences: int = 1,
+    ) -> None:
         """Add a run whose first token has ``position``; part 0 is seen by the whole group.
 
-        Laid out ``backwards`` its last token comes first.
+        Laid out ``backwards`` its last token comes first. It stands in so many ``sequences``.
         """
         count, order = len(ids), slice(None, None, -1 if backwards else 1)
         self._ids.append(ids[order])
         self._positions.append(np.arange(position, position + count)[order])
         self._groups.append(np.full(count, self._group))
         self._parts.append(np.full(count, part))
+        self._sequences.append(np.full(count, sequences))
         self.tokens += count
 
     def see(self, first: int, last: int, first_key: int, last_key: int) -> None:
@@ -52,7 +62,7 @@ class Row:
         if (missing := padded_length(self.tokens, device=device) - self.tokens) > 0:
             self.begin_group()
             start = self.tokens
-            self.add(np.full(missing, pad_token_id), position=0, part=0)
+            self.add(np.full(missing, pad_token_id), position=0, part=0, sequences=0)
             self.see(start, self.tokens, start, self.tokens)
         targets, scored = targets_of(groups)
         positions = _joined(self._positions)
@@ -70,6 +80,7 @@ class Row:
             targets=targets,
             scored=scored,
             sides=len(groups[0].completions),
+            sequences=_joined(self._sequences)[None],
         )
 
 

@@ -25,7 +25,7 @@ def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) ->
         for side in before:
             row.add(side, position=length, part=1, backwards=True)
         prompt = row.tokens
-        row.add(group.prompt, position=0, part=0)
+        row.add(group.prompt, position=0, part=0, sequences=len(group.completions))
         row.add(after, position=length, part=2)
         row.see(prompt, prompt + length, prompt, prompt + length)
         last = prompt + length - 1  # predicts the first token of each completion

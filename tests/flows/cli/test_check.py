@@ -347,6 +347,43 @@ def test_an_architecture_that_a_run_would_refuse_is_refused(
     assert message in " ".join(called.err.split())
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_router_loss_for_a_model_without_routers_is_refused_before_anything_is_trained(
+    recipe, sdpo: Sdpo, bench: Bench, command: str
+) -> None:
+    called = sdpo(command, recipe(PAIRS, steps=[{"router_aux_loss": 0.1}]))
+    assert called.code == 2, called.told
+    told = " ".join(called.err.split())
+    assert "step 1: training.router_aux_loss has nothing to weigh: of LlamaForCausalLM" in told
+    assert not (bench.runs / "tiny" / "step-1").exists()
+
+
+def test_a_router_loss_of_a_mixture_of_experts_passes(recipe, model_of, sdpo: Sdpo) -> None:
+    written = recipe(PAIRS, model=model_of("mixtral", **EXPERTS), training={"router_aux_loss": 0.1})
+    called = sdpo("check", written)
+    assert called.code == 0, called.told
+
+
+def test_frequencies_that_zero_3_cannot_compute_apart_are_refused(
+    recipe, model_of, sdpo: Sdpo
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 3.0, 6.0, 12.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    model = model_of(
+        "phi3",
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        original_max_position_embeddings=19,
+        rope_parameters=rope | {"original_max_position_embeddings": 19},
+    )
+    launch = {"strategy": "deepspeed_zero3", "processes": 2, "device": "cpu"}
+    called = sdpo("check", recipe(PAIRS, model=model, launch=launch))
+    assert called.code == 2, called.told
+    assert "which deepspeed_zero3 cannot compute apart" in " ".join(called.err.split())
+    called = sdpo("check", recipe(PAIRS[:6], model=model_of("llama"), launch=launch))
+    assert called.code == 0, called.told
+
+
 def test_a_reference_with_a_tokenizer_of_its_own_is_tried_on_its_own_tokens(
     recipe, sdpo: Sdpo, foreign_model: Path
 ) -> None:

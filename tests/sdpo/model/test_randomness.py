@@ -6,7 +6,7 @@ from torch import nn
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ModelError
 from sdpo.model.policy import add_adapters, load_policy, save_policy
-from sdpo.model.randomness import auxiliary_loss, check_training_mode, draws_at_random
+from sdpo.model.randomness import check_training_mode, draws_at_random
 from sdpo.model.sequence_scorer import SequenceScorer
 
 from ..training_helpers.layouts import batch, pairs, small_model
@@ -89,11 +89,10 @@ def test_dropout_of_the_model_or_of_adapters_is_random_and_nothing_else_of_a_lla
     assert draws_at_random(add_adapters(tiny_llama(), with_dropout))
 
 
-def test_routers_put_nothing_out_while_the_model_is_here_and_their_weight_is_known(tmp_path):
+def test_routers_put_nothing_out_while_the_model_is_here(tmp_path):
     settings = {"output_router_logits": True, "router_aux_loss_coef": 0.02}
     folder = stored(tmp_path, "mixtral", num_local_experts=4, **settings)
     policy = load_policy(folder, model=ModelConfig())
-    assert auxiliary_loss(policy) == 0.02
     ids = torch.arange(3, 9).repeat(2, 1)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -102,4 +101,3 @@ def test_routers_put_nothing_out_while_the_model_is_here_and_their_weight_is_kno
     (folder / "again").mkdir()
     save_policy(policy, folder / "again", tokenizer=folder)
     assert (folder / "again/config.json").read_text() == (folder / "config.json").read_text()
-    assert auxiliary_loss(load_policy(stored(tmp_path / "b", "mixtral"), model=ModelConfig())) == 0

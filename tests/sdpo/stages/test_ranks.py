@@ -102,7 +102,8 @@ def compiled(rank: int, tell, failing: int) -> None:
 
     from sdpo.model.sequence_scorer import SequenceScorer, decoder_blocks
     from sdpo.stages.compiling import compiled_blocks
-    from sdpo.training.trainer import Trainer, make_optimizer
+    from sdpo.training.optimizer import make_optimizer
+    from sdpo.training.trainer import Trainer
 
     def compile_of_rank(self, **_options):
         if rank == failing:

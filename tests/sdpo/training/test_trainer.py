@@ -10,8 +10,8 @@ from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import DivergedError
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.objectives.losses import PairLogps, dpo
+from sdpo.training.optimizer import learning_rate, make_optimizer
 from sdpo.training.tasks import PreferenceTask
-from sdpo.training.trainer import learning_rate, make_optimizer
 
 from ..training_helpers.models import (
     double,

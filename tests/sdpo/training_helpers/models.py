@@ -16,8 +16,9 @@ from sdpo.identity.scoring import scoring_key
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
 from sdpo.scoring.score_rows import Scorer
 from sdpo.tokens.token_file import TOKENS_SCHEMA, TokenFile, row_digest
+from sdpo.training.optimizer import make_optimizer
 from sdpo.training.tasks import PreferenceTask, SupervisedTask, Task
-from sdpo.training.trainer import Trainer, make_optimizer
+from sdpo.training.trainer import Trainer
 
 VOCABULARY = 64
 PAD = 0
