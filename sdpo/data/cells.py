@@ -3,11 +3,15 @@
 import ast
 import json
 import re
+from collections.abc import ValuesView
 from typing import Any
 
 _LOOKS_LIKE_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|content|value)['\"]\s*:")
 _MOST_CHARS = 1 << 20
 """Of a cell in Python's notation, whose reader takes memory many times its length."""
+MOST_DEEP = 64
+"""Of values within values; what people write has a few."""
+
 _NOTHING = {"", "[]", "{}", "null", "none", "nan"}
 
 
@@ -53,10 +57,31 @@ def listed(value: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """``value`` without what is null within, as Parquet has every name in every object."""
+    """``value`` without what is null within, as Parquet has every name in every object.
+
+    Raises:
+        NotText: there are more values within values than can be read.
+    """
+    if is_deep(value):
+        raise NotText(f"the row has values within values, {MOST_DEEP} deep and more")
+    return _without_nulls(value)
+
+
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_deep(value: object) -> bool:
+    """Whether there are values within values, more than templates' readers can follow."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [each for v in inner if isinstance(v, list | tuple | ValuesView) for each in v]
+        if not level:
+            return False
+    return True
 
 
 def parsed(text: str) -> Any:

@@ -8,11 +8,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo.data.cells import NotText, is_nothing, parsed, without_nulls
+from sdpo.data.cells import MOST_DEEP, NotText, is_deep, is_nothing, parsed, without_nulls
 
 REASONING = "reasoning_content"
 _REASONING_NAMES = (REASONING, "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
+_UNREAD = ("refusal", "tool_plan", "images", "image", "videos", "video", "audios", "audio")
+"""Contents that have no place here."""
+
 _OF_TOOLS = ("name", "tool_call_id")
 """What a tool's turn says of the call that it answers."""
 
@@ -40,6 +43,8 @@ def rest_of(message: Mapping[str, Any], role: str, name: str) -> str:
             if "tool_calls" in rest:
                 raise NotText(f"a message of {name} has both `tool_calls` and `function_call`")
             rest["tool_calls"] = _calls(value, f"`{key}` of a message of {name}")
+        elif key in _UNREAD and not is_nothing(value):
+            raise NotText(f"a message of {name} has `{key}`, which is not read")
     alien = next((key for key in (REASONING, "tool_calls") if key in rest), "")
     if alien and role != "assistant":
         raise NotText(f"a message of {name} has `{alien}`, and its role is {role}")
@@ -107,6 +112,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _as_text(rest: Mapping[str, Any], name: str) -> str:
     if not rest:
         return ""
+    if is_deep(rest):
+        raise NotText(f"a tool call of {name} has values within values, {MOST_DEEP} deep and more")
     try:
         return json.dumps(rest, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError, RecursionError) as error:

@@ -267,6 +267,20 @@ def _example(row: Row, fields: PromptFields, column: str, format_: Format) -> _E
     else:
         if not is_conversation(value):
             raise NotText(f"`{column}` is not a list of messages")
+        _refuse_untrained(value, column)
         last = len(turns) - 1 if turns and turns[-1].role == "assistant" else len(turns)
         messages, turns = turns[:last], turns[last:]
     return _Example(with_system(messages, system_text(row, fields)), turns)
+
+
+def _refuse_untrained(value: object, column: str) -> None:
+    """Raise NotText where the last turn says that it is not to be trained on: `weight: 0` as OpenAI
+    has it, `train: false` as axolotl."""
+    last = value[-1] if isinstance(value, list) and value else value
+    said = last if isinstance(last, dict) else {}
+    for name in ("weight", "train"):
+        if said.get(name) is not None and not said[name]:
+            raise NotText(
+                f"the last turn of `{column}` has `{name}: {said[name]}`, so it is not to be "
+                "trained on: end the row before it, or take that out"
+            )

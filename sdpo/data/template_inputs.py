@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpo.config.variables import refused_variables
-from sdpo.data.cells import NotText, is_nothing, parsed, without_nulls
+from sdpo.data.cells import MOST_DEEP, NotText, is_deep, is_nothing, parsed, without_nulls
 from sdpo.data.prompts import Row, lookup
 from sdpo.data.schema import Format
 
@@ -66,6 +66,8 @@ def tools_of(row: Row) -> list[dict[str, Any]]:
             "`tools` is no list of JSON schemas, each an object with the `name` of a function: "
             '[{"type": "function", "function": {"name": ..., "parameters": ...}}]'
         )
+    if is_deep(read):
+        raise NotText(f"`tools` has values within values, {MOST_DEEP} deep and more")
     try:
         json.dumps(read, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -105,6 +107,8 @@ def variables_of(row: Row) -> dict[str, Any]:
             raise NotVariables(f"`{name}` and `{VARIABLES}.{name}` are not the same: leave one out")
     if why := refused_variables(found):
         raise NotVariables(f"`{VARIABLES}`: {why}")
+    if is_deep(found):
+        raise NotVariables(f"`{VARIABLES}` has values within values, {MOST_DEEP} deep and more")
     return dict(sorted(found.items()))
 
 

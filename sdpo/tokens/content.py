@@ -12,6 +12,7 @@ spells it, and a quotation mark within the mark tells how often.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,11 @@ what a row gives it beside the messages ("" for nothing)."""
 
 _NONCE = "Qz7k"
 _MOST_SHAPES = 1 << 13
-"""Shapes that are remembered; then all are forgotten, so that memory has a bound."""
+_MOST_CHARACTERS = 1 << 24
+"""Of shapes that are remembered; then all are forgotten, so that memory has a bound."""
+
+_MOST_LOST = 100
+"""Texts that are looked for in vain in what was printed of one conversation."""
 
 _REASONING = r"[<\[]/?\|?(?i:think|thinking|thought|reason|reasoning)\|?[>\]]"
 _TAG = re.compile(rf"{_REASONING}|</?[A-Za-z_][\w-]*>|\[/?[A-Z_]+\]|(?<=['\"])/[a-z_]+(?=['\"])")
@@ -74,7 +79,7 @@ class Shaped:
     @property
     def thoughts(self) -> int:
         """How many cores stand in front of the text's."""
-        return sum(leaf.is_reasoning for leaf in self.rest.leaves) if self.rest else 0
+        return self.rest.thoughts if self.rest else 0
 
     @property
     def of_text(self) -> slice:
@@ -194,6 +199,7 @@ class Contents:
         self._print = print_
         self._tags = tags
         self._known: dict[tuple[object, ...], Printed | None] = {}
+        self._characters = 0
 
     def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Shaped]:
         """The messages in their parts."""
@@ -214,11 +220,13 @@ class Contents:
         """The literals of a shape; None where the template refuses the marks."""
         key = (opening, inputs, *[message.key for message in messages])
         if key not in self._known:
-            if len(self._known) >= _MOST_SHAPES:
+            if len(self._known) >= _MOST_SHAPES or self._characters > _MOST_CHARACTERS:
                 self._known.clear()
+                self._characters = 0
             quotes = ['"' if may else "" for may in _escaped(messages)]
             names = [f"{_NONCE}{index}{quote}{_NONCE}" for index, quote in enumerate(quotes)]
             text = self._try(_filled(messages, names), opening, inputs)
+            self._characters += len(text or "") + sum(len(m.rest.key) for m in messages if m.rest)
             self._known[key] = None if text is None else _of_names(text, messages)
         return self._known[key]
 
@@ -287,9 +295,9 @@ def _checked(
     messages: Sequence[Shaped],
 ) -> Printed:
     """With what was lost or repeated. A tag counts as lost with a core beside it."""
-    count = sum(len(message.cores) for message in messages)
-    lost = {index for index in range(count) if index not in order}
-    repeated = {index for index in order if order.count(index) > 1}
+    times = Counter(order)
+    lost = {i for i in range(sum(len(m.cores) for m in messages)) if i not in times}
+    repeated = {index for index, count in times.items() if count > 1}
     at = 0
     for message in messages:
         tags = [tag for mark in message.marks for tag in mark.split() if not tag.startswith("/")]
@@ -322,6 +330,9 @@ def _in_turn(messages: Sequence[Shaped], text: str) -> Printed:
     cores = [core for message in messages for core in message.cores]
     literals, order, escapes, lost, at = list[str](), list[int](), list[int](), list[int](), 0
     for index, (core, may) in enumerate(zip(cores, _escaped(messages), strict=True)):
+        if len(lost) > _MOST_LOST:
+            lost.append(index)
+            continue
         ways = [(text.find(escaped(core, times), at), times) for times in range(1 + 2 * may)]
         found, times = min([way for way in ways if way[0] >= 0], default=(-1, 0))
         if found < 0:

@@ -53,6 +53,11 @@ class Rest:
         return tuple(sorted(found, key=lambda leaf: not leaf.is_reasoning))
 
     @cached_property
+    def thoughts(self) -> int:
+        """How many of them are reasoning."""
+        return sum(leaf.is_reasoning for leaf in self.leaves)
+
+    @cached_property
     def key(self) -> str:
         """All of it but the cores."""
         return json.dumps(_changed(self.fields, (), lambda leaf: f"\0{len(leaf.path)}"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from sdpo.errors import ModelError
-from sdpo.tokens.render import Renderer, name_of
+from sdpo.tokens.render import Renderer, name_of, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,8 @@ class Probes:
             text = self._renderer.print_one(conversation, False, inputs)
         except jinja2.TemplateError as error:
             raise ModelError(
-                f"the chat template of {name} cannot print a question and its answer: {error}. "
+                f"the chat template of {name} cannot print a question and its answer: "
+                f"{words_of(error)}. "
                 "Give a working one in `model.chat_template`"
             ) from error
         _, found, closing = text.rpartition(_PROBE)

@@ -102,11 +102,10 @@ class Renderer:
     def _refused(self, conversation: Messages, error: jinja2.TemplateError) -> Refused:
         roles = [message["role"] for message in conversation]
         more = ", ..." if len(roles) > _SHOWN_ROLES else ""
-        words = " ".join(visible(str(error)).split())[:_SHOWN_WORDS]
         return Refused(
             f"the chat template of {name_of(self._tokenizer)} refuses the roles "
-            f"{', '.join(roles[:_SHOWN_ROLES])}{more}: {words}. Change the data, or give a "
-            "template that takes it in `model.chat_template`"
+            f"{', '.join(roles[:_SHOWN_ROLES])}{more}: {words_of(error)}. Change the data, or "
+            "give a template that takes it in `model.chat_template`"
         )
 
     def _frozen(self, inputs: str) -> str | None:
@@ -170,6 +169,11 @@ def _as_template_errors() -> Iterator[None]:
         raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
     except (AttributeError, RecursionError, SyntaxError) as error:
         raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def words_of(error: jinja2.TemplateError) -> str:
+    """What a template says of itself, for a message."""
+    return " ".join(visible(str(error)).split())[:_SHOWN_WORDS]
 
 
 def inputs_of(row: Row) -> str:

@@ -184,7 +184,7 @@ CASES: dict[str, tuple[Callable[[Place], Values], tuple[str, ...]]] = {
                 ]
             )
         ),
-        ("source bad has no pairs left after tokenisation", "data.max_length"),
+        ("source `bad`", "none is left (prompt_fills_length 4)", "data.max_length"),
     ),
     "a step without pairs": (
         lambda p: {"partition": {"strategy": "random", "fractions": [0.001, 0.999]}},

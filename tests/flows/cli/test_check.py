@@ -107,7 +107,7 @@ def test_rows_that_the_template_refuses_are_listed_with_its_words(
     assert "system, user: no ␛[31msystem" in told_by(called)
     refused = [{**pair, "system": "Be kind."} for pair in PAIRS]
     for command in ("check", "run"):
-        called = sdpo(command, recipe(refused, model=model))
+        called = sdpo(command, recipe(refused, model=model), "--set", "data.limit=0")
         assert called.code == 2
         message = " ".join(called.err.split())
         assert "no pairs left after tokenisation (24 template_refuses). Row 1: the chat" in message

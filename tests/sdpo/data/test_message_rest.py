@@ -16,6 +16,7 @@ from sdpo.data.supervised import prepare_supervised
 ARGUMENTS = {"city": "Rome", "b": None, "a": [1, {"x": "y"}]}
 FUNCTION = {"name": "weather_of", "arguments": ARGUMENTS}
 ID = "abcdef123"
+SIDES = {"chosen": "yes", "rejected": "no"}
 USER, NO = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "no"}
 CALL = {"id": ID, "type": "function", "function": FUNCTION}
 CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
@@ -134,6 +135,50 @@ def test_what_is_no_call_makes_the_row_listed(message, detail):
     rejection = rejection_of("Q?", message)
     assert rejection.reason == "not_text"
     assert detail in rejection.detail
+
+
+@pytest.mark.parametrize("field", ["images", "audio", "refusal", "tool_plan"])
+def test_contents_that_have_no_place_here_make_the_row_listed_by_name(field):
+    rejection = rejection_of([{**USER, field: ["a.png"]}])
+    assert f"a message of `prompt` has `{field}`, which is not read" in rejection.detail
+    assert isinstance(made_of({"prompt": [{**USER, field: []}], **SIDES}), Candidate)
+
+
+def nested(depth: int) -> dict[str, object]:
+    value: dict[str, object] = {"x": "y"}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [70, 400, 900])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_values_within_values_without_end_make_the_row_listed(depth, as_text):
+    deep = nested(depth)
+    call = {"name": "f", "arguments": json.dumps(deep) if as_text else deep}
+    tool = {"name": "f", "parameters": deep}
+    rows = [
+        {"prompt": "Q?", "chosen": [{**CALLS, "tool_calls": [call]}], "rejected": "no"},
+        {"prompt": "Q?", "tools": json.dumps([tool]) if as_text else [tool], **SIDES},
+        {"prompt": "Q?", "chat_template_kwargs": json.dumps(deep) if as_text else deep, **SIDES},
+    ]
+    for row in rows:
+        made = made_of(row)
+        # Text that is too deep for JSON's reader is text, as of a call it may be.
+        assert isinstance(made, Rejection) or (as_text and depth == 900), made
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"weight": 0.0}])
+def test_an_example_whose_last_turn_is_not_to_be_trained_on_is_listed(write, tmp_path, mark):
+    rows = [
+        {"messages": [{**USER, **mark}, {"role": "assistant", "content": "a", "weight": 1}]},
+        {"messages": [USER, {**YES, **mark}]},
+        {"messages": [USER, {**YES, **dict.fromkeys(mark)}]},
+    ]
+    config = SupervisedConfig(examples="source", path=write(rows))
+    prepared = prepare_supervised(config, default_format="chat", out=tmp_path)
+    assert (prepared.kept, prepared.rejected) == (2, {"not_text": 1})
+    assert "not to be trained on" in prepared.rejected_path.read_text()
 
 
 @pytest.mark.parametrize("field", ["tool_calls", "thinking"])

@@ -234,6 +234,14 @@ def test_a_row_of_which_the_template_refuses_one_completion_has_a_problem(
     assert encoder.encode([row], ["chosen", "rejected"]).problems[0].reason == "template_refuses"
 
 
+def test_what_a_template_says_of_itself_is_shown_in_part(make_tokenizer, clock):
+    endless = "{{ raise_exception('no \x1b' ~ 'x' * 100000) }}"
+    with pytest.raises(ModelError) as refused:
+        Encoder(make_tokenizer(endless), clock=clock)
+    assert "no \N{SYMBOL FOR ESCAPE}xxx" in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
 def test_a_template_that_does_not_print_the_answer_is_refused(make_tokenizer, clock):
     with pytest.raises(ModelError, match="does not print what the assistant says"):
         Encoder(make_tokenizer("{{ messages[0].content }}"), clock=clock)

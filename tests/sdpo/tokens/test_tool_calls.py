@@ -228,6 +228,16 @@ def test_a_control_token_in_the_id_of_a_call_makes_the_row_listed(encoder_of):
     assert problem.reason == "control_token"
 
 
+def test_calls_of_hundreds_of_texts_are_whole_or_listed(encoder_of):
+    texts = [f"number {k}" for k in range(150)]
+    call = {"function": {"name": "weather_of", "arguments": {"all": texts}}}
+    row = row_of([USER], {**CALLS, "tool_calls": [call]})
+    _, chosen = texts_of(encoder_of("qwen3"), row)
+    assert json.dumps(texts) in chosen
+    [problem] = cut_of(encoder_of("chatml"), row).problems
+    assert problem.reason == "template_drops_text"
+
+
 _PIECES = st.one_of(
     st.sampled_from([*CONTROLS, '"', "\\", '\\"', "\\n", "\n", "'", "{", "}", "</tool_call>"]),
     st.sampled_from(["<tool_response>", "</think>", "Qz7k0Qz7k", 'Qz7k0"Qz7k', "<", "&", "é", " "]),
