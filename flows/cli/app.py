@@ -32,6 +32,7 @@ _INTERRUPTED = 130
 _USERS_PATHS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ENXIO, errno.EILSEQ),
 }
 """What is wrong with a path that the user gave, and not with the machine."""
 

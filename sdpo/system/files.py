@@ -15,6 +15,8 @@ from typing import Any
 from sdpo.errors import IntegrityError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+"""What opening gives where there is no file: nothing, a folder, a link in a circle, a socket."""
 NO_INODES = "no inodes are left"
 """What an error says of a disk that takes bytes, and no more files."""
 
@@ -220,14 +222,21 @@ def checksum_text(path: Path, digest: str = "") -> str:
     return f"{digest or file_digest(path)}  {path.name}\n"
 
 
+def is_no_file(error: OSError) -> bool:
+    """Whether ``error`` says that what was to be opened is no file, or not there."""
+    return error.errno in _NO_FILE
+
+
 def is_vouched_for(path: Path) -> bool:
     """Whether the digest beside a file is there and is that of the file as it is now."""
     try:
         beside = read_small(f"{path}.sha256", at_most=_LONGEST_SEAL)
         with open(path, "rb", opener=_opened) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return False
+    except OSError as error:
+        if is_no_file(error):
+            return False
+        raise
     return beside == f"{digest}  {path.name}\n".encode()
 
 
@@ -240,8 +249,10 @@ def read_sealed(path: Path) -> bytes | None:
     try:
         beside = read_small(f"{path}.sha256", at_most=_LONGEST_SEAL)
         content = read_small(str(path))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+    except OSError as error:
+        if is_no_file(error):
+            return None
+        raise
     if beside != f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode():
         name = checksum_path(path).name
         raise IntegrityError(f"{path} was changed after it was written, or {name} was")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdpo.errors import ForeignFolderError
-from sdpo.system.files import read_small
+from sdpo.system.files import is_no_file, read_small
 from sdpo.system.locks import is_lock
 
 Kind = Literal["run", "cache", "server"]
@@ -45,8 +45,10 @@ def is_marked(folder: Path, kind: Kind) -> bool:
     path = f"{folder}/{MARKER}"
     try:
         return stat.S_ISREG(os.lstat(path).st_mode) and read_small(path) == _content(kind)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError as error:
+        if is_no_file(error):
+            return False
+        raise
 
 
 def is_own(folder: Path, kind: Kind, *, proof: Proof) -> bool:

@@ -9,7 +9,9 @@ import codecs
 import errno
 import io
 import os
+import re
 import sys
+import unicodedata
 from typing import IO, Any
 
 _ENDURED = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -21,20 +23,52 @@ _IN_ASCII = {
     **{"γ": "gamma", "β": "beta", "±": "+-", "≥": ">=", "≤": "<=", "×": "x"},
 }
 
-_VISIBLE: dict[int, int | str] = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
-    0x7F: 0x2421,
-    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
-}
-"""Control characters by the pictures that Unicode has for them; C1, which has none, by its code."""
+_BETWEEN = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
+"""Joiners where they are spelling: between letters of Persian or Hindi, or parts of one emoji."""
+
+
+class _Pictures(dict[int, str]):
+    """Characters that are no text by something to see, the rest by themselves."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = character if _is_text(character) else _picture(code)
+        return self[code]
+
+
+def _is_text(character: str) -> bool:
+    return character in "\t\n" or unicodedata.category(character) not in _NO_TEXT
+
+
+def _picture(code: int) -> str:
+    """What Unicode has for it; by its code what has none."""
+    if code < 0x20 or code == 0x7F:
+        return chr(0x2421 if code == 0x7F else 0x2400 + code)
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+_NO_TEXT = {"Cc", "Cf", "Zl", "Zp"}
+"""Controls; marks of format, as those of direction and what has no width; ends of lines."""
+_PICTURES = _Pictures()
 
 
 def visible(text: str) -> str:
-    """``text`` with every control character but tab and line feed as something to see.
+    """``text`` with what a terminal would obey, or not show, as something to see.
 
-    What a terminal would obey (colours, titles, the clipboard, the cursor) it shows instead.
+    Control characters (colours, titles, the clipboard, the cursor) but tab and line feed; marks of
+    direction, which show a text in another order than it has; and characters without a width,
+    which make two names look the same. Joiners stay where they are spelling.
     """
-    return text if text.isprintable() else text.translate(_VISIBLE)
+    if text.isprintable():
+        return text
+    kept = {match.start() for match in _BETWEEN.finditer(text)}
+    return "".join(c if at in kept else _PICTURES[ord(c)] for at, c in enumerate(text))
 
 
 class _Lasting(io.FileIO):

@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from bench import Bench
 from command_line import Sdpo
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flows.cli.options import SafeConsole, make_console
 from sdpo.system.streams import visible
@@ -95,7 +98,15 @@ HARMFUL = {
     "clipboard": "\x1b]52;c;ZXZpbA==\x07",
     "c1": "\x9b31m\x9d52;c;ZXZpbA==\x9c",
     "back": "a\x08b\x0cc\rd\x7f",
+    "direction": "safe\u202egpj.exe\u202c \u2066x\u2069 \u200fy",
+    "no width": "pay\u200bpal pay\u2060pal pay\ufeffpal pay\u00adpal pay\u200dpal",
+    "lines": "one\u2028two\u2029three",
+    "tags": "a\U000e0041\U000e007f",
 }
+
+
+NO_TEXT, JOINERS = {"Cc", "Cf", "Zl", "Zp"}, "\u200c\u200d"
+KEPT = "\t\n" + JOINERS
 
 
 @pytest.mark.parametrize("text", HARMFUL.values(), ids=HARMFUL)
@@ -111,7 +122,7 @@ def test_a_console_sends_no_control_sequences_but_its_own(text: str, terminal: b
         console.print(shown)
     console.print(f"[bold]{text}[/]")
     sent = out.getvalue()
-    assert not [c for c in sent if (ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0], sent
+    assert not [c for c in sent if c != "\n" and unicodedata.category(c) in NO_TEXT], sent
     assert "ZXZpbA==" in sent or "ZXZpbA" not in text, "it is shown, not hidden"
 
 
@@ -132,15 +143,35 @@ def test_a_console_shows_text_as_it_is() -> None:
     assert visible("a\tb\nc") == "a\tb\nc"
 
 
-@pytest.mark.parametrize("name", ["source\x1b]52;c;eA==\x07", "[red]x[/]", "[/nothing]"])
+@given(st.text())
+def test_whatever_is_no_text_is_seen_and_all_else_is_as_it_was(text: str) -> None:
+    shown = visible(text)
+    assert not [c for c in shown if unicodedata.category(c) in NO_TEXT and c not in KEPT]
+    assert visible(shown) == shown
+    is_text = all(unicodedata.category(c) not in NO_TEXT or c in "\t\n" for c in text)
+    assert (shown == text) == is_text or any(c in JOINERS for c in text)
+
+
+@pytest.mark.parametrize(
+    "text", ["می\u200cخواهم", "क्\u200dष", "\U0001f468\u200d\U0001f469\u200d\U0001f467"]
+)
+def test_a_joiner_that_is_spelling_stays_and_one_that_hides_is_seen(text: str) -> None:
+    assert visible(f"{text}\x1b") == f"{text}␛"
+    for joiner in JOINERS:
+        assert visible(f"pay{joiner}pal {joiner}") == f"pay\\u{ord(joiner):x}pal \\u{ord(joiner):x}"
+
+
+@pytest.mark.parametrize(
+    "name", ["source\x1b]52;c;eA==\x07", "[red]x[/]", "[/nothing]", "a\u202eb\u200bc"]
+)
 def test_names_from_data_are_shown_harmlessly(bench: Bench, sdpo: Sdpo, name: str) -> None:
     data = bench.folder / "pairs.jsonl"
-    prompts = [f"What is {k} \x1b[31m and {k}?" for k in range(20)]
+    prompts = [f"What is {k} \x1b[31m and \u202e{k}?" for k in range(20)]
     rows = [{"prompt": p, "chosen": f"It is {p}", "rejected": "No."} for p in prompts]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [{"name": name, "path": str(data)}]
     called = sdpo("check", bench.write({"data": {"sources": sources}}))
     assert "Traceback" not in called.told
-    assert "\x1b" not in called.out + called.err
+    assert not {"\x1b", "\u202e", "\u200b"} & set(called.out + called.err)
     if called.code == 0:
         assert visible(name)[:4] in called.out
