@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flows.commands.memory import estimate_memory
 from sdpo.config import LaunchConfig, TrainingConfig
@@ -141,3 +142,25 @@ def test_an_architecture_with_names_of_its_own_says_that_its_activations_are_not
     rows = {row["what"]: row["GiB"] for row in estimate.rows()}
     assert rows["activations"] == "not known"
     assert "in all, but for activations" in rows
+
+
+@pytest.mark.parametrize(
+    "kind",
+    # What drafts for another model has no configuration of its own.
+    [kind for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if "assistant" not in kind],
+)
+def test_every_configuration_of_a_causal_architecture_has_an_estimate(kind):
+    """From what its config.json has, whole or with what differs from the defaults alone."""
+    config = AutoConfig.for_model(kind)
+    for content in (config.to_dict(), config.to_diff_dict()):
+        for strategy in ("single", "ddp", "deepspeed_zero2", "deepspeed_zero3"):
+            launch = LaunchConfig(strategy=strategy, processes=2, device="cuda", threads=1)
+            for training in (
+                TrainingConfig(precision="bf16"),
+                TrainingConfig(precision="fp32", lora_r=4, gradient_checkpointing=True),
+            ):
+                estimate = estimate_memory(
+                    content, parameters=10**6, training=training, launch=launch
+                )
+                assert estimate.total_bytes > 0
+                assert all(row["GiB"] for row in estimate.rows())
