@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdpo.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
@@ -81,6 +83,12 @@ PATCHES = {
         guard="sdpo.model.patches.global_batch_ends",
         seen="accelerate 1.15",
     ),
+    "precision of ZeRO-3's sums": Patch(
+        what="get_comm_dtype and get_all_comm_dtypes where DeepSpeed's optimizers look them up",
+        why="ranks' gradients would be added in bf16, the dtype in which weights are gathered",
+        guard="sdpo.model.patches.fp32_sums_of_ranks",
+        seen="deepspeed 0.19",
+    ),
     "settings of generation": Patch(
         what="generation_config of a model while it is sampled from",
         why="a repetition penalty of its own would make it another distribution",
@@ -128,6 +136,33 @@ def global_batch_ends(accelerator: Any, *, ends: bool) -> None:
         AttributeError: this accelerate has another way of telling it.
     """
     accelerator.gradient_state._set_sync_gradients(ends)
+
+
+def fp32_sums_of_ranks() -> None:
+    """Let DeepSpeed add the gradients of several ranks in fp32 under autocast, in this process.
+
+    One attribute of a weight says in what dtype it is gathered and its gradient is added. Where it
+    is fp32, ZeRO-3 gathers twice the bytes, and autograd keeps the copy in bf16 that autocast makes
+    of every weight: the whole model on each rank.
+
+    Raises:
+        ConfigError: this version of DeepSpeed looks elsewhere.
+    """
+    from deepspeed.runtime import base_optimizer
+    from deepspeed.runtime.zero import stage3
+
+    functions: list[tuple[Any, str, Callable[..., Any]]] = [
+        (base_optimizer, "get_comm_dtype", lambda _parameter: torch.float32),
+        (stage3, "get_all_comm_dtypes", lambda _parameters: {torch.float32}),
+    ]
+    for code, name, function in functions:
+        if not hasattr(code, name):
+            raise ConfigError(
+                "launch.strategy deepspeed_zero3 with training.precision bf16 wants deepspeed "
+                f"0.19, and the one that is installed has no {code.__name__}.{name}: install that "
+                "version, or set launch.strategy to ddp or training.precision to fp32"
+            )
+        replace_function(code, name, function)
 
 
 def forget_compiled(block: nn.Module) -> None:

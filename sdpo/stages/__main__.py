@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
@@ -47,7 +48,7 @@ def main() -> None:
         if not interrupts.requested() and not isinstance(ending, Interrupted):
             raise
         _tell(spec.events, InterruptedEvent(message=str(ending)))
-        sys.exit(interrupts.exit_code())
+        _end(interrupts.exit_code())
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()
         user = isinstance(error, UserError)
@@ -55,8 +56,23 @@ def main() -> None:
         message = no_space_message(error, _places(spec)) if full else _message(error)
         again = isinstance(error, LowMemoryError)
         _tell(spec.events, ErrorEvent(user=user, message=message, again=again))
-        sys.exit(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
+        _end(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
     events.result(result)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process; one of several without freeing what it holds.
+
+    A group of gloo that is freed waits for its threads, with the interpreter's lock, which one that
+    has just ended a collective may need to free a tensor: then both wait for ever. All is told, and
+    the processes have parted, or one of them has failed and ends the others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:

@@ -18,6 +18,7 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself, one_set_of_frequencies, other_frequencies
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
+from sdpo.model.patches import fp32_sums_of_ranks
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
 from sdpo.model.prepare import forwards_known, prepare
 from sdpo.model.randomness import draws_at_random
@@ -42,6 +43,8 @@ _PATIENCE = timedelta(minutes=30)
 """After so long a collective of a training hangs."""
 _LONG_PATIENCE = timedelta(hours=12)
 """While the main rank saves and hashes a large model or writes completions, the others wait."""
+_PARTED: list[torch.distributed.ProcessGroup | None] = []
+"""Groups of processes that have parted: to free one may take for ever."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,8 +245,13 @@ class Session:
             torch.distributed.barrier(group=self.waiting)
 
     def close(self) -> None:
-        """Wait for the other processes, then part from them: one that just ends aborts the rest."""
+        """Wait for the other processes, then part from them: one that just ends aborts the rest.
+
+        The groups themselves are kept: see :func:`sdpo.stages.__main__._end`.
+        """
         self.wait()
+        if self.waiting is not None:
+            _PARTED.extend([self.waiting, torch.distributed.group.WORLD])
         self.accelerator.state.destroy_process_group()
 
     def _engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
@@ -374,9 +382,11 @@ def _deepspeed(spec: StepSpec) -> "DeepSpeedPlugin":
 
     bf16, stage = spec.training.precision == "bf16", 3 if spec.launch.strategy[-1] == "3" else 2
     autocast: dict[str, bool | str | list[str]] = {"enabled": bf16, "dtype": "bfloat16"}
+    # Gradients of several ranks are added in fp32, as DDP's are.
     if stage == 2:
-        # Gradients travel in fp32, as DDP's do. ZeRO-3 would gather its weights in fp32 for it.
         autocast["lower_precision_safe_modules"] = []
+    elif bf16:
+        fp32_sums_of_ranks()
     return DeepSpeedPlugin(
         hf_ds_config={
             "train_micro_batch_size_per_gpu": 1,

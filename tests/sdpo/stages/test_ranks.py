@@ -169,3 +169,50 @@ def test_zero_2_adds_gradients_in_fp32_as_ddp_does(tmp_path):
     for name, gradient in ddp.items():
         apart = np.linalg.norm(zero[name] - gradient)
         assert apart <= 1e-6 * np.linalg.norm(gradient), name
+
+
+def added(rank: int, tell, run: PreparedRun) -> None:
+    """Tells what ZeRO-3 makes of a pair of each rank, and of either pair on both of them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    from sdpo.model.patches import global_batch_ends
+    from sdpo.stages.session import open_session
+
+    os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
+    training = TrainingConfig(precision="bf16", batch_size=2, layout="padded")
+    launch = TWO.model_copy(update={"strategy": "deepspeed_zero3"})
+    session = open_session(run.spec(1, training, launch=launch), RecordedEvents())
+    trainer, task = session.trainer(training), preference_task(2)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0  # the next passes are of the same weights
+    own, found = trainer.scorer.step, []
+
+    def step(*args, **options):
+        parameters = trainer.scorer.named_parameters()
+        whole = {name: safe_get_full_grad(p).double().numpy().copy() for name, p in parameters}
+        found.append(whole)
+        return own(*args, **options)
+
+    trainer.scorer.step = step
+    trainer.scorer.train()
+    # Small weights are whole on each rank, in fp32 up to the first optimizer step.
+    for item in (0, rank, 0, 1):
+        items = np.array([item])
+        global_batch_ends(session.accelerator, ends=True)
+        losses = task.losses(trainer.logps(task, items), items)
+        session.accelerator.backward(losses.loss.sum())
+    session.wait()
+    tell(found[1:])
+
+
+def test_zero_3_adds_gradients_of_ranks_in_fp32(tmp_path):
+    """What a rank's own gradient is the other rank does not change: added to itself, and halved, it
+    is the same number in every precision."""
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    together, first, second = on_ranks(added, run)[0]
+    for name, gradient in together.items():
+        mean = (first[name] + second[name]) / 2
+        apart = np.linalg.norm(gradient - mean)
+        assert apart <= 1e-6 * np.linalg.norm(mean), name
+        assert np.linalg.norm(first[name] - second[name]) > 0.1 * np.linalg.norm(mean), name

@@ -1,5 +1,9 @@
-"""A collective that hangs is noticed within half an hour; a rank that saves may take half a day."""
+"""A collective that hangs is noticed within half an hour, a rank that saves may take half a day,
+and ranks that have parted wait for nothing."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -38,3 +42,34 @@ def test_ranks_wait_for_one_that_saves_longer_than_for_each_other(one_rank):
 def test_one_process_waits_for_nobody():
     assert model._waiting_group(SimpleNamespace(num_processes=1)) is None
     Session(spec=None, accelerator=None, policy=None, tokenizer=None).wait()
+
+
+def test_the_groups_of_ranks_that_have_parted_are_not_freed(one_rank, monkeypatch):
+    kept: list[object] = []
+    monkeypatch.setattr(model, "_PARTED", kept)
+    waiting, world = distributed.new_group(backend="gloo"), distributed.group.WORLD
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(destroy_process_group=lambda: None)  # the fixture destroys it
+    )
+    Session(
+        spec=None, accelerator=accelerator, policy=None, tokenizer=None, waiting=waiting
+    ).close()
+    assert kept == [waiting, world]
+
+
+@pytest.mark.parametrize(("processes", "frees"), [(1, True), (2, False)])
+def test_one_of_several_processes_ends_without_freeing_what_it_holds(processes, frees):
+    """What it has printed is there, and its exit code is what it ends with."""
+    code = (
+        "import atexit; from sdpo.stages.__main__ import _end; "
+        "atexit.register(print, 'freed'); print('told'); _end(3)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"WORLD_SIZE": str(processes)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert ended.stdout.split() == ["told", "freed"][: 1 + frees]
