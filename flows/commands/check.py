@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.panel import Panel
 
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
-from flows.show.console import table
+from flows.show.console import Row, table
 from flows.show.rejected import rejected_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
@@ -33,7 +32,7 @@ from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
-from sdpo.store.run_folder import Record
+from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
 from sdpo.system.files import read_json
 from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
 from sdpo.tokens.view import TextView
@@ -72,8 +71,13 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         _check_place(context, config, console)
 
 
-def _print_data(context: Context, data: Record, record: Record, console: Console) -> None:
-    console.print(table(_source_rows(data["outputs"], record["outputs"]), title="Data"))
+def _print_data(context: Context, data: NodeRecord, record: NodeRecord, console: Console) -> None:
+    console.print(
+        table(
+            _source_rows(data.read_outputs(DataOutputs), record.read_outputs(ReserveOutputs)),
+            title="Data",
+        )
+    )
     if rejected := rejected_rows(context.run.rejected):
         console.print(table(rejected, title="Rows that are not used"))
 
@@ -143,18 +147,18 @@ def _print_memory(context: Context, console: Console) -> None:
     console.print(table(memory.rows(), title="Memory per device, estimated"))
 
 
-def _source_rows(data: dict[str, Any], reserved: dict[str, Any]) -> list[dict[str, Any]]:
+def _source_rows(data: DataOutputs, reserved: ReserveOutputs) -> list[Row]:
     return [
         {
-            "source": source["name"],
-            "read as": f"{source['format']}: {source['layout']}",
-            "rows": source["read"],
-            "usable": source["kept"] - sum(reserved["unusable"][source["name"]].values()),
-            "reserved": reserved["reserved"][source["name"]],
-            "rejected": _counts(source["rejected"] | reserved["unusable"][source["name"]]),
-            "unused columns": ", ".join(source["unused_columns"]),
+            "source": source.name,
+            "read as": f"{source.format}: {source.layout}",
+            "rows": source.read,
+            "usable": source.kept - sum(reserved.unusable[source.name].values()),
+            "reserved": reserved.reserved[source.name],
+            "rejected": _counts(source.rejected | reserved.unusable[source.name]),
+            "unused columns": ", ".join(source.unused_columns),
         }
-        for source in data["sources"]
+        for source in data.sources
     ]
 
 
@@ -201,7 +205,7 @@ def _print_supervised(context: Context, console: Console) -> None:
         return
     file = SupervisedTokenFile.open(tokens_path(context, "supervised"))
     sequence = (file.prompt_lengths + file.completion_lengths)[left.rows]
-    row = {
+    row: Row = {
         "rows": left.read,
         "usable": left.usable,
         "trained on": len(left.rows),
@@ -223,7 +227,7 @@ def _shortened(text: str) -> str:
     return f"{text[:half]} […{len(text) - _SHOWN_CHARS} characters…] {text[-half:]}"
 
 
-def _length_rows(lengths: LengthSummary) -> list[dict[str, Any]]:
+def _length_rows(lengths: LengthSummary) -> list[Row]:
     return [
         {
             "of": name,
@@ -236,7 +240,7 @@ def _length_rows(lengths: LengthSummary) -> list[dict[str, Any]]:
     ]
 
 
-def _step_row(context: Context, tokens: TokenFile, number: int) -> dict[str, Any]:
+def _step_row(context: Context, tokens: TokenFile, number: int) -> Row:
     """``tokens`` of a pass: both sequences of every pair, the prompt in each."""
     training = context.config.training_of(number)
     rows = rows_of_steps(context.run.plan, number)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from flows.show.console import RunConsole, table
+from flows.show.console import Row, RunConsole, table
 from flows.show.tables import gate_rows
 from sdpo.history.target import locate
 from sdpo.hooks import Host
@@ -141,7 +141,7 @@ def _history(named: NamedModel, console: Console) -> None:
         console.print(f"{earlier} earlier versions: sdpo current {named.name} --json")
 
 
-def _row(name: str, version: Version) -> dict[str, object]:
+def _row(name: str, version: Version) -> Row:
     return {
         "name": name,
         "version": version.version,

@@ -13,6 +13,7 @@ from flows.show.console import table
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError, SdpoError
+from sdpo.store.records import PlanOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.system.files import read_json
 
@@ -102,40 +103,39 @@ def _origin(content: Mapping[str, Any]) -> str:
 
 def _planned_steps(run: RunFolder) -> int:
     try:
-        plan = run.read_record("plan")
+        plan = run.find("plan")
     except IntegrityError:
         return 0
-    return int(plan["outputs"]["steps"]) if plan else 0
+    return plan.read_outputs(PlanOutputs).steps if plan else 0
 
 
-def _made_with(run: RunFolder, record: Mapping[str, Any]) -> dict[str, str]:
+def _made_with(run: RunFolder, record: StepRecord) -> dict[str, str]:
     """Objective, reference and target of a step, and how far its model moved."""
-    said = record.get("models", {})
-    row = {"objective": "sft" if record["kind"] == "supervised" else describe(record["training"])}
-    row |= {role: said.get(role, {}).get("name", "") for role in ("reference", "target")}
-    view = run.step(record["step"]) / "kl.json"
+    said = record.models
+    row = {"objective": "sft" if record.kind == "supervised" else describe(record.training)}
+    row |= {role: said[role].name if role in said else "" for role in ("reference", "target")}
+    view = run.step(record.step) / "kl.json"
     entries = read_json(view) if view.is_file() else []
     found = {
         entry["against"]: entry["per_sequence"]["kl"]["mean"]
         for entry in entries
         if entry["sampler"] == EXACT
     }
-    for title, against in (("KL previous", record["step"] - 1), ("KL S", 0)):
+    for title, against in (("KL previous", record.step - 1), ("KL S", 0)):
         value = found.get(f"M_{against}")
         row[title] = "" if value is None else f"{value:.3f}"
     return row
 
 
 def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
-    record = run.read_record(f"step-{number}")
-    assert record is not None, "only complete steps are shown"
-    seconds = sum(record["timings_s"].values())
+    record = run.step_record(f"step-{number}")
+    seconds = sum(record.timings_s.values())
     return {
         "step": number,
         **_made_with(run, record),
-        "updates": record["optimizer_steps"],
+        "updates": record.optimizer_steps,
         "seconds": round(seconds, 1),
-        "model": record["outputs"]["model"][:12],
-        "finished": datetime.fromisoformat(record["created"]).strftime("%Y-%m-%d %H:%M"),
-        "shared from": record.get("shared_from", {}).get("run", ""),
+        "model": record.model[:12],
+        "finished": datetime.fromisoformat(record.created).strftime("%Y-%m-%d %H:%M"),
+        "shared from": record.shared_from.run if record.shared_from else "",
     }

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -28,6 +27,9 @@ from sdpo.events import (
     StateEvent,
     WarningEvent,
 )
+
+Row = Mapping[str, str | int | float | None]
+"""A line of a table, by the titles of its columns."""
 
 _PLAIN_EVERY_S = 5.0
 """Seconds between progress lines where the output is not a terminal."""
@@ -139,9 +141,7 @@ def where_it_stands(event: StateEvent) -> str:
     return f"{event.step} {verb} optimizer step {event.optimizer_step} of {event.total}"
 
 
-def table(
-    rows: Iterable[Mapping[str, Any]], *, title: str = "", numeric: Collection[str] = ()
-) -> Table:
+def table(rows: Iterable[Row], *, title: str = "", numeric: Collection[str] = ()) -> Table:
     """A table of mappings with the same keys; numbers, and columns in ``numeric``, go right."""
     rows = list(rows)
     made = Table(

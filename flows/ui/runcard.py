@@ -6,7 +6,7 @@ from typing import Any
 from flows.show.tables import Row
 from sdpo.report import Summary
 from sdpo.report.tables import Table, interval, number, short
-from sdpo.store.model_card import lineage
+from sdpo.store.model_card import LineageEntry, lineage
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
@@ -43,7 +43,7 @@ def run_card(run: Path, summary: Summary) -> str:
     """Markdown: what came of the run, how its models came to be, and where everything is."""
     folder = RunFolder(run)
     done = [step for step in folder.complete_steps() if folder.read_record(f"step-{step}")]
-    record = folder.read_record(f"step-{done[-1]}") if done else None
+    record = folder.find_step(f"step-{done[-1]}") if done else None
     chain = lineage(folder, record) if record else []
     lines = [
         f"# Run {folder.name}",
@@ -60,7 +60,7 @@ def run_card(run: Path, summary: Summary) -> str:
         "## Where it is",
         "",
         f"- report: `{folder.report}`",
-        *(f"- {entry['name']}: `{folder.model(entry['step'])}`" for entry in chain[-1:]),
+        *(f"- {entry.name}: `{folder.model(entry.step)}`" for entry in chain[-1:]),
         f"- logs of the stages: `{run / 'logs'}`",
         "",
         f"`sdpo status {folder.name}`, `sdpo verify {folder.name}`, `sdpo lineage {folder.name}` "
@@ -69,14 +69,14 @@ def run_card(run: Path, summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _lineage_row(entry: dict[str, Any]) -> str:
-    inputs = entry["inputs"]
+def _lineage_row(entry: LineageEntry) -> str:
+    inputs = entry.inputs
     cells = (
-        entry["name"],
-        entry["objective"],
+        entry.name,
+        entry.objective,
         short(inputs.get("reference")),
         short(inputs.get("target", inputs.get("base"))),
         short(inputs.get("partition", inputs.get("examples"))),
-        short(entry["outputs"]["model"]),
+        short(entry.outputs["model"]),
     )
     return f"| {' | '.join(cells)} |"

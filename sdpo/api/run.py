@@ -242,11 +242,11 @@ class Run:
         if step == 0 and not stored.config.supervised.enabled:
             base = model_folder(stored.config.model, cache=cache_dir(stored.config))
             return base, stored.inputs["model"]
-        record = self._folder.read_record(f"step-{step}")
+        record = self._folder.find_step(f"step-{step}")
         if record is None:
             done = ", ".join(map(str, self._folder.complete_steps())) or "none"
             raise UserError(f"run {self.name} has no complete step {step}; complete: {done}")
-        return self._folder.model(step).absolute(), str(record["outputs"]["model"])
+        return self._folder.model(step).absolute(), record.model
 
 
 def _folder_of(run: str | Path | Run, runs_dir: Path) -> RunFolder:
@@ -270,7 +270,7 @@ def _step(data: RunData, entry: Mapping[str, Any]) -> Step:
         reference=data.model_name(number, "reference"),
         target=data.model_name(number, "target"),
         is_complete=record is not None,
-        model=str(record["outputs"]["model"]) if record else "",
+        model=record.model if record else "",
     )
 
 

@@ -1,10 +1,8 @@
 """What every node of an open run gets, and whether a node's result stands."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sdpo.config import RunConfig
 from sdpo.errors import LowMemoryError
@@ -18,9 +16,11 @@ from sdpo.processes.supervisor import run_stage
 from sdpo.store.links import adopt
 from sdpo.store.model_card import refresh_card
 from sdpo.store.origin import Carried, Origin
+from sdpo.store.records import NodeRecord
 from sdpo.store.resume_states import discard
 from sdpo.store.reuse import NOT_DONE, matching, reuse
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.json_values import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Found:
     """A node's record if it stands, else None; ``reason``: why it does not, or where it is shared
     from. ``is_shared``: it was taken over from an origin just now."""
 
-    record: Record | None
+    record: NodeRecord | None
     reason: str = ""
     is_shared: bool = False
 
@@ -72,7 +72,7 @@ class Context:
         """The step after which the chain ends; None: after the plan's last."""
         return self.origin.step if self.origin and self.origin.only else None
 
-    def find(self, node: str, identity: Mapping[str, Any]) -> Found:
+    def find(self, node: str, identity: JsonObject) -> Found:
         """The node's record if it stands here or in an origin, which then shares it; and why not.
 
         A node that is shared has a reason too: from where.
@@ -88,14 +88,14 @@ class Context:
             there = matching(origin, node, identity, explain=changes)
             faults = adopt(self.run, node, origin, there.record) if there.record else []
             if there.record and not faults:
-                record = self.run.read_record(node)
+                record = self.run.find(node)
                 return Found(record, f"shared from {origin.name}", is_shared=True)
             why = "" if self._is_grown(node) else there.reason
             reasons.append("; ".join(f"{origin.name}: {fault}" for fault in faults) or why)
         reasons = [reason for reason in reasons if reason]
         return Found(None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE))
 
-    def _replayed_with(self, identity: Mapping[str, Any]) -> str:
+    def _replayed_with(self, identity: JsonObject) -> str:
         """That a step is replayed, and what is changed in it."""
         found = [matching(o, self.replayed, identity, explain=changes) for o in self.origins[:1]]
         reasons = [there.reason for there in found if there.reason not in ("", NOT_DONE)]
@@ -109,9 +109,9 @@ class Context:
     def settle(self, node: str) -> None:
         """Bring a complete step or guide into its final form: card and lineage of this run, no
         resume state (a death between record and tidying leaves one behind)."""
-        folder, record = self.run.path / node, self.run.record(node)
+        folder, record = self.run.path / node, self.run.step_record(node)
         discard(folder)
-        refresh_card(self.run, record, name=record["name"], folder=folder / "model")
+        refresh_card(self.run, record, name=record.name, folder=folder / "model")
 
     def stage(self, spec: Spec, *locks: int) -> ResultEvent:
         """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.

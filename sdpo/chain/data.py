@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Find, Identity, Made, Node
@@ -14,6 +13,7 @@ from sdpo.errors import DataError
 from sdpo.events import ProgressEvent, WarningEvent
 from sdpo.identity.payloads import data_identity
 from sdpo.inputs.resolve import data_digests
+from sdpo.system.json_values import Json
 
 
 def prepare_data(context: Context) -> Node:
@@ -49,7 +49,7 @@ def prepare_data(context: Context) -> Node:
         rejected.parent.mkdir(exist_ok=True)
         prepared.rejected_path.replace(rejected)
         files = [prepared.path, rejected]
-        outputs: dict[str, Any] = {
+        outputs: dict[str, Json] = {
             "digest": prepared.digest,
             "pairs": prepared.pairs,
             "sources": [asdict(source) for source in prepared.sources],

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from sdpo.chain.context import Context
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns
-from sdpo.errors import DataError
+from sdpo.errors import DataError, IntegrityError
+from sdpo.store.records import DataOutputs
 from sdpo.tokens.token_file import SupervisedTokenFile
 
 
@@ -34,14 +35,16 @@ def examples_left(context: Context) -> ExamplesLeft | None:
     config = context.config.supervised
     if not config.from_source or context.carried:
         return None
-    counts = context.run.record("data")["outputs"]["supervised"]
+    counts = context.run.record("data").read_outputs(DataOutputs).supervised
+    if counts is None:
+        raise IntegrityError(f"{context.run.record_path('data')} says nothing of the examples")
     file = SupervisedTokenFile.open(tokens_path(context, "supervised"))
     usable = pq.read_table(context.run.usable, columns=["prompt_key", "reserved"])
     held = set(usable.filter(usable["reserved"])["prompt_key"].to_pylist())
     keys, rows = file.prompt_keys, np.flatnonzero(file.usable)
     trained = np.array([row for row in rows.tolist() if keys[row] not in held], dtype=np.int64)
     reasons = Counter(reason for _, reason, _ in file.rejected())
-    rejected = counts["rejected"] | dict(sorted(reasons.items()))
+    rejected = counts.rejected | dict(sorted(reasons.items()))
     if reserved := len(rows) - len(trained):
         rejected["reserved_prompt"] = reserved
     if not len(trained):
@@ -50,7 +53,7 @@ def examples_left(context: Context) -> ExamplesLeft | None:
             f"supervised.path {config.path}: no example is left to train on ({told}). "
             f"{_first(context, file, rejected)}"
         )
-    return ExamplesLeft(counts["read"], counts["kept"], len(rows), trained, rejected)
+    return ExamplesLeft(counts.read, counts.kept, len(rows), trained, rejected)
 
 
 def _first(context: Context, file: SupervisedTokenFile, rejected: dict[str, int]) -> str:

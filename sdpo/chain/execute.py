@@ -8,6 +8,7 @@ from sdpo.chain.context import Context, Found
 from sdpo.chain.node import Cached, Errand, Expansion, Identity, Look, Node, Part
 from sdpo.events import NodeEvent
 from sdpo.store.reuse import NOT_DONE
+from sdpo.system.json_values import Json
 from sdpo.system.locks import hold
 
 
@@ -76,8 +77,9 @@ class Execution:
         self.run(node.first())
         made = node.make(self.find)
         if made is not None:
-            outputs = {} if made.outputs is None else {"outputs": dict(made.outputs)}
-            record = {"node": node.name, "identity": dict(identity), **outputs}
+            record: dict[str, Json] = {"node": node.name, "identity": dict(identity)}
+            if made.outputs is not None:
+                record["outputs"] = dict(made.outputs)
             self.context.run.write_record(node.name, record, files=made.files)
 
     def _cached(self, node: Cached) -> None:

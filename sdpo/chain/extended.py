@@ -8,7 +8,6 @@ is left goes to one further step.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,8 +36,10 @@ from sdpo.identity.payloads import data_identity
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
 from sdpo.store.origin import Carried
+from sdpo.store.records import DataOutputs, PlanOutputs
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, publish_file, read_json, temporary_folder
+from sdpo.system.json_values import Json
 
 FILES = {
     "pairs.parquet": "pairs.parquet",
@@ -53,14 +54,14 @@ FILES = {
 def carried_from(run: RunFolder, config: RunConfig) -> Carried:
     """What a run that extends ``run`` carries over; ``config`` is that of ``run``."""
     data, plan = run.record("data"), run.record("plan")
-    supervised = run.read_record("step-0") if config.supervised.enabled else None
+    supervised = run.find("step-0") if config.supervised.enabled else None
     return Carried(
         run=run.name,
-        data=data["outputs"]["digest"],
+        data=data.read_outputs(DataOutputs).digest,
         files={name: file_digest(run.path / there) for name, there in FILES.items()},
         sources=[source.name for source in config.data.sources],
-        steps=plan["outputs"]["steps"],
-        supervised=digest_of(supervised["identity"]) if supervised else "",
+        steps=plan.read_outputs(PlanOutputs).steps,
+        supervised=digest_of(supervised.identity) if supervised else "",
     )
 
 
@@ -159,7 +160,7 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Made:
         )
     there = read_json(folder / "data.json")["outputs"]
     prompts = read_column(run.pairs, "prompt_key")
-    outputs: dict[str, Any] = there | {
+    outputs: dict[str, Json] = there | {
         "digest": digest_of({"carried": carried.data, "new": new.prepared.digest}),
         "pairs": there["pairs"] + new.kept,
         "sources": [*there["sources"], *(asdict(source) for source in new.counts())],

@@ -19,7 +19,7 @@ from sdpo.config.sampler import EXACT, PAPER
 from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
-from sdpo.identity.payloads import changed_settings
+from sdpo.identity.payloads import Payload, changed_settings
 from sdpo.identity.scoring import scoring_identity
 from sdpo.processes.stage_specs import KlSpec, NamedFolder
 from sdpo.stats.kl import kl_view
@@ -78,7 +78,7 @@ def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
     ]
 
 
-def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> None:
+def _ensure_cached(context: Context, spec: KlSpec, identity: Identity) -> None:
     """See to it that the samples and their KL are in the cache, and whole."""
     if not cached_fault(spec.out):
         return
@@ -99,7 +99,7 @@ def _ensure_cached(context: Context, spec: KlSpec, identity: dict[str, Any]) -> 
 
 def _spec(
     context: Context, step: int, training: TrainingConfig, rows: list[dict[str, Any]]
-) -> tuple[KlSpec, dict[str, Any]]:
+) -> tuple[KlSpec, Payload]:
     """What the stage is told, and what its result depends on."""
     config, probe = context.config, context.config.probe
     numbers = dict.fromkeys((step - 1, 0))  # once where they are the same
@@ -108,7 +108,7 @@ def _spec(
     tokens = TokenFile.open(tokens_path(context))
     plain = training.model_copy(update={"layout": "padded"})  # as it is measured here
     samplers = [EXACT, PAPER] if probe.kl_paper_mode else [EXACT]
-    identity = {
+    identity: Payload = {
         "kl_version": KL_VERSION,
         "scoring": scoring_identity(
             policy.digest, training=plain, launch=launch, model=config.model

@@ -75,7 +75,7 @@ class NewPairs:
 def _check_whole(origin: RunFolder) -> None:
     """See that the pairs and the plan of a run can be read, and are those that were written."""
     for node, path in (("data", origin.pairs), ("plan", origin.plan)):
-        record = origin.read_record(node)
+        record = origin.find(node)
         damage = ["it has no record"] if record is None else origin.damage(record)
         faults = [fault for fault in damage if record is None or fault.startswith(path.name)]
         if faults:

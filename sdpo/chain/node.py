@@ -7,14 +7,15 @@ may only be known once the nodes before it are done, so it is a function that an
 when it comes to the node.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sdpo.chain.context import Found
+from sdpo.system.json_values import JsonObject
 
-Identity: TypeAlias = Mapping[str, Any]
+Identity: TypeAlias = JsonObject
 """What a node's result depends on, of JSON types: what its record's digest covers."""
 
 
@@ -26,7 +27,7 @@ EVERYTHING = "*"
 class Made:
     """What a node's making gave: its record's ``outputs`` (None: it has none) and its files."""
 
-    outputs: Mapping[str, Any] | None
+    outputs: JsonObject | None
     files: list[Path]
 
 

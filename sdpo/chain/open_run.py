@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from partitions import PartitionError
 from sdpo.chain.context import Context
@@ -32,6 +31,7 @@ from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system import machine
 from sdpo.system.files import checksum_path, remove, temporaries
+from sdpo.system.json_values import Json, JsonObject
 from sdpo.system.locks import share
 from sdpo.system.ownership import LOCK
 from sdpo.system.privacy import withheld, withheld_by_folder, withholding
@@ -139,8 +139,8 @@ def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:
 
 def _run_file(
     run: RunFolder, resolved: Resolved, origin: Origin | None, carried: Carried | None
-) -> dict[str, Any]:
-    content: dict[str, Any] = {
+) -> JsonObject:
+    content: dict[str, Json] = {
         "name": run.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "identity": run_identity(resolved.config, dict(resolved.inputs)),

@@ -39,6 +39,7 @@ from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
+from sdpo.store.records import ReserveOutputs, scored_model
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
@@ -370,7 +371,7 @@ def publish_plan(context: Context, decision: Decision) -> None:
 def _scorer(context: Context, feature: str) -> str:
     """Digest of what gave a feature its values: a model, the tokenizer; the data itself: empty."""
     if feature in MODEL_FEATURES:
-        return str(context.run.record("features")["identity"]["scoring"]["model"])
+        return scored_model(context.run.record("features"))
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
@@ -403,5 +404,4 @@ def _plan_summary(
 
 
 def _reserve_counts(context: Context) -> dict[str, int]:
-    counts: dict[str, int] = context.run.record("reserve")["outputs"]["reserved"]
-    return counts
+    return context.run.record("reserve").read_outputs(ReserveOutputs).reserved

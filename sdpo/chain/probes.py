@@ -10,6 +10,7 @@ from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.identity.payloads import changed_settings
 from sdpo.system.files import file_digest
+from sdpo.system.json_values import JsonObject
 
 
 def probe(context: Context, number: int, training: TrainingConfig) -> Node:
@@ -39,8 +40,8 @@ def probe(context: Context, number: int, training: TrainingConfig) -> Node:
 
 def record_probe(context: Context, number: int) -> None:
     """Record the probe of M_number, which the stage of a step has published."""
-    node, identity = f"probe-M_{number}", dict(_probe_identity(context, number))
-    record = {"node": node, "identity": identity}
+    node = f"probe-M_{number}"
+    record: JsonObject = {"node": node, "identity": _probe_identity(context, number)}
     context.run.write_record(node, record, files=_files(context, number))
 
 

@@ -20,6 +20,7 @@ from sdpo.errors import DataError
 from sdpo.events import WarningEvent
 from sdpo.identity.payloads import changed_settings
 from sdpo.system.files import publish_file
+from sdpo.system.json_values import JsonObject
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -113,7 +114,7 @@ def reserve_by(
         with publish_file(context.run.usable) as temporary:
             _write_usable(temporary, pairs, names, source, kept=kept, prompts=prompts, mask=mask)
         _publish_rejected(context, tokens, pairs, names, source)
-        outputs = {
+        outputs: JsonObject = {
             "usable": len(kept),
             "reserved": dict(zip(names, counts.tolist(), strict=True)),
             "unusable": unusable,

@@ -24,6 +24,7 @@ from sdpo.chain.views import write_report
 from sdpo.config import RunConfig
 from sdpo.hooks import Host
 from sdpo.store.origin import Carried, Origin
+from sdpo.store.records import PlanOutputs
 from sdpo.system.files import read_json
 
 
@@ -63,7 +64,7 @@ def run_chain(
         return ChainResult(
             run=context.run.path,
             report=context.run.report,
-            steps=context.run.record("plan")["outputs"]["steps"],
+            steps=context.run.record("plan").read_outputs(PlanOutputs).steps,
             executed=tuple(done.executed),
             shared=tuple(done.shared),
         )
@@ -98,9 +99,9 @@ def steps(context: Context) -> Expansion:
 
     def foreseen() -> list[str]:
         for origin in context.origins:
-            plan = None if origin.is_damaged("plan") else origin.read_record("plan")
+            plan = None if origin.is_damaged("plan") else origin.find("plan")
             if plan:
-                last = context.last_step or plan["outputs"]["steps"]
+                last = context.last_step or plan.read_outputs(PlanOutputs).steps
                 return [f"step-{number}" for number in range(1, last + 1)]
         return []
 

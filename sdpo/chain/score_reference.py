@@ -25,6 +25,7 @@ from sdpo.identity.payloads import tokens_identity
 from sdpo.identity.scoring import scoring_identities
 from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
 from sdpo.store.logp_cache import LogpCache
+from sdpo.store.records import DataOutputs
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system import machine
 from sdpo.tokens.token_file import TokenFile
@@ -79,7 +80,7 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
     ends = end_token_ids(reference.folder)
     identity = tokens_identity(
         context.config,
-        content=context.run.record("data")["outputs"]["digest"],
+        content=context.run.record("data").read_outputs(DataOutputs).digest,
         tokenizer=reference.tokenizer,
         clock=context.clock,
         ends=ends,

@@ -1,15 +1,18 @@
 """Starting the stage that loads a model, for a node that trains or measures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
+from sdpo.chain.node import Identity
 from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
+from sdpo.identity.payloads import Payload
 from sdpo.identity.scoring import scoring_identity
 from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import StepSpec
@@ -17,6 +20,7 @@ from sdpo.store.budget import Budget
 from sdpo.store.links import detach
 from sdpo.store.resume_states import stored_bytes
 from sdpo.store.run_folder import RunFolder
+from sdpo.system.json_values import Json
 
 
 def step_spec(
@@ -64,7 +68,7 @@ def train_node(
     node: str,
     training: TrainingConfig,
     start: NamedModel,
-    identity: dict[str, Any],
+    identity: Payload,
     **fields: Any,
 ) -> None:
     """Run the stage that trains ``node`` from ``start``, and that writes its record."""
@@ -82,16 +86,18 @@ def train_node(
     context.stage(spec)
 
 
-def _replayed_budget(context: Context, node: str, identity: dict[str, Any]) -> Budget | None:
+def _replayed_budget(context: Context, node: str, identity: Payload) -> Budget | None:
     """Tokens of a micro-batch as an origin settled them for this node, if it asked the same."""
 
-    def asked(of: dict[str, Any]) -> tuple[Any, Any]:
-        return of["training"].get("micro_batch_tokens"), of["arithmetic"]
+    def asked(of: Identity) -> tuple[Json, Json]:
+        training = of["training"]
+        tokens = training.get("micro_batch_tokens") if isinstance(training, Mapping) else None
+        return tokens, of["arithmetic"]
 
     for origin in context.origins:
-        record = None if origin.is_damaged(node) else origin.read_record(node)
-        if record and asked(record["identity"]) == asked(identity):
-            return Budget.model_validate(record["budget"]) if "budget" in record else None
+        record = None if origin.is_damaged(node) else origin.find_step(node)
+        if record and asked(record.identity) == asked(identity):
+            return record.budget
     return None
 
 
@@ -114,7 +120,7 @@ def check_room(
     )
 
 
-def scoring_of(context: Context, digest: str) -> dict[str, Any]:
+def scoring_of(context: Context, digest: str) -> dict[str, str | int]:
     """What log-probs under the model of this digest depend on besides the rows."""
     config = context.config
     return scoring_identity(

@@ -1,7 +1,6 @@
 """A step: its models, its identity, its guide, its training."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.chain.kl import measure_kl
@@ -15,7 +14,7 @@ from sdpo.chain.views import write_gamma
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import rows_of_steps
-from sdpo.identity.payloads import rows_digest, step_identity
+from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.plugins.recorded import inputs_of
 from sdpo.tokens.token_file import TokenFile
@@ -115,7 +114,7 @@ def step_models(context: Context, step: int, training: TrainingConfig) -> StepMo
 
 def _step_identity(
     context: Context, step: int, training: TrainingConfig, models: StepModels
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[Payload, dict[str, str]]:
     """The identity of a step, and its inputs alone."""
     config = context.config
     inputs = models.inputs() | {
@@ -140,7 +139,7 @@ def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
     def start() -> NamedModel:
         return target_of(context, step, context.config.training_of(step))
 
-    def asked() -> tuple[dict[str, Any], dict[str, str]]:
+    def asked() -> tuple[Payload, dict[str, str]]:
         models = StepModels(target=start(), reference=start())
         return _step_identity(context, step, training, models)
 

@@ -6,7 +6,6 @@ says what a choice stands for in a run.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.config import TrainingConfig
@@ -68,8 +67,8 @@ def model_of(context: Context, number: int) -> NamedModel:
     if number == 0 and not context.config.supervised.enabled:
         folder, digest = context.resolved.model, context.resolved.inputs["model"]
     else:
-        record = context.run.record(f"step-{number}")
-        folder, digest = context.run.model(number), record["outputs"]["model"]
+        record = context.run.step_record(f"step-{number}")
+        folder, digest = context.run.model(number), record.model
     return NamedModel(name=f"M_{number}", folder=folder, digest=digest)
 
 
@@ -95,9 +94,9 @@ def reference_of(context: Context, step: int, training: TrainingConfig) -> Named
 
 def _guide_of(context: Context, step: int) -> NamedModel:
     node = f"guide-{step}"
-    record = context.run.record(node)
+    record = context.run.step_record(node)
     folder = context.run.path / node / "model"
-    return NamedModel(name=node, folder=folder, digest=record["outputs"]["model"])
+    return NamedModel(name=node, folder=folder, digest=record.model)
 
 
 def given_model(context: Context, training: TrainingConfig) -> NamedModel:
@@ -122,5 +121,4 @@ def _short_name(model: str) -> str:
 
 def guided_training(training: TrainingConfig) -> TrainingConfig:
     """How a guide is trained: as the step, with its own start as reference."""
-    settings: dict[str, Any] = {"reference": "previous", "target": "previous"}
-    return training.model_copy(update=settings)
+    return training.model_copy(update={"reference": "previous", "target": "previous"})

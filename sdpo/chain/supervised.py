@@ -1,6 +1,6 @@
 """Step 0: the base model fine-tuned into S, or S as an extended run has it."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node
@@ -11,7 +11,7 @@ from sdpo.config import SupervisedConfig, TrainingConfig
 from sdpo.config.annotations import InTraining, marked
 from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
-from sdpo.identity.payloads import supervised_identity
+from sdpo.identity.payloads import Payload, supervised_identity
 from sdpo.store.origin import Carried
 from sdpo.system.files import file_digest
 
@@ -38,7 +38,7 @@ def _trained(context: Context) -> Node:
             "reserve": file_digest(context.run.usable),
         }
 
-    def identity() -> dict[str, Any]:
+    def identity() -> Payload:
         return supervised_identity(
             supervised, training, launch=config.launch, model=config.model, inputs=inputs()
         )
@@ -68,10 +68,9 @@ def _carried_supervised(context: Context, carried: Carried) -> Node:
 
     def identity() -> Identity:
         for run in (context.run, *context.origins):
-            there = None if run.is_damaged("step-0") else run.read_record("step-0")
-            if there and digest_of(there["identity"]) == carried.supervised:
-                found: dict[str, Any] = there["identity"]
-                return found
+            there = None if run.is_damaged("step-0") else run.find("step-0")
+            if there and digest_of(there.identity) == carried.supervised:
+                return there.identity
         _refuse_lost(carried)
 
     def make(_find: Find) -> None:

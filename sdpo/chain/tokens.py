@@ -12,9 +12,10 @@ from sdpo.errors import ModelError
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_config, read_object, text_config
-from sdpo.identity.payloads import tokens_identity
+from sdpo.identity.payloads import Payload, tokens_identity
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
+from sdpo.store.records import DataOutputs
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import checksum_path, checksum_text, write_text
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
@@ -22,9 +23,9 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
 
 def tokens_path(context: Context, kind: str = "pairs") -> Path:
     """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
-    data = context.run.record("data")["outputs"]
-    content = data["supervised"]["digest"] if kind == "supervised" else data["digest"]
-    return tokens_of(context, content)
+    data = context.run.record("data").read_outputs(DataOutputs)
+    examples = data.supervised if kind == "supervised" else None
+    return tokens_of(context, examples.digest if examples else data.digest)
 
 
 def tokens_of(context: Context, content: str) -> Path:
@@ -32,7 +33,7 @@ def tokens_of(context: Context, content: str) -> Path:
     return cached_tokens(context.cache, digest_of(rule_of_tokens(context, content))[:32])
 
 
-def rule_of_tokens(context: Context, content: str = "") -> dict[str, Any]:
+def rule_of_tokens(context: Context, content: str = "") -> Payload:
     """What the run's token ids depend on, besides the pairs whose digest is ``content``."""
     return tokens_identity(
         context.config,

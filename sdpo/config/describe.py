@@ -1,15 +1,13 @@
 """The objective of a step with its settings, for people."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sdpo.config.annotations import OfFormula, markers
 from sdpo.config.training import TrainingConfig
 from sdpo.errors import PluginError
 from sdpo.objectives import objective_facts, settings_of
+from sdpo.system.json_values import JsonObject, number_of
 
 
-def describe(training: Mapping[str, Any]) -> str:
+def describe(training: JsonObject) -> str:
     """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``.
 
     One of a plug-in that cannot be used here is told by its name.
@@ -17,11 +15,14 @@ def describe(training: Mapping[str, Any]) -> str:
     ``training`` may be that of an old run's record, which lacks the settings that came later.
     """
     try:
-        title, read = objective_facts(training["objective"]).title, settings_of(training).items()
+        title, read = (
+            objective_facts(str(training["objective"])).title,
+            settings_of(training).items(),
+        )
     except PluginError:
         return f"{training['objective']} (a plug-in that cannot be used here)"
     values = [f"{_symbol(name)} {value:g}" for name, value in read]
-    if alpha := training.get("rpo_alpha"):
+    if "rpo_alpha" in training and (alpha := number_of(training, "rpo_alpha")):
         values.append(f"+ {alpha:g} NLL")
     if weight := training.get("router_aux_loss"):
         values.append(f"+ {weight:g} router loss")

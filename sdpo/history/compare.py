@@ -7,7 +7,8 @@ from typing import Any
 from sdpo.errors import SdpoError, UserError
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import DataOutputs, StepRecord
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import read_json
 
@@ -87,9 +88,9 @@ def _steps(a: Checkpoint, b: Checkpoint) -> list[tuple[int, int]]:
     return [(one, other)]
 
 
-def _record(run: RunFolder, number: int) -> Record | None:
+def _record(run: RunFolder, number: int) -> StepRecord | None:
     node = f"step-{number}"
-    return None if run.is_damaged(node) else run.read_record(node)
+    return None if run.is_damaged(node) else run.find_step(node)
 
 
 def _rows(a: Flat, b: Flat) -> tuple[Row, ...]:
@@ -117,9 +118,9 @@ def _configuration(stored: Stored) -> Flat:
 
 def _data(run: RunFolder, stored: Stored) -> Flat:
     found: Flat = {f"{name} digest": digest[:16] for name, digest in stored.inputs.items()}
-    data = None if run.is_damaged("data") else run.read_record("data")
-    for source in data["outputs"]["sources"] if data else ():
-        found[f"{source['name']}: pairs kept"] = source["kept"]
+    data = None if run.is_damaged("data") else run.find("data")
+    for source in data.read_outputs(DataOutputs).sources if data else ():
+        found[f"{source.name}: pairs kept"] = source.kept
     try:
         plan = read_json(run.plan_file)
     except (OSError, SdpoError):
@@ -132,25 +133,25 @@ def _data(run: RunFolder, stored: Stored) -> Flat:
     return found
 
 
-def _settings(record: Record | None) -> Flat:
-    return flat(record["training"]) if record else {}
+def _settings(record: StepRecord | None) -> Flat:
+    return flat(record.training) if record else {}
 
 
-def _environment(record: Record | None) -> Flat:
-    return flat(record["environment"]) if record else {}
+def _environment(record: StepRecord | None) -> Flat:
+    return flat(record.environment) if record else {}
 
 
-def _links(record: Record | None) -> Flat:
+def _links(record: StepRecord | None) -> Flat:
     if record is None:
         return {}
-    digests = record["inputs"] | {"model published": record["outputs"]["model"]}
+    digests = record.inputs | {"model published": record.model}
     return {name: str(digest)[:16] for name, digest in digests.items()}
 
 
-def _metrics(run: RunFolder, number: int, record: Record | None) -> Flat:
+def _metrics(run: RunFolder, number: int, record: StepRecord | None) -> Flat:
     if record is None:
         return {}
-    found: Flat = {name: record[name] for name in _FACTS if name in record}
+    found: Flat = record.model_dump(include=set(_FACTS), exclude_unset=True)
     lines = metrics_of(run.step(number) / "metrics.jsonl")
     trained = [line for line in lines if "loss" in line]
     if trained:
@@ -158,8 +159,8 @@ def _metrics(run: RunFolder, number: int, record: Record | None) -> Flat:
         found |= {f"last {k}": _rounded(trained[-1][k]) for k in _TRAINED if k in trained[-1]}
     for line in lines:
         found |= {name: _rounded(value) for name, value in line.items() if "eval_" in name}
-    found["rows scored"] = record.get("scored_rows", {}).get("computed")
-    found["seconds"] = round(sum(record["timings_s"].values()), 1)
+    found["rows scored"] = record.scored_rows.computed if record.scored_rows else None
+    found["seconds"] = round(sum(record.timings_s.values()), 1)
     return found
 
 

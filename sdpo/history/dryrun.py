@@ -164,7 +164,7 @@ class DryRun:
     def _stand_in(self, node: Node) -> None:
         for origin in self.context.origins:
             try:
-                record = origin.read_record(node.name)
+                record = origin.find(node.name)
             except IntegrityError:
                 continue
             if record and not adopt(self.context.run, node.name, origin, record):

@@ -24,6 +24,7 @@ from sdpo.identity.differences import differences
 from sdpo.identity.payloads import changed_settings
 from sdpo.inputs.resolve import resolve
 from sdpo.store.origin import Carried, Origin
+from sdpo.store.records import PlanOutputs
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 
@@ -165,8 +166,8 @@ def _complete(run: RunFolder) -> int:
     Raises:
         UserError: it is not.
     """
-    plan = run.read_record("plan")
-    steps = int(plan["outputs"]["steps"]) if plan else 0
+    plan = run.find("plan")
+    steps = plan.read_outputs(PlanOutputs).steps if plan else 0
     missing = [n for n in range(1, steps + 1) if n not in run.complete_steps()]
     if not steps or missing:
         what = f"step {missing[0]} is not complete" if missing else "it has no plan yet"

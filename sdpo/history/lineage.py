@@ -78,13 +78,12 @@ def _of_run(found: Checkpoint) -> Lineage:
         listed = ", ".join(map(str, done)) or "none"
         raise UserError(f"run {run.name} has no complete step {number}; complete: {listed}")
     node = f"step-{number}"
-    record = run.read_record(node)
-    assert record is not None, "only complete steps are listed"
+    record = run.step_record(node)
     content = {
         "run": run.name,
         "model": f"M_{number}",
         "inputs": _inputs(run),
-        "steps": chain_of(run, record),
+        "steps": [entry.model_dump(mode="json") for entry in chain_of(run, record)],
     }
     strays = [f"{name} was not published by this run" for name in run.strays(node, record)]
     return _lineage(content, run.model(number), strays)

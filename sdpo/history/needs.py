@@ -8,9 +8,12 @@ import numpy as np
 from sdpo.errors import SdpoError
 from sdpo.history import proofs
 from sdpo.inputs.cache_folder import KEY
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import NodeRecord, StepRecord, scored_model
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.tokens.token_file import TokenFile
+
+_ROLES = ("base", "reference", "target")
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ def add_needs(run: RunFolder, needed: Needed) -> None:
         cache = said.get("config.store.cache_dir")
         needed.caches |= {cache} if isinstance(cache, str) and cache else set()
         needed.models.add(said["inputs.model"])
-        for record in map(run.read_record, run.nodes()):
+        for record in map(run.find_any, run.nodes()):
             if record:
                 _add_record(record, needed)
     except (SdpoError, OSError) as error:
@@ -60,16 +63,16 @@ def rows_of(cache: Path, names: set[str]) -> set[bytes] | None:
     return rows
 
 
-def _add_record(record: Record, needed: Needed) -> None:
-    identity, outputs = record["identity"], record.get("outputs", {})
-    inputs = identity.get("inputs", {})
-    needed.models |= {outputs["model"]} if "model" in outputs else set()
-    needed.models |= {v for k, v in inputs.items() if k in ("base", "reference", "target")}
-    scoring = identity.get("scoring", {})
-    needed.models |= {scoring["model"]} if "model" in scoring else set()
-    own = record.get("models", {}).get("reference", {}).get("tokens")
-    for name in (identity.get("tokens"), inputs.get("examples"), own):
+def _add_record(record: NodeRecord | StepRecord, needed: Needed) -> None:
+    inputs = record.identity.get("inputs", {})
+    if not isinstance(inputs, dict):
+        raise TypeError("inputs")
+    models = {record.outputs.get("model"), scored_model(record), *map(inputs.get, _ROLES)}
+    needed.models |= {model for model in models if isinstance(model, str) and model}
+    said = record.models.get("reference") if isinstance(record, StepRecord) else None
+    own = said.tokens if said else ""
+    for name in (record.identity.get("tokens"), inputs.get("examples"), own):
         if isinstance(name, str) and KEY.fullmatch(name):  # else it could lead anywhere
             needed.tokens.add(name)
-    if "cached" in outputs:
-        needed.kl.add(outputs["cached"])
+    if isinstance(cached := record.outputs.get("cached"), str):
+        needed.kl.add(cached)

@@ -12,7 +12,8 @@ from sdpo.errors import IntegrityError, SdpoError
 from sdpo.identity.differences import differences
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changes
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import StepRecord
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
@@ -36,16 +37,16 @@ def compare_step(old: RunFolder, new: RunFolder, step: int) -> Comparison:
     """Compare step ``step`` of two runs: identity, weights, loss curve, gamma, environment."""
     node = f"step-{step}"
     try:
-        before = old.read_record(node)
+        before = old.find_step(node)
     except IntegrityError as error:
         return Comparison(verdict="unknown", inputs=(str(error),))
-    after = new.read_record(node)
+    after = new.find_step(node)
     if before is None or after is None:
         missing = old.name if before is None else new.name
         return Comparison(verdict="unknown", inputs=(f"step {step} of {missing} has no record",))
-    inputs = tuple(changes(before["identity"], after["identity"]))
+    inputs = tuple(changes(before.identity, after.identity))
     results = tuple(_results(old, new, before, after))
-    environment = tuple(differences(before["environment"], after["environment"]))
+    environment = tuple(differences(before.environment, after.environment))
     verdict: Verdict = "bitwise identical"
     if inputs:
         verdict = "inputs differ"
@@ -54,9 +55,9 @@ def compare_step(old: RunFolder, new: RunFolder, step: int) -> Comparison:
     return Comparison(verdict=verdict, inputs=inputs, results=results, environment=environment)
 
 
-def _results(old: RunFolder, new: RunFolder, before: Record, after: Record) -> list[str]:
+def _results(old: RunFolder, new: RunFolder, before: StepRecord, after: StepRecord) -> list[str]:
     lines: list[str] = []
-    step, digests = before["step"], [r["outputs"]["model"] for r in (before, after)]
+    step, digests = before.step, [r.model for r in (before, after)]
     if digests[0] != digests[1]:
         lines.append(
             f"weights digest: {digests[0][:16]} -> {digests[1][:16]}"

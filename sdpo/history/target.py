@@ -95,8 +95,8 @@ def _by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
     runs = sorted(path.parent for path in runs_dir.glob("*/run.yaml"))
     for path in sorted(runs, key=lambda path: path.name != content.get("run")):
         run, node = RunFolder(path), f"step-{last['step']}"
-        record = None if run.is_damaged(node) else run.read_record(node)
-        if record and record["outputs"]["model"] == last["outputs"]["model"]:
+        record = None if run.is_damaged(node) else run.find_step(node)
+        if record and record.model == last["outputs"]["model"]:
             return Checkpoint(run, last["step"])
     raise UserError(
         f"{folder} is {content.get('model', 'a model')} of run {content.get('run', '?')}, and no "

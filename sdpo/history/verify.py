@@ -9,7 +9,6 @@ make runs). What cannot be checked because something outside the run is not ther
 
 import os
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
 
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.events import Listener, ProgressEvent
@@ -22,10 +21,13 @@ from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import cache_dir
 from sdpo.store.model_card import card_files
 from sdpo.store.origin import origin_chain
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import NodeRecord, StepRecord
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import checksum_path, file_digest, temporaries
 from sdpo.system.ownership import MARKER, is_marked
+
+Known = NodeRecord | StepRecord
 
 
 def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Findings:
@@ -77,14 +79,14 @@ def _check_marker(run: RunFolder, findings: Findings) -> None:
         )
 
 
-def _read_records(run: RunFolder, findings: Findings) -> dict[str, Record]:
+def _read_records(run: RunFolder, findings: Findings) -> dict[str, Known]:
     """Every record that is whole, by its node."""
-    records: dict[str, Record] = {}
+    records: dict[str, Known] = {}
     for node in run.nodes():
         path = run.record_path(node)
         name = str(path.relative_to(run.path))
         try:
-            record = run.read_record(node)
+            record = run.find_any(node)
         except IntegrityError as error:
             findings.fault(name, str(error).removeprefix(f"{path} "))
             continue
@@ -103,14 +105,14 @@ def _read_records(run: RunFolder, findings: Findings) -> dict[str, Record]:
 
 
 def _check_files(
-    run: RunFolder, records: Mapping[str, Record], findings: Findings, listen: Listener
+    run: RunFolder, records: Mapping[str, Known], findings: Findings, listen: Listener
 ) -> None:
-    files = {name: record for record in records.values() for name in record["files"]}
+    files = {name: record for record in records.values() for name in record.files}
     findings.files = len(files)
     for done, (name, record) in enumerate(sorted(files.items()), start=1):
-        for fault in run.damage({"files": {name: record["files"][name]}}):
-            shared = record.get("shared_from")
-            also = f" (shared with {shared['run']})" if shared else ""
+        for fault in run.damage({"files": {name: record.files[name]}}):
+            shared = record.shared_from
+            also = f" (shared with {shared.run})" if shared else ""
             findings.fault(name, fault.removeprefix(f"{name} ") + also)
         listen(
             ProgressEvent(
@@ -120,7 +122,7 @@ def _check_files(
 
 
 def _check_models(
-    run: RunFolder, stored: Stored | None, records: Mapping[str, Record], findings: Findings
+    run: RunFolder, stored: Stored | None, records: Mapping[str, Known], findings: Findings
 ) -> None:
     """Every model against the digest in its record, and those that it was made from by name."""
     known = {"base": stored.inputs["model"], "M_0": stored.inputs["model"]} if stored else {}
@@ -131,47 +133,49 @@ def _check_models(
         if f"step-{number}" not in records:
             known.pop(f"M_{number}", None)
         for node in (f"guide-{number}", f"step-{number}"):
-            if record := records.get(node):
+            if isinstance(record := records.get(node), StepRecord):
                 name = str(run.record_path(node).relative_to(run.path))
                 for what in _wrong_links(record, known, given):
                     findings.fault(name, what)
                 _check_model(run, node, record, findings)
-                known[record["name"]] = record["outputs"]["model"]
+                known[record.name] = record.model
 
 
-def _wrong_links(record: Record, known: Mapping[str, str], given: Set[str] | None) -> Iterator[str]:
+def _wrong_links(
+    record: StepRecord, known: Mapping[str, str], given: Set[str] | None
+) -> Iterator[str]:
     """What a record has otherwise than it follows from the models ``known`` by name, and the
     digests of those that the recipe names."""
-    if record["identity_digest"] != digest_of(record["identity"]):
+    if record.identity_digest != digest_of(record.identity):
         yield "its identity_digest is not that of its identity"
     for role, wanted in _ancestors(record).items():
-        digest, expected = record["inputs"].get(role, ""), known.get(wanted)
+        digest, expected = record.inputs.get(role, ""), known.get(wanted)
         if wanted == "given" and given is not None and digest not in given:
             yield f"its {role} is {digest[:16]}, which is none that the recipe names"
         elif expected and digest != expected:
             yield f"its {role} is {digest[:16]}, and {wanted} is {expected[:16]}"
 
 
-def _ancestors(record: Record) -> dict[str, str]:
+def _ancestors(record: StepRecord) -> dict[str, str]:
     """By role, the name of the model that a record's model was made from; ``given``: one that the
     recipe names."""
-    if record["kind"] == "supervised":
+    if record.kind == "supervised":
         return {"base": "base"}
     wanted = {
-        "previous": f"M_{record['step'] - 1}",
+        "previous": f"M_{record.step - 1}",
         "base": "M_0",
-        "guided": f"guide-{record['step']}",
+        "guided": f"guide-{record.step}",
         "model": "given",
     }
-    said = record["models"]
+    said = record.models
     return {
-        role: wanted.get(said[role]["choice"], said[role]["name"])
+        role: wanted.get(said[role].choice, said[role].name)
         for role in ("reference", "target")
-        if said[role]["choice"] != "none"
+        if said[role].choice != "none"
     }
 
 
-def _check_model(run: RunFolder, node: str, record: Record, findings: Findings) -> None:
+def _check_model(run: RunFolder, node: str, record: StepRecord, findings: Findings) -> None:
     for stray in run.strays(node, record):
         findings.fault(stray, "was not published by this run", "move it elsewhere")
     try:
@@ -179,21 +183,19 @@ def _check_model(run: RunFolder, node: str, record: Record, findings: Findings) 
     except (SdpoError, OSError) as error:
         findings.fault(f"{node}/model", str(error))
         return
-    if found != record["outputs"]["model"]:
-        findings.fault(
-            f"{node}/model", f"its digest is {found[:16]}, not {record['outputs']['model'][:16]}"
-        )
+    if found != record.model:
+        findings.fault(f"{node}/model", f"its digest is {found[:16]}, not {record.model[:16]}")
 
 
-def _check_views(run: RunFolder, records: Mapping[str, Record], findings: Findings) -> None:
+def _check_views(run: RunFolder, records: Mapping[str, Known], findings: Findings) -> None:
     """Card and lineage that travel with each model: what they should say is known."""
-    published = {node: record for node, record in records.items() if "model" in _outputs(record)}
+    published = {n: record for n, record in records.items() if isinstance(record, StepRecord)}
     for node, record in published.items():
-        if any(f"step-{n}" not in records for n in run.step_numbers() if n < record["step"]):
+        if any(f"step-{n}" not in records for n in run.step_numbers() if n < record.step):
             continue
         folder = run.path / node / "model"
         try:
-            wanted = card_files(run, record, name=record["name"], folder=folder)
+            wanted = card_files(run, record, name=record.name, folder=folder)
         except (SdpoError, OSError):
             continue  # config.json of the model, or run.yaml: named already
         for name, text in wanted.items():
@@ -203,25 +205,20 @@ def _check_views(run: RunFolder, records: Mapping[str, Record], findings: Findin
                 findings.fault(str(path.relative_to(run.path)), what)
 
 
-def _outputs(record: Record) -> Mapping[str, Any]:
-    outputs: Mapping[str, Any] = record.get("outputs", {})
-    return outputs
-
-
 def _check_sharing(
-    run: RunFolder, stored: Stored, records: Mapping[str, Record], findings: Findings
+    run: RunFolder, stored: Stored, records: Mapping[str, Known], findings: Findings
 ) -> None:
     origins, missing = origin_chain(run, stored.origin)
     for sentence in missing:
         findings.note(f"{sentence}: what is shared with it cannot be compared")
     by_name = {origin.name: origin for origin in origins}
     for node, record in records.items():
-        shared = record.get("shared_from")
-        there = by_name.get(shared["run"]) if shared else None
+        shared = record.shared_from
+        there = by_name.get(shared.run) if shared else None
         if not shared or there is None:
             continue
         path = there.record_path(node)
-        if not path.is_file() or file_digest(path) != shared["record"]:
+        if not path.is_file() or file_digest(path) != shared.record:
             findings.note(
                 f"{node} is shared with {there.name}, which has made it again or lost it since: "
                 "the files here are those that were shared"

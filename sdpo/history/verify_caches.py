@@ -6,7 +6,6 @@ What is not there is no fault: it is computed again when it is needed.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +16,12 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.scoring import scoring_identities
 from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import LogpCache, part_is_whole, read_note
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import NodeRecord, StepRecord, scoring_key_of
+from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import file_digest, read_json
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.token_file import Digests, TokenFile
 
 _AGAIN = "what is missing is computed again when it is needed"
 _REMEDY = f"delete it (`sdpo gc`): {_AGAIN}"
@@ -35,27 +35,27 @@ class _Checked:
     run: RunFolder
     stored: Stored
     cache: Path
-    records: Mapping[str, Record]
+    records: Mapping[str, NodeRecord | StepRecord]
     findings: Findings
 
-    def token_file(self, record: Record | None = None) -> Path | None:
+    def token_file(self, record: StepRecord | None = None) -> Path | None:
         """The token file of the run's pairs; the reference's own, where a step has such a one."""
         reserve = self.records.get("reserve")
-        own = record and record["models"].get("reference", {}).get("tokens")
-        name = own or (reserve and reserve["identity"]["tokens"])
-        return cached_tokens(self.cache, name) if name else None
+        said = record.models.get("reference") if record else None
+        name = said.tokens if said and said.tokens else reserve and reserve.identity["tokens"]
+        return cached_tokens(self.cache, str(name)) if name else None
 
-    def against(self) -> Iterator[tuple[str, Record]]:
+    def against(self) -> Iterator[tuple[str, StepRecord]]:
         """Steps and guides that were trained against a reference."""
         for node, record in self.records.items():
-            if "reference_logps" in record.get("inputs", {}):
+            if isinstance(record, StepRecord) and "reference_logps" in record.inputs:
                 yield node, record
 
-    def keys(self, record: Record) -> list[Key]:
+    def keys(self, record: StepRecord) -> list[Key]:
         """Under which the log-probs of a step's reference may be cached."""
         return scoring_identities(
-            record["inputs"]["reference"],
-            training=self.stored.config.training_of(record["step"]),
+            record.inputs["reference"],
+            training=self.stored.config.training_of(record.step),
             launch=self.stored.config.launch,
             model=self.stored.config.model,
         )
@@ -65,7 +65,7 @@ def check_cached(
     run: RunFolder,
     stored: Stored,
     cache: Path,
-    records: Mapping[str, Record],
+    records: Mapping[str, NodeRecord | StepRecord],
     findings: Findings,
 ) -> None:
     """Tokens, log-probs and KL that a run has in the caches, and ``reference.parquet`` of its
@@ -75,8 +75,8 @@ def check_cached(
     for node, record in checked.against():
         _check_reference(checked, node, record)
     _check_logps(checked)
-    for record in records.values():
-        name = record.get("outputs", {}).get("cached")
+    for measured in records.values():
+        name = measured.outputs.get("cached")
         folder = cache / "kl" / str(name)
         if name and folder.is_dir() and (fault := cached_fault(folder)):
             findings.fault(str(folder), fault, _REMEDY)
@@ -96,20 +96,20 @@ def _check_tokens(checked: _Checked) -> None:
             checked.findings.fault(str(path), what, f"delete the file: {_AGAIN}")
 
 
-def _check_reference(checked: _Checked, node: str, record: Record) -> None:
+def _check_reference(checked: _Checked, node: str, record: StepRecord) -> None:
     """``reference.parquet``: its record, its pairs, and the cache it came from."""
     path = checked.run.path / node / "reference.parquet"
     name = str(path.relative_to(checked.run.path))
-    if path.is_file() and file_digest(path) != record["inputs"]["reference_logps"]:
+    if path.is_file() and file_digest(path) != record.inputs["reference_logps"]:
         checked.findings.fault(name, "is not what the step was trained against")
         return
     plan = _read_table(checked.run.plan, ["pair_id", "step", "token_row"])
     table = _read_table(path, None)
     if table is None or plan is None:
         return
-    members = plan.filter(pa.array(plan["step"].to_numpy() == record["step"]))
+    members = plan.filter(pa.array(plan["step"].to_numpy() == record.step))
     if table["pair_id"].to_pylist() != members["pair_id"].to_pylist():
-        checked.findings.fault(name, f"has not the pairs of D_{record['step']}")
+        checked.findings.fault(name, f"has not the pairs of D_{record.step}")
     elif (tokens := checked.token_file(record)) and not token_fault(tokens):
         rows = TokenFile.open(tokens).digests(members["token_row"].to_numpy())
         caches = [LogpCache(checked.cache, key) for key in checked.keys(record)]
@@ -121,7 +121,7 @@ def _check_reference(checked: _Checked, node: str, record: Record) -> None:
 
 
 def _agrees(
-    checked: _Checked, node: str, cache: LogpCache, rows: Any, table: pa.Table
+    checked: _Checked, node: str, cache: LogpCache, rows: Digests, table: pa.Table
 ) -> bool | None:
     """Whether the cache has the values that the step was trained against; None: it has none."""
     if not cache.folder.is_dir():
@@ -141,7 +141,7 @@ def _agrees(
 def _check_logps(checked: _Checked) -> None:
     """Cached log-probs under the run's models and references: parts, notes and keys."""
     records = checked.records.items()
-    keys = [r["identity"]["scoring"] for n, r in records if n.startswith("probe-")]
+    keys = [scoring_key_of(r) for n, r in records if n.startswith("probe-")]
     for _, record in checked.against():
         keys += checked.keys(record)
     for folder in {LogpCache(checked.cache, key).folder for key in keys}:

@@ -65,7 +65,7 @@ class Walk:
 
     def _compare(self, node: Node) -> None:
         run = self.context.run
-        record = None if run.is_damaged(node.name) else run.read_record(node.name)
+        record = None if run.is_damaged(node.name) else run.find(node.name)
         if record is None:
             self.stopped_at = node.name
             raise _NotDone(node.name)
@@ -73,9 +73,9 @@ class Walk:
         if EVERYTHING in node.inputs:
             return
         identity = node.identity()
-        if digest_of(record["identity"]) != digest_of(dict(identity)):
+        if digest_of(record.identity) != digest_of(dict(identity)):
             name = str(run.record_path(node.name).relative_to(run.path))
-            found = changes(record["identity"], identity)
+            found = changes(record.identity, identity)
             if all(_is_of_rules(change) for change in found):
                 self.findings.note(
                     f"{name} was made by the rules of an earlier version ({'; '.join(found)}): its "

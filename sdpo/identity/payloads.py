@@ -7,7 +7,6 @@ keeps old results valid.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -30,6 +29,7 @@ from sdpo.config.annotations import (
 )
 from sdpo.config.automatic import micro_batch_tokens
 from sdpo.identity.differences import differences
+from sdpo.system.json_values import Json, JsonObject
 
 TRAINER_VERSION = 3
 """Raised when a change of this project's code changes what a step publishes."""
@@ -38,7 +38,7 @@ DATA_VERSION = 2
 TOKENS_VERSION = 2
 """Raised when a change changes the token ids that come out of the same text."""
 
-Payload = dict[str, Any]
+Payload = dict[str, Json]
 
 _CHUNK_ROWS = 4096
 _OF_DATA = ("data.", "plugin.layouts.")
@@ -66,13 +66,13 @@ def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
     return payload
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changes(old: JsonObject, new: JsonObject) -> list[str]:
     """Where two identities differ, one line each; a training setting that one of them leaves out
     is told as the default that it stands for."""
     return differences(_spelled_out(old, new), _spelled_out(new, old))
 
 
-def _spelled_out(identity: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+def _spelled_out(identity: JsonObject, other: JsonObject) -> JsonObject:
     mine, theirs = identity.get("training"), other.get("training")
     if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):
         return identity
@@ -142,21 +142,24 @@ def step_identity(
     inputs: dict[str, str],
 ) -> Payload:
     """Of a model that a step publishes; ``inputs``: digests of reference, target, partition."""
-    unread = unread_settings(training)
-    read = {k: v for k, v in changed_settings(training, "step").items() if k not in unread}
     arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,
-        "training": read
-        | {
-            # What a GPU has room for is an outcome: it is in the record, not in the identity.
-            "micro_batch_tokens": micro_batch_tokens(training.micro_batch_tokens, device="cpu")
-            if launch.device == "cpu"
-            else training.micro_batch_tokens
-        },
+        "training": _training_read(training, launch),
         "arithmetic": dict(sorted(arithmetic.items())),
     }
+
+
+def _training_read(training: TrainingConfig, launch: LaunchConfig) -> Payload:
+    """The settings that the training reads."""
+    unread = unread_settings(training)
+    read = {k: v for k, v in changed_settings(training, "step").items() if k not in unread}
+    # What a GPU has room for is an outcome: it is in the record, not in the identity.
+    tokens = training.micro_batch_tokens
+    if launch.device == "cpu":
+        tokens = micro_batch_tokens(tokens, device="cpu")
+    return read | {"micro_batch_tokens": tokens}
 
 
 def supervised_identity(
@@ -173,7 +176,7 @@ def supervised_identity(
     of_pairs = marked(type(training), OfFormula)
     read = {
         name: value
-        for name, value in payload["training"].items()
+        for name, value in _training_read(training, launch).items()
         if name not in of_pairs and counts(fields[name], "supervised")
     }
     in_training = marked(type(supervised), InTraining)

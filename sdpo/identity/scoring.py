@@ -1,7 +1,5 @@
 """What log-probs under a model depend on besides the rows: the key of their cache."""
 
-from typing import Any
-
 from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
 from sdpo.config.automatic import resolve_layout
 
@@ -57,9 +55,9 @@ def scoring_identities(
     A model that the layout does not suit is scored in the plain one, and which models those are is
     known where they are loaded.
     """
-    options: dict[str, Any] = {"launch": launch, "model": model}
     plain = training.model_copy(update={"layout": "padded"})
     own, fallback = (
-        scoring_identity(digest, training=each, **options) for each in (training, plain)
+        scoring_identity(digest, training=each, launch=launch, model=model)
+        for each in (training, plain)
     )
     return [own] if own == fallback else [own, fallback]

@@ -4,9 +4,9 @@ No torch here: recipes are checked, and steps planned, by these facts alone. The
 formulas in :mod:`sdpo.objectives.losses`, and are read from its text.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from sdpo.errors import PluginError
 from sdpo.plugins.facts import Stated, stated
 from sdpo.plugins.installed import find, unknown, usable_names
+from sdpo.system.json_values import JsonObject, number_of
 
 Form = Literal["pairwise", "pointwise", "mixed", "supervised"]
 
@@ -128,6 +129,7 @@ def other_name(name: str) -> str:
     return _OTHER_NAMES.get(name, "")
 
 
-def settings_of(training: Mapping[str, Any]) -> dict[str, float]:
+def settings_of(training: JsonObject) -> dict[str, float]:
     """Of ``training`` the settings that its objective's formula reads."""
-    return {name: training[name] for name in objective_facts(training["objective"]).settings}
+    facts = objective_facts(str(training["objective"]))
+    return {name: number_of(training, name) for name in facts.settings}

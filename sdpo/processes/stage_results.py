@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from sdpo.store.records import ScoredRows
 from sdpo.tokens.token_file import TokenReport
 from sdpo.tokens.view import ExampleView, PairView
 
@@ -41,13 +42,6 @@ class ExportResult(StageResult):
 
     out: str
     dtype: str
-
-
-class ScoredRows(StageResult):
-    """How many rows were scored now, and how many were in the cache."""
-
-    computed: int
-    cached: int
 
 
 class StepResult(StageResult):

@@ -20,6 +20,7 @@ from sdpo.events import Listener
 from sdpo.history.target import Checkpoint
 from sdpo.identity.model_digest import model_digest
 from sdpo.store.origin import origin_chain
+from sdpo.store.records import PlanOutputs
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.system.files import read_json, write_json
@@ -235,8 +236,8 @@ def last_step(run: RunFolder) -> int:
     Raises:
         UserError: it is not, or has no step.
     """
-    origin, plan = read_stored(run).origin, run.read_record("plan")
-    steps = int(plan["outputs"]["steps"]) if plan else 0
+    origin, plan = read_stored(run).origin, run.find("plan")
+    steps = plan.read_outputs(PlanOutputs).steps if plan else 0
     if origin and origin.only:
         steps = origin.step
     missing = [n for n in range(1, steps + 1) if run.read_record(f"step-{n}") is None]
@@ -257,11 +258,11 @@ def checked_digest(run: RunFolder, step: int) -> str:
         IntegrityError: the folder holds something else, or something more.
     """
     run.read_run()
-    record = run.read_record(f"step-{step}")
+    record = run.find_step(f"step-{step}")
     if record is None:
         done = ", ".join(map(str, run.complete_steps())) or "none"
         raise UserError(f"run {run.name} has no complete step {step}; complete: {done}")
-    wanted: str = record["outputs"]["model"]
+    wanted = record.model
     found = model_digest(run.model(step))
     if found != wanted:
         raise IntegrityError(

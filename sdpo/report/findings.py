@@ -179,15 +179,15 @@ def _accuracy_sentence(numbers: Numbers, last: int, difference: Entry | None) ->
 
 
 def _lineage(data: RunData) -> Iterator[Caveat]:
-    base = data.records.get(0, {}).get("outputs", {}).get("model")
+    base = data.records[0].model if 0 in data.records else None
     for step, record in sorted(data.records.items()):
         before = data.records.get(step - 1)
         if step < 2 or not before:
             continue
-        made = {"previous": before["outputs"]["model"]}
-        made["base"] = base or data.records[1]["inputs"]["target"]
+        made = {"previous": before.model}
+        made["base"] = base or data.records[1].inputs["target"]
         for role in ("reference", "target"):
-            given, due = record["inputs"].get(role), made.get(data.choice(step, role))
+            given, due = record.inputs.get(role), made.get(data.choice(step, role))
             if given and due and given != due:
                 source = {"previous": f"step {step - 1}", "base": "S"}[data.choice(step, role)]
                 yield Caveat(
@@ -200,8 +200,8 @@ def _lineage(data: RunData) -> Iterator[Caveat]:
 def _references(data: RunData) -> Iterator[Caveat]:
     """What is unusual about a reference that is not the model before."""
     for step, record in sorted(data.records.items()):
-        gate = record.get("gate") or {}
-        excess, restarted = gate.get("excess_loss"), data.choice(step, "target") == "base"
+        excess = record.gate.excess_loss if record.gate else None
+        restarted = data.choice(step, "target") == "base"
         if step > 1 and restarted and excess is not None and excess <= 0:
             yield Caveat(
                 f"The reference of step {step} is no better than S",
@@ -209,7 +209,7 @@ def _references(data: RunData) -> Iterator[Caveat]:
                 "it is where policy and reference agree. A reference that favours the chosen "
                 "answers more than S would raise it.",
             )
-        if record.get("inputs", {}).get("reference_tokenizer"):
+        if record.inputs.get("reference_tokenizer"):
             yield Caveat(
                 f"The reference of step {step} has a tokenizer of its own",
                 "It scored the same text in other tokens, so nothing is given per token for it.",
@@ -267,12 +267,12 @@ def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
 
 def _gates(data: RunData) -> Iterator[Caveat]:
     for step, record in sorted(data.records.items()):
-        gate = record.get("gate")
-        if gate and gate["max_abs_difference_nats"] > GATE_SHARE * gate["tolerance_nats"]:
+        gate = record.gate
+        if gate and gate.max_abs_difference_nats > GATE_SHARE * gate.tolerance_nats:
             yield Caveat(
                 f"Step {step} passed its gate narrowly",
-                f"Policy and cached reference differ by {gate['max_abs_difference_nats']:.2g} nats "
-                f"before training; {gate['tolerance_nats']:.2g} is allowed.",
+                f"Policy and cached reference differ by {gate.max_abs_difference_nats:.2g} nats "
+                f"before training; {gate.tolerance_nats:.2g} is allowed.",
             )
 
 

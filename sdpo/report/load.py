@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sdpo.errors import IntegrityError
 from sdpo.objectives import objective_facts
+from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, read_json
 
@@ -47,10 +48,10 @@ class RunData:
     probes: dict[str, pa.Table]
     completions: dict[str, list[JsonObject]]
     metrics: dict[int, list[JsonObject]]
-    records: dict[int, JsonObject]
+    records: dict[int, StepRecord]
     kl: dict[int, list[JsonObject]]
     references: dict[int, pa.Table]
-    sources: tuple[JsonObject, ...]
+    sources: tuple[SourceFacts, ...]
     rejected: tuple[Rejected, ...]
 
     @property
@@ -78,8 +79,7 @@ class RunData:
     def training(self, step: int) -> JsonObject:
         """Training settings of a step, its overrides applied."""
         if step in self.records:
-            settings: JsonObject = self.records[step]["training"]
-            return settings
+            return dict(self.records[step].training)
         overrides = self.config.get("steps", [])[step - 1 : step]
         own = {k: v for override in overrides for k, v in override.items() if v is not None}
         return {**self.config["training"], **own}
@@ -98,9 +98,9 @@ class RunData:
 
     def model_name(self, step: int, role: str) -> str:
         """The step's ``reference`` or ``target`` by name; M_0 is S."""
-        said = self.records.get(step, {}).get("models", {}).get(role)
+        said = self.records[step].models.get(role) if step in self.records else None
         if said:
-            name = str(said["name"])
+            name = said.name
         else:
             choice = self.choice(step, role)
             names = {"previous": f"M_{step - 1}", "base": "M_0", "guided": f"guide-{step}"}
@@ -125,8 +125,8 @@ def load_run(path: Path) -> RunData:
     _check_recorded(folder, "plan", folder.plan_file)
     plan = read_json(folder.plan_file) if folder.plan_file.is_file() else None
     numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
-    records = {n: record for n in numbers if (record := folder.read_record(f"step-{n}"))}
-    prepared = folder.read_record("data")
+    records = {n: record for n in numbers if (record := folder.find_step(f"step-{n}"))}
+    prepared = folder.find("data")
     for number in records:
         for name in ("metrics.jsonl", "reference.parquet"):
             _check_recorded(folder, f"step-{number}", folder.step(number) / name)
@@ -146,15 +146,15 @@ def load_run(path: Path) -> RunData:
         records=records,
         kl={n: read_json(path) for n in numbers if (path := folder.step(n) / "kl.json").is_file()},
         references={n: pq.read_table(folder.step(n) / "reference.parquet") for n in others},
-        sources=tuple(prepared["outputs"]["sources"]) if prepared else (),
+        sources=tuple(prepared.read_outputs(DataOutputs).sources) if prepared else (),
         rejected=_rejected(folder.rejected),
     )
 
 
-def _has_other_reference(record: JsonObject) -> bool:
+def _has_other_reference(record: StepRecord) -> bool:
     """Whether the step's reference is not the model before it."""
-    choice = record.get("models", {}).get("reference", {}).get("choice", "previous")
-    return choice not in ("previous", "none")
+    said = record.models.get("reference")
+    return said is not None and said.choice not in ("previous", "none")
 
 
 def _measured(folder: RunFolder) -> Iterator[int]:
@@ -175,8 +175,8 @@ def _check_recorded(folder: RunFolder, node: str, path: Path) -> bool:
     Raises:
         IntegrityError: it has, and the file is another one now.
     """
-    record, name = folder.read_record(node), str(path.relative_to(folder.path))
-    wanted = (record or {}).get("files", {}).get(name)
+    record, name = folder.find(node), str(path.relative_to(folder.path))
+    wanted = record.files.get(name) if record else None
     if wanted and (not path.is_file() or file_digest(path) != wanted):
         raise IntegrityError(
             f"{path} is not what the run wrote there, so that a report would show what nobody "

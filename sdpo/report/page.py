@@ -312,11 +312,8 @@ def _training_figures(data: RunData) -> list[Figure]:
 def _marked(data: RunData) -> Iterator[tuple[str, str, float | None, str, str]]:
     """``CURVES``; the loss with its value at the reference, if all steps share it."""
     records = [record for step, record in data.records.items() if step]
-    gates = [record.get("gate") or {} for record in records]
-    agreed = {
-        gate.get("expected_loss") if gate.get("compared", "policy") == "policy" else None
-        for gate in gates
-    }
+    gates = [record.gate for record in records]
+    agreed = {gate.expected_loss if gate and gate.compared == "policy" else None for gate in gates}
     value = agreed.pop() if len(agreed) == 1 else None
     for name, title, mark, label, caption in CURVES:
         if name == "loss" and value is not None:

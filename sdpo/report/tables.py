@@ -6,6 +6,7 @@ from typing import Any
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
 from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.store.records import GateFacts
 
 UNKNOWN = "–"
 EQUALS = "\u00a0=\u00a0"
@@ -235,10 +236,10 @@ def read_table(data: RunData) -> Table:
     """Rows read and kept per source."""
     rows = [
         (
-            source["name"],
-            count(source["read"]),
-            count(source["kept"]),
-            count(sum(source["rejected"].values())),
+            source.name,
+            count(source.read),
+            count(source.kept),
+            count(sum(source.rejected.values())),
         )
         for source in data.sources
     ]
@@ -268,16 +269,16 @@ def lineage_table(data: RunData) -> Table:
     base = short(inputs.get("model"))
     rows = [("base model", UNKNOWN, UNKNOWN, UNKNOWN, base, UNKNOWN, UNKNOWN)]
     for step, record in sorted(data.records.items()):
-        given, scored = record["inputs"], record.get("scored_rows")
+        given, scored = record.inputs, record.scored_rows
         rows.append(
             (
                 f"step {step}" if step else "step 0, supervised",
                 short(given.get("reference")),
                 short(given.get("target") or given.get("base")),
                 short(given.get("partition")),
-                f"{short(record['outputs']['model'])}{EQUALS}{model_name(step)}",
-                _gate(record.get("gate")),
-                f"{count(scored['computed'])} / {count(scored['cached'])}" if scored else UNKNOWN,
+                f"{short(record.model)}{EQUALS}{model_name(step)}",
+                _gate(record.gate),
+                f"{count(scored.computed)} / {count(scored.cached)}" if scored else UNKNOWN,
             )
         )
     return Table(
@@ -302,14 +303,14 @@ def digests_table(data: RunData) -> Table:
     named = [(f"input: {key}", str(value)) for key, value in data.run.get("inputs", {}).items()]
     named += [(f"partition D_{s['step']}", str(s["digest"])) for s in data.steps]
     for step, record in sorted(data.records.items()):
-        for kind in ("inputs", "outputs"):
-            named += [(f"step {step}, {kind}: {k}", str(v)) for k, v in record[kind].items()]
+        for kind, digests in (("inputs", record.inputs), ("outputs", record.outputs)):
+            named += [(f"step {step}, {kind}: {k}", v) for k, v in digests.items()]
     return Table(title="Digests", columns=("Of", "Digest"), rows=tuple(named), text_columns=2)
 
 
 def timings_table(data: RunData) -> Table:
     """Time of each phase per step."""
-    timings = {step: record["timings_s"] for step, record in sorted(data.records.items())}
+    timings = {step: record.timings_s for step, record in sorted(data.records.items())}
     phases = list(dict.fromkeys(phase for seconds in timings.values() for phase in seconds))
     rows = [
         (
@@ -361,10 +362,10 @@ def _lengths(lengths: dict[str, Any]) -> tuple[str, str]:
     return quantiles, truncated
 
 
-def _gate(gate: dict[str, Any] | None) -> str:
+def _gate(gate: GateFacts | None) -> str:
     if not gate:
         return UNKNOWN
-    return f"{gate['max_abs_difference_nats']:.1e} / {gate['tolerance_nats']:.1e}"
+    return f"{gate.max_abs_difference_nats:.1e} / {gate.tolerance_nats:.1e}"
 
 
 def _examples(rejected: Rejected) -> str:

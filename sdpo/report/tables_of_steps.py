@@ -142,9 +142,8 @@ def _shown(model: str) -> str:
 
 
 def _excess(data: RunData, step: int) -> float | None:
-    gate = data.records.get(step, {}).get("gate") or {}
-    excess: float | None = gate.get("excess_loss")
-    return excess
+    gate = data.records[step].gate if step in data.records else None
+    return gate.excess_loss if gate else None
 
 
 def _final(data: RunData, step: int, name: str) -> float | None:

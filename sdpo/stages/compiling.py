@@ -8,7 +8,6 @@ whose log-probs other runs share.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from sdpo.model.patches import forget_compiled
 from sdpo.model.randomness import Generators
 from sdpo.model.sequence_scorer import decoder_blocks
 from sdpo.stages.ranks import fault_of_any
+from sdpo.store.records import Compiled
 from sdpo.system.out_of_memory import first_line
 from sdpo.training.tasks import Task
 from sdpo.training.trainer import Trainer
@@ -29,18 +29,17 @@ _RTOL, _LOW_RTOL = 1e-4, 2e-2
 
 
 @contextmanager
-def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterator[dict[str, Any]]:
+def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterator[Compiled | None]:
     """Compile the decoder blocks while this lasts, where the settings ask for it and it works.
 
-    Yields what the step's record says of it: ``{"compiled": ...}`` with the seconds of one
-    micro-batch before and after and of compiling, or with the reason why it was left.
+    Yields what the step's record says of it; None where nothing is compiled.
     """
     if not trainer.training.compile:
-        yield {}
+        yield None
         return
     blocks = decoder_blocks(trainer.accelerator.unwrap_model(trainer.scorer).model)
     items, before_s, plain = _as_it_is(trainer, task)
-    found: dict[str, Any] = {"before_s": round(before_s, 4)}
+    told = Compiled(before_s=round(before_s, 4))
     fault = ""
     try:
         for block in blocks:
@@ -54,14 +53,15 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
         trainer.optimizer.zero_grad(set_to_none=True)
         fault = f"{type(error).__name__}: {first_line(error)}"
     else:
-        found |= {"after_s": round(after_s, 4), "compile_s": round(compile_s, 1)}
+        seconds = {"after_s": round(after_s, 4), "compile_s": round(compile_s, 1)}
+        told = told.model_copy(update=seconds)
         if not _same(trainer, plain, compiled):
             fault = f"the loss is {compiled:.6f} instead of {plain:.6f}"
     if fault := fault_of_any(trainer.accelerator, fault):
-        found["left"] = fault
+        told = told.model_copy(update={"left": fault})
         _restore(blocks)
         clear_device_cache(garbage_collection=True)
-        events.warning(f"training.compile is left: {found['left']}. The model's own code trains")
+        events.warning(f"training.compile is left: {fault}. The model's own code trains")
     else:
         events.note(
             f"compiled {len(blocks)} decoder blocks: a micro-batch takes {after_s:.3f} s "
@@ -69,7 +69,7 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
             f"{compile_s:.0f} s",
         )
     try:
-        yield {"compiled": found}
+        yield told
     finally:
         _restore(blocks)
 

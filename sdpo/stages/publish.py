@@ -1,6 +1,6 @@
 """Publishing what a step trained: its model, then the record that makes it complete."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -10,13 +10,20 @@ from sdpo.stages.session import Session
 from sdpo.stages.step_context import StepFiles
 from sdpo.store import resume_states
 from sdpo.store.model_card import write_card
+from sdpo.store.records import StepFacts, StepRecord
 from sdpo.store.run_folder import VIEWS, WORKING, RunFolder
 from sdpo.system import machine
 from sdpo.system.files import UNFINISHED
+from sdpo.system.json_values import JsonObject
 
 
-def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -> None:
-    """Publish M_t, then the record that makes the step complete."""
+def publish(
+    step: StepFiles, facts: StepFacts, *, counts: Mapping[str, int], inputs: Mapping[str, str]
+) -> None:
+    """Publish M_t, then the record that makes the step complete.
+
+    ``counts``: the number of optimizer steps, and of the pairs or examples.
+    """
     spec, session = step.spec, step.session
     step.events.phase("publish")
     with step.timings.of("publish"):
@@ -28,33 +35,35 @@ def publish(step: StepFiles, facts: dict[str, Any], *, inputs: dict[str, str]) -
     if digest == spec.input_digest:
         step.events.warning(
             f"{who} changed nothing: {name} is {spec.input_name} to the last bit. It made "
-            f"{facts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
+            f"{counts['optimizer_steps']} optimizer steps, and warmup starts at rate 0"
         )
     run, node = RunFolder(spec.run), spec.name
-    record = {
+    content = {
         "step": spec.step,
         "name": name,
         "kind": spec.trains,
         "identity": spec.identity,
         "identity_digest": digest_of(spec.identity),
         "models": spec.models,
-        "inputs": spec.inputs | inputs,
+        "inputs": {**spec.inputs, **inputs},
         "outputs": {"model": digest},
-        **facts,
-        "training": spec.training.model_dump(),
+        **counts,
+        **facts.model_dump(mode="json", exclude_unset=True),
+        "training": spec.training.model_dump(mode="json"),
         "timings_s": step.timings.rounded(),
         "environment": _environment(session),
     }
+    record = StepRecord.model_validate(content)
     write_card(run, record, name=name, folder=step.folder / "model")
     files = [path for path in step.folder.rglob("*") if path.is_file()]
     files = [f for f in files if f.name not in VIEWS and not WORKING & set(f.parts)]
     files = [f for f in files if not any(part.startswith(UNFINISHED) for part in f.parts)]
-    run.write_record(node, record, files=files)
+    run.write_record(node, record.as_json(), files=files)
     resume_states.discard(step.folder)
     step.events.emit(PublishedEvent(name=name, model=digest))
 
 
-def _environment(session: Session) -> dict[str, Any]:
+def _environment(session: Session) -> JsonObject:
     device = session.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {

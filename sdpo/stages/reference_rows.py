@@ -83,13 +83,13 @@ def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
     logps = RowLogps(*(table[name].to_numpy() for name in names))
     kept = Reference(rows, Scored.looked_up(logps))
     same = table["pair_id"].to_pylist() == rows["pair_id"].to_pylist()
-    return kept if same and kept.digest == step.saved.content["key"]["reference"] else None
+    return kept if same and kept.digest == step.saved.content.key["reference"] else None
 
 
 def state_of(step: StepFiles, reference: Reference) -> SavedState | None:
     """The state to go on from, unless it was trained against other reference values."""
     saved = step.saved
-    if saved and saved.content["key"]["reference"] != reference.digest:
+    if saved and saved.content.key["reference"] != reference.digest:
         step.events.warning(
             f"the resume state of {step.folder.name} was trained against other reference values: "
             "the step starts again"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,13 +21,17 @@ from sdpo.errors import Interrupted
 from sdpo.events import EventWriter, StateEvent
 from sdpo.stages.training_state import load_training, save_training
 from sdpo.store import resume_states
+from sdpo.store.records import StepFacts
 from sdpo.store.resume_states import SavedState
 from sdpo.system import interrupts, machine
 from sdpo.system.files import file_digest, publish_file, publish_folder
+from sdpo.system.json_values import JsonObject
 from sdpo.training.trainer import Progress, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 METRICS = "metrics.jsonl"
 _SHARE_OF_TIME = 0.05
@@ -60,7 +64,7 @@ def find(
 
 def _other_versions(saved: SavedState) -> list[str]:
     now = machine.versions()
-    then: Mapping[str, str] = saved.content["versions"]
+    then = saved.content.versions
     return [
         f"{name} {then.get(name)} -> {version}"
         for name, version in now.items()
@@ -80,7 +84,7 @@ class Checkpoints:
     trainer: Trainer
     folder: Path
     key: Mapping[str, str]
-    facts: Mapping[str, Any]
+    facts: StepFacts
     timings_s: Callable[[], Mapping[str, float]]
     events: EventWriter
     sharded: bool
@@ -107,7 +111,7 @@ class Checkpoints:
         if self._accelerator.is_main_process:
             with publish_file(self.folder / METRICS) as temporary:
                 shutil.copyfile(saved.folder / METRICS, temporary)
-        total = saved.content["total"]
+        total = saved.content.total
         self._tell("resume", saved.optimizer_step, total)
 
     def _tell(self, event: Literal["checkpoint", "resume"], number: int, total: int) -> None:
@@ -183,9 +187,14 @@ class Checkpoints:
                 shares = self._shares(folder)
                 if faults := [share for share in shares if isinstance(share, str)]:
                     raise _NotSaved(faults[0])
-                if self._accelerator.is_main_process:
+                if isinstance(folder, Path) and self._accelerator.is_main_process:
                     shutil.copyfile(self.folder / METRICS, folder / METRICS)
-                    digests = {n: d for share in shares for n, d in share.items()}
+                    digests = {
+                        n: d
+                        for share in shares
+                        if not isinstance(share, str)
+                        for n, d in share.items()
+                    }
                     digests[METRICS] = file_digest(folder / METRICS)
                     resume_states.seal(folder, self._content(number, total), digests)
         except (_NotSaved, OSError) as error:
@@ -203,7 +212,7 @@ class Checkpoints:
         except OSError as error:
             return str(error)
 
-    def _shares(self, folder: Path | str) -> list[Any]:
+    def _shares(self, folder: Path | str) -> list[dict[str, str] | str]:
         """Every rank's file digests by name, or in place of them what went wrong."""
         share: dict[str, str] | str
         if isinstance(folder, str):
@@ -219,10 +228,10 @@ class Checkpoints:
             return [share]
         from accelerate.utils import gather_object
 
-        gathered: list[Any] = gather_object([share])
+        gathered: list[dict[str, str] | str] = gather_object([share])
         return gathered
 
-    def _broadcast(self, value: Any) -> Any:
+    def _broadcast(self, value: T) -> T:
         """The main rank's value."""
         if self._accelerator.num_processes == 1:
             return value
@@ -232,12 +241,12 @@ class Checkpoints:
         broadcast_object_list(values)
         return values[0]
 
-    def _content(self, number: int, total: int) -> dict[str, Any]:
+    def _content(self, number: int, total: int) -> JsonObject:
         return {
             "key": dict(self.key),
             "optimizer_step": number,
             "total": total,
-            "facts": dict(self.facts),
+            "facts": self.facts.model_dump(mode="json", exclude_unset=True),
             "timings_s": dict(self.timings_s()),
             "versions": machine.versions(),
         }

@@ -14,7 +14,7 @@ from sdpo.errors import Fault
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
 from sdpo.plugins.recorded import check_unchanged
-from sdpo.processes.stage_results import ScoredRows, StepResult
+from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
 from sdpo.scoring.score_rows import score_rows
@@ -27,6 +27,7 @@ from sdpo.stages.session import Session, open_session
 from sdpo.stages.step_context import StepFiles
 from sdpo.stages.timings import Timings
 from sdpo.stages.train import key_of, train_preference, train_supervised
+from sdpo.store.records import ScoredRows
 from sdpo.store.resume_states import SavedState
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import publish_file

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
@@ -21,6 +20,7 @@ from sdpo.stages.resume_states import METRICS, Checkpoints
 from sdpo.stages.settle_budget import settle_budget
 from sdpo.stages.step_context import StepFiles
 from sdpo.store.budget import Budget
+from sdpo.store.records import GateFacts, ScoredRows, StepFacts
 from sdpo.store.resume_states import SavedState
 from sdpo.system.files import file_digest
 from sdpo.training import gate
@@ -40,12 +40,13 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
     saved = state_of(step, reference)
     key = key_of(step.spec) | {"reference": reference.digest}
     with repeatable(trainer, task, step.events, attention=step.spec.model.attention):
-        facts = {} if saved else _reference_facts(step, trainer, task, reference)
+        facts = StepFacts() if saved else _reference_facts(step, trainer, task, reference)
         done, facts = _train(step, trainer, task, reserve_task, saved=saved, key=key, facts=facts)
     inputs = {}
     if reference.scored and step.session.accelerator.is_main_process:
         inputs = {"reference_logps": file_digest(step.folder / "reference.parquet")}
-    publish(step, {"optimizer_steps": done, "pairs": len(task.ids), **facts}, inputs=inputs)
+    counts = {"optimizer_steps": done, "pairs": len(task.ids)}
+    publish(step, facts, counts=counts, inputs=inputs)
 
 
 def _say_what_differs(step: StepFiles) -> None:
@@ -71,9 +72,10 @@ def train_supervised(step: StepFiles) -> None:
     trainer = step.session.trainer(step.spec.training)
     with repeatable(trainer, task, step.events, attention=step.spec.model.attention):
         done, facts = _train(
-            step, trainer, task, None, saved=step.saved, key=key_of(step.spec), facts={}
+            step, trainer, task, None, saved=step.saved, key=key_of(step.spec), facts=StepFacts()
         )
-    publish(step, {"optimizer_steps": done, "examples": len(task.ids), **facts}, inputs={})
+    counts = {"optimizer_steps": done, "examples": len(task.ids)}
+    publish(step, facts, counts=counts, inputs={})
 
 
 def key_of(spec: StepSpec) -> dict[str, str]:
@@ -83,7 +85,7 @@ def key_of(spec: StepSpec) -> dict[str, str]:
 
 def _reference_facts(
     step: StepFiles, trainer: Trainer, task: PreferenceTask, reference: Reference
-) -> dict[str, Any]:
+) -> StepFacts:
     """What the record says of the reference: the gate, and the rows scored for the loss."""
     training, scored = step.spec.training, reference.scored
     first, _ = global_batch(
@@ -95,12 +97,12 @@ def _reference_facts(
             apart = gate.check_as_trained(
                 trainer, task, first_batch=first, precision=training.precision
             )
-        return {
-            "gate": None,
-            "gate_skipped": why,
-            "as_trained_nats": apart,
-            "scored_rows": {"computed": 0, "cached": 0},
-        }
+        return StepFacts(
+            gate=None,
+            gate_skipped=why,
+            as_trained_nats=apart,
+            scored_rows=ScoredRows(computed=0, cached=0),
+        )
     with step.timings.of("gate"):
         passed = gate.check(
             trainer,
@@ -113,10 +115,10 @@ def _reference_facts(
         )
         if passed.compared == gate.POLICY and step.session.accelerator.is_main_process:
             note_checked(step.spec, step.tokens, reference.rows, scored, first, passed)
-    return {
-        "gate": asdict(passed),
-        "scored_rows": {"computed": scored.computed, "cached": scored.cached},
-    }
+    return StepFacts(
+        gate=GateFacts(**asdict(passed)),
+        scored_rows=ScoredRows(computed=scored.computed, cached=scored.cached),
+    )
 
 
 def _train(
@@ -127,17 +129,18 @@ def _train(
     *,
     saved: SavedState | None,
     key: Mapping[str, str],
-    facts: dict[str, Any],
-) -> tuple[int, dict[str, Any]]:
+    facts: StepFacts,
+) -> tuple[int, StepFacts]:
     """Run the loop from its beginning or from ``saved``, writing ``metrics.jsonl``.
 
     Returns the number of optimizer steps and the record's facts.
     """
     step.folder.mkdir(parents=True, exist_ok=True)
     if saved:
-        facts = dict(saved.content["facts"])
-        facts["resumed_at"] = [*facts.get("resumed_at", []), saved.optimizer_step]
-        step.timings.add(saved.content["timings_s"])
+        facts = saved.content.facts
+        resumed_at = [*facts.resumed_at, saved.optimizer_step]
+        facts = facts.model_copy(update={"resumed_at": resumed_at})
+        step.timings.add(saved.content.timings_s)
     checkpoints = Checkpoints(
         trainer=trainer,
         folder=step.folder,
@@ -179,8 +182,10 @@ def _train(
 
         done = trainer.train(task, on_step=on_step)
     budget = trainer.progress.budget
-    settled = {"budget": budget.model_dump(mode="json")} if budget != Budget() else {}
-    return done, facts | settled | compiled
+    # All of its fields are told, also those at their default.
+    settled = {"budget": Budget(**budget.model_dump())} if budget != Budget() else {}
+    said = {"compiled": compiled} if compiled else {}
+    return done, facts.model_copy(update=settled | said)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import Record
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, publish_file, temporary_path
 
 
@@ -26,7 +27,7 @@ def adopt(
     faults: list[str] = []
     is_symbolic = False
     try:
-        for name, digest in record["files"].items():
+        for name, digest in record.files.items():
             source, target = origin.path / name, run.path / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 faults.append(f"{name} is outside the run")
@@ -44,10 +45,13 @@ def adopt(
     finally:
         for temporary in linked.values():
             temporary.unlink(missing_ok=True)
+    written = origin.read_record(node)
+    if written is None:
+        return [f"{origin.record_path(node)} is gone"]
     source_record = file_digest(origin.record_path(node))
     links = "symbolic" if is_symbolic else "hard"
     shared = {"run": origin.name, "record": source_record, "links": links}
-    run.publish_record(node, {**record, "shared_from": shared})
+    run.publish_record(node, {**written, "shared_from": shared})
     return []
 
 

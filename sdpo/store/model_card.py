@@ -3,50 +3,68 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field, JsonValue
 
 from sdpo.identity.model_folder import read_config
 from sdpo.objectives import objective_facts, settings_of
-from sdpo.store.run_folder import Record, RunFolder
+from sdpo.store.records import ModelSaid, Part, StepRecord
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import json_text, write_text
+from sdpo.system.json_values import JsonObject, number_of
 
 
-def lineage(run: RunFolder, record: Record) -> list[dict[str, Any]]:
+class LineageEntry(Part):
+    """What a model was made from: an excerpt of its step's record."""
+
+    step: int
+    name: str = ""
+    kind: str = ""
+    objective: str = ""
+    models: dict[str, ModelSaid] = Field(default_factory=dict)
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    identity: dict[str, JsonValue] = Field(default_factory=dict)
+    identity_digest: str = ""
+
+
+def lineage(run: RunFolder, record: StepRecord) -> list[LineageEntry]:
     """How the model of ``record`` came to be: one entry per step since S, oldest first, a step's
     guide before it."""
-    step = record["step"]
+    step = record.step
     nodes = [f"{kind}-{number}" for number in range(step) for kind in ("guide", "step")]
     if not is_guide(record):
         nodes.append(f"guide-{step}")
-    return [_entry(found) for found in [*map(run.read_record, nodes), record] if found]
+    return [_entry(found) for found in [*map(run.find_step, nodes), record] if found]
 
 
-def is_guide(record: Record) -> bool:
+def is_guide(record: StepRecord) -> bool:
     """Whether the record is that of a guide, which a step has for its reference."""
-    return str(record.get("name", "")).startswith("guide-")
+    return record.name.startswith("guide-")
 
 
-def _entry(record: Record) -> dict[str, Any]:
-    return {
-        "step": record["step"],
-        "name": record.get("name", f"M_{record['step']}"),
-        "kind": record["kind"],
-        "objective": record["training"]["objective"] if record["kind"] == "preference" else "sft",
-        "models": record.get("models", {}),
-        "inputs": record["inputs"],
-        "outputs": record["outputs"],
-        "identity": record["identity"],
-        "identity_digest": record["identity_digest"],
-    }
+def _entry(record: StepRecord) -> LineageEntry:
+    is_aligned = record.kind == "preference"
+    return LineageEntry(
+        step=record.step,
+        name=record.name or f"M_{record.step}",
+        kind=record.kind,
+        objective=str(record.training["objective"]) if is_aligned else "sft",
+        models=record.models,
+        inputs=record.inputs,
+        outputs=record.outputs,
+        identity=record.identity,
+        identity_digest=record.identity_digest,
+    )
 
 
-def write_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> None:
+def write_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> None:
     """Write ``README.md`` and ``lineage.json`` into the model ``folder`` of ``record``."""
     for file, text in card_files(run, record, name=name, folder=folder).items():
         write_text(folder / file, text)
 
 
-def refresh_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> None:
+def refresh_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> None:
     """Write those of the two files that are not there, or not what they would be now."""
     for file, text in card_files(run, record, name=name, folder=folder).items():
         path = folder / file
@@ -54,19 +72,21 @@ def refresh_card(run: RunFolder, record: Record, *, name: str, folder: Path) -> 
             write_text(path, text)
 
 
-def card_files(run: RunFolder, record: Record, *, name: str, folder: Path) -> dict[str, str]:
+def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> dict[str, str]:
     """``README.md`` and ``lineage.json`` of the model of ``record``, as they should be."""
     chain = lineage(run, record)
     content = run.read_run() if run.run_file.is_file() else {}
     called = str(content.get("name", run.name))
-    facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": chain}
+    steps = [entry.model_dump(mode="json", exclude_unset=True) for entry in chain]
+    facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": steps}
     card = _card(called, record, chain, name=name, folder=folder)
     return {"lineage.json": json_text(facts), "README.md": card + _template_given(content)}
 
 
-def _template_given(content: Mapping[str, Any]) -> str:
+def _template_given(content: JsonObject) -> str:
     """What the chat template was given for all rows, which whoever uses the model has to give."""
-    model = content.get("config", {}).get("model", {})
+    config = content.get("config")
+    model = config.get("model") if isinstance(config, Mapping) else None
     variables = model.get("chat_template_kwargs") if isinstance(model, Mapping) else None
     if not variables:
         return ""
@@ -77,26 +97,29 @@ def _template_given(content: Mapping[str, Any]) -> str:
     )
 
 
-def _how(training: dict[str, Any]) -> str:
-    facts = objective_facts(training["objective"])
+def _how(training: JsonObject) -> str:
+    facts = objective_facts(str(training["objective"]))
     paper = f"arXiv {facts.paper}; " if facts.paper else ""
     return f"{facts.title} ({paper}{_listed(settings_of(training))}){_beside(training)}"
 
 
-def _card(run: str, record: Record, chain: list[dict[str, Any]], *, name: str, folder: Path) -> str:
+def _card(
+    run: str, record: StepRecord, chain: list[LineageEntry], *, name: str, folder: Path
+) -> str:
     architecture = ", ".join(read_config(folder).get("architectures") or ["a language model"])
-    training = record["training"]
+    training = record.training
     rows = "\n".join(_row(entry) for entry in chain)
-    how = _how(training) if record["kind"] == "preference" else "supervised fine-tuning"
+    rate = number_of(training, "learning_rate")
+    how = _how(training) if record.kind == "preference" else "supervised fine-tuning"
     return f"""---
 library_name: transformers
-tags: [sdpo, {"preference-optimization" if record["kind"] == "preference" else "sft"}]
+tags: [sdpo, {"preference-optimization" if record.kind == "preference" else "sft"}]
 ---
 
 # {name} of run {run}
 
-{architecture}, fp32. Step {record["step"]}: {how}, learning rate {training["learning_rate"]:g},
-{record["optimizer_steps"]} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): by default
+{architecture}, fp32. Step {record.step}: {how}, learning rate {rate:g},
+{record.optimizer_steps} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): by default
 every step's reference and initial target is the model of the step before.
 
 | model | objective | reference | target | partition | digest |
@@ -107,31 +130,34 @@ Digests cover tensors and configuration, not files; `lineage.json` has them in f
 """
 
 
-def _row(entry: dict[str, Any]) -> str:
-    inputs = entry["inputs"]
+def _row(entry: LineageEntry) -> str:
+    inputs = entry.inputs
     cells = (
-        entry["name"],
-        entry["objective"],
+        entry.name,
+        entry.objective,
         _model(entry, "reference"),
         _model(entry, "target" if "target" in inputs else "base"),
         f"`{_short(inputs.get('partition'))}`",
-        f"`{_short(entry['outputs']['model'])}`",
+        f"`{_short(entry.outputs['model'])}`",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _model(entry: dict[str, Any], role: str) -> str:
+def _model(entry: LineageEntry, role: str) -> str:
     """A model of a step by name, where it is known, and digest."""
-    digest = entry["inputs"].get(role)
-    name = entry["models"].get(role, {}).get("name", "")
+    digest = entry.inputs.get(role)
+    name = entry.models[role].name if role in entry.models else ""
     if not digest or digest == "none":
         return "none"
     return f"{name} `{_short(digest)}`".strip()
 
 
-def _beside(training: dict[str, Any]) -> str:
+def _beside(training: JsonObject) -> str:
     """What is added to the objective, if anything is."""
-    alpha, weight = training.get("rpo_alpha"), training.get("router_aux_loss")
+    alpha, weight = (
+        number_of(training, name) if name in training else 0.0
+        for name in ("rpo_alpha", "router_aux_loss")
+    )
     nll = f" + {alpha:g} NLL of the chosen side per token (arXiv 2404.19733)" if alpha else ""
     routers = f" + {weight:g} load-balancing loss of the routers (arXiv 2101.03961)"
     return nll + (routers if weight else "")

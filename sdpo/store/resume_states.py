@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from sdpo.errors import Fault, IntegrityError
 from sdpo.identity.canonical import digest_of
+from sdpo.store.records import Part, StepFacts, first_fault
 from sdpo.system.files import file_digest, read_json, remove, temporaries, write_json
+from sdpo.system.json_values import JsonObject
 
 STATE_VERSION = 1
 """Raised when a state of older code can no longer be taken up."""
@@ -24,22 +27,29 @@ STATE_FILE = "state.json"
 _NAME = re.compile(r"\d{8}")
 
 
+class StateContent(Part):
+    """What a state says of itself: ``key``, digests of what it belongs to; ``optimizer_step`` of
+    ``total``; ``facts`` of the record to be; seconds of each phase; the software's versions."""
+
+    key: dict[str, str]
+    optimizer_step: int
+    total: int
+    facts: StepFacts
+    timings_s: dict[str, float]
+    versions: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """A state that was found whole.
-
-    ``content``: ``key`` (digests of what it belongs to), ``optimizer_step`` and ``total``,
-    ``facts`` (of the record to be), ``timings_s``, ``versions``.
-    """
+    """A state that was found whole."""
 
     folder: Path
-    content: Mapping[str, Any]
+    content: StateContent
 
     @property
     def optimizer_step(self) -> int:
         """Optimizer steps done."""
-        step: int = self.content["optimizer_step"]
-        return step
+        return self.content.optimizer_step
 
 
 def states_folder(step: Path) -> Path:
@@ -52,7 +62,7 @@ def state_folder(step: Path, optimizer_step: int) -> Path:
     return states_folder(step) / f"{optimizer_step:08d}"
 
 
-def seal(folder: Path, content: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+def seal(folder: Path, content: JsonObject, digests: Mapping[str, str]) -> None:
     """Write ``state.json`` beside the files whose ``digests`` are given, as the last of them."""
     sealed = {"state_version": STATE_VERSION, **content, "files": dict(digests)}
     write_json(folder / STATE_FILE, sealed | {"digest": digest_of(sealed)})
@@ -73,12 +83,12 @@ def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None
     return None, faults
 
 
-def _verified(folder: Path, key: Mapping[str, str]) -> dict[str, Any]:
+def _verified(folder: Path, key: Mapping[str, str]) -> StateContent:
     where = f"{folder.parents[1].name}/{folder.parent.name}/{folder.name}"
     path = folder / STATE_FILE
     if not path.is_file():
         raise IntegrityError(f"resume state {where} is damaged: {STATE_FILE} is missing")
-    content: dict[str, Any] = read_json(path)
+    content = read_json(path)
     digest = content.pop("digest", "") if isinstance(content, dict) else ""
     if not digest or digest_of(content) != digest:
         raise IntegrityError(f"resume state {where} is damaged: {STATE_FILE} was changed")
@@ -96,7 +106,13 @@ def _verified(folder: Path, key: Mapping[str, str]) -> dict[str, Any]:
             raise IntegrityError(f"resume state {where} is damaged: {name} is missing")
         if file_digest(file) != expected:
             raise IntegrityError(f"resume state {where} is damaged: {name} was changed")
-    return content
+    try:
+        return StateContent.model_validate(content)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"resume state {where} was written by another version of this code: "
+            f"{first_fault(error)}"
+        ) from error
 
 
 def prune(step: Path, *, keep: int) -> None:

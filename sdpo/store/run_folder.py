@@ -9,18 +9,20 @@ without a look. This module knows nothing of models.
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import JsonValue, ValidationError
 
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.identity.differences import _DIGEST
+from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
 from sdpo.store.run_head import picked, read_head
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
@@ -36,9 +38,10 @@ from sdpo.system.files import (
     write_json,
     write_text,
 )
+from sdpo.system.json_values import JsonObject
 from sdpo.system.locks import hold
 
-Record = dict[str, Any]
+R = TypeVar("R", bound=Record)
 
 VIEWS = frozenset(
     {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
@@ -137,7 +140,7 @@ class RunFolder:
 
     def record_path(self, node: str) -> Path:
         """Where the record of a node is: what publishes a model keeps it, the rest ``nodes/``."""
-        if node.startswith(("step-", "guide-")):
+        if is_publishing(node):
             return self.path / node / "record.json"
         return self.path / "nodes" / f"{node}.json"
 
@@ -180,7 +183,7 @@ class RunFolder:
                 if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
                     yield path
 
-    def write_run(self, content: Mapping[str, Any]) -> None:
+    def write_run(self, content: JsonObject) -> None:
         """Publish run.yaml, its digest beside it."""
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -229,37 +232,70 @@ class RunFolder:
         except ValueError as error:
             raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
 
-    def write_record(self, node: str, record: Mapping[str, Any], *, files: list[Path]) -> None:
+    def write_record(self, node: str, record: JsonObject, *, files: list[Path]) -> None:
         """Publish a record with the digests of ``files`` (below the run), then its own digest."""
         digests = {str(f.relative_to(self.path)): file_digest(f) for f in sorted(files)}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.publish_record(node, {**record, "files": digests, "created": now})
 
-    def publish_record(self, node: str, record: Mapping[str, Any]) -> None:
+    def publish_record(self, node: str, record: JsonObject) -> None:
         """Publish a whole record, then its digest, which makes the node complete."""
         path = self.record_path(node)
         checksum_path(path).unlink(missing_ok=True)
         write_json(path, record)
         write_text(checksum_path(path), checksum_text(path))
 
-    def read_record(self, node: str) -> Record | None:
-        """The record of a node, or None where the node is not complete.
+    def read_record(self, node: str) -> dict[str, JsonValue] | None:
+        """The record of a node as it was written, or None where the node is not complete.
 
         Raises:
             IntegrityError: the record is not the one that was written.
         """
         path = self.record_path(node)
         content = read_sealed(path)
-        record: Record | None = None if content is None else json_of(content, path)
+        record: dict[str, JsonValue] | None = None if content is None else json_of(content, path)
         return record
 
-    def record(self, node: str) -> Record:
-        """The record of a node that others rest on.
+    def find(self, node: str) -> NodeRecord | None:
+        """Return the record of a node, or None where the node is not complete.
 
         Raises:
-            IntegrityError: it has none, or not the one that was written.
+            IntegrityError: the record is not the one that was written, or none that this version
+                can read.
         """
-        record = self.read_record(node)
+        return self._read(node, NodeRecord)
+
+    def find_step(self, node: str) -> StepRecord | None:
+        """Return the record of a step or guide; otherwise as :meth:`find`."""
+        return self._read(node, StepRecord)
+
+    def find_any(self, node: str) -> NodeRecord | StepRecord | None:
+        """Return the record of a node, or None, as what it is by its name."""
+        return self.find_step(node) if is_publishing(node) else self.find(node)
+
+    def record(self, node: str) -> NodeRecord:
+        """Return the record of a node that others rest on.
+
+        Raises:
+            IntegrityError: it has none, or otherwise as :meth:`find`.
+        """
+        return self._there(node, self.find(node))
+
+    def step_record(self, node: str) -> StepRecord:
+        """Return the record of a step or guide that others rest on; as :meth:`record`."""
+        return self._there(node, self.find_step(node))
+
+    def _read(self, node: str, kind: type[R]) -> R | None:
+        content = self.read_record(node)
+        try:
+            return None if content is None else kind.model_validate(content)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{self.record_path(node)} is no record that this version of the project can read: "
+                f"{first_fault(error)}"
+            ) from error
+
+    def _there(self, node: str, record: R | None) -> R:
         if record is None:
             raise IntegrityError(f"{self.record_path(node)} is not there, and others rest on it")
         return record
@@ -333,14 +369,15 @@ class RunFolder:
             is_view = path.name in VIEWS and parts[:-1] in ((), ("model",))
             is_view &= path.is_file() and not path.is_symlink()
             is_working = parts[0] in WORKING or any(part.startswith(UNFINISHED) for part in parts)
-            if not (is_folder or is_view or is_working or name in record["files"]):
+            if not (is_folder or is_view or is_working or name in record.files):
                 strays.append(name)
         return strays
 
-    def damage(self, record: Record) -> list[str]:
+    def damage(self, record: Record | JsonObject) -> list[str]:
         """Files of a record that are missing or not what they were, each with what is wrong."""
         faults: list[str] = []
-        for name, digest in record["files"].items():
+        told = record if isinstance(record, Record) else Record.model_validate(record)
+        for name, digest in told.files.items():
             path = self.path / name
             if path.is_symlink() and not path.exists():
                 faults.append(f"{name} is missing: it was a link to {path.readlink()}")
@@ -349,6 +386,11 @@ class RunFolder:
             elif file_digest(path) != digest:
                 faults.append(f"{name} was changed")
         return faults
+
+
+def is_publishing(node: str) -> bool:
+    """Whether a node of this name publishes a model: a step or a guide."""
+    return node.startswith(("step-", "guide-"))
 
 
 def _is_proven(folder: Path) -> bool:

@@ -37,7 +37,7 @@ def test_the_blocks_are_those_that_repeat():
 def test_without_the_setting_nothing_is_compiled():
     trainer = make_trainer(tiny_llama(), TRAINING.model_copy(update={"compile": False}))
     with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
-        assert facts == {}
+        assert facts is None
 
 
 def test_a_compiler_that_is_not_there_is_said_and_the_models_own_code_trains(monkeypatch):
@@ -50,7 +50,7 @@ def test_a_compiler_that_is_not_there_is_said_and_the_models_own_code_trains(mon
     trainer = make_trainer(policy, TRAINING)
     with compiled_blocks(trainer, preference_task(4), events) as facts:
         assert all(block._compiled_call_impl is None for block in decoder_blocks(policy))
-        assert facts["compiled"]["left"] == "RuntimeError: no working C++ compiler"
+        assert facts.left == "RuntimeError: no working C++ compiler"
         left = run_steps(trainer, preference_task(4))
     (warning,) = [event for event in events.all if event["event"] == "warning"]
     assert warning["message"].startswith("training.compile is left")
@@ -84,7 +84,7 @@ def test_a_compiler_that_fails_inside_a_backward_pass_leaves_no_gradients(monkey
     policy, events = tiny_llama(), RecordedEvents()
     trainer = make_trainer(policy, TRAINING)
     with compiled_blocks(trainer, preference_task(4), events) as facts:
-        assert facts["compiled"]["left"] == "RuntimeError: no kernel for the backward pass"
+        assert facts.left == "RuntimeError: no kernel for the backward pass"
         assert begun, "it failed when the pass had begun"
         assert all(parameter.grad is None for parameter in policy.parameters())
         left = run_steps(trainer, preference_task(4))
@@ -115,7 +115,7 @@ def test_short_memory_before_compiling_lowers_the_budget_as_training_does(monkey
     monkeypatch.setattr(ShortOfMemory, "limit", 160)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
     with compiled_blocks(trainer, preference_task(10), RecordedEvents()) as facts:
-        assert "left" not in facts["compiled"]
+        assert not facts.left
     assert told[-1].at(0, default=0) <= 160, "and the first micro-batch was cut by it"
 
 
@@ -124,7 +124,7 @@ def test_a_rank_without_pairs_of_its_own_is_timed_with_another(monkeypatch):
     monkeypatch.setattr(type(trainer), "cut", lambda *_, **__: [np.empty(0, dtype=np.int64)])
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
     with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
-        assert "left" not in facts["compiled"]
+        assert not facts.left
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_compiled_training_has_the_same_losses_and_says_what_it_gained():
     policy, events = tiny_llama(), RecordedEvents()
     trainer = make_trainer(policy, TRAINING)
     with compiled_blocks(trainer, preference_task(8), events) as facts:
-        assert "left" not in facts["compiled"], facts
+        assert not facts.left, facts
         assert all(block._compiled_call_impl for block in decoder_blocks(policy))
         compiled = [line["loss"] for line in run_steps(trainer, preference_task(8))]
     assert all(block._compiled_call_impl is None for block in decoder_blocks(policy))

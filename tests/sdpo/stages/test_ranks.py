@@ -125,7 +125,7 @@ def compiled(rank: int, tell, failing: int) -> None:
     with compiled_blocks(trainer, preference_task(4), RecordedEvents()) as facts:
         runs_compiled = any(block._compiled_call_impl for block in decoder_blocks(policy))
     accelerator.wait_for_everyone()
-    tell({"left": facts["compiled"].get("left"), "runs compiled": runs_compiled})
+    tell({"left": facts.left or None, "runs compiled": runs_compiled})
 
 
 def test_blocks_that_do_not_compile_on_one_rank_are_left_on_all():

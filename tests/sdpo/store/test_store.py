@@ -43,8 +43,8 @@ def test_a_complete_node_with_the_same_identity_is_reused(run, done, node):
     found = reuse(run, node, IDENTITY)
     assert found.reason == ""
     assert found.record is not None
-    assert found.record["identity"] == IDENTITY
-    assert sorted(found.record["files"]) == [
+    assert found.record.identity == IDENTITY
+    assert sorted(found.record.files) == [
         "step-1/model/model.safetensors",
         "step-1/reference.parquet",
     ]

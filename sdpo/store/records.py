@@ -1,0 +1,217 @@
+"""What a node leaves behind, as models: its record, whoever wrote it.
+
+A record says what its node's result depends on (``identity``), what came of it (``outputs``) and
+the digest of every file. Fields that this version does not know stay in the model, and those that
+an earlier one did not write have a default, so that the records of old runs can be read.
+"""
+
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from sdpo.errors import IntegrityError
+from sdpo.store.budget import Budget
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return what is wrong first with what was read, and where."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+
+
+class Part(BaseModel):
+    """Common to records and what is in them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class SharedFrom(Part):
+    """The run that a node is shared from, the digest of its record there, and how its files are
+    linked."""
+
+    run: str
+    record: str
+    links: str = "hard"
+
+
+class Record(Part):
+    """What a node leaves behind. ``files``: digests by path below the run; ``created``: when, by
+    ISO 8601."""
+
+    identity: dict[str, JsonValue] = {}
+    files: dict[str, str] = {}
+    created: str = ""
+    shared_from: SharedFrom | None = None
+
+
+class NodeRecord(Record):
+    """The record of any node, whose ``outputs`` are of its own kind."""
+
+    node: str = ""
+    outputs: dict[str, JsonValue] = {}
+
+    def read_outputs(self, kind: type[M]) -> M:
+        """Return what came of the node, which is of this ``kind``.
+
+        Raises:
+            IntegrityError: it is of another one.
+        """
+        try:
+            return kind.model_validate(self.outputs)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"the record of {self.node or 'a node'} has outputs that this version of the "
+                f"project cannot read: {first_fault(error)}"
+            ) from error
+
+
+class ModelSaid(Part):
+    """What the recipe chose as a step's reference or target, and the model's name. ``tokens``: the
+    token file of a reference that has a tokenizer of its own."""
+
+    choice: str = "previous"
+    name: str = ""
+    tokens: str = ""
+
+
+class ScoredRows(Part):
+    """How many rows were scored now, and how many were in the cache."""
+
+    computed: int
+    cached: int
+
+
+class GateFacts(Part):
+    """What the gate saw before training; see :class:`sdpo.training.gate.GateResult`."""
+
+    loss: float | None = None
+    expected_loss: float | None = None
+    max_abs_difference_nats: float
+    tolerance_nats: float
+    pairs: int = 0
+    excess_loss: float | None = None
+    compared: str = "policy"
+    as_trained_nats: float = 0.0
+
+
+class Compiled(Part):
+    """Seconds of a micro-batch before and after compiling and of compiling itself, or the reason
+    why the model's own code was ``left`` to train."""
+
+    before_s: float
+    after_s: float | None = None
+    compile_s: float | None = None
+    left: str = ""
+
+
+class StepFacts(Part):
+    """What only the training itself can say of a step.
+
+    ``gate`` is None where the objective reads no reference; then ``gate_skipped`` says so, and
+    ``as_trained_nats`` is the comparison that there was. ``resumed_at``: optimizer steps from
+    whose states it went on. ``budget``: where it was settled otherwise than by the settings.
+    """
+
+    gate: GateFacts | None = None
+    gate_skipped: str = ""
+    as_trained_nats: float = 0.0
+    scored_rows: ScoredRows | None = None
+    resumed_at: list[int] = []
+    budget: Budget | None = None
+    compiled: Compiled | None = None
+
+
+class StepRecord(Record, StepFacts):
+    """The record of a step or guide, which publishes a model: its digest is ``outputs["model"]``.
+
+    ``inputs`` are digests of what it was made from by role, ``models`` the choices behind them.
+    """
+
+    step: int
+    name: str = ""
+    kind: Literal["preference", "supervised"] = "preference"
+    identity_digest: str = ""
+    models: dict[str, ModelSaid] = {}
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str]
+    optimizer_steps: int = 0
+    pairs: int | None = None
+    examples: int | None = None
+    training: dict[str, JsonValue] = {}
+    timings_s: dict[str, float] = {}
+    environment: dict[str, JsonValue] = {}
+
+    _ORDER: ClassVar[tuple[str, ...]] = (
+        *("step", "name", "kind", "identity", "identity_digest", "models", "inputs", "outputs"),
+        *("optimizer_steps", "pairs", "examples", *StepFacts.model_fields),
+        *("training", "timings_s", "environment"),
+    )
+
+    @property
+    def model(self) -> str:
+        """The digest of the model that was published."""
+        return self.outputs["model"]
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return what the file has, in the order in which a person reads it: what was given."""
+        told = self.model_dump(mode="json", exclude_unset=True)
+        return {name: told[name] for name in self._ORDER if name in told}
+
+
+class SourceFacts(Part):
+    """What became of one source's rows; see :class:`sdpo.data.prepare.SourceCounts`."""
+
+    name: str
+    format: str = ""
+    layout: str = ""
+    read: int = 0
+    kept: int
+    rejected: dict[str, int] = {}
+    unused_columns: list[str] = []
+
+
+class SupervisedFacts(Part):
+    """What became of the supervised source's rows."""
+
+    digest: str
+    read: int = 0
+    kept: int = 0
+    rejected: dict[str, int] = {}
+
+
+class DataOutputs(Part):
+    """What came of the sources: the digest of all pairs, their number, and each source's rows."""
+
+    digest: str = ""
+    pairs: int = 0
+    sources: list[SourceFacts] = []
+    repeated_prompt_share: float = 0.0
+    supervised: SupervisedFacts | None = None
+
+
+class ReserveOutputs(Part):
+    """How many pairs can be used; by source, how many are set aside, and why others are not."""
+
+    usable: int = 0
+    reserved: dict[str, int]
+    unusable: dict[str, dict[str, int]] = {}
+
+
+class PlanOutputs(Part):
+    """The number of steps of the plan."""
+
+    steps: int
+
+
+def scoring_key_of(record: Record) -> dict[str, str | int]:
+    """Return the key of the cached log-probs that a node rests on; empty where it is of none."""
+    scoring = record.identity.get("scoring")
+    found = scoring.items() if isinstance(scoring, dict) else ()
+    return {name: value for name, value in found if isinstance(value, str | int)}
+
+
+def scored_model(record: Record) -> str:
+    """Return the digest of the model whose log-probs a node rests on; empty where it is none."""
+    return str(scoring_key_of(record).get("model", ""))
