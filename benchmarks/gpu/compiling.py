@@ -1,6 +1,5 @@
 """Part 6: what ``training.compile`` gains on a micro-batch, and what compiling costs."""
 
-import json
 from collections.abc import Iterator
 
 from benchmarks.gpu.findings import Finding, Settings
@@ -23,15 +22,16 @@ def run(settings: Settings) -> Iterator[Finding]:
     )
     events = EventWriter(training.events)
     with compiled_blocks(training.trainer, training.task, events) as found:
-        compiled = found["compiled"]
-    if "left" in compiled:
-        yield Finding(what="training.compile", seen=f"left: {compiled['left']}", ok=False)
+        compiled = found
+    if compiled is None or compiled.after_s is None or compiled.left:
+        left = compiled.left if compiled else "nothing was compiled"
+        yield Finding(what="training.compile", seen=f"left: {left}", ok=False)
         return
-    gain = compiled["before_s"] / compiled["after_s"]
+    gain = compiled.before_s / compiled.after_s
     yield Finding(
         what="training.compile",
-        seen=f"a micro-batch takes {compiled['after_s']:.3f} s instead of "
-        f"{compiled['before_s']:.3f} s ({gain:.2f}x); compiling took {compiled['compile_s']:.0f} s",
+        seen=f"a micro-batch takes {compiled.after_s:.3f} s instead of "
+        f"{compiled.before_s:.3f} s ({gain:.2f}x); compiling took {compiled.compile_s:.0f} s",
         ok=True,
-        numbers=json.loads(json.dumps(compiled)) | {"gain": gain},
+        numbers=compiled.model_dump(exclude_unset=True) | {"gain": gain},
     )

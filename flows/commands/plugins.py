@@ -1,12 +1,11 @@
 """``sdpo plugins``: what other installed packages add, and what is wrong with it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from flows.show.console import table
+from flows.show.console import Row, table
 from partitions import OWN
 from sdpo.config.strategies import strategy_uses
 from sdpo.errors import PluginError
@@ -55,7 +54,7 @@ def fault_of(plugin: Plugin) -> str:
     return ""
 
 
-def _row(plugin: Plugin) -> dict[str, Any]:
+def _row(plugin: Plugin) -> Row:
     fault = fault_of(plugin)
     facts = plugin.stated.facts
     return {

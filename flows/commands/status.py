@@ -4,18 +4,18 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from flows.show.console import table
+from flows.show.console import Cell, Row, table
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError, SdpoError
 from sdpo.store.records import PlanOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.system.files import read_json
+from sdpo.system.json_values import JsonObject
 
 _STEP = re.compile(r"step-[1-9]\d*")
 
@@ -32,16 +32,16 @@ def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
     console.print(table(_without_empty(rows, ("origin", "damaged"))))
 
 
-def _row(run: RunFolder) -> dict[str, Any]:
+def _row(run: RunFolder) -> Row:
     names = ("created", "steps", "report", "origin", "damaged")
-    row: dict[str, Any] = {"run": run.name} | dict.fromkeys(names, "")
+    row: dict[str, Cell] = {"run": run.name, **dict.fromkeys(names, "")}
     try:
         seals = run.seals()
         damaged = [node for node, whole in seals.items() if whole is False]
         done = [node for node, whole in seals.items() if whole and _STEP.fullmatch(node)]
         content, unreadable = _head(run)
         return row | {
-            "created": content.get("created", "?"),
+            "created": str(content.get("created", "?")),
             "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
             "report": "yes" if run.report.is_file() else "",
             "origin": _origin(content),
@@ -51,7 +51,7 @@ def _row(run: RunFolder) -> dict[str, Any]:
         return row | {"created": "?", "steps": "?", "damaged": f"not readable: {error.strerror}"}
 
 
-def _head(run: RunFolder) -> tuple[dict[str, Any], list[str]]:
+def _head(run: RunFolder) -> tuple[JsonObject, list[str]]:
     """What run.yaml says, and its name where it cannot be read."""
     try:
         return run.read_head("created", "origin"), []
@@ -72,11 +72,12 @@ def _show_run(run: RunFolder, console: Console) -> None:
         f"{escape(str(content.get('created', '?')))}{escape(f', {origin}' if origin else '')}",
         highlight=False,
     )
-    rows = [_step_row(run, number) for number in run.complete_steps()]
+    done = run.complete_steps()
+    rows = [_step_row(run, number) for number in done]
     if rows:
         console.print(table(_without_empty(rows, ("KL previous", "KL S", "shared from"))))
     planned = _planned_steps(run)
-    console.print(f"{sum(row['step'] > 0 for row in rows)} of {planned or '?'} steps are complete")
+    console.print(f"{sum(step > 0 for step in done)} of {planned or '?'} steps are complete")
     damaged = damaged_nodes(run)
     if damaged:
         console.print(
@@ -88,12 +89,12 @@ def _show_run(run: RunFolder, console: Console) -> None:
         run.read_record(damaged[0])  # raises: what is damaged, and an exit code that scripts see
 
 
-def _without_empty(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def _without_empty(rows: list[Row], columns: tuple[str, ...]) -> list[Row]:
     empty = {column for column in columns if not any(row.get(column) for row in rows)}
     return [{name: value for name, value in row.items() if name not in empty} for row in rows]
 
 
-def _origin(content: Mapping[str, Any]) -> str:
+def _origin(content: JsonObject) -> str:
     origin = content.get("origin")
     if not isinstance(origin, Mapping):
         return ""
@@ -127,7 +128,7 @@ def _made_with(run: RunFolder, record: StepRecord) -> dict[str, str]:
     return row
 
 
-def _step_row(run: RunFolder, number: int) -> dict[str, Any]:
+def _step_row(run: RunFolder, number: int) -> Row:
     record = run.step_record(f"step-{number}")
     seconds = sum(record.timings_s.values())
     return {

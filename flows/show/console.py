@@ -28,7 +28,8 @@ from sdpo.events import (
     WarningEvent,
 )
 
-Row = Mapping[str, str | int | float | None]
+Cell = str | int | float | None
+Row = Mapping[str, Cell]
 """A line of a table, by the titles of its columns."""
 
 _PLAIN_EVERY_S = 5.0

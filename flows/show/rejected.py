@@ -1,25 +1,27 @@
 """Which rows are not used and why, with the first of each kind."""
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from flows.show.console import Row
 
 _NOT_SHOWN = ("limit", "max_pairs", "weight")
 """Rows that were not drawn: there is nothing to mend."""
 
 
-def rejected_rows(path: Path) -> list[dict[str, Any]]:
+def rejected_rows(path: Path) -> list[Row]:
     """For a table: per source and reason the rows of ``rejected_rows.jsonl``, and the first."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    first: dict[tuple[str, str], Row] = {}
+    rows: Counter[tuple[str, str]] = Counter()
     with path.open(encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
             if entry["reason"] in _NOT_SHOWN:
                 continue
             key = (entry["source"], entry["reason"])
-            first = {
-                **dict(zip(("source", "reason"), key, strict=True)),
-                **{"rows": 0, "first": entry["row"], "what of it": entry["detail"]},
-            }
-            found.setdefault(key, first)["rows"] += 1
-    return list(found.values())
+            rows[key] += 1
+            first.setdefault(key, {"first": entry["row"], "what of it": entry["detail"]})
+    return [
+        {"source": key[0], "reason": key[1], "rows": rows[key], **row} for key, row in first.items()
+    ]

@@ -4,29 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.show.console import Cell, Row
 from sdpo.promotion.judge import Judgement
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
-
-Row = dict[str, Any]
 
 
 def partition_rows(run: Path) -> list[Row]:
     """Per step: pairs, pairs of each source, tokens of a pair."""
     plan = read_json(RunFolder(run).plan_file)
-    return [_partition_row(entry) for entry in plan["steps"]]
-
-
-def _partition_row(entry: Row) -> Row:
-    lengths = entry["lengths"]["sequence"]
-    return {
-        "step": entry["step"],
-        "pairs": entry["pairs"],
-        "sources": ", ".join(f"{name} {count}" for name, count in entry["sources"].items()),
-        "tokens median": round(lengths["median"]),
-        "tokens p95": round(lengths["p95"]),
-        "tokens max": lengths["maximum"],
-    }
+    return [
+        {
+            "step": entry["step"],
+            "pairs": entry["pairs"],
+            "sources": ", ".join(f"{name} {count}" for name, count in entry["sources"].items()),
+            "tokens median": round(lengths["median"]),
+            "tokens p95": round(lengths["p95"]),
+            "tokens max": lengths["maximum"],
+        }
+        for entry in plan["steps"]
+        for lengths in [entry["lengths"]["sequence"]]
+    ]
 
 
 def gamma_rows(run: Path) -> list[Row]:
@@ -58,7 +56,7 @@ def gate_rows(judgement: Judgement) -> list[Row]:
 
 
 def _gate_row(entry: Mapping[str, Any], judgement: Judgement) -> Row:
-    row: Row = {"reserve": entry["scope"], "pairs": entry["pairs"]}
+    row: dict[str, Cell] = {"reserve": entry["scope"], "pairs": entry["pairs"]}
     names = {"current": f"M_{judgement.current}", "new": f"M_{judgement.new}"}
     for number, title in (("accuracy_vs_S", "accuracy vs S"), ("margin", "margin")):
         for group in ("current", "new"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flows.show.tables import Row
+from flows.show.console import Row
 from sdpo.report import Summary
 from sdpo.report.tables import Table, interval, number, short
 from sdpo.store.model_card import LineageEntry, lineage

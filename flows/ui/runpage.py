@@ -6,10 +6,11 @@ The UI is a view: where the server cannot be reached, or is restarted, the run g
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import TracebackType
+from typing import TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -27,7 +28,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
-from flows.show.console import interruption, where_it_stands
+from flows.show.console import Cell, Row, interruption, where_it_stands
 from flows.show.tables import gate_rows, partition_rows
 from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.progress import StageProgress
@@ -114,8 +115,13 @@ class RunPage:
         self._guardian.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._guardian.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._guardian.__exit__(kind, error, traceback)
 
     def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
         """Run a node as a task; its tables are there when it is done."""
@@ -189,12 +195,12 @@ class RunPage:
                 "reserve", table_rows(reserve), f"Accuracies on the reserve. {reserve.note}"
             )
 
-    def _table(self, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    def _table(self, what: str, rows: Sequence[Row], description: str) -> None:
         table = [dict(row) for row in rows]
         key = f"{what}-{self._slug}"
         self._show(lambda: self._put_table(key, table, description))
 
-    def _put_table(self, key: str, table: list[dict[str, Any]], description: str) -> None:
+    def _put_table(self, key: str, table: list[dict[str, Cell]], description: str) -> None:
         """Made once by an attempt at the run, then brought up to date: so it is listed once."""
         if made := self._tables.get(key):
             data = TableArtifact(table=table).format(_sync=True)  # type: ignore[call-arg]

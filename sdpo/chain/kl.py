@@ -6,7 +6,6 @@ the intervals from :mod:`sdpo.stats.kl`; this module owns the node and ``step-<t
 """
 
 import shutil
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -16,7 +15,7 @@ from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.sampler import EXACT, PAPER
-from sdpo.data.reserved_prompts import reserved_rows
+from sdpo.data.reserved_prompts import ReservedRow, reserved_rows
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import Payload, changed_settings
@@ -52,7 +51,7 @@ def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
         return []
     targets = [context.run.probes / f"M_{step}.{name}" for name in KL_FILES]
     view = context.run.step(step) / "kl.json"
-    options: dict[str, Any] = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
+    options = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
 
     def identity() -> Identity:
         return _spec(context, step, training, rows)[1] | options
@@ -98,7 +97,7 @@ def _ensure_cached(context: Context, spec: KlSpec, identity: Identity) -> None:
 
 
 def _spec(
-    context: Context, step: int, training: TrainingConfig, rows: list[dict[str, Any]]
+    context: Context, step: int, training: TrainingConfig, rows: list[ReservedRow]
 ) -> tuple[KlSpec, Payload]:
     """What the stage is told, and what its result depends on."""
     config, probe = context.config, context.config.probe

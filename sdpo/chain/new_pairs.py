@@ -2,10 +2,10 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,18 @@ from sdpo.data.prompts import Rejection
 from sdpo.data.schema import Format
 from sdpo.errors import IntegrityError
 from sdpo.store.run_folder import RunFolder
+
+
+class NewRow(TypedDict):
+    """What is read here of a row of ``pairs.parquet``."""
+
+    pair_id: str
+    source: str
+    row: int
+    prompt: list[dict[str, str]]
+    chosen: list[dict[str, str]]
+    rejected: list[dict[str, str]]
+    template_inputs: str | None
 
 
 class NewPairs:
@@ -40,7 +52,7 @@ class NewPairs:
             self.kept += table.num_rows
             yield table
 
-    def _is_new(self, row: Mapping[str, Any]) -> bool:
+    def _is_new(self, row: NewRow) -> bool:
         prompt, chosen, rejected = (
             messages_from_row(row[side]) for side in ("prompt", "chosen", "rejected")
         )
@@ -85,14 +97,14 @@ def _check_whole(origin: RunFolder) -> None:
             )
 
 
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
+def _rows(table: pa.Table) -> list[NewRow]:
     columns = ["pair_id", "source", "row", "prompt", "chosen", "rejected", "template_inputs"]
-    rows: list[dict[str, Any]] = table.select(columns).to_pylist()
+    rows: list[NewRow] = table.select(columns).to_pylist()
     return rows
 
 
-def read_column(path: Path, name: str) -> list[Any]:
-    values: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
+def read_column(path: Path, name: str) -> list[str]:
+    values: list[str] = pq.read_table(path, columns=[name])[name].to_pylist()
     return values
 
 

@@ -1,8 +1,8 @@
 """Starting the stage that loads a model, for a node that trains or measures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -15,12 +15,25 @@ from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.payloads import Payload
 from sdpo.identity.scoring import scoring_identity
 from sdpo.processes.disk_space import check_space, step_needs
-from sdpo.processes.stage_specs import StepSpec
+from sdpo.processes.stage_specs import Phase, ReferenceSpec, StepSpec
 from sdpo.store.budget import Budget
 from sdpo.store.links import detach
 from sdpo.store.resume_states import stored_bytes
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a stage that trains is told besides how: ``reference``, where that is not its target;
+    what the record will say of ``models`` and ``inputs``; its identity; and the ``budget`` that a
+    run had settled which this one replays."""
+
+    reference: ReferenceSpec | None = None
+    models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    identity: Payload = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget | None = None
 
 
 def step_spec(
@@ -30,9 +43,10 @@ def step_spec(
     step: int,
     training: TrainingConfig,
     model: NamedModel,
-    **fields: Any,
+    phases: Sequence[Phase],
+    told: Told = Told(),
 ) -> StepSpec:
-    """What a stage of ``step`` is told that loads ``model``; ``fields`` are what it is to do."""
+    """What a stage of ``step`` is told that loads ``model`` and does ``phases`` with it."""
     config, run = context.config, context.run
     supervised = config.supervised
     from_source = supervised.from_source
@@ -58,7 +72,12 @@ def step_spec(
         tracking=config.tracking,
         references=[n for n in (step, step + 1) if n and reads_previous(context, n)],
         step=step,
-        **fields,
+        phases=tuple(phases),
+        reference=told.reference,
+        models=told.models,
+        identity=told.identity,
+        inputs=told.inputs,
+        budget=told.budget,
     )
 
 
@@ -66,21 +85,22 @@ def train_node(
     context: Context,
     *,
     node: str,
+    step: int,
     training: TrainingConfig,
     start: NamedModel,
-    identity: Payload,
-    **fields: Any,
+    phases: Sequence[Phase],
+    told: Told,
 ) -> None:
     """Run the stage that trains ``node`` from ``start``, and that writes its record."""
     detach(context.run.path / node / "metrics.jsonl")
     spec = step_spec(
         context,
         name=node,
+        step=step,
         training=training,
         model=start,
-        identity=identity,
-        budget=_replayed_budget(context, node, identity),
-        **fields,
+        phases=phases,
+        told=replace(told, budget=_replayed_budget(context, node, told.identity)),
     )
     check_room(context, context.run, name=node, model=spec.input_model, training=spec.training)
     context.stage(spec)

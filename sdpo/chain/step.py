@@ -7,7 +7,7 @@ from sdpo.chain.kl import measure_kl
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
 from sdpo.chain.probes import probe, record_probe
 from sdpo.chain.score_reference import reference_spec, scored_reference
-from sdpo.chain.start_stage import train_node
+from sdpo.chain.start_stage import Told, train_node
 from sdpo.chain.step_models import NamedModel, StepModels, guided_training, reference_of, target_of
 from sdpo.chain.tokens import tokens_path
 from sdpo.chain.views import write_gamma
@@ -17,6 +17,7 @@ from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.plugins.recorded import inputs_of
+from sdpo.processes.stage_specs import Phase
 from sdpo.tokens.token_file import TokenFile
 
 _ROLES = ("reference", "target")
@@ -64,22 +65,20 @@ def _trained(
         identity, inputs = _step_identity(context, step, training, models())
         start = int(target.name.removeprefix("M_"))
         measure_input = start == step - 1 and find(measured[start]).record is None
+        looked: tuple[Phase, ...] = ("reference", "measure") if measure_input else ("reference",)
         train_node(
             context,
             node=f"step-{step}",
             step=step,
-            phases=(
-                "reference",
-                *(["measure"] if measure_input else []),
-                "preference",
-                "measure",
-            ),
+            phases=(*looked, "preference", "measure"),
             training=training,
             start=target,
-            reference=reference,
-            models=models().said(training, tokens=reference.tokens if reference else None),
-            identity=identity,
-            inputs=inputs,
+            told=Told(
+                reference=reference,
+                models=models().said(training, tokens=reference.tokens if reference else None),
+                identity=identity,
+                inputs=inputs,
+            ),
         )
         if measure_input:
             record_probe(context, start)
@@ -152,9 +151,11 @@ def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
             phases=("reference", "preference", "score_as_reference"),
             training=training,
             start=start(),
-            models={role: {"choice": "start", "name": start().name} for role in _ROLES},
-            identity=identity,
-            inputs=inputs,
+            told=Told(
+                models={role: {"choice": "start", "name": start().name} for role in _ROLES},
+                identity=identity,
+                inputs=inputs,
+            ),
         )
 
     target = "step-0" if of_step.target == "base" else f"step-{step - 1}"

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node
-from sdpo.chain.start_stage import train_node
+from sdpo.chain.start_stage import Told, train_node
 from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import SupervisedConfig, TrainingConfig
@@ -56,8 +56,7 @@ def _trained(context: Context) -> Node:
             phases=("supervised",),
             training=training,
             start=base,
-            identity=identity(),
-            inputs=inputs(),
+            told=Told(identity=identity(), inputs=inputs()),
         )
 
     return Node(name="step-0", inputs=("reserve", "tokens"), identity=identity, make=make)

@@ -1,6 +1,6 @@
 """What is made from records and probes alone, and again where one is new: gamma, report."""
 
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
@@ -13,10 +13,19 @@ from sdpo.stats.gamma import gamma_view
 from sdpo.system.files import file_digest, read_json, write_json
 
 
+class _Options(TypedDict):
+    """By what a view is made of its probes."""
+
+    step: int
+    beta: float | None
+    resamples: int
+    seed: int
+
+
 def write_gamma(context: Context, step: int) -> Node:
     """``gamma.json``: a view over the probes of M_0..M_step, made anew where one of them is new."""
     files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
-    options: dict[str, Any] = {
+    options: _Options = {
         "step": step,
         "beta": context.config.training_of(step).beta if reads_previous(context, step) else None,
         "resamples": context.config.probe.bootstrap_resamples,
@@ -24,7 +33,14 @@ def write_gamma(context: Context, step: int) -> Node:
     }
 
     def identity() -> Identity:
-        return options | {"probes": {name: file_digest(path) for name, path in files.items()}}
+        probes = {name: file_digest(path) for name, path in files.items()}
+        return {
+            "step": step,
+            "beta": options["beta"],
+            "resamples": options["resamples"],
+            "seed": options["seed"],
+            "probes": probes,
+        }
 
     def make(_find: Find) -> Made:
         entries = read_json(context.run.plan_file)["steps"]

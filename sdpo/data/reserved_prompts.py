@@ -1,22 +1,32 @@
 """Which reserved prompts every model is asked to complete."""
 
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
 
-def reserved_rows(plan: pa.Table, *, count: int) -> list[dict[str, Any]]:
+class ReservedRow(TypedDict):
+    """What is read here of a row of the plan."""
+
+    pair_id: str
+    prompt_key: str
+    source: str
+    token_row: int
+
+
+def reserved_rows(plan: pa.Table, *, count: int) -> list[ReservedRow]:
     """The plan's rows of ``count`` reserved prompts, each once, the sources taking turns."""
-    reserve = plan.filter(pa.array(plan["step"].to_numpy() == 0)).to_pylist()
+    held = plan.filter(pa.array(plan["step"].to_numpy() == 0))
+    reserve: list[ReservedRow] = held.to_pylist()
     reserve.sort(key=lambda row: str(row["pair_id"]))
-    by_source: dict[str, list[dict[str, Any]]] = {}
+    by_source: dict[str, list[ReservedRow]] = {}
     seen: set[str] = set()
     for row in reserve:
         if row["prompt_key"] not in seen:
             seen.add(row["prompt_key"])
             by_source.setdefault(row["source"], []).append(row)
     queues = [by_source[name] for name in sorted(by_source)]
-    picked: list[dict[str, Any]] = []
+    picked: list[ReservedRow] = []
     while len(picked) < count and any(queues):
         for queue in queues:
             if queue and len(picked) < count:

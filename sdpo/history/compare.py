@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo.errors import SdpoError, UserError
 from sdpo.history.results import metrics_of
@@ -11,8 +10,9 @@ from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import read_json
+from sdpo.system.json_values import Json
 
-Flat = dict[str, Any]
+Flat = dict[str, Json]
 
 _GAMMA = ("pairs", "mean", "se", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
 _FACTS = ("pairs", "examples", "optimizer_steps")
@@ -24,8 +24,8 @@ class Row:
     """One field on both sides; None where a side does not have it."""
 
     name: str
-    a: Any
-    b: Any
+    a: Json
+    b: Json
 
     @property
     def differs(self) -> bool:
@@ -77,10 +77,8 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
 def _steps(a: Checkpoint, b: Checkpoint) -> list[tuple[int, int]]:
     if a.step is None and b.step is None:
         return [(n, n) for n in sorted({*a.run.complete_steps(), *b.run.complete_steps()})]
-    one = a.step if a.step is not None else b.step
-    other = b.step if b.step is not None else a.step
-    assert one is not None, "a step is named on one side"
-    assert other is not None, "a step is named on one side"
+    named = [step for step in (a.step, b.step) if step is not None]
+    one, other = named[0], named[-1]
     for side, number in ((a.run, one), (b.run, other)):
         if number not in side.complete_steps():
             listed = ", ".join(map(str, side.complete_steps())) or "none"
@@ -97,7 +95,7 @@ def _rows(a: Flat, b: Flat) -> tuple[Row, ...]:
     return tuple(Row(name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b]))
 
 
-def flat(value: object, prefix: str = "") -> Flat:
+def flat(value: Json, prefix: str = "") -> Flat:
     """Leaves of nested mappings and lists by their dotted path."""
     if isinstance(value, Mapping):
         items = [(str(key), item) for key, item in value.items()]

@@ -7,7 +7,6 @@ not seen become D_{T+1}, and training goes on from M_T.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo.chain.extended import carried_from
 from sdpo.chain.new_pairs import find_new_pairs
@@ -21,7 +20,7 @@ from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
-from sdpo.identity.payloads import changed_settings
+from sdpo.identity.payloads import Payload, changed_settings
 from sdpo.inputs.resolve import resolve
 from sdpo.store.origin import Carried, Origin
 from sdpo.store.records import PlanOutputs
@@ -224,7 +223,7 @@ def _check_carried(stored: Stored, config: RunConfig, steps: int) -> None:
         )
 
 
-def _bearing(config: RunConfig, steps: int) -> dict[str, Any]:
+def _bearing(config: RunConfig, steps: int) -> Payload:
     """What the first ``steps`` steps and their data depend on."""
     return {
         "model": changed_settings(config.model, "step"),

@@ -36,7 +36,7 @@ def add_needs(run: RunFolder, needed: Needed) -> None:
         said = run.read_head("inputs.model", "config.store.cache_dir")
         cache = said.get("config.store.cache_dir")
         needed.caches |= {cache} if isinstance(cache, str) and cache else set()
-        needed.models.add(said["inputs.model"])
+        needed.models.add(str(said["inputs.model"]))
         for record in map(run.find_any, run.nodes()):
             if record:
                 _add_record(record, needed)

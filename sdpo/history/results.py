@@ -16,6 +16,8 @@ from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
+MetricLine = dict[str, float]
+"""A line of metrics.jsonl."""
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
 
 _OF_THE_CLOCK = re.compile(r"(_s|_per_s|seconds|_bytes|throughput)$")
@@ -90,7 +92,7 @@ def _values(file: Path, start: int, end: int) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")[start:end].view("<f4")
 
 
-def metrics_of(path: Path) -> list[dict[str, Any]]:
+def metrics_of(path: Path) -> list[MetricLine]:
     """Lines of a metrics.jsonl without those fields that say how fast it went."""
     if not path.is_file():
         return []
@@ -98,7 +100,7 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not _OF_THE_CLOCK.search(k)} for line in lines]
 
 
-def _curves(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+def _curves(old: list[MetricLine], new: list[MetricLine]) -> list[str]:
     if old == new:
         return []
     if len(old) != len(new):

@@ -1,9 +1,9 @@
 """What a stage (a child process) is told to do: a JSON file, checked on both sides."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 
 from sdpo.config import (
     EvaluationConfig,
@@ -14,6 +14,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sdpo.errors import Fault
 from sdpo.store.budget import Budget
 
 
@@ -121,7 +122,7 @@ class StepSpec(Spec):
     references: list[int] = []
     """Steps whose objective reads log-probs of the model before it on their whole partition: that
     model is measured on all of it, for the values are needed anyway; else on its sample."""
-    identity: dict[str, Any] = {}
+    identity: dict[str, JsonValue] = {}
     inputs: dict[str, str] = {}
     budget: Budget | None = None
     """Tokens of a micro-batch as the run had them that this one replays."""
@@ -150,6 +151,28 @@ class StepSpec(Spec):
     def after(self) -> tuple[Phase, ...]:
         """The phases that see the model that the stage publishes."""
         return self.phases[len(self.before) + 1 :]
+
+    @property
+    def needed_plan(self) -> Path:
+        """The plan, of a stage that cannot do without.
+
+        Raises:
+            Fault: it was told of none.
+        """
+        if self.plan is None:
+            raise Fault(f"{self.name} is to work by a plan and was told of none")
+        return self.plan
+
+    @property
+    def needed_supervised_tokens(self) -> Path:
+        """The token ids of the supervised source, of a stage that cannot do without.
+
+        Raises:
+            Fault: it was told of none.
+        """
+        if self.supervised_tokens is None:
+            raise Fault(f"{self.name} is to train on a source and was told of no tokens of it")
+        return self.supervised_tokens
 
     @property
     def folder(self) -> Path:

@@ -61,9 +61,8 @@ def _supervised_examples(step: StepFiles) -> list[tuple[str, np.ndarray, np.ndar
             (pair_id, pair.prompt_ids, pair.chosen_ids)
             for pair_id, pair in zip(kept["pair_id"].to_pylist(), pairs, strict=True)
         ]
-    assert spec.supervised_tokens is not None, "the supervised source was not tokenised"
     held = set(usable.filter(pa.array(reserved))["prompt_key"].to_pylist())
-    file = SupervisedTokenFile.open(spec.supervised_tokens)
+    file = SupervisedTokenFile.open(spec.needed_supervised_tokens)
     rows = [
         file.row(int(index))
         for index in np.flatnonzero(file.usable)

@@ -31,6 +31,6 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
 
 
 def _probed(spec: StepSpec, model: int) -> int:
-    assert spec.plan is not None, "probes need a plan"
-    rows = probe_rows(pq.read_table(spec.plan), step=model, next_whole=model + 1 in spec.references)
+    plan = pq.read_table(spec.needed_plan)
+    rows = probe_rows(plan, step=model, next_whole=model + 1 in spec.references)
     return len(rows.token_rows)

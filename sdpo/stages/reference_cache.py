@@ -6,8 +6,6 @@ is missing, compares a sample of the cache with the model, and notes that it did
 loads the target alone and reads.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,8 +31,7 @@ def open_cache(spec: StepSpec, digest: str) -> LogpCache:
 
 def plan_rows(spec: StepSpec, number: int) -> pa.Table:
     """The plan's rows of a step; 0 is the reserve."""
-    assert spec.plan is not None, "a preference step needs a plan"
-    plan = pq.read_table(spec.plan)
+    plan = pq.read_table(spec.needed_plan)
     return plan.filter(pa.array(plan["step"].to_numpy() == number))
 
 
@@ -104,7 +101,11 @@ def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Com
     digests = _digests(spec.reference, tokens, rows)
     for cache in _caches(spec, spec.reference):
         if found := cache.check_of(digests, software=machine.versions()):
-            return gate.Agreement(**_typed(found))
+            return gate.Agreement(
+                max_abs_difference_nats=found.max_abs_difference_nats,
+                tolerance_nats=found.tolerance_nats,
+                pairs=found.pairs,
+            )
     raise Fault(f"the cached log-probs under {spec.reference.name} were not checked")
 
 
@@ -141,7 +142,3 @@ def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
 def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> Digests:
     file = TokenFile.open(reference.tokens) if reference.tokens else tokens
     return file.digests(rows["token_row"].to_numpy())
-
-
-def _typed(numbers: dict[str, float]) -> dict[str, Any]:
-    return numbers | {"pairs": int(numbers["pairs"])}

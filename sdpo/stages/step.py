@@ -156,8 +156,7 @@ def _measure(
 ) -> None:
     """Publish the probe of the model in memory, and its completions."""
     spec = session.spec
-    assert spec.plan is not None, "probes need a plan"
-    plan = pq.read_table(spec.plan)
+    plan = pq.read_table(spec.needed_plan)
     out = RunFolder(spec.run).probes
     step = int(name.removeprefix("M_"))
     measure(

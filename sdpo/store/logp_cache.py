@@ -14,17 +14,39 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import Fault
 from sdpo.identity.canonical import digest_of
 from sdpo.system.files import publish_file, read_json, write_json
 
-RowDigests = Sequence[bytes] | np.ndarray[Any, np.dtype[np.bytes_]]
+
+class CheckNumbers(BaseModel):
+    """What a comparison of cached log-probs with the model found, over ``pairs`` pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    max_abs_difference_nats: float
+    tolerance_nats: float = 0.0
+    pairs: int = 0
+
+
+class CheckNote(BaseModel):
+    """A note that rows of ``parts`` were compared so with the model, as ``software`` loads it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    software: dict[str, str]
+    parts: list[str]
+    numbers: CheckNumbers
+
+
+RowDigests = Sequence[bytes] | NDArray[np.bytes_]
 """As bytes, or as an array ``S16``."""
 _FOUND = "max_abs_difference_nats"
 _SCHEMA = pa.schema(
@@ -115,7 +137,7 @@ class LogpCache:
 
     def check_of(
         self, row_digests: RowDigests, *, software: Mapping[str, str]
-    ) -> dict[str, float] | None:
+    ) -> CheckNumbers | None:
         """The numbers of the comparison that found most, if all these rows were checked so.
 
         None where a row is missing, or stands in a part that no check under these versions covers.
@@ -125,11 +147,11 @@ class LogpCache:
         unchecked, worst = self._part_names(row_digests), None
         for path in sorted(self.folder.glob("checked-*.json")):
             note = read_note(path)
-            if note and note["software"] == dict(software) and unchecked & set(note["parts"]):
-                unchecked -= set(note["parts"])
-                numbers: dict[str, float] = note["numbers"]
-                if worst is None or numbers[_FOUND] > worst[_FOUND]:
-                    worst = numbers
+            if note and note.software == dict(software) and unchecked & set(note.parts):
+                unchecked -= set(note.parts)
+                found = note.numbers
+                if worst is None or found.max_abs_difference_nats > worst.max_abs_difference_nats:
+                    worst = found
         return None if unchecked else worst
 
     def part_of(self, row_digests: RowDigests) -> np.ndarray:
@@ -183,12 +205,13 @@ def part_is_whole(part: Path) -> bool:
     return _is_named(part, part.read_bytes())
 
 
-def read_note(path: Path) -> dict[str, Any] | None:
+def read_note(path: Path) -> CheckNote | None:
     """A note of a check; None where it has not the content that its name says."""
     try:
-        note: dict[str, Any] = read_json(path)
-        return note if path.stem == f"checked-{digest_of(note)[:32]}" else None
-    except Fault:
+        note = read_json(path)
+        is_own = path.stem == f"checked-{digest_of(note)[:32]}"
+        return CheckNote.model_validate(note) if is_own else None
+    except (Fault, ValidationError):
         return None
 
 

@@ -5,15 +5,15 @@ identity, so that an origin which moved together with its runs is found, and ano
 place is not mistaken for it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import IntegrityError, SdpoError, UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.store.run_folder import RunFolder
+from sdpo.system.json_values import JsonObject
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -53,7 +53,7 @@ class Carried(BaseModel):
     supervised: str = ""
 
 
-def origin_of(content: Mapping[str, Any]) -> Origin | None:
+def origin_of(content: JsonObject) -> Origin | None:
     """The origin in the content of a run.yaml, if it has one.
 
     Raises:
@@ -62,7 +62,7 @@ def origin_of(content: Mapping[str, Any]) -> Origin | None:
     return _read(Origin, content, "origin")
 
 
-def carried_of(content: Mapping[str, Any]) -> Carried | None:
+def carried_of(content: JsonObject) -> Carried | None:
     """What a run carries over, by the content of its run.yaml.
 
     Raises:
@@ -71,7 +71,7 @@ def carried_of(content: Mapping[str, Any]) -> Carried | None:
     return _read(Carried, content, "carried")
 
 
-def _read(model: type[M], content: Mapping[str, Any], key: str) -> M | None:
+def _read(model: type[M], content: JsonObject, key: str) -> M | None:
     if key not in content:
         return None
     try:

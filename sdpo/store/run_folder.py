@@ -214,7 +214,7 @@ class RunFolder:
             raise IntegrityError(f"{self.run_file} is damaged: it is not a mapping")
         return content
 
-    def read_head(self, *keys: str) -> dict[str, Any]:
+    def read_head(self, *keys: str) -> dict[str, JsonValue]:
         """Of run.yaml the values of these ``keys`` alone, which takes a tenth of the time; a key
         of a group as ``group.key``. Those that are not there are left out.
 

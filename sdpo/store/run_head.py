@@ -4,22 +4,22 @@ time: thousands of runs are listed by them."""
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast, where PyYAML was built with libyaml."""
 
 
-def read_head(text: str, keys: Iterable[str]) -> dict[str, Any]:
+def read_head(text: str, keys: Iterable[str]) -> dict[str, JsonValue]:
     """The values of these ``keys``; a key of a group as ``group.key``. Those that are not there are
     left out. ``text`` has the form of :meth:`sdpo.store.run_folder.RunFolder.write_run`.
 
     Raises:
         ValueError: what is there is not YAML.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, JsonValue] = {}
     for key in keys:
         part, indent = text, ""
         for name in key.split("."):
@@ -32,13 +32,13 @@ def read_head(text: str, keys: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def picked(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def picked(content: Mapping[str, JsonValue], keys: Iterable[str]) -> dict[str, JsonValue]:
     """The same of a run.yaml that was read whole."""
-    found: dict[str, Any] = {}
+    found: dict[str, JsonValue] = {}
     for key in keys:
-        value: Any = content
+        value: JsonValue = dict(content)
         for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
+            value = value.get(name) if isinstance(value, dict) else None
         if value is not None:
             found[key] = value
     return found
@@ -46,7 +46,8 @@ def picked(content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 def _section(text: str, name: str, indent: str) -> str:
     """The value of a key that stands at ``indent``, with all lines below that belong to it: they
-    are indented further, or are the items of its list; empty where there is no such key."""
+    are indented further, are the items of its list, or begin with another of Unicode's ends of
+    lines, within a text; empty where there is no such key."""
     found = _pattern(name, indent).search(text)
     return found[1].lstrip(" ") if found else ""
 
@@ -54,5 +55,6 @@ def _section(text: str, name: str, indent: str) -> str:
 @cache
 def _pattern(name: str, indent: str) -> "re.Pattern[str]":
     return re.compile(
-        rf"^{indent}{re.escape(name)}:(.*(?:\n(?:{indent}(?: |- ).*|-?$))*)", re.MULTILINE
+        rf"^{indent}{re.escape(name)}:(.*(?:\n(?:{indent}(?: |- ).*|[\x85\u2028\u2029].*|-?$))*)",
+        re.MULTILINE,
     )

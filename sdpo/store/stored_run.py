@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
@@ -24,7 +25,7 @@ class Stored:
 
     created: str
     clock: str
-    identity: dict[str, Any]
+    identity: dict[str, JsonValue]
     inputs: dict[str, str]
     config: RunConfig
     versions: dict[str, str]

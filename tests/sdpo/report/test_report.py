@@ -435,9 +435,7 @@ def test_a_reference_that_is_no_better_than_s_is_warned_of(make_run: MakeRun) ->
     run = make_run()
     assert "The reference of step 2 is no better than S" not in titles(run)
     edit_record(run, 2, lambda r: say_models(r, choice="previous", reference="M_1", target="M_0"))
-    edit_record(
-        run, 2, lambda r: r["inputs"].update(target=load_run(run).records[0].model)
-    )
+    edit_record(run, 2, lambda r: r["inputs"].update(target=load_run(run).records[0].model))
     assert "The reference of step 2 is no better than S" in titles(run)
     assert "Step 2 did not start from step 1" not in titles(run), "the recipe says so"
 

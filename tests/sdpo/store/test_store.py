@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdpo.errors import IntegrityError, UserError
@@ -146,6 +146,8 @@ def test_the_head_of_run_yaml_is_what_the_whole_of_it_says(run):
     assert run.read_head("inputs.model", "not.there") == {"inputs.model": "abc"}
 
 
+@example({"": "\n\x85"})
+@example({"a": ["b\u2028\nc: d\u2029\n"]})
 @given(st.dictionaries(st.text(max_size=4), st.text() | st.lists(st.text()), max_size=4))
 def test_no_text_in_run_yaml_is_taken_for_a_key(values):
     text = yaml.safe_dump({"a": values, "b": 1}, sort_keys=False, allow_unicode=True, width=100)
