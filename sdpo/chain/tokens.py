@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sdpo.chain.context import Context
 from sdpo.chain.execute import execute

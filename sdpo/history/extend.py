@@ -26,6 +26,7 @@ from sdpo.store.origin import Carried, Origin
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
+from sdpo.system.json_values import Json, JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +112,15 @@ def effective_overrides(run: RunFolder, overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _of_step(config: RunConfig, step: int) -> dict[str, Any]:
+def _of_step(config: RunConfig, step: int) -> dict[str, Json]:
     """A recipe as one step sees it."""
     values = config.model_dump(mode="json", exclude={"steps"})
     return values | {"training": config.training_of(step).model_dump(mode="json")}
 
 
-def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def _flat(values: JsonObject, where: str = "") -> dict[str, Json]:
     """Settings by their dotted names."""
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{where}{name}.")

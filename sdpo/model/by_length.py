@@ -8,13 +8,16 @@ Here each is computed as if it were alone: sequences of other frequencies are fo
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from sdpo.model.layouts import Batch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Frequencies = tuple[int, ...]
 
@@ -110,7 +113,7 @@ def _borders(model: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
     """Rotary embeddings whose frequencies follow the length, with the length where that begins."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
-        config: Any = getattr(module, "config", None)
+        config: PretrainedConfig | None = getattr(module, "config", None)
         each = kinds.items() if isinstance(kinds, Mapping) else [(None, kinds)]
         for layer_type, kind in each:
             if "dynamic" in str(kind):

@@ -7,13 +7,30 @@ length. Sums are accumulated in fp32.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from sdpo.config.automatic import head_rows
+from sdpo.model.kinds import Context, Gradients
 from sdpo.model.patches import bind_forward, has_own_forward
 from sdpo.system.out_of_memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+class _Context(Context, Protocol):
+    """With what the backward pass needs beside tensors."""
+
+    options: tuple[int, float, float]
+
+
+class _Head(Protocol):
+    """The output head of a model."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -25,7 +42,7 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -48,7 +65,7 @@ class _ChunkedHead(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: _Context, *gradients: torch.Tensor) -> Gradients:
         hidden, weight, bias, targets, lse = ctx.saved_tensors
         chunk, scale, softcap = ctx.options
         gradient = gradients[0]
@@ -105,16 +122,16 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 @lru_cache(maxsize=8)
 def _adds_low_products(dtype: torch.dtype, device: int) -> bool:
     """Whether this torch adds a product of low precision to an fp32 matrix in place, rightly."""
-    on_device: dict[str, Any] = {"device": torch.device("cuda", device)}
-    left, right = (torch.eye(32, dtype=dtype, **on_device) for _ in range(2))
-    total = torch.full((32, 32), 2.0**-20, **on_device)
+    place = torch.device("cuda", device)
+    left, right = (torch.eye(32, dtype=dtype, device=place) for _ in range(2))
+    total = torch.full((32, 32), 2.0**-20, device=place)
     try:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     except (NotImplementedError, RuntimeError, TypeError) as error:
         if is_out_of_memory(error):  # the answer is kept: this would not be one
             raise
         return False
-    return bool(torch.equal(total, torch.eye(32, **on_device) + 2.0**-20))
+    return bool(torch.equal(total, torch.eye(32, device=place) + 2.0**-20))
 
 
 @lru_cache(maxsize=8)
@@ -163,7 +180,7 @@ def target_logps(
     return logps
 
 
-def teach_head(model: Any) -> None:
+def teach_head(model: "PreTrainedModel") -> None:
     """Let the model's head answer with log-probs of targets where it is given any.
 
     The head stays the module it is: sharding wrappers gather a module's weights around its own
@@ -174,9 +191,13 @@ def teach_head(model: Any) -> None:
         return
     scale, softcap = _logit_transform(model.config)
 
-    def forward(self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+    own: Callable[..., torch.Tensor] = type(head).forward
+
+    def forward(
+        self: _Head, hidden: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if targets is None:
-            return type(self).forward(self, hidden)
+            return own(self, hidden)
         return target_logps(
             hidden, self.weight, targets, bias=self.bias, scale=scale, softcap=softcap
         )
@@ -184,7 +205,7 @@ def teach_head(model: Any) -> None:
     bind_forward(head, forward)
 
 
-def _logit_transform(config: Any) -> tuple[float, float]:
+def _logit_transform(config: "PretrainedConfig") -> tuple[float, float]:
     """(scale, softcap) that an architecture applies to its logits before the softmax."""
     scale = 1.0
     if getattr(config, "logit_scale", None):  # Cohere
@@ -196,7 +217,7 @@ def _logit_transform(config: Any) -> tuple[float, float]:
     return scale, float(softcap or 0.0)
 
 
-def head_logits(model: Any, states: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+def head_logits(model: "PreTrainedModel", states: torch.Tensor) -> Callable[[slice], torch.Tensor]:
     """What the model's softmax gets for some of the hidden ``states`` ``[rows, width]``.
 
     Returns a function of a slice of rows with fp32 ``[rows, vocabulary]``. The head is cast to

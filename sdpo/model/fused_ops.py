@@ -8,12 +8,14 @@ were seen to give the same values; fp32 on a CPU alone, anything else takes the 
 
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from sdpo.model.kinds import Context, Gradients, Option
 from sdpo.model.patches import (
     bind_forward,
     has_own_forward,
@@ -26,17 +28,35 @@ _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 """Of the numbers on which a module's own code and what stands in for it are compared."""
 
 
+_Forward = Callable[..., torch.Tensor]
+
+
+class _Norm(Protocol):
+    """A module as it has to be for what stands in for its forward."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
+
+
+class _GateUpDown(Protocol):
+    """A gated MLP likewise."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+
 class _RMSNorm(torch.autograd.Function):
     """``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Context, *gradients: torch.Tensor) -> Gradients:
         x, weight, scale = ctx.saved_tensors
         gradient = gradients[0]
         normed = x * scale
@@ -55,12 +75,12 @@ class _SiluGate(torch.autograd.Function):
     """``silu(gate) * up`` (arXiv 2002.05202); saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         return functional.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Context, *gradients: torch.Tensor) -> Gradients:
         gate, up = ctx.saved_tensors
         gradient = gradients[0]
         up_grad = functional.silu(gate).mul_(gradient)
@@ -76,14 +96,14 @@ class _GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+        ctx: Context, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
     ) -> torch.Tensor:
         gated, raised = functional.linear(x, gate), functional.linear(x, up)
         ctx.save_for_backward(x, gated, raised, gate, up, down)
         return functional.linear(functional.silu(gated).mul_(raised), down)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Context, *gradients: torch.Tensor) -> Gradients:
         saved = ctx.saved_tensors  # recomputation lets them be read once
         shape = saved[0].shape
         x, gated, raised, gate, up, down = (t.flatten(0, -2) for t in saved)
@@ -106,7 +126,9 @@ class _Rotary(torch.autograd.Function):
     """Rotation of the two halves of each head (arXiv 2104.09864); saves cosine and sine alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Context, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         half = x.shape[-1] // 2
         out = x * cos
@@ -115,7 +137,7 @@ class _Rotary(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Context, *gradients: torch.Tensor) -> Gradients:
         cos, sin = ctx.saved_tensors
         gradient = gradients[0]
         half = gradient.shape[-1] // 2
@@ -184,7 +206,7 @@ def _fuse_norms(model: nn.Module) -> int:
         if not known or not isinstance(weight, torch.Tensor) or has_own_forward(module):
             continue
 
-        def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
+        def forward(self: _Norm, x: torch.Tensor, _own: _Forward = own) -> torch.Tensor:
             return rms_norm(x, self.weight, self.variance_epsilon) if _plain(x) else _own(self, x)
 
         if _same(module, forward, weight.shape[-1]):
@@ -204,13 +226,15 @@ def _fuse_gates(model: nn.Module) -> int:
         if not silu or has_own_forward(module) or not parameters_within(module, names):
             continue
 
-        def forward(self: Any, x: torch.Tensor, _own: Any = own) -> Any:
+        def forward(self: _GateUpDown, x: torch.Tensor, _own: _Forward = own) -> torch.Tensor:
             if not _plain(x):
                 return _own(self, x)
             projections = (self.gate_proj, self.up_proj, self.down_proj)
             if all(map(_is_bare, projections)):
                 return gated_mlp(x, *(p.weight for p in projections))
-            return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))  # adapters
+            inner = silu_gate(self.gate_proj(x), self.up_proj(x))  # adapters
+            down: torch.Tensor = self.down_proj(inner)
+            return down
 
         if _same(module, forward, _width(module)):
             bind_forward(module, forward)
@@ -230,7 +254,7 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _same(module: nn.Module, forward: Any, width: int) -> bool:
+def _same(module: nn.Module, forward: _Forward, width: int) -> bool:
     """Whether ``forward`` gives what the module's own does, on numbers of every size that occurs.
 
     An architecture may clamp what is large, or add to what is small: a formula that is the same
@@ -251,8 +275,8 @@ def _same(module: nn.Module, forward: Any, width: int) -> bool:
     return True
 
 
-def _width(module: Any) -> int:
-    return int(module.gate_proj.weight.shape[1])
+def _width(module: nn.Module) -> int:
+    return module.get_parameter("gate_proj.weight").shape[1]
 
 
 def _fuse_rotary(model: nn.Module) -> int:
@@ -269,11 +293,12 @@ def _fuse_rotary(model: nn.Module) -> int:
         k: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        *rest: Any,
-        **named: Any,
-    ) -> Any:
+        *rest: Option,
+        **named: Option,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if rest or named or not _plain(q) or q.dim() != 4 or cos.shape[-1] != q.shape[-1]:
-            return own(q, k, cos, sin, *rest, **named)
+            rotated: tuple[torch.Tensor, torch.Tensor] = own(q, k, cos, sin, *rest, **named)
+            return rotated
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 

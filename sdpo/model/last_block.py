@@ -5,14 +5,18 @@ tokens nobody reads: a sixth of a six-layer model's work on them, less of a deep
 out where the block has the parts of a Llama's and was seen to give the same.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
 
+from sdpo.model.kinds import Option
 from sdpo.model.patches import bind_forward, parameters_within, restore_forward
 from sdpo.model.sequence_scorer import decoder_blocks, inner_model, plain_attention, predicting
 from sdpo.system.out_of_memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _TRIED = 12
@@ -22,7 +26,7 @@ _PREDICTORS = (3, 7, 7, 10)
 
 
 @torch.no_grad()
-def prune(model: nn.Module) -> bool:
+def prune(model: "PreTrainedModel") -> bool:
     """Let the last block of ``model`` leave out what no prediction needs; whether it does now.
 
     The decoder then takes ``predictors``, flat indices of tokens, and answers with their states
@@ -32,7 +36,7 @@ def prune(model: nn.Module) -> bool:
     blocks = decoder_blocks(model)
     if not blocks or not all(isinstance(getattr(blocks[-1], p, None), nn.Module) for p in _PARTS):
         return False
-    block: Any = blocks[-1]
+    block = blocks[-1]
     if not parameters_within(block, _PARTS):
         return False  # one that scales the residual, say, is 1 at first and trains
     bind_forward(block, _pruned)
@@ -42,23 +46,39 @@ def prune(model: nn.Module) -> bool:
     return bool(inner.prunes_last_block)
 
 
+class _Block(Protocol):
+    """A decoder block of the parts that are known here."""
+
+    training: bool
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
+    def forward(
+        self, hidden_states: torch.Tensor, *rest: Option, **options: Option
+    ) -> torch.Tensor:
+        """The block's states."""
+
+
 def _pruned(
-    self: Any,
+    self: _Block,
     hidden_states: torch.Tensor,
-    *rest: Any,
+    *rest: Option,
     predictors: torch.Tensor | None = None,
-    **options: Any,
-) -> Any:
+    **options: Option,
+) -> torch.Tensor:
     recomputed = self.training and getattr(self, "gradient_checkpointing", False)
     if predictors is None or recomputed:  # recomputing is a wrapper around the block's own code
         states = type(self).forward(self, hidden_states, *rest, **options)
         return states if predictors is None else predicting(states.flatten(0, -2), predictors)[None]
     attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
     rows = predicting((hidden_states + attended).flatten(0, -2), predictors)[None]
-    return rows + self.mlp(self.post_attention_layernorm(rows))
+    added: torch.Tensor = self.mlp(self.post_attention_layernorm(rows))
+    return rows + added
 
 
-def _is_the_same(inner: Any) -> bool:
+def _is_the_same(inner: "PreTrainedModel") -> bool:
     """Whether the states of some tokens are those that the whole block gives them."""
     plain_attention(inner)
     decoder, device = inner.get_decoder(), inner.get_input_embeddings().weight.device

@@ -9,13 +9,21 @@ to work with.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
-from typing import Any
+from types import MethodType, ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from sdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+_Answer = tuple[torch.Tensor, ...] | torch.dtype | set[torch.dtype]
+"""What the functions give that are replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +107,9 @@ PATCHES = {
 """By name; the functions below, and what uses a kernel directly, are all places where they are."""
 
 
-def bind_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+def bind_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
     """Let ``module`` answer with ``forward(module, ...)``; bound, so that a copy has its own."""
-    bound: Any = MethodType(forward, module)
-    module.forward = bound
+    vars(module)["forward"] = MethodType(forward, module)
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -124,12 +131,12 @@ def restore_forward(module: nn.Module) -> None:
     del module.forward
 
 
-def replace_function(code: Any, name: str, function: Callable[..., Any]) -> None:
+def replace_function(code: ModuleType, name: str, function: Callable[..., _Answer]) -> None:
     """Let the module ``code`` find ``function`` under ``name``."""
     setattr(code, name, function)
 
 
-def global_batch_ends(accelerator: Any, *, ends: bool) -> None:
+def global_batch_ends(accelerator: "Accelerator", *, ends: bool) -> None:
     """Tell accelerate whether the micro-batch to come is the last one of a global batch.
 
     Raises:
@@ -151,7 +158,7 @@ def fp32_sums_of_ranks() -> None:
     from deepspeed.runtime import base_optimizer
     from deepspeed.runtime.zero import stage3
 
-    functions: list[tuple[Any, str, Callable[..., Any]]] = [
+    functions: list[tuple[ModuleType, str, Callable[..., _Answer]]] = [
         (base_optimizer, "get_comm_dtype", lambda _parameter: torch.float32),
         (stage3, "get_all_comm_dtypes", lambda _parameters: {torch.float32}),
     ]
@@ -167,8 +174,7 @@ def fp32_sums_of_ranks() -> None:
 
 def forget_compiled(block: nn.Module) -> None:
     """Let ``block`` run its own code again, after ``block.compile()``."""
-    owner: Any = block
-    owner._compiled_call_impl = None
+    block._compiled_call_impl = None
 
 
 @contextmanager
@@ -179,7 +185,7 @@ def more_graphs(most: int) -> Iterator[None]:
 
 
 @contextmanager
-def generating_with(model: Any, settings: Any) -> Iterator[None]:
+def generating_with(model: "PreTrainedModel", settings: "GenerationConfig") -> Iterator[None]:
     """Within it ``model`` generates with ``settings`` in place of its own."""
     own, model.generation_config = model.generation_config, settings
     try:

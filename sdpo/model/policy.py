@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,12 +21,15 @@ from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.randomness import own_settings, switch_off
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _ABOUT_KERNELS = re.compile(r"attention implementation|attn_implementation|[Ff]lash ?[Aa]ttention")
 
 
 def load_policy(
     folder: Path, *, model: ModelConfig, digest: str = "", gradient_checkpointing: bool = False
-) -> Any:
+) -> "PreTrainedModel":
     """The causal language model in ``folder``, fp32, without randomness of its own.
 
     It is loaded from a view of exactly the files that are digested. ``digest``: the model's, where
@@ -70,7 +73,7 @@ def load_policy(
     return policy
 
 
-def empty_policy(folder: Path, *, model: ModelConfig) -> Any:
+def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
     """The modules of the model in ``folder``, on the meta device: they have names and shapes, no
     values and no memory.
 
@@ -106,7 +109,7 @@ def _kernels_named(attention: str) -> Iterator[None]:
         ) from error
 
 
-def add_adapters(policy: Any, training: TrainingConfig) -> Any:
+def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTrainedModel":
     """``policy`` with fresh LoRA adapters, whose initial output is zero.
 
     Raises:
@@ -140,13 +143,13 @@ def add_adapters(policy: Any, training: TrainingConfig) -> Any:
     return adapted
 
 
-def merge_adapters(policy: Any) -> Any:
+def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
     """The model with its adapters merged in fp32; a model without adapters as it is."""
     return policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
 
 
 def save_policy(
-    policy: Any,
+    policy: "PreTrainedModel",
     folder: Path,
     *,
     tokenizer: Path,

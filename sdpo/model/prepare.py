@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,8 +13,11 @@ from sdpo.model.randomness import check_training_mode
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def prepare(policy: Any, *, device: torch.device) -> list[str]:
+
+def prepare(policy: "PreTrainedModel", *, device: torch.device) -> list[str]:
     """Let ``policy`` use what is faster where it gives the same; returns the names of that.
 
     Autocast is as the training will have it: a kernel may take no other dtype.
@@ -34,7 +37,7 @@ def prepare(policy: Any, *, device: torch.device) -> list[str]:
 
 
 @contextmanager
-def forwards_known(policy: Any) -> Iterator[None]:
+def forwards_known(policy: "PreTrainedModel") -> Iterator[None]:
     """Within it, whatever an architecture's own code raises becomes one message.
 
     Raises:

@@ -7,7 +7,7 @@ Dropout that a person asks for, that of adapters (``lora_dropout``), comes later
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from sdpo.errors import ModelError
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.rounding import allowed
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from sdpo.model.sequence_scorer import SequenceScorer
+
 _TRIED = 64
 _ROUTERS = "output_router_logits"
 """A setting with which every forward makes a loss from a mask of its own, generation too."""
@@ -24,7 +29,7 @@ _AGAIN = 8
 """So often a model that seems to draw is asked, to learn whether the device repeats itself."""
 
 
-def switch_off(policy: Any) -> None:
+def switch_off(policy: "PreTrainedModel") -> None:
     """Set the rates of the model's own dropout to 0, and of noise that training alone reads.
 
     Rates stand in modules, and in configurations that are read at every forward. Routers' logits
@@ -42,7 +47,7 @@ def switch_off(policy: Any) -> None:
 
 
 @contextmanager
-def own_settings(policy: Any) -> Iterator[None]:
+def own_settings(policy: "PreTrainedModel") -> Iterator[None]:
     """Within it the model's configuration has the settings it came with: it is published."""
     kept = getattr(policy, "_sdpo_own_settings", [])
     for config, name, value in kept:
@@ -74,7 +79,7 @@ class Generators:
 
 
 @torch.no_grad()
-def check_training_mode(scorer: Any, *, device: torch.device) -> None:
+def check_training_mode(scorer: "SequenceScorer", *, device: torch.device) -> None:
     """Refuse a model that gives other log-probs in train mode; generators stay where they are.
 
     Two forwards of one mode are the same operations, whose results are the same to the last bits,
@@ -124,7 +129,7 @@ def _rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
                 yield module, name
 
 
-def _configured(model: nn.Module) -> list[tuple[Any, str]]:
+def _configured(model: nn.Module) -> "list[tuple[PretrainedConfig, str]]":
     """Rates of dropout above 0 in the configurations that the model's modules have, and whether
     routers' logits are put out."""
     configs = {
@@ -147,7 +152,7 @@ def _set(rates: list[tuple[nn.Module, str]], value: float) -> None:
 
 
 @torch.no_grad()
-def _in_training_alone(policy: Any, rates: list[tuple[nn.Module, str]]) -> bool:
+def _in_training_alone(policy: "PreTrainedModel", rates: list[tuple[nn.Module, str]]) -> bool:
     """Whether an answer depends on none of ``rates``: some routers read theirs as a threshold."""
     policy.eval()
     device = policy.get_input_embeddings().weight.device

@@ -8,7 +8,7 @@ padded rows of one forward.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,24 +16,31 @@ import torch
 from sdpo.errors import ModelError
 from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sdpo.model.sequence_scorer import SequenceScorer
+
 _RTOL, _LOW_RTOL = 1e-5, 2e-2
 _TRIED = ((3, 9, 5), (4, 2, 11))
 """Tokens of prompt, chosen and rejected of the pairs by which the loss is compared."""
 
 
-def has_routers(policy: Any) -> bool:
+def has_routers(policy: "PreTrainedModel") -> bool:
     """Whether the architecture puts out its routers' logits, as TRL tells it."""
     return hasattr(policy.config.get_text_config(), "output_router_logits")
 
 
-def asked_weight(policy: Any) -> float:
+def asked_weight(policy: "PreTrainedModel") -> float:
     """The weight of the loss that the model's configuration states, 0 where it states none."""
     config = policy.config.get_text_config()
     stated = getattr(config, "router_aux_loss_coef", None) if has_routers(policy) else None
     return float(stated or 0.0)
 
 
-def router_load(inner: Any, logits: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+def router_load(
+    inner: "PreTrainedModel", logits: Sequence[torch.Tensor], batch: Batch
+) -> torch.Tensor:
     """Sums over ``batch``, float64 ``[2, experts]``: choices of each expert, and probabilities.
 
     A token counts once for every sequence that it stands in, as in padded rows; padding does not.
@@ -69,7 +76,9 @@ def balance_loss(load: torch.Tensor, *, whole: torch.Tensor | None = None) -> to
 
 
 @torch.no_grad()
-def check_routers(scorer: Any, inner: Any, *, device: torch.device) -> None:
+def check_routers(
+    scorer: "SequenceScorer", inner: "PreTrainedModel", *, device: torch.device
+) -> None:
     """Compare the loss with the model's own on two pairs in padded rows.
 
     ``scorer``: a :class:`~sdpo.model.sequence_scorer.SequenceScorer` in eval mode, ``inner`` the
@@ -102,7 +111,7 @@ def check_routers(scorer: Any, inner: Any, *, device: torch.device) -> None:
         )
 
 
-def no_loss(inner: Any, why: str) -> str:
+def no_loss(inner: "PreTrainedModel", why: str) -> str:
     """What is said where a model has no such loss to add."""
     return (
         f"training.router_aux_loss has nothing to weigh: of {type(inner).__name__} the routers' "

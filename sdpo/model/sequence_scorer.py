@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from sdpo.model.chunked_head import teach_head
 from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 from sdpo.model.layouts.attention import NAME as SEGMENTED
 from sdpo.model.layouts.attention import register
+from sdpo.model.layouts.segments import Segments
 from sdpo.model.rounding import allowed
 from sdpo.model.routers import router_load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class SequenceScorer(nn.Module):
     ``attention`` is the kernel for rows of one sequence; rows of several have their own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
         inner = inner_model(model)
@@ -86,8 +90,8 @@ class SequenceScorer(nn.Module):
         return logps if order is None else logps[order.to(logps.device)], load
 
     def _of(self, batch: Batch, routers: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        inner: Any = inner_model(self.model)
-        options: dict[str, Any] = {}
+        inner = inner_model(self.model)
+        options: dict[str, torch.Tensor | Segments | int | bool] = {}
         if batch.segments is None:
             use_attention(inner, self.attention)
         elif self.attention == "flash_attention_2":
@@ -138,8 +142,7 @@ class SequenceScorer(nn.Module):
         ids = np.arange(8, dtype=np.int32) * 7 % vocabulary
         batch = collate([TokenSequence(ids, 1)], pad_token_id=0).to(device)
         ours: torch.Tensor = self(batch)
-        model: Any = self.model
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1].float()
+        logits = self.model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1].float()
         own = torch.log_softmax(logits, -1).gather(1, batch.targets[:, None]).sum()
         if not torch.isfinite(own):
             raise ModelError(f"the model gives log-probs of {float(own)}: its weights are damaged")
@@ -161,20 +164,19 @@ def predicting(rows: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
     return rows.index_select(0, predictors)
 
 
-def inner_model(model: nn.Module) -> Any:
+def inner_model(model: "PreTrainedModel") -> "PreTrainedModel":
     """The transformers model below a PEFT wrapper."""
-    wrapped: Any = model
-    return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_blocks(model: Any) -> list[nn.Module]:
+def decoder_blocks(model: "PreTrainedModel") -> list[nn.Module]:
     """The layers of a model that repeat, by the names its architecture gives."""
     inner = inner_model(model)
     names = set(inner._no_split_modules or ())
     return [module for module in inner.modules() if type(module).__name__ in names]
 
 
-def plain_attention(model: nn.Module) -> None:
+def plain_attention(model: "PreTrainedModel") -> None:
     """Let the model use the kernel it was loaded with: for anything that is not scored here."""
     inner = inner_model(model)
     use_attention(inner, getattr(inner, "_sdpo_attention", inner.config._attn_implementation))
@@ -183,7 +185,7 @@ def plain_attention(model: nn.Module) -> None:
 _SWITCHING = threading.Lock()
 
 
-def use_attention(inner: Any, name: str) -> None:
+def use_attention(inner: "PreTrainedModel", name: str) -> None:
     """Let the model take its attention from the function of this name, all of its parts."""
     with _SWITCHING:
         if inner.config._attn_implementation != name:

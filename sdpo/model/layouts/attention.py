@@ -6,14 +6,17 @@ it is the fused kernel of torch, block by block, with its own backward: slices t
 would make and add a full-length gradient for each of them.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from sdpo.errors import LayoutError
+from sdpo.model.kinds import Context, Gradients, Option
+from sdpo.model.layouts.segment import Segment
 from sdpo.model.layouts.segments import Segments
 from sdpo.model.patches import more_graphs
 
@@ -41,7 +44,7 @@ def segmented_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **options: Any,
+    **options: Option,
 ) -> tuple[torch.Tensor, None]:
     """Attention of ``query`` ``[1, heads, tokens, width]`` as ``segments`` say.
 
@@ -93,17 +96,23 @@ def _on_cpu(
     return _through_autograd(query, key, value, segments, masks, scale, dropout)
 
 
+class _Context(Context, Protocol):
+    """With what the backward pass needs beside tensors."""
+
+    plan: tuple[tuple[Segment, ...], Sequence[torch.Tensor | None], float]
+
+
 class _SegmentedAttention(torch.autograd.Function):
     """Fused attention per segment; gradients are added up in one buffer per input."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         segments: Segments,
-        masks: list[torch.Tensor | None],
+        masks: Sequence[torch.Tensor | None],
         scale: float,
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
@@ -119,7 +128,7 @@ class _SegmentedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: _Context, *gradients: torch.Tensor) -> Gradients:
         query, key, value, out, *sums = ctx.saved_tensors
         parts, masks, scale = ctx.plan
         gradient = gradients[0]
@@ -151,7 +160,7 @@ class _SegmentedAttention(torch.autograd.Function):
 
 
 def _slices(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Any
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Segment
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries and keys of a segment; with grouped heads a group is an entry of the batch.
 
@@ -178,7 +187,7 @@ def _through_autograd(
     key: torch.Tensor,
     value: torch.Tensor,
     segments: Segments,
-    masks: Any,
+    masks: Sequence[torch.Tensor | None],
     scale: float,
     dropout: float,
 ) -> torch.Tensor:
@@ -220,7 +229,7 @@ def _flex(
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
+def _compiled_flex() -> Callable[..., torch.Tensor]:
     """The kernel.
 
     The whole call is one graph or an error: past the limit of graphs torch would go on without
@@ -230,7 +239,10 @@ def _compiled_flex() -> Any:
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    compiled: Callable[..., torch.Tensor] = torch.compile(
+        flex_attention, dynamic=True, fullgraph=True
+    )
+    return compiled
 
 
 def register() -> None:

@@ -5,8 +5,7 @@ completion. See :mod:`sdpo.model.layouts` for the layouts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,12 +50,17 @@ class Batch:
         """The same batch on ``device``."""
         if self.input_ids.device == device:
             return self
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor | Segments):
-                moved[field.name] = value.to(device, non_blocking=True)
-        return replace(self, **moved)
+        mask, places, segments = self.attention_mask, self.position_ids, self.segments
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=mask if mask is None else mask.to(device, non_blocking=True),
+            position_ids=places if places is None else places.to(device, non_blocking=True),
+            segments=segments if segments is None else segments.to(device, non_blocking=True),
+            predictors=self.predictors.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            scored=self.scored.to(device, non_blocking=True),
+        )
 
 
 def targets_of(groups: Sequence[PromptGroup]) -> tuple[torch.Tensor, torch.Tensor]:

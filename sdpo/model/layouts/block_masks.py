@@ -6,12 +6,15 @@ blocks follow from them: no matrix of tokens by tokens is ever made, where torch
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sdpo.model.layouts.segment import Segment
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 """FlexAttention works on blocks of so many tokens: rows for it are padded to a multiple."""
@@ -47,7 +50,7 @@ def block_mask(
     *,
     window: int | None,
     device: torch.device,
-) -> Any:
+) -> "BlockMask":
     """The rule as FlexAttention's ``BlockMask`` on ``device``, for a row of whole blocks.
 
     ``positions``: int64 ``[tokens]``. With a sliding ``window`` a token sees of its run the keys

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from sdpo.errors import LayoutError
 from sdpo.model.layouts import LAYOUTS, Batch, PromptGroup
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 from sdpo.tokens.token_file import TokenFile
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _TOKENS = 2048
 """At most so many tokens of two long pairs are tried, prompts once; one pair may have more."""
@@ -32,7 +36,7 @@ def tried_pairs(tokens: TokenFile, rows: np.ndarray) -> list[int]:
     return [int(row) for row in rows[np.concatenate([longest, shortest])]]
 
 
-def length_matters(config: Any) -> bool:
+def length_matters(config: "PretrainedConfig") -> bool:
     """Whether a token far away is treated otherwise: by a window, or by frequencies that change."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ()
@@ -52,7 +56,7 @@ def shortened(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
 
 
 def agrees(
-    module: Any,
+    module: nn.Module,
     groups: Sequence[PromptGroup],
     *,
     layout: str,
@@ -66,7 +70,9 @@ def agrees(
     dimension (norms and biases), which every token and every layer reaches. Then the layout is
     compared with itself where every other side has other tokens.
     """
-    trained = [p for p in module.parameters() if p.dim() == 1 and p.requires_grad]
+    trained: list[torch.Tensor] = [
+        p for p in module.parameters() if p.dim() == 1 and p.requires_grad
+    ]
     gradients = gradients and bool(trained)
     module.eval()
 
@@ -122,7 +128,7 @@ def not_alone(kind: str, problem: str) -> str:
 
 @torch.no_grad()
 def _leak(
-    module: Any,
+    module: nn.Module,
     groups: Sequence[PromptGroup],
     layout: str,
     *,
@@ -160,7 +166,9 @@ def _alone(groups: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
     return [[PromptGroup(group.prompt, (side,))] for group in groups for side in group.completions]
 
 
-def _measured(module: Any, batches: Sequence[Batch], trained: list[torch.Tensor]) -> _Measured:
+def _measured(
+    module: nn.Module, batches: Sequence[Batch], trained: list[torch.Tensor]
+) -> _Measured:
     """Log-probs of all completions, and the gradients of a sum in which no two count the same, so
     that none can stand for another."""
     weights = torch.linspace(1.0, -0.5, sum(len(batch.scored) for batch in batches))

@@ -7,13 +7,16 @@ nothing else, and needs no padding; FlexAttention gets the same rule as a block 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sdpo.model.layouts.block_masks import BLOCK, block_mask
 from sdpo.model.layouts.segment import Segment
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 _CPU_BLOCK = 128
 """Queries of a long segment that a CPU computes at a time: see :func:`in_blocks`."""
@@ -49,7 +52,11 @@ class Segments:
     group: torch.Tensor
     part: torch.Tensor
     on_host: np.ndarray = field(repr=False, compare=False)
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _masks: "dict[tuple[int | None, torch.dtype], list[torch.Tensor | None]]" = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _blocks: "dict[int | None, BlockMask]" = field(default_factory=dict, repr=False, compare=False)
+    _edges: list[tuple[torch.Tensor, int]] = field(default_factory=list, repr=False, compare=False)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Segments":
         """The same on ``device``."""
@@ -61,11 +68,10 @@ class Segments:
 
     def masks(self, window: int | None, dtype: torch.dtype) -> Sequence[torch.Tensor | None]:
         """Per segment the additive mask ``[queries, keys]``; None where it is plainly causal."""
-        key = ("masks", window, dtype)
-        if key not in self._made:
-            self._made[key] = [self._mask(segment, window, dtype) for segment in self.parts]
-        masks: list[torch.Tensor | None] = self._made[key]
-        return masks
+        key = window, dtype
+        if key not in self._masks:
+            self._masks[key] = [self._mask(segment, window, dtype) for segment in self.parts]
+        return self._masks[key]
 
     def _mask(
         self, segment: Segment, window: int | None, dtype: torch.dtype
@@ -100,22 +106,20 @@ class Segments:
         A kernel that gets them need not look for them in positions, which a device would be waited
         for, and in which each token of the padding is a sequence.
         """
-        if "sequences" not in self._made:
+        if not self._edges:
             edges = sorted({part.first_key for part in self.parts} | {len(self.on_host)})
             starts = torch.tensor(edges, dtype=torch.int32)
             longest = int(starts.diff().max())
-            self._made["sequences"] = starts.to(self.positions.device), longest
-        found: tuple[torch.Tensor, int] = self._made["sequences"]
-        return found
+            self._edges.append((starts.to(self.positions.device), longest))
+        return self._edges[0]
 
-    def block_mask(self, window: int | None) -> Any:
+    def block_mask(self, window: int | None) -> "BlockMask":
         """The rule as FlexAttention's block mask."""
-        key = ("blocks", window)
-        if key not in self._made:
-            self._made[key] = block_mask(
+        if window not in self._blocks:
+            self._blocks[window] = block_mask(
                 self.parts, self.on_host, window=window, device=self.positions.device
             )
-        return self._made[key]
+        return self._blocks[window]
 
 
 def padded_length(tokens: int, *, device: str) -> int:
