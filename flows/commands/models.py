@@ -14,7 +14,14 @@ from sdpo.history.target import locate
 from sdpo.hooks import Host
 from sdpo.promotion.judge import Judgement, gate_settings
 from sdpo.promotion.retrain import Answer, Retrained, retrain
-from sdpo.promotion.versions import NamedModel, Version, current, promote, read_registry, rollback
+from sdpo.promotion.versions import (
+    RegisteredModel,
+    Version,
+    current,
+    promote,
+    read_registry,
+    rollback,
+)
 from sdpo.store.run_folder import RunFolder
 
 _SHOWN = 50
@@ -107,11 +114,11 @@ def _say_what_came(found: Retrained, runs_dir: Path, console: Console) -> None:
         _say(current(found.name, runs_dir=runs_dir), runs_dir, console)
 
 
-def _all(runs_dir: Path) -> list[NamedModel]:
+def _all(runs_dir: Path) -> list[RegisteredModel]:
     return [found for _, found in sorted(read_registry(runs_dir).items())]
 
 
-def _say(named: NamedModel, runs_dir: Path, console: Console) -> None:
+def _say(named: RegisteredModel, runs_dir: Path, console: Console) -> None:
     version = named.in_use
     console.print(
         f"[bold]{escape(named.name)}[/] is at version {version.version}: M_{version.step} of run "
@@ -124,7 +131,7 @@ def _say(named: NamedModel, runs_dir: Path, console: Console) -> None:
     )
 
 
-def _history(named: NamedModel, console: Console) -> None:
+def _history(named: RegisteredModel, console: Console) -> None:
     console.print(table(_row(named.name, version) for version in named.versions[-_SHOWN:]))
     rows = [
         {

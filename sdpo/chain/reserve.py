@@ -37,7 +37,7 @@ def reserve(context: Context) -> Node:
 
 
 def reserved_by_settings(context: Context, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Which of these pairs the recipe sets aside, bool ``[pairs]``; arguments as of ``Choice``.
+    """Which of these pairs the recipe sets aside, bool ``[pairs]``; as a ``ChooseReserved``.
 
     Raises:
         DataError: ``data.reserve.pairs`` leaves nothing of a source to train on.
@@ -79,13 +79,13 @@ def _nothing_left(name: str, wanted: int, has: int, most: int) -> DataError:
     )
 
 
-Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+ChooseReserved = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From the ids of the usable pairs, those of their prompts (uint64 ``[pairs, 2]``) and the codes of
 their sources: which are reserved, bool ``[pairs]``."""
 
 
 def reserve_by(
-    context: Context, choose: Choice, *, carried: Mapping[str, str] | None = None
+    context: Context, choose: ChooseReserved, *, carried: Mapping[str, str] | None = None
 ) -> Node:
     """As :func:`reserve`, with the pairs that ``choose`` picks; ``carried`` bears identity too."""
     settings = context.config.data.reserve

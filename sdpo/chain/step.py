@@ -16,6 +16,7 @@ from sdpo.config.reference_choice import effective_reference
 from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
+from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import Phase
 from sdpo.tokens.token_file import TokenFile
@@ -63,7 +64,7 @@ def _trained(
     def make(find: Find) -> None:
         target, reference = models().target, reference_spec(context, step, models())
         identity, inputs = _step_identity(context, step, training, models())
-        start = int(target.name.removeprefix("M_"))
+        start = ModelName.of(target.name).step
         measure_input = start == step - 1 and find(measured[start]).record is None
         looked: tuple[Phase, ...] = ("reference", "measure") if measure_input else ("reference",)
         train_node(

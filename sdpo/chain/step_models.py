@@ -10,6 +10,7 @@ from pathlib import Path
 from sdpo.chain.context import Context
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
+from sdpo.model_names import ModelName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ def model_of(context: Context, number: int) -> NamedModel:
     else:
         record = context.run.step_record(f"step-{number}")
         folder, digest = context.run.model(number), record.model
-    return NamedModel(name=f"M_{number}", folder=folder, digest=digest)
+    return NamedModel(name=str(ModelName(number)), folder=folder, digest=digest)
 
 
 def target_of(context: Context, step: int, training: TrainingConfig) -> NamedModel:

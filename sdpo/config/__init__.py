@@ -12,7 +12,7 @@ from sdpo.config.effects import settings_without_effect, unread_settings
 from sdpo.config.group import Group
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
 from sdpo.config.model import ModelConfig
-from sdpo.config.partition import PartitionConfig, Strategy
+from sdpo.config.partition import PartitionConfig, StrategyName
 from sdpo.config.run import RunConfig
 from sdpo.config.running import LaunchConfig, LaunchStrategy, StoreConfig, TrackingConfig
 from sdpo.config.supervised import SupervisedColumnsConfig, SupervisedConfig
@@ -35,7 +35,7 @@ __all__ = [
     "SourceConfig",
     "StepConfig",
     "StoreConfig",
-    "Strategy",
+    "StrategyName",
     "SupervisedColumnsConfig",
     "SupervisedConfig",
     "TrackingConfig",

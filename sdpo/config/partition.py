@@ -18,14 +18,15 @@ def _known_strategy(name: object) -> object:
     return name
 
 
-Strategy = Annotated[str, BeforeValidator(_known_strategy), OneOf(strategy_names)]
+StrategyName = Annotated[str, BeforeValidator(_known_strategy), OneOf(strategy_names)]
 
 
 class PartitionConfig(Group):
     """Which pair goes to which step."""
 
     strategy: Annotated[
-        Strategy, NotIdentity("a plan's identity has it beside the other settings", of=("plan",))
+        StrategyName,
+        NotIdentity("a plan's identity has it beside the other settings", of=("plan",)),
     ] = Field(
         "natural",
         description="`natural`: one source per step; `stratified`: fractions within strata; "

@@ -23,7 +23,7 @@ REFUSED_KEYS = {
 """Keys that people know from elsewhere and that are refused with a reason."""
 
 
-class Choice(Protocol):
+class ChoosesModels(Protocol):
     """The part of a step's training settings that these rules read."""
 
     @property
@@ -46,12 +46,12 @@ def is_length_normalised(objective: str) -> bool:
     return objective_facts(objective).length_normalised
 
 
-def effective_reference(choice: Choice) -> str:
+def effective_reference(choice: ChoosesModels) -> str:
     """The choice of reference that a step acts on: ``none`` where its objective reads none."""
     return choice.reference if needs_reference(choice.objective) else "none"
 
 
-def impossible_references(trainings: Mapping[str, Choice]) -> list[str]:
+def impossible_references(trainings: Mapping[str, ChoosesModels]) -> list[str]:
     """Choices that cannot be followed, by the name of the group they stand in."""
     problems: list[str] = []
     for where, choice in trainings.items():
@@ -68,7 +68,7 @@ def impossible_references(trainings: Mapping[str, Choice]) -> list[str]:
     return problems
 
 
-def references_without_effect(trainings: Mapping[str, Choice]) -> list[str]:
+def references_without_effect(trainings: Mapping[str, ChoosesModels]) -> list[str]:
     """Settings of the reference that nothing will read, each with why."""
     lines: list[str] = []
     uses_model = any(effective_reference(choice) == "model" for choice in trainings.values())

@@ -62,8 +62,11 @@ class PairLogps:
         return chosen / self.chosen_tokens - rejected / self.rejected_tokens
 
 
-def s(z: torch.Tensor) -> torch.Tensor:
-    """softplus(z) = -log sigmoid(-z), exact everywhere: ``F.softplus`` is linear above 20."""
+def softplus(z: torch.Tensor) -> torch.Tensor:
+    """softplus(z) = -log sigmoid(-z), exact everywhere: ``F.softplus`` is linear above 20.
+
+    The formulas of the objectives call it s(z).
+    """
     return -F.logsigmoid(-z)
 
 
@@ -94,7 +97,7 @@ def capped_odds(logps: PairLogps) -> torch.Tensor:
 @objective(title="DPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
 def dpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta Delta): DPO, arXiv 2305.18290, eq. 7."""
-    return s(-beta * logps.margins())
+    return softplus(-beta * logps.margins())
 
 
 @objective(title="cDPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
@@ -104,14 +107,14 @@ def cdpo(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tens
     From "A note on DPO with noisy preferences": a label is flipped with probability eps.
     """
     z = beta * logps.margins()
-    return (1 - label_smoothing) * s(-z) + label_smoothing * s(z)
+    return (1 - label_smoothing) * softplus(-z) + label_smoothing * softplus(z)
 
 
 @objective(title="Robust DPO", paper="2403.00409", form="pairwise", constant_at_reference=True)
 def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tensor:
     """[(1 - eps) s(-beta Delta) - eps s(beta Delta)] / (1 - 2 eps): rDPO, arXiv 2403.00409."""
     z = beta * logps.margins()
-    unbiased = (1 - label_smoothing) * s(-z) - label_smoothing * s(z)
+    unbiased = (1 - label_smoothing) * softplus(-z) - label_smoothing * softplus(z)
     return unbiased / (1 - 2 * label_smoothing)
 
 
@@ -161,7 +164,7 @@ def exo(logps: PairLogps, *, beta: float, exo_epsilon: float) -> torch.Tensor:
 def nca(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta h_w) + s(beta h_w) / 2 + s(beta h_l) / 2: arXiv 2402.05369, K = 2."""
     chosen, rejected = (beta * h for h in logps.log_ratios())
-    return s(-chosen) + 0.5 * s(chosen) + 0.5 * s(rejected)
+    return softplus(-chosen) + 0.5 * softplus(chosen) + 0.5 * softplus(rejected)
 
 
 @objective(title="Cal-DPO", paper="2412.14516", form="mixed", constant_at_reference=True)
@@ -170,7 +173,7 @@ def cal_dpo(logps: PairLogps, *, beta: float, cal_dpo_c: float) -> torch.Tensor:
 
     The first term has no beta. c = 1 in arXiv 2502.01237, 1/2 in the authors' own code.
     """
-    return s(-logps.margins()) + cal_dpo_c * sppo(logps, beta=beta)
+    return softplus(-logps.margins()) + cal_dpo_c * sppo(logps, beta=beta)
 
 
 @objective(title="APO-Zero", paper="2408.06266", form="pointwise", constant_at_reference=True)
@@ -195,7 +198,7 @@ def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """
     policy = logps.policy_chosen_logps - logps.policy_rejected_logps
     reference = logps.reference_chosen_logps - logps.reference_rejected_logps
-    return s(-beta * (policy - reference.clamp(min=0)))
+    return softplus(-beta * (policy - reference.clamp(min=0)))
 
 
 @objective(
@@ -207,7 +210,7 @@ def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
 )
 def dpo_norm(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, arXiv 2411.15124."""
-    return s(-beta * logps.per_token_margins())
+    return softplus(-beta * logps.per_token_margins())
 
 
 @objective(
@@ -220,7 +223,7 @@ def dpo_norm(logps: PairLogps, *, beta: float) -> torch.Tensor:
 def simpo(logps: PairLogps, *, beta: float, simpo_gamma_beta_ratio: float) -> torch.Tensor:
     """s(-(beta (a_w - a_l) - gamma)), gamma = beta * ratio: SimPO, arXiv 2405.14734, eq. 6."""
     chosen, rejected = logps.per_token()
-    return s(-beta * (chosen - rejected - simpo_gamma_beta_ratio))
+    return softplus(-beta * (chosen - rejected - simpo_gamma_beta_ratio))
 
 
 @objective(
@@ -234,7 +237,7 @@ def simpo(logps: PairLogps, *, beta: float, simpo_gamma_beta_ratio: float) -> to
 def orpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta (o_w - o_l)): the alignment term of ORPO under a temperature, arXiv 2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
-    return s(-beta * (chosen - rejected))
+    return softplus(-beta * (chosen - rejected))
 
 
 @objective(
@@ -265,7 +268,7 @@ def orpo_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tenso
 def asft(logps: PairLogps, *, beta: float) -> torch.Tensor:
     """s(-beta o_w) + s(beta o_l): the alignment term of ASFT, arXiv 2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
-    return s(-beta * chosen) + s(beta * rejected)
+    return softplus(-beta * chosen) + softplus(beta * rejected)
 
 
 @objective(

@@ -69,7 +69,7 @@ def run_stage(
         raise UserError(f"{spec.log} is a link: a log is added to, so it must be a file of the run")
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
-    outcome, mark = _Outcome(spec, listen), uuid.uuid4().hex
+    outcome, mark = _Ending(spec, listen), uuid.uuid4().hex
     listen(StageEvent(stage=spec.name, status="started", log=str(spec.log)))
     with watched(mark, keep=keep), open(spec.log, "ab", opener=_never_through_a_link) as log:
         process = subprocess.Popen(
@@ -101,7 +101,7 @@ def _never_through_a_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-class _Outcome:
+class _Ending:
     """What a stage's events amount to."""
 
     def __init__(self, spec: Spec, listen: Listener) -> None:

@@ -23,7 +23,7 @@ from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.promotion.judge import GateSettings, Judgement, judge
 from sdpo.promotion.versions import (
-    NamedModel,
+    RegisteredModel,
     Version,
     checked_digest,
     current,
@@ -158,7 +158,7 @@ def retrain(
         return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, host=host)
 
 
-def find_named(name: str, *, runs_dir: Path) -> NamedModel:
+def find_named(name: str, *, runs_dir: Path) -> RegisteredModel:
     """What ``name`` stands for: a name of the registry, or a run that belongs to one.
 
     Raises:
@@ -179,7 +179,7 @@ def find_named(name: str, *, runs_dir: Path) -> NamedModel:
 
 
 @contextmanager
-def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterator[NamedModel]:
+def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterator[RegisteredModel]:
     """The model that is to grow, held so that nobody else lets it grow meanwhile.
 
     A lock of the kernel's and not a limit of a scheduler's: it lasts as long as this process,
@@ -191,7 +191,7 @@ def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterat
         yield find_named(known, runs_dir=runs_dir)
 
 
-def _checked_start(named: NamedModel, runs_dir: Path) -> RunFolder:
+def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
     """The run of the current model, which is the last of its run and what it was."""
     start = named.in_use
     run = RunFolder(runs_dir / start.run)
@@ -211,7 +211,7 @@ def _checked_start(named: NamedModel, runs_dir: Path) -> RunFolder:
 
 
 def _tried(
-    named: NamedModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
+    named: RegisteredModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """Decisions about runs from the current model by the same rules, and the pairs of each run."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
@@ -236,7 +236,7 @@ def _start(version: Version) -> dict[str, Any]:
 
 
 def _nothing_new(
-    named: NamedModel, fresh: int, wanted: int, tried: Sequence[dict[str, Any]]
+    named: RegisteredModel, fresh: int, wanted: int, tried: Sequence[dict[str, Any]]
 ) -> str:
     what = f"{fresh} new pairs" if fresh else "nothing new"
     few = f", and {wanted} are wanted" if fresh else ""
@@ -251,7 +251,7 @@ def _nothing_new(
     return f"{what} for {named.name}, which is at version {named.current}{few}{past}"
 
 
-def _taken_out(named: NamedModel, run: str) -> str:
+def _taken_out(named: RegisteredModel, run: str) -> str:
     """What became of a run that was in use under the name and is no more; empty for others."""
     found = next((v for v in reversed(named.versions) if v.run == run), None)
     if found is None or found.version == named.current:
@@ -289,7 +289,7 @@ def _decide(
     def judged() -> Judgement:
         return judge(run, new=step, current=step - 1, settings=gate, probe=probe)
 
-    def moved(why: str) -> NamedModel:
+    def moved(why: str) -> RegisteredModel:
         return promote(
             Checkpoint(run, step),
             runs_dir=runs_dir,

@@ -58,7 +58,7 @@ class Move(_Entry):
     why: str
 
 
-class NamedModel(_Entry):
+class RegisteredModel(_Entry):
     """What a name stands for, and stood for. ``current`` is the version in use."""
 
     name: str
@@ -86,10 +86,10 @@ class NamedModel(_Entry):
 
 class _Content(_Entry):
     format: Literal[1]
-    names: dict[str, NamedModel]
+    names: dict[str, RegisteredModel]
 
 
-def read_registry(runs_dir: Path) -> dict[str, NamedModel]:
+def read_registry(runs_dir: Path) -> dict[str, RegisteredModel]:
     """Every name with its versions; empty where nothing was promoted yet.
 
     Raises:
@@ -109,7 +109,7 @@ def read_registry(runs_dir: Path) -> dict[str, NamedModel]:
         ) from error
 
 
-def current(name: str, *, runs_dir: Path) -> NamedModel:
+def current(name: str, *, runs_dir: Path) -> RegisteredModel:
     """What ``name`` stands for.
 
     Raises:
@@ -133,7 +133,7 @@ def promote(
     why: str = "",
     expected: int | None = None,
     listen: Listener = lambda event: None,
-) -> NamedModel:
+) -> RegisteredModel:
     """Make a complete step's model the current one of ``name``; the run's last step by default.
 
     ``name`` defaults to the name that the run, or one that it comes from, was promoted under
@@ -178,7 +178,7 @@ def rollback(
     to: int | None = None,
     why: str = "",
     listen: Listener = lambda event: None,
-) -> NamedModel:
+) -> RegisteredModel:
     """Make an earlier version current again: ``to``, else the one that the current one replaced.
 
     Raises:
@@ -287,21 +287,23 @@ def _as_kept(run: RunFolder, runs_dir: Path) -> str:
 
 
 def _move(
-    names: dict[str, NamedModel],
+    names: dict[str, RegisteredModel],
     name: str,
     versions: tuple[Version, ...],
     moves: tuple[Move, ...],
     to: Version,
     why: str,
-) -> NamedModel:
+) -> RegisteredModel:
     before = names[name].current if name in names else 0
     move = Move(from_version=before, to_version=to.version, when=_now(), why=why)
-    names[name] = NamedModel(name=name, current=to.version, versions=versions, moves=(*moves, move))
+    names[name] = RegisteredModel(
+        name=name, current=to.version, versions=versions, moves=(*moves, move)
+    )
     return names[name]
 
 
 @contextmanager
-def _registry(runs_dir: Path, listen: Listener) -> Iterator[dict[str, NamedModel]]:
+def _registry(runs_dir: Path, listen: Listener) -> Iterator[dict[str, RegisteredModel]]:
     """The registry, held for this process; what becomes of it is published at the end."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     with hold(runs_dir / _LOCK, what="the registry", wait=True, listen=listen):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdpo.model_names import ModelName
 from sdpo.report.load import RunData
 from sdpo.stats.gamma import (
     RESERVE,
@@ -109,7 +110,7 @@ def measure_run(data: RunData) -> Numbers:
 
 
 def _number(entry: Entry) -> int:
-    return int(entry["model"].removeprefix("M_"))
+    return ModelName.of(entry["model"]).step
 
 
 def _pooled(data: RunData) -> dict[str, pa.Table]:

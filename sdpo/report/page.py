@@ -18,6 +18,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from sdpo.config import describe
+from sdpo.model_names import ModelName
 from sdpo.report import figures, tables, tables_of_steps
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict
@@ -348,7 +349,7 @@ def _completions(data: RunData) -> list[dict[str, Any]]:
                 item["prompt_key"],
                 {"prompt": item["prompt"], "source": item["source"], "answers": []},
             )
-            number_of_model = int(model.removeprefix("M_"))
+            number_of_model = ModelName.of(model).step
             prompt["answers"].append(
                 {
                     "model": number_of_model,

@@ -2,6 +2,7 @@
 
 import pyarrow.parquet as pq
 
+from sdpo.model_names import ModelName
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import probe_rows
 
@@ -23,7 +24,7 @@ def expected_work(spec: StepSpec) -> dict[str, int]:
         epochs = min(epochs, spec.training.max_steps * spec.training.batch_size / max(pairs, 1))
     phases = {f"score D_{spec.step}": pairs}
     if "measure" in spec.before:
-        phases[f"measure {spec.input_name}"] = _probed(spec, int(spec.input_name[2:]))
+        phases[f"measure {spec.input_name}"] = _probed(spec, ModelName.of(spec.input_name).step)
     phases |= {"score the reserve": reserve, "train": round(_TRAINED * epochs * pairs)}
     if "measure" in spec.after:
         phases[f"measure M_{spec.step}"] = _probed(spec, spec.step)

@@ -6,6 +6,7 @@ import torch
 
 from sdpo.events import PublishedEvent
 from sdpo.identity.canonical import digest_of
+from sdpo.model_names import ModelName
 from sdpo.stages.session import Session
 from sdpo.stages.step_context import StepFiles
 from sdpo.store import resume_states
@@ -30,7 +31,7 @@ def publish(
         digest = session.publish()
     if not session.accelerator.is_main_process:
         return
-    name = f"M_{spec.step}" if spec.name.startswith("step-") else spec.name
+    name = str(ModelName(spec.step)) if spec.name.startswith("step-") else spec.name
     who = spec.name.replace("-", " ")
     if digest == spec.input_digest:
         step.events.warning(

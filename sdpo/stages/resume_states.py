@@ -175,7 +175,7 @@ class Checkpoints:
             return
         self._saved_at = number
         if self._accelerator.is_main_process:
-            resume_states.prune(self.folder, keep=self._training.checkpoints_kept)
+            resume_states.keep_newest(self.folder, keep=self._training.checkpoints_kept)
         self._tell("checkpoint", number, total)
 
     def _publish(self, number: int, total: int) -> str:

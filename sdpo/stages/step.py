@@ -13,6 +13,7 @@ from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
 from sdpo.errors import Fault
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
+from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec
@@ -90,7 +91,7 @@ def _work(
             case "supervised":
                 train_supervised(step)
         if phase == spec.trains:
-            digest, name, node = session.published_digest, f"M_{spec.step}", spec.name
+            digest, name, node = session.published_digest, str(ModelName(spec.step)), spec.name
     return scored_rows
 
 
@@ -158,7 +159,7 @@ def _measure(
     spec = session.spec
     plan = pq.read_table(spec.needed_plan)
     out = RunFolder(spec.run).probes
-    step = int(name.removeprefix("M_"))
+    step = ModelName.of(name).step
     measure(
         session.scorer(),
         tokens,

@@ -115,7 +115,7 @@ def _verified(folder: Path, key: Mapping[str, str]) -> StateContent:
         ) from error
 
 
-def prune(step: Path, *, keep: int) -> None:
+def keep_newest(step: Path, *, keep: int) -> None:
     """Remove all but the newest ``keep`` states."""
     for folder in _folders(step)[keep:]:
         shutil.rmtree(folder, ignore_errors=True)

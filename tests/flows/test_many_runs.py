@@ -13,7 +13,7 @@ from command_line import Sdpo
 from histories import contents, flip, origin
 
 from sdpo.history.gc import collect
-from sdpo.promotion.versions import REGISTRY, Move, NamedModel, Version
+from sdpo.promotion.versions import REGISTRY, Move, RegisteredModel, Version
 from sdpo.system.files import write_json
 
 
@@ -102,7 +102,7 @@ def test_of_a_long_history_the_latest_versions_are_shown_and_all_as_json(
     moves = tuple(
         Move(from_version=n - 1, to_version=n, when="now", why="because") for n in range(1, 1001)
     )
-    named = NamedModel(name="tiny", current=1000, versions=versions, moves=moves)
+    named = RegisteredModel(name="tiny", current=1000, versions=versions, moves=moves)
     write_json(tmp_path / REGISTRY, {"format": 1, "names": {"tiny": named.model_dump()}})
     said = sdpo("current", "tiny", "--runs-dir", tmp_path)
     assert "950 earlier versions" in said.told

@@ -383,13 +383,13 @@ def test_each_phase_of_a_stage_is_called_by_its_name(export):
 def test_a_stage_that_is_over_before_its_last_phase_was_looked_at_has_its_result(
     export, monkeypatch
 ):
-    watch = supervisor._Outcome.watch
+    watch = supervisor._Ending.watch
 
     def late(self, process):
         watch(self, process)
         process.wait()
 
-    monkeypatch.setattr(supervisor._Outcome, "watch", late)
+    monkeypatch.setattr(supervisor._Ending, "watch", late)
     assert run_stage(export, listen=lambda event: None)["dtype"] == "bfloat16"
 
 
