@@ -1,13 +1,12 @@
 """What a training takes of a device's memory, from the model's files and the settings."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.config.automatic import head_rows, lane_count, micro_batch_tokens, training_lanes
 from sdpo.identity.model_folder import text_config
+from sdpo.system.json_values import JsonObject
 
 _GIB = 2**30
 
@@ -74,7 +73,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: Mapping[str, Any], *, parameters: int, training: TrainingConfig, launch: LaunchConfig
+    config: JsonObject, *, parameters: int, training: TrainingConfig, launch: LaunchConfig
 ) -> MemoryEstimate:
     """What training takes on one device.
 
@@ -93,7 +92,7 @@ def estimate_memory(
     lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
     lanes = training_lanes(training, lanes)
     tokens = lanes * micro_batch_tokens(training.micro_batch_tokens, device=device)
-    vocabulary = int(text.get("vocab_size") or config.get("vocab_size") or 0)
+    vocabulary = _number(text, ("vocab_size",)) or _number(config, ("vocab_size",))
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
     states = 2 if training.optimizer == "adamw" else 1
     activations = None
@@ -111,9 +110,10 @@ def estimate_memory(
     )
 
 
-def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+def _number(config: JsonObject, names: tuple[str, ...]) -> int:
     """The first of ``names`` that the configuration has, 0 where it has none."""
-    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
+    found = map(config.get, names)
+    return next((int(number) for number in found if isinstance(number, int)), 0)
 
 
 def _kept_bytes(

@@ -8,7 +8,7 @@ on without the object.
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,9 @@ from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.system.files import file_digest, publish_file, remove, temporary_folder
 from sdpo.system.privacy import withheld, withheld_by_folder, withholding
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _ROWS = 1024
 """Rows of a row group, so that the bytes do not depend on how an object is cut."""
 
@@ -28,7 +31,7 @@ _ROWS = 1024
 @contextmanager
 def rows_written(
     config: RunConfig,
-    datasets: Mapping[str, Any],
+    datasets: Mapping[str, "Dataset"],
     *,
     listen: Listener = lambda event: None,
     wait: bool = False,
@@ -58,7 +61,7 @@ def rows_written(
 
 
 def _write_all(
-    run: RunFolder, datasets: Mapping[str, Any], *, listen: Listener, wait: bool
+    run: RunFolder, datasets: Mapping[str, "Dataset"], *, listen: Listener, wait: bool
 ) -> dict[str, str]:
     """Write what is not there yet; returns the file of each name."""
     files = [Path(file["filename"]) for rows in datasets.values() for file in rows.cache_files]
@@ -72,7 +75,7 @@ def _write_all(
             return {name: str(_write(run, name, rows)) for name, rows in datasets.items()}
 
 
-def _write(run: RunFolder, name: str, rows: Any) -> Path:
+def _write(run: RunFolder, name: str, rows: "Dataset") -> Path:
     with temporary_folder(run.sources) as scratch:
         written = scratch / "rows.parquet"
         _write_rows(written, name.removeprefix("dataset:"), rows)
@@ -83,7 +86,7 @@ def _write(run: RunFolder, name: str, rows: Any) -> Path:
     return path
 
 
-def _write_rows(path: Path, name: str, rows: Any) -> None:
+def _write_rows(path: Path, name: str, rows: "Dataset") -> None:
     if not len(rows):
         raise DataError(f"data source {name}: the data set has no rows")
     try:

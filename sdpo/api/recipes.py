@@ -4,15 +4,19 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
 from sdpo.config import RunConfig, StepConfig  # noqa: F401 - mypy's plugin looks for it here
 from sdpo.config import load as loading
 from sdpo.errors import ConfigError
+from sdpo.system.json_values import JsonObject
 
-Overrides = Mapping[str, Any] | Sequence[str]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Overrides = JsonObject | Sequence[str]
 """Settings over a recipe's own: ``{"training.beta": 0.05}``, or ``["training.beta=0.05"]``."""
 
 
@@ -23,10 +27,10 @@ class Recipe(RunConfig):
     kept beside it until :func:`sdpo.run` writes them into the run.
     """
 
-    _datasets: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _datasets: "dict[str, Dataset]" = PrivateAttr(default_factory=dict)
 
     @property
-    def datasets(self) -> Mapping[str, Any]:
+    def datasets(self) -> "Mapping[str, Dataset]":
         """The ``datasets.Dataset`` of each path that stands for one."""
         return dict(self._datasets)
 
@@ -47,7 +51,7 @@ def load_recipe(
     Raises:
         ConfigError: with one line per fault; nothing is written.
     """
-    datasets: dict[str, Any] = {}
+    datasets: dict[str, Dataset] = {}
     if isinstance(recipe, RunConfig):
         datasets |= recipe.datasets if isinstance(recipe, Recipe) else {}
         values = recipe.model_dump()
@@ -96,7 +100,7 @@ def is_dataset(value: object) -> bool:
     return library is not None and isinstance(value, library.Dataset)
 
 
-def _without_objects(recipe: Mapping[str, Any], datasets: dict[str, Any]) -> dict[str, Any]:
+def _without_objects(recipe: Mapping[str, Any], datasets: "dict[str, Dataset]") -> dict[str, Any]:
     """The recipe with a path for every data set, which is added to ``datasets``."""
     values = dict(recipe)
     data = values.get("data")
@@ -110,7 +114,7 @@ def _without_objects(recipe: Mapping[str, Any], datasets: dict[str, Any]) -> dic
     return values
 
 
-def _without_object(group: Any, where: str, datasets: dict[str, Any]) -> Any:
+def _without_object(group: Any, where: str, datasets: "dict[str, Dataset]") -> Any:
     path = group.get("path") if isinstance(group, Mapping) else None
     if path is None or isinstance(path, str):
         return group

@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -28,6 +28,9 @@ from sdpo.store.origin import origin_chain
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.system.streams import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _MEASURED = pa.schema(
     [
@@ -179,7 +182,7 @@ class Run:
         )
         return pa.Table.from_pylist(lines, schema=schema)
 
-    def model(self, step: int) -> Any:
+    def model(self, step: int) -> "PreTrainedModel":
         """M_step as transformers loads it, fp32, for evaluation, without dropout; M_0 is S.
 
         torch is loaded here. The files are digested while they are loaded, and compared with what

@@ -1,9 +1,8 @@
 """Runs from a program: to the end, on from where one stopped, or a step of one again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sdpo.api.dataset_rows import rows_written
 from sdpo.api.progress import shown
@@ -17,10 +16,11 @@ from sdpo.history.replay import plan_replay, replay_step
 from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
+from sdpo.system.json_values import JsonObject
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any] | RunConfig,
+    recipe: str | Path | JsonObject | RunConfig,
     *,
     overrides: Overrides = (),
     listen: Listener | None = None,

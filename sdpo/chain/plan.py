@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +40,7 @@ from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
 from sdpo.store.records import ReserveOutputs, scored_model
 from sdpo.system.files import file_digest, publish_file, write_json
+from sdpo.system.json_values import Json
 from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
@@ -389,7 +389,7 @@ def _sampled(context: Context, ids: np.ndarray, step_of: np.ndarray, *, steps: i
 
 def _plan_summary(
     context: Context, usable: Columns, rows: np.ndarray, step_of: np.ndarray, plan: Plan
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     tokens = TokenFile.open(tokens_path(context))
     token_rows = usable.numbers("token_row")[rows]
     content = plan.to_dict()

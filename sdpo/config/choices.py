@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import GetJsonSchemaHandler
 from pydantic_core import CoreSchema
+
+from sdpo.system.json_values import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,5 +20,5 @@ class OneOf:
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> dict[str, Json]:
         return {"enum": list(self.names()), **handler(core_schema)}

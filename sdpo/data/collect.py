@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.data.template_inputs import COLUMNS
 from sdpo.errors import DataError
 from sdpo.layouts import Reader, reader_of
+from sdpo.system.json_values import Cell
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a source's name, the rows read of it, and how many it has (None: not known yet)."""
@@ -89,8 +90,13 @@ class Collected:
         self._writer = BatchWriter(self.pairs_path, _SCRATCH_SCHEMA)
         self._rejections = self.rejected_path.open("w", encoding="utf-8")
 
-    def __exit__(self, *error: Any) -> None:
-        self._writer.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.__exit__(kind, error, traceback)
         self._rejections.close()
 
     def read(
@@ -138,7 +144,7 @@ class Collected:
         except DataError as error:
             raise DataError(f"source `{name}` ({source.path}): {error}") from error
 
-    def _add(self, number: int, row: dict[str, Any]) -> None:
+    def _add(self, number: int, row: dict[str, Cell]) -> None:
         normaliser = self._normalisers[-1]
         read = self._read_layout(row)
         if isinstance(read, Rejection):
@@ -171,7 +177,7 @@ class Collected:
         line = rejection_line(self.names[-1], number, made)
         self._rejections.write(f"{source}\t{number}\t{line}")
 
-    def _read_layout(self, row: dict[str, Any]) -> dict[str, Any] | Rejection:
+    def _read_layout(self, row: dict[str, Cell]) -> dict[str, Cell] | Rejection:
         """A row as its source's layout reads it, with the columns of the strata and of what the
         template gets."""
         if self._reader is None:

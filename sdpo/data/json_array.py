@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sdpo.errors import DataError
+from sdpo.system.json_values import Cell
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CHUNK_BYTES = 1 << 20
@@ -19,7 +20,7 @@ _NEAR_END = 16
 """A decoding error this close to the window's end may only mean that the window is too small."""
 
 
-def json_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
     """Rows of a JSON file, numbered from 0 (from line 1 where it holds an object per line).
 
     Raises:
@@ -41,8 +42,8 @@ def json_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _concatenated(
-    window: "_Window", value: Any, line: int, path: Path
-) -> Iterator[tuple[int, dict[str, Any]]]:
+    window: "_Window", value: Cell, line: int, path: Path
+) -> Iterator[tuple[int, dict[str, Cell]]]:
     while True:
         if not isinstance(value, dict):
             raise DataError(f"{path}, line {line}: not an object but a {type(value).__name__}")
@@ -53,7 +54,7 @@ def _concatenated(
         value = window.value()
 
 
-def _elements(window: "_Window") -> Iterator[Any]:
+def _elements(window: "_Window") -> Iterator[Cell]:
     window.skip()
     if window.peek() != "]":
         yield window.value()
@@ -67,14 +68,14 @@ def _elements(window: "_Window") -> Iterator[Any]:
         raise window.malformed("text after the end of the array")
 
 
-def _objects(values: Iterator[Any], path: Path) -> Iterator[dict[str, Any]]:
+def _objects(values: Iterator[Cell], path: Path) -> Iterator[dict[str, Cell]]:
     for index, value in enumerate(values):
         if not isinstance(value, dict):
             raise DataError(f"{path}, row {index}: not an object but a {type(value).__name__}")
         yield value
 
 
-def _from_object(value: Any, path: Path) -> Iterator[Any]:
+def _from_object(value: Cell, path: Path) -> Iterator[Cell]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: neither an array of objects nor an object of columns")
     lists = {name: column for name, column in value.items() if isinstance(column, list)}
@@ -89,7 +90,7 @@ def _from_object(value: Any, path: Path) -> Iterator[Any]:
     return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
 
 
-def _are_columns(value: dict[str, Any], lists: dict[str, list[Any]]) -> bool:
+def _are_columns(value: dict[str, Cell], lists: dict[str, list[Cell]]) -> bool:
     """Whether an object is a table by column rather than one row.
 
     A row of conversations has lists too, but lists of messages.
@@ -138,7 +139,7 @@ class _Window:
         """Step over the character that :meth:`peek` gave."""
         self._at += 1
 
-    def value(self) -> Any:
+    def value(self) -> Cell:
         """The JSON value at the current position."""
         self.peek()
         while True:
@@ -153,7 +154,8 @@ class _Window:
                     self._at = error.pos
                 raise self.malformed(getattr(error, "msg", str(error))) from error
             self._at = end
-            return value
+            found: Cell = value
+            return found
 
     def _cut_off(self, error: Exception) -> bool:
         if not isinstance(error, json.JSONDecodeError):

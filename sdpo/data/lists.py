@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 from sdpo.config import ColumnsConfig
 from sdpo.data.cells import NotText, listed
@@ -24,6 +24,7 @@ from sdpo.data.keys import draw_key
 from sdpo.data.messages import is_message
 from sdpo.data.prompts import Row, columns_of, has_path, lookup
 from sdpo.errors import DataError
+from sdpo.system.json_values import Cell
 
 Pairing = Literal["best_worst", "best_random", "all"]
 RankedBy = Literal["auto", "scores", "ranks", "order"]
@@ -81,7 +82,7 @@ class Answers:
 class Ranked:
     """One answer as the file has it, and how good it is: more is better."""
 
-    answer: Any
+    answer: Cell
     score: float
 
 
@@ -162,7 +163,7 @@ def ranked(row: Row, where: Answers) -> list[Ranked]:
     answers = listed(lookup(row, where.path))
     if not isinstance(answers, list) or len(answers) < 2:
         raise NotText(f"{name} is not a list of at least two answers")
-    values: list[Any] = []
+    values: list[Cell] = []
     if where.beside:
         found = listed(lookup(row, where.beside))
         values = found if isinstance(found, list) else []
@@ -251,19 +252,21 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
-def _text(answer: Any, where: Answers, name: str) -> Any:
+def _text(answer: Cell, where: Answers, name: str) -> Cell:
     """What an answer says: text, a message, or messages."""
     if not isinstance(answer, dict) or is_message(answer):
         return answer
     if where.text:
-        return lookup(answer, where.text)
+        at: Cell = lookup(answer, where.text)
+        return at
     found = next((key for key in _TEXTS if key in answer), "")
     if not found:
         raise NotText(
             f"{name} holds an answer whose text is not known by its name ({columns_of(answer)}): "
             "set the source's `columns.answer_text`"
         )
-    return answer[found]
+    text: Cell = answer[found]
+    return text
 
 
 def _draw(seed: int, prompt: object, best: Ranked, other: Ranked) -> int:
@@ -283,7 +286,7 @@ def _nothing_ranks(row: Row, path: str, asked: Mapping[RankedBy, str]) -> str:
     )
 
 
-def _several_rank(path: str, candidates: Sequence[tuple[Any, str, bool]]) -> str:
+def _several_rank(path: str, candidates: Sequence[tuple[str, str, bool]]) -> str:
     named = [
         f"`{name}` ({kind}, {'in each answer' if inside else 'beside it'})"
         for kind, name, inside in candidates

@@ -144,7 +144,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Prompt, chosen and rejected of two whole texts.
 
     A ``Human:``/``Assistant:`` transcript is split after the last assistant mark that both sides
-    share. Any other text is split as TRL does: after the longest common beginning, a space at its
+    share. Cell other text is split as TRL does: after the longest common beginning, a space at its
     end going to the answers.
     """
     shared = _common_length(chosen, rejected)

@@ -5,9 +5,8 @@ object: an id is 16 bytes here and 80 as a string of Python.
 """
 
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +57,7 @@ class Columns:
             numbers[start : start + len(part)] = part.to_numpy(zero_copy_only=False)
         return numbers
 
-    def parts(self, name: str) -> Iterator[tuple[int, Any]]:
+    def parts(self, name: str) -> Iterator[tuple[int, pa.Array]]:
         """The column's values, a few thousand rows at a time, with where each part starts."""
         start = 0
         with pq.ParquetFile(self.path) as file:
@@ -92,7 +91,9 @@ def hex_column(ids: np.ndarray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(digits))
 
 
-def write_parts(path: Path, schema: pa.Schema, rows: int, part: Any) -> None:
+def write_parts(
+    path: Path, schema: pa.Schema, rows: int, part: Callable[[slice], list[pa.Array]]
+) -> None:
     """Write a Parquet file of ``rows`` rows whose columns ``part(slice)`` gives a part at a time.
 
     The columns are given in the schema's order.

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +23,12 @@ from sdpo.data.lines import LONGEST_LINE, bounded_lines
 from sdpo.data.separated import csv_rows
 from sdpo.errors import DataError, IntegrityError
 from sdpo.system.files import read_json
+from sdpo.system.json_values import Cell
 
-Rows = Iterator[tuple[int, dict[str, Any]]]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Rows = Iterator[tuple[int, dict[str, Cell]]]
 
 _LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
@@ -46,7 +50,7 @@ _BOM = b"\xef\xbb\xbf"
 class _Unpacked(io.RawIOBase):
     """A gzip file that does not grow without bound: what is said in a kilobyte is no data."""
 
-    def __init__(self, file: Any, path: Path) -> None:
+    def __init__(self, file: gzip.GzipFile | BinaryIO, path: Path) -> None:
         self._file, self._path, self._read = file, path, 0
         self._most = max(_UNPACKED_BYTES, _MOST_GROWTH * path.stat().st_size)
 
@@ -119,7 +123,7 @@ def _not_empty(rows: Rows, path: str) -> Rows:
         raise DataError(f"{path} is empty: it has no rows")
 
 
-def _check_names(row: dict[str, Any], where: str) -> None:
+def _check_names(row: dict[str, Cell], where: str) -> None:
     for name in row:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise DataError(
@@ -371,6 +375,6 @@ def _hub_rows(name: str, *, split: str, subset: str, revision: str) -> Rows:
     return _dataset_rows(loaded)
 
 
-def _dataset_rows(dataset: Any) -> Rows:
+def _dataset_rows(dataset: "Dataset") -> Rows:
     tables = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
     return _batch_rows(batch for table in tables for batch in table.to_batches())

@@ -12,16 +12,19 @@ from collections.abc import Iterator
 from io import StringIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sdpo.data.lines import bounded_lines
 from sdpo.errors import DataError
+from sdpo.system.json_values import Cell
 
 _BOMS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
 _SEPARATORS = (";", "\t", "|")
 
 
-def csv_rows(file: BinaryIO, path: Path, *, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def csv_rows(
+    file: BinaryIO, path: Path, *, delimiter: str
+) -> Iterator[tuple[int, dict[str, Cell]]]:
     """Rows with their lines, from 1.
 
     Raises:

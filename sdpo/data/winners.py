@@ -1,10 +1,9 @@
 """Two answers and a column that says which is better: recognising them, and who wins a row."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from sdpo.config import ColumnsConfig
+from sdpo.system.json_values import Cells
 
 _WINNERS = (
     *("winner", "label", "labels", "preference", "preferred", "choice", "better_response_id"),
@@ -13,12 +12,12 @@ _WINNERS = (
 _SUFFIXES = (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("first", "second"), ("left", "right"))
 
 
-def winner_column(row: Mapping[str, Any]) -> str:
+def winner_column(row: Cells) -> str:
     """The column of a row whose name says that it names the better answer, or ""."""
     return next((name for name in _WINNERS if name in row), "")
 
 
-def answer_columns(row: Mapping[str, Any]) -> tuple[str, str]:
+def answer_columns(row: Cells) -> tuple[str, str]:
     """Two columns of answers whose names differ in a number or letter alone, or "" twice."""
     for name in row:
         for first, second in _SUFFIXES:
@@ -30,7 +29,7 @@ def answer_columns(row: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def use_winner(row: Mapping[str, Any], answers: tuple[str, str]) -> str:
+def use_winner(row: Cells, answers: tuple[str, str]) -> str:
     """What to set so that the better answer is taken as chosen in every row."""
     winner = winner_column(row)
     seen = f" ({row[winner]!r} in the first row)" if winner else ""
@@ -43,7 +42,7 @@ def use_winner(row: Mapping[str, Any], answers: tuple[str, str]) -> str:
     )
 
 
-def unread_winner(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+def unread_winner(row: Cells, columns: ColumnsConfig) -> str:
     """Why two mapped columns of answers would be taken for chosen and rejected in rows where it is
     the other way round; "" if nothing speaks for it."""
     mapped = (columns.chosen, columns.rejected)

@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from sdpo.errors import SdpoError, UserError
 from sdpo.history.target import Checkpoint, locate, read_lineage
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import unused_files
 from sdpo.store.model_card import lineage as chain_of
 from sdpo.store.run_folder import RunFolder
+from sdpo.system.json_values import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,7 @@ class Link:
     target: str
     data: str
     model: str
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,7 @@ class Lineage:
         """Whether the folder holds the model that the chain ends in."""
         return not self.faults
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Of JSON types, for other programs."""
         return asdict(self) | {"is_whole": self.is_whole}
 

@@ -10,13 +10,13 @@ another program that opens it would get another model: such a folder is refused 
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sdpo.errors import IntegrityError, ModelError, SdpoError
 from sdpo.system.files import file_digest, read_json
+from sdpo.system.json_values import Json, JsonObject
 
 CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -53,7 +53,7 @@ _BINARY = {".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 _DOCUMENTS = ("README*", "LICEN[CS]E*", "NOTICE*", "*.md", ".*", "lineage.json")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Json]:
     """``config.json`` of a model folder.
 
     Raises:
@@ -74,13 +74,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: JsonObject) -> JsonObject:
     """The part of a configuration that is of the language model: all of it in most models."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Json]:
     """The JSON object in a file of a model folder.
 
     Raises:

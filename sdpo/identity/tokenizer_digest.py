@@ -4,7 +4,7 @@ A save by transformers rewrites file names, key order, versions and paths; none 
 Neither transformers nor tokenizers is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from sdpo.errors import Fault, ModelError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_object
+from sdpo.system.json_values import Json
 
 _SPECIAL_TOKENS = (
     "bos_token",
@@ -181,7 +182,10 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     config = read_object(path) if path.is_file() else {}
-    if others := [name for name in config.get("fast_tokenizer_files") or [] if name != _FILE]:
+    listed = config.get("fast_tokenizer_files") or []
+    if not isinstance(listed, list):
+        raise TypeError("fast_tokenizer_files is no list")
+    if others := [name for name in listed if name != _FILE]:
         raise ModelError(
             f"{path} leaves it to transformers to read another file than {_FILE} "
             f"(fast_tokenizer_files: {others[0]}): remove the key, or save the tokenizer again "
@@ -259,8 +263,12 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in counted.items() if v is not None and v != _DEFAULTS.get(k)}
 
 
-def _text(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])
+def _text(token: Json) -> str:
+    if isinstance(token, Mapping):
+        return str(token["content"])
+    if not isinstance(token, str):
+        raise TypeError(f"{token!r} is no token")
+    return token
 
 
 def _class_name(config: dict[str, Any]) -> str:

@@ -1,16 +1,14 @@
 """HelpSteer3-Preference (arXiv 2505.11475): two answers, and how much better one of them is."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sdpo.layouts.readers import layout
+from sdpo.system.json_values import Cells
 
 
 @layout(
     description="nvidia/HelpSteer3: the answer that overall_preference favours, by its sign",
     reads=("context", "response1", "response2", "overall_preference"),
 )
-def helpsteer3(row: Mapping[str, Any]) -> Mapping[str, Any] | str:
+def helpsteer3(row: Cells) -> Cells | str:
     """Take ``response1`` as chosen below 0, ``response2`` above it."""
     preference = row["overall_preference"]
     if not isinstance(preference, int | float) or isinstance(preference, bool) or not preference:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sdpo.errors import DataError, PluginError
 from sdpo.plugins.facts import Stated, stated
 from sdpo.plugins.installed import Plugin, find, unknown, usable_names
+from sdpo.system.json_values import Cells
 
-Reader = Callable[[Mapping[str, Any]], Mapping[str, Any] | str]
+Reader = Callable[[Cells], Cells | str]
 """From a row as it stands in the file: the parts of a pair, or why it is none.
 
 The parts are ``prompt``, ``chosen`` and ``rejected`` (text, or messages with ``role`` and
@@ -124,7 +125,7 @@ def _plugin(name: str) -> Plugin:
 
 
 def _checked(called: str, reader: Reader) -> Reader:
-    def read(row: Mapping[str, Any]) -> Mapping[str, Any] | str:
+    def read(row: Cells) -> Cells | str:
         try:
             made = reader(row)
         except Exception as error:

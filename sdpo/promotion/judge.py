@@ -155,9 +155,9 @@ def judge(
             raise Fault(f"M_{number} of run {run.name} was not measured: {path} is not there")
         tables[f"M_{number}"] = pq.read_table(path)
     measured = [_reserved(tables[f"M_{number}"]) for number in (0, current, new)]
-    options: dict[str, Any] = {"resamples": probe.bootstrap_resamples, "seed": probe.seed}
-    comparisons = compare(*measured, **options)
-    gap = contamination(tables, step=new, model=new - 1, **options)
+    resamples, seed = probe.bootstrap_resamples, probe.seed
+    comparisons = compare(*measured, resamples=resamples, seed=seed)
+    gap = contamination(tables, step=new, model=new - 1, resamples=resamples, seed=seed)
     overlap = prompt_overlap(run, up_to=new)
     pairs = comparisons[0]["pairs"]
     few = pairs < settings.min_pairs
@@ -198,9 +198,8 @@ def compare(
     sources = np.unique(rows[0].source).tolist()
     scopes = {ALL: np.ones(len(ids), dtype=bool)}
     scopes |= {str(source): rows[0].source == source for source in sources}
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return [
-        _compare(scope, *(model.take(mask) for model in rows), **options)
+        _compare(scope, *(model.take(mask) for model in rows), resamples=resamples, seed=seed)
         for scope, mask in scopes.items()
     ]
 

@@ -8,7 +8,7 @@ the records, in ``probes/``: they can be made again at any time and never touch 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from sdpo.events import EventWriter
 from sdpo.scoring.score_rows import Scorer, score_rows
 from sdpo.store.logp_cache import LogpCache
 from sdpo.system.files import publish_file, write_json
-from sdpo.tokens.token_file import TokenFile
+from sdpo.tokens.token_file import Ids, TokenFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,10 +100,19 @@ def measure(
     return scored.computed
 
 
+class CompletionPrompt(TypedDict):
+    """A reserved prompt that models are asked to complete: as text to show, and as token ids."""
+
+    prompt_key: str
+    source: str
+    prompt: str
+    prompt_ids: Ids
+
+
 def write_completions(
     policy: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[dict[str, Any]],
+    prompts: Sequence[CompletionPrompt],
     *,
     name: str,
     max_new_tokens: int,
@@ -118,7 +127,7 @@ def write_completions(
     """
     policy.eval()
     ends = end_tokens(policy, tokenizer)
-    written: list[dict[str, Any]] = []
+    written: list[dict[str, str | bool]] = []
     for index, prompt in enumerate(prompts):
         ids = torch.tensor(prompt["prompt_ids"], dtype=torch.long, device=device)[None]
         with torch.no_grad():
@@ -157,7 +166,7 @@ def end_tokens(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 def completion_prompts(
     plan: pa.Table, tokens: TokenFile, pairs: Path, *, count: int
-) -> list[dict[str, Any]]:
+) -> list[CompletionPrompt]:
     """``count`` reserved prompts, spread over the sources, the same for every model."""
     picked = reserved_rows(plan, count=count)
     texts = _prompt_texts(pairs, {row["pair_id"] for row in picked})

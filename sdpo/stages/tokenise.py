@@ -1,15 +1,15 @@
 """The stage that turns text into token ids."""
 
 import os
-from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from sdpo.events import EventWriter
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult, TokeniseResult
 from sdpo.processes.stage_specs import TokeniseSpec, ViewSpec
 from sdpo.system import machine
+from sdpo.system.json_values import JsonObject
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs, tokenise_supervised
@@ -27,7 +27,7 @@ class _Options(TypedDict):
     max_prompt_length: int
     clock: datetime
     end_token_ids: list[int]
-    variables: Mapping[str, Any]
+    variables: JsonObject
 
 
 def run(spec: TokeniseSpec, events: EventWriter) -> TokeniseResult:

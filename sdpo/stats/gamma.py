@@ -55,7 +55,7 @@ class Measured:
         """Chosen minus rejected log-prob, float64 ``[n]``, nats."""
         return self.chosen_logps - self.rejected_logps
 
-    def take(self, rows: NDArray[Any]) -> "Measured":
+    def take(self, rows: np.ndarray) -> "Measured":
         """The pairs that a mask or an index array ``rows`` names."""
         return Measured(*(getattr(self, field.name)[rows] for field in fields(self)))
 
@@ -212,7 +212,7 @@ def other_reference_entry(
         counts = reference[f"{side}_tokens"]
         columns[f"{side}_tokens"] = counts.to_numpy() if per_token else np.ones(len(reference))
     rows = Measured(sampled=np.ones(len(reference), dtype=np.bool_), **columns)
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, int] = {"resamples": resamples, "seed": seed}
     gamma = np.stack([rows.gamma, rows.gamma > 0], axis=1)
     mean, accuracy = _intervals(gamma, rows.prompt_key, **options)
     found = statistics(rows)
@@ -333,7 +333,7 @@ class _View:
         return len(self.models[before][probe]) if before < len(self.models) else None
 
     def entry(self, model: int, probe: str, rows: Measured, *, whole: bool) -> Entry:
-        options: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed}
+        options: dict[str, int] = {"resamples": self.resamples, "seed": self.seed}
         beta = self.beta if model == self.step else None
         previous = start = None
         if model:
@@ -428,7 +428,7 @@ def _bounds(resampled: Floats | None) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def _mean(values: NDArray[Any]) -> float | None:
+def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 

@@ -106,7 +106,9 @@ def _how(training: JsonObject) -> str:
 def _card(
     run: str, record: StepRecord, chain: list[LineageEntry], *, name: str, folder: Path
 ) -> str:
-    architecture = ", ".join(read_config(folder).get("architectures") or ["a language model"])
+    named = read_config(folder).get("architectures")
+    names = [str(name) for name in named] if isinstance(named, list) and named else []
+    architecture = ", ".join(names or ["a language model"])
     training = record.training
     rows = "\n".join(_row(entry) for entry in chain)
     rate = number_of(training, "learning_rate")

@@ -157,7 +157,8 @@ class StepRecord(Record, StepFacts):
     def as_json(self) -> dict[str, JsonValue]:
         """Return what the file has, in the order in which a person reads it: what was given."""
         told = self.model_dump(mode="json", exclude_unset=True)
-        return {name: told[name] for name in self._ORDER if name in told}
+        known = [name for name in self._ORDER if name in told]
+        return {name: told[name] for name in dict.fromkeys([*known, *told])}
 
 
 class SourceFacts(Part):

@@ -1,13 +1,21 @@
-"""The types of JSON, for what is written: a value, and a mapping of names to values.
+"""The types of JSON, for what is written, and of the cells of a row, for what was read.
 
 What was read is a model of its own; see :mod:`sdpo.store.records`.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import TypeAlias, Union
 
 Json: TypeAlias = Union[bool, int, float, str, "Sequence[Json]", "Mapping[str, Json]", None]
 JsonObject: TypeAlias = Mapping[str, Json]
+
+Cell: TypeAlias = Union[
+    bool, int, float, str, bytes, date, time, timedelta, Decimal, "Sequence[Cell]", "Cells", None
+]
+"""What a row of somebody's file may have in a column, whatever the file's format."""
+Cells: TypeAlias = Mapping[str, Cell]
 
 
 def number_of(content: JsonObject, name: str) -> float:

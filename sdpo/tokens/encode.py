@@ -7,7 +7,7 @@ both completions, or a system message that stands in front of all prompts, costs
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.words import Words, component_state
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -135,7 +136,7 @@ class TextEncoder:
         return Ragged.of([encoding.ids for encoding in encoded])
 
 
-def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
+def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     """The ``tokenizers.Tokenizer`` behind a tokenizer whose call does no more than ask it."""
     from transformers import PreTrainedTokenizerFast
 
@@ -148,9 +149,11 @@ def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
     return None if tokenizer.split_special_tokens else tokenizer.backend_tokenizer
 
 
-def _pieces_stand_alone(backend: Any) -> bool:
+def _pieces_stand_alone(backend: "Tokenizer | None") -> bool:
     """Whether text between added tokens has the same ids wherever it stands: byte-level BPE that
     puts nothing in front."""
+    if backend is None:
+        return False
     normaliser, cutter = component_state(backend.normalizer), component_state(backend.pre_tokenizer)
     if normaliser.get("type") not in (None, "NFC"):
         return False
@@ -161,7 +164,7 @@ def _pieces_stand_alone(backend: Any) -> bool:
     )
 
 
-def _borders(backend: Any) -> dict[str, int]:
+def _borders(backend: "Tokenizer") -> dict[str, int]:
     """Added tokens at which a text can be cut without changing an id: all of them, or none.
 
     None may reach beyond its own text, or be looked for only after a normalisation.
@@ -175,12 +178,12 @@ def _borders(backend: Any) -> dict[str, int]:
     return {token.content: id_ for id_, token in added.items()}
 
 
-def _cuts(backend: Any, added: dict[str, int]) -> list[re.Pattern[str]]:
+def _cuts(backend: "Tokenizer | None", added: dict[str, int]) -> list[re.Pattern[str]]:
     """Expressions that find the added tokens where the tokenizer finds them.
 
     It looks for those that are not normalised first, and takes the longest that begins at a place.
     """
-    if not added:
+    if backend is None or not added:
         return []
     tokens = backend.get_added_tokens_decoder().values()
     cuts = []

@@ -5,13 +5,13 @@ The work of a batch is a few numpy calls on the flat array, whatever the number 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdpo.tokens.token_file import Flags, Ids
 
-Counts = np.ndarray[Any, np.dtype[np.int64]]
+Counts = NDArray[np.int64]
 """A length or position per row, int64 ``[rows]``."""
 
 

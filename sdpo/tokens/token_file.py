@@ -10,21 +10,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sdpo.errors import Fault, IntegrityError
 from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
 
-Ids = np.ndarray[Any, np.dtype[np.int32]]
+Ids = NDArray[np.int32]
 """Token ids or lengths, int32 ``[n]``."""
 
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Flags = NDArray[np.bool_]
 """One flag per row, bool ``[rows]``."""
 
-Digests = np.ndarray[Any, np.dtype[np.bytes_]]
+Digests = NDArray[np.bytes_]
 """Row digests, ``S16`` ``[rows]``: 16 bytes each. As single values numpy strips zero bytes at their
 end, so they are compared and hashed as arrays."""
 

@@ -14,11 +14,14 @@ import json
 import re
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdpo.tokens.ragged import Ragged
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _MOST_CHARS = 1 << 20
 """Characters that are remembered; then all are forgotten, so that memory has a bound."""
@@ -41,7 +44,7 @@ _NORMALISERS = (None, "NFC")
 class Words:
     """Encodes texts without added tokens, for the tokenizers that :meth:`of` knows."""
 
-    def __init__(self, backend: Any, pattern: str) -> None:
+    def __init__(self, backend: "Tokenizer", pattern: str) -> None:
         from tokenizers.pre_tokenizers import ByteLevel
 
         self._backend = backend
@@ -52,7 +55,7 @@ class Words:
         self._forget()
 
     @classmethod
-    def of(cls, backend: Any) -> "Words | None":
+    def of(cls, backend: "Tokenizer") -> "Words | None":
         """For a ``tokenizers.Tokenizer``; None where it is not one whose pieces are known."""
         from tokenizers.models import BPE
 

@@ -6,7 +6,6 @@ architecture with the output tied to the embedding). Written without torch or tr
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sdpo.system.files import write_json
+from sdpo.system.json_values import Json
 
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLE_MARKS = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -50,7 +50,7 @@ def write_model(folder: Path, texts: Iterable[str]) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def _config() -> dict[str, Any]:
+def _config() -> dict[str, Json]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -125,7 +125,7 @@ def _tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_config() -> dict[str, Any]:
+def _tokenizer_config() -> dict[str, Json]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
