@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.show.console import Row, RunConsole, table
-from flows.show.tables import gate_rows
+from flows.show.tables import judgement_rows
 from sdpo.history.target import locate
 from sdpo.hooks import Host
-from sdpo.promotion.judge import Judgement, gate_settings
+from sdpo.promotion.judge import Judgement, judgement_settings
 from sdpo.promotion.retrain import Answer, Retrained, retrain
 from sdpo.promotion.versions import (
     RegisteredModel,
@@ -74,7 +74,7 @@ def retrain_named(
     console: Console,
 ) -> int:
     """Let a model grow by what is new; 1 where a step was made and is not in use."""
-    settings = gate_settings(gate)
+    settings = judgement_settings(gate)
 
     def asked(judgement: Judgement, run: RunFolder) -> Answer:
         _show(judgement, console)
@@ -103,7 +103,7 @@ def retrain_named(
 
 
 def _show(judgement: Judgement, console: Console) -> None:
-    console.print(table(gate_rows(judgement), title="Gate: on the reserve, against S"))
+    console.print(table(judgement_rows(judgement), title="Gate: on the reserve, against S"))
 
 
 def _say_what_came(found: Retrained, runs_dir: Path, console: Console) -> None:

@@ -50,12 +50,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def gate_rows(judgement: Judgement) -> list[Row]:
+def judgement_rows(judgement: Judgement) -> list[Row]:
     """Per scope: S, the current and the new model on the same reserved pairs, with intervals."""
-    return [_gate_row(entry, judgement) for entry in judgement.comparisons]
+    return [_judgement_row(entry, judgement) for entry in judgement.comparisons]
 
 
-def _gate_row(entry: Mapping[str, Any], judgement: Judgement) -> Row:
+def _judgement_row(entry: Mapping[str, Any], judgement: Judgement) -> Row:
     row: dict[str, Cell] = {"reserve": entry["scope"], "pairs": entry["pairs"]}
     names = {"current": f"M_{judgement.current}", "new": f"M_{judgement.new}"}
     for number, title in (("accuracy_vs_S", "accuracy vs S"), ("margin", "margin")):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+from sdpo.system.json_values import JsonObject
 from sdpo.system.watchdog import outlived_by, parent_died
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"
@@ -54,7 +55,7 @@ def tell(flow_run: str, run_count: int) -> None:
     _ask(f"/flow_runs/{flow_run}/set_state", {"state": ended, "force": True})
 
 
-def _ask(path: str, body: Any = None) -> Any:
+def _ask(path: str, body: JsonObject | None = None) -> Any:
     headers = {"Content-Type": "application/json"}
     if auth := os.environ.get("PREFECT_API_AUTH_STRING", ""):
         headers["Authorization"] = f"Basic {base64.b64encode(auth.encode()).decode()}"

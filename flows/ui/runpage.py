@@ -29,7 +29,7 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
 from flows.show.console import Cell, Row, interruption, where_it_stands
-from flows.show.tables import gate_rows, partition_rows
+from flows.show.tables import judgement_rows, partition_rows
 from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.progress import StageProgress
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
@@ -165,7 +165,7 @@ class RunPage:
     def judged(self, judgement: Judgement) -> None:
         """Put the gate's numbers there."""
         told = f"{judgement.outcome}: {judgement.reason}"
-        self._table("gate", gate_rows(judgement), told)
+        self._table("gate", judgement_rows(judgement), told)
 
     def _stage(self, event: StageEvent) -> None:
         name = event.stage

@@ -99,7 +99,7 @@ class GateSettings(Group):
     )
 
 
-def gate_settings(given: Sequence[str]) -> GateSettings:
+def judgement_settings(given: Sequence[str]) -> GateSettings:
     """Settings from ``key=value`` texts, as the command line gets them.
 
     Raises:

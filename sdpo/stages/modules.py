@@ -1,6 +1,6 @@
 """The stage that tries what steps ask of a model's modules, on a model without weights."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from sdpo.model.policy import add_adapters, empty_policy
 from sdpo.model.routers import has_routers, no_loss
 from sdpo.processes.stage_results import TrialResult
 from sdpo.processes.stage_specs import ModulesSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run(spec: ModulesSpec) -> TrialResult:
@@ -35,7 +38,7 @@ def run(spec: ModulesSpec) -> TrialResult:
     return TrialResult(steps=list(spec.trainings))
 
 
-def _try(policy: Any, training: TrainingConfig) -> None:
+def _try(policy: "PreTrainedModel", training: TrainingConfig) -> None:
     if training.router_aux_loss and not has_routers(policy):
         raise ModelError(no_loss(policy, "it is no mixture of experts whose routers can be seen"))
     if training.lora_r:
