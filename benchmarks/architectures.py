@@ -117,7 +117,7 @@ def _step(folder: Path, step: int, attention: str) -> Found:
     source, target = folder / f"M_{step - 1}", folder / f"M_{step}"
     task = _task(step)
     policy = load_policy(source, model=ModelConfig(attention=attention))
-    applied = prepare(policy, device=_CPU)
+    applied = prepare(policy, device=_CPU, fused=True)
     plain = _plain(source, attention)
     with forwards_known(policy):
         layout = _layout(policy, task, attention)

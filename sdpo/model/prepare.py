@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdpo.errors import ModelError, SdpoError
+from sdpo.model.compared import was_compared
 from sdpo.model.fused_ops import fuse
 from sdpo.model.last_block import prune
 from sdpo.model.randomness import check_training_mode
@@ -17,18 +18,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def prepare(policy: "PreTrainedModel", *, device: torch.device) -> list[str]:
+def prepare(
+    policy: "PreTrainedModel", *, device: torch.device, fused: bool | None = None
+) -> list[str]:
     """Let ``policy`` use what is faster where it gives the same; returns the names of that.
 
-    Autocast is as the training will have it: a kernel may take no other dtype.
+    Autocast is as the training will have it: a kernel may take no other dtype. ``fused``: whether
+    anything faster may stand in for the model's own code; None: where the architecture is one that
+    was compared.
 
     Raises:
         ModelError: its log-probs are not computed here as it does itself, it is another model in
             training, or its forward is of a kind that is not known.
     """
     with forwards_known(policy):
-        applied = fuse(policy)
-        applied += ["last block"] if prune(policy) else []
+        applied: list[str] = []
+        if was_compared(policy) if fused is None else fused:
+            applied = fuse(policy)
+            applied += ["last block"] if prune(policy) else []
         scorer = SequenceScorer(policy)
         vocabulary = policy.config.get_text_config().vocab_size
         scorer.check_head(vocabulary=vocabulary, device=device)

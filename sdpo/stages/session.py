@@ -16,6 +16,7 @@ from sdpo.errors import ConfigError, DivergedError, Fault, ModelError
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself, one_set_of_frequencies, other_frequencies
+from sdpo.model.compared import was_compared
 from sdpo.model.layouts import PromptGroup
 from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
 from sdpo.model.patches import fp32_sums_of_ranks
@@ -319,6 +320,11 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         with session.arithmetic():
             prepare(policy, device=accelerator.device)
+        if not was_compared(policy):
+            events.note(
+                f"{type(policy).__name__} is no architecture whose optimisations were compared: "
+                "its own code alone is used, with the same results and more time"
+            )
         session.check_routers(SequenceScorer(policy).eval())
     return session
 

@@ -7,11 +7,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4MLP
 
-from sdpo.config import ModelConfig
-from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm
+from sdpo.config import ModelConfig, TrainingConfig
+from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.model.last_block import prune
 from sdpo.model.patches import has_own_forward
-from sdpo.model.policy import load_policy
+from sdpo.model.policy import add_adapters, load_policy
 from sdpo.model.sequence_scorer import SequenceScorer
 
 from ..training_helpers.layouts import batch, pairs, small_model
@@ -101,3 +101,98 @@ def test_a_part_with_a_parameter_that_changes_nothing_at_first_keeps_its_own_cod
     fuse(model)
     assert not has_own_forward(module)
     assert has_own_forward(getattr(model.model.layers[1], part))
+
+
+FORMULAS = {
+    "llama": {},  # norm, gate, rotary
+    "qwen3": {"head_dim": 8},  # norms on heads, whose gradients have other strides
+    "exaone4": {},
+    "olmo2": {},
+    "cohere": {"logit_scale": 1.0},  # a gate beside norms of another kind
+    "apertus": {},
+}
+SIZES = [1e-3, 1.0, 30.0]
+"""Of the embeddings: what comes into the first block, and so the numbers of all of them."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("setting", ["whole", "adapters", "recomputed", "bf16"])
+@pytest.mark.parametrize("kind", FORMULAS)
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_a_fused_model_has_the_log_probs_and_gradients_of_transformers_own_code(
+    kind, setting, size, tmp_path
+):
+    model = small_model(kind, **FORMULAS[kind])
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(size)
+    model.save_pretrained(tmp_path)
+    found = []
+    for fused in (False, True):
+        policy = load_policy(
+            tmp_path, model=ModelConfig(), gradient_checkpointing=setting == "recomputed"
+        )
+        if fused:
+            assert fuse(policy)
+        if setting == "adapters":
+            torch.manual_seed(0)
+            policy = add_adapters(policy, TrainingConfig(lora_r=4))
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.1)
+        scorer = SequenceScorer(policy).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "bf16"):
+            logps = scorer(batch("padded", pairs()))
+        (logps * torch.linspace(1, -0.5, len(logps))).sum().backward()
+        gradients = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+        found.append((logps.detach(), gradients))
+    (own_logps, own), (fused_logps, ours) = found
+    torch.testing.assert_close(fused_logps, own_logps, rtol=1e-5, atol=1e-4)
+    assert ours.keys() == own.keys()
+    largest = max(float(gradient.norm()) for gradient in own.values())
+    assert largest > 1e-3, "there are gradients to compare"
+    for name, gradient in own.items():
+        distance = float((ours[name] - gradient).norm())
+        assert distance <= 1e-4 * float(gradient.norm()) + 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+def test_every_function_has_its_formulas_gradients_over_all_sizes_and_strides(size):
+    """In fp32 against plain operations in float64, for gradients that are transposed views."""
+    torch.manual_seed(0)
+    x, weight = size * torch.randn(2, 3, 4, 8), torch.randn(8)
+    other, angle = size * torch.randn(2, 3, 4, 8), torch.rand(1, 1, 4, 8)
+    gate, up, down = torch.randn(6, 8) / size, torch.randn(6, 8), torch.randn(8, 6)
+
+    def norm(x, weight):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+    def silu(x):
+        return x * torch.sigmoid(x)
+
+    def rotated(x):
+        cos, sin = angle.to(x.dtype).cos(), angle.to(x.dtype).sin()
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    cases = [
+        (lambda x, w: rms_norm(x, w, 1e-6), norm, (x, weight)),
+        (silu_gate, lambda x, y: silu(x) * y, (x, other)),
+        (
+            gated_mlp,
+            lambda x, g, u, d: (silu(x @ g.T) * (x @ u.T)) @ d.T,
+            (x, gate, up, down),
+        ),
+        (lambda x: rotate(x, angle.cos(), angle.sin()), rotated, (x,)),
+    ]
+    for ours, theirs, inputs in cases:
+        results = []
+        for function, dtype in ((ours, torch.float32), (theirs, torch.float64)):
+            given = [each.to(dtype).requires_grad_() for each in inputs]
+            value = function(*given)
+            factor = torch.linspace(-1, 1, value.numel()).view(*value.shape).to(dtype)
+            viewed = value.transpose(1, 2)
+            gradients = torch.autograd.grad((viewed * factor.transpose(1, 2)).sum(), given)
+            results.append([value.detach(), *gradients])
+        for mine, exact in zip(*results, strict=True):
+            scale = float(exact.abs().max())
+            torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=2e-6 * scale)

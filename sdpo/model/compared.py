@@ -1,0 +1,36 @@
+"""The architectures whose optimisations were compared with transformers' own code.
+
+Those of the table in docs/architectures.md, which ``python -m benchmarks.architectures`` measures:
+the norms, gated MLPs and rotary embeddings of :mod:`sdpo.model.fused_ops` and the last block of
+:mod:`sdpo.model.last_block` stand in for no others. An architecture of a newer transformers has its
+own code until it is in the table, even where its formulas look the same.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAMES = """
+afmoe apertus arcee aria_text bailing_hybrid beam biogpt bitnet bloom codegen cohere cohere2
+cohere2_moe ctrl cwm deepseek_v4 diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon
+falcon_mamba flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo
+gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 inkling2_text jais2
+jamba jetmoe kolibri1 laguna lfm2 lfm3 llama mamba mamba2 mellum mimo_v2_flash minimax
+minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat olmo olmo2 olmo3
+olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
+smollm3 stablelm starcoder2
+"""
+COMPARED = frozenset(_NAMES.split())
+"""By transformers' ``model_type`` of the text model."""
+
+
+def kind_of(policy: "PreTrainedModel") -> str:
+    """The ``model_type`` by which transformers knows the text model of ``policy``."""
+    return str(policy.config.get_text_config().model_type)
+
+
+def was_compared(policy: "PreTrainedModel") -> bool:
+    """Whether the architecture of ``policy`` is one of the table, and not code of its own."""
+    return kind_of(policy) in COMPARED and type(policy).__module__.startswith("transformers.")
