@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.progress import StageProgress
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
 from flows.ui.slots import device_slot
+from flows.ui.suspension import Suspension
 from partitions import PartitionError
 from sdpo.chain.execute import Execution
 from sdpo.errors import UserError
@@ -102,6 +104,7 @@ class RunPage:
         self._left_alone_until_s = 0.0
         self._bars: dict[str, _Bar] = {}
         self._tables: dict[str, UUID] = {}
+        self._suspension = Suspension()
 
     @property
     def host(self) -> Host:
@@ -111,8 +114,9 @@ class RunPage:
     def __enter__(self) -> "RunPage":
         if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
             terminate_with_parent()
-        self._guardian = guarded(flow_run.run_count)
-        self._guardian.__enter__()
+        self._watched = ExitStack()
+        self._watched.enter_context(guarded(flow_run.run_count))
+        self._watched.enter_context(self._suspension)
         return self
 
     def __exit__(
@@ -121,10 +125,11 @@ class RunPage:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._guardian.__exit__(kind, error, traceback)
+        self._watched.__exit__(kind, error, traceback)
 
     def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
         """Run a node as a task; its tables are there when it is done."""
+        self._suspension.heed()
         result = task_call(name, function, *args)
         if args and isinstance(args[0], Execution):
             self._publish(name, args[0].context.run.path)
@@ -132,6 +137,7 @@ class RunPage:
 
     def listen(self, event: Event) -> None:
         """Show an event of the run, if it is one for the page."""
+        self._suspension.heed()
         match event:
             case WarningEvent():
                 self._say(logging.WARNING, event.message)

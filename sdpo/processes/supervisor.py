@@ -216,14 +216,17 @@ def _command(spec: Spec, path: Path) -> list[str]:
     ]
 
 
-def _is_of_prefect(name: str) -> bool:
-    """Whether a variable is a setting of Prefect, such as its server's password: no stage's."""
-    return name.startswith("PREFECT_")
+def _is_of_the_host(name: str) -> bool:
+    """Whether a variable is a setting of Prefect, such as its server's password: no stage's.
+
+    By the id of its flow run a process is found by whoever looks for what a run left behind.
+    """
+    return name.startswith("PREFECT_") and name != "PREFECT__FLOW_RUN_ID"
 
 
 def _environment(spec: Spec) -> dict[str, str]:
     threads = str(spec.launch.threads)
-    environment = {name: os.environ[name] for name in os.environ if not _is_of_prefect(name)} | {
+    environment = {name: os.environ[name] for name in os.environ if not _is_of_the_host(name)} | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Threads that sleep at once when they wait cost a quarter of the time, those that spin on

@@ -4,6 +4,7 @@ can be gone on with."""
 import os
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -120,6 +121,22 @@ def test_a_worker_that_is_asked_to_end_ends_its_runs_first(desk: Desk, long: Val
         assert_nothing_is_left(run, long, within_s=15)
     finally:
         desk.restart("worker")
+
+
+def test_a_run_that_is_suspended_saves_its_state_and_goes_on_when_it_is_resumed(
+    desk: Desk, long: Values
+) -> None:
+    run = start(desk, long)
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    details = {"pause_reschedule": True, "pause_timeout": later}
+    run.set_state(type="PAUSED", name="Suspended", state_details=details)  # the UI's button
+    wait_until(lambda: not run.all_processes(), 60, "the end of its processes")
+    assert stages_of(folder_of(long)) == []
+    assert (run.state, run.read()["state"]["name"]) == ("PAUSED", "Suspended")
+    assert not RunFolder(folder_of(long)).complete_steps()
+    desk.api(f"/flow_runs/{run.id}/resume", {})
+    assert run.wait() == "COMPLETED"
+    assert any("goes on after optimizer step" in line for line in run.lines())
 
 
 def test_training_outlives_a_restart_of_the_server(desk: Desk, long: Values) -> None:

@@ -407,6 +407,7 @@ def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folde
     broken, monkeypatch
 ):
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "sdpo:secret")
+    monkeypatch.setenv("PREFECT__CONTROL_TOKEN", "secret too")
     monkeypatch.setenv("HF_TOKEN", "needed")
     environment = supervisor._environment(broken)
     assert not any(name.startswith("PREFECT_") for name in environment)
