@@ -206,7 +206,7 @@ def test_what_fails_in_them_is_refused_by_check_in_their_name(
     recipe: str, sdpo: Any, package: Package
 ) -> None:
     for module, old, new, message in (
-        ("objective", "return s(", "return 1 / 0 * s(", "objective `half_dpo` fails"),
+        ("objective", "return softplus(", "return 1 / 0 * softplus(", "objective `half_dpo` fails"),
         ("objective", ") / 2", ").sum() / 2", "gives [] where a loss of each of 3 pairs was due"),
         ("objective", "from torch", "import gone\nfrom torch", "cannot be imported"),
         ("strategy", "pairs.ids", "pairs.gone", "strategy `halves` of sdpo-example 0.1 fails"),
