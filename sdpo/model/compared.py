@@ -19,8 +19,8 @@ gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemo
 granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 inkling2_text jais2
 jamba jetmoe kolibri1 laguna lfm2 lfm3 llama mamba mamba2 mellum mimo_v2_flash minimax
 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat olmo olmo2 olmo3
-olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
-smollm3 stablelm starcoder2
+olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe
+recurrent_gemma rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm
 """
 COMPARED = frozenset(_NAMES.split())
 """By transformers' ``model_type`` of the text model."""
