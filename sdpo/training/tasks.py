@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sdpo.model.layouts import PromptGroup
+from sdpo.model.layouts.moving import moved
 from sdpo.model.sequence_scorer import TokenSequence
 from sdpo.objectives.losses import PairLogps, loss_of, own_metrics, rewards, sft
 
@@ -131,9 +132,11 @@ class PreferenceTask:
 
     def _pair_logps(self, logps: torch.Tensor, items: np.ndarray) -> PairLogps:
         chosen, rejected = logps.view(2, -1)
-        reference = torch.from_numpy(self.reference[items]).to(logps.device)
+        reference = moved(torch.from_numpy(self.reference[items]), logps.device)
         tokens = [[len(side[i]) for i in items] for side in (self.chosen, self.rejected)]
-        chosen_tokens, rejected_tokens = torch.tensor(tokens, dtype=logps.dtype).to(logps.device)
+        chosen_tokens, rejected_tokens = moved(
+            torch.tensor(tokens, dtype=logps.dtype), logps.device
+        )
         return PairLogps(
             policy_chosen_logps=chosen,
             policy_rejected_logps=rejected,

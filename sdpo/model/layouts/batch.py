@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from sdpo.model.layouts.moving import moved
 from sdpo.model.layouts.segments import Segments
 
 
@@ -51,15 +52,17 @@ class Batch:
         if self.input_ids.device == device:
             return self
         mask, places, segments = self.attention_mask, self.position_ids, self.segments
+        counts = self.sequences
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            attention_mask=mask if mask is None else mask.to(device, non_blocking=True),
-            position_ids=places if places is None else places.to(device, non_blocking=True),
-            segments=segments if segments is None else segments.to(device, non_blocking=True),
-            predictors=self.predictors.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            scored=self.scored.to(device, non_blocking=True),
+            input_ids=moved(self.input_ids, device),
+            attention_mask=mask if mask is None else moved(mask, device),
+            position_ids=places if places is None else moved(places, device),
+            segments=segments if segments is None else segments.to(device),
+            predictors=moved(self.predictors, device),
+            targets=moved(self.targets, device),
+            scored=moved(self.scored, device),
+            sequences=counts if counts is None else moved(counts, device),
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sdpo.model.layouts.moving import moved
 from sdpo.model.layouts.segment import Segment
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def block_mask(
     some, whole = _blocks(first, last, positions, window)
     numbers = [_packed(blocks, device) for blocks in (some & ~whole, whole)]
     low, high, at = (
-        torch.from_numpy(array.astype(np.int32)).to(device) for array in (first, last, positions)
+        moved(torch.from_numpy(array.astype(np.int32)), device)
+        for array in (first, last, positions)
     )
     rule = _in_run(low, high) if window is None else _in_run_and_near(low, high, at, window)
     return BlockMask.from_kv_blocks(
@@ -102,7 +104,7 @@ def _packed(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, tor
     counts = blocks.sum(axis=1, dtype=np.int32)
     indices = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     made = (torch.from_numpy(array)[None, None] for array in (counts, indices))
-    one, other = (tensor.to(device) for tensor in made)
+    one, other = (moved(tensor, device) for tensor in made)
     return one, other
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sdpo.model.layouts.block_masks import BLOCK, block_mask
+from sdpo.model.layouts.moving import moved
 from sdpo.model.layouts.segment import Segment
 
 if TYPE_CHECKING:
@@ -58,11 +59,10 @@ class Segments:
     _blocks: "dict[int | None, BlockMask]" = field(default_factory=dict, repr=False, compare=False)
     _edges: list[tuple[torch.Tensor, int]] = field(default_factory=list, repr=False, compare=False)
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Segments":
+    def to(self, device: torch.device) -> "Segments":
         """The same on ``device``."""
         positions, group, part = (
-            array.to(device, non_blocking=non_blocking)
-            for array in (self.positions, self.group, self.part)
+            moved(array, device) for array in (self.positions, self.group, self.part)
         )
         return Segments(self.parts, positions, group, part, self.on_host)
 
@@ -110,7 +110,7 @@ class Segments:
             edges = sorted({part.first_key for part in self.parts} | {len(self.on_host)})
             starts = torch.tensor(edges, dtype=torch.int32)
             longest = int(starts.diff().max())
-            self._edges.append((starts.to(self.positions.device), longest))
+            self._edges.append((moved(starts, self.positions.device), longest))
         return self._edges[0]
 
     def block_mask(self, window: int | None) -> "BlockMask":
