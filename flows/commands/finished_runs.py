@@ -21,6 +21,7 @@ from sdpo.history.results import Comparison
 from sdpo.history.target import locate
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
+from sdpo.store.recorded import of_known_form
 
 _COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
 
@@ -44,7 +45,8 @@ def replay(
         raise UserError("which step is to be replayed? Give --step, or a checkpoint: RUN/step-2")
     planned = plan_replay(found.run, step=number, overrides=overrides, only=only, name=name)
     if dry_run:
-        lines = look(planned)
+        with of_known_form(found.run.path):
+            lines = look(planned)
         print_lines(lines, console=console)
         check(planned, lines)
         return 0
@@ -117,7 +119,7 @@ def extend(
 def verify(target: str, *, runs_dir: Path, console: Console) -> int:
     """List every fault of a run; 1 where there is one."""
     run = locate(target, runs_dir=runs_dir).run
-    with RunConsole(console) as listen:
+    with RunConsole(console) as listen, of_known_form(run.path):
         findings = verify_run(run, listen=listen)
     for note in findings.notes:
         console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
@@ -140,7 +142,8 @@ def verify(target: str, *, runs_dir: Path, console: Console) -> int:
 def diff(a: str, b: str, *, everything: bool, runs_dir: Path, console: Console) -> None:
     """Two runs or steps side by side; only what differs unless ``everything``."""
     left, right = (locate(side, runs_dir=runs_dir) for side in (a, b))
-    sections = compare(left, right)
+    with of_known_form(left.run.path):
+        sections = compare(left, right)
     shown = [s if everything else s.differing() for s in sections]
     names = (left.name, right.name if right.name != left.name else f"{right.name} (2)")
     same = [section.title for section in shown if not section.rows]
@@ -164,7 +167,8 @@ def _shown(value: object) -> str:
 
 def lineage(target: str, *, as_json: bool, runs_dir: Path, console: Console) -> int:
     """The chain of a model back to S; 1 where the folder does not hold what the chain ends in."""
-    found = lineage_of(target, runs_dir=runs_dir)
+    with of_known_form(Path(target)):
+        found = lineage_of(target, runs_dir=runs_dir)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

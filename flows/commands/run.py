@@ -31,6 +31,7 @@ from sdpo.processes.stage_specs import ExportSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.promotion.versions import checked_digest
 from sdpo.report import summarise, write_report
+from sdpo.store.recorded import of_known_form, whole_steps
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json, remove, write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
@@ -187,8 +188,9 @@ def export_model(
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: name a new folder")
     stored = RunFolder(run)
-    config = RunConfig.model_validate(stored.read_run()["config"])
-    done = stored.complete_steps()
+    with of_known_form(run):
+        config = RunConfig.model_validate(stored.read_run()["config"])
+    done = whole_steps(stored)
     number = step if step is not None else (done[-1] if done else -1)
     if number not in done:
         listed = ", ".join(map(str, done)) or "none"
@@ -197,7 +199,8 @@ def export_model(
                 f"run {stored.name} has no complete step yet: there is no model to export"
             )
         raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
-    digest = checked_digest(stored, number)
+    with of_known_form(run):
+        digest = checked_digest(stored, number)
     private = withholding(withheld_by_folder(run))
     with _scratch_logs() as logs, private, RunConsole(console) as listen:
         run_stage(
@@ -252,6 +255,6 @@ def render(run: Path, *, console: Console) -> None:
     folder = RunFolder(run)
     folder.check_own()
     folder.read_run()
-    with withholding(withheld_by_folder(run)):
+    with withholding(withheld_by_folder(run)), of_known_form(run):
         where = escape(str(write_report(run)))
     console.print(f"report: {where}", highlight=False, soft_wrap=True)

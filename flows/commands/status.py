@@ -12,6 +12,7 @@ from flows.show.console import Cell, Row, table
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError, SdpoError
+from sdpo.store.recorded import of_known_form
 from sdpo.store.records import PlanOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.system.files import read_json
@@ -23,7 +24,8 @@ _STEP = re.compile(r"step-[1-9]\d*")
 def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
     """One run in detail, or a line for each."""
     if run is not None:
-        _show_run(RunFolder(run), console)
+        with of_known_form(run):
+            _show_run(RunFolder(run), console)
         return
     rows = [_row(run) for run in runs_in(runs_dir)]
     if not rows:
@@ -36,19 +38,26 @@ def _row(run: RunFolder) -> Row:
     names = ("created", "steps", "report", "origin", "damaged")
     row: dict[str, Cell] = {"run": run.name, **dict.fromkeys(names, "")}
     try:
-        seals = run.seals()
-        damaged = [node for node, whole in seals.items() if whole is False]
-        done = [node for node, whole in seals.items() if whole and _STEP.fullmatch(node)]
-        content, unreadable = _head(run)
-        return row | {
-            "created": str(content.get("created", "?")),
-            "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
-            "report": "yes" if run.report.is_file() else "",
-            "origin": _origin(content),
-            "damaged": ", ".join([*unreadable, *damaged]),
-        }
+        with of_known_form(run.path):
+            return row | _summary(run)
     except OSError as error:
         return row | {"created": "?", "steps": "?", "damaged": f"not readable: {error.strerror}"}
+    except IntegrityError:
+        return row | {"created": "?", "steps": "?", "damaged": "of a form that is not known"}
+
+
+def _summary(run: RunFolder) -> dict[str, Cell]:
+    seals = run.seals()
+    damaged = [node for node, whole in seals.items() if whole is False]
+    done = [node for node, whole in seals.items() if whole and _STEP.fullmatch(node)]
+    content, unreadable = _head(run)
+    return {
+        "created": str(content.get("created", "?")),
+        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
+        "report": "yes" if run.report.is_file() else "",
+        "origin": _origin(content),
+        "damaged": ", ".join([*unreadable, *damaged]),
+    }
 
 
 def _head(run: RunFolder) -> tuple[JsonObject, list[str]]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdpo.errors import SdpoError, UserError
+from sdpo.errors import UserError
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
+from sdpo.store.recorded import check_recorded, whole_steps
 from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
@@ -50,6 +51,7 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
 
     Raises:
         UserError: a run is not there, or a step is not complete.
+        IntegrityError: what would be compared is not what a run wrote.
     """
     left, right = (read_stored(side.run) for side in (a, b))
     sections = [
@@ -58,7 +60,7 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
     ]
     pairs = _steps(a, b)
     for one, other in pairs:
-        sides = (_record(a.run, one), _record(b.run, other))
+        sides = (a.run.find_step(f"step-{one}"), b.run.find_step(f"step-{other}"))
         where = f"step {one}" if one == other else f"step {one} and step {other}"
         for title, view in (
             ("Settings of", _settings),
@@ -76,19 +78,14 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
 
 def _steps(a: Checkpoint, b: Checkpoint) -> list[tuple[int, int]]:
     if a.step is None and b.step is None:
-        return [(n, n) for n in sorted({*a.run.complete_steps(), *b.run.complete_steps()})]
+        return [(n, n) for n in sorted({*whole_steps(a.run), *whole_steps(b.run)})]
     named = [step for step in (a.step, b.step) if step is not None]
     one, other = named[0], named[-1]
     for side, number in ((a.run, one), (b.run, other)):
-        if number not in side.complete_steps():
+        if side.read_record(f"step-{number}") is None:
             listed = ", ".join(map(str, side.complete_steps())) or "none"
             raise UserError(f"run {side.name} has no complete step {number}; complete: {listed}")
     return [(one, other)]
-
-
-def _record(run: RunFolder, number: int) -> StepRecord | None:
-    node = f"step-{number}"
-    return None if run.is_damaged(node) else run.find_step(node)
 
 
 def _rows(a: Flat, b: Flat) -> tuple[Row, ...]:
@@ -116,13 +113,12 @@ def _configuration(stored: Stored) -> Flat:
 
 def _data(run: RunFolder, stored: Stored) -> Flat:
     found: Flat = {f"{name} digest": digest[:16] for name, digest in stored.inputs.items()}
-    data = None if run.is_damaged("data") else run.find("data")
+    data = run.find("data")
     for source in data.read_outputs(DataOutputs).sources if data else ():
         found[f"{source.name}: pairs kept"] = source.kept
-    try:
-        plan = read_json(run.plan_file)
-    except (OSError, SdpoError):
+    if not check_recorded(run, "plan", run.plan_file):
         return found
+    plan = read_json(run.plan_file)
     for name, count in plan.get("reserve", {}).items():
         found[f"{name}: reserved"] = count
     for step in plan["steps"]:
@@ -150,7 +146,9 @@ def _metrics(run: RunFolder, number: int, record: StepRecord | None) -> Flat:
     if record is None:
         return {}
     found: Flat = record.model_dump(include=set(_FACTS), exclude_unset=True)
-    lines = metrics_of(run.step(number) / "metrics.jsonl")
+    path = run.step(number) / "metrics.jsonl"
+    check_recorded(run, f"step-{number}", path)
+    lines = metrics_of(path)
     trained = [line for line in lines if "loss" in line]
     if trained:
         found["first loss"] = _rounded(trained[0]["loss"])
@@ -164,10 +162,9 @@ def _metrics(run: RunFolder, number: int, record: StepRecord | None) -> Flat:
 
 def _gamma(run: RunFolder, number: int) -> Flat:
     path = run.step(number) / "gamma.json"
-    try:
-        entries = read_json(path)
-    except (OSError, SdpoError):
+    if not check_recorded(run, f"gamma-{number}", path):
         return {}
+    entries = read_json(path)
     return {
         f"{entry['probe']}: {name}": _rounded(entry.get(name))
         for entry in entries

@@ -12,6 +12,7 @@ from sdpo.history.target import Checkpoint, locate, read_lineage
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import unused_files
 from sdpo.store.model_card import lineage as chain_of
+from sdpo.store.recorded import damage_beside_weights, whole_steps
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import JsonObject
 
@@ -75,7 +76,7 @@ def lineage_of(target: str, *, runs_dir: Path) -> Lineage:
 
 
 def _of_run(found: Checkpoint) -> Lineage:
-    run, done = found.run, found.run.complete_steps()
+    run, done = found.run, whole_steps(found.run)
     number = found.step if found.step is not None else (done[-1] if done else -1)
     if number not in done:
         listed = ", ".join(map(str, done)) or "none"
@@ -88,8 +89,9 @@ def _of_run(found: Checkpoint) -> Lineage:
         "inputs": _inputs(run),
         "steps": [entry.model_dump(mode="json") for entry in chain_of(run, record)],
     }
-    strays = [f"{name} was not published by this run" for name in run.strays(node, record)]
-    return _lineage(content, run.model(number), strays)
+    faults = damage_beside_weights(run, record, run.model(number))
+    faults += [f"{name} was not published by this run" for name in run.strays(node, record)]
+    return _lineage(content, run.model(number), faults)
 
 
 def _unused(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from sdpo.errors import IntegrityError, SdpoError
 from sdpo.identity.differences import differences
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changes
+from sdpo.store.recorded import check_recorded
 from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
@@ -40,6 +41,8 @@ def compare_step(old: RunFolder, new: RunFolder, step: int) -> Comparison:
     node = f"step-{step}"
     try:
         before = old.find_step(node)
+        check_recorded(old, node, old.step(step) / "metrics.jsonl")
+        check_recorded(old, f"gamma-{step}", old.step(step) / "gamma.json")
     except IntegrityError as error:
         return Comparison(verdict="unknown", inputs=(str(error),))
     after = new.find_step(node)

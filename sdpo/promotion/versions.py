@@ -20,6 +20,7 @@ from sdpo.events import Listener
 from sdpo.history.target import Checkpoint
 from sdpo.identity.model_digest import model_digest
 from sdpo.store.origin import origin_chain
+from sdpo.store.recorded import damage_beside_weights
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
@@ -268,6 +269,11 @@ def checked_digest(run: RunFolder, step: int) -> str:
         raise IntegrityError(
             f"{run.model(step)} does not hold M_{step} of run {run.name}: its digest is "
             f"{found[:16]}, not {wanted[:16]} (`sdpo verify {run.name}` says more)"
+        )
+    if damage := damage_beside_weights(run, record, run.model(step)):
+        raise IntegrityError(
+            f"{run.model(step)} does not hold what was published with M_{step} of run {run.name}: "
+            f"{damage[0]} (`sdpo verify {run.name}` says more)"
         )
     if strays := run.strays(f"step-{step}", record):
         raise IntegrityError(

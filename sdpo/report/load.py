@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.errors import IntegrityError
 from sdpo.objectives import objective_facts
+from sdpo.store.recorded import check_recorded
 from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import file_digest, read_json
+from sdpo.system.files import read_json
 
 EXAMPLES = 3
 """Rejected rows shown per source and reason."""
@@ -122,14 +122,16 @@ def load_run(path: Path) -> RunData:
     """
     folder = RunFolder(path)
     run = folder.read_run()
-    _check_recorded(folder, "plan", folder.plan_file)
+    check_recorded(folder, "plan", folder.plan_file)
     plan = read_json(folder.plan_file) if folder.plan_file.is_file() else None
     numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
     records = {n: record for n in numbers if (record := folder.find_step(f"step-{n}"))}
     prepared = folder.find("data")
+    check_recorded(folder, "reserve", folder.rejected)
     for number in records:
         for name in ("metrics.jsonl", "reference.parquet"):
-            _check_recorded(folder, f"step-{number}", folder.step(number) / name)
+            check_recorded(folder, f"step-{number}", folder.step(number) / name)
+        check_recorded(folder, f"kl-M_{number}", folder.step(number) / "kl.json")
     measured = list(_measured(folder))
     others = [n for n, record in records.items() if _has_other_reference(record)]
     return RunData(
@@ -166,24 +168,7 @@ def _measured(folder: RunFolder) -> Iterator[int]:
 
 
 def _is_recorded(folder: RunFolder, number: int, path: Path) -> bool:
-    return path.is_file() and _check_recorded(folder, f"probe-M_{number}", path)
-
-
-def _check_recorded(folder: RunFolder, node: str, path: Path) -> bool:
-    """Whether the record of ``node`` has the file.
-
-    Raises:
-        IntegrityError: it has, and the file is another one now.
-    """
-    record, name = folder.find(node), str(path.relative_to(folder.path))
-    wanted = record.files.get(name) if record else None
-    if wanted and (not path.is_file() or file_digest(path) != wanted):
-        raise IntegrityError(
-            f"{path} is not what the run wrote there, so that a report would show what nobody "
-            f"measured: `sdpo verify {folder.name}` says more, and `sdpo run` with the run's "
-            "recipe makes it again"
-        )
-    return bool(wanted)
+    return check_recorded(folder, f"probe-M_{number}", path)
 
 
 def _json_lines(path: Path) -> Iterator[JsonObject]:

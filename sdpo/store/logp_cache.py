@@ -169,7 +169,7 @@ class LogpCache:
         for part in sorted(self.folder.glob("[!.]*.parquet")):
             if part.name in self._read:
                 continue
-            content = part.read_bytes()
+            content = part.read_bytes() if part.is_file() else b""
             if not _is_named(part, content):
                 # Looked at again next time: the same rows computed again take its place.
                 if part.name not in self._reported:
@@ -202,13 +202,13 @@ def _logps(part: pa.Table) -> np.ndarray:
 
 def part_is_whole(part: Path) -> bool:
     """Whether a part has the content that its name says."""
-    return _is_named(part, part.read_bytes())
+    return part.is_file() and _is_named(part, part.read_bytes())
 
 
 def read_note(path: Path) -> CheckNote | None:
     """A note of a check; None where it has not the content that its name says."""
     try:
-        note = read_json(path)
+        note = read_json(path) if path.is_file() else None
         is_own = path.stem == f"checked-{digest_of(note)[:32]}"
         return CheckNote.model_validate(note) if is_own else None
     except (Fault, ValidationError):

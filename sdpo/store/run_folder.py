@@ -22,6 +22,7 @@ from pydantic import JsonValue, ValidationError
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.identity.differences import _DIGEST
+from sdpo.store.record_form import form_fault
 from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
 from sdpo.store.run_head import picked, read_head
 from sdpo.system import ownership
@@ -253,7 +254,11 @@ class RunFolder:
         """
         path = self.record_path(node)
         content = read_sealed(path)
-        record: dict[str, JsonValue] | None = None if content is None else json_of(content, path)
+        if content is None:
+            return None
+        record: dict[str, JsonValue] = json_of(content, path)
+        if fault := form_fault(node, record):
+            raise IntegrityError(f"{path} is no record of {node}: {fault}")
         return record
 
     def find(self, node: str) -> NodeRecord | None:

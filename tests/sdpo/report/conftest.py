@@ -111,7 +111,7 @@ def _write_rejected(folder: RunFolder) -> None:
         {"name": "orca", "read": 308, "kept": 308, "rejected": {}},
         {"name": "ultrafeedback", "read": 926, "kept": 920, "rejected": reasons},
     ]
-    folder.write_record("data", {"outputs": {"sources": sources}}, files=[])
+    folder.write_record("data", {"identity": {}, "outputs": {"sources": sources}}, files=[])
     rows = [
         {"source": "ultrafeedback", "row": row, "reason": reason, "detail": detail}
         for row, reason, detail in [

@@ -318,7 +318,7 @@ def test_a_run_with_only_its_first_model_says_that_nothing_can_be_compared(
 def test_a_run_without_a_plan_gives_a_report(make_run: MakeRun) -> None:
     run = make_run(done=0, supervised=False)
     (run / "plan.json").unlink()
-    for path in (run / "probes").iterdir():
+    for path in (*(run / "probes").iterdir(), *(run / "nodes").glob("probe-*")):
         path.unlink()
     text = page(run).text
     assert "the data is not partitioned yet" in text
