@@ -36,6 +36,7 @@ REFUSED = (
     ("server", "up", "--folder", "{mine}"),
     ("server", "down", "--folder", "{mine}"),
     ("server", "form", "demo", "--folder", "{mine}"),
+    ("server", "password", "--folder", "{mine}"),
     ("server", "status", "--folder", "{mine}"),
 )
 """What names a folder of the user's."""
