@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 10
 _QUICK = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
 """A schedule that was made is looked at after seconds, where it would be a minute."""
+_TOKENS: dict[str, str] = {}
+"""Of the servers by their addresses; each is good for an hour."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -109,8 +111,7 @@ class Desk:
         sent = {"Content-Type": "application/json", **self._authorized(password), **headers}
         changes = data is not None or method not in (None, "GET")
         if changes and "Prefect-Csrf-Token" not in sent:
-            token = self.api("/csrf-token?client=tests", password=password)["token"]
-            sent |= {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
+            sent |= self._token(password)
         request = urllib.request.Request(
             f"{self.url}/api{path}", data=data, headers=sent, method=method
         )
@@ -123,6 +124,14 @@ class Desk:
                     raise
                 time.sleep(1)
         raise AssertionError(f"{path}: the server stays unavailable")
+
+    def _token(self, password: str | None) -> dict[str, str]:
+        """What a request that changes something has to say; asked for once, as clients do."""
+        client = f"tests-{os.getpid()}"
+        if self.url not in _TOKENS:
+            answer = self.api(f"/csrf-token?client={client}", password=password)
+            _TOKENS[self.url] = str(answer["token"])
+        return {"Prefect-Csrf-Token": _TOKENS[self.url], "Prefect-Csrf-Client": client}
 
     def _authorized(self, password: str | None) -> dict[str, str]:
         given = self.password if password is None else password
