@@ -185,7 +185,7 @@ def read_json(path: Path) -> Any:
     Raises:
         IntegrityError: the file is not JSON, or holds what no file of this kind does.
     """
-    return json_of(path.read_bytes(), path)
+    return json_of(read_small(str(path)), path)
 
 
 def json_of(content: bytes, path: Path) -> Any:
@@ -208,7 +208,7 @@ def json_of(content: bytes, path: Path) -> Any:
 
 def file_digest(path: Path) -> str:
     """sha256 of the bytes of a file."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_opened) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -107,6 +107,15 @@ def damaged(run: RunFolder, name: str, damage: str) -> Iterator[None]:
             old.write_bytes(content)
 
 
+def trials(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """Files with a damage each, another one for the next file."""
+    for number, name in enumerate(files_of(run)):
+        has_other, content = other_step(run.path / name), (run.path / name).read_bytes()
+        possible = [d for d in DAMAGES if d != "that of another step" or has_other]
+        possible = possible if content else ["a folder"]
+        yield name, possible[number % len(possible)]
+
+
 def must_be_told(command: str, name: str, damage: str) -> bool:
     """Whether a command that succeeds in spite of the damage has told something wrong."""
     weighs = name.startswith("step-2/model/") and not name.endswith(BUT_FOR_PEOPLE)
@@ -152,6 +161,16 @@ def assert_told(bench: Bench, sdpo: Sdpo, name: str, damage: str, *commands: str
 
 QUICK = ("lineage", "status", "diff", "report", "replay")
 """Those that start no process, and write nothing but the report."""
+
+
+@pytest.mark.timeout(600)
+def test_a_damaged_file_is_told_and_never_a_traceback(finished_copy: Bench, sdpo: Sdpo) -> None:
+    run = origin(finished_copy)
+    for number, (name, damage) in enumerate(trials(run)):
+        with damaged(run, name, damage):
+            asked = QUICK[number % len(QUICK)]
+            assert_told(finished_copy, sdpo, name, damage, "verify", asked)
+    assert sdpo("verify", "tiny", "--runs-dir", finished_copy.runs).code == 0
 
 
 def test_a_model_with_a_damaged_file_is_not_handed_on(finished_copy: Bench, sdpo: Sdpo) -> None:
