@@ -364,6 +364,15 @@ def test_a_router_loss_of_a_mixture_of_experts_passes(recipe, model_of, sdpo: Sd
     assert called.code == 0, called.told
 
 
+def test_a_router_loss_for_a_mixture_whose_layers_are_all_dense_is_refused(
+    recipe, model_of, sdpo: Sdpo
+) -> None:
+    model = model_of("qwen2_moe", num_key_value_heads=2, mlp_only_layers=[0, 1])
+    called = sdpo("check", recipe(PAIRS, model=model, training={"router_aux_loss": 0.1}))
+    assert called.code == 2, called.told
+    assert "none of its layers has a router" in " ".join(called.err.split())
+
+
 def test_frequencies_that_zero_3_cannot_compute_apart_are_refused(
     recipe, model_of, sdpo: Sdpo
 ) -> None:

@@ -32,7 +32,19 @@ REACHED = {
     "settle_layout": (CHECK, ARCHITECTURE),
     "check_head": (BAD_INPUT, "weights that are no numbers"),
     "add_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
-    "adapters.run": (
+    "_try": (
+        CHECK,
+        "test_a_router_loss_for_a_model_without_routers_is_refused_before_anything_is_trained",
+    ),
+    "check_routers": (
+        CHECK,
+        "test_a_router_loss_for_a_mixture_whose_layers_are_all_dense_is_refused",
+    ),
+    "router_load": (
+        CHECK,
+        "test_a_router_loss_for_a_mixture_whose_layers_are_all_dense_is_refused",
+    ),
+    "modules.run": (
         CHECK,
         "test_adapters_that_a_later_step_cannot_have_are_refused_before_the_first_is_trained",
     ),
@@ -67,6 +79,9 @@ LATER = {
     "compare_rows": "the gate, of the rows of the step's own reference",
     "run_stage": "a stop that was asked for",
     "_scored": "a spec that no node gives",
+    "needed_plan": "a spec that no node gives",
+    "needed_supervised_tokens": "a spec that no node gives",
+    "fp32_sums_of_ranks": "of launch.strategy deepspeed_zero3, whose processes `check` has not",
     "judge": "hands on what a stage said",
 }
 

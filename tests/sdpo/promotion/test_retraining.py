@@ -131,12 +131,21 @@ def test_a_step_that_was_rolled_back_is_not_promoted_again_by_any_rules(promoted
     ):
         again, made = retrained(promoted, news, overrides=same)
         assert (again.status, made) == ("nothing new", []), same
-    # Whatever makes the same model again, it is the one that was taken out.
-    first, second = current("tiny", runs_dir=promoted.runs).versions
-    assert out in _was_in_use("tiny", second.digest, promoted.runs)
-    assert not _was_in_use("tiny", first.digest, promoted.runs)
-    assert not _was_in_use("tiny", "0" * 64, promoted.runs)
     assert current("tiny", runs_dir=promoted.runs).current == 1
+
+
+def test_whatever_makes_the_same_model_again_it_is_the_one_that_was_taken_out(
+    finished_copy: Bench,
+) -> None:
+    runs = finished_copy.runs
+    for step in (1, 2):
+        promote(Checkpoint(RunFolder(runs / "tiny"), step), runs_dir=runs, name="chat")
+    rollback("chat", runs_dir=runs, why="worse in production")
+    first, second = current("chat", runs_dir=runs).versions
+    out = "which was version 2 of chat and was taken out of use (worse in production)"
+    assert out in _was_in_use("chat", second.digest, runs)
+    assert not _was_in_use("chat", first.digest, runs), "it is in use"
+    assert not _was_in_use("chat", "0" * 64, runs), "it is new"
 
 
 def test_the_tiny_reserve_is_too_few_to_tell_and_does_not_promote(promoted: Bench) -> None:
