@@ -20,10 +20,17 @@ LEASE_S = 300
 
 @pytest.fixture
 def firing(desk: Desk) -> Iterator[Any]:
-    """``firing(parameters, every_s=...)``: the retrain deployment fires so often, until the end."""
+    """``firing(parameters, every_s=...)``: the retrain deployment fires so often, until the end or
+    until it is asked to fire otherwise: a schedule outlives a start of the server."""
     made: list[tuple[str, str]] = []
 
+    def stop() -> None:
+        while made:
+            deployment, schedule = made.pop()
+            desk.api(f"/deployments/{deployment}/schedules/{schedule}", method="DELETE")
+
     def fire(given: Values, *, every_s: int) -> None:
+        stop()
         deployment = desk.api("/deployments/name/sdpo-retrain/retrain")["id"]
         schedule = {
             "active": True,
@@ -35,11 +42,10 @@ def firing(desk: Desk) -> Iterator[Any]:
             },
         }
         found = desk.api(f"/deployments/{deployment}/schedules", [schedule])
-        made[:] = [(deployment, found[0]["id"])]
+        made.append((deployment, found[0]["id"]))
 
     yield fire
-    for deployment, schedule in made:
-        desk.api(f"/deployments/{deployment}/schedules/{schedule}", method="DELETE")
+    stop()
 
 
 def slots(desk: Desk) -> list[FlowRun]:
@@ -68,7 +74,6 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
     desk.restart("worker")
     wait_until(lambda: messages(desk), 240, "a step")
-    # Who starts the worker again deploys again: then there are the file's schedules only.
     firing(given, every_s=10)
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
