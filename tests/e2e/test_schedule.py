@@ -70,11 +70,11 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
 ) -> None:
     given = parameters(promoted)
     desk.kill(desk.processes.worker)
-    firing(given, every_s=5)
+    firing(given, every_s=15)
     wait_until(lambda: len(slots(desk)) >= 3, 240, "three missed slots")
     desk.restart("worker")
     wait_until(lambda: messages(desk), 240, "a step")
-    firing(given, every_s=10)
+    firing(given, every_s=15)
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
         240,
