@@ -22,8 +22,7 @@ from sdpo.errors import IntegrityError, UserError
 from sdpo.system.files import read_json, write_json
 
 FOLDER = Path(".sdpo-server")
-HOST, PORT = "127.0.0.1", 4200
-OK, NOT_FOUND = HTTPStatus.OK, HTTPStatus.NOT_FOUND
+OK = HTTPStatus.OK
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 """Environment variable with `user:password` of the user's own; else one is made on first use."""
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"

@@ -1,10 +1,16 @@
 """Chat templates as published models have them, and a tokenizer whose control tokens are theirs."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from sdpo.tokens.boundary import Cut, boundaries_of, cut
+from sdpo.tokens.template import Encoder
 
 FOLDER = Path(__file__).resolve().parents[1] / "templates"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
@@ -36,20 +42,37 @@ CONTROLS = [
 _TEXT = ["The quick brown fox jumps over the lazy dog.", "user assistant system model final"]
 
 
-@lru_cache
-def _backend() -> str:
+def trained(text: Sequence[str], *, control: Sequence[str], vocab_size: int) -> str:
+    """A byte-level tokenizer that knows control tokens and the tags of thoughts, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=CONTROLS,
+        vocab_size=vocab_size,
+        special_tokens=list(control),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_TEXT * 4, trainer)
+    tokenizer.train_from_iterator([*text] * 4, trainer)
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>")])
     return str(tokenizer.to_str())
+
+
+@lru_cache
+def _backend() -> str:
+    return trained(_TEXT, control=CONTROLS, vocab_size=500)
+
+
+def cut_of(encoder: Encoder, *rows: Any) -> Cut:
+    """Both sides of rows, divided into prompt and completion."""
+    encoded = encoder.encode(rows, ["chosen", "rejected"])
+    return cut(
+        encoded,
+        boundary=boundaries_of(encoded),
+        messages=[np.ones(len(rows), dtype=np.int64)] * 2,
+        end_ids=encoder.end_ids,
+        max_length=4096,
+    )
 
 
 def tokenizer_of(template: str) -> PreTrainedTokenizerFast:

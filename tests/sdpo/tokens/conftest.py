@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from real_templates import trained
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from sdpo.data.schema import PAIRS_SCHEMA
@@ -69,30 +70,15 @@ MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 WritePairs = Callable[..., Path]
 
 
-def _trained() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT * 4, trainer)
-    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>")])
-    return str(tokenizer.to_str())
-
-
 @pytest.fixture(scope="session")
 def make_tokenizer() -> MakeTokenizer:
     """``make_tokenizer(template, bos=..., eos=...)``: a byte-level BPE of about 600 tokens."""
-    trained = _trained()
+    learned = trained(TEXT, control=SPECIAL, vocab_size=600)
 
     def make(
         template: str | dict[str, str] | None = None, *, bos: bool = False, eos: str | None = "</s>"
     ) -> PreTrainedTokenizerFast:
-        backend = Tokenizer.from_str(trained)
+        backend = Tokenizer.from_str(learned)
         if bos:
             backend.post_processor = processors.TemplateProcessing(
                 single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]

@@ -5,7 +5,6 @@ import json
 import re
 from functools import lru_cache
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +14,12 @@ from real_templates import (
     TEMPLATES,
     WITH_REASONING,
     WITH_TOOLS,
+    cut_of,
     tokenizer_of,
 )
 
 from sdpo.config import ColumnsConfig
 from sdpo.data.formats import Candidate, PairNormaliser
-from sdpo.tokens.boundary import Cut, boundaries_of, cut
 from sdpo.tokens.template import Encoder
 
 WEATHER = {
@@ -86,17 +85,6 @@ def own(clock):
         return encoder_with(tokenizer, clock)
 
     return own
-
-
-def cut_of(encoder: Encoder, *rows) -> Cut:
-    encoded = encoder.encode(rows, ["chosen", "rejected"])
-    return cut(
-        encoded,
-        boundary=boundaries_of(encoded),
-        messages=[np.ones(len(rows), dtype=np.int64)] * 2,
-        end_ids=encoder.end_ids,
-        max_length=4096,
-    )
 
 
 def texts_of(encoder: Encoder, row) -> tuple[str, str]:

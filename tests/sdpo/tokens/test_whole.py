@@ -3,13 +3,11 @@
 import re
 from functools import lru_cache
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_templates import CONTROLS, END_OF_TURN, NO_SYSTEM, TEMPLATES, tokenizer_of
+from real_templates import CONTROLS, END_OF_TURN, NO_SYSTEM, TEMPLATES, cut_of, tokenizer_of
 
-from sdpo.tokens.boundary import Cut, boundaries_of, cut
 from sdpo.tokens.template import Encoder
 from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
@@ -29,17 +27,6 @@ def row_of(prompt, chosen: str, rejected: str, *, format: str = "chat") -> dict[
         **{"row": 7, "source": "tests", "format": format},
         **dict(zip(("prompt", "chosen", "rejected"), (turns(*prompt), *answers), strict=True)),
     }
-
-
-def cut_of(encoder: Encoder, *rows) -> Cut:
-    encoded = encoder.encode(rows, ["chosen", "rejected"])
-    return cut(
-        encoded,
-        boundary=boundaries_of(encoded),
-        messages=[np.ones(len(rows), dtype=np.int64)] * 2,
-        end_ids=encoder.end_ids,
-        max_length=4096,
-    )
 
 
 @pytest.fixture
