@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+import sdpo
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import (
     ErrorEvent,
@@ -224,6 +225,19 @@ def _is_of_the_host(name: str) -> bool:
     return name.startswith("PREFECT_") and name != "PREFECT__FLOW_RUN_ID"
 
 
+def _checkout() -> dict[str, str]:
+    """Where a stage finds this project that was not installed, but is run in a checkout's folder.
+
+    Python put that folder first for this process; a stage has it put there by name.
+    """
+    first, *rest = [os.path.realpath(entry) for entry in sys.path] or [""]
+    root = str(Path(sdpo.__file__).resolve().parents[1])
+    if first != root or root in rest:
+        return {}
+    given = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, given]))}
+
+
 def _environment(spec: Spec) -> dict[str, str]:
     threads = str(spec.launch.threads)
     environment = {name: os.environ[name] for name in os.environ if not _is_of_the_host(name)} | {
@@ -240,6 +254,7 @@ def _environment(spec: Spec) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # A folder of the user's may be called `partitions`, or as something that torch imports.
         "PYTHONSAFEPATH": "1",
+        **_checkout(),
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":

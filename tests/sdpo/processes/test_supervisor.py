@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import site
 import stat
 import subprocess
 import sys
+import venv
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 import pytest
@@ -63,6 +66,16 @@ def broken(tmp_path):
         row=0,
         **COMMON,
     )
+
+
+def without_the_project(folder: Path) -> Path:
+    """A Python with the packages of this one, where this project itself is not installed."""
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    (packages,) = folder.glob("lib/*/site-packages")
+    # Lines of a .pth file are folders: what .pth files there say, an editable install, is not heeded.
+    (packages / "beside.pth").write_text("\n".join(site.getsitepackages()))
+    return python
 
 
 def stages(spec) -> list[psutil.Process]:
@@ -413,6 +426,23 @@ def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folde
     assert not any(name.startswith("PREFECT_") for name in environment)
     assert environment["HF_TOKEN"] == "needed"
     assert environment["PYTHONSAFEPATH"] == "1"
+
+
+def test_a_stage_of_a_checkout_that_was_not_installed_finds_its_modules(broken, tmp_path):
+    python = without_the_project(tmp_path / "bare")
+    program = (
+        "import sys; from pathlib import Path; from sdpo.processes.supervisor import run_stage; "
+        "from sdpo.processes.stage_specs import read_spec; "
+        "run_stage(read_spec(Path(sys.argv[1])), listen=print)"
+    )
+    spec = tmp_path / "spec.json"
+    spec.write_text(broken.model_dump_json())
+    root = Path(supervisor.__file__).parents[2]
+    elsewhere = {"env": os.environ | {"PYTHONPATH": ""}, "capture_output": True, "text": True}
+    missing = subprocess.run([python, "-P", "-c", "import sdpo"], cwd=root, **elsewhere)
+    assert "No module named 'sdpo'" in missing.stderr
+    ended = subprocess.run([python, "-c", program, str(spec)], cwd=root, **elsewhere)
+    assert "File is too small: 9" in ended.stderr  # what the stage says of its work
 
 
 def test_several_processes_are_launched_for_training_alone(broken):
