@@ -48,6 +48,18 @@ def cell(value: Any, name: str) -> Any:
     return value
 
 
+def is_json_text(value: object) -> bool:
+    """Whether a cell is the JSON text of an object, or of a list of texts or objects."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("{", "["):
+        return False
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    inner = read if isinstance(read, list) else [read]
+    return bool(inner) and all(isinstance(each, str | dict) for each in inner)
+
+
 def listed(value: Any) -> Any:
     """``value`` itself, or the list that it holds as text."""
     if not isinstance(value, str):

@@ -23,8 +23,9 @@ from sdpo.data.duplicates import (
     Decisions,
     KeyTable,
 )
-from sdpo.data.formats import NOTES, Candidate, Note, PairNormaliser
+from sdpo.data.formats import Candidate, PairNormaliser
 from sdpo.data.keys import content_digest, pair_keys
+from sdpo.data.notes import NOTES, Note
 from sdpo.data.pairs_file import BatchWriter
 from sdpo.data.prompts import Rejection
 from sdpo.data.readers import place, read_rows

@@ -7,17 +7,16 @@ turn and a text answer an assistant's, in a ``text`` source every part stays the
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.cells import NotText, cell
+from sdpo.data.cells import NotText, cell, is_json_text
 from sdpo.data.lists import Pairing, RankedBy, pairs_of, ranked
 from sdpo.data.messages import (
     is_conversation,
     is_transcript,
-    like_transcript,
     messages_of,
     plain_text,
     split_dialogues,
@@ -26,6 +25,7 @@ from sdpo.data.messages import (
     transcript_prompt,
     whole_transcripts,
 )
+from sdpo.data.notes import Note, notes_of
 from sdpo.data.prompts import (
     Rejection,
     Row,
@@ -41,6 +41,7 @@ from sdpo.data.prompts import (
     system_text,
     text_prompt,
     tool_turn,
+    unfinished,
     with_system,
 )
 from sdpo.data.recognise import Layout, prompt_column, recognise, score_columns, with_scores
@@ -50,17 +51,6 @@ from sdpo.data.winners import told
 from sdpo.errors import DataError
 
 Contradictions = Literal["refuse", "swap", "keep"]
-Note = Literal["like_transcript", "prompt_repeated"]
-
-NOTES: dict[Note, str] = {
-    "like_transcript": "the prompt looks like a transcript of a user and an assistant and is one "
-    "message of the user: give it as messages, or as `\\n\\nHuman:`/`\\n\\nAssistant:` turns "
-    "from its beginning",
-    "prompt_repeated": "both sides begin with the whole prompt, which then stands there twice: "
-    "take it out of the sides, or out of the prompt",
-}
-"""What is to be known of rows that are used all the same, with the remedy."""
-
 _TOO_NEAR = ("tie", "score_gap")
 _Sides = tuple[Any, Any, float | None, float | None]
 """The chosen and the rejected side as a row has them, and their scores."""
@@ -124,7 +114,7 @@ class PairNormaliser:
         except NotText as reason:
             return [Rejection(reason.reason, str(reason))]
         pairs = [each for each in made if isinstance(each, Candidate)]
-        self.notes = _notes(row, layout, self._format) if pairs else []
+        self.notes = self._notes(row, layout, pairs[0]) if pairs else []
         if self._pairing == "all":
             # A list gives the pairs that differ enough: the others are told where it gives none.
             unequal = {e.reason: e for e in reversed(made) if isinstance(e, Rejection)}
@@ -151,9 +141,23 @@ class PairNormaliser:
 
     def unused_columns(self) -> tuple[str, ...]:
         """The top-level columns that no part of a pair was read from."""
-        paths = [*(self.layout.paths() if self.layout else []), *self._strata, *COLUMNS]
-        used = {path if path in self._columns else path.split(".")[0] for path in paths}
+        used = self._used(self._columns)
         return tuple(name for name in self._columns if name not in used)
+
+    def _used(self, columns: Container[str]) -> set[str]:
+        """Those top-level columns that something is read from."""
+        paths = [*(self.layout.paths() if self.layout else []), *self._strata, *COLUMNS]
+        return {path if path in columns else path.split(".")[0] for path in paths}
+
+    def _notes(self, row: Row, layout: Layout, pair: Candidate) -> list[Note]:
+        return notes_of(
+            row,
+            prompt=layout.fields.prompt,
+            sides=[path for path in (layout.chosen, layout.rejected) if path],
+            used=self._used(row),
+            turns=pair.prompt,
+            is_chat=self._format == "chat",
+        )
 
     def _look_at(self, row: Row) -> Layout:
         if self.layout is None:
@@ -337,21 +341,6 @@ def _contradicts(pair: Candidate) -> bool:
     return chosen is not None and rejected is not None and chosen < rejected
 
 
-def _notes(row: Row, layout: Layout, format_: Format) -> list[Note]:
-    """What is to be known of a row that is a pair."""
-    found: list[Note] = []
-    prompt = lookup(row, layout.fields.prompt) if layout.fields.prompt else None
-    if isinstance(prompt, str) and format_ == "chat" and not is_transcript(prompt):
-        if like_transcript(prompt):
-            found.append("like_transcript")
-        start = prompt.strip()
-        sides = [lookup(row, path) for path in (layout.chosen, layout.rejected) if path]
-        texts = [side.lstrip() for side in sides if isinstance(side, str)]
-        if start and len(texts) == 2 and all(text.startswith(start) for text in texts):
-            found.append("prompt_repeated")
-    return found
-
-
 def _implicit_problem(
     row: Row, layout: Layout, chosen: object, rejected: object
 ) -> Rejection | None:
@@ -364,6 +353,12 @@ def _implicit_problem(
             return Rejection(reason, _missing(row, path))
     if chosen == rejected:
         return Rejection("equal_sides", "chosen and rejected are the same text")
+    if isinstance(chosen, str) and is_json_text(chosen) and is_json_text(rejected):
+        return Rejection(
+            "not_text",
+            f"`{layout.chosen}` and `{layout.rejected}` hold JSON, within which no prompt can be "
+            "told from an answer: convert the file to messages, or give the prompt a column",
+        )
     return None
 
 
@@ -374,6 +369,8 @@ def _problem(row: Row, layout: Layout, pair: Candidate) -> Rejection | None:
         return Rejection("empty_chosen", _missing(row, layout.chosen))
     if all_blank(pair.rejected):
         return Rejection("empty_rejected", _missing(row, layout.rejected))
+    if problem := unfinished(pair.prompt):
+        return problem
     if problem := tool_turn("chosen", pair.chosen) or tool_turn("rejected", pair.rejected):
         return problem
     if pair.chosen == pair.rejected:

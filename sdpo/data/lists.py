@@ -23,6 +23,7 @@ from sdpo.data.cells import NotText, listed
 from sdpo.data.keys import draw_key
 from sdpo.data.messages import is_message
 from sdpo.data.prompts import Row, columns_of, has_path, lookup
+from sdpo.data.winners import winner_column
 from sdpo.errors import DataError
 from sdpo.system.json_values import Cell
 
@@ -235,6 +236,34 @@ def unread_scores(row: Row, columns: ColumnsConfig) -> str:
         f"`columns: {{answers: {path}}}` alone, which pairs the answers by it, or add "
         f"`chosen_score: {first}` and `rejected_score: {second}` to have it compared"
     )
+
+
+def unnamed_list(row: Row) -> str:
+    """How a list of answers under another name than those that are known can be said; "" where a
+    row has none beside a prompt."""
+    for name, value in row.items():
+        answers = listed(value)
+        if not isinstance(answers, list) or len(answers) < 2:
+            continue
+        kinds = {type(answer) for answer in answers}
+        if kinds not in ({str}, {dict}) or any(is_message(answer) for answer in answers):
+            continue
+        winner = winner_column(row)
+        if len(answers) == 2 and winner:
+            text = next((f".{key}" for key in _TEXTS if key in answers[0]), "")
+            text = text if kinds == {dict} else ""
+            return (
+                f"`{name}` seems to be two answers, and `{winner}` ({row[winner]!r} in the first "
+                f"row) to say which is better: set the source's `columns: {{chosen: {name}.0{text},"
+                f" rejected: {name}.1{text}, winner: {winner}, chosen_wins: VALUE, rejected_wins: "
+                "VALUE}`, with the prompt's column as `prompt` where it is not recognised"
+            )
+        return (
+            f"`{name}` may be a list of answers: if it is, name it in the source's "
+            "`columns.answers`, and what ranks them in `columns.scores` or `columns.ranks`, or set "
+            "`ranked_by: order` where the best stands first"
+        )
+    return ""
 
 
 def _entry(path: str) -> tuple[str, str] | None:

@@ -13,8 +13,11 @@ from sdpo.data.cells import MOST_DEEP, NotText, is_deep, is_nothing, parsed, wit
 REASONING = "reasoning_content"
 _REASONING_NAMES = (REASONING, "thinking", "reasoning")
 _CALLS = ("tool_calls", "function_call")
-_UNREAD = ("refusal", "tool_plan", "images", "image", "videos", "video", "audios", "audio")
-"""Contents that have no place here."""
+_UNREAD = (
+    *("refusal", "tool_plan", "images", "image", "videos", "video", "audios", "audio"),
+    *("functions", "function_calls", "tools", "tool_responses", "documents", "context"),
+)
+"""Contents that have no place here, though some templates print them from there."""
 
 _OF_TOOLS = ("name", "tool_call_id")
 """What a tool's turn says of the call that it answers."""

@@ -4,10 +4,11 @@ Text goes through unchanged. What is not text (images) raises :class:`~sdpo.data
 which column means what is :mod:`sdpo.data.formats`.
 """
 
+import json
 import re
 
 from sdpo.data.cells import NotText
-from sdpo.data.message_rest import calls_in_text, rest_of
+from sdpo.data.message_rest import REASONING, calls_in_text, rest_of
 from sdpo.data.schema import Message
 
 _ROLES = {
@@ -30,15 +31,29 @@ _ROLES = {
 _CALL = "function_call"
 """The role by which LLaMA-Factory has a call of tools as a text."""
 
+_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+"""Reasoning in front of an answer's text."""
+
 _ASSISTANT_MARK = "\n\nAssistant:"
 _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT = re.compile(r"\s*Human:")
 _OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
 _OPENING = re.compile(r"\A\s*Assistant:")
-_LIKE_TRANSCRIPT = tuple(
-    re.compile(rf"^[ \t]*(?:### ?|\*\*|<\|?|\[)?(?:{names})(?:\*\*)?[:>|\]]", re.MULTILINE)
-    for names in ("Human|User|USER", "Assistant|ASSISTANT")
-)
+_ROLE_MARKS = [
+    (
+        r"(?:### ?|\*\*|<\|?|\[)?(?:Human|User|USER)",
+        r"(?:### ?|\*\*|<\|?|\[)?(?:Assistant|ASSISTANT)",
+    ),
+    (r"### ?(?:Instruction|Input|Question)", r"### ?(?:Response|Output|Answer)"),
+]
+"""Alpaca's, and those of transcripts as many write them."""
+
+_LIKE_TRANSCRIPT = [
+    tuple(re.compile(rf"^[ \t]*{name}(?:\*\*)?[:>|\]]", re.MULTILINE) for name in marks)
+    for marks in _ROLE_MARKS
+]
+_VICUNA = re.compile(r"(?:^|[\s.])USER: .*\sASSISTANT:", re.DOTALL)
+"""Both in one line."""
 
 
 class UnfinishedTranscript(NotText):
@@ -108,7 +123,13 @@ def _message(item: object, name: str) -> Message:
     if said == _CALL:
         return Message("assistant", "", calls_in_text(text, name))
     role = _role(said, name)
-    return Message(role, text, rest_of(item, role, name))
+    rest = rest_of(item, role, name)
+    if rest and REASONING in json.loads(rest) and _THOUGHT.match(text):
+        raise NotText(
+            f"a message of {name} has reasoning twice: in its text, and in a field of its own: "
+            "take one out"
+        )
+    return Message(role, text, rest)
 
 
 def _role(value: object, name: str) -> str:
@@ -172,13 +193,18 @@ def _common_length(left: str, right: str) -> int:
 
 def is_transcript(prompt: str) -> bool:
     """Whether ``prompt`` is a transcript: turns of ``Human:`` and ``Assistant:``, the human's
-    first."""
-    return bool(_TRANSCRIPT.match(prompt))
+    first, with an empty line before each. Where single lines part them, it is none."""
+    if not _TRANSCRIPT.match(prompt):
+        return False
+    return len(_MARK.findall(prompt)) > 1 or not like_transcript(prompt)
 
 
 def like_transcript(prompt: str) -> bool:
-    """Whether a text that is no known transcript has marks of both roles at lines' beginnings."""
-    return all(mark.search(prompt) for mark in _LIKE_TRANSCRIPT)
+    """Whether a text that is no known transcript has marks of both roles at lines' beginnings, or
+    Vicuna's in one line."""
+    return bool(_VICUNA.search(prompt)) or any(
+        all(mark.search(prompt) for mark in marks) for marks in _LIKE_TRANSCRIPT
+    )
 
 
 def whole_transcripts(chosen: str, rejected: str) -> bool:

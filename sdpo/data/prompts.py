@@ -112,6 +112,18 @@ def no_question(prompt: list[Message]) -> bool:
     return all(message.role == "system" or all_blank([message]) for message in prompt)
 
 
+def unfinished(prompt: list[Message]) -> Rejection | None:
+    """Why a prompt that ends in the assistant's own words is not used."""
+    if not prompt or prompt[-1].role != "assistant":
+        return None
+    return Rejection(
+        "unfinished_prompt",
+        "the prompt ends in a turn of the assistant, which the answer would go on with in a turn "
+        "of its own: put that turn's text at the beginning of the answer, or end the prompt before "
+        "it",
+    )
+
+
 def tool_turn(name: str, completion: list[Message]) -> Rejection | None:
     """Why a completion with turns of a tool is not used; ``name`` says where it stands."""
     if all(message.role != "tool" for message in completion):

@@ -4,7 +4,8 @@ Accepted without being told which (columns in any order, others beside them):
 
 - TRL: ``prompt``/``chosen``/``rejected`` as text or messages, or ``chosen``/``rejected`` alone
   (whole texts or whole dialogues, the prompt being what both sides share);
-- ms-swift: ``messages`` with ``rejected_response`` or ``rejected_messages``;
+- ms-swift: ``messages`` with ``rejected_response`` or ``rejected_messages``, and ``query``
+  [/``system``][/``history``] and ``response`` with ``rejected_response``;
 - LLaMA-Factory: ``instruction``[/``input``][/``system``][/``history``] or ``conversations`` with
   ``chosen``/``rejected``;
 - axolotl: ``messages``, ``conversation``, ``question``, ``input`` or ``instruction`` with
@@ -19,9 +20,9 @@ The first row decides which format a source has; anything else goes by the sourc
 from dataclasses import dataclass, replace
 
 from sdpo.config import ColumnsConfig
-from sdpo.data.lists import Answers, RankedBy, find_answers, unread_scores
+from sdpo.data.lists import Answers, RankedBy, find_answers, unnamed_list, unread_scores
 from sdpo.data.prompts import PromptFields, Row, columns_of, has_path
-from sdpo.data.winners import answer_columns, unread_winner, use_winner
+from sdpo.data.winners import answer_columns, named_answers, unread_winner, use_winner
 from sdpo.errors import DataError
 from sdpo.layouts import layouts_of
 
@@ -31,6 +32,7 @@ _SIDES = (
     ("preferred_output", "non_preferred_output"),
     ("messages", "rejected_response"),
     ("messages", "rejected_messages"),
+    ("response", "rejected_response"),
 )
 _PROMPTS = (
     "prompt",
@@ -42,6 +44,7 @@ _PROMPTS = (
     "request",
     "instruction",
     "input",
+    "query",
 )
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -105,6 +108,8 @@ def recognise(row: Row, columns: ColumnsConfig, *, ranked_by: RankedBy = "auto")
     recognised = next((s for s in _SIDES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
     chosen, rejected = columns.chosen or recognised[0], columns.rejected or recognised[1]
     prompt = columns.prompt or prompt_column(row)
+    if recognised[0] and not columns.chosen and (advice := named_answers(row, recognised)):
+        raise DataError(f"{advice}. Columns seen: {columns_of(row)}")
     if chosen and rejected and not columns.answers:
         if (chosen, rejected) == ("messages", "rejected_messages") and not columns.prompt:
             prompt = ""  # both sides are whole dialogues
@@ -146,6 +151,8 @@ def _answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answers |
 def _prompt_fields(prompt: str) -> PromptFields:
     if prompt == "instruction":
         return PromptFields(prompt, context="input", system="system", history="history")
+    if prompt == "query":
+        return PromptFields(prompt, system="system", history="history")
     return PromptFields(prompt, system="system")
 
 
@@ -172,10 +179,12 @@ def _not_paired(row: Row) -> str:
     if "" not in (answers := answer_columns(row)):
         remedy = use_winner(row, answers)
         return f"this is two answers a row and which of them is better: {remedy}. {seen}"
-    for kind, wanted in _UNPAIRED:
-        if all(has_path(row, name) for name in wanted):
-            return f"this is {kind}, not preference pairs. {seen}. {_KNOWN}. {_MAP}"
-    return f"no preference columns recognised. {seen}. {_KNOWN}. {_MAP}"
+    known_kinds = (kind for kind, names in _UNPAIRED if all(has_path(row, n) for n in names))
+    kind = next(known_kinds, "")
+    if kind in ("", "prompts alone", "plain text") and (advice := unnamed_list(row)):
+        return f"{advice}. {seen}"
+    what = f"this is {kind}, not preference pairs" if kind else "no preference columns recognised"
+    return f"{what}. {seen}. {_KNOWN}. {_MAP}"
 
 
 _UNPAIRED = (

@@ -42,6 +42,7 @@ from sdpo.data.prompts import (
     system_text,
     text_prompt,
     tool_turn,
+    unfinished,
     with_system,
 )
 from sdpo.data.readers import place, read_rows
@@ -194,6 +195,8 @@ class _Reading:
             return Rejection("empty_prompt", "there is no prompt")
         if all_blank(example.completion):
             return Rejection("empty_completion", "there is nothing to learn after the prompt")
+        if problem := unfinished(example.prompt):
+            return problem
         if problem := tool_turn("the completion", example.completion):
             return problem
         prompt = messages_key(example.prompt, text_role="user")

@@ -1,7 +1,5 @@
 """Two answers and a column that says which is better: recognising them, and who wins a row."""
 
-import re
-
 from sdpo.config import ColumnsConfig
 from sdpo.system.json_values import Cells
 
@@ -18,20 +16,63 @@ def winner_column(row: Cells) -> str:
 
 
 def answer_columns(row: Cells) -> tuple[str, str]:
-    """Two columns of answers whose names differ in a number or letter alone, or "" twice."""
-    for name in row:
-        for first, second in _SUFFIXES:
-            stem = re.fullmatch(rf"(.*?_?){first}", name)
-            if stem is None or not stem[1] or f"{stem[1]}{second}" not in row:
-                continue
-            if all(isinstance(row[n], str | list) for n in (name, f"{stem[1]}{second}")):
-                return name, f"{stem[1]}{second}"
-    return "", ""
+    """Two columns of answers whose names differ in a number or letter alone, or "" twice.
+
+    Of several such pairs (an arena's models have names beside their conversations) dialogues come
+    first, then what is longest.
+    """
+    found = [
+        (name, f"{stem}{second}")
+        for name in row
+        for first, second in _SUFFIXES
+        if (stem := name.removesuffix(first)) != name
+        and (stem or name.isalpha())
+        and all(isinstance(row.get(n), str | list) for n in (name, f"{stem}{second}"))
+    ]
+    return max(found, key=lambda names: _weight(row, names), default=("", ""))
 
 
-def use_winner(row: Cells, answers: tuple[str, str]) -> str:
+def _weight(row: Cells, names: tuple[str, str]) -> tuple[bool, int]:
+    values = [row[name] for name in names]
+    are_lists = all(isinstance(value, list) for value in values)
+    return are_lists, sum(len(value) for value in values if isinstance(value, str | list))
+
+
+def named_answers(row: Cells, sides: tuple[str, str]) -> str:
+    """What to set where the two columns ``sides`` hold no answers but say which of two others is
+    the better and the worse one, as `1` and `2`, or `A` and `B`; "" if nothing speaks for it."""
+    answers = answer_columns({n: v for n, v in row.items() if n not in sides})
+    if not answers[0] or not all(_names(row.get(side), answers) for side in sides):
+        return ""
+    return (
+        f"`{sides[0]}` ({row[sides[0]]!r} in the first row) names an answer and is none: "
+        f"{use_winner(row, answers, winner=sides[0])}"
+    )
+
+
+def _names(value: object, answers: tuple[str, str]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    label = told(value)
+    whole = {name.casefold() for name in answers}
+    stem = _common_start(*whole)
+    return label in whole | {name.removeprefix(stem) for name in whole} | {"0", "1", "2"}
+
+
+def _common_start(one: str, other: str) -> str:
+    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)]
+
+
+def use_winner(row: Cells, answers: tuple[str, str], *, winner: str = "") -> str:
     """What to set so that the better answer is taken as chosen in every row."""
-    winner = winner_column(row)
+    winner = winner or winner_column(row)
+    several = [name for name in row if name.startswith("winner_")]
+    if not winner and len(several) > 1:
+        return (
+            f"`{'`, `'.join(several)}` say it together: make one column of them, whose values say "
+            f"which is better, and set the source's `columns: {{chosen: {answers[0]}, rejected: "
+            f"{answers[1]}, winner: COLUMN, chosen_wins: VALUE, rejected_wins: VALUE}}`"
+        )
     seen = f" ({row[winner]!r} in the first row)" if winner else ""
     return (
         f"set the source's `columns: {{chosen: {answers[0]}, rejected: {answers[1]}, winner: "

@@ -58,6 +58,7 @@ Note = Literal[
     "control_token_in_text",
     "prompt_cut",
     "variables_unread",
+    "foreign_marks",
 ]
 """What is to be known of a row that is used all the same."""
 
@@ -68,6 +69,9 @@ NOTES: dict[Note, str] = {
     "turns, as it does when the model is used",
     "variables_unread": "variables for the chat template have no effect, as it does not read them: "
     "take them out, or give a template that does in `model.chat_template`",
+    "foreign_marks": "a text begins or ends with marks of another model's chat template "
+    "(`<|im_start|>`, `[/INST]`, `</s>` and the like), which are plain text to this one: take them "
+    "out",
     "control_token_in_text": "text of `format: text` spells control tokens, which are read as such",
     "prompt_cut": "the prompt is longer than data.max_prompt_length, and its beginning was cut",
 }

@@ -21,7 +21,7 @@ from sdpo.tokens.ragged import Ragged
 from sdpo.tokens.reasons import Note, Problem
 from sdpo.tokens.render import Refused, Renderer, Row, inputs_of, name_of
 from sdpo.tokens.token_file import Flags, Ids
-from sdpo.tokens.whole import Conversation, Turns, not_whole, templated
+from sdpo.tokens.whole import Conversation, Turns, has_foreign_marks, not_whole, templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -216,6 +216,8 @@ class Encoder:
                     continue
                 if any(side.printed.lost for side in sides_of):
                     found.append("reasoning_dropped")
+                if any(has_foreign_marks(side) for side in sides_of):
+                    found.append("foreign_marks")
                 if any(message["role"] == "user" for side in sides for message in row[side]):
                     found.append("user_turn_in_completion")
             for note in found:

@@ -3,6 +3,7 @@
 What fails is a :class:`~sdpo.tokens.token_file.Problem` with its remedy; the row is then not used.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,22 @@ def _literals(
 def _after(literal: str, ends: Sequence[str]) -> list[str]:
     """``literal`` after each of the ``ends`` that it has."""
     return [literal.partition(end)[2] for end in ends if end in literal]
+
+
+_MARK = (
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|eom_id|begin_of_text|end_of_text|endoftext|"
+    r"start|end|return|user|assistant|system|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
+    r"|<(?:start_of_turn|end_of_turn|bos|eos)>|\[/?INST\]|<</?SYS>>|</?s>"
+    r"|<\uff5c[^<>]{1,40}\uff5c>|\[\|(?:system|user|assistant|endofturn)\|\]"
+)
+_AT_AN_END = re.compile(rf"\s*(?:{_MARK})|(?s:.*)(?:{_MARK})\s*\Z")
+"""Marks of the templates of Qwen, Llama, Mistral, Gemma, Phi, Zephyr, EXAONE, Command, DeepSeek and
+gpt-oss."""
+
+
+def has_foreign_marks(side: Conversation) -> bool:
+    """Whether a text has marks of some template at an end, though they are none of this one's."""
+    return any(_AT_AN_END.match(core) for core in side.cores)
 
 
 def templated(turns: Turns, sides: Sequence[Conversation], name: str) -> Problem | None:

@@ -293,3 +293,19 @@ def test_pairs_of_one_row_are_prepared_and_counted(write, prepare):
     assert counts.layout == "prompt/responses/scores"
     assert made.reasons() == [("data", 5, "tie")]
     assert [pair.row for pair in made.pairs] == [k for k in range(1, 5) for _ in range(3)]
+
+
+def test_a_list_under_another_name_is_told_how_to_be_read():
+    answers = [{"text": "yes", "rank": 0}, {"text": "no", "rank": 1}]
+    row = {"prompt": "Q?", "replies": answers}
+    with pytest.raises(DataError, match=r"`replies` may be a list of answers.*columns\.answers"):
+        made(row)
+    assert sides(row, columns={"answers": "replies", "ranks": "rank"}) == [("yes", "no")]
+    chosen = {"question": "Q?", "summaries": answers, "choice": 1}
+    with pytest.raises(
+        DataError, match=r"chosen: summaries\.0\.text, rejected: summaries\.1\.text"
+    ):
+        made(chosen)
+    columns = {"chosen": "summaries.0.text", "rejected": "summaries.1.text", "winner": "choice"}
+    columns |= {"chosen_wins": "0", "rejected_wins": "1"}
+    assert sides(chosen, columns=columns) == [("no", "yes")]

@@ -109,6 +109,24 @@ def test_reasoning_may_stand_twice_where_it_is_the_same():
     assert "reasoning twice" in rejection_of("Q?", {**both, "thinking": "ah"}).detail
 
 
+@pytest.mark.parametrize("tag", ["think", "thinking", "reasoning"])
+@pytest.mark.parametrize("thought", ["hm", "other"])
+def test_reasoning_in_the_text_and_in_a_field_is_refused(tag, thought):
+    """A template prints both, so that it stands there twice."""
+    text = f"\n<{tag}>\nhm\n</{tag}>\n\nyes"
+    both = {"role": "assistant", "content": text, "reasoning_content": thought}
+    assert "reasoning twice" in rejection_of("Q?", both).detail
+    assert chosen_of({**both, "reasoning_content": " "}) == Message("assistant", text)
+    assert rest_of({**both, "content": f"<{tag}> is a tag."}) == {"reasoning_content": thought}
+
+
+@pytest.mark.parametrize("name", ["functions", "function_calls", "tools", "documents", "context"])
+def test_what_some_templates_print_of_a_message_is_refused_where_it_is_not_read(name):
+    for value in ("x", ["x"], [{"name": "f"}]):
+        assert f"`{name}`, which is not read" in rejection_of("Q?", {**YES, name: value}).detail
+    assert chosen_of({**YES, name: None}) == Message("assistant", "yes")
+
+
 @pytest.mark.parametrize("nothing", [None, "", "[]", [], "null", {}])
 def test_what_is_empty_is_not_there(nothing):
     names = ("tool_calls", "function_call", "thinking", "reasoning_content")

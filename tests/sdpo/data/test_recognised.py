@@ -81,12 +81,103 @@ def test_whole_transcripts_beside_a_prompt_in_a_text_source_hold_the_prompt_once
         "Talk:\n\nHuman: hi\n\nAssistant: ho\n\nHuman: Q?",
         "### Human: hi\n### Assistant: ho\n### Human: Q?",
         "[USER] hi\n[ASSISTANT] ho\n[USER] Q",
+        "Human: hi\nAssistant: ho\nHuman: Q?\nAssistant:",
+        "Be kind. USER: hi ASSISTANT: ho USER: Q? ASSISTANT:",
+        "Below is a task.\n\n### Instruction:\nQ?\n\n### Response:\n",
     ],
 )
 def test_what_looks_like_a_transcript_and_is_not_split_is_noted(prompt):
     found, normaliser = made({"prompt": prompt, **SIDES})
     assert [m.content for m in found.prompt] == [prompt]
     assert normaliser.notes == ["like_transcript"]
+
+
+def test_a_transcript_of_single_lines_is_not_cut_within_a_turn():
+    """Nor loses its first mark."""
+    whole = {name: f"Human: Q?\nAssistant: {text}" for name, text in SIDES.items()}
+    found, normaliser = made(whole)
+    assert found.prompt[0].content.startswith("Human: Q?\nAssistant:")
+    assert normaliser.notes == ["like_transcript"]
+
+
+@pytest.mark.parametrize("column", ["system_prompt", "context", "history", "documents", "input"])
+def test_a_column_that_may_be_of_the_prompt_and_is_not_read_is_noted(column):
+    row = {"prompt": "Q?", **SIDES}
+    assert made({**row, column: "Be kind."})[1].notes == ["prompt_left_out"]
+    for nothing in ("", None, [], "[]"):
+        assert made({**row, column: nothing})[1].notes == []
+    assert made({**row, column: "Be kind."}, system=column)[1].notes == []
+    alpaca = {"instruction": "Q?", "input": "x", "system": "y", "history": [["a", "b"]], **SIDES}
+    assert made(alpaca)[1].notes == []
+
+
+def test_a_prompt_that_ends_in_the_assistants_turn_is_refused():
+    """Its answer would be a second turn of the assistant."""
+    turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "It is"}]
+    assert rejection({"prompt": turns, **SIDES}).reason == "unfinished_prompt"
+    sides = {k: [*turns, {"role": "assistant", "content": v}] for k, v in SIDES.items()}
+    found = rejection(sides)
+    assert found.reason == "unfinished_prompt"
+    assert "at the beginning of the answer" in found.detail
+
+
+JSON_SIDES = [
+    lambda text: json.dumps({"messages": [{"role": "assistant", "content": text}]}),
+    lambda text: json.dumps([text]),
+    lambda text: json.dumps({"text": text}),
+]
+
+
+@pytest.mark.parametrize("written", JSON_SIDES)
+def test_json_is_not_cut_where_both_sides_begin_alike(written):
+    found = rejection({name: written(text) for name, text in SIDES.items()})
+    assert found.reason == "not_text"
+    assert "convert the file" in found.detail
+
+
+def test_json_beside_a_prompt_that_is_json_is_noted_and_answers_in_json_are_answers():
+    sides = {name: json.dumps([text]) for name, text in SIDES.items()}
+    assert made({"prompt": '["Q?"]', **sides})[1].notes == ["json_text"]
+    assert made({"prompt": "Q?", **sides})[1].notes == []
+
+
+def test_sides_that_name_an_answer_are_told_how_to_be_read():
+    """They are no answers of one character."""
+    for names, labels in (
+        (("response_1", "response_2"), ("1", "2")),
+        (("response_1", "response_2"), (1, 2)),
+        (("response_0", "response_1"), ("response_0", "response_1")),
+        (("answer_a", "answer_b"), ("A", "B")),
+        (("A", "B"), ("B", "A")),
+    ):
+        row = {"prompt": "Q?", names[0]: "yes", names[1]: "no"}
+        row |= dict(zip(("chosen", "rejected"), labels, strict=True))
+        with pytest.raises(DataError, match=rf"names an answer.*chosen: {names[0]}, .*winner: ch"):
+            made(row)
+        columns = {"chosen": names[0], "rejected": names[1], "winner": "chosen"}
+        columns |= {"chosen_wins": str(labels[0]), "rejected_wins": str(labels[1])}
+        assert pair(row, **columns) == ([("user", "Q?")], YES, NO)
+    beside = {"prompt": "Q?", **SIDES, "response_1": "yes", "response_2": "no"}
+    assert pair(beside) == ([("user", "Q?")], YES, NO)
+
+
+def test_an_arena_is_told_by_its_conversations_and_not_by_the_names_of_its_models():
+    row = {"model_a": "gpt", "model_b": "claude", "winner": "model_b"}
+    for name, text in zip("ab", SIDES.values(), strict=True):
+        turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": text}]
+        row[f"conversation_{name}"] = turns
+    with pytest.raises(DataError, match="chosen: conversation_a, rejected: conversation_b"):
+        made(row)
+    columns = {"chosen": "conversation_a", "rejected": "conversation_b", "winner": "winner"}
+    columns |= {"chosen_wins": "model_a", "rejected_wins": "model_b"}
+    assert pair(row, **columns) == ([("user", "Q?")], NO, YES)
+
+
+def test_winners_in_a_column_for_each_outcome_are_to_be_put_together():
+    row = {"prompt": "Q?", "response_a": "yes", "response_b": "no"}
+    row |= {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}
+    with pytest.raises(DataError, match="`winner_tie` say it together: make one column"):
+        made(row)
 
 
 def test_sides_that_repeat_the_prompt_are_noted():
@@ -141,6 +232,10 @@ def test_the_layouts_of_ms_swift_are_known():
     expected = ([("user", "Q?")], YES, NO)
     assert pair({"messages": dialogue, "rejected_response": "no"}) == expected
     assert pair({"messages": dialogue, "rejected_messages": other}) == expected
+    older = {"query": "Q?", "response": "yes", "rejected_response": "no"}
+    assert pair(older) == expected
+    turns, *_ = pair({**older, "system": "S.", "history": [["a", "b"]]})
+    assert turns == [("system", "S."), ("user", "a"), ("assistant", "b"), ("user", "Q?")]
 
 
 SCORED = {"prompt": "Q?", **SIDES, "score_chosen": 1, "score_rejected": 2.5}

@@ -65,6 +65,29 @@ def conversations(template: str):
         yield [SYSTEM, *EARLIER, QUESTION]
 
 
+FOREIGN = {
+    "chatml": ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>"),
+    "llama3": ("<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>", "{}<|eot_id|>"),
+    "mistral": ("[INST] {} [/INST]", "{}</s>"),
+    "gemma": ("<start_of_turn>user\n{}<end_of_turn>", "{}"),
+    "phi3": ("<|user|>\n{}<|end|>\n<|assistant|>", "{}<|end|>"),
+    "exaone4": ("[|user|]{}", "{}[|endofturn|]"),
+    "gpt_oss": ("<|start|>user<|message|>{}<|end|>", "{}<|return|>"),
+    "deepseek": ("<\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c>", "{}"),
+}
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "mistral", "gemma", "smollm3"])
+@pytest.mark.parametrize("marks", FOREIGN)
+def test_marks_of_any_template_are_noted_or_refused(tokens_of, template, marks):
+    asked, answered = FOREIGN[marks]
+    rows = [(asked.format("A cat?"), answered.format("Yes."), answered.format("No."))]
+    report = tokens_of([*rows, ("Is <s> a tag?", "Yes, <s> is.", "No.")], template=template).report
+    own = marks == template or (marks, template) == ("chatml", "smollm3")
+    assert report.reasons == ({"already_templated": 1} if own else {})
+    assert report.notes == ({} if own else {"foreign_marks": 1})
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_an_ordinary_conversation_is_whole_in_the_tokens_of_its_side(tokens_of, template):
     tokenizer = tokenizer_of(template)
