@@ -221,7 +221,9 @@ def unread_scores(row: Row, columns: ColumnsConfig) -> str:
     """Why two entries of one list would be taken for chosen and rejected in rows where it is the
     other way round; "" if nothing speaks for it."""
     chosen, rejected = _entry(columns.chosen), _entry(columns.rejected)
-    if columns.chosen_score or not chosen or not rejected or chosen[0] != rejected[0]:
+    if columns.chosen_score or columns.winner or not chosen or not rejected:
+        return ""
+    if chosen[0] != rejected[0]:
         return ""
     path, at, other = *chosen, rejected[1]
     entry = lookup(row, f"{path}.{at}")
