@@ -1,5 +1,5 @@
-# make demo   installs into .venv and runs the demo recipe
-# make test   installs into .venv, then linters, type checker and tests
+# make demo   installs what `sdpo` needs into .venv and runs the demo recipe
+# make test   installs the tools of tests besides, then linters, type checker and tests
 # make quick  linters, types, and in a minute what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+TESTED_WITH := $(VENV)/.tested-with
 BESIDE := --numprocesses 2 --dist loadfile
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
@@ -21,16 +22,22 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo server test quick e2e test-real lint format lock bill clean
+.PHONY: install develop demo server test quick e2e test-real lint format lock bill clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt requirements.lock
+develop: $(TESTED_WITH)
+
+$(STAMP): pyproject.toml constraints.txt docker/requirements-cpu.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --require-hashes --requirement docker/requirements-cpu.lock
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
+
+$(TESTED_WITH): $(STAMP) requirements.lock
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	touch $(TESTED_WITH)
 
 demo: install
 	$(BIN)/sdpo run flows/recipes/demo.yaml
@@ -38,7 +45,7 @@ demo: install
 server: install
 	$(BIN)/sdpo server up
 
-lint: install
+lint: develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -50,13 +57,13 @@ test: lint
 quick: lint
 	$(BIN)/pytest $(BESIDE) --ignore-glob='*parity*' $(QUICK)
 
-e2e: install
+e2e: develop
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'e2e and not slow' tests/e2e
 
-test-real: install
+test-real: develop
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
-format: install
+format: develop
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

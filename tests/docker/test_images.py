@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import stat
 import subprocess
@@ -234,12 +235,50 @@ def test_what_a_lock_has_beside_the_constraints_is_another_systems_or_builds() -
     assert set(pins()) - {canonicalize_name(r.name) for r in here} == {"torch"}
 
 
+def made(target: str, folder: Path) -> list[str]:
+    """The commands by which `make` reaches a target in a clean clone."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(DOCKER, folder / "docker", dirs_exist_ok=True)
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    clean = {"PATH": os.environ["PATH"]}  # it may be called by a `make` itself
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=clean, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+OF_TESTS = {"pytest", "trl", "deepspeed", "playwright", "ruff", "mypy", "hypothesis", "tensorboard"}
+
+
+def test_what_shows_and_serves_installs_no_tools_of_tests(tmp_path: Path) -> None:
+    needed = locked(DOCKER / "requirements-cpu.lock")
+    assert not OF_TESTS & set(needed)
+    for target in ("install", "demo", "server"):
+        commands = made(target, tmp_path)
+        (lock,) = [line.split()[-1] for line in commands if "--require-hashes" in line]
+        assert lock == "docker/requirements-cpu.lock"
+
+
+def test_what_tests_installs_them_beside_the_same_versions(tmp_path: Path) -> None:
+    development = locked(ROOT / "requirements.lock")
+    assert set(development) >= OF_TESTS
+    # What is installed first is not exchanged by what comes later.
+    for package, found in locked(DOCKER / "requirements-cpu.lock").items():
+        assert development[package] == found
+    for target in ("develop", "lint", "test", "quick", "e2e", "test-real", "format"):
+        commands = made(target, tmp_path)
+        locks = [line.split()[-1] for line in commands if "--require-hashes" in line]
+        assert locks == ["docker/requirements-cpu.lock", "requirements.lock"]
+
+
 def test_flash_attn_has_its_hash_and_make_install_asks_for_hashes() -> None:
     assert locked(DOCKER / "flash-attn.lock")["flash-attn"][1]
     assert "deepspeed" in locked(DOCKER / "requirements-cuda.lock")
     assert "deepspeed" not in locked(DOCKER / "requirements-cpu.lock")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "--require-hashes --requirement requirements.lock" in makefile
+    assert makefile.count("$(PIP) --no-deps --require-hashes --requirement") == 2
 
 
 def in_place(command: str) -> list[str]:
