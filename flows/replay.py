@@ -43,7 +43,7 @@ def replay(
         raise UserError("which run is to be replayed? Give `run`, its name")
     runs_dir = Path(checked(StoreConfig, store, name="store").runs_dir)
     planned = plan_replay(
-        locate(run, runs_dir=runs_dir).run,
+        locate(run, runs_dir=runs_dir, step=step).run,
         step=step,
         overrides=overrides,
         only=only,

@@ -33,6 +33,8 @@ from sdpo.store.run_folder import RunFolder
 class LineageSettings(Group):
     """Which model is to grow."""
 
+    main_setting = "name"
+
     name: str = Field(
         "",
         title="Name",

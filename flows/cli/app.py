@@ -17,7 +17,8 @@ from typing import Annotated
 import typer
 
 from flows.cli import models
-from flows.cli.options import Overrides, RunsDir, Target, Wait, make_console, out, runs_folder
+from flows.cli.help import Application
+from flows.cli.options import Overrides, RunsDir, Step, Target, Wait, make_console, out, runs_folder
 from flows.commands.presets import FOLDER, find, printed
 from partitions import PartitionError
 from sdpo import __version__
@@ -38,7 +39,7 @@ _USERS_PATHS = {
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
-app = typer.Typer(
+app = Application(
     help="Stepwise DPO: align a model in steps, each step's model the next step's reference.",
     no_args_is_help=True,
     add_completion=False,
@@ -71,9 +72,9 @@ def _config(
 
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
     """A run's folder, given by name or, as shells complete it, by path."""
-    if "/" in run and Path(run).is_dir():
-        return Path(run)
-    return runs_folder(runs_dir) / check_run_name(run)
+    from sdpo.history.target import locate_run
+
+    return locate_run(run, runs_dir=runs_folder(runs_dir)).path
 
 
 @app.command()
@@ -140,18 +141,20 @@ def partition(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    target: Target,
     folder: Annotated[Path, typer.Argument(help="New folder for the model.")],
-    step: Annotated[int | None, typer.Option("--step", help="Step; else the last.")] = None,
+    step: Step = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16.")
+        str, typer.Option("--dtype", help="float32, bfloat16 or float16; also fp32, bf16, fp16.")
     ] = "bfloat16",
     runs_dir: RunsDir = None,
 ) -> None:
     """Write a copy of a step's model in another precision."""
     from flows.commands.run import export_model
 
-    export_model(_run_folder(run, runs_dir), folder, step=step, dtype=dtype, console=out)
+    export_model(
+        target, folder, step=step, dtype=dtype, runs_dir=runs_folder(runs_dir), console=out
+    )
 
 
 @app.command()
@@ -287,6 +290,7 @@ def diff(
 @app.command()
 def lineage(
     target: Annotated[str, typer.Argument(help="Run, checkpoint, or a model folder anywhere.")],
+    step: Step = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
@@ -294,7 +298,7 @@ def lineage(
     from flows.commands import finished_runs
 
     code = finished_runs.lineage(
-        target, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
+        target, step=step, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
     )
     raise typer.Exit(code)
 
@@ -315,7 +319,7 @@ def gc(
     clean_up(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
 
 
-server_app = typer.Typer(help="A Prefect server, a worker and the deployments, at a desk.")
+server_app = Application(help="A Prefect server, a worker and the deployments, at a desk.")
 app.add_typer(server_app, name="server", no_args_is_help=True)
 
 ServerFolder = Annotated[Path, typer.Option("--folder", help="Where the server keeps everything.")]

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Overrides, RunsDir, Target, Wait, out, runs_folder
+from flows.cli.help import Application
+from flows.cli.options import Overrides, RunsDir, Step, Target, Wait, out, runs_folder
 
-app = typer.Typer()
+app = Application()
 
 ModelName = Annotated[str, typer.Argument(help="Name that a run was promoted under.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the registry.")]
@@ -15,6 +16,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the registry
 @app.command()
 def promote(
     run: Target,
+    step: Step = None,
     name: Annotated[
         str, typer.Option("--name", help="Name; else that of the runs it comes from.")
     ] = "",
@@ -24,7 +26,9 @@ def promote(
     """Make a finished run's model the current one of a name, after a check of its digest."""
     from flows.commands import models
 
-    models.promote_run(run, name=name, why=reason, runs_dir=runs_folder(runs_dir), console=out)
+    models.promote_run(
+        run, step=step, name=name, why=reason, runs_dir=runs_folder(runs_dir), console=out
+    )
 
 
 @app.command()

@@ -53,6 +53,8 @@ Wait = Annotated[
 ]
 Target = Annotated[str, typer.Argument(help="Run or checkpoint: NAME, NAME/step-2, or a path.")]
 
+Step = Annotated[int | None, typer.Option("--step", help="Step; else the last.")]
+
 
 def runs_folder(runs_dir: Path | None) -> Path:
     """The folder of the runs, where it is not given that of every recipe."""

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from sdpo.errors import IntegrityError, UserError
 from sdpo.system.files import read_json, write_json
+from sdpo.system.nearby import did_you_mean
 
 FOLDER = Path(".sdpo-server")
 OK = HTTPStatus.OK
@@ -133,7 +134,7 @@ def credentials(folder: Path) -> str:
     if not path.is_file():
         raise UserError(
             f"{path} is not there: the server of {folder} was started with a password of "
-            f"{AUTH}; set it to the same again"
+            f"{AUTH}; set it to the same again{did_you_mean(folder)}"
         )
     return path.read_text(encoding="ascii").strip()
 
@@ -187,7 +188,9 @@ def running_desk(folder: Path) -> Desk:
     """
     desk = Desk.read(folder.absolute())
     if "server" not in desk.running:
-        raise UserError(f"no server runs that was started from {folder}: sdpo server up")
+        raise UserError(
+            f"no server runs that was started from {folder} (sdpo server up){did_you_mean(folder)}"
+        )
     return desk
 
 

@@ -18,7 +18,7 @@ from sdpo.history.extend import extend_run
 from sdpo.history.lineage import Lineage, lineage_of
 from sdpo.history.replay import check, look, plan_replay, replay_step
 from sdpo.history.results import Comparison
-from sdpo.history.target import locate
+from sdpo.history.target import locate, locate_run
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
 from sdpo.store.recorded import of_known_form
@@ -39,8 +39,8 @@ def replay(
     console: Console,
 ) -> int:
     """Make a step again in a new run; 1 where the same inputs gave other results."""
-    found = locate(target, runs_dir=runs_dir)
-    number = step if step is not None else found.step
+    found = locate(target, runs_dir=runs_dir, step=step)
+    number = found.step
     if number is None:
         raise UserError("which step is to be replayed? Give --step, or a checkpoint: RUN/step-2")
     planned = plan_replay(found.run, step=number, overrides=overrides, only=only, name=name)
@@ -95,7 +95,7 @@ def extend(
     console: Console,
 ) -> None:
     """Let the chain of a run grow by a step over what is new."""
-    run = locate(target, runs_dir=runs_dir).run
+    run = locate_run(target, runs_dir=runs_dir)
     with RunConsole(console) as listen:
         found = extend_run(
             run,
@@ -118,7 +118,8 @@ def extend(
 
 def verify(target: str, *, runs_dir: Path, console: Console) -> int:
     """List every fault of a run; 1 where there is one."""
-    run = locate(target, runs_dir=runs_dir).run
+    run = locate_run(target, runs_dir=runs_dir)
+    run.read_run()
     with RunConsole(console) as listen, of_known_form(run.path):
         findings = verify_run(run, listen=listen)
     for note in findings.notes:
@@ -165,10 +166,12 @@ def _shown(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def lineage(target: str, *, as_json: bool, runs_dir: Path, console: Console) -> int:
+def lineage(
+    target: str, *, step: int | None, as_json: bool, runs_dir: Path, console: Console
+) -> int:
     """The chain of a model back to S; 1 where the folder does not hold what the chain ends in."""
     with of_known_form(Path(target)):
-        found = lineage_of(target, runs_dir=runs_dir)
+        found = lineage_of(target, step=step, runs_dir=runs_dir)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -28,9 +28,11 @@ _SHOWN = 50
 """Versions and moves that a person is shown, the latest."""
 
 
-def promote_run(target: str, *, name: str, why: str, runs_dir: Path, console: Console) -> None:
+def promote_run(
+    target: str, *, step: int | None, name: str, why: str, runs_dir: Path, console: Console
+) -> None:
     """Make a run's model, or a step's, the current one."""
-    found = locate(target, runs_dir=runs_dir)
+    found = locate(target, runs_dir=runs_dir, step=step)
     named = promote(found, runs_dir=runs_dir, name=name, why=why)
     _say(named, runs_dir, console)
 

@@ -4,7 +4,6 @@ A preset's first comment says what it is; its first sentence is what the list sh
 names start with an underscore hold what several presets share, and are no presets.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,11 @@ import yaml
 from sdpo.config import describe
 from sdpo.config.load import load_recipe, read_recipe
 from sdpo.errors import ConfigError
+from sdpo.system.nearby import near_name, near_path
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 
+_SUFFIXES = (".yaml", ".yml")
 _PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
 _SENTENCE = re.compile(r"(.+?)\.(?=\s|$)", re.DOTALL)
 _TEMPLATE = re.compile(r"^(\s*chat_template:\s*)(\S+\.jinja)\b", re.MULTILINE)
@@ -45,9 +46,16 @@ def find(recipe: Path) -> Path:
         ConfigError: a plain name that is neither.
     """
     name = str(recipe)
-    if recipe.is_file() or "/" in name or recipe.suffix in (".yaml", ".yml"):
+    if recipe.is_file() or "/" in name or (recipe.is_dir() and not _is_preset(name)):
         return recipe
-    return _path(name)
+    if recipe.suffix not in _SUFFIXES:
+        return _path(name)
+    near = near_path(recipe)
+    if _is_preset(recipe.stem) and (near is None or near.stem != recipe.stem):
+        raise ConfigError(
+            f"no recipe at {recipe.absolute()}: did you mean the preset `{recipe.stem}`?"
+        )
+    return recipe
 
 
 def printed(name: str) -> str:
@@ -56,7 +64,7 @@ def printed(name: str) -> str:
     Raises:
         ConfigError: there is no such preset.
     """
-    path = _path(name.removesuffix(".yaml"))
+    path = _path(name.removesuffix(".yaml").removesuffix(".yml"))
     text = path.read_text(encoding="utf-8")
     if not re.search(r"^extends:", text, re.MULTILINE):
         return _TEMPLATE.sub(_absolute, text)
@@ -73,16 +81,22 @@ def _absolute(match: re.Match[str]) -> str:
 
 
 def _path(name: str) -> Path:
-    path = FOLDER / f"{name}.yaml"
-    if "/" in name or name.startswith("_") or not path.is_file():
+    if not _is_preset(name):
         known = [preset.stem for preset in FOLDER.glob("[!_]*.yaml")]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
+        file = near_path(Path(name))
+        if file and not file.is_dir() and file.suffix not in _SUFFIXES:
+            file = None  # no recipe
+        near = str(file or "") or near_name(name, known)
+        hint = f"did you mean `{near}`? " if near else ""
         raise ConfigError(
             f"no recipe at {Path(name).absolute()} and no preset named `{name}`: {hint}"
             "`sdpo recipes` lists the presets"
         )
-    return path
+    return FOLDER / f"{name}.yaml"
+
+
+def _is_preset(name: str) -> bool:
+    return "/" not in name and not name.startswith("_") and (FOLDER / f"{name}.yaml").is_file()
 
 
 def _preset(path: Path) -> Preset:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +24,9 @@ from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise
 from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
+from sdpo.config.precision import TORCH_NAMES, torch_name
 from sdpo.errors import Fault, IntegrityError, Interrupted, SdpoError, UserError
+from sdpo.history.target import locate
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
 from sdpo.processes.stage_specs import ExportSpec
@@ -174,24 +176,25 @@ def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
 
 
 def export_model(
-    run: Path, folder: Path, *, step: int | None, dtype: str, console: Console
+    target: str, folder: Path, *, step: int | None, dtype: str, runs_dir: Path, console: Console
 ) -> None:
-    """Write M_step as ``folder`` in ``dtype``.
+    """Write M_step, of a run or a checkpoint, as ``folder`` in ``dtype``.
 
     Raises:
         UserError: there is no such step, or the new folder exists.
         IntegrityError: the step's folder does not hold what was published, and that alone.
     """
-    known = get_args(ExportSpec.model_fields["dtype"].annotation)
-    if dtype not in known:
-        raise UserError(f"--dtype {dtype}: known are {', '.join(known)}")
+    name = torch_name(dtype)
+    if name is None:
+        raise UserError(f"--dtype {dtype}: known are {', '.join(TORCH_NAMES)}")
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: name a new folder")
-    stored = RunFolder(run)
+    found = locate(target, runs_dir=runs_dir, step=step)
+    stored, run = found.run, found.run.path
     with of_known_form(run):
         config = RunConfig.model_validate(stored.read_run()["config"])
     done = whole_steps(stored)
-    number = step if step is not None else (done[-1] if done else -1)
+    number = found.step if found.step is not None else (done[-1] if done else -1)
     if number not in done:
         listed = ", ".join(map(str, done)) or "none"
         if not done:
@@ -212,11 +215,11 @@ def export_model(
                 source=stored.model(number).absolute(),
                 digest=digest,
                 out=folder.absolute(),
-                dtype=dtype,
+                dtype=name,
             ),
             listen=listen,
         )
-    console.print(f"M_{number} in {dtype}: {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"M_{number} in {name}: {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

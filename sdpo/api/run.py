@@ -15,7 +15,7 @@ import pyarrow as pa
 from sdpo.config import RunConfig, describe
 from sdpo.errors import UserError
 from sdpo.history.results import Comparison, compare_step
-from sdpo.history.target import locate
+from sdpo.history.target import locate_run
 from sdpo.inputs.locate import model_folder
 from sdpo.inputs.resolve import cache_dir
 from sdpo.report.load import RunData, load_run
@@ -257,7 +257,7 @@ def _folder_of(run: str | Path | Run, runs_dir: Path) -> RunFolder:
         return RunFolder(run.path)
     # A path is meant as one, also where it has a single part.
     target = str(Path(run).absolute()) if isinstance(run, Path) else run
-    folder = locate(target, runs_dir=runs_dir).run
+    folder = locate_run(target, runs_dir=runs_dir)
     folder.read_run()
     return folder
 

@@ -53,6 +53,8 @@ class ColumnsConfig(Group):
 class SourceConfig(Group):
     """One source of preference pairs."""
 
+    main_setting = "path"
+
     name: Annotated[
         str, NotIdentity("told beside the settings, as a run's and its data's sources")
     ] = Field("", description="Name of the source; empty: the file's or data set's name.")

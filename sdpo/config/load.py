@@ -10,8 +10,6 @@ for (a folder, a hub commit, the machine's devices) is :mod:`sdpo.inputs.resolve
 
 import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +19,11 @@ from pydantic import BaseModel, ValidationError
 
 from sdpo.config import RunConfig
 from sdpo.config.elsewhere import ELSEWHERE
+from sdpo.config.misplaced import group_at, group_type, misplaced
 from sdpo.config.reference_choice import REFUSED_KEYS
 from sdpo.errors import ConfigError
 from sdpo.system.bounded_yaml import MalformedError, load_yaml
+from sdpo.system.nearby import did_you_mean
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -35,9 +35,10 @@ _DEEPEST = 10
 _DIGITS = 4
 _MOST_NEW = 100
 _MOST_SHOWN = 200
+_MOST_NAMED = 10
 """Of a recipe's file, of recipes that extend one another, of a setting's path, of a position in a
-list, of entries that one override may add to it, of characters that a message quotes: more than
-anybody writes."""
+list, of entries that one override may add to it, of characters that a message quotes, of files that
+it names: more than anybody writes."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,9 +111,10 @@ def _base_of(path: Path, name: object, *, presets: Path | None) -> Path:
         candidates.append(presets / f"{name}.yaml")
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
+        known = [preset.stem for preset in presets.glob("[!_]*.yaml")] if presets else []
         raise ConfigError(
             f"{path}: extends: `{name}` is neither a file beside it nor a preset (`sdpo recipes` "
-            "lists the presets)"
+            f"lists the presets){did_you_mean(path.parent / name, extra=known)}"
         )
     return found
 
@@ -142,8 +144,12 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 def _read_file(path: Path, *, is_own: bool) -> dict[str, Any]:
     """A recipe's own settings. Of a file that another one extends, which may be any file, messages
     quote nothing: they say where the mistake is."""
+    if path.is_dir():
+        names = sorted(each.name for each in path.iterdir() if each.suffix in (".yaml", ".yml"))
+        within = f": name the recipe in it ({', '.join(names[:_MOST_NAMED])})" if names else ""
+        raise ConfigError(f"{path.absolute()} is a folder and no recipe{within}")
     if not path.is_file():
-        raise ConfigError(f"no recipe at {path.absolute()}")
+        raise ConfigError(f"no recipe at {path.absolute()}{did_you_mean(path)}")
     if path.stat().st_size > _LARGEST_BYTES:
         raise ConfigError(f"{path} is no recipe: it has {path.stat().st_size} bytes")
     try:
@@ -291,6 +297,8 @@ def _explain(error: ValidationError, kind: type[BaseModel], name: str) -> list[s
         elif fault["type"] == "value_error":
             error_ = str(fault["ctx"]["error"])
             lines.append(f"{where}: {error_}" if location else error_)
+        elif meant := misplaced(fault["type"], location, fault["input"], kind):
+            lines.append(f"{where}: {meant}")
         else:
             lines.append(f"{where}: {fault['msg']}, got {_shown(fault['input'])}")
     return list(dict.fromkeys(lines))
@@ -304,9 +312,12 @@ def _shown(value: object) -> str:
 def _unknown_key(location: list[str], kind: type[BaseModel]) -> str:
     if reason := REFUSED_KEYS.get(location[-1]):
         return reason
+    name, colon, value = location[-1].partition(":")
+    if colon and value and not value.startswith(" "):
+        return f"unknown key; YAML wants a space after the colon: `{name}: {value}`"
     if meant := ELSEWHERE.get(location[-1]):
         return f"unknown key; {meant}"
-    group = _group_at(location[:-1], kind)
+    group = group_at(location[:-1], kind)
     known = list(group.model_fields) if group else []
     elsewhere = [
         path
@@ -320,27 +331,9 @@ def _unknown_key(location: list[str], kind: type[BaseModel]) -> str:
     return f"unknown key; {hint}"
 
 
-def _group_at(location: Sequence[str], kind: type[BaseModel]) -> type[BaseModel] | None:
-    group: type[BaseModel] | None = kind
-    for part in location:
-        if part.isdigit() or group is None:
-            continue
-        field = group.model_fields.get(part)
-        group = _group_type(field.annotation) if field else None
-    return group
-
-
-def _group_type(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, types.UnionType, typing.Union):
-        return next((g for a in typing.get_args(annotation) if (g := _group_type(a))), None)
-    return None
-
-
 def _all_keys(group: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in group.model_fields.items():
-        inner = _group_type(field.annotation)
+        inner = group_type(field.annotation)
         keys += _all_keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
     return keys

@@ -12,6 +12,8 @@ from sdpo.config.variables import Variables
 class ModelConfig(Group):
     """The base model: M_0 where there is no supervised stage."""
 
+    main_setting = "name_or_path"
+
     name_or_path: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",
         title="Name or path",

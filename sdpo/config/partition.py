@@ -24,6 +24,8 @@ StrategyName = Annotated[str, BeforeValidator(_known_strategy), OneOf(strategy_n
 class PartitionConfig(Group):
     """Which pair goes to which step."""
 
+    main_setting = "strategy"
+
     strategy: Annotated[
         StrategyName,
         NotIdentity("a plan's identity has it beside the other settings", of=("plan",)),

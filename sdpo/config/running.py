@@ -13,6 +13,8 @@ LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_
 class LaunchConfig(Group):
     """Processes and devices of the stages."""
 
+    main_setting = "device"
+
     processes: Annotated[int, Unit("processes"), SpelledOut(of=("step",))] = Field(
         1, ge=1, description="Processes (one per device) of a training stage."
     )
@@ -37,6 +39,8 @@ class LaunchConfig(Group):
 
 class StoreConfig(Group):
     """Where runs and caches are kept. Never part of a result's identity."""
+
+    main_setting = "runs_dir"
 
     runs_dir: str = Field("runs", title="Folder of the runs", description="Folder of the runs.")
     cache_dir: str = Field(

@@ -36,6 +36,8 @@ class SupervisedColumnsConfig(Group):
 class SupervisedConfig(Group):
     """Supervised fine-tuning before the first step; its output is S = M_0."""
 
+    main_setting = "path"
+
     enabled: Annotated[
         bool,
         NotIdentity(

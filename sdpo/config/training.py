@@ -17,6 +17,7 @@ from sdpo.config.annotations import (
 )
 from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
+from sdpo.config.precision import short_name
 from sdpo.config.reference_choice import ReferenceChoice, TargetChoice
 from sdpo.objectives import objective_facts, objective_names, other_name
 
@@ -35,8 +36,9 @@ def _known_objective(name: object) -> object:
     return name
 
 
-def _known_precision(name: object) -> object:
-    if name in ("fp16", "float16"):
+def _known_precision(given: object) -> object:
+    name = short_name(given)
+    if name == "fp16":
         raise ValueError(
             "fp16 is refused: it ends at 65504, below the start value 1 / (4 beta^2) of "
             "IPO, SPPO and Cal-DPO at the betas in use, and its gradients vanish at the learning "

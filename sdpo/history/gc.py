@@ -29,6 +29,7 @@ from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder, run_lock, runs_in
 from sdpo.system.files import UNFINISHED, read_json, unfinished
 from sdpo.system.locks import hold
+from sdpo.system.nearby import did_you_mean
 from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
@@ -104,7 +105,10 @@ def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
             needed, and a slip of the pen would empty the cache.
     """
     if not runs_dir.is_dir():
-        raise UserError(f"there is no folder of runs at {runs_dir.absolute()}: nothing is deleted")
+        raise UserError(
+            f"there is no folder of runs at {runs_dir.absolute()}, so nothing is deleted"
+            f"{did_you_mean(runs_dir)}"
+        )
     found = Found()
     runs = runs_in(runs_dir)
     folder = (cache or runs_dir.absolute().parent / "cache").absolute()
@@ -123,7 +127,7 @@ def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
 def _hold_cache(folder: Path, held: ExitStack, found: Found, *, is_named: bool) -> bool:
     if not folder.is_dir():
         if is_named:
-            raise UserError(f"there is no cache at {folder}")
+            raise UserError(f"there is no cache at {folder}{did_you_mean(folder)}")
         return False
     if not is_cache(folder):
         found.notes.append(f"{folder} is no cache that this project made: left alone")

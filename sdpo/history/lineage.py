@@ -62,17 +62,19 @@ class Lineage:
         return asdict(self) | {"is_whole": self.is_whole}
 
 
-def lineage_of(target: str, *, runs_dir: Path) -> Lineage:
+def lineage_of(target: str, *, runs_dir: Path, step: int | None = None) -> Lineage:
     """The lineage of a run's last model, of a checkpoint, or of a model folder wherever it is.
 
+    ``step``: the step that is meant, where it is told beside the run.
+
     Raises:
-        UserError: it is none of these, or the run has no complete step.
+        UserError: it is none of these, another step, or the run has no complete step.
     """
     folder = Path(target)
-    if (folder / "lineage.json").is_file():
+    if step is None and (folder / "lineage.json").is_file():
         content = read_lineage(folder)
         return _lineage(content, folder, _unused(folder))
-    return _of_run(locate(target, runs_dir=runs_dir))
+    return _of_run(locate(target, runs_dir=runs_dir, step=step))
 
 
 def _of_run(found: Checkpoint) -> Lineage:

@@ -9,8 +9,10 @@ from sdpo.config.load import check_run_name
 from sdpo.errors import IntegrityError, UserError
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
+from sdpo.system.nearby import near_path
 
-_STEP = re.compile(r"step-(\d+)")
+_STEP = re.compile(r"step-(\d{1,9})")
+_OTHERWISE = re.compile(r"(?:(?:step|M)[-_ ]?)?(\d{1,9})/?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +28,67 @@ class Checkpoint:
         return self.run.name if self.step is None else f"{self.run.name}/step-{self.step}"
 
 
-def locate(target: str, *, runs_dir: Path) -> Checkpoint:
+def locate(target: str, *, runs_dir: Path, step: int | None = None) -> Checkpoint:
     """The run or checkpoint of a name (``tiny``, ``tiny/step-2``) or a path to it.
 
     A model folder that was copied is found by its lineage, among the runs in ``runs_dir``.
+    ``step``: the step that is meant, where it is told beside the run.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or names another step than ``step``.
     """
+    found = _existing(target, runs_dir)
+    if found is None and (Path(target) / "lineage.json").is_file():
+        found = _by_lineage(Path(target), runs_dir)
+    if found is None:
+        found = _by_name(target, runs_dir)
+        found.run.read_run()  # says which runs there are
+    if step is None or found.step == step:
+        return found
+    if found.step is not None:
+        raise UserError(f"{target} is step {found.step}, and step {step} is asked for: give one")
+    return Checkpoint(found.run, step)
+
+
+def locate_run(target: str, *, runs_dir: Path) -> RunFolder:
+    """The run of a name or a path, for what is done to all of it; it need not be readable.
+
+    Raises:
+        UserError: it cannot be one, or is a step of one.
+    """
+    found = _existing(target, runs_dir) or _by_name(target, runs_dir)
+    if found.step is not None:
+        raise UserError(f"{target} is a step, and a run is asked for: {found.run.name}")
+    return found.run
+
+
+def _existing(target: str, runs_dir: Path) -> Checkpoint | None:
     for path in (Path(target), runs_dir / target):
         if path.is_dir() and (path != Path(target) or "/" in target or _is_known(path)):
             found = _at(path.absolute())
             if found:
                 return found
-    folder = Path(target)
-    if (folder / "lineage.json").is_file():
-        return _by_lineage(folder, runs_dir)
+    return None
+
+
+def _by_name(target: str, runs_dir: Path) -> Checkpoint:
+    """What a name means, whether or not it is there."""
     name, _, rest = target.strip("/").partition("/")
-    if "/" in target and not _STEP.fullmatch(rest):
-        raise UserError(f"{target} is neither a run, nor a step of one, nor a model with a lineage")
-    run = RunFolder(runs_dir / check_run_name(name))
-    run.read_run()  # says which runs there are
     step = _STEP.fullmatch(rest)
-    return Checkpoint(run, int(step[1]) if step else None)
+    if "/" in target and not step:
+        near = near_path(Path(target)) or near_path(runs_dir / target)
+        meant = _meant(name, rest) or str(near or "")
+        hint = f": did you mean {meant}?" if meant else " (write RUN, RUN/step-2, or a path)"
+        raise UserError(
+            f"{target} is neither a run, nor a step of one, nor a model with a lineage{hint}"
+        )
+    return Checkpoint(RunFolder(runs_dir / check_run_name(name)), int(step[1]) if step else None)
+
+
+def _meant(name: str, rest: str) -> str:
+    """``tiny/step-1`` for what others write: `tiny/1`, `tiny/step1`, `tiny/M_1`."""
+    step = _OTHERWISE.fullmatch(rest)
+    return f"{name}/step-{step[1]}" if step else ""
 
 
 def _is_known(path: Path) -> bool:

@@ -13,6 +13,7 @@ from sdpo.errors import Fault, ModelError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import read_object
 from sdpo.system.json_values import Json
+from sdpo.system.nearby import did_you_mean
 
 _SPECIAL_TOKENS = (
     "bos_token",
@@ -139,7 +140,7 @@ def given_template(folder: Path, given: str) -> str:
     """
     if Path(given).is_absolute():
         if not Path(given).is_file():
-            raise ModelError(f"model.chat_template: no file at {given}")
+            raise ModelError(f"model.chat_template: no file at {given}{did_you_mean(Path(given))}")
         try:
             return Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -149,6 +150,7 @@ def given_template(folder: Path, given: str) -> str:
         raise ModelError(
             f"model.chat_template: no file at {Path(given).absolute()}, and the tokenizer has no "
             f"template of that name (it has {', '.join(sorted(known)) or 'none'})"
+            f"{did_you_mean(Path(given), extra=known)}"
         )
     return known[given]
 

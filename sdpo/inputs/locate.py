@@ -16,6 +16,7 @@ from sdpo.identity.model_folder import check_folder
 from sdpo.inputs import demo
 from sdpo.inputs.cache_folder import claim_cache
 from sdpo.system.files import file_digest, folder_digests
+from sdpo.system.nearby import did_you_mean
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -43,7 +44,7 @@ def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or
         _check_model_folder(local, code=given.trust_remote_code)
         return Path(os.path.normpath(local.absolute()))
     if is_path(name):
-        raise ModelError(f"{where}: no folder at {local.absolute()}")
+        raise ModelError(f"{where}: no folder at {local.absolute()}{did_you_mean(local)}")
     return _hub_model(name, revision=given.revision, code=given.trust_remote_code, where=where)
 
 
@@ -76,7 +77,7 @@ def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{where}: {name} is not a local folder ({Path(name).absolute()}), not in "
-            "the local hub cache, and the hub cannot be reached"
+            f"the local hub cache, and the hub cannot be reached{did_you_mean(Path(name))}"
         ) from error
     except Exception as error:  # the hub's HTTP library has errors of its own
         raise ModelError(f"{where}: {name}: not to be had: {error}") from error
@@ -121,7 +122,7 @@ def _hub_data_commit(name: str, revision: str) -> str:
             return reference.read_text().strip()
         raise DataError(
             f"data source {name}: no file at {Path(name).absolute()}, not in the local hub cache, "
-            f"and not to be had from the hub ({type(error).__name__})"
+            f"and not to be had from the hub ({type(error).__name__}){did_you_mean(Path(name))}"
         ) from error
     return commit or revision
 
@@ -138,12 +139,5 @@ def data_digest(path: str, revision: str) -> str:
     if local.is_dir():
         return digest_of(folder_digests(local))
     if os.path.isabs(path):  # noqa: PTH117 - hub names are not paths
-        raise DataError(f"no data at {path}{_similar(local)}")
+        raise DataError(f"no data at {path}{did_you_mean(local)}")
     return digest_of([path, revision])
-
-
-def _similar(path: Path) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-    return f": did you mean {near[0]}?" if near else ""

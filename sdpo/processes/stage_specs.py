@@ -14,6 +14,7 @@ from sdpo.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sdpo.config.precision import TorchName
 from sdpo.errors import Fault
 from sdpo.store.budget import Budget
 
@@ -244,7 +245,7 @@ class ExportSpec(Spec):
     digest: str = ""
     """The source's, where it is known which model it has to be."""
     out: Path
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: TorchName
 
     @property
     def output(self) -> Path:

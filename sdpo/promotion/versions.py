@@ -26,6 +26,7 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.system.files import read_json, write_json
 from sdpo.system.locks import hold
+from sdpo.system.nearby import near_name
 
 REGISTRY = "registry.json"
 _LOCK = ".registry.lock"
@@ -119,9 +120,11 @@ def current(name: str, *, runs_dir: Path) -> RegisteredModel:
     names = read_registry(runs_dir)
     if name in names:
         return names[name]
+    near = near_name(name, names)
+    hint = f" (did you mean {near}?)" if near else ""
     known = f"; names there: {', '.join(sorted(names))}" if names else ""
     raise UserError(
-        f"nothing was promoted as {name} yet{known}: promote a finished run with "
+        f"nothing was promoted as {name} yet{hint}{known}: promote a finished run with "
         f"`sdpo promote RUN --name {name}`"
     )
 

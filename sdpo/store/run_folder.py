@@ -41,6 +41,7 @@ from sdpo.system.files import (
 )
 from sdpo.system.json_values import JsonObject
 from sdpo.system.locks import hold
+from sdpo.system.nearby import did_you_mean, near_name
 
 R = TypeVar("R", bound=Record)
 
@@ -57,6 +58,8 @@ _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
+_MOST_NAMED = 20
+"""Of runs that a message names."""
 _OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 
 
@@ -200,7 +203,7 @@ class RunFolder:
             IntegrityError: run.yaml is not what was written.
         """
         if not self.run_file.is_file():
-            raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path.parent)}")
+            raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path)}")
         if _is_changed(self.run_file):
             raise IntegrityError(
                 f"{self.run_file} was changed after it was written, or "
@@ -447,9 +450,14 @@ def runs_in(folder: Path) -> list[RunFolder]:
     return found
 
 
-def _known_runs(folder: Path) -> str:
-    names = [run.name for run in runs_in(folder)]
-    return f"; runs there: {', '.join(names)}" if names else " (that folder holds no runs)"
+def _known_runs(path: Path) -> str:
+    names = [run.name for run in runs_in(path.parent)]
+    if not names:
+        return f" (that folder holds no runs){did_you_mean(path.parent)}"
+    near = near_name(path.name, names)
+    hint = f" (did you mean {near}?)" if near else ""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{hint}; runs there: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _is_changed(path: Path) -> bool:

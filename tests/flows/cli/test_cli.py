@@ -283,7 +283,7 @@ def test_the_version_and_the_help_of_every_command(sdpo: Sdpo) -> None:
         (["run", "x.yaml", "--seed", "1"], "No such option"),
         (["run", "x.yaml"], "no recipe at"),
         (["status", "nope"], "no run at"),
-        (["status", "a/b"], "cannot be the name of a run"),
+        (["status", "a/b"], "neither a run, nor a step of one"),
         (["report", "nope"], "no run at"),
     ],
 )

@@ -93,8 +93,8 @@ def test_a_name_of_digits_and_an_e_stays_text_where_it_is_quoted(load):
         ("just text", "a recipe is a mapping of groups"),
         ("", "a recipe is a mapping of groups"),
         ("name: {{ name }}", "is not YAML"),
-        ("training:", "training: .*got None"),
-        ("training: 3", "training: .*got 3"),
+        ("training:", "training: .*nothing is given"),
+        ("training: 3", "training: .*not 3: write"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_a_reason(load, text, message):
