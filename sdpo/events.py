@@ -147,6 +147,15 @@ class StageEvent(AnyEvent):
     log: str
 
 
+class WaitEvent(AnyEvent):
+    """What another process has is waited for, or waited for no longer. ``what`` it is; ``message``:
+    that, by whom it is held, and how not to wait."""
+
+    event: Literal["waiting", "waited"]
+    what: str
+    message: str = ""
+
+
 class NodeEvent(AnyEvent):
     """A node of the chain has to be done, or stands; and why."""
 
@@ -168,6 +177,7 @@ Event = (
     | ErrorEvent
     | InterruptedEvent
     | StageEvent
+    | WaitEvent
     | NodeEvent
 )
 Listener = Callable[[Event], None]

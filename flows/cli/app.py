@@ -161,12 +161,17 @@ def export(
 def status(
     run: Annotated[str, typer.Argument(help="Run, by name; else all runs.")] = "",
     runs_dir: RunsDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep looking; at one run until nobody works on it.")
+    ] = False,
 ) -> None:
-    """Show how far a run is, or list the runs."""
-    from flows.commands.status import show_status
+    """Show where a run is (running, waiting, interrupted, failed, killed, done), or list them."""
+    from flows.commands.status import show_status, watch_status
 
     folder = _run_folder(run, runs_dir) if run else None
-    show_status(folder, runs_dir=runs_folder(runs_dir), console=out)
+    show = watch_status if watch else show_status
+    show(folder, runs_dir=runs_folder(runs_dir), console=out, as_json=as_json)
 
 
 @app.command()

@@ -1,71 +1,124 @@
-"""``sdpo status``: how far runs are, also where something in them is damaged."""
+"""``sdpo status``: where runs are, also where something in them is damaged."""
 
-import re
-from collections.abc import Mapping
+import time
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
+from pydantic import BaseModel, RootModel
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
-from flows.show.console import Cell, Row, table
+from flows.show.console import Row, table
+from flows.show.status import doing, in_detail, in_short
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
-from sdpo.errors import IntegrityError, SdpoError
+from sdpo.errors import IntegrityError
+from sdpo.store.origin import Origin
 from sdpo.store.recorded import of_known_form
-from sdpo.store.records import PlanOutputs, StepRecord
+from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder, runs_in
+from sdpo.store.run_status import RunStatus, read_status
 from sdpo.system.files import read_json
-from sdpo.system.json_values import JsonObject
+from sdpo.system.streams import visible
 
-_STEP = re.compile(r"step-[1-9]\d*")
+_LOOK_S = 2.0
+"""Seconds between two looks."""
+
+Runs = RootModel[list[RunStatus]]
+"""What ``--json`` tells of all runs."""
 
 
-def show_status(run: Path | None, *, runs_dir: Path, console: Console) -> None:
-    """One run in detail, or a line for each."""
+def show_status(
+    run: Path | None, *, runs_dir: Path, console: Console, as_json: bool = False
+) -> None:
+    """One run in detail, or a line for each; as JSON on standard output."""
     if run is not None:
         with of_known_form(run):
-            _show_run(RunFolder(run), console)
-        return
-    rows = [_row(run) for run in runs_in(runs_dir)]
-    if not rows:
-        console.print(f"no runs in {escape(str(runs_dir.absolute()))}", soft_wrap=True)
-        return
-    console.print(table(_without_empty(rows, ("origin", "damaged"))))
+            folder = RunFolder(run)
+            folder.read_run()  # refuses what is no run
+            if as_json:
+                print(_json(read_status(folder)))
+            else:
+                _show_run(folder, console)
+    elif as_json:
+        print(_json(Runs([_readable(it) for it in runs_in(runs_dir)])))
+    else:
+        found = [_readable(it) for it in runs_in(runs_dir)]
+        console.print(_listed(found, runs_dir), soft_wrap=not found)
 
 
-def _row(run: RunFolder) -> Row:
-    names = ("created", "steps", "report", "origin", "damaged")
-    row: dict[str, Cell] = {"run": run.name, **dict.fromkeys(names, "")}
+def watch_status(
+    run: Path | None, *, runs_dir: Path, console: Console, as_json: bool = False
+) -> None:
+    """:func:`show_status` again and again: of one run until nobody works on it, of all for ever.
+
+    Where the output is no terminal, and as JSON, what has changed is written, a line each.
+    """
+    runs = [RunFolder(run)] if run is not None else []
+    for it in runs:
+        it.read_run()
+    if console.is_terminal and not as_json:
+        _watch_live(runs, runs_dir, console)
+        return
+    said: dict[str, str] = {}
+    while True:
+        found = [_readable(it) for it in runs or runs_in(runs_dir)]
+        for status in found:
+            line = status.model_dump_json() if as_json else f"{status.run}: {in_short(status)}"
+            if said.get(status.run) != line:
+                said[status.run] = line
+                print(line if as_json else visible(line), flush=True)
+        if runs and not any(status.works for status in found):
+            return
+        time.sleep(_LOOK_S)
+
+
+def _watch_live(runs: list[RunFolder], runs_dir: Path, console: Console) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            found = [_readable(it) for it in runs or runs_in(runs_dir)]
+            shown = Group(*map(in_detail, found)) if runs else _listed(found, runs_dir)
+            live.update(shown, refresh=True)
+            if runs and not any(status.works for status in found):
+                return
+            time.sleep(_LOOK_S)
+
+
+def _json(found: BaseModel) -> str:
+    return found.model_dump_json(indent=2)
+
+
+def _readable(run: RunFolder) -> RunStatus:
+    """Where a run is, or why that cannot be told."""
     try:
         with of_known_form(run.path):
-            return row | _summary(run)
+            return read_status(run)
     except OSError as error:
-        return row | {"created": "?", "steps": "?", "damaged": f"not readable: {error.strerror}"}
+        why = f"not readable: {error.strerror}"
     except IntegrityError:
-        return row | {"created": "?", "steps": "?", "damaged": "of a form that is not known"}
+        why = "of a form that is not known"
+    return RunStatus(run=run.name, path=str(run.path.absolute()), damaged=(why,))
 
 
-def _summary(run: RunFolder) -> dict[str, Cell]:
-    seals = run.seals()
-    damaged = [node for node, whole in seals.items() if whole is False]
-    done = [node for node, whole in seals.items() if whole and _STEP.fullmatch(node)]
-    content, unreadable = _head(run)
+def _listed(found: list[RunStatus], runs_dir: Path) -> Table | Text:
+    if not found:
+        return Text(f"no runs in {runs_dir.absolute()}")
+    return table(_without_empty([_row(it) for it in found], ("now", "origin", "damaged")))
+
+
+def _row(status: RunStatus) -> Row:
     return {
-        "created": str(content.get("created", "?")),
-        "steps": f"{len(done)} of {_planned_steps(run) or '?'}",
-        "report": "yes" if run.report.is_file() else "",
-        "origin": _origin(content),
-        "damaged": ", ".join([*unreadable, *damaged]),
+        "run": status.run,
+        "state": status.state or "?",
+        "steps": f"{status.steps} of {status.planned or '?'}" if status.state else "?",
+        "now": doing(status),
+        "created": status.created or "?",
+        "origin": _origin(status.origin),
+        "damaged": ", ".join(status.damaged),
     }
-
-
-def _head(run: RunFolder) -> tuple[JsonObject, list[str]]:
-    """What run.yaml says, and its name where it cannot be read."""
-    try:
-        return run.read_head("created", "origin"), []
-    except SdpoError:
-        return {}, ["run.yaml"]
 
 
 def damaged_nodes(run: RunFolder) -> list[str]:
@@ -74,19 +127,18 @@ def damaged_nodes(run: RunFolder) -> list[str]:
 
 
 def _show_run(run: RunFolder, console: Console) -> None:
-    content = run.read_run()
-    origin = _origin(content)
+    status = read_status(run)
+    origin = _origin(status.origin)
     console.print(
-        f"[bold]{escape(str(content.get('name', run.name)))}[/], created "
-        f"{escape(str(content.get('created', '?')))}{escape(f', {origin}' if origin else '')}",
+        f"[bold]{escape(run.name)}[/], created "
+        f"{escape(status.created or '?')}{escape(f', {origin}' if origin else '')}",
         highlight=False,
     )
-    done = run.complete_steps()
-    rows = [_step_row(run, number) for number in done]
+    rows = [_step_row(run, number) for number in run.complete_steps()]
     if rows:
         console.print(table(_without_empty(rows, ("KL previous", "KL S", "shared from"))))
-    planned = _planned_steps(run)
-    console.print(f"{sum(step > 0 for step in done)} of {planned or '?'} steps are complete")
+    console.print(f"{status.steps} of {status.planned or '?'} steps are complete")
+    console.print(in_detail(status), soft_wrap=True)
     damaged = damaged_nodes(run)
     if damaged:
         console.print(
@@ -103,20 +155,11 @@ def _without_empty(rows: list[Row], columns: tuple[str, ...]) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in empty} for row in rows]
 
 
-def _origin(content: JsonObject) -> str:
-    origin = content.get("origin")
-    if not isinstance(origin, Mapping):
+def _origin(origin: Origin | None) -> str:
+    if origin is None:
         return ""
-    what = "replay of" if origin.get("kind") == "replay" else "extends"
-    return f"{what} {origin.get('run')}, step {origin.get('step')}"
-
-
-def _planned_steps(run: RunFolder) -> int:
-    try:
-        plan = run.find("plan")
-    except IntegrityError:
-        return 0
-    return plan.read_outputs(PlanOutputs).steps if plan else 0
+    what = "replay of" if origin.kind == "replay" else "extends"
+    return f"{what} {origin.run}, step {origin.step}"
 
 
 def _made_with(run: RunFolder, record: StepRecord) -> dict[str, str]:

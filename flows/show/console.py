@@ -25,8 +25,10 @@ from sdpo.events import (
     ProgressEvent,
     PublishedEvent,
     StateEvent,
+    WaitEvent,
     WarningEvent,
 )
+from sdpo.processes.pace import Pace, in_words
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
@@ -56,7 +58,8 @@ class RunConsole:
         )
         self._phase = ""
         self._bar: TaskID | None = None
-        self._started_s = self._printed_s = time.monotonic()
+        self._pace = Pace()
+        self._printed_s = time.monotonic()
 
     def __enter__(self) -> "RunConsole":
         self._progress.start()
@@ -81,6 +84,8 @@ class RunConsole:
             case WarningEvent():
                 message = escape(event.message)
                 self._console.print(f"[yellow]warning:[/] {message}", highlight=False)
+            case WaitEvent(event="waiting"):
+                self._console.print(f"[yellow]{escape(event.message)}", highlight=False)
             case PublishedEvent():
                 self._console.print(
                     f"  published {event.name} [dim]{event.model[:16]}", highlight=False
@@ -101,6 +106,7 @@ class RunConsole:
         if event.phase != self._phase:
             self._new_phase(event)
         done, total = event.done, event.total
+        self._pace.take(done)
         if self._bar is not None:
             self._progress.update(self._bar, completed=done, total=total, note=event.note)
         elif time.monotonic() - self._printed_s > _PLAIN_EVERY_S:
@@ -114,7 +120,7 @@ class RunConsole:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
         self._phase, self._bar = event.phase, None
-        self._started_s = time.monotonic()
+        self._pace = Pace()
         if self._console.is_terminal:
             self._bar = self._progress.add_task(
                 event.phase, total=event.total, unit=event.unit, note=""
@@ -123,9 +129,8 @@ class RunConsole:
     def _plain(self, event: ProgressEvent) -> str:
         done, total = event.done, event.total
         line = f"  {event.phase}: {done}/{total or '?'} {event.unit}"
-        if total and done:
-            left = (time.monotonic() - self._started_s) * (total - done) / done
-            line += f", about {left:.0f} s left"
+        if left := in_words(self._pace.left_s(total) if total else None):
+            line += f", {left}"
         return f"{line} {event.note}".rstrip()
 
 

@@ -32,7 +32,6 @@ from prefect.runtime import flow_run
 from flows.show.console import Cell, Row, interruption, where_it_stands
 from flows.show.tables import judgement_rows, partition_rows
 from flows.ui.guardian import RUN_ID, guarded
-from flows.ui.progress import StageProgress
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
 from flows.ui.slots import device_slot
 from flows.ui.suspension import Suspension
@@ -48,10 +47,12 @@ from sdpo.events import (
     PublishedEvent,
     StageEvent,
     StateEvent,
+    WaitEvent,
     WarningEvent,
     WorkEvent,
 )
 from sdpo.hooks import Host
+from sdpo.processes.pace import StageProgress
 from sdpo.processes.supervisor import terminate_with_parent
 from sdpo.promotion.judge import Judgement
 from sdpo.report import summarise
@@ -143,6 +144,8 @@ class RunPage:
                 self._say(logging.WARNING, event.message)
             case NoteEvent():
                 self._say(logging.INFO, event.message)
+            case WaitEvent(event="waiting"):
+                self._say(logging.WARNING, event.message)
             case InterruptedEvent():
                 self._say(logging.INFO, interruption(event))
             case StateEvent():

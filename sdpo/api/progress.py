@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sdpo.events import Event, Listener, NodeEvent, ProgressEvent, WarningEvent
+from sdpo.events import Event, Listener, NodeEvent, ProgressEvent, WaitEvent, WarningEvent
 from sdpo.system.streams import visible
 
 Show = Callable[[str], None]
@@ -74,6 +74,8 @@ class NotebookProgress:
                     f"{_text(event.phase)}: {done} of {total} {_text(event.unit)} "
                     f"{_text(event.note)}"
                 )
+            case WaitEvent(event="waiting"):
+                bar = _text(event.message)
             case WarningEvent():
                 self._warnings.append(f"<div>warning: {_text(event.message)}</div>")
             case _:
@@ -112,6 +114,9 @@ def terminal_progress(name: str) -> Iterator[Listener]:
                 if isinstance(event, ProgressEvent):
                     unit = visible(event.unit)
                     progress.update(line, completed=event.done, total=event.total, unit=unit)
+            case WaitEvent(event="waiting"):
+                message = escape(visible(event.message))
+                console.print(f"[yellow]{message}", highlight=False, soft_wrap=True)
             case WarningEvent():
                 message = escape(visible(event.message))
                 console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from partitions import PartitionError
 from sdpo.chain.context import Context
+from sdpo.chain.telling import telling
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import check_run_name
 from sdpo.errors import ConfigError, RunExistsError, UserError
@@ -109,7 +110,8 @@ def open_run(
             origins=tuple(origins),
         )
         try:
-            yield context
+            with telling(run, host) as heard:
+                yield replace(context, host=heard)
         except (UserError, PartitionError):
             if new and not run.complete_steps():
                 run.clear(keep=there)

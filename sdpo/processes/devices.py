@@ -20,6 +20,10 @@ from sdpo.system.locks import hold
 SHARE = "SDPO_SHARE_DEVICE"
 """Environment variable that turns the locks off, as ``launch.share_device`` does for one run."""
 LOCK_DIR = "SDPO_LOCK_DIR"
+_OTHERWISE = (
+    "where both fit, launch.share_device=true (--set) does not wait, "
+    f"nor does {SHARE}=1 in the environment"
+)
 
 
 def device_names(launch: LaunchConfig) -> list[str]:
@@ -39,7 +43,7 @@ def hold_devices(
 ) -> Iterator[tuple[int, ...]]:
     """Hold the devices of a stage alone, waiting for other runs; yields the locks' descriptors.
 
-    Where somebody else holds one, a warning says who. ``occupy`` is entered first: it may be shared
+    Where somebody else holds one, an event says who. ``occupy`` is entered first: it may be shared
     with other hosts, and who waits there must not keep a device from those who could use it.
     """
     if launch.share_device or os.environ.get(SHARE, "") not in ("", "0"):
@@ -57,6 +61,7 @@ def hold_devices(
                     wait=True,
                     listen=listen,
                     run=run,
+                    otherwise=_OTHERWISE,
                 )
             )
             for name in sorted(names)  # one order for all, so that no two wait for each other

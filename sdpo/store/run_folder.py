@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / ownership.LOCK
 
     @property
+    def status_file(self) -> Path:
+        """What the process that works on the run said last."""
+        return self.path / "logs" / "status.json"
+
+    @property
     def run_file(self) -> Path:
         """Resolved configuration, inputs, versions."""
         return self.path / "run.yaml"
@@ -145,8 +150,8 @@ class RunFolder:
     def record_path(self, node: str) -> Path:
         """Where the record of a node is: what publishes a model keeps it, the rest ``nodes/``."""
         if is_publishing(node):
-            return self.path / node / "record.json"
-        return self.path / "nodes" / f"{node}.json"
+            return self.path / f"{node}/record.json"
+        return self.path / f"nodes/{node}.json"
 
     @property
     def is_own(self) -> bool:

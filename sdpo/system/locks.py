@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +19,9 @@ from pathlib import Path
 import psutil
 
 from sdpo.errors import InUseError, UserError
-from sdpo.events import Listener, WarningEvent
+from sdpo.events import Listener, WaitEvent, WarningEvent
+
+_TRIES, _LOOK_S = 3, 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,10 @@ def hold(
     wait: bool = False,
     listen: Listener = lambda event: None,
     run: str = "",
+    otherwise: str = "",
 ) -> Iterator[int]:
     """Hold ``path`` for this process alone; ``what`` names the thing that it guards, ``run`` the
-    run that needs it, for the others.
+    run that needs it, for the others; ``otherwise`` says to who waits how not to.
 
     Yields the file descriptor: a child that has it holds the lock too. With ``wait``, waits for
     another holder to let go.
@@ -59,7 +63,7 @@ def hold(
         InUseError: another process holds it, and ``wait`` is not set; the message says which.
         UserError: the file is something else than a lock.
     """
-    handle = _locked(path, lambda it: _lock(it, what=what, wait=wait, listen=listen))
+    handle = _locked(path, lambda it: _lock(it, what, otherwise, wait=wait, listen=listen))
     try:
         _check_note(handle, path)
         left = _holder(handle)
@@ -152,16 +156,57 @@ def is_lock(path: Path) -> bool:
     return not content or _note(content) is not None
 
 
-def _lock(handle: int, *, what: str, wait: bool, listen: Listener) -> None:
+def _lock(handle: int, what: str, otherwise: str, *, wait: bool, listen: Listener) -> None:
+    if _try(handle, fcntl.LOCK_EX):
+        return
+    by = _in_use_by(_holder(handle))
+    if not wait:
+        raise InUseError(what, by)
+    message = f"waiting for {what}, in use by {by}{otherwise and f'; {otherwise}'}"
+    listen(WaitEvent(event="waiting", what=what, message=message))
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    listen(WaitEvent(event="waited", what=what))
+
+
+def _try(handle: int, kind: int) -> bool:
+    """Whether the lock was had. Tried for a moment: whoever looks if it is held holds it then."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock that somebody holds: ``holder`` by its note, None where it has none."""
+
+    holder: Holder | None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the holder has died, and something that it started still holds the lock."""
+        holder = self.holder
+        return holder is not None and holder.is_here and not psutil.pid_exists(holder.pid)
+
+
+def look(path: Path) -> Held | None:
+    """Who holds a lock, on any host that the file system tells of; None: nobody. Nothing is
+    written, and nobody is kept from it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = _holder(handle)
-        by = _in_use_by(holder)
-        if not wait:
-            raise InUseError(what, by) from error
-        listen(WarningEvent(message=f"waiting for {what}, in use by {by}"))
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return Held(_holder(handle))
+    finally:
+        os.close(handle)
+    return None
 
 
 def _is_at(handle: int, path: Path) -> bool:

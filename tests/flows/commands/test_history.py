@@ -106,8 +106,8 @@ def test_status_of_runs_whose_records_are_damaged(finished_copy: Bench, sdpo: Sd
     flip(finished_copy.runs / "worse" / "nodes" / "plan.json", 30)
     called = sdpo("status", "--runs-dir", finished_copy.runs)
     assert called.code == 0, called.told
-    assert re.search(r"tiny .* 1 of 2 +yes +step-1", called.out)
-    assert re.search(r"worse .* 2 of \? +yes +run\.yaml, plan", called.out)
+    assert re.search(r"tiny +done +1 of 2 .* step-1", called.out)
+    assert re.search(r"worse +done +2 of \? +\? +run\.yaml, plan", called.out)
     one = sdpo("status", "tiny", "--runs-dir", finished_copy.runs)
     assert one.code == 1
     assert "damaged: the records of step-1; `sdpo verify tiny` says more" in one.out

@@ -15,7 +15,7 @@ from processes import Running, start
 
 from sdpo.config import LaunchConfig, RunConfig
 from sdpo.errors import UserError
-from sdpo.events import Event
+from sdpo.events import Event, WaitEvent
 from sdpo.identity.payloads import run_identity
 from sdpo.processes.devices import LOCK_DIR, SHARE, device_names, hold_devices, lock_folder
 from sdpo.system.locks import hold
@@ -96,9 +96,14 @@ def test_who_waits_is_told_which_process_holds_the_device_and_for_which_run(lock
         with hold_devices(CPU, run="second", listen=release) as handles:
             assert len(handles) == 1
             assert json.loads((locks / "cpu.lock").read_text())["run"] == "second"
-    (event,) = events
-    assert f"waiting for device cpu, in use by process {other.pid} on host" in event["message"]
-    assert event["message"].endswith("(run first)")
+    waiting, waited = events
+    assert waited == WaitEvent(event="waited", what="device cpu")
+    assert isinstance(waiting, WaitEvent)
+    said, otherwise = waiting.message.split("; ")
+    assert said.startswith(f"waiting for device cpu, in use by process {other.pid} on host")
+    assert said.endswith("(run first)")
+    assert "launch.share_device=true (--set)" in otherwise
+    assert f"{SHARE}=1" in otherwise
 
 
 def test_a_holder_that_was_killed_has_let_go() -> None:

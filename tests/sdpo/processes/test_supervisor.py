@@ -73,7 +73,7 @@ def without_the_project(folder: Path) -> Path:
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/*/site-packages")
-    # Lines of a .pth file are folders: what .pth files there say, an editable install, is not heeded.
+    # Lines of a .pth file are folders; .pth files there, as of an editable install, are not read.
     (packages / "beside.pth").write_text("\n".join(site.getsitepackages()))
     return python
 
@@ -438,11 +438,20 @@ def test_a_stage_of_a_checkout_that_was_not_installed_finds_its_modules(broken, 
     spec = tmp_path / "spec.json"
     spec.write_text(broken.model_dump_json())
     root = Path(supervisor.__file__).parents[2]
-    elsewhere = {"env": os.environ | {"PYTHONPATH": ""}, "capture_output": True, "text": True}
-    missing = subprocess.run([python, "-P", "-c", "import sdpo"], cwd=root, **elsewhere)
-    assert "No module named 'sdpo'" in missing.stderr
-    ended = subprocess.run([python, "-c", program, str(spec)], cwd=root, **elsewhere)
-    assert "File is too small: 9" in ended.stderr  # what the stage says of its work
+
+    def said(*arguments: str) -> str:
+        ended = subprocess.run(
+            [python, *arguments],
+            check=False,
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        return ended.stderr
+
+    assert "No module named 'sdpo'" in said("-P", "-c", "import sdpo")
+    assert "File is too small: 9" in said("-c", program, str(spec))  # said of the stage's work
 
 
 def test_several_processes_are_launched_for_training_alone(broken):

@@ -18,7 +18,7 @@ import pytest
 from desk import wait_until
 
 from sdpo.errors import InUseError, UserError
-from sdpo.events import Event
+from sdpo.events import Event, WaitEvent
 from sdpo.store.logp_cache import LogpCache, part_is_whole
 from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.system.locks import hold, share
@@ -108,8 +108,11 @@ def test_the_second_waits_where_it_is_told_to(tmp_path: Path) -> None:
 
         with hold(tmp_path / "lock", what="it", wait=True, listen=release):
             assert holder.wait() == 0
-    assert f"waiting for it, in use by process {holder.pid}" in events[0]["message"]
-    assert len(events) == 1, "a lock that was let go of is not one that was left behind"
+    waiting, waited = events  # a lock that was let go of is not one that was left behind
+    assert isinstance(waiting, WaitEvent)
+    assert waiting.event == "waiting"
+    assert f"waiting for it, in use by process {holder.pid}" in waiting.message
+    assert waited == WaitEvent(event="waited", what="it")
 
 
 def test_a_lock_of_a_process_that_died_is_taken_over_with_a_word(tmp_path: Path) -> None:

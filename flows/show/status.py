@@ -1,0 +1,122 @@
+"""Where a run is, in words."""
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.text import Text
+
+from sdpo.config import StoreConfig
+from sdpo.processes.pace import in_words
+from sdpo.store.run_status import RunStatus, Word
+
+_BRIEF = 60
+_STYLE = {"failed": "red", "killed": "red", "interrupted": "yellow", "waiting": "yellow"}
+
+
+def in_short(status: RunStatus) -> str:
+    """A run's state on one line."""
+    steps = f"{status.steps} of {status.planned or '?'} steps"
+    told = [status.state or "?", steps, doing(status), *status.damaged]
+    return ", ".join(filter(None, told))
+
+
+def doing(status: RunStatus) -> str:
+    """What is done now, or what kept it from going on, in short."""
+    word = status.word
+    if word is None or status.state == "done":
+        return ""
+    match status.state:
+        case "running":
+            return _at(word)
+        case "waiting":
+            return _brief(word.waits_for.removeprefix("waiting "))
+        case "interrupted":
+            return _saved(word)
+        case "failed":
+            return _brief(word.why)
+        case _:
+            at = _at(word, with_left=False)
+            return _brief(word.waits_for or (at and f"at {at}"))
+
+
+def _brief(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _BRIEF else f"{line[: _BRIEF - 1]}…"
+
+
+def _at(word: Word, *, with_left: bool = True) -> str:
+    where = word.node
+    if word.phase:
+        where = f"{where}: {word.phase}" if word.node else word.phase
+    if word.done is not None:
+        where += f" {word.done}/{word.total if word.total is not None else '?'} {word.unit}"
+    left = in_words(_left_s(word)) if with_left else ""
+    return ", ".join(filter(None, [where, left]))
+
+
+def _left_s(word: Word) -> float | None:
+    """What was left when it was said, less the time since."""
+    if word.left_s is None:
+        return None
+    return max(1.0, word.left_s - (datetime.now(UTC) - word.updated).total_seconds())
+
+
+def _saved(word: Word) -> str:
+    saved = [f"{step} at optimizer step {n} of {of}" for step, (n, of) in word.saved.items()]
+    return f"saved: {', '.join(saved)}" if saved else ""
+
+
+def in_detail(status: RunStatus) -> Text:
+    """A run's state with all that is known of it, and what can be done."""
+    return Text("\n").join(
+        Text(line, style=_STYLE.get(status.state or "", "") if number == 0 else "")
+        for number, line in enumerate(_lines(status))
+    )
+
+
+def _lines(status: RunStatus) -> list[str]:
+    word, state = status.word, status.state
+    if state is None:
+        return list(status.damaged)
+    if word is None:
+        return [state] if state in ("done", "running") else [state, _go_on(status)]
+    since = f"since {word.since:%Y-%m-%d %H:%M:%S %Z}"
+    match state:
+        case "running":
+            return [f"running by {_by(word)} {since}", *_progress(word)]
+        case "waiting":
+            return [f"waiting, {_by(word)} {since}", word.waits_for]
+        case "done":
+            return ["done"]
+        case "killed":
+            ending = "; the stage that it had started is still ending" if status.ends else ""
+            at = word.waits_for or f"at {_at(word, with_left=False) or 'its start'}"
+            last = f"its last word, of {word.updated:%Y-%m-%d %H:%M:%S %Z}: {at}"
+            return [f"killed: {_by(word)} is gone{ending}", last, *_rest(status, word)]
+        case _:
+            why = f": {word.why}" if word.why else ""
+            return [f"{state} at {word.updated:%Y-%m-%d %H:%M:%S %Z}{why}", *_rest(status, word)]
+
+
+def _progress(word: Word) -> list[str]:
+    at = _at(word)
+    percent = f" ({word.percent:.0f}% of the stage {word.stage})" if word.percent else ""
+    return [f"{at}{percent}"] if at else []
+
+
+def _rest(status: RunStatus, word: Word) -> list[str]:
+    return [*filter(None, [_saved(word)]), _go_on(status)]
+
+
+def _by(word: Word) -> str:
+    by = word.by
+    flow = f", flow run {by.flow_run}" if by.flow_run else ""
+    return f"process {by.pid} of {by.user} on host {by.host}{flow}"
+
+
+def _go_on(status: RunStatus) -> str:
+    folder = Path(status.path).parent
+    elsewhere = folder != Path(StoreConfig().runs_dir).absolute()
+    where = f" --runs-dir {shlex.quote(str(folder))}" if elsewhere else ""
+    return f"go on with: sdpo resume {status.run}{where}"

@@ -1,0 +1,132 @@
+"""A run says where it is, so that another process can tell: see :mod:`sdpo.store.run_status`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from sdpo.errors import Interrupted
+from sdpo.events import (
+    Event,
+    Listener,
+    NodeEvent,
+    PhaseEvent,
+    ProgressEvent,
+    PublishedEvent,
+    StageEvent,
+    StateEvent,
+    WaitEvent,
+    WorkEvent,
+)
+from sdpo.hooks import Host
+from sdpo.processes.pace import StageProgress
+from sdpo.store.run_folder import RunFolder
+from sdpo.store.run_status import By, State, Word, read_word, write_word
+
+_EVERY_S = 1.0
+"""How often mere progress is said."""
+_WHY_LENGTH = 2000
+
+
+@contextmanager
+def telling(run: RunFolder, host: Host) -> Iterator[Host]:
+    """``host``, of which the run says what it hears, and at the end how the run ended."""
+    teller = _Teller(run, host.listen)
+    try:
+        yield replace(host, listen=teller)
+    except Interrupted as error:
+        teller.end("interrupted", str(error))
+        raise
+    except Exception as error:
+        teller.end("failed", str(error) or type(error).__name__)
+        raise
+    except BaseException:  # Ctrl-C, or whoever runs the chain ends it by a signal of its own
+        teller.end("interrupted", "asked to stop")
+        raise
+    teller.end("done")
+
+
+class _Teller:
+    """Listens to a run, and keeps its word up to date."""
+
+    def __init__(self, run: RunFolder, listen: Listener) -> None:
+        self._run, self._listen = run, listen
+        self._stages: dict[str, StageProgress] = {}
+        before, now = read_word(run), datetime.now(UTC)
+        self._word = Word(
+            state="running",
+            by=By.this_process(),
+            since=now,
+            updated=now,
+            saved=before.saved if before else {},
+        )
+        self._said_s = 0.0
+        self._say()
+
+    def __call__(self, event: Event) -> None:
+        """Heed an event, and pass it on."""
+        self._heed(event)
+        self._listen(event)
+
+    def end(self, state: State, why: str = "") -> None:
+        """Say how it ended."""
+        self._say(state=state, why=why[:_WHY_LENGTH], waits_for="", left_s=None)
+
+    def _heed(self, event: Event) -> None:
+        word = self._word
+        match event:
+            case NodeEvent(status="run"):
+                self._say(node=event.node, **_AT_NOTHING)
+            case StageEvent(status="started"):
+                self._stages[event.stage] = StageProgress()
+                self._say(**_AT_NOTHING | {"stage": event.stage})
+            case StageEvent():
+                self._say(**_AT_NOTHING)
+            case WorkEvent():
+                self._stage(event).work = event.phases
+            case PhaseEvent():
+                self._say(phase=event.phase, done=None, total=None, unit="")
+            case ProgressEvent():
+                self._progress(event)
+            case WaitEvent():
+                waits = event.event == "waiting"
+                self._say(state="waiting" if waits else "running", waits_for=event.message)
+            case StateEvent():
+                self._say(saved=word.saved | {event.step: (event.optimizer_step, event.total)})
+            case PublishedEvent():
+                self._say(saved={k: v for k, v in word.saved.items() if k != word.node})
+            case _:
+                pass
+
+    def _stage(self, event: Event) -> StageProgress:
+        return self._stages.setdefault(event.stage, StageProgress())
+
+    def _progress(self, event: ProgressEvent) -> None:
+        stage = self._stage(event)
+        stage.take(event)
+        is_new = event.phase != self._word.phase
+        self._word = self._word.model_copy(
+            update={
+                "phase": event.phase,
+                "done": event.done,
+                "total": event.total,
+                "unit": event.unit,
+                "percent": round(stage.percent, 1),
+                "left_s": stage.left_s,
+            }
+        )
+        if is_new or time.monotonic() - self._said_s >= _EVERY_S:
+            self._say()
+
+    def _say(self, **changes: object) -> None:
+        self._said_s = time.monotonic()
+        self._word = self._word.model_copy(update={**changes, "updated": datetime.now(UTC)})
+        write_word(self._run, self._word)
+
+
+_AT_NOTHING: dict[str, object] = {
+    **dict.fromkeys(("stage", "phase", "unit"), ""),
+    **dict.fromkeys(("done", "total", "percent", "left_s")),
+}
+"""Before a node or stage has said what it is at."""
