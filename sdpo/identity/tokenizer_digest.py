@@ -4,6 +4,7 @@ A save by transformers rewrites file names, key order, versions and paths; none 
 Neither transformers nor tokenizers is needed.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,14 @@ _NOT_IDENTITY = {"version", "truncation", "padding"}
 
 _FILE = "tokenizer.json"
 _DEFAULT_CLASS = "TokenizersBackend"
+MODELS_WITH_A_CLASS = frozenset(
+    {
+        *("hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"),
+        *("qwen4_exp", "siglip2"),
+    }
+)
+"""Types of models whose own class transformers takes though their files name the plain one."""
+
 _CLASS_ALIASES = {"PreTrainedTokenizer": _DEFAULT_CLASS, "": _DEFAULT_CLASS}
 """transformers 5 names the plain tokenizer anew; ``Fast`` at the end of a class says nothing."""
 
@@ -69,7 +78,8 @@ def tokenizer_digest(folder: Path) -> str:
     """sha256 over what the tokenizer in ``folder`` does, unchanged by a save of transformers.
 
     Covers ``tokenizer.json``, the chat template, the class, the special tokens and the settings
-    that change ids: all that are not known to change none.
+    that change ids: all that are not known to change none; and the type of the model in
+    ``config.json`` where transformers chooses the class by it.
 
     Raises:
         ModelError: the folder has no tokenizer, or one whose files have an unknown form.
@@ -89,6 +99,8 @@ def tokenizer_digest(folder: Path) -> str:
             identity["settings"] = settings
         if more := _more_tokens(folder, config, content):
             identity["more_tokens"] = more
+        if deciding := _deciding_model(folder, config):
+            identity["model"] = deciding
         return digest_of(identity)
 
 
@@ -263,6 +275,25 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
         and name not in _FLAGS
     }
     return {k: v for k, v in counted.items() if v is not None and v != _DEFAULTS.get(k)}
+
+
+def _deciding_model(folder: Path, config: dict[str, Any]) -> dict[str, Json]:
+    """What config.json says that may decide how transformers builds the tokenizer; nothing where
+    the class that tokenizer_config.json names is taken as it is: the plain one, or the one that is
+    called like the type of the model."""
+    path = folder / "config.json"
+    model = read_object(path) if path.is_file() else {}
+    of_model = model.get("model_type")
+    deciding = {n: model[n] for n in ("model_type", "model_name") if model.get(n) is not None}
+    if config.get("fix_mistral_regex"):
+        return {**deciding, "version": model.get("transformers_version")}
+    if not config.get("tokenizer_class"):
+        return {**deciding, "class": model.get("tokenizer_class")} if deciding else {}
+    named = _class_name(config)
+    if named == _DEFAULT_CLASS:
+        return deciding if of_model in MODELS_WITH_A_CLASS or "model_name" in deciding else {}
+    alike = re.sub(r"[_-]", "", str(of_model)) == named.removesuffix("Tokenizer").lower()
+    return {} if alike and "model_name" not in deciding else deciding
 
 
 def _text(token: Json) -> str:

@@ -9,10 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto import tokenization_auto
 
 from sdpo.errors import ModelError
 from sdpo.identity import tokenizer_digest as tokenizer_digest_of
-from sdpo.identity.tokenizer_digest import has_chat_template, tokenizer_digest
+from sdpo.identity.tokenizer_digest import (
+    MODELS_WITH_A_CLASS,
+    has_chat_template,
+    tokenizer_digest,
+)
+from sdpo.tokens.load import load_tokenizer
 
 
 @pytest.fixture
@@ -268,3 +274,52 @@ def test_settings_as_they_are_without_leave_the_digest_as_it_was(made, tmp_path)
     spelled = {"legacy": False, "sp_model_kwargs": {}, "use_default_system_prompt": False}
     folder = configured(made, tmp_path / "spelled", "LlamaTokenizer", **spelled)
     assert tokenizer_digest(folder) == before
+
+
+NAMED = [
+    *(None, "PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizerFast", "Qwen2Tokenizer"),
+    *("GPT2Tokenizer", "GemmaTokenizer"),
+]
+TYPES = [
+    *("llama", "qwen2", "qwen3", "gemma2", "mistral", "gpt2", "phi3", "gpt_neox", "stablelm"),
+    *("hyperclovax_vision_v2", "no_such_model"),
+]
+HARD = "  It's 12345 foxes…\n\n\tМосква — naïve 東京  "
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_tokenizers_that_load_differently_under_models_of_two_types_differ(folder, named):
+    """As transformers itself loads them: the class that counts is not always the one named."""
+
+    def name_class(config):
+        config.pop("tokenizer_class", None)
+        config.update({"tokenizer_class": named} if named else {})
+
+    edit(folder / "tokenizer_config.json", name_class)
+    loaded: dict[str, set[str]] = {}
+    for of_model in TYPES:
+        (folder / "config.json").write_text(json.dumps({"model_type": of_model}))
+        tokenizer = load_tokenizer(folder)
+        try:
+            ids = tokenizer(HARD)["input_ids"]
+        except Exception as error:  # a class that wants a token which this vocabulary has not
+            ids = str(error)
+        does = json.dumps([type(tokenizer).__name__, ids])
+        loaded.setdefault(tokenizer_digest(folder), set()).add(does)
+    assert all(len(does) == 1 for does in loaded.values()), loaded
+    assert len(set().union(*loaded.values())) > 1 or named in ("TokenizersBackend",)
+
+
+def test_the_type_of_the_model_is_no_part_of_a_tokenizer_where_it_decides_nothing(folder):
+    """Digests of tokenizers that name their class are what they were."""
+    before = tokenizer_digest(folder)
+    for of_model in ("llama", "mistral", "phi3"):
+        (folder / "config.json").write_text(json.dumps({"model_type": of_model}))
+        assert tokenizer_digest(folder) == before
+
+
+def test_the_types_of_models_with_a_class_of_their_own_are_those_of_transformers():
+    listed = tokenization_auto.TOKENIZER_MAPPING_NAMES
+    plain = ("TokenizersBackend", "PythonBackend", "PreTrainedTokenizerFast", None)
+    overruled = tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    assert {m for m in overruled if listed.get(m) not in plain} == MODELS_WITH_A_CLASS
