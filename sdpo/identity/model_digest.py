@@ -16,13 +16,14 @@ from typing import Any
 
 from sdpo.errors import ModelError
 from sdpo.identity.canonical import canonical_json
-from sdpo.identity.model_folder import read_config, weight_files
+from sdpo.identity.model_folder import CONFIG, read_config, text_config, weight_files
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
 """Keys of config.json that a save rewrites without changing what the model computes: the weights
 carry their own dtype, and the cache setting is a matter of generation speed."""
 
 _LONGEST_HEADER_BYTES = 100_000_000
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """The format's own limit."""
 _UNREADABLE = (ValueError, AttributeError, KeyError, TypeError, RecursionError, OverflowError)
 """What reading a header of any other shape may end in."""
@@ -52,12 +53,31 @@ def tensor_entries(folder: Path) -> list[TensorEntry]:
     """All tensors of the safetensors files of a model folder, sorted by name.
 
     Raises:
-        ModelError: no safetensors file, or one that is damaged.
+        ModelError: no safetensors file, or one that is damaged; a tensor that two files hold; or a
+            configuration of more layers than there are tensors, which nothing could load.
     """
-    entries: list[TensorEntry] = []
+    found: dict[str, TensorEntry] = {}
     for file in weight_files(folder):
-        entries.extend(_header_entries(file))
-    return sorted(entries, key=lambda entry: entry.name)
+        for entry in _header_entries(file):
+            other = found.setdefault(entry.name, entry)
+            if other is not entry:
+                raise ModelError(
+                    f"{folder}: the tensor {entry.name} is in {other.file.name} and in "
+                    f"{file.name}, and programs differ in which they take: leave it in one"
+                )
+    _check_layers(folder, len(found))
+    return [found[name] for name in sorted(found)]
+
+
+def _check_layers(folder: Path, tensors: int) -> None:
+    config = text_config(read_config(folder))
+    for name in _LAYERS:
+        layers = config.get(name)
+        if type(layers) is int and not 0 < layers <= tensors:
+            raise ModelError(
+                f"{folder / CONFIG} says {name} {layers}, and the weights are {tensors} "
+                "tensors: the one is not the configuration of the other"
+            )
 
 
 def _header_entries(file: Path) -> list[TensorEntry]:

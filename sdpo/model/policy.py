@@ -7,7 +7,7 @@ of a step's change (see the design's precision test). Adapters are merged before
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +24,23 @@ from sdpo.model.randomness import own_settings, switch_off
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_MOST_NAMED = 3
 _ABOUT_KERNELS = re.compile(r"attention implementation|attn_implementation|[Ff]lash ?[Aa]ttention")
 
 
 def load_policy(
-    folder: Path, *, model: ModelConfig, digest: str = "", gradient_checkpointing: bool = False
+    folder: Path,
+    *,
+    model: ModelConfig,
+    digest: str = "",
+    gradient_checkpointing: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> "PreTrainedModel":
     """The causal language model in ``folder``, fp32, without randomness of its own.
 
     It is loaded from a view of exactly the files that are digested. ``digest``: the model's, where
     it is known which one it has to be; the files are read for it while the view watches them.
+    ``warn`` is told of tensors that its architecture has no place for.
 
     Raises:
         ModelError: it is not a causal language model, its weights do not fit its configuration, or
@@ -65,12 +72,39 @@ def load_policy(
             f"the weights in {folder} lack {len(missing)} tensors of its architecture "
             f"({', '.join(missing[:3])} ...): they would be random"
         )
+    if unused := sorted(info["unexpected_keys"]):
+        more = ", ..." if len(unused) > _MOST_NAMED else ""
+        warn(
+            f"{folder}: {len(unused)} tensors of the weights are not loaded, as "
+            f"{type(policy).__name__} has no place for them by {folder.name}/config.json, and no "
+            f"M_t will have them: {', '.join(unused[:_MOST_NAMED])}{more}"
+        )
+    _check_tied(folder, policy)
     switch_off(policy)
     if gradient_checkpointing:
         # transformers renamed it on the way to version 6.
         renamed = getattr(policy, "activation_checkpointing_enable", None)
         (renamed or policy.gradient_checkpointing_enable)({"use_reentrant": False})
     return policy
+
+
+def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:
+    """Refuse an output head beside an embedding that the configuration ties it to.
+
+    transformers takes both where they differ; other programs drop the head, and have another model.
+    """
+    head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
+    named = getattr(policy, "_tied_weights_keys", None)
+    is_said = bool(getattr(policy.config, "tie_word_embeddings", False)) and "lm_head.weight" in (
+        named or ()
+    )
+    weights = [getattr(module, "weight", None) for module in (head, embedding)]
+    if is_said and None not in weights and weights[0] is not weights[1]:
+        raise ModelError(
+            f"{folder} has an output head of its own (lm_head.weight), and its config.json ties it "
+            "to the embedding (tie_word_embeddings): set that to false, or take the head out of "
+            "the weights"
+        )
 
 
 def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":

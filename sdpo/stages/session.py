@@ -308,6 +308,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
         model=spec.model,
         digest=spec.input_digest if accelerator.is_main_process else "",
         gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
+        warn=events.warning,
     ).to(accelerator.device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(

@@ -186,3 +186,24 @@ def test_a_folder_without_a_configuration_is_refused(folder):
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"it has no config\.json"):
         model_digest(folder)
+
+
+def test_a_tensor_that_two_files_hold_is_refused(folder):
+    """The index says which counts, and transformers loads both: programs differ."""
+    tensors = load_file(weights(folder))
+    weights(folder).unlink()
+    names = sorted(tensors)
+    for file, part in (("a.safetensors", names[:3]), ("b.safetensors", names[2:])):
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    listed = {name: "a.safetensors" if name in names[:3] else "b.safetensors" for name in names}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    with pytest.raises(ModelError, match=rf"{names[2]} is in a\.safetensors and in b\.safetensors"):
+        model_digest(folder)
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 1000, 10**9])
+def test_layers_that_the_weights_have_not_are_refused_before_they_are_made(folder, layers):
+    change_config(folder, num_hidden_layers=layers)
+    with pytest.raises(ModelError, match=f"says num_hidden_layers {layers}, and the weights are"):
+        tensor_entries(folder)

@@ -284,3 +284,43 @@ def test_a_template_of_the_tokenizers_own_by_name_is_the_published_models_defaul
     save_policy(load(folder), out, tokenizer=folder, chat_template="rag")
     assert (out / "chat_template.jinja").read_text() == "for retrieval"
     assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "for retrieval"
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_tensors_that_are_digested_and_not_loaded_are_told(make_llama, tmp_path):
+    make_llama().save_pretrained(tmp_path / "m")
+    told: list[str] = []
+    load(tmp_path / "m", warn=told.append)
+    assert told == []
+    change_weights(tmp_path / "m", lambda t: t.update({"score.weight": torch.ones(2)}))
+    load(tmp_path / "m", warn=told.append)
+    assert len(told) == 1
+    assert "1 tensors of the weights are not loaded" in told[0]
+    assert told[0].endswith("no M_t will have them: score.weight")
+
+
+def test_layers_that_the_configuration_leaves_out_are_told(make_llama, tmp_path):
+    make_llama().save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    told: list[str] = []
+    load(tmp_path / "m", warn=told.append)
+    assert "model.layers.1." in told[0]
+
+
+def test_a_head_beside_an_embedding_that_it_is_tied_to_is_refused(make_llama, tmp_path):
+    make_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "m")
+    load(tmp_path / "m")
+
+    def add(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+
+    change_weights(tmp_path / "m", add)
+    with pytest.raises(ModelError, match="its config.json ties it to the embedding"):
+        load(tmp_path / "m")
