@@ -6,7 +6,7 @@ from functools import partial
 from sdpo.chain.context import Context
 from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.chain.tokens import rejected_as_tokens, rule_of_tokens
-from sdpo.data.prepare import prepare_pairs
+from sdpo.data.prepare import PreparedPairs, prepare_pairs
 from sdpo.data.schema import Format
 from sdpo.data.supervised import prepare_supervised
 from sdpo.errors import DataError
@@ -42,9 +42,7 @@ def prepare_data(context: Context) -> Node:
             on_progress=progress,
             rejected_as_tokens=partial(rejected_as_tokens, context),
         )
-        for source in prepared.sources:
-            for message in source.notes:
-                context.listen(WarningEvent(message=message))
+        tell_notes(context, prepared)
         rejected = context.run.rejected_data
         rejected.parent.mkdir(exist_ok=True)
         prepared.rejected_path.replace(rejected)
@@ -69,6 +67,13 @@ def prepare_data(context: Context) -> Node:
         return Made(outputs, files)
 
     return Node(name="data", title="prepare data", identity=identity, make=make)
+
+
+def tell_notes(context: Context, prepared: PreparedPairs) -> None:
+    """What is to be known of rows that are used, in front of a person."""
+    for source in prepared.sources:
+        for message in source.notes:
+            context.listen(WarningEvent(message=message))
 
 
 def check_sources(context: Context, names: list[str]) -> None:

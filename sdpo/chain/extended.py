@@ -7,13 +7,14 @@ is left goes to one further step.
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from partitions import Plan, StepPlan, extend_plan, ids_to_bytes
 from sdpo.chain.context import Context
-from sdpo.chain.data import check_sources
+from sdpo.chain.data import check_sources, tell_notes
 from sdpo.chain.new_pairs import NewPairs, read_column, read_new
 from sdpo.chain.node import Expansion, Find, Identity, Made, Node
 from sdpo.chain.plan import (
@@ -26,6 +27,7 @@ from sdpo.chain.plan import (
     sampling,
 )
 from sdpo.chain.reserve import reserve_by, reserved_by_settings
+from sdpo.chain.tokens import rejected_as_tokens, rule_of_tokens
 from sdpo.config import DataConfig, RunConfig
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.parquet_columns import Columns
@@ -77,9 +79,9 @@ def prepare_data(context: Context) -> Expansion:
         for source in config.sources:
             inputs |= inputs_of("layouts", source.layout, context.resolved.inputs)
         new_config = context.config.model_copy(update={"data": config})
-        return data_identity(new_config, inputs, default_format=default_format) | {
-            "carried": carried.data
-        }
+        own = data_identity(new_config, inputs, default_format=default_format)
+        fits = {"fits": rule_of_tokens(context)} if config.limit else {}
+        return own | {"carried": carried.data} | fits
 
     def make(_find: Find) -> Made:
         check_sources(context, new_names)
@@ -91,7 +93,9 @@ def prepare_data(context: Context) -> Expansion:
                 strata=context.config.partition.strata,
                 scratch=scratch,
                 origin=carried.run,
+                rejected_as_tokens=partial(rejected_as_tokens, context),
             )
+            tell_notes(context, new.prepared)
             return _publish_data(context, carried, new)
 
     data = Node(name="data", inputs=("carried",), identity=identity, make=make)

@@ -3,7 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,7 +14,7 @@ from sdpo.config import DataConfig
 from sdpo.data.collect import SourceCounts, rejection_line
 from sdpo.data.keys import pair_id
 from sdpo.data.pairs_file import iter_row_groups, messages_from_row
-from sdpo.data.prepare import PreparedPairs, prepare_pairs
+from sdpo.data.prepare import PreparedPairs, RejectedAsTokens, prepare_pairs
 from sdpo.data.prompts import Rejection
 from sdpo.data.schema import Format
 from sdpo.errors import IntegrityError
@@ -33,12 +33,42 @@ class NewRow(TypedDict):
     template_inputs: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an earlier run has: its name, and its pairs by their ids."""
+
+    name: str
+    pairs: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> "Origin":
+        """That whose ``pairs.parquet`` is in ``folder``."""
+        return cls(name, frozenset(read_column(folder / "pairs.parquet", "pair_id")))
+
+    def known(self, row: NewRow) -> Rejection | None:
+        """Why a pair is none that is new."""
+        prompt, chosen, rejected = (
+            messages_from_row(row[side]) for side in ("prompt", "chosen", "rejected")
+        )
+        swapped = pair_id(
+            prompt,
+            chosen=rejected,
+            rejected=chosen,
+            template_inputs=row["template_inputs"] or "",
+        )
+        if row["pair_id"] in self.pairs:
+            return Rejection("duplicate", f"run {self.name} has the same pair")
+        if swapped in self.pairs:
+            detail = f"run {self.name} has the same pair with its sides swapped"
+            return Rejection("contradictory", detail)
+        return None
+
+
 class NewPairs:
     """Pairs of the new sources that the carried ones do not have, with what became of the rest."""
 
-    def __init__(self, prepared: PreparedPairs, folder: Path, *, origin: str) -> None:
+    def __init__(self, prepared: PreparedPairs, origin: Origin) -> None:
         self.prepared = prepared
-        self._known = set(read_column(folder / "pairs.parquet", "pair_id"))
         self._origin = origin
         self.dropped: dict[str, Counter[str]] = {}
         self.lines: list[str] = []
@@ -53,21 +83,8 @@ class NewPairs:
             yield table
 
     def _is_new(self, row: NewRow) -> bool:
-        prompt, chosen, rejected = (
-            messages_from_row(row[side]) for side in ("prompt", "chosen", "rejected")
-        )
-        swapped = pair_id(
-            prompt,
-            chosen=rejected,
-            rejected=chosen,
-            template_inputs=row["template_inputs"] or "",
-        )
-        if row["pair_id"] in self._known:
-            found = Rejection("duplicate", f"run {self._origin} has the same pair")
-        elif swapped in self._known:
-            detail = f"run {self._origin} has the same pair with its sides swapped"
-            found = Rejection("contradictory", detail)
-        else:
+        found = self._origin.known(row)
+        if found is None:
             return True
         self.dropped.setdefault(row["source"], Counter())[found.reason] += 1
         self.lines.append(rejection_line(row["source"], row["row"], found))
@@ -116,9 +133,38 @@ def read_new(
     strata: list[str],
     scratch: Path,
     origin: str,
+    rejected_as_tokens: RejectedAsTokens | None = None,
 ) -> NewPairs:
-    prepared = prepare_pairs(data, default_format=default_format, strata=strata, out=scratch)
-    return NewPairs(prepared, folder, origin=origin)
+    """The pairs of ``data`` that the run ``origin``, whose pairs are in ``folder``, has not.
+
+    ``data.limit`` draws of those that are new, and with ``rejected_as_tokens`` of those whose
+    tokens can be used, as a run of its own does.
+
+    Raises:
+        DataError: a source cannot be read, or nothing of it can be used.
+    """
+    known = Origin.of(origin, folder)
+
+    def read(settings: DataConfig, where: Path, rejected: RejectedAsTokens | None) -> NewPairs:
+        prepared = prepare_pairs(
+            settings,
+            default_format=default_format,
+            strata=strata,
+            out=where,
+            rejected_as_tokens=rejected,
+        )
+        return NewPairs(prepared, known)
+
+    every = read(data.model_copy(update={"limit": 0}), scratch / "all", None)
+    if not data.limit or not any(table.num_rows for table in every.tables()):
+        return NewPairs(every.prepared, known)
+
+    def rejected(pairs: Path, digest: str) -> dict[int, Rejection]:
+        rows = [row for group in iter_row_groups(pairs) for row in _rows(group)]
+        found = {i: why for i, row in enumerate(rows) if (why := known.known(row))}
+        return {**(rejected_as_tokens(pairs, digest) if rejected_as_tokens else {}), **found}
+
+    return read(data, scratch / "drawn", rejected)
 
 
 def find_new_pairs(

@@ -271,8 +271,8 @@ class Collected:
         if unfit:
             left = "" if kept >= limit else f", and has {kept} others"
             yield (
-                f"source `{name}`: data.limit {limit} passes over {unfit} pairs whose tokens "
-                f"cannot be used{left}"
+                f"source `{name}`: data.limit {limit} passes over {unfit} pairs that cannot be "
+                f"used{left}"
             )
 
     def _nothing_drawn(self, source: int, pairs: int) -> DataError:

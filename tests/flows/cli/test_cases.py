@@ -46,7 +46,7 @@ RIGHT = {
         ("<|user|>How much is 0 plus 0?<|end|><|assistant|>│It is 0.<|end|>",)
     ),
     "limit_draws_before_fit": Right(
-        ("data.limit 20 passes over", "pairs whose tokens cannot be used", "200 20"),
+        ("data.limit 20 passes over", "pairs that cannot be used", "200 20"),
         options=("--limit", "20"),
     ),
     "local_clone_split_prefix": Right(

@@ -186,7 +186,7 @@ def test_a_limit_draws_pairs_that_fit_and_says_what_it_passes_over(
     called = sdpo(command, recipe(rows), "--limit", "12")
     assert called.code == 0, called.told
     told = " ".join(called.told.replace("│", " ").split())
-    assert re.search(r"data.limit 12 passes over \d+ pairs whose tokens cannot be used", told)
+    assert re.search(r"data.limit 12 passes over \d+ pairs that cannot be used", told)
     if command == "partition":
         plan = json.loads((bench.runs / "tiny" / "plan.json").read_text(encoding="utf-8"))
         assert sum(s["pairs"] for s in plan["steps"]) + sum(plan["reserve"].values()) == 12

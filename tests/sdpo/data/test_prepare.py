@@ -249,7 +249,7 @@ def test_a_limit_takes_the_first_of_the_draw_whose_tokens_can_be_used(
     assert counts.rejected == beyond | ({"prompt_fills_length": passed} if passed else {})
     lines = [json.loads(line) for line in made.rejected_path.read_text().splitlines()]
     assert Counter(line["reason"] for line in lines) == counts.rejected
-    told = f"data.limit {limit} passes over {passed} pairs whose tokens cannot be used"
+    told = f"data.limit {limit} passes over {passed} pairs that cannot be used"
     assert any(told in note for note in counts.notes) == bool(passed)
     assert any(note.endswith(f"and has {len(fitting)} others") for note in counts.notes) == (
         len(fitting) < limit

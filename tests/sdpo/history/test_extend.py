@@ -290,3 +290,30 @@ def test_what_a_measured_curriculum_rests_on_is_kept_when_it_is_replayed_and_ext
     assert more.json("plan.json")["features"]["gamma"]["scorer"] == model
     for made in (run, again, more):
         assert verify_run(made.run).faults == []
+
+
+def test_a_limit_draws_of_what_is_new_and_fits(bench: Bench, tmp_path: Path) -> None:
+    """Pairs that the run has, and pairs that are too long, take no place of those drawn."""
+    limit = 40
+    run = bench.run({"data": {"limit": limit}}).run
+    known = [
+        {side: pair[side] for side in ("prompt", "chosen", "rejected")}
+        for pair in pq.read_table(run.pairs).to_pylist()
+    ]
+    nothing = extend_run(run, [str(write(tmp_path / "known.jsonl", known))], name="nothing")
+    assert nothing.new_pairs == 0
+    fresh, long = (
+        [
+            {"prompt": f"Say {n}. {filling}", "chosen": f"It is {n}.", "rejected": f"Not {n}."}
+            for n in range(60)
+        ]
+        for filling in ("Please.", "word " * 400)
+    )
+    data = write(tmp_path / "new.jsonl", [*known, *long, *fresh])
+    _, grown = extended(run, data, name="limited")
+    taken = pq.read_table(grown.run.pairs).to_pylist()
+    texts = [p["prompt"][0]["content"] for p in taken if p["source"] == "new"]
+    assert len(texts) == limit
+    assert all(text.endswith("Please.") for text in texts)
+    told = [str(event["message"]) for event in grown.events if event["event"] == "warning"]
+    assert any("data.limit 40 passes over" in each for each in told)
