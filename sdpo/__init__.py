@@ -41,7 +41,16 @@ def __getattr__(name: str) -> Any:
         return import_module("sdpo.objectives")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    try:
+        return getattr(import_module(_WHERE[name]), name)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "partitions":
+            raise
+        raise ImportError(
+            "Python takes `partitions` from another place than this project's: a folder or file of "
+            f"that name comes first on sys.path ({error.path or 'the current folder'}). Rename it, "
+            "or start Python elsewhere"
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -3,3 +3,28 @@
 It imports the commands below it, each when it is called. Words and exit codes are made here; what a
 command does is :mod:`flows.commands.run`'s.
 """
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def _stranger(package: str) -> Path | None:
+    """Where Python takes a package of this project from, if that is somewhere else."""
+    found = find_spec(package)
+    places = (found.submodule_search_locations if found else None) or []
+    place = Path(next(iter(places), "") or (found.origin if found else "") or "nowhere").resolve()
+    return None if place == _ROOT / package else place
+
+
+for _package in ("sdpo", "partitions"):
+    if _place := _stranger(_package):
+        print(
+            f"error: Python takes `{_package}` from {_place}, and this project's is "
+            f"{_ROOT / _package}: a folder of that name comes first (by PYTHONPATH, or the current "
+            "folder after `python -m`). Rename it, or call the command `sdpo` without PYTHONPATH",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from sdpo.errors import IntegrityError, UserError
 from sdpo.system.files import read_json, write_json
 from sdpo.system.nearby import did_you_mean
+from sdpo.system.own_modules import module_path
 
 FOLDER = Path(".sdpo-server")
 OK = HTTPStatus.OK
@@ -160,9 +161,7 @@ def environment(folder: Path, url: str, auth: str) -> dict[str, str]:
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "3"),
         "PREFECT_CLI_PROMPT": "false",
-        # A folder of the user's may be called `flows` or `partitions`.
-        "PYTHONSAFEPATH": "1",
-    }  # fmt: skip
+    } | module_path()  # fmt: skip
     return made | ({AUTH: auth, CLIENT_AUTH: auth} if auth else {})
 
 

@@ -247,7 +247,7 @@ def _check_free(host: str, port: int) -> None:
 def _start(desk: Desk, role: str, arguments: list[str], *, cwd: Path) -> Started:
     with (desk.folder / f"{role}.log").open("ab") as log, _interruptible():
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", *arguments],
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -309,7 +309,7 @@ def _deploy(desk: Desk, here: Path, console: Console, *, reset_schedules: bool) 
     reset = ["--reset-schedules"] if reset_schedules else []
     arguments = ["flows.server.deploy", "--pool", POOL, "--folder", str(here), *reset]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", *arguments],
+        [sys.executable, "-m", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psutil
 
-import sdpo
 from sdpo.errors import DiskFullError, Fault, Interrupted, LowMemoryError, UserError
 from sdpo.events import (
     ErrorEvent,
@@ -37,6 +36,7 @@ from sdpo.processes.disk_space import is_full, no_space_message
 from sdpo.processes.stage_specs import Spec
 from sdpo.system.files import write_text
 from sdpo.system.interrupts import GRACE_S
+from sdpo.system.own_modules import module_path
 from sdpo.system.watchdog import MARK, marked, send, watched
 
 _POLL_S = 0.05
@@ -225,19 +225,6 @@ def _is_of_the_host(name: str) -> bool:
     return name.startswith("PREFECT_") and name != "PREFECT__FLOW_RUN_ID"
 
 
-def _checkout() -> dict[str, str]:
-    """Where a stage finds this project that was not installed, but is run in a checkout's folder.
-
-    Python put that folder first for this process; a stage has it put there by name.
-    """
-    first, *rest = [os.path.realpath(entry) for entry in sys.path] or [""]
-    root = str(Path(sdpo.__file__).resolve().parents[1])
-    if first != root or root in rest:
-        return {}
-    given = os.environ.get("PYTHONPATH", "")
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, given]))}
-
-
 def _environment(spec: Spec) -> dict[str, str]:
     threads = str(spec.launch.threads)
     environment = {name: os.environ[name] for name in os.environ if not _is_of_the_host(name)} | {
@@ -252,9 +239,7 @@ def _environment(spec: Spec) -> dict[str, str]:
         # Arrow's own pool keeps what was freed, a third of what a process needs.
         "ARROW_DEFAULT_MEMORY_POOL": os.environ.get("ARROW_DEFAULT_MEMORY_POOL", "system"),
         "PYTHONUNBUFFERED": "1",
-        # A folder of the user's may be called `partitions`, or as something that torch imports.
-        "PYTHONSAFEPATH": "1",
-        **_checkout(),
+        **module_path(),
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import psutil
 
 from sdpo.system.interrupts import GRACE_S
+from sdpo.system.own_modules import module_path
 
 MARK = "SDPO_STAGE"
 """Environment variable by which all processes of a stage are known."""
@@ -33,6 +34,7 @@ def outlived_by(module: str, *arguments: str, keep: Sequence[int] = ()) -> Itera
     try:
         waiting = subprocess.Popen(
             [sys.executable, "-m", module, *arguments, str(read)],
+            env=os.environ | module_path(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

