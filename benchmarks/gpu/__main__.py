@@ -16,18 +16,23 @@ for the comparison. Neither prefect nor deepspeed. Without flash-attn its row sa
 
 import argparse
 import json
+import math
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
 from benchmarks.gpu.findings import Settings
 from benchmarks.gpu.schedule import Outcome, Part, Schedule
+from sdpo.system.files import write_text
 
 _PARTS = (
     Part(
@@ -51,40 +56,101 @@ _CPU_PATIENCE = 4.0
 """Tiny shapes on a CPU spend their time on starting processes, of which it has few at a time."""
 
 
+@dataclass(kw_only=True)
+class _Table:
+    """What was found so far: printed row by row, and written to a file each time."""
+
+    device: str
+    versions: str
+    tiny: bool
+    path: Path | None
+    begun: float
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Add what a part found. A full disk costs the file, and no part."""
+        self.outcomes.append(outcome)
+        print(_lines(outcome, since=self.begun), flush=True)
+        try:
+            self.write()
+        except OSError as error:
+            print(f"{self.path} is not written: {error}", file=sys.stderr, flush=True)
+
+    def write(self) -> None:
+        """Write the file where one is asked for.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.path is None:
+            return
+        content = {
+            "device": self.device,
+            "versions": self.versions,
+            "tiny": self.tiny,
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "parts": [asdict(outcome) for outcome in self.outcomes],
+        }
+        # JSON has no NaN. What is read from such text is the numbers that it has.
+        whole = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        write_text(self.path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts, print the table, write the JSON; 1 where a part did not pass."""
     args = _parser().parse_args(argv)
     names = [name for part in _PARTS for name in (part.name, *(p.name for p in part.beside))]
     if unknown := set(args.only.split(",") if args.only else ()) - set(names):
         raise SystemExit(f"--only: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
     # Blocks of one size after another break a device's memory into pieces that nothing fits.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch wants it for sums in order
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    outcomes: list[Outcome] = []
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="sdpo-gpu-") as temporary:
-        folder = args.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    table = _Table(
+        device=_card(args.device),
+        versions=_versions(),
+        tiny=args.tiny,
+        path=args.json,
+        begun=begun,
+    )
+    try:
+        table.write()  # nobody wants to hear after eight minutes that it cannot be
+    except OSError as error:
+        raise SystemExit(f"--json {args.json}: {error.strerror or error}") from None
+    print(f"{table.device}; {table.versions}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="sdpo-gpu-", ignore_cleanup_errors=True) as temporary:
+        folder = _new_folder(args.keep) if args.keep else Path(temporary)
         settings = Settings(
             device=args.device, tiny=args.tiny, folder=str(folder), threads=args.threads
         )
-        print(f"{_card(args.device)}; {_versions()}", flush=True)
-
-        def tell(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            print(_lines(outcome, since=start), flush=True)
-            if args.json:
-                content = _content(settings, outcomes, seconds=time.monotonic() - start)
-                args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
         schedule = Schedule(
             settings,
-            seconds=60 * args.minutes,
+            seconds=60 * args.minutes - (time.monotonic() - begun),
             patience=_CPU_PATIENCE if args.device == "cpu" else 1.0,
         )
-        schedule.run(_chosen(args.only), tell)
-    return _judged(outcomes)
+        schedule.run(_chosen(args.only), table.tell)
+    return _judged(table.outcomes)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """End the command, once: what it does then takes seconds."""
+    for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _new_folder(path: Path) -> Path:
+    """The folder, made; what an earlier call left there would be taken for what this one found."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise SystemExit(f"--keep {path}: it is not empty; name a new folder")
+    except OSError as error:
+        raise SystemExit(f"--keep {path}: {error.strerror or error}") from None
+    return path.resolve()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,14 +159,28 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="it ends by itself after these")
+    parser.add_argument("--minutes", type=_minutes, default=8.0, help="it ends by itself in these")
     parser.add_argument("--json", type=Path, help="write what was found to this file, as it comes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: does the command work?")
     parser.add_argument("--only", help="names of parts, with commas")
-    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--threads", type=_threads, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it there")
     return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no time that can be kept")
+    return minutes
+
+
+def _threads(text: str) -> int:
+    threads = int(text)
+    if threads < 1:
+        raise argparse.ArgumentTypeError("there is one at least")
+    return threads
 
 
 def _chosen(only: str | None) -> list[Part]:
@@ -127,7 +207,7 @@ def _lines(outcome: Outcome, *, since: float) -> str:
 def _judged(outcomes: Sequence[Outcome]) -> int:
     """Say what did not pass; the exit code."""
     failed = [f"{o.name}: {f.what}" for o in outcomes for f in o.findings if f.ok is False]
-    ended = [f"{o.name} ({o.ended})" for o in outcomes if o.ended in ("failed", "time")]
+    ended = [f"{o.name} ({o.ended})" for o in outcomes if o.ended in ("failed", "time", "stopped")]
     left = [o.name for o in outcomes if o.ended == "left"]
     passed = sum(f.ok is True for o in outcomes for f in o.findings)
     print(f"\n{passed} passed, {len(failed)} failed")
@@ -137,22 +217,10 @@ def _judged(outcomes: Sequence[Outcome]) -> int:
     return 1 if failed or ended else 0
 
 
-def _content(settings: Settings, outcomes: Sequence[Outcome], *, seconds: float) -> dict[str, Any]:
-    return {
-        "device": _card(settings.device),
-        "versions": _versions(),
-        "tiny": settings.tiny,
-        "seconds": round(seconds, 1),
-        "parts": [asdict(outcome) for outcome in outcomes],
-    }
-
-
 def _card(device: str) -> str:
     """Name of the device, asked in a process of its own: this one takes no memory of it."""
     if device == "cpu":
         return f"CPU, {os.cpu_count()} cores"
-    import subprocess
-
     asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)

@@ -1,13 +1,16 @@
 """Running the parts one after another, each in a process of its own with a time limit.
 
 Parts that measure no time run side by side with others of their kind. The process of the next part
-is there before its turn and has imported torch by then.
+is there before its turn and has imported torch by then. None outlives the command, however that
+ends.
 """
 
+import os
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +18,14 @@ from pathlib import Path
 import psutil
 
 from benchmarks.gpu.findings import Finding, Settings, read_findings
+from sdpo.system.watchdog import MARK, sweep, watched
 
 _LEAST_S = 12.0
 """A part that has less time left is not begun."""
 _SPARE_S = 8.0
 """Kept back of the whole time, for ending what runs and for writing."""
-_GRACE_S = 5.0
+_GRACE_S = 4.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,8 @@ class Part:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a part ended: ``ok``, ``failed``, ``time`` (ended for it) or ``left`` (no time)."""
+    """How a part ended: ``ok``, ``failed``, ``time`` (ended for it), ``stopped`` (with the whole
+    command) or ``left`` (no time)."""
 
     name: str
     ended: str
@@ -54,84 +60,105 @@ class Schedule:
         self._settings = settings
         self._until = time.monotonic() + seconds - _SPARE_S
         self._patience = patience
-        self._warm: dict[str, subprocess.Popen[bytes]] = {}
+        self._mark = secrets.token_hex(8)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, float] = {}
 
     def run(self, parts: Sequence[Part], tell: Callable[[Outcome], None]) -> None:
-        """Run ``parts``; ``tell`` hears of each when it has ended."""
-        try:
-            for number, part in enumerate(parts):
-                together = [part, *part.beside]
-                if self._until - time.monotonic() < _LEAST_S:
-                    for one in together:
-                        tell(Outcome(one.name, "left"))
-                    continue
+        """Run ``parts``; ``tell`` hears of each when it has ended.
+
+        Asked to stop, it ends what runs, and tells what that has found by then.
+        """
+        with watched(self._mark):
+            try:
+                self._run(parts, tell)
+            except (KeyboardInterrupt, SystemExit):
+                _end(self._processes.values())
+                for name in list(self._running):
+                    tell(self._outcome(name, "stopped"))
+                raise
+            finally:
+                _end(self._processes.values())
+                sweep(self._mark, grace_s=_GRACE_S)
+
+    def _run(self, parts: Sequence[Part], tell: Callable[[Outcome], None]) -> None:
+        for number, part in enumerate(parts):
+            together = [part, *part.beside]
+            if self._until - time.monotonic() < _LEAST_S:
                 for one in together:
-                    self._start(one)
-                begun = time.monotonic()
-                for one in together:
-                    self._go(one)
-                if number + 1 < len(parts):
-                    self._start(parts[number + 1])
-                self._finish(together, begun, tell)
-        finally:
-            for process in self._warm.values():
-                _end(process)
+                    tell(Outcome(one.name, "left"))
+                continue
+            for one in together:
+                self._start(one)
+            for one in together:
+                self._go(one)
+            if number + 1 < len(parts):
+                self._start(parts[number + 1])
+            self._finish(together, tell)
 
     def _start(self, part: Part) -> None:
-        if part.name in self._warm:
+        if part.name in self._processes:
             return
         folder = self._settings.path
         with (folder / f"{part.name}.log").open("wb") as log:
-            self._warm[part.name] = subprocess.Popen(
+            self._processes[part.name] = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "benchmarks.gpu.child", part.name),
-                    *(self._settings.to_json(), str(self._out(part))),
+                    *(self._settings.to_json(), str(self._out(part.name))),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {MARK: self._mark},
             )
 
-    def _out(self, part: Part) -> Path:
-        return self._settings.path / f"{part.name}.findings.jsonl"
+    def _out(self, name: str) -> Path:
+        return self._settings.path / f"{name}.findings.jsonl"
 
     def _go(self, part: Part) -> None:
-        stdin = self._warm[part.name].stdin
+        self._running[part.name] = time.monotonic()
+        stdin = self._processes[part.name].stdin
         assert stdin is not None
         with suppress(BrokenPipeError), stdin:  # it has died; its log is shown with the outcome
             stdin.write(b"go\n")
 
-    def _finish(
-        self, together: Sequence[Part], begun: float, tell: Callable[[Outcome], None]
-    ) -> None:
-        for one in together:
-            process = self._warm[one.name]
-            until = min(self._until, begun + self._patience * one.limit_s)
-            try:
-                code = process.wait(timeout=max(0.1, until - time.monotonic()))
-                ended = "ok" if code == 0 else "failed"
-            except subprocess.TimeoutExpired:
-                ended = "time"
-            _end(process)
-            del self._warm[one.name]
-            log = self._settings.path / f"{one.name}.log"
-            tell(
-                Outcome(
-                    one.name,
-                    ended,
-                    round(time.monotonic() - begun, 1),
-                    list(read_findings(self._out(one))),
-                    fault=log.read_text(errors="replace")[-1500:] if ended != "ok" else "",
-                )
-            )
+    def _finish(self, together: Sequence[Part], tell: Callable[[Outcome], None]) -> None:
+        """Wait for the parts that run, and tell of each as soon as it has ended."""
+        limits = {one.name: self._patience * one.limit_s for one in together}
+        while self._running:
+            for name, begun in list(self._running.items()):
+                process = self._processes[name]
+                if process.poll() is not None:
+                    ended = "ok" if process.returncode == 0 else "failed"
+                elif time.monotonic() > min(self._until, begun + limits[name]):
+                    _end([process])
+                    ended = "time"
+                else:
+                    continue
+                outcome = self._outcome(name, ended)
+                del self._processes[name]
+                tell(outcome)
+            time.sleep(_LOOK_S)
+
+    def _outcome(self, name: str, ended: str) -> Outcome:
+        log = self._settings.path / f"{name}.log"
+        return Outcome(
+            name,
+            ended,
+            round(time.monotonic() - self._running.pop(name), 1),
+            list(read_findings(self._out(name))),
+            fault=log.read_text(errors="replace")[-1500:] if ended in ("failed", "time") else "",
+        )
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process with all that it started, whatever session they are in."""
+def _end(processes: "Collection[subprocess.Popen[bytes]]") -> None:
+    """End the processes with all that they started, whatever session that is in."""
     family: list[psutil.Process] = []
-    with suppress(psutil.NoSuchProcess):
-        leader = psutil.Process(process.pid)
-        family = [leader, *leader.children(recursive=True)]
+    for process in processes:
+        if process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                leader = psutil.Process(process.pid)
+                family += [leader, *leader.children(recursive=True)]
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.terminate()
@@ -139,6 +166,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     for member in alive:
         with suppress(psutil.NoSuchProcess):
             member.kill()
-    if process.stdin:
-        process.stdin.close()
-    process.wait()
+    for process in processes:
+        if process.stdin:
+            process.stdin.close()
+        process.wait()
