@@ -1,0 +1,67 @@
+"""Where adapters can stand: merged into the weights they must be the model that was trained.
+
+An adapter adds ``B A x`` to a product ``W x``. That is a change of ``W`` only where the module is
+such a product, and where nothing else has the same ``W``: blocks that share their weights (Zamba's)
+get adapters of their own each, and what they learned would be added up.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_REMEDY = (
+    "Name others in training.lora_target_modules, or leave training.lora_r at 0 to train all "
+    "weights"
+)
+
+
+def check_adapters(adapted: "PreTrainedModel") -> None:
+    """Refuse adapters that cannot be merged; ``adapted`` is a PEFT model, on the meta device too.
+
+    Raises:
+        ConfigError: two stand on one weight, or one on a module that is no product with its weight;
+            the message names them.
+    """
+    owners: dict[int, str] = {}
+    for path, layer in adapted.named_modules():
+        if not hasattr(layer, "lora_A") or not hasattr(layer, "get_base_layer"):
+            continue
+        base, name = layer.get_base_layer(), path.removeprefix("base_model.model.")
+        # Of experts, which are one tensor, an adapter names its parameter.
+        weight = getattr(base, getattr(layer, "parameter_name", "weight"), layer)
+        other = owners.setdefault(id(weight), name)
+        if other != name:
+            raise ConfigError(
+                f"training.lora_target_modules: {other} and {name} share one weight, and would "
+                "have an adapter each: merged, it would be another model than the one that was "
+                f"trained. {_REMEDY}"
+            )
+        if isinstance(base, nn.Linear) and not _is_product(base):
+            raise ConfigError(
+                f"training.lora_target_modules: {name} is a {type(base).__name__}, which does more "
+                f"with its weight than to multiply: an adapter does not fit it. {_REMEDY}"
+            )
+
+
+@torch.no_grad()
+def _is_product(layer: nn.Linear) -> bool:
+    """Whether ``layer`` computes ``W x + b``, on a few numbers; on the meta device by its shape."""
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    weight = layer.weight
+    rows = torch.linspace(-1, 1, 2 * layer.in_features, dtype=weight.dtype, device=weight.device)
+    rows = rows.view(2, layer.in_features)
+    expected = nn.functional.linear(rows, weight, layer.bias)
+    try:
+        found = layer(rows)
+    except RuntimeError:
+        return False  # it takes inputs of another shape
+    if found.shape != expected.shape:
+        return False
+    return found.is_meta or torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
