@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sdpo.model.sequence_scorer import SequenceScorer
 
 _RTOL, _LOW_RTOL = 1e-5, 2e-2
+_NONE = "its own code makes no such loss"
 _TRIED = ((3, 9, 5), (4, 2, 11))
 """Tokens of prompt, chosen and rejected of the pairs by which the loss is compared."""
 
@@ -47,10 +48,12 @@ def router_load(
     ``inner`` is the model, ``logits`` are those of each of its layers, ``[tokens, experts]``.
 
     Raises:
-        ModelError: no layer has a router.
+        ModelError: no layer has a router, or the model's own code makes no such loss of them.
     """
     if not logits:
         raise ModelError(no_loss(inner, "none of its layers has a router"))
+    if not hasattr(inner, "num_experts_per_tok"):
+        raise ModelError(no_loss(inner, _NONE))
     counts = _counts(batch)
     found = []
     for of_layer in logits:
@@ -102,7 +105,7 @@ def check_routers(
     )
     own = getattr(answer, "aux_loss", None)
     if not isinstance(own, torch.Tensor):
-        raise ModelError(no_loss(inner, "its own code makes no such loss"))
+        raise ModelError(no_loss(inner, _NONE))
     ours, theirs = float(balance_loss(load)), float(own)
     close = _LOW_RTOL if torch.is_autocast_enabled(device.type) else _RTOL
     if not abs(ours - theirs) <= close * abs(theirs):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.small_models import small_model as made_small
 from sdpo.config import ModelConfig
 from sdpo.errors import ModelError
 from sdpo.model.layouts import PromptGroup
@@ -115,6 +116,15 @@ def test_a_model_without_routers_is_refused(tmp_path):
 def test_a_mixture_whose_layers_are_all_dense_is_refused(tmp_path):
     policy = loaded(tmp_path, "qwen3_moe", mlp_only_layers=[0, 1])
     with pytest.raises(ModelError, match="none of its layers has a router"):
+        check_routers(SequenceScorer(policy), policy, device=CPU)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe", "hunyuan_v1_moe", "zaya"])
+def test_a_mixture_that_is_balanced_without_a_loss_is_refused(name):
+    policy = made_small(name)
+    assert has_routers(policy), "it puts out its routers' logits all the same"
+    prepare(policy, device=CPU)
+    with pytest.raises(ModelError, match=r"ForCausalLM .*its own code makes no such loss"):
         check_routers(SequenceScorer(policy), policy, device=CPU)
 
 

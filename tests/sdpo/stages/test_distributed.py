@@ -1,15 +1,22 @@
 """A step under ``accelerate launch`` with two CPU processes (gloo) is the step of one process."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
 from sdpo.errors import Fault
 from sdpo.identity.model_digest import model_digest
+from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stop_step
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 19, 2: 6}
@@ -121,3 +128,43 @@ def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
     with pytest.raises(Fault, match="nothing of this step is published"):
         run_step(run, launch=TWO, training=wild)
     assert run.folder.read_record("step-1") is None
+
+
+def mixture_beside(tokenizer: Path, folder: Path) -> Path:
+    """A tiny mixture of experts of random weights, with the tokenizer of another model."""
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    shutil.copy(tokenizer / "generation_config.json", folder)
+    config = MixtralConfig(
+        vocab_size=AutoConfig.from_pretrained(tokenizer).vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(4)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("adapters", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_routers_loss_is_of_the_tokens_of_both_processes(tmp_path, adapters):
+    llama = demo.materialise("demo:tiny-llama", tmp_path / "demo")
+    model = mixture_beside(llama, tmp_path / "model")
+    settings = {"router_aux_loss": 0.5, "lora_r": adapters, "learning_rate": 1e-2}
+    training = TRAINING.model_copy(update=settings)
+    curves, models = [], []
+    for launch in (LAUNCH, TWO):
+        run = prepare_run(tmp_path / f"{launch.processes}", pairs={1: 13}, model=model)
+        run_step(run, launch=launch, training=training)
+        curves.append([line for line in run.metrics(1) if "aux_loss" in line])
+        models.append(load_file(run.folder.model(1) / "model.safetensors"))
+    assert len(curves[0]) == len(curves[1]) == 3, "batches of 6, 6 and 1"
+    for line, other in zip(*curves, strict=True):
+        for name in ("loss", "aux_loss", "grad_norm", "logps/chosen"):
+            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-4), name
+    moved = [line["aux_loss"] for line in curves[0]]
+    assert max(moved) - min(moved) > 1e-2, "what a rank alone would have is another number"
+    torch.testing.assert_close(models[0], models[1], rtol=1e-3, atol=2e-3)

@@ -13,6 +13,7 @@ from sdpo.config import TrainingConfig
 from sdpo.inputs import demo
 from sdpo.inputs.demo.text import questions
 from sdpo.model.batching import epoch_order
+from sdpo.model.policy import add_adapters
 from sdpo.training.tasks import PreferenceTask
 
 from ..training_helpers.models import (
@@ -73,6 +74,13 @@ def exact_model(policy):
     return exact
 
 
+def objective_of(policy, task: PreferenceTask) -> torch.Tensor:
+    """The mean loss of DPO, of the model's own logits."""
+    logps = hf_pair_logps(policy, task, np.arange(len(task.ids)))
+    margin = logps - torch.from_numpy(task.reference).double()
+    return -torch.nn.functional.logsigmoid(0.5 * (margin[:, 0] - margin[:, 1])).mean()
+
+
 def exact_router_loss(policy, task: PreferenceTask) -> torch.Tensor:
     """In float64, of the routers' logits of every sequence alone."""
     logits = []
@@ -91,9 +99,7 @@ def exact_router_loss(policy, task: PreferenceTask) -> torch.Tensor:
 def test_however_a_global_batch_is_cut_its_router_loss_is_of_all_its_tokens(kind, budget, lanes):
     policy, task = mixture(kind, VOCABULARY), with_router_loss(preference_task(7))
     before, exact = weights_of(policy), exact_model(policy)
-    logps = hf_pair_logps(exact, task, np.arange(7))
-    margin = logps - torch.from_numpy(task.reference).double()
-    objective = -torch.nn.functional.logsigmoid(0.5 * (margin[:, 0] - margin[:, 1])).mean()
+    objective = objective_of(exact, task)
     aux_loss = exact_router_loss(exact, task)
     (objective + WEIGHT * aux_loss).backward()
     training = one_step(batch_size=8, micro_batch_tokens=budget)
@@ -105,6 +111,102 @@ def test_however_a_global_batch_is_cut_its_router_loss_is_of_all_its_tokens(kind
         moved = before[name] - policy.get_parameter(name).detach()
         torch.testing.assert_close(
             moved.double(), parameter.grad, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("budget", [1, 1_000_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_that_are_computed_again_change_neither_the_loss_nor_what_is_learned(
+    kind, budget
+):
+    found = []
+    for recomputed in (False, True):
+        policy, task = mixture(kind, VOCABULARY), with_router_loss(preference_task(5))
+        if recomputed:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+        training = one_step(batch_size=8, micro_batch_tokens=budget)
+        (metrics,) = run_steps(make_trainer(policy, training, sgd=True), task)
+        metrics = {name: metrics[name] for name in ("loss", "aux_loss", "grad_norm")}
+        found.append((metrics, weights_of(policy)))
+    (metrics, weights), (again, weights_again) = found
+    assert again == pytest.approx(metrics, rel=1e-5)
+    torch.testing.assert_close(weights_again, weights, rtol=1e-4, atol=1e-5)
+
+
+def adapted(kind: str, **settings):
+    """A mixture with adapters as if they had been trained: on all projections, and on the routers
+    where PEFT takes them for one."""
+    lora = TrainingConfig(lora_r=2, lora_alpha=4, **settings)
+    policy = add_adapters(mixture(kind, VOCABULARY), lora)
+    torch.manual_seed(2)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return policy
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("budget", [1, 1_000_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_learn_from_the_router_loss_of_the_model_that_they_make(kind, budget, recomputed):
+    policy, task = adapted(kind), with_router_loss(preference_task(5))
+    exact = exact_model(policy)
+    objective = objective_of(exact, task)
+    aux_loss = exact_router_loss(exact, task)
+    merged = exact_model(policy).merge_and_unload()
+    assert aux_loss.item() == pytest.approx(exact_router_loss(merged, task).item(), rel=1e-9)
+    (objective + WEIGHT * aux_loss).backward()
+    if recomputed:
+        policy.enable_input_require_grads()
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    training = one_step(batch_size=8, micro_batch_tokens=budget)
+    (metrics,) = run_steps(make_trainer(policy, training, sgd=True), task)
+    assert metrics["aux_loss"] == pytest.approx(aux_loss.item(), rel=1e-5)
+    of_routers = torch.autograd.grad(
+        exact_router_loss(exact, task),
+        [exact.get_parameter(name) for name in trained],
+        allow_unused=True,
+    )
+    assert max(float(g.abs().max()) for g in of_routers if g is not None) > 1e-3
+    for name, parameter in trained.items():
+        moved = (before[name] - parameter.detach()).double()
+        expected = exact.get_parameter(name).grad
+        assert expected is not None, name
+        torch.testing.assert_close(
+            moved, expected, rtol=2e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_adapters_that_drop_out_draw_the_same_for_the_load_and_for_the_loss():
+    """The load of the whole batch is of a forward before: with other draws its gradients would be
+    those of no loss. Two micro-batches are compared with the sum that is made of them by hand."""
+    settings = {"lora_dropout": 0.3, "lora_target_modules": ["q_proj", "v_proj", "o_proj"]}
+    policy, task = adapted("mixtral", **settings), with_router_loss(preference_task(4))
+    training = one_step(batch_size=4, micro_batch_tokens=60)
+    trainer = make_trainer(policy, training, sgd=True)
+    trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    batch = epoch_order(4, seed=training.seed, epoch=0)
+    cut = trainer.cut(batch, trainer.costs(task), step=0)
+    assert len(cut) > 1
+    trainer.scorer.train()
+    torch.manual_seed(9)
+    losses = [trainer.losses(task, items) for items in cut]
+    together = torch.stack([found.load for found in losses]).sum(0)
+    chosen, probabilities = together[0].detach(), together[1]
+    tokens = probabilities.sum().detach()
+    aux_loss = 4 * (chosen / tokens * probabilities / tokens).sum()
+    objective = torch.cat([found.loss for found in losses]).mean()
+    expected = torch.autograd.grad(objective + WEIGHT * aux_loss, list(trained.values()))
+    torch.manual_seed(9)
+    (metrics,) = run_steps(trainer, task)
+    assert metrics["aux_loss"] == pytest.approx(aux_loss.item(), rel=1e-6)
+    for (name, parameter), gradient in zip(trained.items(), expected, strict=True):
+        torch.testing.assert_close(
+            before[name] - parameter.detach(), gradient, rtol=1e-3, atol=2e-5, msg=name
         )
 
 
