@@ -62,15 +62,118 @@ _LONG = {
     "original_max_position_embeddings": 24,
     "factor": 4.0,
 }
+_LATENT = {"num_key_value_heads": 4}
+"""Attention by compressed keys: every head has its own."""
+_INDEXED = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 16}
+"""Attention to some keys. Few heads give many keys a score of exactly 0, of which a kernel takes
+others in rows of other lengths."""
+_LATENT_SIZES = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "head_dim": 16,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_BOTH = ["linear_attention", "full_attention"]
+_TWICE = ["linear_attention", "hybrid"] * 2
+_SMALL_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+_SMALL_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": _BOTH,
+}
+_SHARED_KEYS = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+"""Later layers attend to the keys and values of earlier ones."""
 MORE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash"), _LATENT
+    ),
+    **dict.fromkeys(("minicpm3", "youtu"), _LATENT),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), _LATENT | _INDEXED),
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [2, 1, 1],
+            },
+            "full_attention": None,
+        },
+    },
+    "bamba": _SMALL_MAMBA | {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 8},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_jitter_eps": 0.1, "moe_top_k": 2},
+    },
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note_text": _LATENT
+    | _INDEXED
+    | {f"swa_{name}": value for name, value in _LATENT_SIZES.items()}
+    | {
+        "layer_types": ["indexed_attention", "sliding_attention"],
+        "head_dim": 16,
+        "shared_experts_intermediate_size": 24,
+        **_LATENT_SIZES,
+    },
     "falcon": {"alibi": False, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "falcon_h1": _SMALL_MAMBA,
+    "gemma3n_text": _SHARED_KEYS | {"activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0]},
+    "gemma4_text": _SHARED_KEYS | {"global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
     "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": _SMALL_MAMBA | {"layer_types": _BOTH, "shared_intermediate_size": 24},
+    "kimi_linear": _LATENT | {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": _BOTH},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
     "mixtral": {"router_jitter_noise": 0.1},
     "mpt": {"max_seq_len": POSITIONS},
+    "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "moe_shared_expert_intermediate_size": 24,
+    },
     "opt": {"word_embed_proj_dim": 32},
+    "qwen3_5_moe_text": _SMALL_DELTA,
+    "qwen3_5_text": _SMALL_DELTA,
+    "qwen3_next": _SMALL_DELTA,
+    "qwen4_exp_text": _SMALL_DELTA
+    | {
+        "hc_lowrank": 8,
+        "indexer_n_heads": 16,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "ple_layer_ids": [1],
+        "ngram_vocab_size_base": 50,
+        "heads_per_ngram": 2,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1,
+    },
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": _TWICE},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": _TWICE},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 """Settings of an architecture in place of those above."""
 
@@ -101,19 +204,12 @@ _OTHER_MODALITIES = (
 _ALIASES = "dots3_note gpt-sw3 internlm3 iquestcoder"
 _ASSISTANTS = "gemma4_assistant gemma4_unified_assistant"
 _OTHER_INPUTS = "blt reformer"
-_NO_SMALL_ONE = (
-    "axk1 axk2 bamba cohere_compass_text dbrx deepseek_v2 deepseek_v3 deepseek_v32 dots1 "
-    "dots3_note_text falcon_h1 gemma3n_text gemma4_text gemma4_unified_text glm4_moe_lite "
-    "glm_moe_dsa granitemoehybrid kimi_linear lfm2_moe longcat_flash minicpm3 nemotron "
-    "xlstm youtu zamba zamba2 zaya"
-)
 LEFT_OUT = {
     **dict.fromkeys(_ENCODERS.split(), "an encoder, or half of an encoder with a decoder"),
     **dict.fromkeys(_OTHER_MODALITIES.split(), "its text part is in the table, or it needs images"),
     **dict.fromkeys(_ALIASES.split(), "another name of an architecture in the table"),
     **dict.fromkeys(_ASSISTANTS.split(), "drafts for another model, whose states it reads"),
     **dict.fromkeys(_OTHER_INPUTS.split(), "its inputs are bytes in patches, or of fixed lengths"),
-    **dict.fromkeys(_NO_SMALL_ONE.split(), "these settings make no small model of it"),
 }
 
 MOST_USED = (
@@ -152,12 +248,13 @@ def _settings(kind: str) -> dict[str, Any]:
     accepted = inspect.signature(type(own)).parameters
     found = {}
     for name, value in SIZES.items():
-        if name == "head_dim":
+        stored = own.attribute_map.get(name, name)
+        if name in ("head_dim", "v_head_dim"):
             takes = name in accepted
         elif name in ("sliding_window", "num_key_value_heads", "q_lora_rank", "kv_lora_rank"):
-            takes = getattr(own, name, None) is not None
+            takes = vars(own).get(stored) is not None
         else:
-            takes = hasattr(own, name)
+            takes = stored in vars(own)
         if takes:
             found[name] = value
     return found

@@ -289,16 +289,13 @@ def _fuse_rotary(model: nn.Module) -> int:
         return 1
 
     def apply_rotary_pos_emb(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        *rest: Option,
-        **named: Option,
+        *given: torch.Tensor, **named: Option
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if rest or named or not _plain(q) or q.dim() != 4 or cos.shape[-1] != q.shape[-1]:
-            rotated: tuple[torch.Tensor, torch.Tensor] = own(q, k, cos, sin, *rest, **named)
+        fits = len(given) == 4 and not named and _plain(given[0]) and _plain(given[1])
+        if not fits or given[0].dim() != 4 or given[2].shape[-1] != given[0].shape[-1]:
+            rotated: tuple[torch.Tensor, torch.Tensor] = own(*given, **named)
             return rotated
+        q, k, cos, sin = given
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
