@@ -147,7 +147,18 @@ def _update(
 
 
 def _schema(entry: Entry) -> dict[str, Any]:
-    return parameter_schema(entry.flow).model_dump_for_openapi()
+    """The schema of the form, by which the server looks at parameters too.
+
+    Of a deployment's own parameters, which may be incomplete, Prefect takes out of the schema
+    whatever is called `required`: the word, and so the setting `approval.required`, which is then
+    one too many. Where a group has such a setting others may stand beside it for the server; the
+    flow itself refuses those.
+    """
+    schema = parameter_schema(entry.flow).model_dump_for_openapi()
+    for group in schema.get("definitions", {}).values():
+        if "required" in group.get("properties", {}):
+            group.pop("additionalProperties", None)
+    return schema
 
 
 def _reset(client: SyncPrefectClient, entry: Entry, existing: DeploymentResponse) -> list[str]:

@@ -33,9 +33,8 @@ def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
     given = {"lineage": {"name": "chat", "runs_dir": "/srv/runs"}, "approval": {"required": True}}
     steps = [{"prefect.deployments.steps.set_working_directory": {"directory": "/gone"}}]
     old = {"entrypoint": "flows/retrain.py:retrain", "pull_steps": steps, "path": "/gone"}
-    # Prefect takes `required` of a deployment's own parameters for a word of the schema.
-    lineage = {"lineage": given["lineage"], "data": {"min_new_pairs": 500}}
-    person = {"parameters": lineage, "tags": ["sdpo", "mine"], "paused": True}
+    mine = {**given, "data": {"min_new_pairs": 500}}
+    person = {"parameters": mine, "tags": ["sdpo", "mine"], "paused": True}
     desk.api(path, old | person, method="PATCH")
     cron = {"cron": "30 4 * * *", "timezone": "Asia/Seoul"}
     changed = {"schedule": cron, "active": True, "parameters": given}

@@ -1,0 +1,54 @@
+"""What the server makes of the parameters of deployments and schedules, without a server."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.retrain import ApprovalSettings
+from flows.server.deploy import ENTRIES, _schema
+from sdpo.config.load import checked, make_config
+from sdpo.errors import ConfigError
+
+OLD = json.loads(
+    (Path(__file__).resolve().parents[2] / "golden" / "parameters_0.1.json").read_text()
+)
+"""All parameters of a schedule as version 0.1 wrote them from its form, by flow."""
+
+
+def accept(flow: str, parameters: dict[str, Any]) -> None:
+    """Look at parameters as the server does: at those of a deployment, then at those of a run."""
+    (entry,) = [entry for entry in ENTRIES if entry.name == flow]
+    for is_of_the_deployment in (True, False):
+        validate(
+            parameters,
+            _schema(entry),
+            raise_on_error=True,
+            preprocess=True,
+            ignore_required=is_of_the_deployment,
+        )
+
+
+@pytest.mark.parametrize("flow", sorted(OLD))
+def test_a_schedule_of_before_is_still_accepted(flow: str) -> None:
+    accept(flow, OLD[flow])
+
+
+def test_a_run_of_before_means_the_same_settings() -> None:
+    assert make_config(OLD["align"]) == make_config({"name": OLD["align"]["name"]})
+
+
+def test_a_deployment_itself_can_have_a_person_asked() -> None:
+    accept("retrain", {"approval": {"required": True, "timeout_minutes": 60}})
+
+
+def test_what_is_no_setting_is_refused_by_the_server_or_by_the_flow() -> None:
+    with pytest.raises(ValidationError):
+        accept("retrain", {"lineage": {"nmae": "chat"}})
+    accept("retrain", {"approval": {"requird": True}})
+    with pytest.raises(ConfigError, match="did you mean `required`"):
+        checked(ApprovalSettings, {"requird": True}, name="approval")
+    with pytest.raises(ValidationError):
+        accept("retrain", {"approval": {"required": "perhaps"}})
