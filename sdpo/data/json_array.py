@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from sdpo.data.lines import names_once
 from sdpo.errors import DataError
 from sdpo.system.json_values import Cell
 
@@ -108,7 +109,7 @@ class _Window:
         self._file = file
         self._path = path
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=names_once).raw_decode
         self._text = ""
         self._at = 0
         self._lines = 1

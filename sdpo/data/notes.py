@@ -8,7 +8,7 @@ from sdpo.data.messages import like_transcript
 from sdpo.data.prompts import Row, lookup
 from sdpo.data.schema import Message
 
-Note = Literal["like_transcript", "prompt_repeated", "json_text", "prompt_left_out"]
+Note = Literal["like_transcript", "prompt_repeated", "json_text", "prompt_left_out", "like_missing"]
 
 NOTES: dict[Note, str] = {
     "like_transcript": "the prompt looks like a transcript of a user and an assistant and is one "
@@ -21,8 +21,11 @@ NOTES: dict[Note, str] = {
     "prompt_left_out": "a column that is not read may be a part of the prompt (`system_prompt`, "
     "`context`, `history` and the like, see the unused columns): name a system text in "
     "`columns.system`, and put anything else into the prompt",
+    "like_missing": "a prompt or an answer is `NA`, `NaN` or the like, as programs write what is "
+    "missing, and is used as the text that it is: take those rows out",
 }
 
+_MISSING = {"NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "NULL", "undefined"}
 _OF_PROMPTS = (
     *("system", "system_prompt", "system_message", "system_instruction", "developer"),
     *("context", "contexts", "document", "documents", "passage", "passages", "input", "history"),
@@ -58,6 +61,8 @@ def notes_of(
             found.append("prompt_repeated")
         if all(is_json_text(text) for text in (asked, *texts)):
             found.append("json_text")
+    if any(text.strip() in _MISSING for text in (asked, *texts) if isinstance(text, str)):
+        found.append("like_missing")
     if any(not is_nothing(row.get(name)) for name in _OF_PROMPTS if name not in used):
         found.append("prompt_left_out")
     return found

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.data.first_bytes import check_first_bytes
 from sdpo.data.json_array import json_rows
-from sdpo.data.lines import LONGEST_LINE, bounded_lines
+from sdpo.data.lines import LONGEST_LINE, bounded_lines, names_once
 from sdpo.data.separated import csv_rows
 from sdpo.errors import DataError, IntegrityError
 from sdpo.system.files import read_json
@@ -153,28 +154,12 @@ def _file_rows(path: Path) -> Rows:
             "Parquet"
         )
     if suffix in _KNOWN:
-        _check_content(path)
+        check_first_bytes(path)
     if suffix in _ARROW:
         return _arrow_rows(path, suffix)
     if suffix in _KNOWN:
         return _text_rows(path, suffix)
     raise DataError(f"{path} is no data file that is known: {', '.join(_KNOWN)} (also .gz)")
-
-
-def _check_content(path: Path) -> None:
-    """Refuse what stands in a file's place instead of its data."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        raise DataError(
-            f"{path} is a Git LFS pointer and not the data: fetch the file itself with `git lfs "
-            "pull` in its folder, or download it again"
-        )
-    if start.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(
-            f"{path} is a web page and not data (an error or a login page, as a rule): download "
-            "the file itself"
-        )
 
 
 def _text_rows(path: Path, suffix: str) -> Rows:
@@ -214,7 +199,7 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
         if line.isspace():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=names_once)
         except (ValueError, RecursionError) as error:  # an integer of thousands of digits, too
             hint = _over_lines(line, error)
             raise DataError(f"{path}, line {number}: malformed JSON: {error}{hint}") from error

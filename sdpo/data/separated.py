@@ -32,11 +32,12 @@ def csv_rows(
     """
     csv.field_size_limit(sys.maxsize)  # the default, 131072 characters, is less than one story
     lines = _lines(file, path)
-    first = next(lines, "")
-    skipped = 0
+    first, skipped = next(lines, ""), 0
+    while first and first.isspace():  # as pandas does
+        first, skipped = next(lines, ""), skipped + 1
     if re.fullmatch(r"sep=.[\r\n]*", first, re.IGNORECASE):
         # A spreadsheet's own line, which names the separator.
-        delimiter, first, skipped = first[4], next(lines, ""), 1
+        delimiter, first, skipped = first[4], next(lines, ""), skipped + 1
     elif delimiter not in first:
         delimiter = next((s for s in _SEPARATORS if s in first), delimiter)
     # strict: without it a quote that is never closed swallows the rest of the file unnoticed.
@@ -57,7 +58,22 @@ def csv_rows(
             yield number, {name: row[name] for name in names}
             number = skipped + reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {number}: malformed CSV: {error}") from error
+        raise DataError(f"{path}, line {number}: malformed CSV: {_in_words(error)}") from error
+
+
+def _in_words(error: csv.Error) -> str:
+    """What the reader says, with what to do about what programs write."""
+    said = str(error)
+    if "expected after" in said:
+        return (
+            f"{said}. A quotation mark within a field is written twice there, not with a backslash "
+            "(pandas: `doublequote=True`)"
+        )
+    if "new-line character seen" in said:
+        return "its lines end in carriage returns alone: save it with line feeds"
+    if "unexpected end" in said:
+        return f"{said}: a quotation mark that opens a field is never closed"
+    return said
 
 
 def _header(
@@ -81,6 +97,12 @@ def _checked(
 ) -> tuple[list[str], list[str]]:
     if len(set(names)) < len(names) or "" in names:
         raise DataError(f"{path}, line {line}: column names are missing or repeated: {header}")
+    if blank := [name for name in names if name != name.strip()]:
+        raise DataError(
+            f"{path}, line {line}: column names have white space at their ends: {blank}. It is a "
+            "part of them, and of the fields below, in CSV: write the file without a space after "
+            "each separator (pandas reads such a one with `skipinitialspace=True`)"
+        )
     return header, names
 
 

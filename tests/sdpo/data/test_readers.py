@@ -1,7 +1,9 @@
 """Reading rows: every kind of file, and errors that say where."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -274,6 +276,23 @@ GOOD = b'{"a": "1"}\n'
         ("a.csv", b"a,a\n1,2\n", "line 1: column names are missing or repeated"),
         ("a.csv", b"a,b\n1,\xff\n", "line 2: not UTF-8"),
         ("a.csv", b"a,b\n", r"a\.csv is empty"),
+        ("a.csv", b"a, b\n1, 2\n", "line 1: column names have white space at their ends: .' b'"),
+        ("a.csv", b'a,b\n"x \\"y\\" z",2\n', "line 2: malformed CSV: .*written twice"),
+        ("a.csv", b"a,b\r1,2\r", "line 1: malformed CSV: its lines end in carriage returns alone"),
+        ("a.csv", b'a,b\n1,2\n"1,2\n', "line 3: .*a quotation mark .* is never closed"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-le"), "UTF-16 without the mark"),
+        ("a.jsonl", GOOD.decode().encode("utf-16-be"), "UTF-16 without the mark"),
+        ("a.jsonl", GOOD + b'{"a": "1", "a": "2"}', "line 2: .*the name 'a' stands twice"),
+        ("a.jsonl", b'{"a": {"b": 1, "c": 2, "b": 3}}', "line 1: .*the name 'b' stands twice"),
+        ("a.json", b'[{"a": "1"},\n{"a": "1", "a": "2"}]', "line 2: .*the name 'a' stands twice"),
+        ("a.jsonl", gzip.compress(GOOD), r"compressed with gzip.*the ending \.gz"),
+        ("a.csv", b"PK\x03\x04rest", r"a spreadsheet \(\.xlsx\).*save a sheet as `CSV UTF-8`"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfdrest", r"compressed with Zstandard.*gzip \(\.gz\)"),
+        ("a.json", bz2.compress(GOOD), "compressed with bzip2"),
+        ("a.jsonl", lzma.compress(GOOD), "compressed with xz"),
+        ("a.jsonl", b"PAR1 nonsense", r"a Parquet file.*the ending \.parquet"),
+        ("a.parquet", b"ARROW1\0\0", r"an Arrow file.*the ending \.arrow"),
+        ("a.csv", b"SQLite format 3\0", "an SQLite database"),
         ("a.parquet", b"PAR1 nonsense", r"a\.parquet cannot be read as Parquet"),
         ("a.arrow", b"nonsense", r"a\.arrow cannot be read as Arrow"),
         ("a.pkl", b"\x80", "pickles are never read"),
@@ -286,6 +305,12 @@ def test_what_cannot_be_read_is_named_with_file_and_line(name, content, message,
     with pytest.raises(DataError, match=message) as caught:
         list(read_rows(str(tmp_path / name)))
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_empty_lines_before_a_header_are_no_header(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\n \r\na,b\n1,2\n")
+    assert list(read_rows(str(path))) == [(4, {"a": "1", "b": "2"})]
 
 
 def test_a_missing_file_is_named_in_full_with_what_is_nearby(tmp_path):

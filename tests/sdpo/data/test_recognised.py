@@ -111,6 +111,15 @@ def test_a_column_that_may_be_of_the_prompt_and_is_not_read_is_noted(column):
     assert made(alpaca)[1].notes == []
 
 
+@pytest.mark.parametrize("word", ["NA", "NaN", "nan", "<NA>", "#N/A", "NULL"])
+def test_what_programs_write_for_nothing_is_noted_where_it_is_a_text(word):
+    for part in ("prompt", "chosen", "rejected"):
+        found, normaliser = made({"prompt": "Q?", **SIDES, part: word})
+        assert normaliser.notes == ["like_missing"]
+        assert isinstance(found, Candidate)
+    assert made({"prompt": "None?", "chosen": "None", "rejected": "null"})[1].notes == []
+
+
 def test_a_prompt_that_ends_in_the_assistants_turn_is_refused():
     """Its answer would be a second turn of the assistant."""
     turns = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "It is"}]
