@@ -68,8 +68,10 @@ def agrees(
 
     Values are compared by the sum of each completion, gradients on the parameters with one
     dimension (norms and biases), which every token and every layer reaches. Then the layout is
-    compared with itself where every other side has other tokens.
+    compared with itself where every other side has other tokens. A short pair is tried behind
+    ``groups``: a state that goes on from row to row fades over a long prompt.
     """
+    groups = [*groups, _short(groups[-1])]
     trained: list[torch.Tensor] = [
         p for p in module.parameters() if p.dim() == 1 and p.requires_grad
     ]
@@ -98,6 +100,11 @@ def agrees(
     if moved > (_LOW_LEAK if low else _LEAK):
         return f"a side's log-prob moves by {moved:.3g} nats with the tokens of other sides"
     return ""
+
+
+def _short(group: PromptGroup) -> PromptGroup:
+    """The last token of the prompt with two of each side."""
+    return PromptGroup(group.prompt[-1:], tuple(side[:2] for side in group.completions))
 
 
 def _differ(of_padded: _Measured, of_layout: _Measured, *, low: bool) -> str:

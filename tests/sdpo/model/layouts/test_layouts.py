@@ -6,6 +6,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.small_models import small_model as tiny_one
 from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.layouts.check import agrees, length_matters, tried_pairs
@@ -116,6 +117,20 @@ def test_a_model_whose_tokens_mix_outside_attention_fails_the_trial():
 
     torch.manual_seed(3)
     assert "differ" in trial(Mixing(LlamaConfig(**SMALL)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["jamba", "lfm3", "mamba2", "qwen3_next"])
+def test_a_state_that_goes_on_from_row_to_row_shows_whatever_the_lengths_of_the_prompts(name):
+    rng = np.random.default_rng(0)
+
+    def ids(count: int) -> np.ndarray:
+        return rng.integers(3, VOCABULARY, count).astype(np.int32)
+
+    policy = tiny_one(name)
+    groups = [PromptGroup(ids(60), (ids(30), ids(9))) for _ in range(2)]
+    options = {"pad_token_id": 0, "device": torch.device("cpu"), "gradients": False}
+    assert "differ" in agrees(SequenceScorer(policy), groups, layout="packed", **options)
 
 
 class Peeking(LlamaForCausalLM):
