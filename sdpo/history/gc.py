@@ -34,7 +34,7 @@ from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
 """An unfinished file in the cache is orphaned after this time: a run elsewhere may be at it."""
-_OF_A_CACHE = {"logps", "tokens", "kl", "demo", LOCK, MARKER, "lost+found"}
+_OF_A_CACHE = {"logps", "tokens", "kl", "trials", "demo", LOCK, MARKER, "lost+found"}
 _DIED = "left unfinished by a process that died"
 _NAMED = 20
 

@@ -1,8 +1,8 @@
 """The folder of the caches: made with a marker, or known by what lies in it.
 
-``logps/<key>/`` log-probs, ``tokens/<key>.arrow`` token files, ``kl/<key>/`` measurements, and
-``demo/``. Keys are the first 32 hexadecimal digits of a digest, so what lies there says itself what
-it is.
+``logps/<key>/`` log-probs, ``tokens/<key>.arrow`` token files, ``kl/<key>/`` measurements,
+``trials/<key>.json`` layouts that serve, and ``demo/``. Keys are the first 32 hexadecimal digits of
+a digest, so what lies there says itself what it is.
 """
 
 import re
@@ -17,7 +17,7 @@ from sdpo.system.files import checksum_path, is_vouched_for, read_json
 from sdpo.system.locks import is_lock
 
 KEY = re.compile(r"[0-9a-f]{32}")
-_PARTS = ("logps", "tokens", "kl", "demo")
+_PARTS = ("logps", "tokens", "kl", "trials", "demo")
 
 
 def is_cache(folder: Path) -> bool:

@@ -6,33 +6,25 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
-from sdpo.errors import ConfigError, DivergedError, Fault, ModelError
+from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
-from sdpo.model.by_length import changes_itself, one_set_of_frequencies, other_frequencies
+from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
-from sdpo.model.layouts import PromptGroup
-from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
 from sdpo.model.patches import fp32_sums_of_ranks
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
-from sdpo.model.prepare import forwards_known, prepare
+from sdpo.model.prepare import prepare
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
-from sdpo.stages.ranks import fault_of_any
 from sdpo.system.files import publish_folder
-from sdpo.system.out_of_memory import is_out_of_memory
-from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.training.optimizer import make_optimizer
 from sdpo.training.trainer import Trainer
 
@@ -83,77 +75,10 @@ class Session:
         """Layout of tokens, for scoring and training alike."""
         return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
 
-    def settle_layout(self, tokens: TokenFile, rows: np.ndarray, events: EventWriter) -> None:
-        """Try the layout on some pairs of ``rows``; the plain one where it does not serve.
-
-        All ranks take the plain one where it does not serve on one of them. A sharded model is
-        tried without gradients: its engine alone may run them.
-        """
-        supervised = self.spec.supervised_tokens
-        examples = None if supervised is None else SupervisedTokenFile.open(supervised)
-        lengths = np.array(ends_of_lengths(tokens, examples))
-        if not one_set_of_frequencies(self.policy, lengths):
-            self._compute_by_length(events)
-        if not len(rows):
-            return
-        module = self._engine()[0] if self.is_sharded else SequenceScorer(self.policy)
-        pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
-        groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
-        if not length_matters(self.policy.config):
-            groups = shortened(groups)
-        kind = type(self.policy).__name__
-        with self.arithmetic(), forwards_known(self.policy):
-            problem = ""
-            if self.layout != "padded":
-                problem = fault_of_any(self.accelerator, self._trial(module, groups))
-            if problem:
-                events.warning(
-                    f"layout {self.layout} does not suit {kind}: {problem}. "
-                    "Pairs are computed in two padded rows"
-                )
-                self._pad()
-            # In bf16 rounding is too large to refuse a model for it: the gate measures it.
-            if self.layout == "padded" and self.spec.training.precision != "bf16":
-                problem = fault_of_any(self.accelerator, self._trial(module, groups))
-                if problem:
-                    raise ModelError(not_alone(kind, problem))
-
-    def _compute_by_length(self, events: EventWriter) -> None:
-        """Let sequences of other rotary frequencies be forwards of their own.
-
-        Raises:
-            ConfigError: the strategy is ZeRO-3.
-        """
-        kind = type(self.policy).__name__
-        if self.spec.launch.strategy == "deepspeed_zero3":
-            raise ConfigError(other_frequencies(kind))
-        events.note(
-            f"{kind} has other rotary frequencies for long sequences than for short ones: "
-            "they are computed apart, in padded rows",
-        )
-        self._pad()
-
-    def _pad(self) -> None:
+    def pad(self) -> None:
+        """Take the plain layout from here on."""
         training = self.spec.training.model_copy(update={"layout": "padded"})
         self.spec = self.spec.model_copy(update={"training": training})
-
-    def _trial(self, module: torch.nn.Module, groups: list[PromptGroup]) -> str:
-        """What is wrong with the layout; without gradients where memory does not hold theirs."""
-        tried = partial(
-            agrees,
-            module,
-            groups,
-            layout=self.layout,
-            pad_token_id=self.pad_token_id,
-            device=self.device,
-        )
-        try:
-            return tried(gradients=not self.is_sharded)
-        except RuntimeError as error:
-            if self.is_sharded or not is_out_of_memory(error):
-                raise
-        clear_device_cache(garbage_collection=True)
-        return tried(gradients=False)
 
     @property
     def is_sharded(self) -> bool:
@@ -168,7 +93,7 @@ class Session:
     def scorer(self) -> Scorer:
         """The policy as it is now, ready to score; without gradient synchronisation."""
         if self.is_sharded:
-            module, _ = self._engine()
+            module, _ = self.engine()
         else:
             scorer = SequenceScorer(self.policy)
             module = self.accelerator.prepare_model(scorer, evaluation_mode=True)
@@ -195,7 +120,7 @@ class Session:
         """The policy ready to train, with adapters where the settings ask for them."""
         torch.manual_seed(training.seed)
         if self.is_sharded:
-            model, optimizer = self._engine()
+            model, optimizer = self.engine()
         else:
             if training.lora_r:
                 self.policy = add_adapters(self.policy, training)
@@ -255,7 +180,7 @@ class Session:
             _PARTED.extend([self.waiting, torch.distributed.group.WORLD])
         self.accelerator.state.destroy_process_group()
 
-    def _engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
+    def engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
         """DeepSpeed's engine and optimizer: made once, since they take the weights over."""
         if self._sharded is None:
             scorer = SequenceScorer(self.policy)
@@ -287,7 +212,7 @@ class Session:
 
     def _gathered(self) -> dict[str, torch.Tensor]:
         """The whole fp32 weights, gathered from all ranks, under the model's own names."""
-        engine, _ = self._engine()
+        engine, _ = self.engine()
         weights = self.accelerator.get_state_dict(engine) or {}
         named = {name.removeprefix("model."): value for name, value in weights.items()}
         tied = getattr(self.policy, "all_tied_weights_keys", None) or {}

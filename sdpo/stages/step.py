@@ -21,6 +21,7 @@ from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_c
 from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
 from sdpo.stages.failed_kernels import kernels_named
+from sdpo.stages.layout_trial import settle_layout
 from sdpo.stages.reference_cache import open_cache, score_as_reference
 from sdpo.stages.reference_rows import Reference, score_reference
 from sdpo.stages.resume_states import find
@@ -48,7 +49,7 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
         session = open_session(spec, events)
         tokens = TokenFile.open(spec.tokens)
     with timings.of("check"):
-        session.settle_layout(tokens, _rows_to_come(spec), events)
+        settle_layout(session, tokens, _rows_to_come(spec), events)
     with kernels_named(session.spec.training, layout=session.layout):
         scored_rows = _work(session, tokens, timings, events)
     session.close()

@@ -62,6 +62,7 @@ def _rank(rank: int, port: int, answer: Connection, function, arguments) -> None
 def settled(rank: int, tell, run: PreparedRun, failing: int) -> None:
     """Tells a rank's layout and its warnings, where the trial fails on one of them."""
     from sdpo.model.layouts import attention
+    from sdpo.stages.layout_trial import settle_layout
     from sdpo.stages.session import open_session
     from sdpo.stages.step import _rows_to_come
 
@@ -75,7 +76,7 @@ def settled(rank: int, tell, run: PreparedRun, failing: int) -> None:
 
     attention._on_cpu = failed if rank == failing else own
     tokens = run.token_file()
-    session.settle_layout(tokens, _rows_to_come(session.spec), events)
+    settle_layout(session, tokens, _rows_to_come(session.spec), events)
     session.close()
     tell((session.layout, [e["message"] for e in events.all if e["event"] == "warning"]))
 

@@ -1,0 +1,126 @@
+"""Whether a model serves in the layout of the recipe, tried before anything is scored or trained.
+
+The trial takes some forward and backward passes of single pairs. What it tells depends on the
+architecture, the code, the kernels and the lengths, not on what the weights have learned: that it
+was passed is noted in the cache, and neither the next step nor the next run makes it again. The
+gate compares what is trained at every step all the same.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache
+
+from sdpo.errors import ConfigError, ModelError
+from sdpo.events import EventWriter
+from sdpo.model.by_length import one_set_of_frequencies, other_frequencies
+from sdpo.model.layouts import PromptGroup
+from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
+from sdpo.model.layouts.conditions import conditions
+from sdpo.model.prepare import forwards_known
+from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.stages.ranks import fault_of_any
+from sdpo.stages.session import Session
+from sdpo.store.trials import note_passed, passed_with
+from sdpo.system.out_of_memory import is_out_of_memory
+from sdpo.tokens.lengths import ends_of_lengths
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
+
+
+def settle_layout(
+    session: Session, tokens: TokenFile, rows: np.ndarray, events: EventWriter
+) -> None:
+    """Try the layout on some pairs of ``rows``; take the plain one where it does not serve.
+
+    All ranks take the plain one where it does not serve on one of them. A sharded model is tried
+    without gradients: its engine alone may run them.
+
+    Raises:
+        ModelError: not even the plain one serves.
+        ConfigError: sequences have to be computed apart by length, which ZeRO-3 cannot.
+    """
+    supervised = session.spec.supervised_tokens
+    examples = None if supervised is None else SupervisedTokenFile.open(supervised)
+    lengths = np.array(ends_of_lengths(tokens, examples))
+    if not one_set_of_frequencies(session.policy, lengths):
+        _compute_by_length(session, events)
+    if not len(rows):
+        return
+    module = session.engine()[0] if session.is_sharded else SequenceScorer(session.policy)
+    pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
+    groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+    if not length_matters(session.policy.config):
+        groups = shortened(groups)
+    kind = type(session.policy).__name__
+    with session.arithmetic(), forwards_known(session.policy):
+        problem = "" if session.layout == "padded" else _fault(session, module, groups)
+        if problem:
+            events.warning(
+                f"layout {session.layout} does not suit {kind}: {problem}. "
+                "Pairs are computed in two padded rows"
+            )
+            session.pad()
+        # In bf16 rounding is too large to refuse a model for it: the gate measures it.
+        if session.layout == "padded" and session.spec.training.precision != "bf16":
+            problem = _fault(session, module, groups)
+            if problem:
+                raise ModelError(not_alone(kind, problem))
+
+
+def _compute_by_length(session: Session, events: EventWriter) -> None:
+    """Let sequences of other rotary frequencies be forwards of their own."""
+    kind = type(session.policy).__name__
+    if session.spec.launch.strategy == "deepspeed_zero3":
+        raise ConfigError(other_frequencies(kind))
+    events.note(
+        f"{kind} has other rotary frequencies for long sequences than for short ones: "
+        "they are computed apart, in padded rows",
+    )
+    session.pad()
+
+
+def _fault(session: Session, module: torch.nn.Module, groups: Sequence[PromptGroup]) -> str:
+    """What is wrong with the session's layout on any rank; a trial that was passed is not made
+    again."""
+    key = conditions(
+        session.policy,
+        layout=session.layout,
+        precision=session.spec.training.precision,
+        device=session.device,
+        gradients=not session.is_sharded,
+    )
+    longest = max(len(g.prompt) + max(map(len, g.completions)) for g in groups)
+    known = key is not None and passed_with(session.spec.cache, key) >= longest
+    if not fault_of_any(session.accelerator, "" if known else "not tried"):
+        print(f"layout {session.layout}: tried before, under the same conditions", file=sys.stderr)
+        return ""
+    problem, is_whole = _tried(session, module, groups)
+    problem = fault_of_any(session.accelerator, problem)
+    if not problem and is_whole and key is not None and session.accelerator.is_main_process:
+        note_passed(session.spec.cache, key, longest)
+    return problem
+
+
+def _tried(
+    session: Session, module: torch.nn.Module, groups: Sequence[PromptGroup]
+) -> tuple[str, bool]:
+    """What is wrong with the layout here, and whether gradients were compared as far as they can
+    be; without them where memory does not hold them."""
+    tried = partial(
+        agrees,
+        module,
+        groups,
+        layout=session.layout,
+        pad_token_id=session.pad_token_id,
+        device=session.device,
+    )
+    try:
+        return tried(gradients=not session.is_sharded), True
+    except RuntimeError as error:
+        if session.is_sharded or not is_out_of_memory(error):
+            raise
+    clear_device_cache(garbage_collection=True)
+    return tried(gradients=False), False

@@ -1,0 +1,47 @@
+"""Trials of layouts that were passed, in the cache: ``trials/<key>.json``, a file each.
+
+A file says under which conditions and with how long a sequence. One that is damaged, or says other
+conditions than it is named after, counts for nothing: then the trial is made.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from sdpo.errors import IntegrityError
+from sdpo.identity.canonical import digest_of
+from sdpo.system.files import json_of, read_small, write_text
+from sdpo.system.json_values import JsonObject
+
+FOLDER = "trials"
+
+
+class Passed(BaseModel):
+    """A trial that was passed under ``conditions``, with sequences of up to ``longest`` tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    conditions: dict[str, JsonValue]
+    longest: int
+
+
+def passed_with(cache: Path, conditions: JsonObject) -> int:
+    """Return the longest sequence, in tokens, of a trial that was passed under these conditions; 0
+    where there was none."""
+    path = _path(cache, conditions)
+    try:
+        found = Passed.model_validate(json_of(read_small(str(path)), path))
+    except (OSError, IntegrityError, ValidationError):
+        return 0
+    return found.longest if found.conditions == conditions else 0
+
+
+def note_passed(cache: Path, conditions: JsonObject, longest: int) -> None:
+    """Note a trial that was passed, unless one with longer sequences was."""
+    if passed_with(cache, conditions) < longest:
+        passed = Passed(conditions=dict(conditions), longest=longest)
+        write_text(_path(cache, conditions), passed.model_dump_json(indent=1))
+
+
+def _path(cache: Path, conditions: JsonObject) -> Path:
+    return cache / FOLDER / f"{digest_of(conditions)[:32]}.json"
