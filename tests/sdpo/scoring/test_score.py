@@ -127,6 +127,42 @@ def test_a_row_does_not_depend_on_its_neighbours(cache, score_all):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+def short_of_memory(monkeypatch, *, most: int) -> list[int]:
+    """All rows come in one batch, as on a GPU, and memory holds ``most``; how many were tried."""
+    tried: list[int] = []
+    real = score._forward
+
+    def forward(scorer, tokens, rows):
+        tried.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(scorer, tokens, rows)
+
+    monkeypatch.setattr(score, "_share", lambda scorer, lengths: [np.arange(len(lengths))])
+    monkeypatch.setattr(score, "_forward", forward)
+    return tried
+
+
+def test_rows_that_memory_does_not_hold_together_are_scored_in_halves(
+    cache, score_all, monkeypatch
+):
+    scorer = make_scorer(tiny_llama())
+    whole = both(score_all(scorer, range(12), cache("whole")))
+    tried = short_of_memory(monkeypatch, most=3)
+    halves = both(score_all(scorer, range(12), cache("halves")))
+    np.testing.assert_array_equal(halves, whole)
+    assert tried[0] == 12
+    assert sum(count for count in tried if count <= 3) == 12, "each once"
+
+
+def test_one_row_that_memory_does_not_hold_is_a_fault_that_says_what_helps(
+    cache, score_all, monkeypatch
+):
+    short_of_memory(monkeypatch, most=0)
+    with pytest.raises(Fault, match=r"out of memory in the scoring of score D_1 of one alone"):
+        score_all(make_scorer(tiny_llama()), range(12), cache())
+
+
 def test_a_damaged_part_is_scored_again_and_said(cache, score_all):
     scorer = make_scorer(tiny_llama())
     whole = both(score_all(scorer, range(6), cache()))

@@ -4,12 +4,13 @@ Its kernel, which only a GPU has, is stood in for by one that refuses what it re
 what it computes.
 """
 
+from functools import wraps
 from typing import Any
 
+import flash_stub
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from sdpo.model.last_block import prune
@@ -26,38 +27,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What the kernel was called with."""
     found: list[Call] = []
 
-    def varlen(
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cu_seqlens_q: torch.Tensor,
-        cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        dropout_p: float = 0.0,
-        softmax_scale: float | None = None,
-        causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1),
-        deterministic: bool = False,
-    ) -> torch.Tensor:
-        found.append({"cu_seqlens": cu_seqlens_q, "max_seqlen": max_seqlen_q})
-        if {q.dtype, k.dtype, v.dtype} != {torch.bfloat16}:
-            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
-        for starts in (cu_seqlens_q, cu_seqlens_k):
-            if starts.dtype != torch.int32 or not starts.is_contiguous():
-                raise RuntimeError("cu_seqlens must have dtype int32")
-        if type(max_seqlen_q) is not int or type(max_seqlen_k) is not int:
-            raise TypeError("incompatible function arguments")  # and a GPU would be waited for
-        assert causal
-        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-        parts = []
-        for start, end in zip(cu_seqlens_q[:-1].tolist(), cu_seqlens_q[1:].tolist(), strict=True):
-            one = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-            out = scaled_dot_product_attention(
-                *one, is_causal=True, scale=softmax_scale, enable_gqa=True
-            )
-            parts.append(out[0].transpose(0, 1))
-        return torch.cat(parts)
+    @wraps(flash_stub.varlen)  # transformers looks at what it takes
+    def varlen(*args: Any, **options: Any) -> torch.Tensor:
+        starts, longest = options["cu_seqlens_q"], options["max_seqlen_q"]
+        found.append({"cu_seqlens": starts, "max_seqlen": longest})
+        return flash_stub.varlen(*args, **options)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a packed row goes to the kernel for sequences of other lengths")
