@@ -1,5 +1,7 @@
 """Part 1: every layout gives the values and gradients of plain transformers, in fp32 and bf16.
 
+Packed and shared rows go through FlexAttention on a GPU; on a CPU, whose kernel for them is another
+one, they go through both.
 Looked at besides: whether a side's log-prob depends on its neighbours, what dtypes reach the
 kernel, whether gradients are the same bits a second time, whether other shapes compile again and
 again, and what the mask of a long row takes.
@@ -7,7 +9,7 @@ again, and what the mask of a long row takes.
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
-from sdpo.model.layouts import LAYOUTS, PromptGroup, attention
+from benchmarks.gpu.flex_on_cpu import flex_on_cpu
+from sdpo.model.layouts import PromptGroup, attention
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.stages.repeatable import in_order
 
@@ -37,6 +40,8 @@ def run(settings: Settings) -> Iterator[Finding]:
     scorer = SequenceScorer(model).train()
     groups = models.pairs(4, shortest=40, longest=300, vocabulary=shape.vocabulary, rng=rng)
     yield from _values(settings, model, scorer, groups)
+    if settings.device == "cpu":
+        yield from _values(settings, model, scorer, groups[:2], flex=True)
     yield from _again(settings, model, scorer, vocabulary=shape.vocabulary)
     yield from _leaks(settings, scorer, groups, vocabulary=shape.vocabulary)
     yield from _recompiles(settings, scorer, vocabulary=shape.vocabulary)
@@ -48,15 +53,20 @@ Result = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 def _values(
-    settings: Settings, model: Any, scorer: Any, groups: list[PromptGroup]
+    settings: Settings, model: Any, scorer: Any, groups: list[PromptGroup], *, flex: bool = False
 ) -> Iterator[Finding]:
+    """Each layout beside plain rows; ``flex``: by FlexAttention where that is not the kernel."""
     oracle = _measured(model, lambda: models.plain_logps(model, groups, device=settings.device))
     counts = models.scored_tokens(groups)
+    # In bf16 what padded rows are off by is the yardstick of the others.
     yardstick: tuple[float, float] | None = None
     for low in (False, True):
         for layout in _LAYOUTS:
-            with _spied() as seen:
-                found = _measured(model, partial(_logps, settings, scorer, layout, groups, low=low))
+            by_flex = flex and layout != "padded"
+            kernel: AbstractContextManager[None] = flex_on_cpu() if by_flex else nullcontext()
+            forward = partial(_logps, settings, scorer, layout, groups, low=low, blocks=by_flex)
+            with kernel, _spied() as seen:
+                found = _measured(model, forward)
             values, gradients = _distance(found, oracle, counts)
             if low:
                 limits = yardstick or (0.1, 0.1)
@@ -67,9 +77,12 @@ def _values(
                 difference = (found[0] - oracle[0]).abs()
                 ok = bool((difference <= _RTOL * oracle[0].abs() + _ATOL).all())
                 ok = ok and gradients <= _GRADIENTS
-            dtypes = f"; the kernel gets {', '.join(sorted(seen))}" if seen else ""
+            if flex and not by_flex:
+                continue
+            dtypes = f"; FlexAttention gets {', '.join(sorted(seen))}" if seen else ""
             yield Finding(
-                what=f"layout {layout}, {'bf16' if low else 'fp32'}, against plain fp32",
+                what=f"layout {layout}{' by FlexAttention' if by_flex else ''}, "
+                f"{'bf16' if low else 'fp32'}, against plain fp32",
                 seen=f"log-probs differ by {values:.1e} nats per root of tokens at most, gradients "
                 f"by {gradients:.1e} of their norm{dtypes}",
                 ok=ok,
@@ -78,10 +91,17 @@ def _values(
 
 
 def _logps(
-    settings: Settings, scorer: Any, layout: str, groups: list[PromptGroup], *, low: bool
+    settings: Settings,
+    scorer: Any,
+    layout: str,
+    groups: list[PromptGroup],
+    *,
+    low: bool,
+    blocks: bool = False,
 ) -> torch.Tensor:
+    batch = models.batch_of(layout, groups, device=settings.device, blocks=blocks)
     with models.autocast(settings.device, low=low):
-        logps: torch.Tensor = scorer(models.batch_of(layout, groups, device=settings.device))
+        logps: torch.Tensor = scorer(batch)
     return logps.double()
 
 
@@ -216,8 +236,7 @@ def _masks(settings: Settings, *, vocabulary: int) -> Iterator[Finding]:
             groups += models.pairs(1, shortest=100, longest=450, vocabulary=vocabulary, rng=rng)
             total += len(groups[-1].prompt) + sum(map(len, groups[-1].completions))
         # Laid out for a GPU on any device: the mask is the same, whole blocks of 128 tokens.
-        collated = LAYOUTS["shared"].collate(groups, pad_token_id=0, device="cuda")
-        segments = collated.to(torch.device(settings.device)).segments
+        segments = models.batch_of("shared", groups, device=settings.device, blocks=True).segments
         assert segments is not None
         held = models.reset_peak(settings.device)
         start = models.clock(settings.device)

@@ -72,9 +72,11 @@ def pairs(
     return [PromptGroup(tokens(), (tokens(), tokens())) for _ in range(count)]
 
 
-def batch_of(layout: str, groups: Sequence[PromptGroup], *, device: str) -> Batch:
-    """``groups`` laid out on the device."""
-    collated = LAYOUTS[layout].collate(groups, pad_token_id=0, device=device)
+def batch_of(
+    layout: str, groups: Sequence[PromptGroup], *, device: str, blocks: bool = False
+) -> Batch:
+    """``groups`` laid out on the device; ``blocks``: as for a GPU, whatever it is."""
+    collated = LAYOUTS[layout].collate(groups, pad_token_id=0, device="cuda" if blocks else device)
     return collated.to(torch.device(device, 0) if device == "cuda" else torch.device(device))
 
 

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.gpu import models
 from benchmarks.gpu.findings import Finding, Settings
+from benchmarks.gpu.head import head
 from benchmarks.gpu.inmemory import Training, prepare, reference_logps
 from benchmarks.matmul import rates
 from benchmarks.shapes import SHAPES
@@ -38,6 +39,7 @@ def run(settings: Settings) -> Iterator[Finding]:
     training.train()
     yield told(training, f"training alone, {name}, full", rate, operations=3.0)
     yield from _profile(training)
+    yield from head(settings, rate)
 
 
 def told(training: Training, what: str, rate: float, *, operations: float) -> Finding:
