@@ -232,10 +232,13 @@ def names() -> list[str]:
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS} - LEFT_OUT.keys())
 
 
-def small_model(name: str) -> Any:
-    """The model of this name in fp32 with random weights, always the same ones."""
+def small_model(name: str, **others: Any) -> Any:
+    """The model of this name in fp32 with random weights, always the same ones.
+
+    ``others``: settings in place of its own.
+    """
     kind, more = VARIANTS.get(name, (name, {}))
-    settings = _settings(kind) | MORE.get(kind, {}) | more
+    settings = _settings(kind) | MORE.get(kind, {}) | more | others
     with torch.random.fork_rng():
         torch.manual_seed(3)
         config = AutoConfig.for_model(kind, **settings)

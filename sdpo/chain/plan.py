@@ -157,13 +157,11 @@ def _try_modules(context: Context, plan: Plan) -> None:
         ModelError: there are no routers, whose loss a step wants. Both name the step.
     """
     every = {step.step: context.config.training_of(step.step) for step in plan.steps}
-    asking = _named_modules(context, plan) | {
-        step: training for step, training in every.items() if training.router_aux_loss
-    }
     trainings = {
         step: training
-        for step, training in asking.items()
-        if context.run.read_record(f"step-{step}") is None
+        for step, training in every.items()
+        if (training.lora_r or training.router_aux_loss)
+        and context.run.read_record(f"step-{step}") is None
     }
     if trainings or context.config.launch.strategy == "deepspeed_zero3":
         context.stage(
