@@ -18,7 +18,20 @@ def grounds(found: Comparison) -> list[str]:
     return [f"{prefix}{line}" for prefix, lines in groups.items() for line in lines]
 
 
+def judged(found: Comparison) -> str:
+    """What follows from a comparison, in a sentence."""
+    if found.verdict == "bitwise identical":
+        return "The step is reproduced."
+    if found.verdict == "same inputs, results differ":
+        return "The step is not reproduced: what made it is the same, and the results are not."
+    if found.verdict == "unknown":
+        return "Nothing follows: one of the two steps is not whole."
+    if found.results:
+        return "This is another step: what made it differs, and so do its results."
+    return "What made the step differs, and its results are the same, bit by bit."
+
+
 def comparison_lines(found: Comparison, where: str) -> list[str]:
     """The answer of a replay as Markdown."""
-    lines = [f"# {where}", "", f"**{ANSWERS[found.verdict]}**", ""]
+    lines = [f"# {where}", "", f"**{ANSWERS[found.verdict]}**", "", judged(found), ""]
     return lines + [f"- {line}" for line in grounds(found)]

@@ -29,10 +29,17 @@ from sdpo.events import (
     WarningEvent,
 )
 from sdpo.processes.pace import Pace, in_words
+from sdpo.store.reuse import NOT_DONE
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 """A line of a table, by the titles of its columns."""
+
+
+def reason_of(event: NodeEvent) -> str:
+    """Why a node is done again; empty where it was never done, which needs no reason."""
+    return "" if event.reason == NOT_DONE else event.reason
+
 
 _PLAIN_EVERY_S = 5.0
 """Seconds between progress lines where the output is not a terminal."""
@@ -98,8 +105,8 @@ class RunConsole:
             how = escape(event.reason) or "is done"
             self._console.print(f"[green]✓[/] {event.node} [dim]{how}", highlight=False)
         else:
-            why = event.reason
-            reason = "" if why in ("", "not done yet") else f" [dim]({escape(why)})"
+            why = reason_of(event)
+            reason = f" [dim]({escape(why)})" if why else ""
             self._console.print(f"[cyan]▶[/] {event.node}{reason}", highlight=False)
 
     def _show_progress(self, event: ProgressEvent) -> None:

@@ -12,7 +12,11 @@ from sdpo.system.files import read_json
 
 
 def gamma_ref_rows(run: Path) -> list[Row]:
-    """Per finished step and probe: gamma of the model before it, which is its reference in sDPO."""
+    """Per finished step and probe: gamma of the model before it, which is its reference in sDPO.
+
+    D_t stands there twice where it is large: all of it, which the step trains against, and the
+    sample on which every model is measured.
+    """
     rows: list[Row] = []
     folder = RunFolder(run)
     for step in folder.complete_steps():
@@ -28,6 +32,7 @@ def _gamma_row(step: int, entry: dict[str, Any]) -> Row:
         "model": "S" if step == 1 else entry["model"],
         "probe": entry["probe"],
         "pairs": entry["pairs"],
+        "which pairs": "all" if entry.get("whole") else "a sample",
         "mean gamma (nats)": number(entry["mean"]),
         "95% interval": interval(entry["mean_low"], entry["mean_high"]),
         "gamma > 0": number(entry["ranking_accuracy"], digits=3),

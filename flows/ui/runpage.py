@@ -26,10 +26,12 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import PrefectException
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
-from flows.show.console import Cell, Row, interruption, where_it_stands
+from flows.show.console import Cell, Row, interruption, reason_of, where_it_stands
 from flows.show.tables import judgement_rows, partition_rows
 from flows.ui.guardian import RUN_ID, guarded
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
@@ -37,7 +39,7 @@ from flows.ui.slots import device_slot
 from flows.ui.suspension import Suspension
 from partitions import PartitionError
 from sdpo.chain.execute import Execution
-from sdpo.errors import UserError
+from sdpo.errors import Interrupted, UserError
 from sdpo.events import (
     Event,
     InterruptedEvent,
@@ -86,13 +88,29 @@ def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
     """Run a node as a Prefect task: called directly, so that it sees signals in the main thread.
 
     A node decides by its record whether it is done; Prefect's own cache does not look at the disk.
+    One that is ended with its run, as by Cancel, is cancelled: for Prefect it would have crashed.
     """
+    ended: list[BaseException] = []
 
     @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
-    def node() -> T:
-        return function(*args)
+    def node() -> T | State[T]:
+        try:
+            return function(*args)
+        except (TerminationSignal, KeyboardInterrupt, Interrupted) as error:
+            ended.append(error)
+            return Cancelled(message="Ended with the run, which can be gone on with.")
 
-    return node()
+    result = node()
+    if ended:
+        raise ended[0]
+    return cast(T, result)
+
+
+def _node_line(event: NodeEvent) -> str:
+    if event.status == "reuse":
+        return f"{event.node} {event.reason or 'is done'}"
+    why = reason_of(event)
+    return f"{event.node} begins{f': {why}' if why else ''}"
 
 
 class RunPage:
@@ -151,8 +169,7 @@ class RunPage:
             case StateEvent():
                 self._say(logging.INFO, where_it_stands(event))
             case NodeEvent():
-                why = f": {event.reason}" if event.reason else ""
-                self._say(logging.INFO, f"{event.node} {event.status}{why}")
+                self._say(logging.INFO, _node_line(event))
             case PublishedEvent():
                 self._say(logging.INFO, f"published {event.name} {event.model}")
             case StageEvent():
@@ -197,7 +214,11 @@ class RunPage:
         if name == "partition":
             self._table("partition", partition_rows(run), "Pairs of every step and source")
         elif name.startswith("step ") and not name.startswith("step 0"):
-            what = "gamma_ref of every step on every probe: log p(chosen) - log p(rejected)"
+            what = (
+                "gamma_ref of every step on every probe: log p(chosen) - log p(rejected). A step "
+                "scores all of its D_t under its reference; every model is measured on the reserve "
+                "and on a sample of each D_t (probe.max_pairs)."
+            )
             self._table("gamma-ref", gamma_ref_rows(run), what)
             reserve = summarise(run).tables[-1]
             self._table(

@@ -132,7 +132,15 @@ def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) 
         for side in (old, new)
     )
     return [
-        f"gamma of M_{step} on {line}"
+        f"gamma of M_{step} on {probe}.{name}: {_moved(before[probe][name], after[probe][name])}"
         for probe in sorted(before.keys() & after.keys())
-        for line in differences(before[probe], after[probe], probe)
+        for name in _GAMMA
+        if before[probe][name] != after[probe][name]
     ]
+
+
+def _moved(before: float | None, after: float | None) -> str:
+    """Two numbers as a person reads them, and by how much they differ, however little that is."""
+    if before is None or after is None:
+        return f"{before} -> {after}"
+    return f"{before:.4g} -> {after:.4g} ({after - before:+.2g})"

@@ -168,6 +168,6 @@ def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(
     again = folder.read_record("step-1")
     assert again is not None
     assert again["outputs"] == before["outputs"]
-    said = [line for line in run.lines() if line.startswith("step-1 run: ")]
+    said = [line for line in run.lines() if line.startswith("step-1 begins: ")]
     assert len(said) == 2
     assert all("model.safetensors" in line for line in said)

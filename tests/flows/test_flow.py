@@ -12,13 +12,14 @@ from forked_stages import forked_stages
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import TerminationSignal
 
 from flows.align import align
-from flows.ui.runpage import RunPage
+from flows.ui.runpage import RunPage, task_call
 from sdpo.chain.run_chain import ChainResult
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
-from sdpo.errors import ConfigError
+from sdpo.errors import ConfigError, Interrupted
 from sdpo.events import event_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -104,6 +105,8 @@ def test_its_tables_its_progress_and_its_card_are_artifacts(
     gamma = json.loads(str(found["gamma-ref-flown-1"].data))
     assert {(row["step"], row["model"]) for row in gamma} == {(1, "S"), (2, "M_1")}
     assert {row["probe"] for row in gamma} >= {"D_1", "D_2", "reserve:requests"}
+    shown = [(row["model"], row["probe"], row["which pairs"]) for row in gamma]
+    assert len(set(shown)) == len(shown)
     reserve = json.loads(str(found["reserve-flown-1"].data))
     assert [row["Model"] for row in reserve] == ["S", "M_1", "M_2"]
     assert {found[f"progress-flown-1-step-{step}"].data for step in (1, 2)} == {100.0}
@@ -145,6 +148,28 @@ def test_a_hundred_thousand_lines_do_not_reach_the_api(monkeypatch: pytest.Monke
     assert not any("\r" in line or "\n" in line for line in shown)
     assert any("there is more" in line for line in shown)
     assert 1 <= len(updates) < 30
+
+
+@pytest.mark.parametrize(
+    "error", [TerminationSignal(15), KeyboardInterrupt(), Interrupted("asked")]
+)
+def test_tasks_that_end_with_their_run_are_cancelled_and_did_not_crash(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def inner() -> None:
+        raise error
+
+    @flow
+    def stopped() -> str:
+        with pytest.raises(type(error)) as caught:
+            task_call("a node", lambda: task_call("a phase", inner))
+        return "as asked" if caught.value is error else "otherwise"
+
+    assert stopped() == "as asked"
+    states = {task.name: task.state for task in tasks_of(flow_runs()[0])}
+    assert states.keys() == {"a node", "a phase"}
+    assert all(state is not None and state.is_cancelled() for state in states.values())
+    assert not any("Crash" in record.getMessage() for record in caplog.records)
 
 
 def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: Sdpo) -> None:

@@ -1,0 +1,78 @@
+"""What the UI's cards, tables and log lines say of a run."""
+
+import logging
+
+import pytest
+from bench import Bench
+
+from flows.show.comparison import comparison_lines
+from flows.ui.runcard import gamma_ref_rows
+from flows.ui.runpage import RunPage
+from sdpo.events import NodeEvent
+from sdpo.history.results import Comparison
+from sdpo.store.reuse import NOT_DONE
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json, write_json
+
+
+def test_a_probe_that_stands_there_twice_says_which_pairs_each_row_is_about(
+    finished_copy: Bench,
+) -> None:
+    run = RunFolder(finished_copy.runs / "tiny")
+    path = run.step(2) / "gamma.json"
+    entries = read_json(path)
+    (whole,) = [e for e in entries if (e["model"], e["probe"]) == ("M_1", "D_2")]
+    assert whole["whole"]
+    write_json(path, [*entries, whole | {"whole": False, "pairs": 5}])
+    rows = [row for row in gamma_ref_rows(run.path) if row["probe"] == "D_2" and row["step"] == 2]
+    assert [(row["pairs"], row["which pairs"]) for row in rows] == [
+        (whole["pairs"], "all"),
+        (5, "a sample"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "follows"),
+    [
+        (Comparison(verdict="bitwise identical"), "The step is reproduced."),
+        (
+            Comparison(verdict="same inputs, results differ", results=("loss curve: 1 -> 2",)),
+            "The step is not reproduced",
+        ),
+        (
+            Comparison(verdict="inputs differ", inputs=("beta: 1 -> 2",), results=("weights",)),
+            "This is another step",
+        ),
+        (Comparison(verdict="inputs differ", inputs=("beta: 1 -> 2",)), "are the same, bit by bit"),
+        (Comparison(verdict="unknown", inputs=("no record",)), "Nothing follows"),
+    ],
+    ids=lambda given: getattr(given, "verdict", ""),
+)
+def test_the_card_of_a_replay_says_what_follows(found: Comparison, follows: str) -> None:
+    lines = comparison_lines(found, "step 1 of tiny again")
+    assert any(follows in line for line in lines)
+    assert [f"- {line}" for line in found.inputs if f"- {line}" not in lines] == []
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (NodeEvent(node="plan", status="run", reason=NOT_DONE), "plan begins"),
+        (NodeEvent(node="plan", status="run", reason="beta: 1 -> 2"), "plan begins: beta: 1 -> 2"),
+        (NodeEvent(node="plan", status="reuse", reason=""), "plan is done"),
+        (NodeEvent(node="plan", status="reuse", reason="shared from a"), "plan shared from a"),
+    ],
+)
+def test_the_log_says_what_becomes_of_a_node(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    event: NodeEvent,
+    line: str,
+) -> None:
+    logger = logging.getLogger("a run's")
+    logger.setLevel(logging.INFO)
+    monkeypatch.setattr("flows.ui.runpage.get_run_logger", lambda: logger)
+    RunPage("tiny").listen(event)
+    assert [record.getMessage() for record in caplog.records if record.name == logger.name] == [
+        line
+    ]
