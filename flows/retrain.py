@@ -146,5 +146,7 @@ def retrain(
             page.judged(found.judgement)
         if found.run:
             page.finish(found.run)
-    get_run_logger().info("%s: %s", found.status, found.reason)
-    return Completed(message=f"{found.status}: {found.reason}"[:1000], data=found)
+    # Where no step was made, the reason says so itself.
+    said = f"{found.status}: {found.reason}" if found.run else found.reason
+    get_run_logger().info("%s", said)
+    return Completed(message=said[:1000], data=found)

@@ -63,7 +63,7 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     assert current("tiny", runs_dir=promoted.runs).in_use.step == 3
 
     assert flown(promoted).status == "nothing new"
-    message = "nothing new: nothing new for tiny, which is at version 2"
+    message = "nothing new for tiny, which is at version 2"
     state = last_run().state
     assert state is not None
     assert (state.is_completed(), state.message) == (True, message)
