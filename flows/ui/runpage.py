@@ -122,6 +122,7 @@ class RunPage:
         self._silent = 0
         self._left_alone_until_s = 0.0
         self._bars: dict[str, _Bar] = {}
+        self._made: dict[str, _Bar] = {}
         self._tables: dict[str, UUID] = {}
         self._suspension = Suspension()
 
@@ -197,7 +198,10 @@ class RunPage:
         name = event.stage
         if event.status == "started":
             self._say(logging.INFO, f"{name}: everything it prints is in {event.log}")
-            self._bars[name] = _Bar(f"progress-{self._slug}-{slug(name)}", name.replace("-", " "))
+            new = _Bar(f"progress-{self._slug}-{slug(name)}", name.replace("-", " "))
+            if (before := self._made.get(name)) is not None:
+                new.artifact = before.artifact  # of a stage that is done twice, one
+            self._bars[name] = self._made[name] = new
         elif bar := self._bars.pop(name, None):
             self._show(bar.finish)
 
@@ -276,7 +280,7 @@ class _Bar:
         self.state = StageProgress()
         self._key = key
         self._what = what
-        self._artifact: UUID | None = None
+        self.artifact: UUID | None = None
         self._shown_s = -_EVERY_S
 
     @property
@@ -297,11 +301,11 @@ class _Bar:
 
     def _put(self, percent: float, words: str) -> None:
         percent = round(percent, 1)
-        if self._artifact is None:
+        if self.artifact is None:
             made = create_progress_artifact(percent, key=self._key, description=words)
-            self._artifact = cast(UUID, made)  # a coroutine only where there is an event loop
+            self.artifact = cast(UUID, made)  # a coroutine only where there is an event loop
         else:
-            update_progress_artifact(self._artifact, percent, description=words)
+            update_progress_artifact(self.artifact, percent, description=words)
 
 
 def slug(name: str) -> str:
