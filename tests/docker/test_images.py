@@ -21,6 +21,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from docker.utils.build import exclude_paths
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from prefect.utilities.templating import find_placeholders
@@ -96,41 +97,51 @@ def test_every_path_that_is_copied_exists_and_is_in_the_context() -> None:
     for stage, source in copied():
         assert (ROOT / source).exists(), (stage, source)
         assert source == "." or source in allowed(), (stage, source)
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    tops = {name.split(".")[0] for name in packages["setuptools"]["packages"]}
-    needed = {*tops, "pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
-    assert needed <= set(allowed())
+    assert {"pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= set(allowed())
     assert {f"docker/{path.name}" for path in DOCKER.glob("*.sh")} <= set(allowed())
-    assert all((ROOT / name).exists() for name in allowed())
+    assert all(any(ROOT.glob(name)) for name in allowed())
 
 
-def is_sent(path: str) -> bool:
-    """Whether a file is in the build context: the last rule that it, or a folder of it, fits."""
-    lines = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    sent = True
-    for line in lines:
-        if line and not line.startswith("#"):
-            rule = line.removeprefix("!").replace("**/", "(?:.*/)?").replace(".", r"\.")
-            pattern = re.sub(r"(?<![.)])\*", "[^/]*", rule.replace(r"(?:\.*/)?", "(?:.*/)?"))
-            if re.match(rf"{pattern}(?:/|$)", path):
-                sent = line.startswith("!")
-    return sent
+def of_the_packages() -> set[str]:
+    """The files that are installed, as pyproject.toml names them."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    data = tool["package-data"]
+    kinds = {name: ["*.py", *data.get(name, ()), *data["*"]] for name in tool["packages"]}
+    return {
+        path.relative_to(ROOT).as_posix()
+        for name, patterns in kinds.items()
+        for pattern in patterns
+        for path in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
 
 
-def test_no_secret_and_no_data_is_in_the_build_context() -> None:
+SECRETS = [
+    *(".env", ".env.local", "hf_token", "id_rsa", "prefect_auth", "secrets/another", ".netrc"),
+    *("data/pairs.jsonl", "pairs.parquet", "runs/mine/model.safetensors", "cache/logps/x"),
+    *(".sdpo-server/password", ".sdpo-server/prefect/prefect.db", ".git/config", "notes.ipynb"),
+    *(".venv/lib/secret.py", "credentials.json", "recipe.yml", "__pycache__/x.pyc"),
+]
+
+
+def test_the_build_context_is_what_is_installed_whatever_lies_beside_it(tmp_path: Path) -> None:
+    """By the rules as Docker's own client reads them, with secrets and data in every folder."""
     example = (DOCKER / ".env.example").read_text(encoding="utf-8")
     told = re.findall(r"=\./(\S+)", example)
     assert {"secrets/prefect_auth", "secrets/postgres_password", "data"} <= set(told)
-    private = [
-        *(f"docker/{place}" for place in told),
-        *("docker/.env", "docker/data/pairs.jsonl", "docker/secrets/another", ".env"),
-        *("flows/.env", "sdpo/store/.env", ".sdpo-server/password", ".git/config"),
-        *("runs/mine/pairs.parquet", "cache/logps/x", "data/pairs.jsonl", "hf_token"),
-    ]
-    assert [path for path in private if is_sent(path)] == []
-    assert is_sent("docker/worker.sh")
-    assert is_sent("sdpo/chain/run_chain.py")
-    assert is_sent("flows/recipes/demo.yaml")
+    needed = of_the_packages() | {name for name in allowed() if "*" not in name}
+    assert {"sdpo/chain/run_chain.py", "flows/recipes/demo.yaml", "docker/worker.sh"} <= needed
+    folders = {"", "docker", "tests", *(str(Path(name).parent) for name in needed)}
+    planted = {str(Path(folder) / name) for folder in folders for name in SECRETS}
+    planted |= {f"docker/{place}{'/pairs.jsonl' if place == 'data' else ''}" for place in told}
+    for name in needed | planted:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    rules = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in rules if line and not line.startswith("#")]
+    sent = {name for name in exclude_paths(str(tmp_path), lines) if (tmp_path / name).is_file()}
+    assert sent == needed
 
 
 def test_base_images_can_be_given_by_digest() -> None:
