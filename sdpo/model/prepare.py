@@ -57,7 +57,14 @@ def forwards_known(policy: "PreTrainedModel") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or is_out_of_memory(error):
             raise
+        said = f"{type(error).__name__}: {first_line(error)}"
+        name = type(policy).__name__
+        if "BFloat16" in said and torch.is_autocast_enabled(policy.device.type):
+            raise ModelError(
+                f"{name} cannot be used in bf16: its own code mixes it with fp32 ({said}). Set "
+                "training.precision: fp32"
+            ) from error
         raise ModelError(
-            f"{type(policy).__name__} cannot be used: its forward is not one of a causal language "
-            f"model as it is known here ({type(error).__name__}: {first_line(error)})"
+            f"{name} cannot be used: its forward is not one of a causal language model as it is "
+            f"known here ({said})"
         ) from error

@@ -24,6 +24,11 @@ REFUSED = {
         {"router_aux_loss": 0.1},
         "its own code makes no such loss",
     ),
+    "bf16 beside fp32 in its code": (
+        "dbrx",
+        {"precision": "bf16"},
+        "cannot be used in bf16: its own code mixes it with fp32",
+    ),
     "logits with a cap of their own": ("xlstm", {}, "treats its logits in a way"),
 }
 

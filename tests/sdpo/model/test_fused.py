@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4MLP
 
+from benchmarks.small_models import small_model as tiny_one
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.model.fused_ops import fuse, gated_mlp, rms_norm, rotate, silu_gate
 from sdpo.model.last_block import prune
@@ -45,6 +46,17 @@ def test_the_gated_mlp_may_be_recomputed():
     for forward in (gated_mlp, lambda *a: checkpoint(gated_mlp, *a, use_reentrant=False)):
         found.append(torch.autograd.grad(forward(x, *weights).square().sum(), [x, *weights]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_rotary_function_that_is_called_without_keys_rotates_as_it_did():
+    model = tiny_one("qwen4_exp_text")  # its index of keys rotates queries alone
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+        assert "rotary" in fuse(model)
+        after = model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "exaone4", "apertus", "olmo2"])
