@@ -95,6 +95,12 @@ def _states(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
     return states
 
 
+def chunk_rows(vocabulary: int, *, device: str) -> int:
+    """Rows whose logits exist at a time."""
+    most = CHUNK_BYTES if device == "cpu" else GPU_CHUNK_BYTES
+    return max(1, most // (8 * COPIES * vocabulary))
+
+
 def _terms(
     models: "tuple[PreTrainedModel, PreTrainedModel]",
     states: tuple[torch.Tensor, torch.Tensor],
@@ -105,8 +111,7 @@ def _terms(
     The whole vocabulary is needed, so logits exist for one chunk of rows and never in full.
     """
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
-    chunk_bytes = GPU_CHUNK_BYTES if targets.is_cuda else CHUNK_BYTES
-    chunk = max(1, chunk_bytes // (8 * COPIES * vocabulary))
+    chunk = chunk_rows(vocabulary, device=targets.device.type)
     logits = [head_logits(model, hidden) for model, hidden in zip(models, states, strict=True)]
     parts = []
     for start in range(0, len(targets), chunk):

@@ -27,6 +27,7 @@ from sdpo.scoring.probes import end_tokens
 from sdpo.scoring.sampling import Completion, Prompt, sample
 from sdpo.stages.timings import Timings
 from sdpo.system.files import publish_folder
+from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import TokenFile
 
@@ -42,6 +43,10 @@ class _Forwards(TypedDict):
     micro_batch_tokens: int
 
 
+_TO_LOAD = (
+    "KL divergence takes two models at a time, 8 bytes for each weight of one: take a device that "
+    "has them free, or set probe.kl_prompts: 0, for none"
+)
 _SKIPPED = {PAPER: 1}
 """Scored tokens at the start that a way of sampling leaves out: the paper's code does."""
 
@@ -97,9 +102,10 @@ def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedM
     """
     events.phase("load", detail=f"{named.name} from {named.folder}")
     device = torch.device(spec.launch.device)
-    policy = load_policy(named.folder, model=spec.model, digest=named.digest)
+    with short_memory_named(f"loading {named.name}", remedy=_TO_LOAD):
+        policy = load_policy(named.folder, model=spec.model, digest=named.digest).to(device)
     # Autocast keeps copies of weights that train, until the end of the stage: none does here.
-    policy = policy.to(device).eval().requires_grad_(False)
+    policy = policy.eval().requires_grad_(False)
     vocabulary = policy.config.get_text_config().vocab_size
     SequenceScorer(policy).check_head(vocabulary=vocabulary, device=device)
     return policy

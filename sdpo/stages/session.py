@@ -24,6 +24,7 @@ from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.system.files import publish_folder
+from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 from sdpo.training.optimizer import make_optimizer
 from sdpo.training.trainer import Trainer
@@ -36,6 +37,12 @@ _PATIENCE = timedelta(minutes=30)
 """After so long a collective of a training hangs."""
 _LONG_PATIENCE = timedelta(hours=12)
 """While the main rank saves and hashes a large model or writes completions, the others wait."""
+_TO_LOAD = "take a device that has 4 bytes for each of its weights free, or a smaller model"
+_TO_SAVE = (
+    "each of its weights takes 4 bytes of the machine's memory there, and of the device's where "
+    "adapters are merged: free some and run again. Set training.checkpoint_every, and it goes on "
+    "from its last saved state"
+)
 _PARTED: list[torch.distributed.ProcessGroup | None] = []
 """Groups of processes that have parted: to free one may take for ever."""
 
@@ -142,21 +149,8 @@ class Session:
         """Publish the policy as this step's model, adapters merged; returns its digest."""
         from accelerate.utils import broadcast_object_list
 
-        self.policy = merge_adapters(self.policy)
-        weights = self._gathered() if self.is_sharded else None
-        folder = self.spec.folder / "model"
-        digest = [""]
-        if self.accelerator.is_main_process:
-            _check_finite(weights or self.policy.state_dict())
-            with publish_folder(folder, replace=True) as temporary:
-                save_policy(
-                    self.policy,
-                    temporary,
-                    tokenizer=self.spec.base,
-                    weights=weights,
-                    chat_template=self.spec.model.chat_template,
-                )
-            digest = [model_digest(folder)]
+        with short_memory_named(f"saving the model of {self.spec.name}", remedy=_TO_SAVE):
+            digest = [self._saved()]
         self.wait()
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
@@ -164,6 +158,24 @@ class Session:
         if not self.is_sharded:
             self.accelerator.free_memory()  # the optimizer's state: M_t is measured next
         return digest[0]
+
+    def _saved(self) -> str:
+        """Write the policy, adapters merged; returns its digest, empty on all ranks but one."""
+        self.policy = merge_adapters(self.policy)
+        weights = self._gathered() if self.is_sharded else None
+        if not self.accelerator.is_main_process:
+            return ""
+        _check_finite(weights or self.policy.state_dict())
+        folder = self.spec.folder / "model"
+        with publish_folder(folder, replace=True) as temporary:
+            save_policy(
+                self.policy,
+                temporary,
+                tokenizer=self.spec.base,
+                weights=weights,
+                chat_template=self.spec.model.chat_template,
+            )
+        return model_digest(folder)
 
     def wait(self) -> None:
         """Wait for the other ranks, hours if need be: one of them may be saving a large model."""
@@ -228,13 +240,14 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     events.phase("load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
-    policy = load_policy(
-        spec.input_model,
-        model=spec.model,
-        digest=spec.input_digest if accelerator.is_main_process else "",
-        gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
-        warn=events.warning,
-    ).to(accelerator.device)
+    with short_memory_named(f"loading {spec.input_name}", remedy=_TO_LOAD):
+        policy = load_policy(
+            spec.input_model,
+            model=spec.model,
+            digest=spec.input_digest if accelerator.is_main_process else "",
+            gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
+            warn=events.warning,
+        ).to(accelerator.device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(
         spec=spec,

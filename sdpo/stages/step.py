@@ -6,6 +6,9 @@ scored before, by the same stage told to do that alone. The supervised stage (st
 without a reference.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -17,7 +20,13 @@ from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec
-from sdpo.scoring.probes import completion_prompts, measure, probe_rows, write_completions
+from sdpo.scoring.probes import (
+    CompletionPrompt,
+    completion_prompts,
+    measure,
+    probe_rows,
+    write_completions,
+)
 from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
 from sdpo.stages.failed_kernels import kernels_named
@@ -33,6 +42,7 @@ from sdpo.store.records import ScoredRows
 from sdpo.store.resume_states import SavedState
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import publish_file
+from sdpo.system.out_of_memory import first_line, is_out_of_memory
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -173,16 +183,40 @@ def _measure(
     if spec.probe.completions and not session.can_generate:
         events.warning("no completions: under ZeRO-3 no process has the whole model")
     elif spec.probe.completions and session.accelerator.is_main_process:
-        plain_attention(session.policy)
+        prompts = completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions)
+        _complete(session, prompts, events, name=name, out=out)
+    session.wait()
+
+
+def _complete(
+    session: Session,
+    prompts: Sequence[CompletionPrompt],
+    events: EventWriter,
+    *,
+    name: str,
+    out: Path,
+) -> None:
+    """Publish what the model in memory writes; none where memory does not hold one completion.
+
+    A model that was trained is worth more than what is shown of it.
+    """
+    plain_attention(session.policy)
+    try:
         with session.arithmetic():
             write_completions(
                 session.policy,
                 session.tokenizer,
-                completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions),
+                prompts,
                 name=name,
-                max_new_tokens=spec.probe.completion_tokens,
+                max_new_tokens=session.spec.probe.completion_tokens,
                 device=session.device,
                 out=out,
                 events=events,
             )
-    session.wait()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        events.warning(
+            f"no completions of {name}: out of memory with one of them ({first_line(error)}). "
+            "Lower probe.completion_tokens, or set probe.completions: 0"
+        )

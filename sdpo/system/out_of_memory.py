@@ -4,6 +4,7 @@ Imports no torch: the process that only tells of an error reads it too.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,6 +41,21 @@ def remedies(*, fewer: str = "") -> str:
         f"set {fewer}training.gradient_checkpointing, train adapters (training.lora_r), shard the "
         "model (launch.strategy: deepspeed_zero3) or shorten data.max_length"
     )
+
+
+@contextmanager
+def short_memory_named(what: str, *, remedy: str) -> Iterator[None]:
+    """Say of short memory within it what it was short for, and what helps there.
+
+    Raises:
+        Fault: memory was short.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Fault(f"out of memory in {what}: {remedy} ({first_line(error)})") from error
 
 
 def first_line(error: BaseException) -> str:

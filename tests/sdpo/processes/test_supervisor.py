@@ -416,6 +416,24 @@ def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
     assert supervisor._environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
 
 
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_of_a_gpu_comes_in_segments_that_grow_unless_the_user_says_otherwise(
+    broken, monkeypatch, own
+):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, "max_split_size_mb:64")
+    on_gpu = broken.model_copy(update={"launch": LaunchConfig(device="cuda", threads=1)})
+    environment = supervisor._environment(on_gpu)
+    said = {name: environment[name] for name in names if name in environment}
+    wanted = {own: "max_split_size_mb:64"} if own else {names[0]: "expandable_segments:True"}
+    assert said == wanted
+    on_cpu = supervisor._environment(broken)
+    assert {name for name in names if name in on_cpu} == ({own} if own else set())
+
+
 def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folder(
     broken, monkeypatch
 ):

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdpo.config.sampler import EXACT, PAPER, SAMPLERS
 from sdpo.model.sequence_scorer import TokenSequence
-from sdpo.scoring.divergence import divergence
+from sdpo.scoring.divergence import chunk_rows, divergence
 from sdpo.scoring.sampling import Prompt, pick, sample, uniforms
 from sdpo.stats.kl import kl_view
 
@@ -127,6 +128,32 @@ def test_small_chunks_change_nothing(monkeypatch):
     rows = measured(policy, other, completions)
     np.testing.assert_allclose(rows.kl, whole.kl, rtol=1e-6)
     np.testing.assert_allclose(rows.k1, whole.k1, rtol=1e-5, atol=1e-6)
+
+
+class Casts(TorchDispatchMode):
+    """The shapes of what is cast to another dtype within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_in_bf16_each_head_is_cast_once_for_all_chunks_of_a_forward(monkeypatch):
+    policy, other = (tiny(seed, words=37).requires_grad_(False) for seed in (1, 2))
+    monkeypatch.setattr("sdpo.scoring.divergence.CHUNK_BYTES", 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
+        measured(policy, other, [(0, 1, 2, 3)])
+    assert casts.shapes.count(tuple(policy.lm_head.weight.shape)) == 2, "once of each model"
+
+
+def test_on_a_gpu_a_chunk_has_rows_enough_to_hide_that_the_head_is_read():
+    assert chunk_rows(128256, device="cpu") == 5
+    assert chunk_rows(128256, device="cuda") == 174
 
 
 # --- samples

@@ -1,11 +1,13 @@
 """Short memory in every phase: what is not the user's loss goes on, what cannot says what helps."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
 from sdpo.config.sampler import EXACT, SAMPLERS
@@ -223,11 +225,23 @@ def test_states_of_the_optimizer_that_never_fit_are_a_fault_that_says_what_helps
         run_steps(trainer, preference_task(8))
 
 
-def test_models_whose_kl_is_measured_leave_no_copies_in_autocast(tmp_path):
-    """Autocast keeps casts of leaves that train until its end, which is that of the stage."""
-    folder = tmp_path / "model"
+def kl_load(folder: Path):
     tiny_llama().save_pretrained(folder)
     named = NamedFolder(name="M_1", folder=folder, digest=model_digest(folder))
     spec = SimpleNamespace(launch=LaunchConfig(device="cpu"), model=ModelConfig(name_or_path="x"))
-    model = kl._load(spec, named, EventWriter(None))
+    return kl._load(spec, named, EventWriter(None))
+
+
+def test_models_whose_kl_is_measured_leave_no_copies_in_autocast(tmp_path):
+    """Autocast keeps casts of leaves that train until its end, which is that of the stage."""
+    model = kl_load(tmp_path / "model")
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_for_kl_that_does_not_fit_says_what_helps(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(Fault, match=r"in loading M_1: .*two models.*probe\.kl_prompts: 0"):
+        kl_load(tmp_path / "model")

@@ -2,6 +2,8 @@
 
 import tracemalloc
 import warnings
+from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -74,25 +76,77 @@ def test_a_row_of_single_completions_has_its_mask_too():
 
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("layout", ["shared", "packed"])
-def test_flex_attention_under_the_mask_gives_what_the_cpu_kernel_gives(layout, window):
+def test_flex_attention_under_the_mask_gives_what_the_cpu_kernel_gives_and_its_gradients(
+    layout, window, monkeypatch
+):
+    # On a CPU torch refuses a backward pass that would be compiled, and with it this one, which
+    # is not.
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     on_cpu = row(layout, 3, 5, 120, device="cpu")
     for_gpu = row(layout, 3, 5, 120)
     tokens, padded = len(on_cpu.positions), len(for_gpu.positions)
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, padded, 16) for heads in (4, 2, 2))
+    given = [torch.randn(1, heads, padded, 16, requires_grad=True) for heads in (4, 2, 2)]
+    weights = torch.randn(1, tokens, 4, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that it is slow when it is not compiled
         flexed = torch_flex.flex_attention(
-            query, key, value, block_mask=for_gpu.block_mask(window), enable_gqa=True
-        )
+            *given, block_mask=for_gpu.block_mask(window), enable_gqa=True
+        ).transpose(1, 2)[:, :tokens]
+        flexed_gradients = torch.autograd.grad((flexed * weights).sum(), given)
     ours, _ = segmented_attention(
         torch.nn.Identity(),
-        *(t[:, :, :tokens] for t in (query, key, value)),
+        *(t[:, :, :tokens] for t in given),
         None,
         segments=on_cpu,
         sliding_window=window,
     )
-    torch.testing.assert_close(flexed.transpose(1, 2)[:, :tokens], ours, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flexed, ours, rtol=1e-5, atol=1e-5)
+    for flex, own in zip(
+        flexed_gradients, torch.autograd.grad((ours * weights).sum(), given), strict=True
+    ):
+        torch.testing.assert_close(flex, own, rtol=1e-4, atol=1e-5)
+
+
+VARIANTS = list(product((torch.float32, torch.bfloat16, torch.float64), (2, 4), (None, 40)))
+"""Dtypes, heads of keys, windows: each has a graph of its own, and torch makes 8."""
+
+
+@pytest.fixture
+def compiled_on_a_cpu(monkeypatch):
+    """FlexAttention goes through torch's compiler as on a GPU, up to the code that is made."""
+    assert len(VARIANTS) > torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    attention._compiled_flex.cache_clear()
+    yield
+    attention._compiled_flex.cache_clear()
+    torch._dynamo.reset()
+
+
+def flex_of(dtype, heads, window) -> torch.Tensor:
+    segments = row("shared", 2, 5, 60)
+    length = len(segments.positions)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, n, length, 16, dtype=dtype) for n in (4, heads, heads))
+    with torch.no_grad():
+        return attention._flex(query, key, value, segments, None, window)
+
+
+def test_more_graphs_of_flex_attention_than_torch_allows_are_compiled(compiled_on_a_cpu):
+    for variant in VARIANTS:
+        assert flex_of(*variant).isfinite().all()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > torch._dynamo.config.recompile_limit
+
+
+def test_past_the_limit_of_graphs_it_is_an_error_and_not_the_scores_of_all_with_all(
+    compiled_on_a_cpu, monkeypatch
+):
+    monkeypatch.setattr(attention, "_MOST_GRAPHS", 1)
+    flex_of(*VARIANTS[0])
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        flex_of(*VARIANTS[-1])
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed"])
