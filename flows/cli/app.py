@@ -271,9 +271,11 @@ def extend(
 
 @app.command()
 def verify(
-    run: Annotated[str, typer.Argument(help="Run, by name.")], runs_dir: RunsDir = None
+    run: Annotated[str, typer.Argument(help="Run, by name, or an exported model's folder.")],
+    runs_dir: RunsDir = None,
 ) -> None:
-    """Check every file, record and link of a run; exit code 1 where there is a fault."""
+    """Check every file, record and link of a run, or an exported model; exit code 1 where there is
+    a fault."""
     from flows.commands import finished_runs
 
     raise typer.Exit(finished_runs.verify(run, runs_dir=runs_folder(runs_dir), console=out))

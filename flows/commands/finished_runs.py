@@ -15,11 +15,13 @@ from sdpo.errors import UserError
 from sdpo.history.compare import Section, compare
 from sdpo.history.dryrun import NodeLine
 from sdpo.history.extend import extend_run
+from sdpo.history.faults import Findings
 from sdpo.history.lineage import Lineage, lineage_of
 from sdpo.history.replay import check, look, plan_replay, replay_step
 from sdpo.history.results import Comparison
 from sdpo.history.target import locate, locate_run
 from sdpo.history.verify import verify_run
+from sdpo.history.verify_model import verify_model
 from sdpo.hooks import Host
 from sdpo.store.recorded import of_known_form
 
@@ -117,11 +119,20 @@ def extend(
 
 
 def verify(target: str, *, runs_dir: Path, console: Console) -> int:
-    """List every fault of a run; 1 where there is one."""
+    """List every fault of a run, or of a model folder with a lineage; 1 where there is one."""
+    if (Path(target) / "lineage.json").is_file():
+        findings = verify_model(Path(target), runs_dir=runs_dir)
+        checked = f"{findings.files} files"
+        return _tell_findings(findings, f"model {Path(target).name}", checked, console)
     run = locate_run(target, runs_dir=runs_dir)
     run.read_run()
     with RunConsole(console) as listen, of_known_form(run.path):
         findings = verify_run(run, listen=listen)
+    checked = f"{findings.records} records, {findings.files} files"
+    return _tell_findings(findings, f"run {run.name}", checked, console)
+
+
+def _tell_findings(findings: Findings, name: str, checked: str, console: Console) -> int:
     for note in findings.notes:
         console.print(f"[dim]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     for fault in findings.faults:
@@ -131,12 +142,11 @@ def verify(target: str, *, runs_dir: Path, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    checked = f"{findings.records} records, {findings.files} files"
     count = len(findings.faults)
     if count:
-        console.print(f"run {run.name}: {count} fault{'s' * (count > 1)} ({checked})")
+        console.print(f"{escape(name)}: {count} fault{'s' * (count > 1)} ({checked})")
         return 1
-    console.print(f"run {run.name} is whole: {checked}, no fault", highlight=False)
+    console.print(f"{escape(name)} is whole: {checked}, no fault", highlight=False)
     return 0
 
 

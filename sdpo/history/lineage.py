@@ -14,6 +14,7 @@ from sdpo.identity.model_folder import unused_files
 from sdpo.store.model_card import lineage as chain_of
 from sdpo.store.recorded import damage_beside_weights, whole_steps
 from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import file_digest
 from sdpo.system.json_values import JsonObject
 
 
@@ -96,6 +97,28 @@ def _of_run(found: Checkpoint) -> Lineage:
     return _lineage(content, run.model(number), faults)
 
 
+def export_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the lineage of a copy in another precision says of the copy: ``dtype``, and the digests
+    of ``model`` and ``card``; nothing for a model as it was published.
+
+    Raises:
+        UserError: it has another form.
+    """
+    copy = content.get("export")
+    if copy is None:
+        return {}
+    names = ("dtype", "model", "card")
+    if not isinstance(copy, Mapping) or not all(isinstance(copy.get(n), str) for n in names):
+        raise UserError("lineage.json is not that of an exported model: its `export` is damaged")
+    return {name: copy[name] for name in names}
+
+
+def digest_of_card(folder: Path) -> str:
+    """sha256 of the model's card; "" where there is none."""
+    card = folder / "README.md"
+    return file_digest(card) if card.is_file() else ""
+
+
 def _unused(folder: Path) -> list[str]:
     """What a copied model folder has beside the model; one that cannot be read says so itself."""
     try:
@@ -120,11 +143,15 @@ def _lineage(content: Mapping[str, Any], folder: Path, strays: Sequence[str]) ->
         digest, faults = model_digest(folder), []
     except (SdpoError, OSError) as error:
         digest, faults = "", [f"the model cannot be read: {error}"]
-    if digest and digest != links[-1].model:
+    wanted, what = links[-1].model, str(content.get("model", "the model"))
+    if copy := export_of(content):
+        wanted, what = copy["model"], f"the copy of {what} in {copy['dtype']}"
+    if digest and digest != wanted:
         faults.append(
-            f"the folder does not hold {content.get('model', 'the model')}: its digest is "
-            f"{digest[:16]}, not {links[-1].model[:16]} (an exported copy has other weights)"
+            f"the folder does not hold {what}: its digest is {digest[:16]}, not {wanted[:16]}"
         )
+    if copy and digest_of_card(folder) != copy["card"]:
+        faults.append("README.md is not the card that was exported with the model")
     return Lineage(
         run=str(content.get("run", "?")),
         model=str(content.get("model", "?")),

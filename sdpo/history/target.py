@@ -39,7 +39,7 @@ def locate(target: str, *, runs_dir: Path, step: int | None = None) -> Checkpoin
     """
     found = _existing(target, runs_dir)
     if found is None and (Path(target) / "lineage.json").is_file():
-        found = _by_lineage(Path(target), runs_dir)
+        found = by_lineage(Path(target), runs_dir)
     if found is None:
         found = _by_name(target, runs_dir)
         found.run.read_run()  # says which runs there are
@@ -129,7 +129,13 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
+def by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
+    """The step of a run in ``runs_dir`` that made the model in ``folder``, or that it was copied
+    from.
+
+    Raises:
+        UserError: there is none.
+    """
     content = read_lineage(folder)
     last = content["steps"][-1]
     runs = sorted(path.parent for path in runs_dir.glob("*/run.yaml"))

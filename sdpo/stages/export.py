@@ -4,11 +4,13 @@ import torch
 
 from sdpo.config import ModelConfig
 from sdpo.events import EventWriter
+from sdpo.identity.model_digest import model_digest
 from sdpo.model.policy import copy_tokenizer, load_policy
 from sdpo.model.randomness import own_settings
 from sdpo.processes.stage_results import ExportResult
 from sdpo.processes.stage_specs import ExportSpec
-from sdpo.system.files import publish_folder
+from sdpo.store.model_card import CARD_FILES, exported
+from sdpo.system.files import publish_folder, write_text
 
 
 def run(spec: ExportSpec, events: EventWriter) -> ExportResult:
@@ -24,7 +26,9 @@ def run(spec: ExportSpec, events: EventWriter) -> ExportResult:
         with own_settings(policy):
             policy.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(spec.source, temporary)
-        for name in ("README.md", "lineage.json"):
-            if (spec.source / name).is_file():
-                (temporary / name).write_bytes((spec.source / name).read_bytes())
+        texts = {n: (spec.source / n).read_text(encoding="utf-8") for n in CARD_FILES}
+        if spec.dtype != "float32":  # in which it was published
+            texts = exported(texts, dtype=spec.dtype, model=model_digest(temporary))
+        for name, text in texts.items():
+            write_text(temporary / name, text)
     return ExportResult(out=str(spec.out), dtype=spec.dtype)

@@ -1,5 +1,6 @@
 """The model card and lineage file that travel with every published model."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,10 @@ from sdpo.store.records import ModelSaid, Part, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import json_text, write_text
 from sdpo.system.json_values import JsonObject, number_of
+
+CARD_FILES = ("README.md", "lineage.json")
+_PRECISION = ", fp32. Step "
+"""What a published model's card says of its precision."""
 
 
 class LineageEntry(Part):
@@ -83,6 +88,15 @@ def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -
     return {"lineage.json": json_text(facts), "README.md": card + _template_given(content)}
 
 
+def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, str]:
+    """The two files as a copy of the model in another precision has them: they say which, and the
+    digest ``model`` of the copy's own tensors, by which it can be checked."""
+    card = files["README.md"].replace(_PRECISION, f", {dtype}. Step ", 1)
+    facts = json.loads(files["lineage.json"])
+    copy = {"dtype": dtype, "model": model, "card": hashlib.sha256(card.encode()).hexdigest()}
+    return {"lineage.json": json_text({**facts, "export": copy}), "README.md": card}
+
+
 def _template_given(content: JsonObject) -> str:
     """What the chat template was given for all rows, which whoever uses the model has to give."""
     config = content.get("config")
@@ -120,7 +134,7 @@ tags: [sdpo, {"preference-optimization" if record.kind == "preference" else "sft
 
 # {name} of run {run}
 
-{architecture}, fp32. Step {record.step}: {how}, learning rate {rate:g},
+{architecture}{_PRECISION}{record.step}: {how}, learning rate {rate:g},
 {record.optimizer_steps} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): by default
 every step's reference and initial target is the model of the step before.
 
