@@ -175,3 +175,46 @@ def test_names_from_data_are_shown_harmlessly(bench: Bench, sdpo: Sdpo, name: st
     assert not {"\x1b", "\u202e", "\u200b"} & set(called.out + called.err)
     if called.code == 0:
         assert visible(name)[:4] in called.out
+
+
+COMMANDS = {
+    "status": "status --runs-dir {runs}",
+    "status of a run": "status tiny --runs-dir {runs}",
+    "verify": "verify tiny --runs-dir {runs}",
+    "lineage": "lineage tiny --runs-dir {runs}",
+    "report": "report tiny --runs-dir {runs}",
+    "diff": "diff tiny/step-1 tiny/step-2 --runs-dir {runs}",
+    "replay": "replay tiny --step 2 --dry-run --runs-dir {runs}",
+    "gc": "gc --runs-dir {runs}",
+    "current": "current --runs-dir {runs}",
+    "export": "export tiny {out} --runs-dir {runs}",
+    "check": "check {recipe}",
+    "partition": "partition {recipe}",
+    "run": "run {recipe}",
+    "retrain": "retrain tiny --source {source} --min-new-pairs 100000 --runs-dir {runs}",
+}
+ENDS = {
+    "nobody": "<&- >&- 2>&-",
+    "a line": "2>&1 | head -1",
+    "a full disk": ">/dev/full 2>/dev/full",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_does_its_work_whoever_reads_it(promoted: Bench, command: str) -> None:
+    """Its streams are closed, end after a line or are full, and its terminal knows ASCII alone."""
+    for number, (end, to) in enumerate(ENDS.items()):
+        called = COMMANDS[command].format(
+            runs=promoted.runs,
+            recipe=promoted.write(),
+            source=promoted.values()["data"]["sources"][0]["path"],
+            out=promoted.folder / f"out-{number}",
+        )
+        done = call(f"$SDPO {called} {to}", **(POSIX if number % 2 else ASCII))
+        assert done.returncode == (end == "a full disk"), done.stderr
+        assert b"Traceback" not in done.stdout + done.stderr
+        assert (done.stdout + done.stderr).isascii()
+        if command == "export":
+            assert (promoted.folder / f"out-{number}" / "model.safetensors").is_file()
