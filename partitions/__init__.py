@@ -1,4 +1,4 @@
-"""Which preference pair goes to which step, and which pairs are reserved.
+"""Decide which preference pair goes to which step, and which pairs are reserved.
 
 Decisions are made on columns (ids, source, strata, measured features), with numpy alone: no text
 is read here, and nothing is measured. They depend on the pairs' ids and the settings, never on the
@@ -42,7 +42,7 @@ for _strategy in defined():
     register(_strategy)
 
 OWN = names()
-"""Names of the strategies that are here, and not of another package."""
+"""These strategies are the project's own, not those of another package."""
 
 __all__ = [
     "OWN",

@@ -1,4 +1,4 @@
-"""Seeded draws of fractions within strata, with step sizes that come out right.
+"""Draw fractions within strata by a seed, with step sizes that come out right.
 
 This module owns the draw that the strategies with fractions share.
 """
@@ -20,9 +20,10 @@ _ROUNDING = 1e-9
 def draw_fractions(
     pairs: Pairs, settings: PartitionSettings, *, strata: Sequence[str]
 ) -> Assignment:
-    """Draw ``settings.fractions`` of the pairs of every stratum, a stratum being one combination
-    of values of the columns ``strata`` (``source``, or names in ``pairs.strata``; none: all pairs
-    are one stratum).
+    """Draw ``settings.fractions`` of the pairs of every stratum.
+
+    A stratum is one combination of values of the columns ``strata`` (``source``, or names in
+    ``pairs.strata``); without columns all pairs are one stratum.
 
     A pair's place in the draw depends on its id and ``settings.seed`` alone, and codes of strata
     may be numbered in any way. Raises :class:`PartitionError` for an unknown column and for
@@ -45,11 +46,11 @@ def draw_fractions(
 
 
 def step_sizes(sizes: Sequence[int], fractions: Sequence[float]) -> list[list[int]]:
-    """Whole numbers of pairs per stratum and step, [strata, steps], that sum to ``sizes``.
+    """Return whole numbers of pairs per stratum and step, [strata, steps], that sum to ``sizes``.
 
-    Largest remainders, carried over: each number is its exact share rounded up or down, and the
-    pairs left over go to the steps that are furthest behind over all strata so far. Without the
-    carry, a step's share of many small strata would always be rounded the same way.
+    The method is largest remainders, carried over: each number is its exact share rounded up or
+    down, and the pairs left over go to the steps that are furthest behind over all strata so far.
+    Without the carry, a step's share of many small strata would always be rounded the same way.
     """
     behind = [0.0] * len(fractions)
     rows = []
@@ -67,7 +68,7 @@ def step_sizes(sizes: Sequence[int], fractions: Sequence[float]) -> list[list[in
 
 
 def normalised(fractions: tuple[float, ...]) -> list[float]:
-    """Fractions that sum to 1 exactly; :class:`PartitionError` where they are no shares."""
+    """Return fractions that sum to 1 exactly; :class:`PartitionError` where they are no shares."""
     if not fractions or not all(share > 0 for share in fractions):
         raise PartitionError(
             f"partition.fractions must be positive numbers, one per step, not {list(fractions)}"
@@ -87,8 +88,9 @@ def _column(pairs: Pairs, name: str) -> Codes:
 
 
 def _crossed(columns: Sequence[Codes], n: int) -> NDArray[np.integer]:
-    """One code per combination of the columns' codes, int[n], in the smallest type that holds it:
-    numpy sorts codes of up to 16 bits in linear time."""
+    """Return one code per combination of the columns' codes, int[n].
+
+    Its type is the smallest that holds it: numpy sorts codes of up to 16 bits in linear time."""
     crossed: NDArray[np.integer] = np.zeros(n, dtype=np.int64)
     values = 1
     for codes in columns:

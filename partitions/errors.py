@@ -1,5 +1,5 @@
-"""What goes wrong when pairs are assigned to steps."""
+"""Define the error that is raised where pairs cannot be assigned to steps."""
 
 
 class PartitionError(ValueError):
-    """The partition that was asked for cannot be made; the message says why and what to change."""
+    """A partition that was asked for cannot be made; the message says why and what to change."""

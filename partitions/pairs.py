@@ -1,4 +1,4 @@
-"""The columns of preference pairs on which plans are made, and orders that depend on ids alone.
+"""Hold the columns of preference pairs on which plans are made, and order them by ids alone.
 
 This module owns :class:`Pairs`, the form of a pair id in memory, and the keyed hash behind every
 draw. It knows no text: what a pair says, and how its id was made, is the caller's.
@@ -50,15 +50,15 @@ def ids_to_hex(ids: Ids) -> list[str]:
 
 
 def ids_to_bytes(ids: Ids) -> bytes:
-    """Ids, uint64[n, 2], as 16 bytes each, big-endian: the same on every machine."""
+    """Return ids, uint64[n, 2], as 16 bytes each, big-endian: the same on every machine."""
     return ids.astype(">u8").tobytes()
 
 
 def ordering_key(ids: Ids, seed: int) -> NDArray[np.uint64]:
-    """A hash of each id, uint64[n], keyed by ``seed`` (0 to 2**64 - 1).
+    """Return a hash of each id, uint64[n], keyed by ``seed`` (0 to 2**64 - 1).
 
     Both halves and the seed go through the finaliser of splitmix64 (Steele et al., 2014), so the
-    values are as good as uniform, and different for another seed. Not cryptographic.
+    values are as good as uniform, and different for another seed. It is not cryptographic.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     key = ids[:, 0] ^ _mix(np.array([seed], dtype=np.uint64) + golden)
@@ -69,7 +69,7 @@ def ordering_key(ids: Ids, seed: int) -> NDArray[np.uint64]:
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of splitmix64, in place; products wrap at 2**64 as they should."""
+    """Apply the finaliser of splitmix64 in place; products wrap at 2**64 as they should."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -79,7 +79,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def argsort_by(key: NDArray[np.uint64], ids: Ids) -> NDArray[np.intp]:
-    """Rows by ``key``, uint64[n], ties by id, uint64[n, 2].
+    """Return the rows sorted by ``key``, uint64[n], and ties by id, uint64[n, 2].
 
     The order of the input does not change the result. Rows with equal ids stand side by side, in
     no particular order among themselves.
@@ -94,12 +94,12 @@ def argsort_by(key: NDArray[np.uint64], ids: Ids) -> NDArray[np.intp]:
 
 
 def argsort_ids(ids: Ids) -> NDArray[np.intp]:
-    """Rows by id, uint64[n, 2], ascending."""
+    """Return the rows sorted by id, uint64[n, 2], ascending."""
     return argsort_by(ids[:, 0], ids)
 
 
 def run_starts(values: NDArray[np.generic]) -> NDArray[np.intp]:
-    """Where runs of equal rows begin in ``values``, [n] or [n, k]."""
+    """Return where runs of equal rows begin in ``values``, [n] or [n, k]."""
     changed = values[1:] != values[:-1]
     if changed.ndim > 1:
         changed = changed.any(axis=1)
@@ -108,7 +108,7 @@ def run_starts(values: NDArray[np.generic]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Preference pairs as columns. The order of rows carries no meaning.
+    """Preference pairs are held as columns. The order of rows carries no meaning.
 
     ids: uint64[n, 2], each different.
     source: int[n], signed, codes into ``source_names``.

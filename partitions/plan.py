@@ -1,4 +1,4 @@
-"""The plan: which pair goes to which step, checked, and in a form that can be stored and explained.
+"""Make the checked plan of which pair goes to which step, in a form to be stored and explained.
 
 A plan is a table of pair and step. This module owns its invariants, whatever strategy made it:
 every pair is in one step at least and in none twice, and no step is empty.
@@ -21,9 +21,9 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step of a plan.
+    """A step of a plan says what it is made of, and has a digest of its pairs.
 
-    step: from 1.
+    step: its number, from 1.
     contents: what the step is made of, in words.
     pairs: number of pairs.
     sources: pairs per source, of the sources that the step has pairs of, in the recipe's order.
@@ -39,7 +39,7 @@ class StepPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A checked assignment of pairs to steps: a table of pair and step.
+    """A plan is a checked assignment of pairs to steps: a table of pair and step.
 
     rows: intp[m], the pair of each entry: its row among the pairs.
     step_of: int32[m], the step of each entry, from 1.
@@ -56,7 +56,7 @@ class Plan:
     ignored_settings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan without its rows, of JSON types, independent of the rows' order."""
+        """Return the plan without its rows, of JSON types, independent of the rows' order."""
         settings = asdict(self.settings)
         return {
             "strategy": settings.pop("strategy"),
@@ -122,7 +122,7 @@ Entries = tuple[NDArray[np.intp], NDArray[np.int32]]
 
 
 def _entries(assignment: Assignment, pairs: Pairs, strategy: Strategy) -> Entries:
-    """The entries of an assignment that holds up: every pair is there, and in no step twice."""
+    """Return the entries of an assignment in which every pair is, and in no step twice."""
     rows, step_of = assignment.rows, assignment.step_of
     due = len(pairs) if rows is None else len(rows)
     if step_of.dtype != np.int32 or step_of.shape != (due,):
@@ -149,7 +149,7 @@ def _entries(assignment: Assignment, pairs: Pairs, strategy: Strategy) -> Entrie
 
 
 def in_order(rows: NDArray[np.intp], step_of: NDArray[np.int32]) -> Entries:
-    """Entries by pair and then by step."""
+    """Return the entries sorted by pair and then by step."""
     order = np.lexsort((step_of, rows))
     return rows[order], step_of[order]
 
@@ -161,7 +161,7 @@ def _counts(
     pairs: Pairs,
     strategy: Strategy,
 ) -> NDArray[np.int64]:
-    """Pairs per step and source, int64[steps, sources]; every step has some."""
+    """Count the pairs per step and source, int64[steps, sources]; refuse a step that has none."""
     n_steps, n_sources = len(contents), len(pairs.source_names)
     if step_of.min() < 1 or step_of.max() > n_steps:
         raise PartitionError(
@@ -179,7 +179,7 @@ def _counts(
 
 
 def _digests(ids: Ids, step_of: NDArray[np.int32], n_steps: int) -> list[str]:
-    """sha256 (hex) over the sorted ids of each step."""
+    """Return sha256 (hex) over the sorted ids of each step."""
     order = argsort_ids(ids)
     digests = []
     for step in range(1, n_steps + 1):
@@ -192,7 +192,8 @@ def _digests(ids: Ids, step_of: NDArray[np.int32], n_steps: int) -> list[str]:
 
 
 class Overlap(TypedDict):
-    """Prompts that occur in exactly these steps, and the pairs that have them."""
+    """An overlap counts the prompts that occur in exactly these steps, and the pairs that have
+    them."""
 
     steps: list[int]
     prompts: int
@@ -200,7 +201,7 @@ class Overlap(TypedDict):
 
 
 def prompt_overlap(prompt_ids: Ids, step_of: NDArray[np.int32]) -> list[Overlap]:
-    """Prompts that occur in more than one partition, counted by the steps they occur in.
+    """Count the prompts that occur in more than one partition, by the steps they occur in.
 
     prompt_ids: uint64[n, 2], the id of each pair's prompt. step_of: int32[n], from 1.
     """
@@ -235,7 +236,7 @@ def extend_plan(
     carried: Sequence[StepPlan],
     measured: Mapping[str, Mapping[str, float]],
 ) -> Plan:
-    """A plan that is carried over as it is, and one more step with the pairs that are new.
+    """Extend a plan, carried over as it is, by one more step with the pairs that are new.
 
     carried_rows, carried_step: intp[m] and int32[m], pair and step of each entry of the plan that
     is carried; a pair without an entry is new.

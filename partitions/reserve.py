@@ -1,4 +1,4 @@
-"""The reserve: pairs set aside before anything is trained, the fixed probe of every model.
+"""Choose the reserve: pairs set aside before anything is trained, on which every model is measured.
 
 This module owns which pairs are reserved. Membership is decided by prompt, through a keyed hash,
 so it depends neither on the order of rows nor on what else is in the data, and a prompt reserved
@@ -17,9 +17,10 @@ from partitions.pairs import Codes, Ids, argsort_by, ordering_key, run_starts
 
 
 def reserve_size(pairs: int, *, fraction: float, min_pairs: int, max_fraction: float) -> int:
-    """Pairs wanted in the reserve of a source of ``pairs`` pairs.
+    """Return how many pairs the reserve of a source of ``pairs`` pairs should have.
 
-    max(fraction, min(min_pairs, max_fraction)): ``fraction`` rounded up, ``max_fraction`` down.
+    It is max(fraction, min(min_pairs, max_fraction)): ``fraction`` rounded up, ``max_fraction``
+    down.
     """
     # As decimals: in binary, 0.07 of 100 is above 7 and would be rounded up to 8.
     at_least = math.ceil(Fraction(str(float(fraction))) * pairs)
@@ -38,11 +39,11 @@ def reserve_mask(
     key: str,
     pairs: int = 0,
 ) -> NDArray[np.bool_]:
-    """Which pairs are reserved, bool[n].
+    """Return which pairs are reserved, bool[n].
 
     prompt_ids: uint64[n, 2], the id of each pair's normalised prompt. source: int[n], codes below
-    ``n_sources``. ``pairs`` is how many of every source; at 0 the shares say it, see
-    :func:`reserve_size`. ``key`` keys the hash.
+    ``n_sources``. ``pairs`` is how many to reserve of every source; at 0 the shares
+    decide, see :func:`reserve_size`. ``key`` keys the hash.
 
     Per source, whole prompts are taken in the order of their hashes until ``reserve_size`` pairs
     (or ``pairs``) are, so the last prompt's other pairs may exceed it. A source's last prompt is
@@ -70,8 +71,10 @@ def reserve_mask(
 
 
 def most_reserved(prompt_ids: Ids, source: Codes, *, n_sources: int, key: str) -> NDArray[np.int64]:
-    """How many pairs of each source its own rule can set aside, int64[n_sources]: all but those of
-    the prompt that comes last by its hash. Arguments as for :func:`reserve_mask`."""
+    """Return how many pairs of each source its own rule can set aside, int64[n_sources].
+
+    They are all but those of the prompt that comes last by its hash. The arguments are those of
+    :func:`reserve_mask`."""
     most = np.zeros(n_sources, dtype=np.int64)
     rank = _ranks(prompt_ids, key) if len(prompt_ids) else np.zeros(0, dtype=np.int64)
     for code in range(n_sources):
@@ -81,7 +84,7 @@ def most_reserved(prompt_ids: Ids, source: Codes, *, n_sources: int, key: str) -
 
 
 def _ranks(prompt_ids: Ids, key: str) -> NDArray[np.int64]:
-    """The place of each pair's prompt in the order of hashes, int64[n]."""
+    """Return the place of each pair's prompt in the order of hashes, int64[n]."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     order = argsort_by(ordering_key(prompt_ids, seed), prompt_ids)
     starts = run_starts(prompt_ids[order])

@@ -1,6 +1,6 @@
-"""What a partition strategy is, the settings it reads, and the strategies there are.
+"""Define what a partition strategy is, the settings it reads, and the registry of strategies.
 
-This module owns the settings' form and the registry. What a strategy does stands in its own file.
+This module owns the settings' form and the registry. What a strategy does is in its own file.
 """
 
 import difflib
@@ -18,16 +18,17 @@ ORDERS = ("given", "easy_first", "hard_first")
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """Which pair goes to which step, as a recipe says it. Lists become tuples.
+    """A recipe says by these settings which pair goes to which step. Lists become tuples.
 
     strategy: name of a registered strategy.
-    order: of steps: ``given``, ``easy_first`` or ``hard_first``. ``given`` is the recipe's order
+    order: the order of steps: ``given``, ``easy_first`` or ``hard_first``. ``given`` is the
+    recipe's order
         for natural steps, and easy first for curricula.
     groups: natural steps made of several sources, by name; empty: one source per step.
     fractions: share of the pairs per step, for drawn strategies; sums to 1.
     strata: columns whose values are spread evenly over the steps.
     per_token: whether a margin is counted per token and not summed over the completion.
-    seed: seed of the draw, 0 to 2**64 - 1.
+    seed: the seed of the draw, 0 to 2**64 - 1.
     """
 
     strategy: str = "natural"
@@ -48,7 +49,7 @@ class PartitionSettings:
             raise PartitionError(f"partition.seed must be from 0 to 2**64 - 1, not {self.seed}")
 
     def changed(self) -> list[str]:
-        """Names of the settings that do not stand at their default, ``strategy`` aside."""
+        """Return the names of the settings that differ from their default, ``strategy`` aside."""
         return [
             f.name
             for f in fields(self)
@@ -58,7 +59,7 @@ class PartitionSettings:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """What a strategy decided: a table of pair and step.
+    """A strategy's decision is a table of pair and step.
 
     step_of: int32[m], the step of each entry, from 1.
     rows: intp[m], the pair of each entry; None: entry i is pair i. A pair may be in several steps,
@@ -101,27 +102,29 @@ _STRATEGIES: dict[str, Strategy] = {}
 
 
 def register(strategy: Strategy, *, again: bool = False) -> None:
-    """Make a strategy known by its name; a name that is taken is refused, unless it is ``again``
-    the one of the same package."""
+    """Make a strategy known by its name.
+
+    Raises :class:`PartitionError` for a name that is taken, unless ``again`` says that it is the
+    same package's."""
     if strategy.name in _STRATEGIES and not again:
         raise PartitionError(f"a partition strategy `{strategy.name}` is registered already")
     _STRATEGIES[strategy.name] = strategy
 
 
 def get(name: str) -> Strategy:
-    """The strategy of this name; :class:`PartitionError` names the nearest known one."""
+    """Return the strategy of this name; :class:`PartitionError` names the nearest known one."""
     if name not in _STRATEGIES:
         raise PartitionError(f"partition.strategy: {unknown(name, names())}")
     return _STRATEGIES[name]
 
 
 def names() -> tuple[str, ...]:
-    """Names of the registered strategies, in the order of registration."""
+    """Return the names of the registered strategies, in the order of registration."""
     return tuple(_STRATEGIES)
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Say that ``name`` is not known, which names are, and which of them is nearest."""
+    """Say that ``name`` is unknown, which names are known, and which of them is nearest."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -1,4 +1,4 @@
-"""The strategies, one file each: what a name in the recipe does with pairs.
+"""Define the strategies, one file each: what a name in the recipe does with pairs.
 
 They import pairs, draws and what a strategy is. Whatever :class:`~partitions.strategy.Strategy` a
 file here defines is registered by :mod:`partitions`.

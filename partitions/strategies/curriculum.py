@@ -1,16 +1,16 @@
-"""Curricula: steps of equal difficulty, cut at quantiles of one measured feature.
+"""Make curricula: steps of rising or falling difficulty, cut at quantiles of one measured feature.
 
 All pairs are put in one order by the feature, easy first or hard first, and cut into
-``settings.fractions``. What is easy is the strategy's to say:
+``settings.fractions``. Each strategy has its own meaning of easy:
 
 - ``score_gap``: a large difference of the two ratings (Curri-DPO, arXiv 2403.07230).
 - ``reference_margin``: a large log-prob margin gamma under M_0, summed or per token: what sDPO's
   second version (arXiv 2403.19270v2) does with whole sources, for single pairs.
 - ``length``: few tokens.
 
-Pairs of equal value are told apart by their ids, so the cut is the same whatever the order of rows.
-A pair whose feature is not known is refused and not put last: among the hardest pairs it would be
-a claim that nobody measured.
+Pairs of equal value are ordered by their ids, so the cut is the same whatever the order of rows.
+A pair whose feature is unknown is refused, not put last: to place it among the hardest pairs would
+be a claim that nobody measured.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ from partitions.strategy import Assignment, PartitionSettings, Strategy
 def _cut(
     pairs: Pairs, settings: PartitionSettings, *, feature: str, large_is_easy: bool, without: str
 ) -> Assignment:
-    """Equal-count quantiles of ``feature``; ``without`` says what to do where it is not known."""
+    """Cut at equal-count quantiles of ``feature``; ``without`` is the remedy where it is
+    unknown."""
     fractions = normalised(settings.fractions)
     values = pairs.features[feature]
     _refuse_unknown(pairs, values, feature=feature, without=without)
@@ -61,12 +62,12 @@ def _refuse_unknown(pairs: Pairs, values: Floats, *, feature: str, without: str)
 
 
 def _range(values: Floats) -> str:
-    """From the first to the last value of a step; a step may have no pairs, which is refused."""
+    """Describe a step from its first to its last value; an empty step, refused later, has none."""
     return f"{values[0]:.4g} to {values[-1]:.4g}" if len(values) else "(none)"
 
 
 def _summaries(parts: list[NDArray[np.floating]]) -> Mapping[str, Mapping[str, float]]:
-    """Least, mean and greatest value of every step."""
+    """Return the least, mean and greatest value of every step."""
     return {
         f"D_{step}": {
             "least": float(part.min()),

@@ -1,4 +1,4 @@
-"""The natural partition: each step is one source of pairs, or a named group of sources.
+"""Make the natural partition: each step is one source of pairs, or a named group of sources.
 
 A source that several groups name is trained on in each of their steps.
 
@@ -43,7 +43,7 @@ def _assign(pairs: Pairs, settings: PartitionSettings) -> Assignment:
 
 
 def _check_groups(groups: tuple[Group, ...], sources: tuple[str, ...]) -> None:
-    """Every source, in no group twice, and nothing else."""
+    """Refuse groups that leave a source out, name one twice in a group, or name an unknown one."""
     named = {name for group in groups for name in group}
     for name in named:
         if name not in sources:
@@ -68,7 +68,7 @@ def _check_groups(groups: tuple[Group, ...], sources: tuple[str, ...]) -> None:
 def _entries(
     pairs: Pairs, groups: tuple[Group, ...]
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.int32]]:
-    """Pair and step of every entry, as an assignment has them; no rows where each pair has one."""
+    """Return pair and step of every entry; no rows where each pair has one entry."""
     if sum(map(len, groups)) == len(pairs.source_names):
         position = {name: step for step, group in enumerate(groups, 1) for name in group}
         of_source = np.array([position[name] for name in pairs.source_names], dtype=np.int32)
@@ -82,7 +82,7 @@ def _entries(
 
 
 def _shares_above_zero(pairs: Pairs, groups: tuple[Group, ...]) -> dict[Group, float]:
-    """Share of each group's pairs with gamma > 0; 0 for a group without pairs."""
+    """Return the share of each group's pairs with gamma > 0; 0 for a group without pairs."""
     gamma = pairs.features["gamma"]
     if unmeasured := np.count_nonzero(~np.isfinite(gamma)):
         codes = np.unique(pairs.source[~np.isfinite(gamma)])

@@ -1,4 +1,4 @@
-"""The random partition: fractions of all pairs together, the control for every other strategy."""
+"""Make the random partition: fractions of all pairs, as a control for every other strategy."""
 
 from partitions.draw import draw_fractions
 from partitions.pairs import Pairs

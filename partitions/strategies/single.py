@@ -1,4 +1,4 @@
-"""The single partition: all pairs in one step, as plain DPO trains on them."""
+"""Make the single partition: all pairs are in one step, as plain DPO trains on them."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The stratified partition: fractions per step, drawn within strata.
+"""Make the stratified partition: each step gets its fraction, drawn within strata.
 
 Every step has the same mix of sources, and of the values of any further column, to within one pair
 per stratum. With the default fractions this is the control of the sDPO paper (arXiv 2403.19270v1).
