@@ -1,4 +1,4 @@
-"""Training objectives: what each one needs (no torch), and its formula (:mod:`.losses`, torch)."""
+"""Define the objectives: what each needs (:mod:`.facts`, no torch) and its formula (torch)."""
 
 from sdpo.objectives.facts import (
     OBJECTIVES,

@@ -1,7 +1,7 @@
-"""What each objective needs: a reference or not, which settings, pairs or sides, lengths, the NLL.
+"""Tell what each objective needs: a reference, settings, pairs or sides, lengths, the NLL.
 
-No torch here: recipes are checked, and steps planned, by these facts alone. They stand on the
-formulas in :mod:`sdpo.objectives.losses`, and are read from its text.
+Recipes are checked and steps are planned by these facts alone, without torch. They are written as
+decorators of the formulas in :mod:`sdpo.objectives.losses`, and read from the text of that module.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Form = Literal["pairwise", "pointwise", "mixed", "supervised"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class Objective:
-    """The facts about one objective.
+    """One objective has these facts.
 
     ``form``: whether the loss reads the two sides through their difference alone (pairwise), each
     by itself (pointwise), both ways (mixed), or the chosen side alone (supervised). ``settings``
@@ -57,7 +57,7 @@ def objective(
 ) -> Callable[[F], F]:
     """State the facts about the objective whose formula is decorated, as literals.
 
-    They are those of :class:`Objective`, and are read from the source's text: nothing is done here.
+    They are those of :class:`Objective` and are read from the source's text: a call does nothing.
     Its keyword-only parameters are the settings that it reads.
     """
     return lambda formula: formula
@@ -69,7 +69,7 @@ def _of_this_project() -> dict[str, Objective]:
 
 
 def _made(states: Stated) -> Objective:
-    """The facts that a source states.
+    """Return the facts that a source states.
 
     Raises:
         PluginError: one is missing, unknown, of another kind, or no literal.
@@ -125,11 +125,11 @@ _OTHER_NAMES = {
 
 
 def other_name(name: str) -> str:
-    """This project's name of an objective that others call ``name``, or ""."""
+    """Return this project's name of the objective that others call ``name``, or ""."""
     return _OTHER_NAMES.get(name, "")
 
 
 def settings_of(training: JsonObject) -> dict[str, float]:
-    """Of ``training`` the settings that its objective's formula reads."""
+    """Return the settings of ``training`` that its objective's formula reads."""
     facts = objective_facts(str(training["objective"]))
     return {name: number_of(training, name) for name in facts.settings}

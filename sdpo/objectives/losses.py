@@ -1,4 +1,4 @@
-"""The formulas: pure functions of summed log-probs and token counts, each beside its source.
+"""Compute the losses: pure functions of summed log-probs and token counts, each with its source.
 
 Every loss takes float tensors of shape ``[pairs]`` (log-probs in nats, summed over the completion's
 tokens) and returns the loss of each pair, shape ``[pairs]``.
@@ -19,14 +19,14 @@ from sdpo.objectives.facts import OBJECTIVES, objective, objective_facts
 from sdpo.plugins.installed import find
 
 LARGEST_PER_TOKEN_LOGP = -1e-7
-"""The odds of a completion whose tokens all have probability 1 are infinite: a is capped here."""
+"""The odds are infinite where all tokens have probability 1: a is capped at this value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLogps:
-    """Summed log-probs of a batch of pairs in nats, and scored tokens; each of shape ``[pairs]``.
+    """A batch of pairs has summed log-probs in nats and scored tokens, each of shape ``[pairs]``.
 
-    The reference's are NaN for an objective that does not read them.
+    The reference's log-probs are NaN for an objective that does not read them.
     """
 
     policy_chosen_logps: torch.Tensor
@@ -37,33 +37,33 @@ class PairLogps:
     rejected_tokens: torch.Tensor
 
     def log_ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """h of both sides: log pi - log pi_ref, each ``[pairs]``."""
+        """Return h of both sides, log pi - log pi_ref, each ``[pairs]``."""
         return (
             self.policy_chosen_logps - self.reference_chosen_logps,
             self.policy_rejected_logps - self.reference_rejected_logps,
         )
 
     def per_token(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """a of both sides: mean log-prob per token, each ``[pairs]``."""
+        """Return a of both sides, the mean log-prob per token, each ``[pairs]``."""
         return (
             self.policy_chosen_logps / self.chosen_tokens,
             self.policy_rejected_logps / self.rejected_tokens,
         )
 
     def margins(self) -> torch.Tensor:
-        """Delta = gamma_policy - gamma_reference, shape ``[pairs]``."""
+        """Return Delta = gamma_policy - gamma_reference, shape ``[pairs]``."""
         return (self.policy_chosen_logps - self.policy_rejected_logps) - (
             self.reference_chosen_logps - self.reference_rejected_logps
         )
 
     def per_token_margins(self) -> torch.Tensor:
-        """h_w / n_w - h_l / n_l, shape ``[pairs]``."""
+        """Return h_w / n_w - h_l / n_l, shape ``[pairs]``."""
         chosen, rejected = self.log_ratios()
         return chosen / self.chosen_tokens - rejected / self.rejected_tokens
 
 
 def softplus(z: torch.Tensor) -> torch.Tensor:
-    """softplus(z) = -log sigmoid(-z), exact everywhere: ``F.softplus`` is linear above 20.
+    """Return softplus(z) = -log sigmoid(-z), exact everywhere: ``F.softplus`` is linear above 20.
 
     The formulas of the objectives call it s(z).
     """
@@ -71,7 +71,7 @@ def softplus(z: torch.Tensor) -> torch.Tensor:
 
 
 def log1mexp(a: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(a)) for a < 0, without cancellation at either end (Maechler 2012)."""
+    """Return log(1 - exp(a)) for a < 0, without cancellation at either end (Maechler 2012)."""
     near = a > -math.log(2)
     # Each branch sees only arguments it can take: else its gradient is NaN where it is not chosen.
     return torch.where(
@@ -82,13 +82,13 @@ def log1mexp(a: torch.Tensor) -> torch.Tensor:
 
 
 def log_odds(a: torch.Tensor) -> torch.Tensor:
-    """o = a - log(1 - exp(a)), for a <= 0 capped at ``LARGEST_PER_TOKEN_LOGP``."""
+    """Return o = a - log(1 - exp(a)), for a <= 0 capped at ``LARGEST_PER_TOKEN_LOGP``."""
     capped = a.clamp(max=LARGEST_PER_TOKEN_LOGP)
     return capped - log1mexp(capped)
 
 
 def capped_odds(logps: PairLogps) -> torch.Tensor:
-    """How many of each pair's sides (0, 1, 2) are so certain that :func:`log_odds` caps them."""
+    """Count the sides of each pair (0, 1, 2) that are so certain that their odds are capped."""
     chosen, rejected = logps.per_token()
     limit = LARGEST_PER_TOKEN_LOGP
     return (chosen > limit).to(chosen.dtype) + (rejected > limit).to(chosen.dtype)
@@ -96,13 +96,13 @@ def capped_odds(logps: PairLogps) -> torch.Tensor:
 
 @objective(title="DPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
 def dpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta Delta): DPO, arXiv 2305.18290, eq. 7."""
+    """Return s(-beta Delta): DPO, arXiv 2305.18290, eq. 7."""
     return softplus(-beta * logps.margins())
 
 
 @objective(title="cDPO", paper="2305.18290", form="pairwise", constant_at_reference=True)
 def cdpo(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tensor:
-    """(1 - eps) s(-beta Delta) + eps s(beta Delta): conservative DPO, Mitchell 2023.
+    """Return (1 - eps) s(-beta Delta) + eps s(beta Delta): conservative DPO, Mitchell 2023.
 
     From "A note on DPO with noisy preferences": a label is flipped with probability eps.
     """
@@ -112,7 +112,8 @@ def cdpo(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tens
 
 @objective(title="Robust DPO", paper="2403.00409", form="pairwise", constant_at_reference=True)
 def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Tensor:
-    """[(1 - eps) s(-beta Delta) - eps s(beta Delta)] / (1 - 2 eps): rDPO, arXiv 2403.00409."""
+    """Return [(1 - eps) s(-beta Delta) - eps s(beta Delta)] / (1 - 2 eps): rDPO, arXiv
+    2403.00409."""
     z = beta * logps.margins()
     unbiased = (1 - label_smoothing) * softplus(-z) - label_smoothing * softplus(z)
     return unbiased / (1 - 2 * label_smoothing)
@@ -120,7 +121,7 @@ def robust(logps: PairLogps, *, beta: float, label_smoothing: float) -> torch.Te
 
 @objective(title="Hinge (SLiC)", paper="2305.10425", form="pairwise", constant_at_reference=True)
 def hinge(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """max(0, 1 - beta Delta): the hinge of SLiC-HF, arXiv 2305.10425, on log-ratios."""
+    """Return max(0, 1 - beta Delta): the hinge of SLiC-HF, arXiv 2305.10425, on log-ratios."""
     return F.relu(1 - beta * logps.margins())
 
 
@@ -132,7 +133,8 @@ def hinge(logps: PairLogps, *, beta: float) -> torch.Tensor:
     constant_at_reference=True,
 )
 def ipo(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """(h_w / n_w - h_l / n_l - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, per token.
+    """Return (h_w / n_w - h_l / n_l - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, per
+    token.
 
     The average over tokens is what TRL and HALOs compute, confirmed by the paper's authors.
     """
@@ -141,20 +143,23 @@ def ipo(logps: PairLogps, *, beta: float) -> torch.Tensor:
 
 @objective(title="IPO, summed", paper="2310.12036", form="pairwise", constant_at_reference=True)
 def ipo_sum(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """(Delta - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, as in arXiv 2502.01237."""
+    """Return (Delta - 1 / (2 tau))^2, tau = beta: arXiv 2310.12036, eq. 17, as in arXiv
+    2502.01237."""
     return (logps.margins() - 1 / (2 * beta)) ** 2
 
 
 @objective(title="SPPO (hard)", paper="2405.00675", form="pointwise", constant_at_reference=True)
 def sppo(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """(h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2: arXiv 2405.00675, eq. 4.7, P in {0, 1}."""
+    """Return (h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2: arXiv 2405.00675, eq. 4.7, P in {0,
+    1}."""
     chosen, rejected = logps.log_ratios()
     return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
 
 
 @objective(title="EXO (pairs)", paper="2402.00856", form="pairwise", constant_at_reference=True)
 def exo(logps: PairLogps, *, beta: float, exo_epsilon: float) -> torch.Tensor:
-    """KL((q, 1 - q) || (1 - eps, eps)), q = sigmoid(beta Delta): arXiv 2402.00856, eq. 16."""
+    """Return KL((q, 1 - q) || (1 - eps, eps)), q = sigmoid(beta Delta): arXiv 2402.00856, eq.
+    16."""
     z = beta * logps.margins()
     chosen = torch.sigmoid(z) * (F.logsigmoid(z) - math.log1p(-exo_epsilon))
     return chosen + torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(exo_epsilon))
@@ -162,37 +167,40 @@ def exo(logps: PairLogps, *, beta: float, exo_epsilon: float) -> torch.Tensor:
 
 @objective(title="NCA (pairs)", paper="2402.05369", form="pointwise", constant_at_reference=True)
 def nca(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta h_w) + s(beta h_w) / 2 + s(beta h_l) / 2: arXiv 2402.05369, K = 2."""
+    """Return s(-beta h_w) + s(beta h_w) / 2 + s(beta h_l) / 2: arXiv 2402.05369, K = 2."""
     chosen, rejected = (beta * h for h in logps.log_ratios())
     return softplus(-chosen) + 0.5 * softplus(chosen) + 0.5 * softplus(rejected)
 
 
 @objective(title="Cal-DPO", paper="2412.14516", form="mixed", constant_at_reference=True)
 def cal_dpo(logps: PairLogps, *, beta: float, cal_dpo_c: float) -> torch.Tensor:
-    """s(-Delta) + c [(h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2]: Cal-DPO, arXiv 2412.14516.
+    """Return s(-Delta) + c [(h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2]: arXiv 2412.14516.
 
-    The first term has no beta. c = 1 in arXiv 2502.01237, 1/2 in the authors' own code.
+    This is Cal-DPO. The first term has no beta. c = 1 in arXiv 2502.01237, 1/2 in the authors' own
+    code.
     """
     return softplus(-logps.margins()) + cal_dpo_c * sppo(logps, beta=beta)
 
 
 @objective(title="APO-Zero", paper="2408.06266", form="pointwise", constant_at_reference=True)
 def apo_zero(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """sigmoid(-beta h_w) + sigmoid(beta h_l): arXiv 2408.06266, eq. 7, plus 1 as in its code."""
+    """Return sigmoid(-beta h_w) + sigmoid(beta h_l): arXiv 2408.06266, eq. 7, plus 1 as its
+    code."""
     chosen, rejected = logps.log_ratios()
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
 
 
 @objective(title="APO-Down", paper="2408.06266", form="mixed", constant_at_reference=True)
 def apo_down(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """sigmoid(beta h_w) + sigmoid(-beta Delta): arXiv 2408.06266, eq. 8, plus 1 as in its code."""
+    """Return sigmoid(beta h_w) + sigmoid(-beta Delta): arXiv 2408.06266, eq. 8, plus 1, as its
+    code."""
     chosen, _ = logps.log_ratios()
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * logps.margins())
 
 
 @objective(title="HyPO", paper="2602.11902", form="pairwise")
 def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta (gamma_pi - max(gamma_ref, 0))): HyPO, arXiv 2602.11902.
+    """Return s(-beta (gamma_pi - max(gamma_ref, 0))): HyPO, arXiv 2602.11902.
 
     DPO, but a reference that prefers the rejected side is read as having no preference.
     """
@@ -209,7 +217,7 @@ def hypo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     constant_at_reference=True,
 )
 def dpo_norm(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, arXiv 2411.15124."""
+    """Return s(-beta (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, arXiv 2411.15124."""
     return softplus(-beta * logps.per_token_margins())
 
 
@@ -221,7 +229,8 @@ def dpo_norm(logps: PairLogps, *, beta: float) -> torch.Tensor:
     length_normalised=True,
 )
 def simpo(logps: PairLogps, *, beta: float, simpo_gamma_beta_ratio: float) -> torch.Tensor:
-    """s(-(beta (a_w - a_l) - gamma)), gamma = beta * ratio: SimPO, arXiv 2405.14734, eq. 6."""
+    """Return s(-(beta (a_w - a_l) - gamma)), gamma = beta * ratio: SimPO, arXiv 2405.14734, eq.
+    6."""
     chosen, rejected = logps.per_token()
     return softplus(-beta * (chosen - rejected - simpo_gamma_beta_ratio))
 
@@ -235,7 +244,8 @@ def simpo(logps: PairLogps, *, beta: float, simpo_gamma_beta_ratio: float) -> to
     has_odds=True,
 )
 def orpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta (o_w - o_l)): the alignment term of ORPO under a temperature, arXiv 2502.01237."""
+    """Return s(-beta (o_w - o_l)): the alignment term of ORPO under a temperature, arXiv
+    2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
     return softplus(-beta * (chosen - rejected))
 
@@ -250,7 +260,7 @@ def orpo(logps: PairLogps, *, beta: float) -> torch.Tensor:
     has_odds=True,
 )
 def orpo_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tensor:
-    """-a_w + lambda s(-(o_w - o_l)): ORPO, arXiv 2403.07691, eq. 6.
+    """Return -a_w + lambda s(-(o_w - o_l)): ORPO, arXiv 2403.07691, eq. 6.
 
     The NLL is the mean over the completion's tokens; TRL takes it over the prompt as well.
     """
@@ -266,7 +276,7 @@ def orpo_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tenso
     has_odds=True,
 )
 def asft(logps: PairLogps, *, beta: float) -> torch.Tensor:
-    """s(-beta o_w) + s(beta o_l): the alignment term of ASFT, arXiv 2502.01237."""
+    """Return s(-beta o_w) + s(beta o_l): the alignment term of ASFT, arXiv 2502.01237."""
     chosen, rejected = (log_odds(a) for a in logps.per_token())
     return softplus(-beta * chosen) + softplus(beta * rejected)
 
@@ -281,7 +291,8 @@ def asft(logps: PairLogps, *, beta: float) -> torch.Tensor:
     has_odds=True,
 )
 def asft_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tensor:
-    """-a_w + lambda [s(-o_w) + s(o_l)]: ASFT, arXiv 2409.10571, as given in arXiv 2502.01237."""
+    """Return -a_w + lambda [s(-o_w) + s(o_l)]: ASFT, arXiv 2409.10571, as given in arXiv
+    2502.01237."""
     return sft(logps) + preference_weight * asft(logps, beta=1.0)
 
 
@@ -294,7 +305,7 @@ def asft_one_stage(logps: PairLogps, *, preference_weight: float) -> torch.Tenso
     has_nll=True,
 )
 def sft(logps: PairLogps) -> torch.Tensor:
-    """-a_w: negative log-likelihood per token of the chosen side."""
+    """Return -a_w: the negative log-likelihood per token of the chosen side."""
     return -logps.per_token()[0]
 
 
@@ -319,7 +330,7 @@ def loss_of(objective: str) -> Loss:
 
 
 def loss_at_reference(objective: str, settings: Mapping[str, float]) -> float | None:
-    """The loss where policy and reference agree, if it is the same for every pair."""
+    """Return the loss where policy and reference agree, if it is the same for every pair."""
     if not objective_facts(objective).constant_at_reference:
         return None
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
@@ -337,9 +348,10 @@ def loss_at_reference(objective: str, settings: Mapping[str, float]) -> float | 
 def rewards(
     logps: PairLogps, objective: str, settings: Mapping[str, float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Implicit rewards of both sides, each ``[pairs]``: what TRL logs under ``rewards/``.
+    """Return the implicit rewards of both sides, each ``[pairs]``: TRL's ``rewards/``.
 
-    beta h with a reference; without one beta a (SimPO, ORPO and ASFT), or lambda a in one stage.
+    They are beta h with a reference; without one, beta a (SimPO, ORPO, ASFT), or lambda a in one
+    stage.
     """
     scale = settings.get("beta", settings.get("preference_weight", 1.0))
     if objective_facts(objective).needs_reference:
@@ -352,7 +364,7 @@ def rewards(
 def own_metrics(
     logps: PairLogps, objective: str, *, with_nll: bool = False
 ) -> dict[str, torch.Tensor]:
-    """What an objective has to show besides rewards and log-probs, each ``[pairs]``; TRL's names.
+    """Return what an objective shows besides rewards and log-probs, each ``[pairs]``; TRL's names.
 
     ``with_nll``: the NLL of the chosen side is added to an objective that has none of its own.
     ``odds_capped`` counts the sides whose odds are capped: see :func:`log_odds`.

@@ -1,4 +1,5 @@
-"""Statistics of measured log-probs: intervals, paired differences, estimates of KL.
+"""Compute statistics of measured log-probs: intervals, paired differences, estimates of KL.
 
-Numbers in, numbers out: nothing is read or written here, and no model is known. It imports numpy.
+The functions take numbers and return numbers: they read and write no file and know no model. They
+import numpy alone.
 """

@@ -1,4 +1,4 @@
-"""Statistics of gamma_ref: what a model prefers, and how that differs between models.
+"""Compute statistics of gamma_ref: what a model prefers, and how that differs between models.
 
 gamma_M(x) = log M(chosen|x) - log M(rejected|x), raw sums in nats (sDPO, arXiv 2403.19270, section
 3.2). This module owns the numbers in ``gamma.json`` and the contamination test; it takes tables of
@@ -35,7 +35,9 @@ _BLOCK = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One model on ``n`` pairs, sorted by pair id; log-probs ``[n]`` in nats, sums over tokens."""
+    """A table holds one model's log-probs of ``n`` pairs, sorted by pair id.
+
+    Log-probs are ``[n]``, in nats, summed over tokens."""
 
     pair_id: NDArray[np.str_]
     prompt_key: NDArray[np.str_]
@@ -52,16 +54,16 @@ class Measured:
 
     @property
     def gamma(self) -> Floats:
-        """Chosen minus rejected log-prob, float64 ``[n]``, nats."""
+        """Return chosen minus rejected log-prob, float64 ``[n]``, nats."""
         return self.chosen_logps - self.rejected_logps
 
     def take(self, rows: np.ndarray) -> "Measured":
-        """The pairs that a mask or an index array ``rows`` names."""
+        """Return the pairs that ``rows``, a mask or an array of indices, names."""
         return Measured(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def split_probes(table: pa.Table) -> dict[str, Measured]:
-    """The probes in one model's table (``probes/M_t.parquet``), by name, sorted.
+    """Return the probes in one model's table (``probes/M_t.parquet``) by name, sorted.
 
     Raises:
         Fault: a pair stands twice in a probe, or has a log-prob that is not finite or of no token.
@@ -84,7 +86,7 @@ def split_probes(table: pa.Table) -> dict[str, Measured]:
 
 
 def statistics(rows: Measured) -> Entry:
-    """Moments, quantiles and accuracy of gamma over ``rows``.
+    """Return moments, quantiles and accuracy of gamma over ``rows``.
 
     ``se`` is sd / sqrt(pairs), as if pairs were independent; intervals are in :func:`gamma_view`.
     """
@@ -109,7 +111,7 @@ def statistics(rows: Measured) -> Entry:
 def paired_difference(
     now: Measured, earlier: Measured, *, resamples: int, seed: int, beta: float | None = None
 ) -> Entry:
-    """d = gamma now - gamma earlier on the pairs that both have, with its interval.
+    """Return d = gamma now - gamma earlier on the pairs that both have, with its interval.
 
     ``accuracy`` is the share of pairs whose gamma rose, ties counting 1/2; ``share_above`` leaves
     ties out. ``margin`` = beta * mean(d): the trainer's rewards/margins where ``earlier`` is its
@@ -149,14 +151,14 @@ def gamma_view(
     seed: int,
     sizes: Mapping[int, int] | None = None,
 ) -> list[Entry]:
-    """The entries of ``step-<step>/gamma.json``: M_0..M_step on every probe.
+    """Return the entries of ``step-<step>/gamma.json``: M_0..M_step on every probe.
 
-    First, M_{step-1} on D_step whole (the reference that the step trained with); then every model
-    on the reserve of every source and on the sample of every partition. ``whole`` says that the
-    entry covers the reserve or the partition entirely; ``sizes`` are the pairs of each partition,
-    by default what the model before it was measured on. ``beta`` is that of the step; a margin is
-    given for the model it made, unless ``beta`` is None: then its rewards are no log-ratios.
-    ``probes``: the tables of ``probes/M_k.parquet`` by model name.
+    First comes M_{step-1} on D_step whole (the reference that the step trained with); then every
+    model on the reserve of every source and on the sample of every partition. ``whole`` says that
+    the entry covers the reserve or the partition entirely; ``sizes`` are the pairs of each
+    partition, by default what the model before it was measured on. ``beta`` is that of the step; a
+    margin is given for the model it made, unless ``beta`` is None: then its rewards are no
+    log-ratios. ``probes``: the tables of ``probes/M_k.parquet`` by model name.
 
     Raises:
         Fault: the table of a model is missing or damaged.
@@ -179,7 +181,7 @@ def reference_entry(
     seed: int,
     sizes: Mapping[int, int] | None = None,
 ) -> Entry | None:
-    """M_{step-1} on D_step, whole or its sample: all it was measured on; None where on nothing.
+    """Return the entry of M_{step-1} on all pairs of D_step that it was measured on, or None.
 
     Differences to earlier models are over the pairs that those were measured on too: the sample.
     """
@@ -197,10 +199,11 @@ def reference_entry(
 def other_reference_entry(
     reference: pa.Table, base: pa.Table, *, step: int, resamples: int, seed: int
 ) -> Entry:
-    """A reference that is not M_{step-1}, on D_step whole, from ``reference.parquet``.
+    """Return the entry of a reference that is not M_{step-1}, from ``reference.parquet``.
 
-    ``base``: the probes of M_0, for the change from S on the pairs that S was measured on. Numbers
-    per token are None for a reference that cuts the text into other tokens.
+    It covers D_step whole. ``base``: the probes of M_0, for the change from S on the pairs that S
+    was measured on. Numbers per token are None for a reference that cuts the text into other
+    tokens.
     """
     per_token = reference["chosen_tokens"].null_count == 0
     columns: dict[str, Any] = {
@@ -235,7 +238,7 @@ def other_reference_entry(
 def contamination(
     probes: Mapping[str, pa.Table], *, step: int, model: int, resamples: int, seed: int
 ) -> Entry | None:
-    """How much more M_model moved away from S on D_step than on the reserve of the same sources.
+    """Return how much more M_model moved away from S on D_step than on the sources' reserve.
 
     With d = gamma under M_model - gamma under S, ``gap`` = mean d(D_step) - mean d(reserve), both
     over D_step's mixture of sources, with an interval that resamples prompts within sources. For
@@ -280,7 +283,7 @@ def contamination(
 def bootstrap_means(
     values: Floats, clusters: NDArray[np.str_], *, resamples: int, seed: int | list[int]
 ) -> Floats | None:
-    """Means of ``values`` ``[n, k]`` over resampled clusters, ``[resamples, k]``.
+    """Return means of ``values`` ``[n, k]`` over resampled clusters, ``[resamples, k]``.
 
     Whole clusters ``[n]`` are drawn with replacement, so pairs of one prompt stay together. None
     with fewer than two clusters: nothing then says how the mean varies.
@@ -304,7 +307,7 @@ def bootstrap_means(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """The models M_0.. that were measured, and how to describe them."""
+    """A view holds the tables of M_0, M_1, ... and describes them as entries."""
 
     models: list[dict[str, Measured]]
     step: int
@@ -326,7 +329,7 @@ class _View:
                     yield self.entry(model, probe, sample, whole=whole)
 
     def size(self, probe: str) -> int | None:
-        """Pairs of a partition; if not known, what the model before it was measured on."""
+        """Return the pairs of a partition; if unknown, what the model before was measured on."""
         before = int(probe.removeprefix("D_")) - 1
         if before + 1 in self.sizes:
             return self.sizes[before + 1]
@@ -361,7 +364,7 @@ class _View:
 
 
 def _probe_order(probe: str) -> tuple[int, int, str]:
-    """Reserves first, by name; then partitions, by number."""
+    """Return the key that sorts reserves first, by name, and then partitions by number."""
     if probe.startswith(RESERVE):
         return (0, 0, probe)
     return (1, int(probe.removeprefix("D_")), "")
@@ -372,7 +375,7 @@ Moves = dict[str, tuple[Floats, NDArray[np.str_]]]
 
 
 def _moves(base: dict[str, Measured], moved: dict[str, Measured], probe: str) -> Moves:
-    """d on the pairs of a probe that both models were measured on, by source."""
+    """Return d on the pairs of a probe that both models were measured on, by source."""
     if probe not in base or probe not in moved:
         return {}
     _, first, second = np.intersect1d(
@@ -397,9 +400,11 @@ def _reserve_moves(base: dict[str, Measured], moved: dict[str, Measured]) -> Mov
 def _mix(
     moves: Moves, mixture: Mapping[str, float], *, resamples: int, seed: list[int]
 ) -> tuple[Floats, Floats]:
-    """(mean d, share d > 0) ``[2]`` over a mixture of sources, and resamples ``[resamples, 2]``.
+    """Return (mean d, share d > 0) ``[2]`` over a mixture of sources, and its resamples.
 
-    Resamples are NaN where a source has one prompt. Sources are weighted, not pooled: where a model
+    The resamples are ``[resamples, 2]``.
+
+    They are NaN where a source has one prompt. Sources are weighted, not pooled: where a model
     moves more on one source than on another, a reserve with another mixture than D_t would look
     like contamination.
     """
@@ -416,7 +421,7 @@ def _mix(
 def _intervals(
     values: Floats, prompts: NDArray[np.str_], *, resamples: int, seed: int
 ) -> list[tuple[float | None, float | None]]:
-    """A 95% interval of the mean of each column of ``values``."""
+    """Return a 95% interval of the mean of each column of ``values``."""
     means = bootstrap_means(values, prompts, resamples=resamples, seed=seed)
     return [_bounds(None if means is None else means[:, k]) for k in range(values.shape[1])]
 
@@ -433,7 +438,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _correlation(first: Floats, second: Floats) -> float | None:
-    """Pearson's correlation; None where a side does not vary."""
+    """Return Pearson's correlation; None where a side does not vary."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])

@@ -1,4 +1,4 @@
-"""KL from numbers per sequence: estimators with their intervals."""
+"""Estimate KL, with intervals, from the numbers of each sequence."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ ESTIMATORS = ("kl", "k1", "k3")
 
 
 def kl_view(table: pa.Table, *, model: str, resamples: int, seed: int) -> list[Entry]:
-    """The entries of ``kl.json``: one for every model compared with and way of sampling.
+    """Return the entries of ``kl.json``: one for each model compared with and way of sampling.
 
     ``per_sequence`` are means of the sums over a completion, ``per_token`` sums over all tokens
     divided by their number; both with 95% intervals that resample prompts. ``unfinished_share`` of
@@ -56,7 +56,7 @@ def _statistics(rows: pa.Table, *, resamples: int, seed: int) -> Entry:
 
 
 def _estimate(mean: float | None, drawn: NDArray[np.float64] | None) -> Entry:
-    """Mean with a 95% percentile interval; None where one prompt alone says nothing of it."""
+    """Return the mean and its 95% percentile interval, which is None for a single prompt."""
     if mean is None or drawn is None or not np.isfinite(drawn).all():
         return {"mean": None if mean is None else float(mean), "low": None, "high": None}
     low, high = np.percentile(drawn, [2.5, 97.5])
