@@ -18,9 +18,9 @@ from sdpo.chain.examples_left import examples_left
 from sdpo.chain.execute import execute
 from sdpo.chain.model_trial import try_models
 from sdpo.chain.open_run import objection, run_folder_of
+from sdpo.chain.other_reference import check_references
 from sdpo.chain.plan import checked, foresee_plan, needs_gamma, partition
 from sdpo.chain.reserve import reserve
-from sdpo.chain.score_reference import check_references
 from sdpo.chain.start_stage import check_room
 from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig, describe

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
+from sdpo.chain.other_reference import reference_tokens
 from sdpo.chain.plan import modules_spec
-from sdpo.chain.score_reference import reference_tokens
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import NamedModel, given_model
 from sdpo.chain.tokens import tokens_path
@@ -56,7 +56,7 @@ def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, st
 def _references(context: Context, steps: Sequence[int]) -> list[tuple[NamedModel, Path]]:
     """Those that the recipe names, each once, with the tokens that they read.
 
-    :func:`~sdpo.chain.score_reference.check_references` has made the tokens that are their own.
+    :func:`~sdpo.chain.other_reference.check_references` has made the tokens that are their own.
     """
     found: dict[str, tuple[NamedModel, Path]] = {}
     for step in steps:

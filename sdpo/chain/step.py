@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from sdpo.chain.context import Context
 from sdpo.chain.kl import measure_kl
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
+from sdpo.chain.other_reference import reference_spec, scored_reference
 from sdpo.chain.probes import probe, record_probe
-from sdpo.chain.score_reference import reference_spec, scored_reference
 from sdpo.chain.start_stage import Told, train_node
 from sdpo.chain.step_models import NamedModel, StepModels, guided_training, reference_of, target_of
 from sdpo.chain.tokens import tokens_path

@@ -83,8 +83,9 @@ Phase = Literal[
 
 ``score_everything``: score every usable pair, a feature that the partition needs.
 ``score_as_reference``: score D_step and the reserve as the reference that another stage will read,
-and check it. ``reference``: score D_step and the reserve under what this stage itself compares
-with. ``measure``: publish the probe of the model in memory, which after training is M_step.
+and check it. ``reference``: read D_step under what this stage itself compares with from the cache,
+and score what is missing. ``measure``: publish the probe of the model in memory, which after
+training is M_step.
 ``preference``, ``supervised``: train on D_step or on examples, and publish.
 """
 
@@ -94,7 +95,7 @@ class StepSpec(Spec):
     ``phases`` says what, and in which order.
 
     ``step`` 0 is the supervised stage. ``input_model`` is the initial target, and the reference too
-    unless ``reference`` says another, or ``without_reference`` none.
+    unless ``reference`` says another.
     """
 
     uses_device: ClassVar[bool] = True

@@ -1,4 +1,7 @@
-"""D_t and the reserve with their log-probs under the step's reference: ``reference.parquet``."""
+"""The log-probs of D_t, and of the reserve, under the step's reference: ``reference.parquet``.
+
+Most were scored already, when the model before was measured: the cache has them.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ from sdpo.system.files import publish_file
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """D_t, with its log-probs under M_{t-1} where the objective reads them."""
+    """D_t, with its log-probs under the step's reference where the objective reads them."""
 
     rows: pa.Table
     scored: Scored | None

@@ -10,7 +10,8 @@ OF_A_RUN = (
     *("pairs.parquet", "usable.parquet", "plan.parquet", "plan.json", "features.parquet"),
     *("supervised.parquet", "rejected_rows.jsonl", "rejected_supervised_rows.jsonl"),
     *("nodes/data.json", "nodes/data.json.sha256", "nodes/rejected_data_rows.jsonl"),
-    *("logs/step-1.log", "logs/tokenise.json", "probes/M_1.parquet", "carried/pairs.parquet"),
+    *("logs/step-1.log", "logs/tokenise.json", "logs/status.json"),
+    *("probes/M_1.parquet", "carried/pairs.parquet"),
     *("step-1/record.json", "step-1/record.json.sha256", "step-1/gamma.json"),
     *("step-1/model/config.json", "step-1/model/model.safetensors", "step-1/reference.parquet"),
     *("step-1/metrics.jsonl", "step-1/budget.json", "step-1/resume/00000002/state.json"),
@@ -21,7 +22,8 @@ OF_A_CACHE = (
     *("tokens/.mine.lock", f"tokens/.{KEY}.lock", "tokens/.tmp-mine", "logps/my-notes/notes"),
     *(f"logps/{KEY}/key.json", f"logps/{KEY}/{LONG}.parquet", f"logps/{KEY}/checked-{KEY}.json"),
     *("kl/my-notes", f"kl/{KEY}/key.json", f"kl/{KEY}/kl.parquet", f"kl/.{KEY}.lock"),
-    *("demo/tiny-llama-v1/config.json", "demo/mine-v1.jsonl", "notes.txt"),
+    *(f"trials/{KEY}.json", "trials/my-notes", "notes.txt"),
+    *("demo/tiny-llama-v1/config.json", "demo/mine-v1.jsonl"),
 )
 OF_A_SERVER = (
     *("processes.json", ".gitignore", "server.log", "worker.log", "deploy.log"),

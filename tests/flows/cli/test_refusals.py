@@ -16,7 +16,7 @@ REFUSALS = {
 }
 ONLY_A_RUN = (
     *("stages", "model", "scoring", "training", "objectives", "processes"),
-    *("chain/step.py", "chain/step_models.py", "chain/score_reference.py", "chain/supervised.py"),
+    *("chain/step.py", "chain/step_models.py", "chain/other_reference.py", "chain/supervised.py"),
     *("chain/start_stage.py", "chain/kl.py", "chain/probes.py", "chain/views.py"),
     "chain/open_run.py",
 )
