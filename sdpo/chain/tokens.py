@@ -59,6 +59,10 @@ def template_uses_clock(context: Context) -> bool:
     )
 
 
+_IDS_END = 2**31
+_MOST_SHOWN = 100
+
+
 def end_token_ids(folder: Path) -> list[int]:
     """Tokens at which generation stops, by generation_config.json.
 
@@ -68,8 +72,10 @@ def end_token_ids(folder: Path) -> list[int]:
     path = folder / "generation_config.json"
     ends = read_object(path).get("eos_token_id") if path.is_file() else None
     listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if any(type(end) is not int for end in listed):
-        raise ModelError(f"{path}: eos_token_id is {ends!r}, and a token id is a number")
+    if any(type(end) is not int or not 0 <= end < _IDS_END for end in listed):
+        raise ModelError(
+            f"{path}: eos_token_id is {str(ends)[:_MOST_SHOWN]}, and a token id is a number from 0"
+        )
     return list(listed)
 
 
