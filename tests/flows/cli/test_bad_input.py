@@ -131,6 +131,16 @@ def lacking_tensor(place: Place) -> Values:
     return {"model": {"name_or_path": str(model)}}
 
 
+def untied_head(place: Place) -> Values:
+    model = place.model_without()
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (model / "config.json").write_text(json.dumps(config))
+    return {"model": {"name_or_path": str(model)}}
+
+
 CASES: dict[str, tuple[Callable[[Place], Values], tuple[str, ...]]] = {
     "missing data file": (
         lambda p: {"data": {"sources": [source("gone", p.folder / "god.jsonl")]}},
@@ -244,6 +254,7 @@ CASES: dict[str, tuple[Callable[[Place], Values], tuple[str, ...]]] = {
     "pickled weights": (pickled, ("pytorch_model.bin", "pickles are never loaded")),
     "weights that are cut off": (cut_weights, ("model.safetensors",)),
     "weights that lack a tensor": (lacking_tensor, ("up_proj", "random")),
+    "head beside the embedding it is tied to": (untied_head, ("lm_head.weight", "tie_word")),
     "weights that are no numbers": (weights_of_nothing, ("log-probs of nan",)),
     "model that wants to run its code": (with_code, ("trust_remote_code",)),
     "adapters for modules that are not there": (

@@ -26,12 +26,15 @@ ARCHITECTURE = "test_an_architecture_that_a_run_would_refuse_is_refused"
 REACHED = {
     # function that refuses: test module, and the case or test there
     "load_policy": (BAD_INPUT, "weights that lack a tensor"),
+    "_check_tied": (BAD_INPUT, "head beside the embedding it is tied to"),
     "check_training_mode": (CHECK, ARCHITECTURE),
     "forwards_known": (CHECK, ARCHITECTURE),
     "_kernels_named": (CHECK, ARCHITECTURE),
     "settle_layout": (CHECK, ARCHITECTURE),
     "check_head": (BAD_INPUT, "weights that are no numbers"),
     "add_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
+    # A part of `add_adapters`, which a look calls as it stands.
+    "check_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "_try": (
         CHECK,
         "test_a_router_loss_for_a_model_without_routers_is_refused_before_anything_is_trained",
