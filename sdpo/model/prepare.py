@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sdpo.errors import ModelError, SdpoError
@@ -11,7 +12,7 @@ from sdpo.model.compared import was_compared
 from sdpo.model.fused_ops import fuse
 from sdpo.model.last_block import prune
 from sdpo.model.randomness import check_training_mode
-from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -41,6 +42,23 @@ def prepare(
         scorer.check_head(vocabulary=vocabulary, device=device)
         check_training_mode(scorer, device=device)
     return applied
+
+
+def reaches_all(scorer: SequenceScorer, *, device: torch.device) -> bool:
+    """Whether the log-prob of a few tokens has a gradient of every parameter that is trained.
+
+    Parts for images have none, nor an index of keys of which a rank is taken: processes that add
+    up gradients have to be told, or wait for them.
+    """
+    ids = np.arange(8, dtype=np.int32) * 7 % scorer.model.config.get_text_config().vocab_size
+    batch = collate([TokenSequence(ids, 1)], pad_token_id=0).to(device)
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    mode = scorer.training
+    scorer.eval()
+    with torch.enable_grad():
+        found = torch.autograd.grad(scorer(batch).sum(), trained, allow_unused=True)
+    scorer.train(mode)
+    return all(gradient is not None for gradient in found)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
 from sdpo.model.patches import fp32_sums_of_ranks
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
-from sdpo.model.prepare import prepare
+from sdpo.model.prepare import prepare, reaches_all
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer
@@ -133,6 +133,9 @@ class Session:
                 self.policy = add_adapters(self.policy, training)
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, training)
+            if (ddp := self.accelerator.ddp_handler) is not None:
+                with self.arithmetic():
+                    ddp.find_unused_parameters = not reaches_all(scorer, device=self.device)
             model, optimizer = self.accelerator.prepare(scorer, optimizer)
         lanes = 1 if draws_at_random(self.policy) else training_lanes(training, self._lanes())
         return Trainer(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
+from benchmarks.small_models import small_model
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
 from sdpo.errors import Fault
 from sdpo.identity.model_digest import model_digest
@@ -168,3 +169,21 @@ def test_routers_loss_is_of_the_tokens_of_both_processes(tmp_path, adapters):
     moved = [line["aux_loss"] for line in curves[0]]
     assert max(moved) - min(moved) > 1e-2, "what a rank alone would have is another number"
     torch.testing.assert_close(models[0], models[1], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_parameters_that_no_loss_reaches_do_not_end_two_processes(tmp_path):
+    """Those of an index of keys, say, of which a rank is taken: DeepSeek-V3.2's."""
+    llama = demo.materialise("demo:tiny-llama", tmp_path / "demo")
+    model = tmp_path / "model"
+    words = AutoConfig.from_pretrained(llama).vocab_size
+    small_model("deepseek_v32", vocab_size=words).save_pretrained(model)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(model)
+    shutil.copy(llama / "generation_config.json", model)
+    run = prepare_run(tmp_path / "two", pairs={1: 13}, model=model)
+    run_step(run, launch=TWO)
+    before = load_file(model / "model.safetensors")
+    after = load_file(run.folder.model(1) / "model.safetensors")
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if ".indexer." in name} <= kept
+    assert len(kept) < len(before) / 2
