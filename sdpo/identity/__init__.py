@@ -1,5 +1,5 @@
-"""What bears identity, and its digests: of settings, data, tokenizers, models, steps and scores.
+"""Decide what counts for identity, and digest settings, data, tokenizers, models, steps and scores.
 
-It imports the recipe's groups and files below it. It decides nothing: what a digest is compared
-with, and what follows from a difference, is the store's and the chain's.
+It imports the recipe's groups and files below it. What a digest is compared
+with, and what follows from a difference, the store and the chain decide.
 """

@@ -1,4 +1,4 @@
-"""One spelling of a JSON value, and the digest of it."""
+"""Write a JSON value in its one canonical spelling, and digest it."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from sdpo.errors import Fault
 
 
 def canonical_json(value: object) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, plain types only.
+    """Return the one JSON text of a value: sorted keys, no spaces, plain types only.
 
     Raises:
         Fault: a type or number that has no canonical form (an infinite float, a path, ...).
@@ -37,5 +37,5 @@ def _check_canonical(value: object, where: str) -> None:
 
 
 def digest_of(value: object) -> str:
-    """sha256 of the canonical JSON of ``value``."""
+    """Return the sha256 of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

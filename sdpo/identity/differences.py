@@ -1,4 +1,4 @@
-"""Where two payloads differ, line by line."""
+"""Tell where two payloads differ, line by line."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
-    """Where two JSON values differ: ``field: old -> new``, one line each."""
+    """Return where two JSON values differ, as lines ``field: old -> new``."""
     if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and (old or new):
         old, new = old or {}, new or {}
         lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What a model is, as one digest: its tensors and its configuration, not its files.
+"""Digest a model: its tensors and its configuration, not its files.
 
 A save rewrites configuration files and resharding moves bytes, so file digests serve only to verify
 that a file is intact. The digest here covers the sorted (tensor name, dtype, shape, bytes) of all
@@ -19,19 +19,19 @@ from sdpo.identity.canonical import canonical_json
 from sdpo.identity.model_folder import CONFIG, read_config, text_config, weight_files
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
-"""Keys of config.json that a save rewrites without changing what the model computes: the weights
-carry their own dtype, and the cache setting is a matter of generation speed."""
+"""A save rewrites these keys of config.json without changing what the model computes: the weights
+carry their own dtype, and the cache setting only changes the speed of generation."""
 
 _LONGEST_HEADER_BYTES = 100_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """The format's own limit."""
 _UNREADABLE = (ValueError, AttributeError, KeyError, TypeError, RecursionError, OverflowError)
-"""What reading a header of any other shape may end in."""
+"""Reading a header of any other shape may raise these."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor in a safetensors file: where its bytes are."""
+    """An entry says where the bytes of one tensor are in a safetensors file."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         count = 1
         for size in self.shape:
             count *= size
@@ -50,7 +50,7 @@ class TensorEntry:
 
 
 def tensor_entries(folder: Path) -> list[TensorEntry]:
-    """All tensors of the safetensors files of a model folder, sorted by name.
+    """Return all tensors of the safetensors files of a model folder, sorted by name.
 
     Raises:
         ModelError: no safetensors file, or one that is damaged; a tensor that two files hold; or a
@@ -110,7 +110,7 @@ def _entry(file: Path, base: int, name: str, entry: dict[str, Any]) -> TensorEnt
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 over the tensors and the configuration of the model in ``folder``."""
+    """Return the sha256 over the tensors and the configuration of the model in ``folder``."""
     total = hashlib.sha256()
     total.update(canonical_json(_identity_config(folder)).encode())
     maps: dict[Path, mmap.mmap] = {}

@@ -1,4 +1,4 @@
-"""Which files of a model folder are the model: they are digested, and they alone are loaded.
+"""Choose the files of a model folder that are the model: they alone are digested and loaded.
 
 transformers chooses by rules of its own: `model.safetensors` before an index, an adapter over the
 weights, a file that config.json names, a tokenizer file of another version. So nothing is ever
@@ -34,8 +34,8 @@ _READ = (
     "chat_template.jinja",
     f"{_TEMPLATES}/*.jinja",
 )
-"""What is read of a model beside its weights. With tokenizer.json there, which is wanted,
-vocabularies in other forms (tokenizer.model, vocab.json, merges.txt) decide nothing."""
+"""These files are read beside a model's weights. tokenizer.json is required, so vocabularies in
+other forms (tokenizer.model, vocab.json, merges.txt) decide nothing."""
 
 _TOKENIZER = (
     "tokenizer*",
@@ -47,14 +47,14 @@ _TOKENIZER = (
     "*.model",
     f"{_TEMPLATES}/*.jinja",
 )
-"""What travels with a published model: other programs want the other forms too."""
+"""These are copied into a published model: other programs want the other forms too."""
 
 _BINARY = {".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 _DOCUMENTS = ("README*", "LICEN[CS]E*", "NOTICE*", "*.md", ".*", "lineage.json")
 
 
 def read_config(folder: Path) -> dict[str, Json]:
-    """``config.json`` of a model folder.
+    """Read ``config.json`` of a model folder.
 
     Raises:
         ModelError: it is not there, is no JSON object, or has transformers read another file.
@@ -75,13 +75,13 @@ def read_config(folder: Path) -> dict[str, Json]:
 
 
 def text_config(config: JsonObject) -> JsonObject:
-    """The part of a configuration that is of the language model: all of it in most models."""
+    """Return the part of a configuration that describes the language model: mostly all of it."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
 def read_object(path: Path) -> dict[str, Json]:
-    """The JSON object in a file of a model folder.
+    """Read the JSON object in a file of a model folder.
 
     Raises:
         ModelError: it is not JSON, or no object.
@@ -96,9 +96,9 @@ def read_object(path: Path) -> dict[str, Json]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights, sorted by name.
+    """Return the safetensors files that hold the model's weights, sorted by name.
 
-    They may be links that lead anywhere: their tensors are digested, and never published as files.
+    They may be links to anywhere: their tensors are digested, and the files are never published.
 
     Raises:
         ModelError: there are none, or transformers would load others: the message says which.
@@ -164,7 +164,8 @@ def _check_redirection(folder: Path, config: object, chosen: str) -> None:
 
 
 def read_files(folder: Path, *, code: bool = False) -> list[Path]:
-    """Files that are read of a model beside its weights; with ``code`` its Python files too.
+    """Return the files of a model that are read beside its weights; with ``code``, Python files
+    too.
 
     Raises:
         ModelError: one is no file, or a link that leads out of the folder.
@@ -173,7 +174,8 @@ def read_files(folder: Path, *, code: bool = False) -> list[Path]:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Files of the tokenizer, in whatever form, that travel with every model made from this one.
+    """Return the tokenizer's files, in any form, that are copied into every model made from this
+    one.
 
     Raises:
         ModelError: one is no file, or a link that leads out of the folder.
@@ -191,7 +193,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _check_file(folder: Path, path: Path) -> bool:
-    """Whether there is a file; a folder, whatever its name, is none.
+    """Return whether there is a file; a folder, whatever its name, is none.
 
     Raises:
         ModelError: it is a pipe, a device, a link to nothing, or one that leads out of the folder.
@@ -219,14 +221,14 @@ def _check_file(folder: Path, path: Path) -> bool:
 
 
 def _own_places(home: Path) -> list[Path]:
-    """Where files of a model may be: its folder, and of a snapshot of the hub its repository's."""
+    """Return where a model's files may be: its folder, and the repository's of a hub snapshot."""
     if home.parent.name == "snapshots":
         return [home, home.parent.parent / "blobs"]
     return [home]
 
 
 def _is_published(folder: Path, path: Path) -> bool:
-    """Whether the folder is that of a step, whose record has the file with its digest.
+    """Return whether the folder is a step's, whose record has the file with its digest.
 
     A run that shares steps with one on another disk refers to its files. Nobody can write the
     digest of a file into a record without having read the file.
@@ -252,7 +254,7 @@ def check_folder(folder: Path, *, code: bool = False) -> None:
 
 
 def unused_files(folder: Path, *, code: bool = False) -> list[str]:
-    """What is in the folder and is neither loaded nor published, documents aside; sorted."""
+    """Return what the folder has that is neither loaded nor published, documents aside; sorted."""
     used = {*weight_files(folder), *read_files(folder, code=code), *tokenizer_files(folder)}
     tops = {folder / path.relative_to(folder).parts[0] for path in used} | {folder / _INDEX}
     return sorted(
@@ -264,10 +266,10 @@ def unused_files(folder: Path, *, code: bool = False) -> list[str]:
 
 @contextmanager
 def view_of(folder: Path, *, weights: bool = True, code: bool = False) -> Iterator[Path]:
-    """A temporary folder with links to the model's files and to no others, to load it from.
+    """Yield a temporary folder with links to the model's files alone, to load the model from.
 
-    It has the folder's name; nothing is copied, so that it may be on another file system.
-    ``weights``: else the tokenizer and the configuration alone.
+    It has the folder's name; nothing is copied, so it may be on another file system. Without
+    ``weights`` it has the tokenizer and the configuration alone.
 
     Raises:
         ModelError: the folder is refused, or a file of the model was changed before the block
@@ -292,7 +294,7 @@ def view_of(folder: Path, *, weights: bool = True, code: bool = False) -> Iterat
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Within the block, whatever a library raises of ``what`` becomes one message.
+    """Turn whatever a library raises about ``what`` within the block into one message.
 
     Libraries have errors of their own for what they cannot use, and any other for what they did
     not foresee; the cause stays with the message, for the log.

@@ -1,8 +1,8 @@
-"""What a node's result depends on, in full: the payloads that records keep and hashes come from.
+"""State in full what a node's result depends on: records keep these payloads and their hashes.
 
-Configuration literals that change the result, content digests, versions of this code. Never paths,
-host names or the time. A setting at its default is left out, so that a setting which comes later
-keeps old results valid.
+They hold settings that change the result, digests of contents and versions of this code, never
+paths, host names or the time. A setting at its default is left out, so that a setting which comes
+later keeps old results valid.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from sdpo.identity.differences import differences
 from sdpo.system.json_values import Json, JsonObject
 
 TRAINER_VERSION = 3
-"""Raised when a change of this project's code changes what a step publishes."""
+"""This is raised when a change of this project's code changes what a step publishes."""
 DATA_VERSION = 2
-"""Raised when a change changes which pairs come out of the same files."""
+"""This is raised when a change of code changes which pairs come out of the same files."""
 TOKENS_VERSION = 2
-"""Raised when a change changes the token ids that come out of the same text."""
+"""This is raised when a change of code changes the token ids that come out of the same text."""
 
 Payload = dict[str, Json]
 
@@ -46,10 +46,11 @@ _OF_DATA = ("data.", "plugin.layouts.")
 
 
 def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
-    """Settings that bear the identity of ``node``, or of the run, and are not at their default.
+    """Return the settings that count for the identity of ``node``, or of the run, and are not at
+    their default.
 
-    Groups within likewise. Which ones do not count, and which are told at their default as well,
-    stands on the settings themselves.
+    The same goes for groups within. The settings themselves declare which do not count, and which
+    are stated at their default as well.
     """
     payload: Payload = {}
     for name, field in type(group).model_fields.items():
@@ -67,8 +68,9 @@ def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
 
 
 def changes(old: JsonObject, new: JsonObject) -> list[str]:
-    """Where two identities differ, one line each; a training setting that one of them leaves out
-    is told as the default that it stands for."""
+    """Return where two identities differ, one line each.
+
+    A training setting that one of them leaves out is shown as the default that it stands for."""
     return differences(_spelled_out(old, new), _spelled_out(new, old))
 
 
@@ -82,13 +84,13 @@ def _spelled_out(identity: JsonObject, other: JsonObject) -> JsonObject:
 
 
 def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:
-    """By what a run of the same name is known to be the same."""
+    """Return the identity by which a run of the same name is known to be the same."""
     sources = [source.name for source in config.data.sources]
     return {"settings": changed_settings(config), "sources": sources, "inputs": inputs}
 
 
 def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
-    """Of the normalised pairs."""
+    """Return the identity of the normalised pairs."""
     return {
         "data_version": DATA_VERSION,
         "data": changed_settings(config.data, "data"),
@@ -101,7 +103,7 @@ def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: 
 
 
 def _supervised_reading(supervised: SupervisedConfig) -> Payload:
-    """How the supervised source is read, where that is not by default."""
+    """Return how the supervised source is read, where that is not by default."""
     if not supervised.from_source:
         return {}
     read = changed_settings(supervised, "data")
@@ -116,7 +118,7 @@ def tokens_identity(
     clock: str,
     ends: Sequence[int],
 ) -> Payload:
-    """Of token ids; ``content`` is the digest of the pairs or examples."""
+    """Return the identity of token ids; ``content`` is the digest of the pairs or examples."""
     return {
         "tokens_version": TOKENS_VERSION,
         "content": content,
@@ -129,7 +131,7 @@ def tokens_identity(
 
 
 def _variables(model: ModelConfig) -> Payload:
-    """Those that the model's template gets for all rows; the content has the others."""
+    """Return the variables that the template gets for all rows; the content has the others."""
     variables = model.chat_template_kwargs
     return {"chat_template_kwargs": variables} if variables else {}
 
@@ -141,7 +143,8 @@ def step_identity(
     model: ModelConfig,
     inputs: dict[str, str],
 ) -> Payload:
-    """Of a model that a step publishes; ``inputs``: digests of reference, target, partition."""
+    """Return the identity of a step's model; ``inputs``: digests of reference, target,
+    partition."""
     arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
     return {
         "trainer_version": TRAINER_VERSION,
@@ -152,7 +155,7 @@ def step_identity(
 
 
 def _training_read(training: TrainingConfig, launch: LaunchConfig) -> Payload:
-    """The settings that the training reads."""
+    """Return the settings that the training reads."""
     unread = unread_settings(training)
     read = {k: v for k, v in changed_settings(training, "step").items() if k not in unread}
     # What a GPU has room for is an outcome: it is in the record, not in the identity.
@@ -170,7 +173,7 @@ def supervised_identity(
     model: ModelConfig,
     inputs: dict[str, str],
 ) -> Payload:
-    """Of S; ``training`` are the settings the supervised stage trains with."""
+    """Return the identity of S; ``training`` are the settings of the supervised stage."""
     payload = step_identity(training, launch=launch, model=model, inputs=inputs)
     fields = type(training).model_fields
     of_pairs = marked(type(training), OfFormula)
@@ -188,7 +191,7 @@ def supervised_identity(
 
 
 def rows_digest(row_digests: np.ndarray) -> str:
-    """Digest of a set of token rows, ``S16`` ``[rows]``, in the order given."""
+    """Return the digest of a set of token rows, ``S16`` ``[rows]``, in the order given."""
     # That of the JSON list of their hex digits, without making the list.
     total = hashlib.sha256(b"[")
     for start in range(0, len(row_digests), _CHUNK_ROWS):

@@ -1,10 +1,10 @@
-"""What log-probs under a model depend on besides the rows: the key of their cache."""
+"""State what log-probs under a model depend on besides the rows: the key of their cache."""
 
 from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
 from sdpo.config.automatic import resolve_layout
 
 SCORING_VERSION = 3
-"""Raised when a change of this project's code changes the log-probs it computes."""
+"""This is raised when a change of this project's code changes the log-probs it computes."""
 
 
 def scoring_key(
@@ -17,7 +17,7 @@ def scoring_key(
     attention: str,
     layout: str,
 ) -> dict[str, str | int]:
-    """What a row's log-probs depend on besides the row itself."""
+    """Return what a row's log-probs depend on besides the row itself."""
     return {
         "model": model_digest,
         "precision": precision,
@@ -35,7 +35,7 @@ def scoring_key(
 def scoring_identity(
     digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
 ) -> dict[str, str | int]:
-    """Of log-probs under the model of ``digest``, besides the rows: the key of its cache."""
+    """Return the cache key of log-probs under the model of ``digest``, apart from the rows."""
     return scoring_key(
         digest,
         precision=training.precision,
@@ -50,7 +50,7 @@ def scoring_identity(
 def scoring_identities(
     digest: str, *, training: TrainingConfig, launch: LaunchConfig, model: ModelConfig
 ) -> list[dict[str, str | int]]:
-    """Keys under which log-probs of a model may be cached that another's step reads.
+    """Return the keys under which log-probs of a model may be cached that another's step reads.
 
     A model that the layout does not suit is scored in the plain one, and which models those are is
     known where they are loaded.

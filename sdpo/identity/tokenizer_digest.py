@@ -1,4 +1,4 @@
-"""What a tokenizer is, as one digest: how it cuts text, its template and its special tokens.
+"""Digest a tokenizer: how it cuts text, its template and its special tokens.
 
 A save by transformers rewrites file names, key order, versions and paths; none of that counts here.
 Neither transformers nor tokenizers is needed.
@@ -28,7 +28,7 @@ _SPECIAL_TOKENS = (
 _ADDITIONAL = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens")
 _PATCHES = ("fix_mistral_regex",)
-"""Settings that change ids in every class, besides those flags."""
+"""These settings change ids in every class, besides those flags."""
 
 _HARMLESS = frozenset(
     {
@@ -52,13 +52,13 @@ _HARMLESS = frozenset(
         *("added_tokens_decoder", "model_specific_special_tokens"),
     }
 )
-"""Settings that do not change ids, whatever class reads them."""
+"""These settings do not change ids, whatever class reads them."""
 
 _DEFAULTS = {"legacy": False, "sp_model_kwargs": {}}
-"""Settings that files spell out as they are without: then they do not count, as they never did."""
+"""Some files spell these settings out at their default: then they do not count."""
 
 _NOT_IDENTITY = {"version", "truncation", "padding"}
-"""Keys of tokenizer.json that do not count here: nothing uses its truncation and padding."""
+"""These keys of tokenizer.json do not count: nothing uses its truncation and padding."""
 
 _FILE = "tokenizer.json"
 _DEFAULT_CLASS = "TokenizersBackend"
@@ -68,16 +68,17 @@ MODELS_WITH_A_CLASS = frozenset(
         *("qwen4_exp", "siglip2"),
     }
 )
-"""Types of models whose own class transformers takes though their files name the plain one."""
+"""For these types of models transformers takes their own class though their files name the plain
+one."""
 
 _CLASS_ALIASES = {"PreTrainedTokenizer": _DEFAULT_CLASS, "": _DEFAULT_CLASS}
 """transformers 5 names the plain tokenizer anew; ``Fast`` at the end of a class says nothing."""
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """sha256 over what the tokenizer in ``folder`` does, unchanged by a save of transformers.
+    """Return the sha256 over what the tokenizer in ``folder`` does; a save does not change it.
 
-    Covers ``tokenizer.json``, the chat template, the class, the special tokens and the settings
+    It covers ``tokenizer.json``, the chat template, the class, the special tokens and the settings
     that change ids: all that are not known to change none; and the type of the model in
     ``config.json`` where transformers chooses the class by it.
 
@@ -105,7 +106,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def vocabulary_digest(folder: Path) -> str:
-    """sha256 over which token each id stands for, and nothing else.
+    """Return the sha256 over which token each id stands for, and nothing else.
 
     Two models whose tokenizers agree in this can score the same ids, whatever their chat templates
     and special tokens.
@@ -128,8 +129,9 @@ def vocabulary_digest(folder: Path) -> str:
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """The chat templates of the tokenizer in ``folder`` by name; `default` is the one that is used
-    where none is named.
+    """Return the chat templates of the tokenizer in ``folder`` by name.
+
+    `default` is the one that is used where none is named.
 
     Raises:
         ModelError: a file has an unknown form.
@@ -139,13 +141,14 @@ def chat_templates(folder: Path) -> dict[str, str]:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in ``folder`` has a chat template for conversations without tools."""
+    """Return whether the tokenizer has a chat template for conversations without tools."""
     return "default" in chat_templates(folder)
 
 
 def given_template(folder: Path, given: str) -> str:
-    """The text of a chat template that a resolved recipe gives: a file by its absolute path, or one
-    of the tokenizer's in ``folder`` by its name.
+    """Return the text of a chat template that a resolved recipe gives.
+
+    The recipe gives a file by its absolute path, or one of the templates in ``folder`` by name.
 
     Raises:
         ModelError: it is not there.
@@ -209,7 +212,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name; where there are files, they alone count, as in transformers."""
+    """Return chat templates by name; where there are files, they alone count, as in
+    transformers."""
     named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     files = {file.stem: file for file in named}
     if (folder / "chat_template.jinja").is_file():
@@ -225,9 +229,10 @@ def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 def _more_tokens(
     folder: Path, config: dict[str, Any], content: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """By id or name, tokens that transformers adds to those of tokenizer.json: ones that other
-    files list and that file has not, or has with other properties. Where all agree, as after a
-    save, there are none."""
+    """Return, by id or name, the tokens that transformers adds to those of tokenizer.json.
+
+    Other files list them, and that file lacks them or has them with other properties. Where all
+    agree, as after a save, there are none."""
     listed = config.get("added_tokens_decoder")
     legacy = folder / "added_tokens.json"
     if listed is None and legacy.is_file():
@@ -263,9 +268,10 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What else changes ids. The plain class takes tokenizer.json as it is; others build the
-    tokenizer anew from its vocabulary, by settings of their own: all count that are not known to
-    be harmless."""
+    """Return the settings that change ids.
+
+    The plain class takes tokenizer.json as it is; others rebuild the tokenizer from its vocabulary
+    by settings of their own, all of which count unless known to be harmless."""
     is_plain = _class_name(config) == _DEFAULT_CLASS and config.get("tokenizer_class")
     counted = {
         name: value
@@ -278,9 +284,10 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deciding_model(folder: Path, config: dict[str, Any]) -> dict[str, Json]:
-    """What config.json says that may decide how transformers builds the tokenizer; nothing where
-    the class that tokenizer_config.json names is taken as it is: the plain one, or the one that is
-    called like the type of the model."""
+    """Return what config.json says that may decide how transformers builds the tokenizer.
+
+    It is nothing where the class that tokenizer_config.json names is taken as it is: the plain one,
+    or the one named like the type of the model."""
     path = folder / "config.json"
     model = read_object(path) if path.is_file() else {}
     of_model = model.get("model_type")
@@ -310,7 +317,7 @@ def _class_name(config: dict[str, Any]) -> str:
 
 
 def _one_form_of_merges(model: dict[str, Any]) -> dict[str, Any]:
-    """Older files hold a merge as ``"a b"``, newer ones as ``["a", "b"]``."""
+    """Spell merges alike: older files hold one as ``"a b"``, newer ones as ``["a", "b"]``."""
     merges = model.get("merges")
     if not merges or not isinstance(merges[0], str):
         return model
