@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained page, and the tables that the command line prints.
+"""Make the report of a run: one self-contained page, and tables that the command line prints.
 
-Modules, each importing only those before it: ``load`` reads the run folder, ``numbers`` measures
+Each module imports only those before it: ``load`` reads the run folder, ``numbers`` measures
 gamma from the probes, ``tables`` puts numbers in words, ``findings`` draws the conclusions,
 ``figures`` draws, ``page`` writes the file, ``summary`` is its short form.
 """

@@ -1,8 +1,8 @@
-"""The report's figures, as inline SVG.
+"""Draw the report's figures as inline SVG.
 
-Drawn directly rather than by a plotting library: the marks take their colours from the page's style
-sheet (so dark mode and print work), text stays text, every mark says its value when pointed at, the
-bytes are the same for the same run, and nothing heavy is imported.
+They are drawn directly rather than by a plotting library: the marks take their colours from the
+page's style sheet (so dark mode and print work), text stays text, every mark says its value when
+pointed at, the bytes are the same for the same run, and nothing heavy is imported.
 
 All figures are ``WIDTH`` units wide, small enough to be read on a phone.
 """
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 WIDTH = 420
 MAX_POINTS = 160
-"""Points of a curve; longer ones are averaged over equal stretches."""
+"""A curve has at most so many points; longer ones are averaged over equal stretches."""
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A model's value with its interval, None where there is none."""
+    """An estimate is a model's value with its interval, None where there is none."""
 
     model: int
     label: str
@@ -37,7 +37,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A metric of one step: over optimizer steps, and (where measured) on the reserve."""
+    """A curve is a metric of one step over optimizer steps and, where measured, on the reserve."""
 
     step: int
     steps: Sequence[float]
@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From data to drawing units."""
+    """A scale maps data to drawing units."""
 
     low: float
     high: float
@@ -60,7 +60,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values inside the scale, 1, 2 or 5 times a power of ten apart."""
+        """Return round values inside the scale, 1, 2 or 5 times a power of ten apart."""
         rough = (self.high - self.low) / wanted
         power = 10 ** math.floor(math.log10(rough))
         gap = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -75,7 +75,7 @@ def estimates(
     mark: float,
     shares: bool = False,
 ) -> Markup:
-    """A row per model in every group: its value as a dot, its interval as a line.
+    """Draw a row per model in every group: its value as a dot, its interval as a line.
 
     ``mark`` is a value worth a line of its own; ``shares`` are drawn in percent.
     """
@@ -103,7 +103,7 @@ def estimates(
 def histograms(
     rows: Sequence[tuple[int, str, NDArray[np.float64]]], *, label: str, bins: int = 44
 ) -> Markup:
-    """A histogram per model over the same bins, its mean marked; outer bins hold the outliers."""
+    """Draw a histogram per model over the same bins, its mean marked; outer bins hold outliers."""
     pooled = np.concatenate([gamma for _, _, gamma in rows])
     low, high = np.percentile(pooled, [0.5, 99.5])
     scale = _padded([float(low), float(high), 0.0], start=34, end=WIDTH - 16)
@@ -135,7 +135,7 @@ def histograms(
 def curves(
     series: Sequence[Curve], *, label: str, mark: float | None = None, mark_label: str = ""
 ) -> Markup:
-    """The steps' curves one after the other along the chain; circles are the reserve."""
+    """Draw the steps' curves one after the other along the chain; circles are the reserve."""
     values = [v for c in series for v in (*c.values, *c.eval_values)]
     y = _padded(values if mark is None else [*values, mark], start=176, end=22)
     total = sum(max([*c.steps, *c.eval_steps]) for c in series)
@@ -188,7 +188,7 @@ def _line(curve: Curve, x: Scale, y: Scale, offset: float) -> Markup:
 
 
 def _averaged(values: Sequence[float]) -> list[float]:
-    """Means over at most ``MAX_POINTS`` equal stretches."""
+    """Return means over at most ``MAX_POINTS`` equal stretches."""
     stretches = np.array_split(np.asarray(values, dtype=np.float64), min(len(values), MAX_POINTS))
     return [float(stretch.mean()) for stretch in stretches] if len(values) else []
 
@@ -238,14 +238,14 @@ def _y_axis(scale: Scale) -> Markup:
 
 
 def _tick_texts(ticks: Sequence[float]) -> list[str]:
-    """All with the digits that tell neighbours apart."""
+    """Write all ticks with the digits that tell neighbours apart."""
     gap = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     digits = max(0, -math.floor(math.log10(gap) + 1e-9))
     return [f"{tick + 0.0:.{digits}f}".replace("-", "−") for tick in ticks]
 
 
 def _padded(values: Iterable[float], *, start: float, end: float) -> Scale:
-    """A scale over the values with 5% to spare; of width 1 where they are all the same."""
+    """Return a scale over the values with 5% to spare; of width 1 where they are all the same."""
     inside = list(values)
     low, high = min(inside), max(inside)
     spare = 0.05 * (high - low) or 0.5
@@ -253,7 +253,7 @@ def _padded(values: Iterable[float], *, start: float, end: float) -> Scale:
 
 
 def _tone(model: int) -> int:
-    """Colour of a model: S is grey, later models run through six tones."""
+    """Return the colour of a model: S is grey, later models run through six tones."""
     return 1 + (model - 1) % 6 if model else 0
 
 
@@ -262,7 +262,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _text(x: float, y: float, text: str, css: str) -> Markup:
-    """A label; M_1 and D_1 get real subscripts."""
+    """Write a label in which M_1 and D_1 get real subscripts."""
     lowered = re.sub(r"(?<=\b[MD])_(\d+)\b", lambda m: m[1].translate(_SUBSCRIPTS), text)
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(css, round(x, 1), y, lowered)
 

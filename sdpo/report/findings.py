@@ -1,4 +1,4 @@
-"""What the numbers say: the verdict, and what a reader must be warned of.
+"""Say what the numbers show: the verdict, and what a reader must be warned of.
 
 Nothing here is softer or harder than its interval: an effect is claimed where the 95% interval
 leaves out 0, and where it does not, that is what is said.
@@ -28,7 +28,7 @@ Tone = Literal["good", "mixed", "bad", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The headline, how it ended, and the sentences that carry it."""
+    """A verdict is a headline, how the run ended, and the sentences that support it."""
 
     headline: str
     tone: Tone
@@ -37,14 +37,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """Something that could make a reader draw the wrong conclusion."""
+    """A caveat is something that could make a reader draw the wrong conclusion."""
 
     title: str
     text: str
 
 
 def verdict(data: RunData, numbers: Numbers) -> Verdict:
-    """Did gamma_ref rise on the partitions to come, and accuracy on the reserve?"""
+    """Say whether gamma_ref rose on the partitions to come, and accuracy on the reserve."""
     last = data.measured
     if last < 1 or not data.steps:
         return Verdict(_unfinished(data), "open", ("Nothing can be compared yet.",))
@@ -66,7 +66,7 @@ def verdict(data: RunData, numbers: Numbers) -> Verdict:
 
 
 def caveats(data: RunData, numbers: Numbers) -> list[Caveat]:
-    """Everything that a reader must know before believing the numbers, worst first."""
+    """Return all that a reader must know before believing the numbers, worst first."""
     return [
         *_lineage(data),
         *_references(data),
@@ -79,7 +79,7 @@ def caveats(data: RunData, numbers: Numbers) -> list[Caveat]:
 
 
 def direction(low: float | None, high: float | None, *, pairs: int) -> Direction:
-    """What an interval says about a change.
+    """Say what an interval shows about a change.
 
     Resampling a handful of pairs gives intervals that are too narrow, so they say nothing; and a
     small probe that shows no change does not show that there is none.
@@ -198,7 +198,7 @@ def _lineage(data: RunData) -> Iterator[Caveat]:
 
 
 def _references(data: RunData) -> Iterator[Caveat]:
-    """What is unusual about a reference that is not the model before."""
+    """Say what is unusual about a reference that is not the model before."""
     for step, record in sorted(data.records.items()):
         excess = record.gate.excess_loss if record.gate else None
         restarted = data.choice(step, "target") == "base"

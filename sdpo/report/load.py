@@ -1,4 +1,4 @@
-"""What is in a run folder, as far as the run got. Nothing here is computed."""
+"""Read what is in a run folder, as far as the run got, and compute nothing."""
 
 import json
 from collections import Counter
@@ -17,14 +17,14 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
 EXAMPLES = 3
-"""Rejected rows shown per source and reason."""
+"""So many rejected rows are shown per source and reason."""
 
 JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """Rows of one source that were rejected for one reason, with the first few of them."""
+    """These rows of one source were rejected for one reason; the first few are kept."""
 
     source: str
     reason: str
@@ -34,7 +34,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """Everything the report is made from.
+    """A run's data is everything the report is made from.
 
     ``probes`` and ``completions`` are by model name, M_0 first, up to the first model that was not
     measured; ``metrics`` and ``records`` by step number, those that are there; so ``kl``, the
@@ -56,28 +56,28 @@ class RunData:
 
     @property
     def config(self) -> JsonObject:
-        """The resolved configuration."""
+        """Return the resolved configuration."""
         config: JsonObject = self.run["config"]
         return config
 
     @property
     def steps(self) -> list[JsonObject]:
-        """The plan's steps; none before the run is partitioned."""
+        """Return the plan's steps; none before the run is partitioned."""
         return list(self.plan["steps"]) if self.plan else []
 
     @property
     def measured(self) -> int:
-        """Number of the last model that was measured; -1 if none was."""
+        """Return the number of the last model that was measured; -1 if none was."""
         return len(self.probes) - 1
 
     @property
     def done(self) -> int:
-        """Steps complete, counted from step 1."""
+        """Return how many steps are complete, counted from step 1."""
         numbers = (step["step"] for step in self.steps)
         return next((n - 1 for n in numbers if n not in self.records), len(self.steps))
 
     def training(self, step: int) -> JsonObject:
-        """Training settings of a step, its overrides applied."""
+        """Return the training settings of a step, its overrides applied."""
         if step in self.records:
             return dict(self.records[step].training)
         overrides = self.config.get("steps", [])[step - 1 : step]
@@ -85,19 +85,20 @@ class RunData:
         return {**self.config["training"], **own}
 
     def beta(self, step: int) -> float | None:
-        """The step's beta; None where its rewards are not beta times log-ratios."""
+        """Return the step's beta; None where its rewards are not beta times log-ratios."""
         training = self.training(step)
         return training["beta"] if objective_facts(training["objective"]).needs_reference else None
 
     def choice(self, step: int, role: str) -> str:
-        """What the recipe says of a step's ``reference`` or ``target``; ``none`` without one."""
+        """Return the recipe's choice of a step's ``reference`` or ``target``; ``none`` without
+        one."""
         training = self.training(step)
         if role == "reference" and not objective_facts(training["objective"]).needs_reference:
             return "none"
         return str(training.get(role, "previous"))
 
     def model_name(self, step: int, role: str) -> str:
-        """The step's ``reference`` or ``target`` by name; M_0 is S."""
+        """Return the name of the step's ``reference`` or ``target``; M_0 is S."""
         said = self.records[step].models.get(role) if step in self.records else None
         if said:
             name = said.name
@@ -109,7 +110,7 @@ class RunData:
 
     @property
     def sizes(self) -> dict[int, int]:
-        """Pairs of every partition."""
+        """Return the number of pairs of every partition."""
         return {step["step"]: step["pairs"] for step in self.steps}
 
 
@@ -154,13 +155,13 @@ def load_run(path: Path) -> RunData:
 
 
 def _has_other_reference(record: StepRecord) -> bool:
-    """Whether the step's reference is not the model before it."""
+    """Return whether the step's reference is not the model before it."""
     said = record.models.get("reference")
     return said is not None and said.choice not in ("previous", "none")
 
 
 def _measured(folder: RunFolder) -> Iterator[int]:
-    """M_0, M_1, ... up to the first that was not measured, or whose measurement has no record."""
+    """Return M_0, M_1, ... up to the first that was not measured or has no record of it."""
     number = 0
     while _is_recorded(folder, number, folder.probes / f"M_{number}.parquet"):
         yield number
@@ -172,7 +173,7 @@ def _is_recorded(folder: RunFolder, number: int, path: Path) -> bool:
 
 
 def _json_lines(path: Path) -> Iterator[JsonObject]:
-    """Objects of a JSONL file; a last line that is still being written is left out."""
+    """Yield the objects of a JSONL file; a last line that is still being written is left out."""
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
             yield from (json.loads(line) for line in lines if line.endswith("\n"))

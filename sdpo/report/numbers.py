@@ -1,7 +1,7 @@
-"""Gamma of a run, measured again from its probes with the recipe's seed.
+"""Compute the gamma statistics of a run anew from its probes.
 
-The same functions and seed as ``gamma.json``, so the same numbers; and the reserve of all sources
-together, which is the report's alone.
+The functions and the seed are those of ``gamma.json``, and so are the numbers; those on the reserve
+of all sources together are the report's alone.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from sdpo.stats.gamma import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """Entries as in ``gamma.json``.
+    """The report's numbers are entries as in ``gamma.json``.
 
     entries: by (model number, probe), on reserves and samples. references: by step, its reference
     on D_t (M_{t-1} where it has none), whole where the step's objective reads one. reserve: by
@@ -45,12 +45,12 @@ class Numbers:
 
     @property
     def probes(self) -> list[str]:
-        """Names of all probes: reserves, then partitions in order."""
+        """Return the names of all probes: reserves, then partitions in order."""
         return list(dict.fromkeys(probe for _, probe in self.entries))
 
 
 def measure_run(data: RunData) -> Numbers:
-    """All numbers that the probes of a run give; empty where nothing was measured."""
+    """Return all numbers that the probes of a run give; empty where nothing was measured."""
     last = data.measured
     if last < 0:
         return Numbers(
@@ -114,7 +114,7 @@ def _number(entry: Entry) -> int:
 
 
 def _pooled(data: RunData) -> dict[str, pa.Table]:
-    """The probes with the reserves of all sources as one, and nothing else."""
+    """Return the probes with the reserves of all sources as one, and nothing else."""
     tables = {}
     for model, table in data.probes.items():
         rows = table.filter(pc.starts_with(table["probe"], RESERVE))

@@ -1,4 +1,4 @@
-"""Writing ``report.html``: one file, no script, nothing fetched, everything escaped.
+"""Write ``report.html``: one file, no script, nothing fetched, everything escaped.
 
 Completions and data are other people's text. The page's content security policy allows its own
 style sheet and nothing else, so that even a fault in the escaping could run or load nothing.
@@ -52,12 +52,12 @@ CURVES = (
         "Share of pairs whose γ rose above the reference's.",
     ),
 )
-"""Metrics that are drawn: name, title, marked value and its label, caption."""
+"""These metrics are drawn: name, title, marked value and its label, caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A drawing with its title and what there is to see in it."""
+    """A figure is a drawing with its title and a caption."""
 
     title: str
     drawing: Markup
@@ -121,7 +121,7 @@ def _asset(name: str) -> str:
 
 
 def _math(text: str) -> Markup:
-    """M_1, D_t and γ_ref with subscripts; everything else escaped as it is."""
+    """Set M_1, D_t and γ_ref with subscripts; escape everything else."""
     pattern = r"\b([MD])_(\d+|t)\b|(γ)_(ref)\b"
     return Markup(
         re.sub(pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text)))
@@ -129,7 +129,7 @@ def _math(text: str) -> Markup:
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """Return the line of facts under the title."""
     config, plan = data.config, data.plan
     facts = [
         ("model", str(config["model"]["name_or_path"])),
@@ -149,7 +149,7 @@ def _date(iso: str) -> str:
 
 
 def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
-    """The models in order, each with the step that made it and what is known of it."""
+    """Show the models in order, each with the step that made it and what is known of it."""
     last = len(data.steps)
     nodes = []
     for model in range(last + 1):
@@ -170,7 +170,7 @@ def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def _other_models(data: RunData, step: int) -> str:
-    """Reference and target of the step that made a model, where one is not the model before."""
+    """Name reference and target of a model's step, where one is not the model before."""
     if not step:
         return ""
     reference, target = (data.model_name(step, role) for role in ("reference", "target"))
@@ -180,7 +180,7 @@ def _other_models(data: RunData, step: int) -> str:
 
 
 def _is_plain(data: RunData) -> bool:
-    """Whether every step's reference and target is the model before."""
+    """Return whether every step's reference and target is the model before."""
     return not any(_other_models(data, step["step"]) for step in data.steps)
 
 
@@ -229,7 +229,7 @@ def _gamma_figures(numbers: Numbers) -> list[Figure]:
 
 
 Groups = list[tuple[str, dict[int, Entry]]]
-"""Named probes, with the entry of each model."""
+"""Groups are named probes, each with the entry of every model."""
 
 MEAN = ("mean", "mean_low", "mean_high")
 ACCURACY = ("ranking_accuracy", "ranking_accuracy_low", "ranking_accuracy_high")
@@ -249,7 +249,7 @@ def _estimates(
     label: str,
     mark: float = 0.0,
 ) -> Markup:
-    """A figure of the models' own values, or of their differences to S (from M_1 on)."""
+    """Draw the models' own values, or their differences to S (from M_1 on)."""
     change = keys in (CHANGE, ACCURACY_CHANGE)
     rows = []
     for title, entries in groups:
@@ -311,7 +311,7 @@ def _training_figures(data: RunData) -> list[Figure]:
 
 
 def _marked(data: RunData) -> Iterator[tuple[str, str, float | None, str, str]]:
-    """``CURVES``; the loss with its value at the reference, if all steps share it."""
+    """Return ``CURVES``, the loss with its value at the reference if all steps share it."""
     records = [record for step, record in data.records.items() if step]
     gates = [record.gate for record in records]
     agreed = {gate.expected_loss if gate and gate.compared == "policy" else None for gate in gates}
@@ -341,7 +341,7 @@ def _curve(data: RunData, step: int, name: str) -> Curve | None:
 
 
 def _completions(data: RunData) -> list[dict[str, Any]]:
-    """Per prompt, what each model wrote."""
+    """Show what each model wrote for every prompt."""
     prompts: dict[str, dict[str, Any]] = {}
     for model, written in data.completions.items():
         for item in written:

@@ -1,4 +1,4 @@
-"""The report in short, as plain data, for whoever prints it."""
+"""Give the report in short, as plain data, to be printed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from sdpo.report.tables_of_steps import steps_table, training_table
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Per step what it started from and where it ended; per model its accuracy on the reserve."""
+    """A summary tells each step's start and end, and each model's accuracy on the reserve."""
 
     verdict: Verdict
     caveats: tuple[Caveat, ...]
@@ -20,7 +20,7 @@ class Summary:
 
 
 def summarise(run: Path) -> Summary:
-    """The findings of the run in folder ``run``, as far as it got.
+    """Return the findings of the run in folder ``run``, as far as it got.
 
     Raises:
         UserError: there is no run at ``run``.

@@ -1,4 +1,4 @@
-"""The report's tables as plain text cells; the command line prints the first two as well."""
+"""Make the report's tables of plain text cells; the command line prints the first two as well."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,8 @@ EQUALS = "\u00a0=\u00a0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of text. The first ``text_columns`` columns are text, the others numbers."""
+    """A table has cells of text. The first ``text_columns`` columns are words, the others
+    numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -24,7 +25,7 @@ class Table:
 
 
 def number(value: float | None, *, digits: int = 2, signed: bool = False) -> str:
-    """A number with a real minus sign; a dash where there is none."""
+    """Write a number with a real minus sign; a dash where there is none."""
     if value is None:
         return UNKNOWN
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -34,12 +35,12 @@ def number(value: float | None, *, digits: int = 2, signed: bool = False) -> str
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
-    """A share as a percentage."""
+    """Write a share as a percentage."""
     return UNKNOWN if value is None else f"{100 * value:.{digits}f}%"
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 2, scale: float = 1) -> str:
-    """``[low, high]``; says so where there are too few prompts for one."""
+    """Write ``[low, high]``, or that there are too few prompts for an interval."""
     if low is None or high is None:
         return "(too few to tell)"
     bounds = [number(scale * bound, digits=digits, signed=low < 0) for bound in (low, high)]
@@ -47,12 +48,12 @@ def interval(low: float | None, high: float | None, *, digits: int = 2, scale: f
 
 
 def count(value: int | None) -> str:
-    """A count with thin spaces between thousands."""
+    """Write a count with thin spaces between thousands."""
     return UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Write seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -61,17 +62,17 @@ def duration(seconds: float) -> str:
 
 
 def model_name(model: int) -> str:
-    """M_0 is S."""
+    """Return the name of a model by its number; M_0 is S."""
     return f"M_{model}" if model else "S"
 
 
 def short(digest: str | None) -> str:
-    """The first twelve digits of a digest."""
+    """Return the first twelve digits of a digest."""
     return digest[:12] if digest else UNKNOWN
 
 
 def reserve_table(data: RunData, numbers: Numbers) -> Table:
-    """Accuracies of every model on the reserve of all sources, and its implied reward margin."""
+    """Show every model's accuracies and implied reward margin on the reserve of all sources."""
     rows = []
     for model, entry in numbers.reserve.items():
         start, moved = entry["vs_S"], _from_reference(data, model, entry)
@@ -110,14 +111,14 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
 
 
 def _from_reference(data: RunData, model: int, entry: Entry) -> Entry | None:
-    """The change of gamma from the reference that the model was trained against."""
+    """Return the change of gamma from the reference that the model was trained against."""
     name = {"previous": "vs_previous", "base": "vs_S"}.get(data.choice(model, "reference"), "")
     found: Entry | None = entry.get(name) if model else None
     return found
 
 
 def sources_table(numbers: Numbers) -> Table:
-    """Every model on every probe."""
+    """Show every model on every probe."""
     rows = []
     for probe in numbers.probes:
         for (model, name), entry in numbers.entries.items():
@@ -163,7 +164,7 @@ def sources_table(numbers: Numbers) -> Table:
 
 
 def gaps_table(numbers: Numbers) -> Table:
-    """Contamination before, and fit gap after, each step."""
+    """Show the contamination before each step and the fit gap after it."""
     rows = []
     for step in sorted({*numbers.before, *numbers.after}):
         for gap in (numbers.before.get(step), numbers.after.get(step)):
@@ -201,7 +202,7 @@ def gaps_table(numbers: Numbers) -> Table:
 
 
 def partition_table(data: RunData) -> Table:
-    """Pairs per step and source, with the lengths that the plan knows."""
+    """Show the pairs per step and source, with the lengths that the plan knows."""
     steps, plan = data.steps, data.plan or {}
     reserve = plan.get("reserve", {})
     sources = list(dict.fromkeys([name for s in steps for name in s["sources"]] + list(reserve)))
@@ -233,7 +234,7 @@ def partition_table(data: RunData) -> Table:
 
 
 def read_table(data: RunData) -> Table:
-    """Rows read and kept per source."""
+    """Show the rows read and kept per source."""
     rows = [
         (
             source.name,
@@ -252,7 +253,7 @@ def read_table(data: RunData) -> Table:
 
 
 def rejected_table(data: RunData) -> Table:
-    """What was rejected, why, and the first rows of each kind."""
+    """Show what was rejected, why, and the first rows of each kind."""
     rows = [(r.source, r.reason, _examples(r), count(r.count)) for r in data.rejected]
     return Table(
         title="Rejected rows",
@@ -264,7 +265,7 @@ def rejected_table(data: RunData) -> Table:
 
 
 def lineage_table(data: RunData) -> Table:
-    """What each model was made from, by digest."""
+    """Show what each model was made from, by digest."""
     inputs = data.run.get("inputs", {})
     base = short(inputs.get("model"))
     rows = [("base model", UNKNOWN, UNKNOWN, UNKNOWN, base, UNKNOWN, UNKNOWN)]
@@ -299,7 +300,7 @@ def lineage_table(data: RunData) -> Table:
 
 
 def digests_table(data: RunData) -> Table:
-    """All digests in full."""
+    """Show all digests in full."""
     named = [(f"input: {key}", str(value)) for key, value in data.run.get("inputs", {}).items()]
     named += [(f"partition D_{s['step']}", str(s["digest"])) for s in data.steps]
     for step, record in sorted(data.records.items()):
@@ -309,7 +310,7 @@ def digests_table(data: RunData) -> Table:
 
 
 def timings_table(data: RunData) -> Table:
-    """Time of each phase per step."""
+    """Show the time of each phase per step."""
     timings = {step: record.timings_s for step, record in sorted(data.records.items())}
     phases = list(dict.fromkeys(phase for seconds in timings.values() for phase in seconds))
     rows = [
@@ -324,12 +325,12 @@ def timings_table(data: RunData) -> Table:
 
 
 def probe_name(probe: str) -> str:
-    """``reserve:ultrafeedback`` in words."""
+    """Name a probe such as ``reserve:ultrafeedback`` in words."""
     return f"reserve of {probe.removeprefix(RESERVE)}" if probe.startswith(RESERVE) else probe
 
 
 def estimate(entry: Entry | None, name: str) -> str:
-    """A value of an entry with its interval."""
+    """Write a value of an entry with its interval."""
     if not entry:
         return UNKNOWN
     bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"])
@@ -343,7 +344,7 @@ def _accuracy(entry: Entry) -> str:
 
 
 def change(difference: Entry | None) -> str:
-    """A difference with its interval."""
+    """Write a difference with its interval."""
     if not difference:
         return UNKNOWN
     bounds = interval(difference["low"], difference["high"])
@@ -351,7 +352,7 @@ def change(difference: Entry | None) -> str:
 
 
 def _lengths(lengths: dict[str, Any]) -> tuple[str, str]:
-    """Of prompt plus the longer side; the truncated share of each side."""
+    """Write the lengths of prompt plus longer side, and the truncated share of each side."""
     quantiles, truncated = UNKNOWN, UNKNOWN
     if "sequence" in lengths:
         names = ("median", "p95", "maximum")
@@ -369,7 +370,7 @@ def _gate(gate: GateFacts | None) -> str:
 
 
 def _examples(rejected: Rejected) -> str:
-    """The first rows, with what was said of them."""
+    """Write the first rows, with what was said of them."""
     details = [str(example.get("detail") or "") for example in rejected.examples]
     numbers = [str(example["row"]) for example in rejected.examples]
     more = "; …" if rejected.count > len(numbers) else ""

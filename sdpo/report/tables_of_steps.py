@@ -1,4 +1,4 @@
-"""The report's tables of steps: what each was made with and what came of it."""
+"""Make the report's tables of steps: what each was made with and what came of it."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sdpo.report.tables import UNKNOWN, Table, change, count, estimate, interval
 
 
 def steps_table(data: RunData, numbers: Numbers) -> Table:
-    """Objective, reference, target; gamma_ref on D_t, and how far the model moved."""
+    """Show objective, reference and target, gamma_ref on D_t, and how far the model moved."""
     rows = []
     for plan in data.steps:
         step = plan["step"]
@@ -51,7 +51,7 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
 
 
 def training_table(data: RunData) -> Table:
-    """Where the training of each step ended."""
+    """Show where the training of each step ended."""
     rows = [
         (
             f"{step}",
@@ -81,7 +81,7 @@ def training_table(data: RunData) -> Table:
 
 
 def kl_table(data: RunData) -> Table:
-    """Every estimator of every KL that was measured."""
+    """Show every estimator of every KL that was measured."""
     rows = [
         (
             f"{entry['model']} from {_shown(entry['against'])}",
@@ -118,7 +118,7 @@ def kl_table(data: RunData) -> Table:
 
 
 def kl_cell(data: RunData, step: int, against: int) -> str:
-    """KL(M_step||M_against) per completion with its interval."""
+    """Return KL(M_step||M_against) per completion with its interval."""
     for entry in data.kl.get(step, []):
         if (entry["against"], entry["sampler"]) == (f"M_{against}", EXACT):
             return _cell(entry, "per_sequence", "kl")
@@ -147,6 +147,6 @@ def _excess(data: RunData, step: int) -> float | None:
 
 
 def _final(data: RunData, step: int, name: str) -> float | None:
-    """The last value of a metric in a step."""
+    """Return the last value of a metric in a step."""
     values = [line[name] for line in data.metrics.get(step, []) if name in line]
     return values[-1] if values else None
