@@ -1,5 +1,6 @@
 """Part 5: how fast a training is by itself, without compilation, and where its time goes."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,6 +41,7 @@ def run(settings: Settings) -> Iterator[Finding]:
     yield told(training, f"training alone, {name}, full", rate, operations=3.0)
     yield from _profile(training)
     yield from head(settings, rate)
+    yield _waits(training)
 
 
 def told(training: Training, what: str, rate: float, *, operations: float) -> Finding:
@@ -84,6 +86,31 @@ def _scoring(training: Training, rate: float) -> Finding:
             "tokens_per_s": float(training.tokens.sum() / seconds),
             "mfu": float(training.flops.sum() / seconds / rate),
         },
+    )
+
+
+def _waits(training: Training) -> Finding:
+    """How often the processor waits for the device in a global batch: where it does between
+    micro-batches, a thread that prepares them would gain something."""
+    what = "waits for the device in a global batch"
+    if training.settings.device == "cpu":
+        return Finding(what=what, seen="not measured: needs a GPU")
+    trainer, task = training.trainer, training.task
+    batch, costs = np.arange(trainer.training.batch_size), trainer.costs(task)
+    parts = len(trainer.cut(batch, costs, step=trainer.progress.step))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer._gradients(task, batch, costs, step=trainer.progress.step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    trainer.optimizer.zero_grad(set_to_none=True)
+    waits = sum("synchronizing" in str(warning.message) for warning in seen)
+    return Finding(
+        what=what,
+        seen=f"{waits} in {parts} micro-batches",
+        numbers={"waits": waits, "micro_batches": parts},
     )
 
 

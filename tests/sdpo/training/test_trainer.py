@@ -1,9 +1,11 @@
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import groupby
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_scheduler
 
 from sdpo.config import ModelConfig, TrainingConfig
@@ -12,6 +14,7 @@ from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.objectives.losses import PairLogps, dpo
 from sdpo.training.optimizer import learning_rate, make_optimizer
 from sdpo.training.tasks import PreferenceTask
+from sdpo.training.trainer import Trainer
 
 from ..training_helpers.models import (
     double,
@@ -171,6 +174,52 @@ def test_the_loss_curve_does_not_depend_on_the_token_budget():
     assert max(curves[0]) - min(curves[0]) > 0.05, "the model learns something"
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
     np.testing.assert_allclose(curves[2], curves[0], rtol=1e-4)
+
+
+class Waits(TorchDispatchMode):
+    """Writes "waits" into ``log`` where a processor would have to wait for its device: a number is
+    asked of it, or how many of something there are."""
+
+    ASKED = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func is torch.ops.aten.index.Tensor and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if by_mask or func.overloadpacket.__name__.startswith(self.ASKED):
+            self.log.append("waits")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_the_next_micro_batch_is_laid_out_while_a_device_computes_the_one_before(
+    layout, monkeypatch
+):
+    """So it needs no thread of its own that prepares it. Where transformers makes a mask it waits,
+    but then the micro-batch is there, and its layers come after that."""
+    policy, log = tiny_llama(), []
+    policy.model.layers[0].register_forward_pre_hook(lambda *_: log.append("layers"))
+    laid_out = Trainer._batch
+
+    def batch(self, task, items):
+        done = laid_out(self, task, items)
+        log.append("laid out")
+        return done
+
+    monkeypatch.setattr(Trainer, "_batch", batch)
+    trainer = make_trainer(policy, one_step(batch_size=10, micro_batch_tokens=60))
+    with Waits(log):
+        run_steps(replace(trainer, layout=layout), preference_task(10))
+    order = [what for what, _ in groupby(log)]
+    last = len(order) - 1 - order[::-1].index("layers")
+    after = [order[at + 1] for at, what in enumerate(order[:last]) if what == "layers"]
+    assert len(after) > 3
+    assert set(after) == {"laid out"}
+    assert order[last + 1] == "waits", "the loss is asked for once, of all of them"
 
 
 def test_every_pair_is_trained_on_once_per_epoch():
