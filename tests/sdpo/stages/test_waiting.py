@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import distributed
 
+from sdpo.config import LaunchConfig, TrackingConfig, TrainingConfig
 from sdpo.stages import session as model
 from sdpo.stages.session import Session
 
@@ -37,6 +38,29 @@ def test_ranks_wait_for_one_that_saves_longer_than_for_each_other(one_rank):
     assert patience(waiting) == timedelta(hours=12)
     session = Session(spec=None, accelerator=None, policy=None, tokenizer=None, waiting=waiting)
     session.wait()
+
+
+def test_groups_of_a_training_have_the_shorter_patience_and_gradients_are_views_of_what_travels(
+    tmp_path, monkeypatch
+):
+    made = {}
+
+    def accelerator(**options):
+        made.update(options)
+        return SimpleNamespace(num_processes=2)
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    spec = SimpleNamespace(
+        launch=LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1),
+        tracking=TrackingConfig(),
+        trains="preference",
+        folder=tmp_path,
+        training=TrainingConfig(precision="fp32"),
+    )
+    model._accelerator(spec)
+    group, ddp = made["kwargs_handlers"]
+    assert group.timeout == timedelta(minutes=30)
+    assert ddp.gradient_as_bucket_view, "else each gradient has a copy: 4 bytes a parameter"
 
 
 def test_one_process_waits_for_nobody():
