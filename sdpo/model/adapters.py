@@ -5,6 +5,7 @@ such a product, and where nothing else has the same ``W``: blocks that share the
 get adapters of their own each, and what they learned would be added up.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,27 @@ def check_adapters(adapted: "PreTrainedModel") -> None:
                 f"training.lora_target_modules: {name} is a {type(base).__name__}, which does more "
                 f"with its weight than to multiply: an adapter does not fit it. {_REMEDY}"
             )
+
+
+def check_names(adapted: "PreTrainedModel", names: Sequence[str]) -> None:
+    """Refuse ``names`` of which one has no adapter: PEFT passes over it where another one has.
+
+    Names that PEFT has turned into those of the weights that a mixture's experts share are not
+    asked for.
+
+    Raises:
+        ConfigError: names them.
+    """
+    config = adapted.peft_config["default"]
+    wanted = [name for name in names if name in (config.target_modules or ())]
+    there: list[str] = adapted.base_model.targeted_module_names
+    missing = [n for n in wanted if not any(p == n or p.endswith(f".{n}") for p in there)]
+    if missing:
+        raise ConfigError(
+            f"training.lora_target_modules: no module called {' or '.join(missing)} can have an "
+            "adapter in this model, so it would not be trained. Leave it out, or name modules of "
+            "the model that are linear"
+        )
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
-from sdpo.model.adapters import check_adapters
+from sdpo.model.adapters import check_adapters, check_names
 from sdpo.model.randomness import own_settings, switch_off
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
 
     Raises:
         ConfigError: no module has one of the names, or one is the output head, or one that an
-            adapter does not fit (:func:`~sdpo.model.adapters.check_adapters`).
+            adapter does not fit (:mod:`sdpo.model.adapters`).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -176,6 +176,7 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
             f"training.lora_target_modules: {', '.join(names)}: adapters on the output head, or on "
             "an embedding that is tied to it, are not supported; leave it out"
         )
+    check_names(adapted, names)
     check_adapters(adapted)
     return adapted
 

@@ -34,6 +34,7 @@ REACHED = {
     "check_head": (BAD_INPUT, "weights that are no numbers"),
     "add_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     # A part of `add_adapters`, which a look calls as it stands.
+    "check_names": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "check_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "_try": (
         CHECK,

@@ -66,7 +66,7 @@ def test_adapters_on_blocks_that_share_their_weights_are_refused(name, modules):
 
 
 def test_beside_such_blocks_adapters_stand_and_are_merged():
-    training = LORA.model_copy(update={"lora_target_modules": ["x_proj", "linear"]})
+    training = LORA.model_copy(update={"lora_target_modules": ["linear"]})
     adapted = trained("zamba", training)
     expected = logps(adapted)
     torch.testing.assert_close(logps(merge_adapters(adapted)), expected, rtol=1e-6, atol=1e-4)
@@ -95,3 +95,22 @@ def test_a_product_with_other_numbers_than_its_weights_gets_no_adapter():
     model.model.layers[0].self_attn.q_proj = rounding
     with pytest.raises(ConfigError, match=r"layers\.0\.self_attn\.q_proj is a Rounding"):
         add_adapters(model, LORA)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["q_proj", "nope"], "nope"),
+        (["q_proj", "gate_up_proj", "down_proj"], "gate_up_proj or down_proj"),
+    ],
+)
+def test_a_name_that_no_adapter_stands_on_is_refused_though_others_have_theirs(names, missing):
+    with pytest.raises(ConfigError, match=f"no module called {missing} can have an adapter"):
+        add_adapters(small_model("mixtral"), TrainingConfig(lora_r=2, lora_target_modules=names))
+
+
+@pytest.mark.parametrize("names", [["w1", "w2", "w3"], ["q_proj", "gate"], ["self_attn.q_proj"]])
+def test_names_that_become_those_of_the_experts_tensors_or_of_a_path_stand(names):
+    training = TrainingConfig(lora_r=2, lora_target_modules=names)
+    adapted = add_adapters(small_model("mixtral"), training)
+    assert any("lora_A" in name for name, _ in adapted.named_parameters())
