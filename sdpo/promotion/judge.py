@@ -1,4 +1,4 @@
-"""The gate before a new model is put in use: is it worse than the current one, and can one tell?
+"""Judge a new model before it is put in use: is it worse than the current one, and can one tell?
 
 New and current model are both compared with S on the same reserved pairs, which neither was ever
 trained on: `accuracy_vs_S`, the share of pairs whose gamma rose above S's (ties 1/2), and the
@@ -100,7 +100,7 @@ class GateSettings(Group):
 
 
 def judgement_settings(given: Sequence[str]) -> GateSettings:
-    """Settings from ``key=value`` texts, as the command line gets them.
+    """Make settings from ``key=value`` texts, as the command line gets them.
 
     Raises:
         ConfigError: an unknown key or an impossible value.
@@ -116,7 +116,7 @@ def judgement_settings(given: Sequence[str]) -> GateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at: ``why`` has its numbers."""
+    """A check is one thing that the gate looked at; ``why`` has its numbers."""
 
     check: str
     scope: str
@@ -126,7 +126,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What the gate says of M_``new`` against M_``current``.
+    """A judgement is what the gate says of M_``new`` against M_``current``.
 
     ``comparisons``: per scope the numbers, of JSON types (see :func:`compare`).
     """
@@ -182,7 +182,7 @@ def judge(
 def compare(
     start: Measured, current: Measured, new: Measured, *, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """S, the current and the new model on the pairs that all three have: all, then each source.
+    """Compare S, the current and the new model on the pairs of all three: all, then by source.
 
     Of each model ``ranking_accuracy``, ``accuracy_vs_S`` and ``margin`` (mean gamma_M - gamma_S,
     nats); ``difference`` is new minus current of the latter two. Every number is a mapping of
@@ -237,7 +237,8 @@ def _compare(
 
 
 def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
-    """Reserved pairs whose prompt a step 1..``up_to`` trained on, and all reserved pairs."""
+    """Count the reserved pairs whose prompt a step 1..``up_to`` trained on, and all reserved
+    pairs."""
     plan = pq.read_table(run.plan, columns=["prompt_key", "step"])
     steps = plan["step"].to_numpy()
     reserved = plan.filter(pa.array(steps == 0))["prompt_key"]
@@ -247,7 +248,7 @@ def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
 
 
 def _reserved(table: pa.Table) -> Measured:
-    """A model on the reserves of all sources, by pair id."""
+    """Return a model's measurements on the reserves of all sources, by pair id."""
     reserve = table.filter(pc.starts_with(table["probe"], RESERVE))
     together = pa.array(["reserve"] * len(reserve), pa.string())
     probes = split_probes(

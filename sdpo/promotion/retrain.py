@@ -1,9 +1,9 @@
-"""Retraining: the model in use grows by a step over new pairs, and is replaced if the gate agrees.
+"""Retrain: the model in use gets a step over new pairs, and is replaced if the gate agrees.
 
 Read :func:`retrain` from top to bottom. It can be called again at any time, by a schedule or by
-hand: what was made stands, a run that was interrupted is gone on with, and pairs that a run was
-made from and judged by the same rules make no second one. The decision with its numbers stands in
-``promotion.json`` of the new run.
+hand: what was made stands, an interrupted run is continued, and pairs that a run was made from and
+judged by the same rules make no second one. The decision with its numbers is in ``promotion.json``
+of the new run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ from sdpo.system.locks import hold
 from sdpo.system.privacy import withheld_by_folder, withholding
 
 DECISION = "promotion.json"
-"""The file of a run that holds what was decided about it."""
+"""This file of a run holds what was decided about it."""
 
 Status = Literal[
     "nothing new",
@@ -56,19 +56,19 @@ _FINAL = ("promoted", "refused", "too few to tell", "rejected")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a person said: ``approved`` None where nobody answered in time."""
+    """An answer is what a person said; ``approved`` is None where nobody answered in time."""
 
     approved: bool | None
     why: str = ""
 
 
 Ask = Callable[[Judgement, RunFolder], Answer]
-"""Asks a person whether a run that passed the gate is to be promoted."""
+"""It asks a person whether a run that passed the gate is to be promoted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrained:
-    """What came of it: ``run`` is the new run, None where nothing was new."""
+    """A retraining had this outcome; ``run`` is the new run, None where nothing was new."""
 
     name: str
     status: Status
@@ -81,7 +81,7 @@ class Retrained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    """A new run of a name: what it starts from, and the rules that it is judged by."""
+    """An attempt is a new run of a name: what it starts from, and the rules that judge it."""
 
     name: str
     start: Version
@@ -159,7 +159,7 @@ def retrain(
 
 
 def find_named(name: str, *, runs_dir: Path) -> RegisteredModel:
-    """What ``name`` stands for: a name of the registry, or a run that belongs to one.
+    """Find what ``name`` stands for: a name of the registry, or a run that belongs to one.
 
     Raises:
         UserError: nothing was promoted yet; says how to.
@@ -180,10 +180,10 @@ def find_named(name: str, *, runs_dir: Path) -> RegisteredModel:
 
 @contextmanager
 def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterator[RegisteredModel]:
-    """The model that is to grow, held so that nobody else lets it grow meanwhile.
+    """Hold the model that gets a step, so that nobody else gives it one meanwhile.
 
-    A lock of the kernel's and not a limit of a scheduler's: it lasts as long as this process,
-    whatever becomes of a server, also while a person is asked for a day, and no longer.
+    The lock is the kernel's, not a scheduler's: it lasts exactly as long as this process, whatever
+    becomes of a server, also while a person is asked for a day.
     """
     known = find_named(name, runs_dir=runs_dir).name
     lock = runs_dir / f".{known}.retrain.lock"
@@ -192,7 +192,7 @@ def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterat
 
 
 def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
-    """The run of the current model, which is the last of its run and what it was."""
+    """Return the run of the current model, checked to be the last of its run and unchanged."""
     start = named.in_use
     run = RunFolder(runs_dir / start.run)
     last = last_step(run)
@@ -213,7 +213,7 @@ def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
 def _tried(
     named: RegisteredModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
-    """Decisions about runs from the current model by the same rules, and the pairs of each run."""
+    """Return decisions about runs from the current model by the same rules, and their pairs."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
         if not RunFolder(path.parent).is_own:
             continue
@@ -225,7 +225,7 @@ def _tried(
 
 
 def _effective(rules: dict[str, Any], run: RunFolder) -> dict[str, Any]:
-    """Rules with overrides in one spelling; those of before 0.2 stand as they were given."""
+    """Spell the overrides of rules alike; those from before 0.2 are left as they were given."""
     with suppress(ConfigError):
         return rules | {"overrides": effective_overrides(run, rules["overrides"])}
     return rules
@@ -252,7 +252,7 @@ def _nothing_new(
 
 
 def _taken_out(named: RegisteredModel, run: str) -> str:
-    """What became of a run that was in use under the name and is no more; empty for others."""
+    """Say what became of a run that was in use under the name and no longer is; else ""."""
     found = next((v for v in reversed(named.versions) if v.run == run), None)
     if found is None or found.version == named.current:
         return ""
@@ -261,7 +261,7 @@ def _taken_out(named: RegisteredModel, run: str) -> str:
 
 
 def _was_in_use(name: str, digest: str, runs_dir: Path) -> str:
-    """Why a model is not put back by the machine: it was in use, and somebody took it out."""
+    """Say why a model is not put back automatically: it was in use, and somebody took it out."""
     named = find_named(name, runs_dir=runs_dir)
     same = [version for version in named.versions if version.digest == digest]
     if not same or named.in_use in same:

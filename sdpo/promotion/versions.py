@@ -1,6 +1,6 @@
-"""Which model is in use: names beside the runs, each with the versions that it has had.
+"""Keep which model is in use: names beside the runs, each with the versions that it has had.
 
-``registry.json`` stands in the folder of the runs. A name has versions, numbered from 1, which are
+``registry.json`` is in the folder of the runs. A name has versions, numbered from 1, which are
 never changed or removed, and moves, the record of how `current` went from one to another. The file
 is replaced by rename under a lock, so a reader sees the old state or the new one.
 """
@@ -37,7 +37,7 @@ class _Entry(BaseModel):
 
 
 class Version(_Entry):
-    """A model that was promoted: M_step of a run; ``replaced`` is the version in use before, or 0.
+    """A version is a promoted model, M_step of a run; ``replaced``: the version before it, or 0.
 
     ``digest`` is the model's, ``when`` in UTC.
     """
@@ -52,7 +52,7 @@ class Version(_Entry):
 
 
 class Move(_Entry):
-    """`current` went from one version to another; ``from_version`` 0: from none."""
+    """A move took `current` from one version to another; ``from_version`` 0: from none."""
 
     from_version: int
     to_version: int
@@ -61,7 +61,7 @@ class Move(_Entry):
 
 
 class RegisteredModel(_Entry):
-    """What a name stands for, and stood for. ``current`` is the version in use."""
+    """A registered model is what a name stands for, and stood for. ``current`` is in use."""
 
     name: str
     current: int
@@ -70,11 +70,11 @@ class RegisteredModel(_Entry):
 
     @property
     def in_use(self) -> Version:
-        """The version in use."""
+        """Return the version in use."""
         return self.version(self.current)
 
     def version(self, number: int) -> Version:
-        """One version.
+        """Return the version of a number.
 
         Raises:
             UserError: there is none of that number.
@@ -92,7 +92,7 @@ class _Content(_Entry):
 
 
 def read_registry(runs_dir: Path) -> dict[str, RegisteredModel]:
-    """Every name with its versions; empty where nothing was promoted yet.
+    """Return every name with its versions; empty where nothing was promoted yet.
 
     Raises:
         IntegrityError: the file is not a registry.
@@ -112,7 +112,7 @@ def read_registry(runs_dir: Path) -> dict[str, RegisteredModel]:
 
 
 def current(name: str, *, runs_dir: Path) -> RegisteredModel:
-    """What ``name`` stands for.
+    """Return what ``name`` stands for.
 
     Raises:
         UserError: nothing was promoted under that name; says how to.
@@ -213,7 +213,7 @@ def rollback(
 
 
 def default_name(run: RunFolder, *, runs_dir: Path) -> str:
-    """The name under which a run is promoted unless one is given: see :func:`promote`.
+    """Return the name under which a run is promoted unless one is given: see :func:`promote`.
 
     Raises:
         UserError: runs that it comes from stand under several names.
@@ -235,7 +235,9 @@ def default_name(run: RunFolder, *, runs_dir: Path) -> str:
 
 
 def last_step(run: RunFolder) -> int:
-    """The last step of a run that is complete to its end (a replay may end before its plan).
+    """Return the last step of a run that is complete to its end.
+
+    The end of a replay may come before the end of its plan.
 
     Raises:
         UserError: it is not, or has no step.
@@ -255,7 +257,7 @@ def last_step(run: RunFolder) -> int:
 
 
 def checked_digest(run: RunFolder, step: int) -> str:
-    """The digest of M_step, which is what its record says.
+    """Return the digest of M_step, after checking that it is what its record says.
 
     Raises:
         UserError: the step is not complete.
@@ -287,7 +289,7 @@ def checked_digest(run: RunFolder, step: int) -> str:
 
 
 def _as_kept(run: RunFolder, runs_dir: Path) -> str:
-    """A run as the registry names it: by its name where it stands beside it."""
+    """Return a run as the registry names it: by its name if it is beside the registry."""
     path = run.path.absolute()
     beside = path.parent == runs_dir.absolute() or (
         runs_dir.is_dir() and path.parent.samefile(runs_dir)
@@ -313,7 +315,7 @@ def _move(
 
 @contextmanager
 def _registry(runs_dir: Path, listen: Listener) -> Iterator[dict[str, RegisteredModel]]:
-    """The registry, held for this process; what becomes of it is published at the end."""
+    """Hold the registry for this process, and publish what became of it at the end."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     with hold(runs_dir / _LOCK, what="the registry", wait=True, listen=listen):
         before = read_registry(runs_dir)
