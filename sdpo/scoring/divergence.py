@@ -1,4 +1,4 @@
-"""KL divergence of one model from another along the first one's own samples.
+"""Compute the KL divergence of one model from another along the first one's own samples.
 
 For a completion y ~ P(.|x), the chain rule splits KL(P||Q) of the completions' distributions into
 terms of one position each, KL(P(.|x, y_<t) || Q(.|x, y_<t)), which a full softmax gives exactly.
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 2**30
-"""Of a chunk of rows, with all its copies: on a GPU so many that they hide reading the head."""
+"""A chunk of rows, with all its copies, takes so many: on a GPU enough to hide reading the head."""
 COPIES = 6
-"""Arrays of a chunk's size that are alive at once, in float64: two of log-probs and what they are
-made from and into."""
+"""So many arrays of a chunk's size are alive at once, in float64: two of log-probs, what they are
+made from and what is made from them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Sums over the scored tokens of each sequence, float64 ``[sequences]``, in nats."""
+    """A divergence has sums over each sequence's scored tokens, float64 ``[sequences]``, in
+    nats."""
 
     kl: np.ndarray
     k1: np.ndarray
@@ -57,10 +58,10 @@ def divergence(
     micro_batch_tokens: int,
     skip: int = 0,
 ) -> Divergence:
-    """KL(policy||other) along ``sequences`` that the policy sampled; both share a vocabulary.
+    """Compute KL(policy||other) along ``sequences`` that the policy sampled.
 
-    ``skip``: scored tokens at the start of each sequence that are left out. On CPU a forward holds
-    one sequence, so that no number depends on its neighbours.
+    Both share a vocabulary. ``skip``: scored tokens at the start of each sequence that are left
+    out. On CPU a forward holds one sequence, so that no number depends on its neighbours.
     """
     lengths = np.array([len(sequence.ids) for sequence in sequences])
     budget = 1 if device.type == "cpu" else micro_batch_tokens
@@ -86,7 +87,7 @@ def divergence(
 
 
 def _states(model: "PreTrainedModel", batch: Batch) -> torch.Tensor:
-    """Hidden states that predict the scored tokens, ``[scored, width]``, in the batch's order."""
+    """Return the hidden states that predict the scored tokens, ``[scored, width]``, in order."""
     forget_lengths(model)
     hidden = model.get_decoder()(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
@@ -106,9 +107,10 @@ def _terms(
     states: tuple[torch.Tensor, torch.Tensor],
     targets: torch.Tensor,
 ) -> torch.Tensor:
-    """kl, k1 and k3 of every scored position, float64 ``[3, scored]``, a chunk of rows at a time.
+    """Return kl, k1 and k3 of every scored position, float64 ``[3, scored]``.
 
-    The whole vocabulary is needed, so logits exist for one chunk of rows and never in full.
+    The whole vocabulary is needed, so logits exist for one chunk of rows at a time and never in
+    full.
     """
     vocabulary = models[0].get_output_embeddings().weight.shape[0]
     chunk = chunk_rows(vocabulary, device=targets.device.type)

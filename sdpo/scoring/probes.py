@@ -1,8 +1,8 @@
-"""Measuring a model on the run's fixed probe sets, and letting it write.
+"""Measure a model on the run's fixed probe sets, and have it write completions.
 
 A probe is (model, rows): the reserve of every source, the seeded sample of every partition, and the
-next partition whole where its log-probs are the next step's reference. Results are a view beside
-the records, in ``probes/``: they can be made again at any time and never touch a step's identity.
+next partition whole where its log-probs are the next step's reference. Results are in ``probes/``,
+beside the records: they can be made again at any time and are no part of a step's identity.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProbeRows:
-    """Rows of the token file with the probe each belongs to."""
+    """Each of these rows of the token file belongs to a probe."""
 
     pair_ids: pa.ChunkedArray
     prompt_keys: pa.ChunkedArray
@@ -40,7 +40,7 @@ class ProbeRows:
 
 
 def probe_rows(plan: pa.Table, *, step: int, next_whole: bool = True) -> ProbeRows:
-    """What model M_``step`` is measured on: see the module's docstring.
+    """Return what model M_``step`` is measured on: see the module's docstring.
 
     ``next_whole``: whether that is all of D_{step + 1}, or its sample alone.
     ``plan`` has columns pair_id, prompt_key, source, step (0 = reserve), sampled, token_row.
@@ -101,7 +101,7 @@ def measure(
 
 
 class CompletionPrompt(TypedDict):
-    """A reserved prompt that models are asked to complete: as text to show, and as token ids."""
+    """This reserved prompt is one that models complete: as text to show, and as token ids."""
 
     prompt_key: str
     source: str
@@ -158,7 +158,7 @@ def write_completions(
 
 
 def end_tokens(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Tokens after which a completion stops: the model's and the tokenizer's."""
+    """Return the tokens after which a completion stops: the model's and the tokenizer's."""
     ends = policy.generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return sorted({t for t in [*listed, tokenizer.eos_token_id] if t is not None})
@@ -167,7 +167,7 @@ def end_tokens(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 def completion_prompts(
     plan: pa.Table, tokens: TokenFile, pairs: Path, *, count: int
 ) -> list[CompletionPrompt]:
-    """``count`` reserved prompts, spread over the sources, the same for every model."""
+    """Choose ``count`` reserved prompts, spread over the sources, the same for every model."""
     picked = reserved_rows(plan, count=count)
     texts = _prompt_texts(pairs, {row["pair_id"] for row in picked})
     return [

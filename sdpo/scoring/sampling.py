@@ -1,4 +1,4 @@
-"""Sampling completions that depend on the seed and the prompt, not on what shares their batch.
+"""Sample completions that depend on the seed and the prompt, not on what shares their batch.
 
 Every completion has its own stream of uniform numbers, one per position, and its token is where the
 number falls in the cumulative distribution. Batches are padded on the left and made by
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A prompt to be completed, once for every ``sample``; ``key``: 32 hex digits."""
+    """A prompt is completed once for every ``sample``; ``key``: 32 hex digits."""
 
     key: str
     ids: np.ndarray
@@ -31,20 +31,20 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Sampled token ids, int32; ``finished``: the last one is an end token."""
+    """A completion has sampled token ids, int32; ``finished``: the last one is an end token."""
 
     ids: np.ndarray
     finished: bool
 
 
 def uniforms(prompt: Prompt, *, seed: int, tokens: int) -> np.ndarray:
-    """The numbers in [0, 1) that decide a completion's tokens, float64 ``[tokens]``."""
+    """Return the numbers in [0, 1) that decide a completion's tokens, float64 ``[tokens]``."""
     words = [int(prompt.key[start : start + 8], 16) for start in range(0, 32, 8)]
     return np.random.default_rng([seed, prompt.sample, *words]).random(tokens)
 
 
 def pick(scores: torch.Tensor, numbers: torch.Tensor, sampler: Sampler) -> torch.Tensor:
-    """Tokens ``[rows]`` for logits ``[rows, vocabulary]`` and one uniform number per row."""
+    """Return tokens ``[rows]`` for logits ``[rows, vocabulary]`` and one uniform number per row."""
     scores = scores.double() / sampler.temperature
     if sampler.top_k:
         least = scores.topk(min(sampler.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
@@ -71,7 +71,7 @@ def sample(
     micro_batch_tokens: int,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Completion]:
-    """One completion per prompt, in their order, of at most ``max_new_tokens`` each.
+    """Return one completion per prompt, in their order, of at most ``max_new_tokens`` each.
 
     ``positions``: sequences end there too, and every prompt before; 0: no bound. ``ends``: tokens
     after which one stops.
@@ -111,7 +111,7 @@ def sample(
 def _batches(
     prompts: Sequence[Prompt], room: list[int], *, micro_batch_tokens: int
 ) -> list[list[int]]:
-    """Items that are generated together: alike in room, and nearly so in length."""
+    """Return batches of items to generate together: of equal room and nearly equal length."""
 
     def place(item: int) -> tuple[int, int, str, int]:
         prompt = prompts[item]
@@ -167,7 +167,7 @@ def _generate(
 
 
 class _Chooser:
-    """A logits processor that leaves one token possible: the one that its number falls on."""
+    """This logits processor leaves one token possible: the one that its number falls on."""
 
     def __init__(self, numbers: torch.Tensor, sampler: Sampler) -> None:
         self._numbers = numbers
@@ -181,7 +181,7 @@ class _Chooser:
 
 
 def _cut(ids: list[int], ends: Sequence[int]) -> Completion:
-    """Up to the first end token, that included: what follows is padding."""
+    """Return the ids up to and including the first end token: what follows is padding."""
     at = next((index for index, token in enumerate(ids) if token in ends), None)
     kept = ids if at is None else ids[: at + 1]
     return Completion(np.array(kept, dtype=np.int32), at is not None)

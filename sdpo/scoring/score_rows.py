@@ -1,4 +1,4 @@
-"""Scoring: log-probs of pairs under a model, from the cache where they are, computed where not.
+"""Score pairs under a model: log-probs come from the cache, or are computed where it lacks them.
 
 On CPU a forward holds one sequence and no padding, so a row does not depend on its neighbours;
 elsewhere rows of like length share a padded forward.
@@ -33,10 +33,10 @@ _PART_ROWS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """A model that is ready to score: ``module`` is a
-    :class:`~sdpo.model.sequence_scorer.SequenceScorer`.
+    """A scorer is a model that is ready to score.
 
-    More than one of ``lanes``: see :mod:`sdpo.model.lanes`.
+    ``module`` is a :class:`~sdpo.model.sequence_scorer.SequenceScorer`. For more than one of
+    ``lanes`` see :mod:`sdpo.model.lanes`.
     """
 
     accelerator: "Accelerator"
@@ -49,34 +49,34 @@ class Scorer:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Log-probs of all rows asked for; ``is_new``: bool ``[rows]``, those computed now."""
+    """All rows asked for have log-probs here; ``is_new``: bool ``[rows]``, those computed now."""
 
     logps: RowLogps
     is_new: np.ndarray
 
     @classmethod
     def looked_up(cls, logps: RowLogps) -> "Scored":
-        """Values that were all there before."""
+        """Return values that were all in the cache before."""
         return cls(logps, np.zeros(len(logps.chosen), dtype=np.bool_))
 
     @property
     def new_items(self) -> np.ndarray:
-        """Numbers of the rows that were computed now."""
+        """Return the numbers of the rows that were computed now."""
         return np.flatnonzero(self.is_new)
 
     @property
     def cached_items(self) -> np.ndarray:
-        """Numbers of the rows that were there before."""
+        """Return the numbers of the rows that were in the cache before."""
         return np.flatnonzero(~self.is_new)
 
     @property
     def computed(self) -> int:
-        """How many were computed now."""
+        """Return how many rows were computed now."""
         return len(self.new_items)
 
     @property
     def cached(self) -> int:
-        """How many were there before."""
+        """Return how many rows were in the cache before."""
         return len(self.cached_items)
 
 
@@ -89,9 +89,9 @@ def score_rows(
     events: EventWriter,
     phase: str,
 ) -> Scored:
-    """Log-probs of the pairs at ``rows`` of ``tokens``, in their order.
+    """Return the log-probs of the pairs at ``rows`` of ``tokens``, in their order.
 
-    What it keeps of a row are a few dozen bytes in arrays, whatever the text is.
+    It keeps a few dozen bytes of a row, in arrays, however long the text is.
 
     Raises:
         Fault: a log-prob is not finite, or a row is still missing at the end.
@@ -116,13 +116,13 @@ def score_rows(
 
 
 def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Of ``items`` the first of each row: a pair may belong to several steps."""
+    """Return the first of ``items`` of each row: a pair may belong to several steps."""
     _, first = np.unique(rows[items], return_index=True)
     return items[np.sort(first)]
 
 
 def _agreed(accelerator: "Accelerator", missing: np.ndarray) -> np.ndarray:
-    """The main process's view of what is missing: others may look when rows are there already."""
+    """Return what the main process sees missing: others may look later and find rows there."""
     if accelerator.num_processes == 1:
         return missing
     from accelerate.utils import broadcast_object_list
@@ -155,8 +155,9 @@ def _compute(
     )
 
     def forward(batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Parts of the batch with their log-probs; a rank without any takes part, as sharded
-        models need."""
+        """Return parts of the batch with their log-probs.
+
+        A rank without any pairs takes part too, as sharded models need."""
         if not len(batch):
             return [(batch, _forward(scorer, tokens, rows[-1:]))]
         return list(parts.of(batch, lambda part: _forward(scorer, tokens, rows[part])))
@@ -174,9 +175,9 @@ def _compute(
 
 
 def _share(scorer: Scorer, lengths: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-    """Batches of this rank, of positions in ``lengths``; every rank has equally many.
+    """Return this rank's batches of positions in ``lengths``; every rank has equally many.
 
-    On a CPU a batch is one pair, whose log-probs are the same in whatever company it came.
+    On a CPU a batch is one pair, so that its log-probs do not depend on other pairs.
     """
     accelerator = scorer.accelerator
     rank, ranks, kind = (
@@ -198,7 +199,7 @@ def _share(scorer: Scorer, lengths: np.ndarray) -> Sequence[np.ndarray] | np.nda
 
 
 def _forward(scorer: Scorer, tokens: TokenFile, rows: np.ndarray) -> np.ndarray:
-    """fp32 ``[rows, 2]``: chosen and rejected log-probs."""
+    """Return chosen and rejected log-probs, fp32 ``[rows, 2]``."""
     device, layout = scorer.accelerator.device, LAYOUTS[scorer.layout]
     unpadded = device.type == "cpu"
     groups: list[list[PromptGroup]] = []
@@ -232,7 +233,7 @@ def _check_finite(logps: np.ndarray, tokens: TokenFile, rows: np.ndarray) -> Non
 
 
 class _Pending:
-    """Rows waiting to become a part of the cache: what a crash loses is at most one part."""
+    """Rows wait here to become a part of the cache: a crash loses one part at most."""
 
     def __init__(self, cache: LogpCache) -> None:
         self._cache = cache
