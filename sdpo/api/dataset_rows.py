@@ -1,7 +1,7 @@
-"""Rows of `datasets.Dataset` objects, as Parquet files of the run that are named by their digest.
+"""Write rows of `datasets.Dataset` objects as Parquet files of the run, named by their digest.
 
-The same rows give the same bytes, whatever object they come in: one that was shuffled and put in
-order again, cut in other chunks, loaded or made in memory. So a run knows its data again, and goes
+The same rows give the same bytes whatever object holds them: one that was shuffled and sorted
+again, cut into other chunks, loaded or made in memory. So a run knows its data again, and goes
 on without the object.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ROWS = 1024
-"""Rows of a row group, so that the bytes do not depend on how an object is cut."""
+"""A row group has so many rows, so that the bytes do not depend on how an object is cut."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def rows_written(
     listen: Listener = lambda event: None,
     wait: bool = False,
 ) -> Iterator[RunConfig]:
-    """``config`` with a file of the run for each path that ``datasets`` names.
+    """Yield ``config`` with a file of the run for each path that ``datasets`` names.
 
     Where the block ends in a mistake of the user, files that no run was made from are removed.
     With ``wait``, waits for another process that works on the run.
@@ -108,7 +108,7 @@ def _write_rows(path: Path, name: str, rows: "Dataset") -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type as it is whatever object the rows come in: fields sorted, no large variants."""
+    """Return a type that does not depend on the object: fields sorted, no large variants."""
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(f.name, _plain(f.type)) for f in _sorted(kind)])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):

@@ -1,6 +1,6 @@
-"""What a program's user sees of a run meanwhile: one line in a terminal, one cell in a notebook.
+"""Show a run's progress to a program's user: one line in a terminal, one cell in a notebook.
 
-Who gives a listener of their own sees nothing of this.
+A program that gives a listener of its own shows nothing of this.
 """
 
 import html
@@ -24,12 +24,12 @@ from sdpo.events import Event, Listener, NodeEvent, ProgressEvent, WaitEvent, Wa
 from sdpo.system.streams import visible
 
 Show = Callable[[str], None]
-"""Puts HTML in the place of what it put there before."""
+"""It puts HTML in the place of what it put there before."""
 
 
 @contextmanager
 def shown(listen: Listener | None, *, name: str) -> Iterator[Listener]:
-    """``listen`` itself, or one that shows progress where the person is: notebook or terminal."""
+    """Yield ``listen`` itself, or a listener that shows progress in the notebook or terminal."""
     if listen is not None:
         yield listen
     elif display := notebook_display():
@@ -40,7 +40,7 @@ def shown(listen: Listener | None, *, name: str) -> Iterator[Listener]:
 
 
 def notebook_display() -> Show | None:
-    """What shows HTML in the notebook that this process computes for; None: it does for none.
+    """Return what shows HTML in the notebook that this process computes for; None without one.
 
     IPython is not loaded: the process of a notebook has loaded it.
     """
@@ -55,7 +55,7 @@ def notebook_display() -> Show | None:
 
 
 class NotebookProgress:
-    """Listens to a run and shows where it is, with its warnings, in one place of a notebook."""
+    """This listener shows where a run is, with its warnings, in one place of a notebook."""
 
     def __init__(self, show: Show, *, name: str) -> None:
         self._show, self._name = show, name
@@ -86,7 +86,8 @@ class NotebookProgress:
 
 @contextmanager
 def terminal_progress(name: str) -> Iterator[Listener]:
-    """One line on stderr that is written anew; where that is no terminal, warnings alone."""
+    """Yield a listener that rewrites one line on stderr; where that is no terminal, it warns
+    only."""
     console = Console(stderr=True, emoji=False)
     progress = Progress(
         TextColumn("{task.description}", markup=False),

@@ -1,4 +1,4 @@
-"""A recipe of what a program has: a file, YAML text, a mapping, `datasets.Dataset` objects."""
+"""Make a recipe of what a program has: a file, YAML text, a mapping, `datasets.Dataset` objects."""
 
 import json
 import sys
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Overrides = JsonObject | Sequence[str]
-"""Settings over a recipe's own: ``{"training.beta": 0.05}``, or ``["training.beta=0.05"]``."""
+"""Overrides are settings over a recipe's own: ``{"training.beta": 0.05}``, or
+``["training.beta=0.05"]``."""
 
 
 class Recipe(RunConfig):
@@ -31,7 +32,7 @@ class Recipe(RunConfig):
 
     @property
     def datasets(self) -> "Mapping[str, Dataset]":
-        """The ``datasets.Dataset`` of each path that stands for one."""
+        """Return the ``datasets.Dataset`` of each path that stands for one."""
         return dict(self._datasets)
 
 
@@ -76,7 +77,7 @@ def load_recipe(
 
 
 def override_lines(overrides: Overrides) -> list[str]:
-    """Overrides as the command line has them, ``group.key=value``.
+    """Return overrides as the command line has them, ``group.key=value``.
 
     Raises:
         ConfigError: a value is neither text, number, boolean nor a list of these.
@@ -95,13 +96,13 @@ def override_lines(overrides: Overrides) -> list[str]:
 
 
 def is_dataset(value: object) -> bool:
-    """Whether ``value`` is a ``datasets.Dataset``; the library is not loaded to know it."""
+    """Return whether ``value`` is a ``datasets.Dataset``, without loading the library."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(value, library.Dataset)
 
 
 def _without_objects(recipe: Mapping[str, Any], datasets: "dict[str, Dataset]") -> dict[str, Any]:
-    """The recipe with a path for every data set, which is added to ``datasets``."""
+    """Return the recipe with a path for every data set, and add each set to ``datasets``."""
     values = dict(recipe)
     data = values.get("data")
     if isinstance(data, Mapping) and isinstance(data.get("sources"), list | tuple):

@@ -1,4 +1,4 @@
-"""A run as a program sees it: steps, numbers as Arrow tables, models, the report.
+"""Show a run to a program: steps, numbers as Arrow tables, models, the report.
 
 Nothing is kept in memory: every call reads the run's folder, which may have gone on meanwhile, and
 refuses files that are not what their records say.
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def html(self) -> str:
-        """The whole page."""
+        """Return the whole page as HTML."""
         return self.path.read_text(encoding="utf-8")
 
     def _repr_html_(self) -> str:
@@ -100,27 +100,27 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Return the run's name."""
         return self._folder.name
 
     @property
     def path(self) -> Path:
-        """Its folder, absolute."""
+        """Return its folder as an absolute path."""
         return self._folder.path.absolute()
 
     @property
     def config(self) -> RunConfig:
-        """The resolved recipe: what the run was made from."""
+        """Return the resolved recipe, from which the run was made."""
         return read_stored(self._folder).config
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The steps of the plan in order; none before the run is partitioned."""
+        """Return the steps of the plan in order; none before the run is partitioned."""
         data = load_run(self.path)
         return tuple(_step(data, entry) for entry in data.steps)
 
     def gamma(self) -> pa.Table:
-        """Mean gamma and accuracies of every model on every reserve and partition, as measured.
+        """Return mean gamma and accuracies of every model on every reserve and partition.
 
         gamma(x) = log M(chosen|x) - log M(rejected|x) in nats (sDPO, arXiv 2403.19270, section
         3.2), on the reserve of every source and on the sample of every partition. Columns:
@@ -140,7 +140,7 @@ class Run:
         return pa.Table.from_pylist(rows, schema=named)
 
     def reserve(self) -> pa.Table:
-        """Every model on the reserved pairs, which no step trained on.
+        """Return every model's numbers on the reserved pairs, which no step trained on.
 
         Columns as of :meth:`gamma`, with ``source`` in the place of ``probe``: null for the
         reserves of all sources together, the report's numbers, which come first.
@@ -159,7 +159,7 @@ class Run:
         return pa.Table.from_pylist(rows, schema=named)
 
     def metrics(self) -> pa.Table:
-        """The training curves of all steps: a row for each line of ``metrics.jsonl``.
+        """Return the training curves of all steps: a row for each line of ``metrics.jsonl``.
 
         Columns: ``step`` (t; 0 is the supervised stage), ``optimizer_step`` (within it), then the
         names in the files, which are TRL's (``loss``, ``rewards/margins``, ``eval_...`` on the
@@ -183,7 +183,7 @@ class Run:
         return pa.Table.from_pylist(lines, schema=schema)
 
     def model(self, step: int) -> "PreTrainedModel":
-        """M_step as transformers loads it, fp32, for evaluation, without dropout; M_0 is S.
+        """Load M_step as transformers does, fp32, for evaluation, without dropout; M_0 is S.
 
         torch is loaded here. The files are digested while they are loaded, and compared with what
         the run recorded.
@@ -197,7 +197,7 @@ class Run:
         return load_policy(folder, model=self.config.model, digest=digest).eval()
 
     def report(self) -> Report:
-        """The report: shown by a notebook, a file elsewhere.
+        """Return the report, which a notebook shows and which is a file elsewhere.
 
         Raises:
             UserError: the run has not come so far.
@@ -209,7 +209,7 @@ class Run:
         return Report(self._folder.report.absolute())
 
     def comparison(self) -> Comparison | None:
-        """Of a replay: how the step that was made again compares with the origin's; else None.
+        """Return how the step that a replay made again compares with the origin's; else None.
 
         Raises:
             UserError: the origin is not where it was.
@@ -240,7 +240,7 @@ class Run:
         )
 
     def _model(self, step: int) -> tuple[Path, str]:
-        """Folder and digest of M_step."""
+        """Return folder and digest of M_step."""
         stored = read_stored(self._folder)
         if step == 0 and not stored.config.supervised.enabled:
             base = model_folder(stored.config.model, cache=cache_dir(stored.config))

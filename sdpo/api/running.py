@@ -1,4 +1,4 @@
-"""Runs from a program: to the end, on from where one stopped, or a step of one again."""
+"""Run from a program: to the end, on from where a run stopped, or a step of one again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

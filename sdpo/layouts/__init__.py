@@ -1,9 +1,9 @@
-"""Readers of data layouts, one file each: a row as others write it to the parts of a pair.
+"""Read data layouts, one file each: turn a row as others write it into the parts of a pair.
 
-What columns alone tell is recognised by itself (:mod:`sdpo.data.recognise`). Where it takes more, a
-source names a layout (``data.sources[].layout``), whose reader makes ``prompt``, ``chosen`` and
-``rejected`` of a row. A further layout is one more file here, or in another package, which names it
-as an entry point of ``sdpo.layouts``.
+What the columns alone tell is recognised without a setting (:mod:`sdpo.data.recognise`). Where it
+takes more, a source names a layout (``data.sources[].layout``), whose reader makes ``prompt``,
+``chosen`` and ``rejected`` of a row. A further layout is one more file here, or in another package,
+which names it as an entry point of ``sdpo.layouts``.
 """
 
 from sdpo.layouts.readers import (

@@ -1,4 +1,5 @@
-"""HelpSteer3-Preference (arXiv 2505.11475): two answers, and how much better one of them is."""
+"""Read HelpSteer3-Preference (arXiv 2505.11475): two answers, and how much better one of them
+is."""
 
 from sdpo.layouts.readers import layout
 from sdpo.system.json_values import Cells
@@ -9,7 +10,8 @@ from sdpo.system.json_values import Cells
     reads=("context", "response1", "response2", "overall_preference"),
 )
 def helpsteer3(row: Cells) -> Cells | str:
-    """Take ``response1`` as chosen below 0, ``response2`` above it."""
+    """Take ``response1`` as chosen where the preference is below 0, ``response2`` where it is
+    above."""
     preference = row["overall_preference"]
     if not isinstance(preference, int | float) or isinstance(preference, bool) or not preference:
         return f"overall_preference is {preference!r}: it favours neither answer"

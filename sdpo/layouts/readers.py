@@ -1,4 +1,4 @@
-"""What a reader of a data layout is, and the readers there are."""
+"""Define what a reader of a data layout is, and find the readers there are."""
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sdpo.plugins.installed import Plugin, find, unknown, usable_names
 from sdpo.system.json_values import Cells
 
 Reader = Callable[[Cells], Cells | str]
-"""From a row as it stands in the file: the parts of a pair, or why it is none.
+"""A reader makes of a row, as it is in the file, the parts of a pair, or says why it is none.
 
 The parts are ``prompt``, ``chosen`` and ``rejected`` (text, or messages with ``role`` and
 ``content``), and where the data has them ``system``, ``chosen_score`` and ``rejected_score``.
@@ -25,7 +25,7 @@ _PARTS = _NEEDED | {"system", "chosen_score", "rejected_score"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is to be known of a layout: in words, and the columns that its reader reads."""
+    """A layout has these facts: a description, and the columns that its reader reads."""
 
     description: str
     reads: tuple[str, ...]
@@ -34,13 +34,13 @@ class Facts:
 def layout(*, description: str, reads: tuple[str, ...]) -> Callable[[_R], _R]:
     """State the facts about the layout whose reader is decorated, as literals.
 
-    They are those of :class:`Facts`, and are read from the source's text: nothing is done here.
+    They are those of :class:`Facts` and are read from the source's text: a call does nothing.
     """
     return lambda reader: reader
 
 
 def _of_this_project() -> dict[str, tuple[str, Facts]]:
-    """Module and facts of each reader in this folder, by its name."""
+    """Return module and facts of each reader in this folder, by its name."""
     return {
         name: (file.stem, _made(states))
         for file in sorted(Path(__file__).parent.glob("*.py"))
@@ -49,7 +49,7 @@ def _of_this_project() -> dict[str, tuple[str, Facts]]:
 
 
 def _made(states: Stated) -> Facts:
-    """The facts that a source states.
+    """Return the facts that a source states.
 
     Raises:
         PluginError: one is missing, unknown, of another kind, or no literal.
@@ -65,7 +65,7 @@ def _made(states: Stated) -> Facts:
 
 
 OWN = _of_this_project()
-"""Module and facts of each layout of this project."""
+"""By its name, each layout of this project has its module and facts here."""
 
 
 def layout_names() -> list[str]:

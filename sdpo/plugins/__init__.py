@@ -1,9 +1,9 @@
-"""What other installed packages add: objectives, partition strategies, readers of data layouts.
+"""Find what other installed packages add: objectives, partition strategies, data layouts.
 
 A package names them as entry points (``sdpo.objectives``, ``sdpo.strategies``, ``sdpo.layouts``).
-What is to be known of one, its facts, is read from the text of its source, so that a list of all
-of them, the schema and the form execute nothing; only one that a recipe names is imported. It bears
-identity by a digest over all files of its package.
+The facts about one are read from the text of its source, so that a list of all of them, the schema
+and the form execute nothing; only one that a recipe names is imported. Its identity is a digest
+over all files of its package.
 
 - :mod:`.facts`: facts from the text of a source file, of this project's own parts too
 - :mod:`.package`: where an installed package's files are, without importing it, and their digest

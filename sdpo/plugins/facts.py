@@ -1,4 +1,4 @@
-"""Facts that a source file states of a function or value, read from its text.
+"""Read from a source file's text the facts that it states of a function or value.
 
 .. code-block:: python
 
@@ -7,8 +7,8 @@
 
     SINGLE = Strategy(name="single", description="everything at once", assign=_assign)
 
-Of the first the facts are the keywords of the decorator, of the second those of the call. What is
-no literal is no fact, and is left out.
+The facts of the first are the keywords of the decorator, those of the second the keywords of the
+call. What is no literal is no fact, and is left out.
 """
 
 import ast
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stated:
-    """What a source states of one name.
+    """A source states this of one name.
 
     ``facts`` are the literal keywords, ``computed`` the names of those that are none;
     ``parameters`` the function's keyword-only ones.
@@ -73,7 +73,7 @@ def _stated(call: ast.Call, parameters: tuple[str, ...] = ()) -> Stated:
 
 
 def _literal(node: ast.expr) -> object:
-    """The value of a literal, or of ``frozenset`` of one.
+    """Return the value of a literal, or of ``frozenset`` of one.
 
     Raises:
         ValueError: it is neither.

@@ -1,4 +1,4 @@
-"""The plug-ins that are installed, each with its facts or with what is wrong with it."""
+"""Find the installed plug-ins, each with its facts or with what is wrong with it."""
 
 import difflib
 from collections import Counter
@@ -15,7 +15,7 @@ from sdpo.plugins.package import digest_of_files, is_of_one, module_file, packag
 
 Kind = Literal["objectives", "strategies", "layouts"]
 KINDS: dict[Kind, str] = {"objectives": "objective", "strategies": "Strategy", "layouts": "layout"}
-"""The kinds, and what states the facts of each."""
+"""Each kind is here with what states its facts."""
 _ONE: dict[Kind, str] = {
     "objectives": "objective",
     "strategies": "partition strategy",
@@ -25,7 +25,7 @@ _ONE: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """One entry point of an installed distribution.
+    """A plug-in is one entry point of an installed distribution.
 
     ``packages``: what else the distribution has to import, by name. ``fault``: why the plug-in
     cannot be used, if so.
@@ -43,12 +43,12 @@ class Plugin:
 
     @property
     def called(self) -> str:
-        """What messages call it."""
+        """Return what messages call it."""
         return f"{_ONE[self.kind]} `{self.name}` of {self.distribution} {self.version}"
 
     @property
     def input(self) -> str:
-        """The name of its digest among the inputs of a run."""
+        """Return the name of its digest among the inputs of a run."""
         return f"plugin.{self.kind}.{self.name}"
 
     def digest(self) -> str:
@@ -88,7 +88,7 @@ class Plugin:
 
 
 _imported: dict[str, str] = {}
-"""Digests of plug-ins as they were when this process imported them, by their modules."""
+"""By their modules, these are the digests of plug-ins when this process imported them."""
 
 
 def forget() -> None:
@@ -165,7 +165,7 @@ def _plugin(kind: Kind, point: EntryPoint) -> Plugin:
 
 
 def _packages(distribution: Distribution | None) -> tuple[str, ...]:
-    """What a distribution has to import, namespaces that others share left out."""
+    """Return what a distribution has to import, without namespaces that others share."""
     if distribution is None:
         return ()
     names = (distribution.read_text("top_level.txt") or "").split()

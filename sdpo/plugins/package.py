@@ -1,4 +1,4 @@
-"""Where an installed module's files are, found without importing anything, and their digest."""
+"""Find an installed module's files without importing anything, and digest them."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from sdpo.system.files import file_digest
 
 _MADE = "__pycache__"
-"""What Python writes beside the files of a package and makes again."""
+"""Python writes this beside the files of a package and makes it again."""
 
 
 def module_file(module: str) -> Path:
@@ -25,8 +25,8 @@ def module_file(module: str) -> Path:
 def package_roots(module: str) -> list[Path]:
     """Return the folders of the package that a module is of, or the file of a module alone.
 
-    Where its outermost package is shared by several distributions (a namespace), it is the
-    outermost one that is not.
+    Where several distributions share its outermost package (a namespace), they are the folders of
+    the outermost package that is not shared.
 
     Raises:
         LookupError: it is not there.
@@ -54,7 +54,7 @@ def is_of_one(name: str) -> bool:
 def digest_of_files(roots: Sequence[Path]) -> str:
     """Return the sha256 over the names and contents of all files below ``roots``.
 
-    Whatever their kind, and through links; only what Python itself caches is left out.
+    Files of every kind count, and links are followed; only what Python itself caches is left out.
     """
     total = hashlib.sha256()
     for root in roots:
@@ -82,7 +82,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _spec_of(module: str) -> ModuleSpec:
-    """A module's spec. `find_spec` would import the packages that it is in."""
+    """Return a module's spec. `find_spec` would import the packages that it is in."""
     outer, *inner = module.split(".")
     spec, name = _outermost(outer), outer
     for part in inner:

@@ -1,4 +1,4 @@
-"""The plug-ins that a run was made with, as its inputs name them, beside those installed now."""
+"""Compare the plug-ins that a run was made with, as its inputs name them, with those installed."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ _PREFIX = "plugin."
 
 
 def inputs_of(kind: Kind, name: str, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return of a run's inputs that of the plug-in which ``name`` is, if it is one."""
+    """Return the run's input of the plug-in ``name``; empty if it is none."""
     key = f"{_PREFIX}{kind}.{name}"
     return {key: inputs[key]} if key in inputs else {}
 
@@ -50,7 +50,7 @@ def check_unchanged(inputs: Mapping[str, str], made_by: Mapping[str, str], run: 
 
 
 def _recorded(inputs: Mapping[str, str]) -> dict[str, tuple[Kind, str]]:
-    """Kind and name of each plug-in among a run's inputs."""
+    """Return kind and name of each plug-in among a run's inputs, by input."""
     return {
         key: (kind, key.removeprefix(start))
         for key in inputs
