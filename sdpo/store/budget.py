@@ -1,7 +1,6 @@
-"""Tokens of a micro-batch: where memory sets the limit, it is found once, kept, and lowered if it
-has to be.
+"""Settle the tokens of a micro-batch: a limit of memory is found once, kept, and lowered if needed.
 
-What was settled stands in ``budget.json`` beside the step's model, published before it is first
+What was settled is in ``budget.json`` beside the step's model, published before it is first
 used, so that a resume, and a replay, cut their micro-batches alike. A reduction is known by the
 optimizer step from which on it holds.
 """
@@ -19,7 +18,7 @@ BUDGET_FILE = "budget.json"
 
 
 class Reduction(BaseModel):
-    """From optimizer step ``step`` (from 0) on, micro-batches have ``micro_batch_tokens``."""
+    """From optimizer step ``step`` (counted from 0) on, micro-batches have so many tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +27,7 @@ class Reduction(BaseModel):
 
 
 class Budget(BaseModel):
-    """Tokens of a micro-batch over the optimizer steps of a training.
+    """A budget gives the tokens of a micro-batch over the optimizer steps of a training.
 
     ``micro_batch_tokens``: at its beginning; 0: as settings and device say.
     """
@@ -39,12 +38,12 @@ class Budget(BaseModel):
     reductions: tuple[Reduction, ...] = ()
 
     def at(self, step: int, *, default: int) -> int:
-        """Tokens at optimizer step ``step`` (from 0)."""
+        """Return the tokens at optimizer step ``step`` (from 0)."""
         lowered = [r.micro_batch_tokens for r in self.reductions if r.step <= step]
         return lowered[-1] if lowered else self.micro_batch_tokens or default
 
     def lowered(self, step: int, *, to: int) -> "Budget":
-        """The same with ``to`` tokens from optimizer step ``step`` on."""
+        """Return the same budget with ``to`` tokens from optimizer step ``step`` on."""
         reductions = [r for r in self.reductions if r.step < step]
         return self.model_copy(
             update={"reductions": (*reductions, Reduction(step=step, micro_batch_tokens=to))}
@@ -52,7 +51,7 @@ class Budget(BaseModel):
 
 
 def read_budget(folder: Path, *, key: str) -> Budget | None:
-    """What was settled for the step in ``folder``; None: nothing, or for another training.
+    """Return what was settled for the step in ``folder``; None: nothing, or for another training.
 
     ``key`` is the digest of the training's identity.
     """
@@ -72,16 +71,16 @@ def write_budget(folder: Path, budget: Budget, *, key: str) -> None:
 
 
 def halved(tokens: int, *, largest: int) -> int:
-    """The next smaller budget; 0 where ``tokens`` already holds one item of ``largest`` at most."""
+    """Return the next smaller budget; 0 where ``tokens`` holds one item of ``largest`` at most."""
     return 0 if tokens <= largest else max(largest, tokens // 2)
 
 
 def probe(fits: Callable[[int], bool], *, start: int, most: int) -> int:
-    """The largest of ``start``, twice, four times … that ``fits``, then halfway to the one that
-    does not; at most ``most``.
+    """Return the largest of ``start``, twice, four times … that ``fits``, at most ``most``.
 
-    Where ``start`` does not fit it is halved until one does; ``fits`` is asked for 1 token last,
-    which means one item.
+    The geometric mean of that and of the first that does not fit is returned if it fits. Where
+    ``start`` does not fit it is halved until one does; ``fits`` is asked for 1 token last, which
+    means one item.
     """
     tokens = min(start, most)
     while not fits(tokens):

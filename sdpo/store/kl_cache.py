@@ -1,4 +1,4 @@
-"""Measurements of KL in the cache: their files, and what is wrong with them."""
+"""Name the files of KL measurements in the cache, and tell what is wrong with one."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from sdpo.system.files import file_digest, read_json
 
 KL_FILES = ("kl.parquet", "samples.parquet")
 KEY_FILE = "key.json"
-"""Written last: what a cached measurement depends on, and the digests of its files."""
+"""This file is written last: what a measurement depends on, and the digests of its files."""
 
 
 def cached_fault(folder: Path) -> str:
-    """What is wrong with a cached measurement; empty: nothing."""
+    """Return what is wrong with a cached measurement; empty: nothing."""
     if not (folder / KEY_FILE).is_file():
         return "not cached"
     try:

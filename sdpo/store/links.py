@@ -1,4 +1,4 @@
-"""Sharing a node's files between runs by link: no bytes are copied, and no bytes are ever touched.
+"""Share a node's files between runs by link: no bytes are copied or changed.
 
 A published file is never written again: what is new takes its name by rename. So two runs may have
 one file. Hard links keep it whole whatever becomes of the other run; where the file system has none
@@ -63,7 +63,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path, *, hard: bool) -> bool:
-    """Link ``target`` to ``source``; whether the link is a hard one."""
+    """Link ``target`` to ``source``, and return whether the link is a hard one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if hard:
         with suppress(OSError):  # another file system, or another owner
@@ -74,7 +74,7 @@ def _link(source: Path, target: Path, *, hard: bool) -> bool:
 
 
 def detach(path: Path) -> None:
-    """Give a file bytes of its own before it is written in place; a link to nothing goes."""
+    """Give a file bytes of its own before it is written in place; remove a link to nothing."""
     if path.is_symlink() and not path.exists():
         path.unlink()
     elif path.is_file() and (path.is_symlink() or path.stat().st_nlink > 1):

@@ -1,10 +1,10 @@
-"""The per-row cache of log-probs: what a model gives a pair is computed once.
+"""Cache log-probs row by row: what a model gives a pair is computed once.
 
 A cache folder belongs to one key: model digest, arithmetic, device type, attention kernel, layout
 and scoring version, and nothing else (not beta, not the learning rate, not the objective). Its rows
 are found by row digest (token ids and boundary) and stored in parts of a few hundred; a part is
 published whole and named by its content, so a damaged one is noticed and left out. Beside the parts
-lie notes of checks: which parts agreed with the model itself when it was last in memory, and under
+are notes of checks: which parts agreed with the model itself when it was last in memory, and under
 which versions of the libraries. A reference and a probe read the same rows: what is measured of M_t
 on D_{t+1} is the next step's reference.
 """
@@ -27,7 +27,7 @@ from sdpo.system.files import publish_file, read_json, write_json
 
 
 class CheckNumbers(BaseModel):
-    """What a comparison of cached log-probs with the model found, over ``pairs`` pairs."""
+    """A comparison of cached log-probs with the model found this over ``pairs`` pairs."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -37,7 +37,7 @@ class CheckNumbers(BaseModel):
 
 
 class CheckNote(BaseModel):
-    """A note that rows of ``parts`` were compared so with the model, as ``software`` loads it."""
+    """A note says that rows of ``parts`` were compared with the model as ``software`` loads it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -47,7 +47,7 @@ class CheckNote(BaseModel):
 
 
 RowDigests = Sequence[bytes] | NDArray[np.bytes_]
-"""As bytes, or as an array ``S16``."""
+"""Digests are given as bytes, or as an array ``S16``."""
 _FOUND = "max_abs_difference_nats"
 _SCHEMA = pa.schema(
     [
@@ -60,20 +60,20 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class RowLogps:
-    """Log-probs of rows in nats, fp32 ``[rows]`` each; NaN in both where a row is not there."""
+    """Rows have log-probs in nats, fp32 ``[rows]`` each; both are NaN where a row is missing."""
 
     chosen: np.ndarray
     rejected: np.ndarray
 
     @property
     def present(self) -> np.ndarray:
-        """bool ``[rows]``: whether the row was found."""
+        """Return whether each row was found, bool ``[rows]``."""
         present: np.ndarray = ~np.isnan(self.chosen)
         return present
 
 
 class LogpCache:
-    """Rows of one key below ``root``."""
+    """A cache holds the rows of one key below ``root``."""
 
     def __init__(self, root: Path, key: Mapping[str, str | int]) -> None:
         self.folder = root / "logps" / digest_of(dict(key))[:32]
@@ -109,7 +109,7 @@ class LogpCache:
             temporary.write_bytes(content)
 
     def lookup(self, row_digests: RowDigests) -> RowLogps:
-        """The rows that are there; NaN for those that are not."""
+        """Return the rows that are there; NaN for those that are not."""
         self._refresh()
         wanted = np.asarray(row_digests, dtype="S16")
         logps = np.full((len(wanted), 2), np.nan, dtype=np.float32)
@@ -138,9 +138,10 @@ class LogpCache:
     def check_of(
         self, row_digests: RowDigests, *, software: Mapping[str, str]
     ) -> CheckNumbers | None:
-        """The numbers of the comparison that found most, if all these rows were checked so.
+        """Return the numbers of the worst comparison, if all these rows were checked.
 
-        None where a row is missing, or stands in a part that no check under these versions covers.
+        It is None where a row is missing, or is in a part that no check under these versions
+        covers.
         """
         if not self.lookup(row_digests).present.all():
             return None
@@ -155,7 +156,8 @@ class LogpCache:
         return None if unchecked else worst
 
     def part_of(self, row_digests: RowDigests) -> np.ndarray:
-        """Number of the part in which each row stands, int32 ``[rows]``; all must be there."""
+        """Return the number of the part that each row is in, int32 ``[rows]``; all must be
+        there."""
         self._refresh()
         wanted = np.asarray(row_digests, dtype="S16")
         return self._part_of[np.searchsorted(self._digests, wanted)]
@@ -201,12 +203,12 @@ def _logps(part: pa.Table) -> np.ndarray:
 
 
 def part_is_whole(part: Path) -> bool:
-    """Whether a part has the content that its name says."""
+    """Return whether a part has the content that its name says."""
     return part.is_file() and _is_named(part, part.read_bytes())
 
 
 def read_note(path: Path) -> CheckNote | None:
-    """A note of a check; None where it has not the content that its name says."""
+    """Read a note of a check; None where it has not the content that its name says."""
     try:
         note = read_json(path) if path.is_file() else None
         is_own = path.stem == f"checked-{digest_of(note)[:32]}"

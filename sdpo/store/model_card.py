@@ -1,4 +1,4 @@
-"""The model card and lineage file that travel with every published model."""
+"""Write the model card and the lineage file of every published model."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from sdpo.system.json_values import JsonObject, number_of
 
 CARD_FILES = ("README.md", "lineage.json")
 _PRECISION = ", fp32. Step "
-"""What a published model's card says of its precision."""
+"""The card of a published model says this of its precision."""
 
 
 class LineageEntry(Part):
-    """What a model was made from: an excerpt of its step's record."""
+    """An entry says what a model was made from: it is an excerpt of its step's record."""
 
     step: int
     name: str = ""
@@ -34,8 +34,9 @@ class LineageEntry(Part):
 
 
 def lineage(run: RunFolder, record: StepRecord) -> list[LineageEntry]:
-    """How the model of ``record`` came to be: one entry per step since S, oldest first, a step's
-    guide before it."""
+    """Return how the model of ``record`` was made: one entry per step since S, oldest first.
+
+    A step's guide comes before it."""
     step = record.step
     nodes = [f"{kind}-{number}" for number in range(step) for kind in ("guide", "step")]
     if not is_guide(record):
@@ -44,7 +45,7 @@ def lineage(run: RunFolder, record: StepRecord) -> list[LineageEntry]:
 
 
 def is_guide(record: StepRecord) -> bool:
-    """Whether the record is that of a guide, which a step has for its reference."""
+    """Return whether the record is that of a guide, which a step has for its reference."""
     return record.name.startswith("guide-")
 
 
@@ -70,7 +71,7 @@ def write_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -
 
 
 def refresh_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> None:
-    """Write those of the two files that are not there, or not what they would be now."""
+    """Write those of the two files that are missing or not as they would be now."""
     for file, text in card_files(run, record, name=name, folder=folder).items():
         path = folder / file
         if not path.is_file() or path.read_bytes() != text.encode():
@@ -78,7 +79,7 @@ def refresh_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path)
 
 
 def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> dict[str, str]:
-    """``README.md`` and ``lineage.json`` of the model of ``record``, as they should be."""
+    """Return ``README.md`` and ``lineage.json`` of the model of ``record``, as they should be."""
     chain = lineage(run, record)
     content = run.read_run() if run.run_file.is_file() else {}
     called = str(content.get("name", run.name))
@@ -89,8 +90,10 @@ def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -
 
 
 def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, str]:
-    """The two files as a copy of the model in another precision has them: they say which, and the
-    digest ``model`` of the copy's own tensors, by which it can be checked."""
+    """Return the two files for a copy of the model in another precision.
+
+    They name that precision, and the digest ``model`` of the copy's own tensors, by which it can be
+    checked."""
     card = files["README.md"].replace(_PRECISION, f", {dtype}. Step ", 1)
     facts = json.loads(files["lineage.json"])
     copy = {"dtype": dtype, "model": model, "card": hashlib.sha256(card.encode()).hexdigest()}
@@ -98,7 +101,7 @@ def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, s
 
 
 def _template_given(content: JsonObject) -> str:
-    """What the chat template was given for all rows, which whoever uses the model has to give."""
+    """Say what the chat template was given for all rows: whoever uses the model has to give it."""
     config = content.get("config")
     model = config.get("model") if isinstance(config, Mapping) else None
     variables = model.get("chat_template_kwargs") if isinstance(model, Mapping) else None
@@ -160,7 +163,7 @@ def _row(entry: LineageEntry) -> str:
 
 
 def _model(entry: LineageEntry, role: str) -> str:
-    """A model of a step by name, where it is known, and digest."""
+    """Write a step's model as its digest, with its name where that is known."""
     digest = entry.inputs.get(role)
     name = entry.models[role].name if role in entry.models else ""
     if not digest or digest == "none":
@@ -169,7 +172,7 @@ def _model(entry: LineageEntry, role: str) -> str:
 
 
 def _beside(training: JsonObject) -> str:
-    """What is added to the objective, if anything is."""
+    """Say what is added to the objective, if anything is."""
     alpha, weight = (
         number_of(training, name) if name in training else 0.0
         for name in ("rpo_alpha", "router_aux_loss")

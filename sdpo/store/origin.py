@@ -1,8 +1,8 @@
-"""Where a run comes from: the run it replays or extends, and how that one is found again.
+"""Tell where a run comes from: the run it replays or extends, and find that one again.
 
-``run.yaml`` keeps it. A path is where the origin was; what it is, is said by the digest of its
-identity, so that an origin which moved together with its runs is found, and another run in its
-place is not mistaken for it.
+``run.yaml`` keeps it. The path says where the origin was, the digest of its identity which run it
+is: an origin that moved together with its runs is found, and another run in its place is not
+mistaken for it.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Origin(BaseModel):
-    """The run that this one replays from step ``step``, or extends by step ``step``.
+    """An origin is the run that this one replays from step ``step``, or extends by step ``step``.
 
     ``identity`` is the digest of its identity. ``only``: the chain ends after the step.
     """
@@ -36,7 +36,7 @@ class Origin(BaseModel):
 
 
 class Carried(BaseModel):
-    """What an extended run carries over as it is: its pairs and its plan, up to ``steps`` steps.
+    """An extended run carries its pairs and its plan over as they are, up to ``steps`` steps.
 
     ``data`` is the digest of the pairs, ``files`` are the digests of the files that hold them,
     ``sources`` the names of their sources, ``supervised`` the digest of S's identity where there is
@@ -54,7 +54,7 @@ class Carried(BaseModel):
 
 
 def origin_of(content: JsonObject) -> Origin | None:
-    """The origin in the content of a run.yaml, if it has one.
+    """Return the origin in the content of a run.yaml, if it has one.
 
     Raises:
         UserError: it was written by another version.
@@ -63,7 +63,7 @@ def origin_of(content: JsonObject) -> Origin | None:
 
 
 def carried_of(content: JsonObject) -> Carried | None:
-    """What a run carries over, by the content of its run.yaml.
+    """Return what a run carries over, by the content of its run.yaml.
 
     Raises:
         UserError: it was written by another version.
@@ -83,7 +83,8 @@ def _read(model: type[M], content: JsonObject, key: str) -> M | None:
 
 
 def origin_chain(run: RunFolder, origin: Origin | None) -> tuple[list[RunFolder], list[str]]:
-    """The origin, its origin and so on, nearest first; and a sentence about each not found."""
+    """Return the origin, its origin and so on, nearest first, and a sentence about each not
+    found."""
     chain: list[RunFolder] = []
     while origin is not None:
         here = chain[-1] if chain else run
@@ -103,7 +104,7 @@ def origin_chain(run: RunFolder, origin: Origin | None) -> tuple[list[RunFolder]
 
 
 def find_origin(run: RunFolder, origin: Origin) -> RunFolder | None:
-    """The folder of the origin: where it was, or beside ``run``."""
+    """Return the folder of the origin: where it was, or beside ``run``."""
     for path in (Path(origin.path), run.path.parent / origin.run):
         found = RunFolder(path)
         try:

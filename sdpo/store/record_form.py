@@ -1,4 +1,4 @@
-"""What a file must be to be the record of a node, before its fields are looked at.
+"""Check that a file can be the record of a node, before its fields are looked at.
 
 A digest beside a record says that nobody has changed it since, and not that it is the record of
 this node: one of another step has a digest that fits too, and so has whatever somebody else wrote
@@ -19,7 +19,7 @@ def form_fault(node: str, record: object) -> str:
 
 
 def _node_of(record: dict[str, object], node: str) -> str:
-    """The node that a record says it is of; ``node`` where it does not say."""
+    """Return the node that a record says it is of; ``node`` where it does not say."""
     if isinstance(record.get("step"), int):
         kind = "guide" if str(record.get("name", "")).startswith("guide-") else "step"
         return f"{kind}-{record['step']}"

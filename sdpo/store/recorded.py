@@ -1,4 +1,4 @@
-"""Files of a run against the records that name them, for whoever shows or hands on what is in them.
+"""Check files of a run against the records that name them, before they are shown or handed on.
 
 Where a record is not complete, nothing is known of its files: a run that is not finished is looked
 at too. Where it is, the files are those that were written, or nothing is shown.
@@ -17,7 +17,7 @@ from sdpo.system.files import file_digest
 
 
 def check_recorded(run: RunFolder, node: str, path: Path) -> bool:
-    """Whether the record of ``node`` has the file.
+    """Return whether the record of ``node`` has the file.
 
     Raises:
         IntegrityError: it has, and the file is another one now; or the record is damaged.
@@ -35,7 +35,7 @@ def check_recorded(run: RunFolder, node: str, path: Path) -> bool:
 
 @contextmanager
 def of_known_form(where: Path) -> Iterator[None]:
-    """Within it a run is shown or checked, and what has not the form of this version is told.
+    """Report what has not the form of this version while a run is shown or checked in the block.
 
     A run may come from somebody else, with digests that fit whatever they wrote. For what makes a
     run this would hide a fault of this project; what only reads one has nothing to lose.
@@ -58,7 +58,7 @@ def of_known_form(where: Path) -> Iterator[None]:
 
 
 def whole_steps(run: RunFolder) -> list[int]:
-    """Numbers of the steps that are complete, in order, for whoever takes the last of them.
+    """Return the numbers of the steps that are complete, in order, to take the last of them.
 
     Raises:
         IntegrityError: the record of a step is damaged: without it another would be the last.
@@ -67,8 +67,9 @@ def whole_steps(run: RunFolder) -> list[int]:
 
 
 def damage_beside_weights(run: RunFolder, record: Record, folder: Path) -> list[str]:
-    """What is wrong with the recorded files of a model's ``folder`` but its weights, which have a
-    digest of their own, of the tensors."""
+    """Return what is wrong with the recorded files of a model's ``folder`` other than its weights.
+
+    The weights have a digest of their own, of the tensors."""
     beside = {
         name: digest
         for name, digest in record.files.items()

@@ -1,4 +1,4 @@
-"""What a node leaves behind, as models: its record, whoever wrote it.
+"""Define as models what a node leaves behind: its record, whoever wrote it.
 
 A record says what its node's result depends on (``identity``), what came of it (``outputs``) and
 the digest of every file. Fields that this version does not know stay in the model, and those that
@@ -22,14 +22,14 @@ def first_fault(error: ValidationError) -> str:
 
 
 class Part(BaseModel):
-    """Common to records and what is in them."""
+    """Records, and the parts of them, have this in common."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class SharedFrom(Part):
-    """The run that a node is shared from, the digest of its record there, and how its files are
-    linked."""
+    """A shared node names the run that it is shared from, the digest of its record there, and how
+    its files are linked."""
 
     run: str
     record: str
@@ -37,8 +37,9 @@ class SharedFrom(Part):
 
 
 class Record(Part):
-    """What a node leaves behind. ``files``: digests by path below the run; ``created``: when, by
-    ISO 8601."""
+    """A record is what a node leaves behind.
+
+    ``files``: digests by path below the run; ``created``: the time in ISO 8601."""
 
     identity: dict[str, JsonValue] = {}
     files: dict[str, str] = {}
@@ -47,7 +48,7 @@ class Record(Part):
 
 
 class NodeRecord(Record):
-    """The record of any node, whose ``outputs`` are of its own kind."""
+    """This is the record of any node, whose ``outputs`` are of its own kind."""
 
     node: str = ""
     outputs: dict[str, JsonValue] = {}
@@ -68,8 +69,9 @@ class NodeRecord(Record):
 
 
 class ModelSaid(Part):
-    """What the recipe chose as a step's reference or target, and the model's name. ``tokens``: the
-    token file of a reference that has a tokenizer of its own."""
+    """A step's reference or target has a choice in the recipe and a model's name.
+
+    ``tokens``: the token file of a reference that has a tokenizer of its own."""
 
     choice: str = "previous"
     name: str = ""
@@ -77,14 +79,14 @@ class ModelSaid(Part):
 
 
 class ScoredRows(Part):
-    """How many rows were scored now, and how many were in the cache."""
+    """These are how many rows were scored now, and how many were in the cache."""
 
     computed: int
     cached: int
 
 
 class GateFacts(Part):
-    """What the gate saw before training; see :class:`sdpo.training.gate.GateResult`."""
+    """These facts the gate saw before training; see :class:`sdpo.training.gate.GateResult`."""
 
     loss: float | None = None
     expected_loss: float | None = None
@@ -107,11 +109,11 @@ class Compiled(Part):
 
 
 class StepFacts(Part):
-    """What only the training itself can say of a step.
+    """Only the training itself can say this of a step.
 
     ``gate`` is None where the objective reads no reference; then ``gate_skipped`` says so, and
-    ``as_trained_nats`` is the comparison that there was. ``resumed_at``: optimizer steps from
-    whose states it went on. ``budget``: where it was settled otherwise than by the settings.
+    ``as_trained_nats`` is the comparison that was made instead. ``resumed_at``: optimizer steps
+    from whose states it resumed. ``budget``: given where the settings did not decide it.
     """
 
     gate: GateFacts | None = None
@@ -124,7 +126,7 @@ class StepFacts(Part):
 
 
 class StepRecord(Record, StepFacts):
-    """The record of a step or guide, which publishes a model: its digest is ``outputs["model"]``.
+    """This is the record of a step or guide, whose model has the digest ``outputs["model"]``.
 
     ``inputs`` are digests of what it was made from by role, ``models`` the choices behind them.
     """
@@ -151,18 +153,19 @@ class StepRecord(Record, StepFacts):
 
     @property
     def model(self) -> str:
-        """The digest of the model that was published."""
+        """Return the digest of the model that was published."""
         return self.outputs["model"]
 
     def as_json(self) -> dict[str, JsonValue]:
-        """Return what the file has, in the order in which a person reads it: what was given."""
+        """Return what the file has, in the order in which a person reads it: the fields given."""
         told = self.model_dump(mode="json", exclude_unset=True)
         known = [name for name in self._ORDER if name in told]
         return {name: told[name] for name in dict.fromkeys([*known, *told])}
 
 
 class SourceFacts(Part):
-    """What became of one source's rows; see :class:`sdpo.data.prepare.SourceCounts`."""
+    """These numbers say what became of one source's rows; see
+    :class:`sdpo.data.prepare.SourceCounts`."""
 
     name: str
     format: str = ""
@@ -174,7 +177,7 @@ class SourceFacts(Part):
 
 
 class SupervisedFacts(Part):
-    """What became of the supervised source's rows."""
+    """These numbers say what became of the supervised source's rows."""
 
     digest: str
     read: int = 0
@@ -183,7 +186,7 @@ class SupervisedFacts(Part):
 
 
 class DataOutputs(Part):
-    """What came of the sources: the digest of all pairs, their number, and each source's rows."""
+    """The sources gave this: the digest of all pairs, their number, and each source's rows."""
 
     digest: str = ""
     pairs: int = 0
@@ -193,7 +196,7 @@ class DataOutputs(Part):
 
 
 class ReserveOutputs(Part):
-    """How many pairs can be used; by source, how many are set aside, and why others are not."""
+    """The reserve counts usable pairs and, by source, those set aside, and why others are not."""
 
     usable: int = 0
     reserved: dict[str, int]
@@ -201,18 +204,18 @@ class ReserveOutputs(Part):
 
 
 class PlanOutputs(Part):
-    """The number of steps of the plan."""
+    """The plan's output is its number of steps."""
 
     steps: int
 
 
 def scoring_key_of(record: Record) -> dict[str, str | int]:
-    """Return the key of the cached log-probs that a node rests on; empty where it is of none."""
+    """Return the key of the cached log-probs that a node rests on; empty where there are none."""
     scoring = record.identity.get("scoring")
     found = scoring.items() if isinstance(scoring, dict) else ()
     return {name: value for name, value in found if isinstance(value, str | int)}
 
 
 def scored_model(record: Record) -> str:
-    """Return the digest of the model whose log-probs a node rests on; empty where it is none."""
+    """Return the digest of the model whose log-probs a node rests on; empty where there is none."""
     return str(scoring_key_of(record).get("model", ""))

@@ -1,4 +1,4 @@
-"""Resume states on disk: where a step's training can go on after the process that ran it died.
+"""Keep resume states on disk: a step's training goes on from one after its process died.
 
 A state is a folder ``step-N/resume/<optimizer step>/`` with tensors in safetensors and the rest as
 JSON. ``state.json`` holds the digest of every other file and its own, so a damaged state is noticed
@@ -22,14 +22,16 @@ from sdpo.system.files import file_digest, read_json, remove, temporaries, write
 from sdpo.system.json_values import JsonObject
 
 STATE_VERSION = 1
-"""Raised when a state of older code can no longer be taken up."""
+"""This is raised when training can no longer resume from a state of older code."""
 STATE_FILE = "state.json"
 _NAME = re.compile(r"\d{8}")
 
 
 class StateContent(Part):
-    """What a state says of itself: ``key``, digests of what it belongs to; ``optimizer_step`` of
-    ``total``; ``facts`` of the record to be; seconds of each phase; the software's versions."""
+    """A state says this of itself.
+
+    ``key``: digests of what it belongs to; ``optimizer_step`` of ``total``; ``facts`` of the record
+    to be; seconds of each phase; the software's versions."""
 
     key: dict[str, str]
     optimizer_step: int
@@ -41,24 +43,24 @@ class StateContent(Part):
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """A state that was found whole."""
+    """A saved state was found whole."""
 
     folder: Path
     content: StateContent
 
     @property
     def optimizer_step(self) -> int:
-        """Optimizer steps done."""
+        """Return the number of optimizer steps done."""
         return self.content.optimizer_step
 
 
 def states_folder(step: Path) -> Path:
-    """Folder of the states of a step's folder."""
+    """Return the folder of the states of a step's folder."""
     return step / "resume"
 
 
 def state_folder(step: Path, optimizer_step: int) -> Path:
-    """Folder of the state after ``optimizer_step``."""
+    """Return the folder of the state after ``optimizer_step``."""
     return states_folder(step) / f"{optimizer_step:08d}"
 
 
@@ -69,7 +71,7 @@ def seal(folder: Path, content: JsonObject, digests: Mapping[str, str]) -> None:
 
 
 def find_state(step: Path, *, key: Mapping[str, str]) -> tuple[SavedState | None, list[str]]:
-    """The newest whole state below a step's folder that belongs to ``key``, and what was wrong.
+    """Find the newest whole state of a step's folder that belongs to ``key``, and what was wrong.
 
     A state that is damaged, or belongs to something else, is removed: it would never be used.
     """
@@ -131,11 +133,11 @@ def discard(step: Path) -> None:
 
 
 def _folders(step: Path) -> list[Path]:
-    """Folders of a step's states, the newest first."""
+    """Return the folders of a step's states, the newest first."""
     found = states_folder(step).glob("[0-9]*")
     return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def stored_bytes(step: Path) -> int:
-    """Bytes that the states of a step's folder take."""
+    """Return how many bytes the states of a step's folder take."""
     return sum(path.stat().st_size for path in states_folder(step).rglob("*") if path.is_file())

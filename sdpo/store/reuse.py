@@ -1,4 +1,4 @@
-"""Whether a node's result stands, and if not, why."""
+"""Decide whether a node's result stands, and if not, why."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import JsonObject
 
 NOT_DONE = "not done yet"
-"""Why a node without a record has to be done."""
+"""A node without a record has to be done for this reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Whether a node's result stands, and if not, why."""
+    """The result of a node stands with a ``record``, or does not for a ``reason``."""
 
     record: NodeRecord | None
     reason: str
 
 
 Explain = Callable[[JsonObject, JsonObject], list[str]]
-"""Names the differences of two identities, the old one first."""
+"""It names the differences of two identities, the old one first."""
 
 
 def reuse(
     run: RunFolder, node: str, identity: JsonObject, *, explain: Explain | None = None
 ) -> Reuse:
-    """A complete record with the same identity whose files verify; anything else says why."""
+    """Return a complete record with the same identity whose files verify, or why there is none."""
     found = matching(run, node, identity, explain=explain)
     damage = run.damage(found.record) if found.record else []
     return Reuse(None, "; ".join(damage)) if damage else found
@@ -38,7 +38,7 @@ def reuse(
 def matching(
     run: RunFolder, node: str, identity: JsonObject, *, explain: Explain | None = None
 ) -> Reuse:
-    """As :func:`reuse`, without a look at the files."""
+    """Decide as :func:`reuse` does, without a look at the files."""
     try:
         record = run.find(node)
     except IntegrityError as error:

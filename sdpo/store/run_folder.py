@@ -1,9 +1,9 @@
-"""The run folder: where everything is, and when a part of it is complete.
+"""A run's folder knows where everything is, and when a part of it is complete.
 
 A node (a step, the preparation of data, the plan) is complete when its record is there: the record
 is written last, by rename, with a digest beside it. It holds the node's identity in full, so that a
 difference can be named field by field, and the digest of every file, so that nothing is believed
-without a look. This module knows nothing of models.
+unchecked. This module knows nothing of models.
 """
 
 import hashlib
@@ -48,9 +48,9 @@ R = TypeVar("R", bound=Record)
 VIEWS = frozenset(
     {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
 )
-"""Files of a step's folder that are no outputs of its training."""
+"""These files of a step's folder are no outputs of its training."""
 WORKING = frozenset({"tracking", "resume"})
-"""Folders in it that are none either."""
+"""These folders in it are none either."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PUBLISHING = re.compile(r"(step|guide)-\d+")
 _FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|logs|carried|sources")
@@ -59,107 +59,107 @@ _FILES = re.compile(
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
 _MOST_NAMED = 20
-"""Of runs that a message names."""
+"""A message names so many runs at most."""
 _OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of one run."""
+    """A run folder gives the paths of one run."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Return the run's name."""
         return self.path.name
 
     @property
     def lock_file(self) -> Path:
-        """Held by the process that works on the run."""
+        """Return the lock file, which the process that works on the run holds."""
         return self.path / ownership.LOCK
 
     @property
     def status_file(self) -> Path:
-        """What the process that works on the run said last."""
+        """Return the file of what the process that works on the run said last."""
         return self.path / "logs" / "status.json"
 
     @property
     def run_file(self) -> Path:
-        """Resolved configuration, inputs, versions."""
+        """Return run.yaml: resolved configuration, inputs, versions."""
         return self.path / "run.yaml"
 
     @property
     def sources(self) -> Path:
-        """Rows that a program gave as objects and not as files."""
+        """Return the folder of rows that a program gave as objects and not as files."""
         return self.path / "sources"
 
     @property
     def pairs(self) -> Path:
-        """Normalised pairs."""
+        """Return the file of normalised pairs."""
         return self.path / "pairs.parquet"
 
     @property
     def rejected(self) -> Path:
-        """Every row that is not used, with its reason."""
+        """Return the file of every row that is not used, with its reason."""
         return self.path / "rejected_rows.jsonl"
 
     @property
     def rejected_data(self) -> Path:
-        """The part of it that is known before tokenisation."""
+        """Return the file of rejected rows that are known before tokenisation."""
         return self.path / "nodes" / "rejected_data_rows.jsonl"
 
     @property
     def usable(self) -> Path:
-        """Usable pairs with the reserve marked."""
+        """Return the file of usable pairs with the reserve marked."""
         return self.path / "usable.parquet"
 
     @property
     def plan(self) -> Path:
-        """Partition plan: every pair's step."""
+        """Return the table of the partition plan: every pair's step."""
         return self.path / "plan.parquet"
 
     @property
     def plan_file(self) -> Path:
-        """Partition plan in short."""
+        """Return the file of the partition plan in short."""
         return self.path / "plan.json"
 
     @property
     def features(self) -> Path:
-        """What was measured of every usable pair before the partition."""
+        """Return the file of what was measured of every usable pair before the partition."""
         return self.path / "features.parquet"
 
     @property
     def probes(self) -> Path:
-        """Measurements of every model."""
+        """Return the folder of every model's measurements."""
         return self.path / "probes"
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """Return the path of the report."""
         return self.path / "report.html"
 
     def step(self, number: int) -> Path:
-        """Folder of a step; 0 is the supervised stage."""
+        """Return the folder of a step; 0 is the supervised stage."""
         return self.path / f"step-{number}"
 
     def model(self, number: int) -> Path:
-        """Folder of the model that a step published."""
+        """Return the folder of the model that a step published."""
         return self.step(number) / "model"
 
     def record_path(self, node: str) -> Path:
-        """Where the record of a node is: what publishes a model keeps it, the rest ``nodes/``."""
+        """Return where a node's record is: with the model that it publishes, else in ``nodes/``."""
         if is_publishing(node):
             return self.path / f"{node}/record.json"
         return self.path / f"nodes/{node}.json"
 
     @property
     def is_own(self) -> bool:
-        """Whether this project made the folder as a run."""
+        """Return whether this project made the folder as a run."""
         return ownership.is_own(self.path, "run", proof=_is_proven)
 
     def check_own(self) -> None:
-        """See that the folder is a run, or free to become one. Nothing is written.
+        """Check that the folder is a run, or free to become one. Nothing is written.
 
         Raises:
             ForeignFolderError: something else is there, or leads out of the folder.
@@ -185,7 +185,7 @@ class RunFolder:
         ownership.claim(self.path, "run", proof=_is_proven)
 
     def _links_out(self) -> Iterator[Path]:
-        """Folders that nodes write to and that are links to elsewhere."""
+        """Yield folders that nodes write to and that are links to elsewhere."""
         for name in sorted(filter(_FOLDERS.fullmatch, _names(self.path))):
             folder = self.path / name
             for path in (folder, folder / "resume"):
@@ -201,7 +201,7 @@ class RunFolder:
         write_text(self.run_file, text)
 
     def read_run(self) -> dict[str, Any]:
-        """Content of run.yaml.
+        """Return the content of run.yaml.
 
         Raises:
             UserError: there is no such run.
@@ -224,8 +224,9 @@ class RunFolder:
         return content
 
     def read_head(self, *keys: str) -> dict[str, JsonValue]:
-        """Of run.yaml the values of these ``keys`` alone, which takes a tenth of the time; a key
-        of a group as ``group.key``. Those that are not there are left out.
+        """Return the values of these ``keys`` of run.yaml alone, in a tenth of the time.
+
+        A key of a group is given as ``group.key``. Keys that are not there are left out.
 
         Raises:
             UserError, IntegrityError: as :meth:`read_run`.
@@ -255,7 +256,7 @@ class RunFolder:
         write_text(checksum_path(path), checksum_text(path))
 
     def read_record(self, node: str) -> dict[str, JsonValue] | None:
-        """The record of a node as it was written, or None where the node is not complete.
+        """Return the record of a node as it was written, or None where the node is not complete.
 
         Raises:
             IntegrityError: the record is not the one that was written.
@@ -314,7 +315,7 @@ class RunFolder:
         return record
 
     def is_damaged(self, node: str) -> bool:
-        """Whether the node has a record that is not the one that was written."""
+        """Return whether the node has a record that is not the one that was written."""
         try:
             self.read_record(node)
         except IntegrityError:
@@ -322,8 +323,9 @@ class RunFolder:
         return False
 
     def seals(self) -> dict[str, bool | None]:
-        """Of every node that has a record, whether that is the one that was written; None where it
-        is not complete. What the records say is not looked at."""
+        """Return for every node that has a record whether that is the one that was written.
+
+        It is None where the node is not complete. What the records say is not looked at."""
         return {node: self._seal(node) for node in self.nodes()}
 
     def _seal(self, node: str) -> bool | None:
@@ -333,23 +335,23 @@ class RunFolder:
             return False
 
     def nodes(self) -> list[str]:
-        """Nodes that have a record, whole or not: those between first, then what publishes."""
+        """Return nodes that have a record, whole or not: those that publish a model come last."""
         names = _names(self.path / "nodes")
         between = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
         return [*between, *self.publishing_nodes()]
 
     def publishing_nodes(self) -> list[str]:
-        """Of :meth:`nodes` those that publish a model: steps and guides."""
+        """Return those of :meth:`nodes` that publish a model: steps and guides."""
         names = filter(_PUBLISHING.fullmatch, _names(self.path))
         return sorted(n for n in names if os.path.lexists(f"{self.path}/{n}/record.json"))
 
     def step_numbers(self) -> list[int]:
-        """Numbers of the steps that have a folder, in order."""
+        """Return the numbers of the steps that have a folder, in order."""
         names = (path.name for path in self.path.glob("step-*"))
         return sorted(int(m[1]) for name in names if (m := re.fullmatch(r"step-(\d+)", name)))
 
     def complete_steps(self) -> list[int]:
-        """Numbers of the steps that have a record which is whole, in order."""
+        """Return the numbers of the steps that have a record which is whole, in order."""
         nodes = {number: f"step-{number}" for number in self.step_numbers()}
         return [n for n, node in nodes.items() if not self.is_damaged(node) and self._has(node)]
 
@@ -374,7 +376,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def strays(self, node: str, record: Record) -> list[str]:
-        """What is in the folder of a step or guide, below the run, and was not published by it."""
+        """Return what the folder of a step or guide, below the run, has and it did not publish."""
         folder, strays = self.path / node, []
         for path in sorted(folder.rglob("*")):
             parts, name = path.relative_to(folder).parts, str(path.relative_to(self.path))
@@ -387,7 +389,7 @@ class RunFolder:
         return strays
 
     def damage(self, record: Record | JsonObject) -> list[str]:
-        """Files of a record that are missing or not what they were, each with what is wrong."""
+        """Return files of a record that are missing or changed, each with what is wrong."""
         faults: list[str] = []
         told = record if isinstance(record, Record) else Record.model_validate(record)
         for name, digest in told.files.items():
@@ -402,13 +404,14 @@ class RunFolder:
 
 
 def is_publishing(node: str) -> bool:
-    """Whether a node of this name publishes a model: a step or a guide."""
+    """Return whether a node of this name publishes a model: a step or a guide."""
     return node.startswith(("step-", "guide-"))
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether a folder is a run of before there were markers: run.yaml says what ran, and the
-    digest beside it is its own."""
+    """Return whether a folder is a run from before there were markers.
+
+    Then run.yaml says what ran, and the digest beside it is its own."""
     run = RunFolder(folder)
     if run.run_file.is_symlink() or not run.run_file.is_file() or not is_vouched_for(run.run_file):
         return False
@@ -422,7 +425,7 @@ def _is_proven(folder: Path) -> bool:
 
 
 def _is_damaged_run(folder: Path) -> bool:
-    """Whether a digest of this project's form says that run.yaml beside it was another."""
+    """Return whether a digest of this project's form says that run.yaml beside it was another."""
     run_file = RunFolder(folder).run_file
     beside = checksum_path(run_file)
     if not run_file.is_file() or not beside.is_file() or is_vouched_for(run_file):
@@ -439,7 +442,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def runs_in(folder: Path) -> list[RunFolder]:
-    """Runs in a folder, by name: what has a run.yaml, or may have one and cannot be looked into."""
+    """Return runs in a folder by name: those with a run.yaml, or that cannot be looked into."""
     found: list[RunFolder] = []
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in paths:
@@ -466,7 +469,7 @@ def _known_runs(path: Path) -> str:
 
 
 def _is_changed(path: Path) -> bool:
-    """Whether a file is not what the digest beside it says; one without a digest is believed."""
+    """Return whether a file is not what the digest beside it says; without one it is believed."""
     return checksum_path(path).is_file() and not is_vouched_for(path)
 
 

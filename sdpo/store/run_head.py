@@ -1,5 +1,6 @@
-"""A few values of a run.yaml that this project wrote, without the rest, which takes a tenth of the
-time: thousands of runs are listed by them."""
+"""Read a few values of a run.yaml that this project wrote, without the rest.
+
+That takes a tenth of the time: thousands of runs are listed by these values."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,12 +10,14 @@ import yaml
 from pydantic import JsonValue
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Ten times as fast, where PyYAML was built with libyaml."""
+"""It is ten times as fast, where PyYAML was built with libyaml."""
 
 
 def read_head(text: str, keys: Iterable[str]) -> dict[str, JsonValue]:
-    """The values of these ``keys``; a key of a group as ``group.key``. Those that are not there are
-    left out. ``text`` has the form of :meth:`sdpo.store.run_folder.RunFolder.write_run`.
+    """Return the values of these ``keys``; a key of a group is given as ``group.key``.
+
+    Keys that are not there are left out. ``text`` has the form of
+    :meth:`sdpo.store.run_folder.RunFolder.write_run`.
 
     Raises:
         ValueError: what is there is not YAML.
@@ -33,7 +36,7 @@ def read_head(text: str, keys: Iterable[str]) -> dict[str, JsonValue]:
 
 
 def picked(content: Mapping[str, JsonValue], keys: Iterable[str]) -> dict[str, JsonValue]:
-    """The same of a run.yaml that was read whole."""
+    """Return the same values of a run.yaml that was read whole."""
     found: dict[str, JsonValue] = {}
     for key in keys:
         value: JsonValue = dict(content)
@@ -45,9 +48,10 @@ def picked(content: Mapping[str, JsonValue], keys: Iterable[str]) -> dict[str, J
 
 
 def _section(text: str, name: str, indent: str) -> str:
-    """The value of a key that stands at ``indent``, with all lines below that belong to it: they
-    are indented further, are the items of its list, or begin with another of Unicode's ends of
-    lines, within a text; empty where there is no such key."""
+    """Return the value of a key at ``indent``, with all lines below that belong to it.
+
+    They are indented further, are the items of its list, or begin with another of Unicode's line
+    ends, within a text. The result is empty where there is no such key."""
     found = _pattern(name, indent).search(text)
     return found[1].lstrip(" ") if found else ""
 

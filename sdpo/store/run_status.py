@@ -1,4 +1,4 @@
-"""Where a run is: what its process said last, and whether that process still works on it.
+"""Tell where a run is: what its process said last, and whether that process still works on it.
 
 The word is in ``logs/status.json``, written while the run is held; no node depends on it. Whether
 it still counts is known by the run's lock, which the kernel frees with its holder: who says that he
@@ -24,12 +24,12 @@ from sdpo.system.locks import Held, look
 State = Literal["running", "waiting", "interrupted", "failed", "killed", "done"]
 _WORKS = ("running", "waiting")
 _QUIET_S = 600.0
-"""A process on another host that has said nothing for so long, and whose lock is not seen here, is
-taken for killed."""
+"""A process on another host that has said nothing for so many seconds, and whose lock is not seen
+here, is taken for killed."""
 
 
 class By(BaseModel):
-    """The process that works on a run, or worked on it last; ``flow_run``: its id in Prefect."""
+    """This process works on a run, or worked on it last; ``flow_run``: its id in Prefect."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +50,7 @@ class By(BaseModel):
 
 
 class Word(BaseModel):
-    """What the process that works on a run said last.
+    """This is what the process that works on a run said last.
 
     ``node``: of the chain; ``stage``: the child process that does its work; ``done`` of ``total``
     ``unit`` of ``phase``; ``percent`` of the stage, and ``left_s`` seconds of it. ``waits_for`` is
@@ -78,7 +78,7 @@ class Word(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """Where a run is; ``state`` is None where its folder cannot be read.
+    """A status says where a run is; ``state`` is None where its folder cannot be read.
 
     ``steps`` of ``planned`` are complete (0: it has no plan yet); ``damaged`` are run.yaml, where
     it cannot be read, and nodes whose record is not the one that was written. ``word`` is None
@@ -101,12 +101,12 @@ class RunStatus(BaseModel):
 
     @property
     def works(self) -> bool:
-        """Whether a process works on it, or waits to."""
+        """Return whether a process works on it, or waits to."""
         return self.state in _WORKS
 
 
 def read_status(run: RunFolder) -> RunStatus:
-    """Where ``run`` is; what is damaged in it counts as not there."""
+    """Return where ``run`` is; what is damaged in it counts as not there."""
     word, held = read_word(run), None
     if word is None or word.state in _WORKS:
         held = look(run.lock_file)
@@ -133,7 +133,7 @@ def read_status(run: RunFolder) -> RunStatus:
 
 
 def _state(word: Word | None, held: Held | None) -> State:
-    """Of a run that is not done, or that somebody holds."""
+    """Return the state of a run that is not done, or that somebody holds."""
     if held is not None and not held.is_orphan:
         return word.state if word and word.state in _WORKS else "running"
     if word is None or word.state == "done":
@@ -146,14 +146,14 @@ def _state(word: Word | None, held: Held | None) -> State:
 
 
 class _Head(BaseModel):
-    """What a list of runs says of run.yaml."""
+    """A list of runs shows this of run.yaml."""
 
     created: str = ""
     origin: Origin | None = None
 
 
 def _head(run: RunFolder) -> tuple[_Head, list[str]]:
-    """What run.yaml says, and its name where it cannot be read."""
+    """Return what run.yaml says, and its name where it cannot be read."""
     try:
         return _Head.model_validate(run.read_head("created", "origin")), []
     except (SdpoError, ValidationError):
@@ -173,7 +173,7 @@ def _is_step(node: str) -> bool:
 
 
 def read_word(run: RunFolder) -> Word | None:
-    """What the process that works on ``run`` said last; None where nothing can be read."""
+    """Return what the process that works on ``run`` said last; None where nothing can be read."""
     path = run.status_file
     try:
         return Word.model_validate(json_of(read_small(str(path)), path))
@@ -182,7 +182,8 @@ def read_word(run: RunFolder) -> Word | None:
 
 
 def write_word(run: RunFolder, word: Word) -> None:
-    """Say ``word``. A disk that does not take it is no reason to end a run."""
+    """Write ``word`` for readers of the status. A disk that refuses it is no reason to end a
+    run."""
     path = run.status_file
     temporary = temporary_path(path)
     try:

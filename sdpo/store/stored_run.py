@@ -1,4 +1,4 @@
-"""What a run's folder says of the recipe and the inputs that it was made from."""
+"""Read what a run's folder says of the recipe and the inputs that it was made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sdpo.system import machine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What run.yaml says, checked.
+    """This is what run.yaml says, checked.
 
     ``clock`` is the time that chat templates see; ``plugins`` the distributions that plug-ins were
     of, by their names in ``inputs``.
@@ -35,7 +35,7 @@ class Stored:
 
     @property
     def data_inputs(self) -> dict[str, str]:
-        """Digests of the data alone."""
+        """Return the digests of the data alone."""
         return {name: digest for name, digest in self.inputs.items() if name.startswith("data.")}
 
 
@@ -79,8 +79,9 @@ def read_stored(run: RunFolder) -> Stored:
 
 
 def _with_own_sources(config: RunConfig, run: RunFolder) -> RunConfig:
-    """``config`` with the rows that the run keeps itself where the run is now: it may have been
-    moved. Their names are digests, so they are the same rows."""
+    """Return ``config`` with the run's own rows where the run is now: it may have been moved.
+
+    Their names are digests, so they are the same rows."""
 
     def moved(path: str) -> str:
         here = run.sources.absolute() / Path(path).name

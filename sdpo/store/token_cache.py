@@ -1,4 +1,4 @@
-"""Token files in the cache: where one lies, and what is wrong with it."""
+"""Find token files in the cache, and tell what is wrong with one."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from sdpo.system.files import checksum_path, is_vouched_for
 
 
 def cached_tokens(cache: Path, name: str) -> Path:
-    """Where the token file of this name is."""
+    """Return the path of the token file of this name."""
     return cache / "tokens" / f"{name}.arrow"
 
 
 def token_fault(path: Path) -> str:
-    """What is wrong with a cached token file, by the digest beside it; empty: nothing."""
+    """Return what is wrong with a cached token file, by the digest beside it; empty: nothing."""
     if not path.is_file() or not checksum_path(path).is_file():
         return "not cached"
     return "" if is_vouched_for(path) else f"{path.name} in the cache was changed"

@@ -1,4 +1,4 @@
-"""Trials of layouts that were passed, in the cache: ``trials/<key>.json``, a file each.
+"""Keep in the cache the trials that layouts passed: ``trials/<key>.json``, a file each.
 
 A file says under which conditions and with how long a sequence. One that is damaged, or says other
 conditions than it is named after, counts for nothing: then the trial is made.
@@ -17,7 +17,7 @@ FOLDER = "trials"
 
 
 class Passed(BaseModel):
-    """A trial that was passed under ``conditions``, with sequences of up to ``longest`` tokens."""
+    """This trial was passed under ``conditions`` with sequences of up to ``longest`` tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,8 +26,8 @@ class Passed(BaseModel):
 
 
 def passed_with(cache: Path, conditions: JsonObject) -> int:
-    """Return the longest sequence, in tokens, of a trial that was passed under these conditions; 0
-    where there was none."""
+    """Return the longest sequence, in tokens, of a trial passed under these conditions; 0 without
+    one."""
     path = _path(cache, conditions)
     try:
         found = Passed.model_validate(json_of(read_small(str(path)), path))
