@@ -12,7 +12,7 @@ from partitions.strategy import Strategy
 
 
 def defined() -> Iterator[Strategy]:
-    """Return the strategies that the files of this folder define, file by file."""
+    """Yield the strategies that the files of this folder define, file by file."""
     for module in sorted(iter_modules(__path__), key=lambda module: module.name):
         content = vars(import_module(f"{__name__}.{module.name}"))
         yield from (value for value in content.values() if isinstance(value, Strategy))

@@ -213,7 +213,7 @@ def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
 def _tried(
     named: RegisteredModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
 ) -> Iterator[tuple[dict[str, Any], set[str]]]:
-    """Return decisions about runs from the current model by the same rules, and their pairs."""
+    """Yield decisions about runs from the current model by the same rules, and their pairs."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
         if not RunFolder(path.parent).is_own:
             continue

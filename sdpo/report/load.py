@@ -161,7 +161,7 @@ def _has_other_reference(record: StepRecord) -> bool:
 
 
 def _measured(folder: RunFolder) -> Iterator[int]:
-    """Return M_0, M_1, ... up to the first that was not measured or has no record of it."""
+    """Yield M_0, M_1, ... up to the first that was not measured or has no record of it."""
     number = 0
     while _is_recorded(folder, number, folder.probes / f"M_{number}.parquet"):
         yield number

@@ -311,7 +311,7 @@ def _training_figures(data: RunData) -> list[Figure]:
 
 
 def _marked(data: RunData) -> Iterator[tuple[str, str, float | None, str, str]]:
-    """Return ``CURVES``, the loss with its value at the reference if all steps share it."""
+    """Yield ``CURVES``, the loss with its value at the reference if all steps share it."""
     records = [record for step, record in data.records.items() if step]
     gates = [record.gate for record in records]
     agreed = {gate.expected_loss if gate and gate.compared == "policy" else None for gate in gates}
