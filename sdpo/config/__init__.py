@@ -1,4 +1,4 @@
-"""The recipe: one schema for the YAML file, the flow's parameters and ``--set`` overrides.
+"""Define the recipe: one schema for the YAML file, the flow's parameters and ``--set``.
 
 This package owns the fields (one module per group of settings), their defaults and the checks that
 need nothing but the recipe itself. Reading files and resolving hub names is

@@ -1,10 +1,11 @@
-"""What a setting says of itself: markers that stand on its field, in ``Annotated[...]``.
+"""Define what a setting says of itself: markers on its field, in ``Annotated[...]``.
 
 A setting is told in one place. Its label is the field's ``title`` where its name does not say it,
-its text the field's ``description``; its unit, who reads it and whether it bears identity are the
-markers here. The form, the warnings and the identities derive from them.
+its text the field's ``description``; its unit, who reads it and whether it counts for identity
+are the markers here. The form, the warnings and the identities derive from them.
 
-Every setting bears identity. One that does not is marked :class:`NotIdentity`, with the reason.
+Every setting counts for identity. One that does not is marked :class:`NotIdentity`, with the
+reason.
 """
 
 from collections.abc import Iterator
@@ -19,13 +20,13 @@ NO_UNIT = "no unit"
 SHARE = "0 to 1"
 
 Node = Literal["data", "tokens", "reserve", "plan", "step", "supervised", "probe", "kl"]
-"""What has an identity of its own besides the run: pairs, token ids, the reserve, the plan, a step,
-S, a probe, a measurement of KL."""
+"""These have an identity of their own besides the run: pairs, token ids, the reserve, the plan, a
+step, S, a probe, a measurement of KL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Unit of a number, or of every number in a list; a number without one says so."""
+    """A number, or every number in a list, has this unit; a number without one says so."""
 
     name: str
 
@@ -61,7 +62,9 @@ class ReadIf:
 
 @dataclass(frozen=True, slots=True)
 class NotIdentity:
-    """The setting bears no identity, or none of the nodes in ``of``; ``reason`` says why."""
+    """The setting does not count for identity, or not for that of the nodes in ``of``.
+
+    ``reason`` says why."""
 
     reason: str
     of: tuple[Node, ...] = ()
@@ -71,8 +74,8 @@ class NotIdentity:
 class SpelledOut:
     """The identities of these nodes have the setting even where it stands at its default.
 
-    For settings that identities have had from the first. A later one is left out at its default,
-    so that it keeps old results valid.
+    It is for settings that identities have had from the first. A later one is left out at its
+    default, so that it keeps old results valid.
     """
 
     of: tuple[Node, ...]
@@ -109,7 +112,7 @@ def unit_of(field: FieldInfo) -> str:
 
 
 def counts(field: FieldInfo, node: Node | None = None) -> bool:
-    """Return whether a setting bears the identity of a node, or without one that of the run."""
+    """Return whether a setting counts for a node's identity, or without a node for the run's."""
     return not any(not marker.of or node in marker.of for marker in markers(field, NotIdentity))
 
 

@@ -1,4 +1,4 @@
-"""Settings whose values are the names of parts: those of this project, and of plug-ins."""
+"""Mark settings whose values are names of parts, of this project or of plug-ins."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

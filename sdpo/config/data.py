@@ -1,4 +1,4 @@
-"""Preference data: sources, the reserve, tokens."""
+"""Define the settings of preference data: sources, the reserve, tokens."""
 
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ def _layouts() -> list[str]:
 
 
 class ColumnsConfig(Group):
-    """Where a source keeps its fields, as dotted paths; empty: recognised by itself."""
+    """A source keeps its fields at these dotted paths; an empty one is recognised from the data."""
 
     prompt: str = Field("", description="Column of the prompt (text or messages).")
     chosen: str = Field("", description="Column of the preferred answer (text or messages).")
@@ -51,7 +51,7 @@ class ColumnsConfig(Group):
 
 
 class SourceConfig(Group):
-    """One source of preference pairs."""
+    """These settings describe one source of preference pairs."""
 
     main_setting = "path"
 
@@ -117,7 +117,7 @@ class SourceConfig(Group):
 
 
 class ReserveConfig(Group):
-    """Pairs set aside before anything is trained: the fixed probe of every model.
+    """The reserve is pairs set aside before anything is trained: the fixed probe of every model.
 
     Per source the pairs with the smallest prompt hashes, until ``pairs`` of them, or without it
     max(fraction, min(min_pairs, max_fraction)) of them, are set aside.
@@ -143,7 +143,7 @@ class ReserveConfig(Group):
 
 
 class DataConfig(Group):
-    """Preference data and how it becomes tokens."""
+    """These settings name preference data and say how it becomes tokens."""
 
     sources: Annotated[list[SourceConfig], _BEFORE_TOKENS] = Field(
         [], description="Sources of preference pairs, in order; the first one keeps a duplicate."

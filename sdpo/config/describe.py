@@ -1,4 +1,4 @@
-"""The objective of a step with its settings, for people."""
+"""Describe the objective of a step with its settings, for people."""
 
 from sdpo.config.annotations import OfFormula, markers
 from sdpo.config.training import TrainingConfig
@@ -10,7 +10,9 @@ from sdpo.system.json_values import JsonObject, number_of
 def describe(training: JsonObject) -> str:
     """Return the objective with the settings that it reads: ``SimPO, β 2, γ/β 0.5``.
 
-    One of a plug-in that cannot be used here is told by its name.
+    One of a plug-in that cannot be used here is given by its name.
+
+
 
     ``training`` may be that of an old run's record, which lacks the settings that came later.
     """

@@ -1,4 +1,4 @@
-"""Settings that were given and that nothing reads: each is a warning with why."""
+"""Find settings that were given and that nothing reads: each is a warning with why."""
 
 from sdpo.config.annotations import OfFormula, marked, unread
 from sdpo.config.data import DataConfig
@@ -11,7 +11,7 @@ from sdpo.objectives import objective_facts
 
 
 def unread_settings(training: TrainingConfig) -> dict[str, str]:
-    """Settings of a step that nothing reads because of its other settings, each with why."""
+    """Return a step's settings that nothing reads because of its other settings, each with why."""
     read = objective_facts(training.objective).settings
     of_others = [name for name in marked(TrainingConfig, OfFormula) if name not in read]
     why = dict.fromkeys(of_others, f" on objective {training.objective}")
@@ -19,7 +19,7 @@ def unread_settings(training: TrainingConfig) -> dict[str, str]:
 
 
 def settings_without_effect(config: RunConfig) -> list[str]:
-    """Settings that were given and that nothing will read, each with why."""
+    """Return settings that were given and that nothing will read, each with why."""
     return [
         *_of_weights(config.data),
         *_of_training(config),

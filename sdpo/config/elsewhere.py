@@ -1,4 +1,4 @@
-"""Settings of TRL, LLaMA-Factory, axolotl and open-instruct: what each is here, or why it is not.
+"""Say what settings of TRL, LLaMA-Factory, axolotl and open-instruct are here, or why they are not.
 
 A key that another trainer has is no misspelling, so the nearest name would lead astray.
 """
@@ -219,7 +219,7 @@ ELSEWHERE: dict[str, str] = {
     "hub_model_id": "nothing is uploaded; `sdpo export` writes a folder that can be",
     "data_seed": "the draw of pairs is by `data.seed`, their order by `training.seed`",
 }
-"""By the setting's last name."""
+"""The key is the last part of the setting's name."""
 
 ELSEWHERE |= {
     name: said for said, names in SEVERAL for name in names.split() if name not in ELSEWHERE

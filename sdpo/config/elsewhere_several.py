@@ -1,4 +1,4 @@
-"""What is said of settings of other trainers that go together, and their names there."""
+"""Say what several settings of other trainers are here, under their names there."""
 
 BATCH = (
     "the batch is given whole: `training.batch_size` is pairs per optimizer step over all devices "
@@ -281,4 +281,4 @@ SEVERAL: list[tuple[str, str]] = [
         "do_train debug exp_name",
     ),
 ]
-"""What is said, and of which settings, parted by spaces."""
+"""Each entry has what is said, and the settings that it is said of, separated by spaces."""

@@ -1,4 +1,4 @@
-"""What every group of settings has in common."""
+"""Define what every group of settings has in common."""
 
 from typing import ClassVar
 
@@ -8,10 +8,10 @@ from sdpo.config.labels import labelled
 
 
 class Group(BaseModel):
-    """A group of settings: frozen, and an unknown key is an error."""
+    """A group of settings is frozen, and an unknown key is an error."""
 
     main_setting: ClassVar[str] = ""
-    """The one that a value alone would mean, for the message that refuses it."""
+    """This is the setting that a value alone would mean, for the message that refuses it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=labelled

@@ -1,6 +1,6 @@
-"""Combinations of settings that are refused from the recipe alone, each with what to do.
+"""Find combinations of settings that are refused from the recipe alone, each with what to do.
 
-One function per group or pair of groups, so that none of them needs the whole recipe. What needs
+There is one function per group or pair of groups, so that none needs the whole recipe. What needs
 files, models or the hub to be refused is :mod:`sdpo.inputs.resolve`; references are
 :mod:`sdpo.config.reference_choice`.
 """
@@ -19,7 +19,7 @@ _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
 
 
 def impossible_reserve(reserve: ReserveConfig) -> list[str]:
-    """Shares that contradict each other, or a count."""
+    """Name shares that contradict each other, or a count."""
     shares = [
         f"data.reserve.{name}"
         for name in ("fraction", "min_pairs", "max_fraction")
@@ -40,7 +40,7 @@ def impossible_reserve(reserve: ReserveConfig) -> list[str]:
 
 
 def impossible_sources(data: DataConfig) -> list[str]:
-    """Sources that say twice where the parts of a pair are."""
+    """Name sources that say twice where the parts of a pair are."""
     return [
         f"data.sources.{index} has both `layout` and `columns`: the reader of layout "
         f"`{source.layout}` knows where the parts of a pair are. Leave out one of them"
@@ -50,7 +50,7 @@ def impossible_sources(data: DataConfig) -> list[str]:
 
 
 def impossible_lengths(data: DataConfig) -> list[str]:
-    """Prompts that leave no room for an answer."""
+    """Name prompt lengths that leave no room for an answer."""
     if data.max_prompt_length < data.max_length:
         return []
     return [
@@ -61,7 +61,7 @@ def impossible_lengths(data: DataConfig) -> list[str]:
 
 
 def impossible_lists(data: DataConfig) -> list[str]:
-    """Sources that say twice where their answers are, or what ranks them."""
+    """Name sources that say twice where their answers are, or what ranks them."""
     problems = []
     for index, source in enumerate(data.sources):
         columns, where = source.columns, f"data.sources.{index}"
@@ -86,7 +86,7 @@ def impossible_lists(data: DataConfig) -> list[str]:
 
 
 def impossible_partition(partition: PartitionConfig) -> list[str]:
-    """Fractions that are no fractions, where the strategy reads them."""
+    """Name fractions that are no fractions, where the strategy reads them."""
     if "fractions" not in strategy_uses(partition.strategy):
         return []
     if not partition.fractions or min(partition.fractions) <= 0:
@@ -98,7 +98,7 @@ def impossible_partition(partition: PartitionConfig) -> list[str]:
 
 
 def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConfig]) -> list[str]:
-    """Processes that the strategy, or what they train, cannot use."""
+    """Name processes that the strategy, or what they train, cannot use."""
     problems: list[str] = []
     sharded = launch.strategy.startswith("deepspeed")
     if launch.strategy == "single" and launch.processes > 1:
@@ -124,7 +124,7 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
 
 
 def impossible_precision(trainings: Mapping[str, TrainingConfig]) -> list[str]:
-    """Steps whose arithmetic differs from the run's."""
+    """Name steps whose arithmetic differs from the run's."""
     common = trainings["training"].precision
     return [
         f"{where}.precision differs from training.precision: all models of a run are compared, "
@@ -135,7 +135,7 @@ def impossible_precision(trainings: Mapping[str, TrainingConfig]) -> list[str]:
 
 
 def impossible_layouts(attention: str, trainings: Mapping[str, TrainingConfig]) -> list[str]:
-    """Layouts that the attention kernel cannot compute."""
+    """Name layouts that the attention kernel cannot compute."""
     return [
         f"{where}.layout {training.layout} cannot be computed with model.attention {attention}: "
         "use sdpa, or leave the layout to `auto`"
@@ -145,7 +145,7 @@ def impossible_layouts(attention: str, trainings: Mapping[str, TrainingConfig]) 
 
 
 def impossible_nll(trainings: Mapping[str, TrainingConfig]) -> list[str]:
-    """Steps that add the NLL to an objective that has it."""
+    """Name steps that add the NLL to an objective that has it."""
     return [
         f"{where}.rpo_alpha adds the negative log-likelihood of the chosen side to objective "
         f"{training.objective}, which has it: leave rpo_alpha at 0"
@@ -155,7 +155,7 @@ def impossible_nll(trainings: Mapping[str, TrainingConfig]) -> list[str]:
 
 
 def impossible_routers(trainings: Mapping[str, TrainingConfig]) -> list[str]:
-    """Steps whose routers cannot be seen."""
+    """Name steps whose routers' outputs cannot be seen."""
     return [
         f"{where}.router_aux_loss with {where}.compile is not supported: what routers choose is "
         "not seen through compiled blocks. Leave out one of them"
@@ -165,7 +165,7 @@ def impossible_routers(trainings: Mapping[str, TrainingConfig]) -> list[str]:
 
 
 def impossible_supervised(supervised: SupervisedConfig) -> list[str]:
-    """Data of the supervised stage that is named twice, half or not at all."""
+    """Name supervised data that is given twice, by half or not at all."""
     problems: list[str] = []
     if supervised.from_source and not supervised.path:
         problems.append(

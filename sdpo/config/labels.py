@@ -1,7 +1,7 @@
-"""What a person reads beside a setting in a form: its label with the unit, and its place.
+"""Give what a person reads beside a setting in a form: its label with the unit, and its place.
 
-A setting's label is its title, or comes from its name where it has none; its unit stands on it too
-(:mod:`sdpo.config.annotations`).
+A setting's label is its title, or comes from its name where it has none; its unit is declared there
+too (:mod:`sdpo.config.annotations`).
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _WORDS = {
 
 
 def label_of(name: str, *, unit: str = "", title: str = "") -> str:
-    """``max_length`` as a person reads it: ``Maximum length (tokens)``; ``title`` if it has one."""
+    """Return the label: ``Maximum length (tokens)`` for ``max_length``; ``title`` if it has one."""
     words = [_WORDS.get(word, word) for word in name.split("_")]
     text = title or " ".join(words)
     is_said = unit in ("", NO_UNIT) or f"({unit}" in text
@@ -38,7 +38,7 @@ def labelled(schema: dict[str, Any], group: type[BaseModel]) -> None:
 
 
 def _flatten(field: dict[str, Any]) -> None:
-    """A setting that may be left empty is shown as what it is otherwise, not as a choice of two."""
+    """Show a setting that may be left empty as what it is otherwise, not as a choice of two."""
     options = field.get("anyOf", [])
     filled = [option for option in options if option != {"type": "null"}]
     if len(filled) == 1 and len(options) == 2:

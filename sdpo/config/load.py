@@ -1,4 +1,4 @@
-"""From a recipe file and overrides to a checked :class:`~sdpo.config.RunConfig`.
+"""Make a checked :class:`~sdpo.config.RunConfig` of a recipe file and overrides.
 
 A recipe may build on another: `extends: other.yaml` (beside it, or a preset by name) takes that
 recipe's settings and lays its own over them, group by group; lists are replaced whole.
@@ -36,13 +36,13 @@ _DIGITS = 4
 _MOST_NEW = 100
 _MOST_SHOWN = 200
 _MOST_NAMED = 10
-"""Of a recipe's file, of recipes that extend one another, of a setting's path, of a position in a
-list, of entries that one override may add to it, of characters that a message quotes, of files that
-it names: more than anybody writes."""
+"""These limits are more than anybody writes: of a recipe's file, of recipes that extend one
+another, of a setting's path, of a position in a list, of entries that one override may add to it,
+of characters that a message quotes, of files that it names."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 5e-7 as a number (YAML 1.1 wants a dot), takes only true and false for
+    """This loader reads 5e-7 as a number (YAML 1.1 wants a dot) and takes only true and false for
     booleans (not no, on, off: they are names)."""
 
 
@@ -76,7 +76,7 @@ def load_recipe(
 
 
 def read_recipe(path: Path, *, presets: Path | None = None) -> dict[str, Any]:
-    """The settings that a recipe gives, those that it takes from others included; unchecked.
+    """Read the settings that a recipe gives, with those that it takes from others; unchecked.
 
     Raises:
         ConfigError: a file is missing or not YAML, or recipes extend each other in a circle.
@@ -142,8 +142,10 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 
 def _read_file(path: Path, *, is_own: bool) -> dict[str, Any]:
-    """A recipe's own settings. Of a file that another one extends, which may be any file, messages
-    quote nothing: they say where the mistake is."""
+    """Read a recipe's own settings.
+
+    Messages quote nothing of a file that another one extends, which may be any file: they say where
+    the mistake is."""
     if path.is_dir():
         names = sorted(each.name for each in path.iterdir() if each.suffix in (".yaml", ".yml"))
         within = f": name the recipe in it ({', '.join(names[:_MOST_NAMED])})" if names else ""
@@ -165,7 +167,7 @@ def _read_file(path: Path, *, is_own: bool) -> dict[str, Any]:
 
 
 def parse_recipe(text: str) -> dict[str, Any]:
-    """The settings of a recipe that is given as YAML text, unchecked.
+    """Return the settings of a recipe that is given as YAML text, unchecked.
 
     Raises:
         ConfigError: it is not YAML, or no mapping.
@@ -197,8 +199,9 @@ def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> 
 
 
 def checked(kind: type[_Settings], value: Any, *, name: str = "") -> _Settings:
-    """``value`` (a mapping, or such settings already) as settings of ``kind``, which messages call
-    ``name``.
+    """Return ``value`` (a mapping, or such settings already) as settings of ``kind``.
+
+    Messages call it ``name``.
 
     Raises:
         ConfigError: with one line per fault.
@@ -210,10 +213,10 @@ def checked(kind: type[_Settings], value: Any, *, name: str = "") -> _Settings:
 
 
 def check_run_name(name: str) -> str:
-    """``name`` itself.
+    """Return ``name`` itself if it can name a run.
 
     Raises:
-        ConfigError: it could be a path, or is not a plain name.
+    ConfigError: it could be a path, or is not a plain name.
     """
     if not _RUN_NAME.fullmatch(name):
         raise ConfigError(
@@ -272,7 +275,7 @@ def _descend(node: Any, part: str, *, override: str, following: str) -> Any:
 
 
 def _index(node: list[Any], part: str, *, override: str) -> int:
-    """Where ``part`` points in a list: a number, or the name of one of its entries."""
+    """Return where ``part`` points in a list: it is a number, or the name of one of its entries."""
     if part.isdecimal():
         index = int(part[:_DIGITS])
         if len(part) > _DIGITS or index > len(node) + _MOST_NEW:

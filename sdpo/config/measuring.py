@@ -1,4 +1,4 @@
-"""What is measured while a step trains, and of every model afterwards."""
+"""Define what is measured while a step trains, and of every model afterwards."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ _WITH_KL = ReadIf(settings=("kl_prompts",), otherwise=": probe.kl_prompts is 0")
 
 
 class EvaluationConfig(Group):
-    """Evaluation on the reserve while a step trains."""
+    """These settings say how a step is evaluated on the reserve while it trains."""
 
     every: Annotated[int, Unit("optimizer steps")] = Field(
         0,
@@ -26,7 +26,7 @@ class EvaluationConfig(Group):
 
 
 class ProbeConfig(Group):
-    """What is measured of every model M_0..M_T."""
+    """These settings say what is measured of every model M_0..M_T."""
 
     max_pairs: Annotated[int, Unit("pairs"), SpelledOut(of=("probe",)), _OF_PROBE] = Field(
         512, ge=1, description="Pairs of each partition on which every model is measured."

@@ -1,4 +1,4 @@
-"""A value where a group or a list of settings stands: what to write in its place."""
+"""Say what to write where a value is in the place of a group or a list of settings."""
 
 import types
 import typing
@@ -13,9 +13,10 @@ _MOST_STEPS = 10
 
 
 def misplaced(fault: str, location: Sequence[str], value: object, kind: type[BaseModel]) -> str:
-    """What to write where a mapping or a list belongs and another ``value`` stands.
+    """Say what to write where a mapping or a list belongs and another ``value`` is given.
 
-    Empty where ``fault``, the type of pydantic's error at ``location`` of ``kind``, is another.
+    It is empty where ``fault``, the type of pydantic's error at ``location`` of ``kind``, is
+    another.
     """
     group = group_at(location, kind)
     if fault in ("model_type", "model_attributes_type") and group is not None:
@@ -61,7 +62,7 @@ def _yaml(value: object) -> str:
 
 
 def group_at(location: Sequence[str], kind: type[BaseModel]) -> type[BaseModel] | None:
-    """The group of settings that a location leads to, the entries of a list included."""
+    """Return the group of settings that a location leads to, entries of lists included."""
     group: type[BaseModel] | None = kind
     for part in location:
         if part.isdigit() or group is None:
@@ -72,7 +73,7 @@ def group_at(location: Sequence[str], kind: type[BaseModel]) -> type[BaseModel] 
 
 
 def group_type(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that an annotation is of, or is a list of."""
+    """Return the group of settings that an annotation is of, or is a list of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (list, types.UnionType, typing.Union):

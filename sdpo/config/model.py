@@ -1,4 +1,4 @@
-"""The base model and its tokenizer."""
+"""Define the settings of the base model and its tokenizer."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from sdpo.config.variables import Variables
 
 
 class ModelConfig(Group):
-    """The base model: M_0 where there is no supervised stage."""
+    """The base model is M_0 where there is no supervised stage."""
 
     main_setting = "name_or_path"
 

@@ -1,4 +1,4 @@
-"""Which pair goes to which step."""
+"""Define the settings that say which pair goes to which step."""
 
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ StrategyName = Annotated[str, BeforeValidator(_known_strategy), OneOf(strategy_n
 
 
 class PartitionConfig(Group):
-    """Which pair goes to which step."""
+    """These settings say which pair goes to which step."""
 
     main_setting = "strategy"
 

@@ -1,4 +1,4 @@
-"""The names of a precision: this project's short ones, torch's, and what people write."""
+"""Translate names of a precision: this project's short ones, torch's, and what people write."""
 
 from typing import Literal, get_args
 
@@ -13,14 +13,14 @@ _OTHERS = {
 
 
 def torch_name(name: str) -> TorchName | None:
-    """A precision as torch calls it, of any of its names; None where it is none of them."""
+    """Return torch's name of a precision for any of its names; None where it is none of them."""
     plain = name.strip().lower().removeprefix("torch.")
     found = (_SHORT | _OTHERS).get(plain, plain)
     return next((each for each in TORCH_NAMES if each == found), None)
 
 
 def short_name(name: object) -> object:
-    """``name`` in short, as `bf16`, where it is a precision; else as it is."""
+    """Return ``name`` in short, as `bf16`, where it is a precision; else as it is."""
     if not isinstance(name, str):
         return name
     found = torch_name(name)

@@ -1,4 +1,4 @@
-"""Which choices of reference and target make sense, said of the recipe alone.
+"""Tell which choices of reference and target make sense, from the recipe alone.
 
 A step's reference is ``previous`` (M_{t-1}: sDPO), ``base`` (S), ``model`` (one that the recipe
 names), ``guided`` (trained first, on the step's own data) or ``none`` (for objectives without one).
@@ -20,11 +20,11 @@ REFUSED_KEYS = {
     "reference that moves is another model at every update. More, shorter steps move the reference "
     "between steps: see `partition.fractions`"
 }
-"""Keys that people know from elsewhere and that are refused with a reason."""
+"""These keys are known from elsewhere and refused with a reason."""
 
 
 class ChoosesModels(Protocol):
-    """The part of a step's training settings that these rules read."""
+    """These rules read this part of a step's training settings."""
 
     @property
     def objective(self) -> str: ...
@@ -37,22 +37,23 @@ class ChoosesModels(Protocol):
 
 
 def needs_reference(objective: str) -> bool:
-    """Whether the objective's formula reads a reference."""
+    """Return whether the objective's formula reads a reference."""
     return objective_facts(objective).needs_reference
 
 
 def is_length_normalised(objective: str) -> bool:
-    """Whether the objective's formula divides log-probs by their number of tokens."""
+    """Return whether the objective's formula divides log-probs by their number of tokens."""
     return objective_facts(objective).length_normalised
 
 
 def effective_reference(choice: ChoosesModels) -> str:
-    """The choice of reference that a step acts on: ``none`` where its objective reads none."""
+    """Return the choice of reference that a step follows: ``none`` where its objective reads
+    none."""
     return choice.reference if needs_reference(choice.objective) else "none"
 
 
 def impossible_references(trainings: Mapping[str, ChoosesModels]) -> list[str]:
-    """Choices that cannot be followed, by the name of the group they stand in."""
+    """Name choices that cannot be followed, by the name of the group they are in."""
     problems: list[str] = []
     for where, choice in trainings.items():
         if choice.reference == "none" and needs_reference(choice.objective):
@@ -69,7 +70,7 @@ def impossible_references(trainings: Mapping[str, ChoosesModels]) -> list[str]:
 
 
 def references_without_effect(trainings: Mapping[str, ChoosesModels]) -> list[str]:
-    """Settings of the reference that nothing will read, each with why."""
+    """Return settings of the reference that nothing will read, each with why."""
     lines: list[str] = []
     uses_model = any(effective_reference(choice) == "model" for choice in trainings.values())
     for where, choice in trainings.items():

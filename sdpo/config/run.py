@@ -1,4 +1,4 @@
-"""The whole recipe: the groups together, and what they rule out together."""
+"""Define the whole recipe: the groups together, and what they rule out together."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from sdpo.config.training import StepConfig, TrainingConfig
 
 
 class RunConfig(Group):
-    """A whole run, from preference data to M_T."""
+    """A recipe describes a whole run, from preference data to M_T."""
 
     name: Annotated[str, NotIdentity("a name is for people")] = Field(
         "", description="Name of the run; empty: the recipe's file name."
@@ -44,7 +44,7 @@ class RunConfig(Group):
     ] = Field(TrackingConfig(), description="Metric trackers.")
 
     def training_of(self, step: int) -> TrainingConfig:
-        """Training settings of step ``step`` (from 1), overrides applied."""
+        """Return the training settings of step ``step`` (from 1), overrides applied."""
         if step > len(self.steps):
             return self.training
         overrides = self.steps[step - 1].model_dump(exclude_none=True)  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ class RunConfig(Group):
 
     @property
     def trainings(self) -> dict[str, TrainingConfig]:
-        """The training settings of the recipe and of each listed step, by where they stand."""
+        """Return the training settings of the recipe and of each listed step, by their place."""
         return {"training": self.training} | {
             f"steps.{index}": self.training_of(index + 1) for index in range(len(self.steps))
         }

@@ -1,4 +1,4 @@
-"""Processes, devices, folders and trackers."""
+"""Define the settings of processes, devices, folders and trackers."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_
 
 
 class LaunchConfig(Group):
-    """Processes and devices of the stages."""
+    """These settings give the processes and devices of the stages."""
 
     main_setting = "device"
 
@@ -38,7 +38,7 @@ class LaunchConfig(Group):
 
 
 class StoreConfig(Group):
-    """Where runs and caches are kept. Never part of a result's identity."""
+    """These settings say where runs and caches are kept. They never count for identity."""
 
     main_setting = "runs_dir"
 
@@ -51,7 +51,7 @@ class StoreConfig(Group):
 
 
 class TrackingConfig(Group):
-    """Where metrics go besides the run's own `metrics.jsonl`."""
+    """These settings say where metrics go besides the run's own `metrics.jsonl`."""
 
     tools: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [], description="Trackers that accelerate feeds; each must be installed."

@@ -1,4 +1,4 @@
-"""How tokens are drawn from a model: settings alone, known without torch."""
+"""Define how tokens are drawn from a model: settings alone, known without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """Temperature 1 and ``top_k`` 0 is the model's own distribution."""
+    """A sampler with temperature 1 and ``top_k`` 0 draws from the model's own distribution."""
 
     name: str
     temperature: float = 1.0

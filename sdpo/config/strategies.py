@@ -1,4 +1,4 @@
-"""The partition strategies that a recipe may name: those here, and those of plug-ins."""
+"""Find the partition strategies that a recipe may name: those here, and those of plug-ins."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ def _plugin(name: str) -> Plugin:
 
 
 def _guarded(plugin: Plugin, function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, whose failures are the plug-in's."""
+    """Return ``function`` such that its failures are reported as the plug-in's."""
 
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:

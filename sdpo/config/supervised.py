@@ -1,4 +1,4 @@
-"""The supervised stage before step 1."""
+"""Define the settings of the supervised stage before step 1."""
 
 from typing import Annotated, Literal
 
@@ -25,7 +25,7 @@ _ON_ITS_SOURCE = ReadIf(settings=("from_source",), otherwise=": supervised.examp
 
 
 class SupervisedColumnsConfig(Group):
-    """Where supervised data keeps its fields, as dotted paths; empty: recognised by itself."""
+    """Supervised data keeps its fields at these dotted paths; an empty one is recognised."""
 
     messages: str = Field("", description="Column of a whole dialogue; its last turn is trained.")
     prompt: str = Field("", description="Column of the prompt (text or messages).")
@@ -34,7 +34,7 @@ class SupervisedColumnsConfig(Group):
 
 
 class SupervisedConfig(Group):
-    """Supervised fine-tuning before the first step; its output is S = M_0."""
+    """Supervised fine-tuning comes before the first step; its output is S = M_0."""
 
     main_setting = "path"
 
@@ -110,5 +110,5 @@ class SupervisedConfig(Group):
 
     @property
     def from_source(self) -> bool:
-        """Whether the stage runs on data of its own."""
+        """Return whether the stage is enabled and trains on data of its own."""
         return self.enabled and self.examples == "source"

@@ -1,4 +1,4 @@
-"""How a step trains, and how single steps differ."""
+"""Define how a step trains, and how single steps differ."""
 
 from typing import Annotated, Any, Literal
 
@@ -48,7 +48,7 @@ def _known_precision(given: object) -> object:
 
 
 Schedule = Literal["linear", "cosine", "cosine_with_min_lr", "constant"]
-"""Names of transformers' schedules; each begins with a linear warmup."""
+"""These are transformers' names of schedules; each begins with a linear warmup."""
 OF_COSINE_WITH_MIN_LR = ReadIf(
     settings=("lr_schedule",), equal_to="cosine_with_min_lr", otherwise=" on lr_schedule {value}"
 )
@@ -71,7 +71,7 @@ _WITH_STATES = ReadIf(
 
 
 class TrainingConfig(Group):
-    """How one step trains. Any of these may differ by step: see `steps`."""
+    """These settings say how one step trains. Any of them may differ by step: see `steps`."""
 
     objective: Annotated[Objective, _OF_PAIRS] = Field(
         "dpo",

@@ -1,5 +1,5 @@
-"""Variables for the chat template: what a recipe or a row may set, and what the template itself
-is given and nobody else may."""
+"""Define the variables of the chat template that a recipe or a row may set, and those it may
+not."""
 
 import json
 from collections.abc import Mapping
@@ -51,4 +51,4 @@ def _checked(variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Variables = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
-"""Variables by name, each with a value of JSON."""
+"""Variables are given by name, each with a value of JSON."""
