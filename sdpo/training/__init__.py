@@ -1,4 +1,4 @@
-"""One step's training: optimizer and schedule, the tasks' losses, the gate before it.
+"""Train one step: the optimizer and its schedule, the tasks' losses, the gate before them.
 
 It imports scoring and the model below it. It knows no run folder; states and models are written by
 :mod:`sdpo.stages`.

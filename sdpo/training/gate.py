@@ -1,15 +1,15 @@
-"""The gate before the first optimizer step: cached reference and model must agree.
+"""Check, before the first optimizer step, that cached reference log-probs and model agree.
 
-With reference and initial target the same model, every log-prob the policy gives now must be the
+Where reference and initial target are one model, every log-prob the policy gives now must be the
 one in the cache, whatever beta and objective. A stale cache, a wrong adapter, another dtype or
-template shows here, before money is spent. Where the reference is another model, the policy cannot
-say whether the cache is stale: then a sample of the cache is compared with the reference itself,
-before it makes room for the target (:func:`check_cache`), and what that found is the gate's.
+template shows here, before time is spent. Where the reference is another model, the policy cannot
+tell whether the cache is stale: then a sample of the cache is compared with the reference itself
+while that is in memory (:func:`check_cache`), and the gate takes over what that found.
 
 The policy is asked twice: pair by pair, and as it will be trained, in train mode, in the layout,
 the micro-batches and the lanes of the first global batch. Both must be the same: a model that draws
-at random in training, or whose forward of one pair depends on its neighbours, shows here. In bf16
-both differ by rounding, whose size depends on model, kernels and device. It is measured by this,
+at random in training, or whose forward of one pair depends on its neighbours, is found here. In
+bf16 both differ by rounding, whose size depends on model, kernels and device. It is measured here,
 and what the cache may differ by follows from it.
 
 The loss before any update is recorded beside what it is where policy and reference agree (ln 2 for
@@ -35,43 +35,46 @@ from sdpo.training.trainer import Trainer
 
 RANDOM_ROWS = 32
 _NOISE_PAIRS = 16
-"""So many pairs at least say how large the rounding of bf16 is."""
+"""The rounding of bf16 is estimated from at least this many pairs, where the stage has so many."""
 _LOW_FLOOR = 0.015
 _LOW_MOST = 0.5
 _LOW_SPARE = 4.0
 _LOW_RMS_SPARE = 2.0
-"""Of a log-prob in bf16, in nats per root of its tokens: what is always allowed, what pairs alone
-and as they are trained may differ by at most, and how often the largest and the root mean square of
-that the cache may differ. On one H200 (torch 2.11) rounding was 0.17 at most, the median 0.03, in
-random Llamas of 24 layers with logits as sharp as those of trained ones; 0.003 on a CPU."""
+"""These bound what a log-prob in bf16 may differ by, in nats per root of its tokens.
+
+In order: what the cache may always differ by; what pairs alone and as trained may differ by at
+most; how many times the largest such difference, and how many times their root mean square, the
+cache may differ by. On one H200 (torch 2.11) rounding was 0.17 at most, the median 0.03, in random
+Llamas of 24 layers with logits as sharp as those of trained ones; 0.003 on a CPU.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What a comparison of cached log-probs with the model found."""
+    """An agreement says what a comparison of cached log-probs with the model found."""
 
     max_abs_difference_nats: float
     tolerance_nats: float
     pairs: int
 
     def numbers(self) -> dict[str, float]:
-        """As plain numbers."""
+        """Return the three as plain numbers, by name."""
         return asdict(self)
 
 
 POLICY: Literal["policy"] = "policy"
-"""Reference and target are one model: the policy is compared with the cache."""
+"""Reference and target are one model: the gate compares the policy with the cache."""
 Compared = Agreement | Literal["policy"]
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate saw; ``loss`` is that of the first global batch before any update.
+    """A result holds what the gate saw; ``loss`` is the first global batch's before any update.
 
     ``expected_loss`` is its value where policy and reference agree, None where that differs from
-    pair to pair; ``excess_loss`` how much the loss is above it. ``compared``: what the cached
-    log-probs were compared with, the policy or the reference itself. ``as_trained_nats``: by how
-    much log-probs of the first batch as it is trained differ from those of its pairs alone at most.
+    pair to pair; ``excess_loss`` is how much the loss is above it. ``compared`` says what the
+    cached log-probs were compared with: the policy or the reference itself. ``as_trained_nats`` is
+    the largest difference between log-probs of pairs as they are trained and of pairs alone.
     """
 
     loss: float
@@ -85,7 +88,7 @@ class GateResult:
 
     @property
     def agreement(self) -> Agreement:
-        """The comparison alone."""
+        """Return the comparison alone."""
         return Agreement(
             max_abs_difference_nats=self.max_abs_difference_nats,
             tolerance_nats=self.tolerance_nats,
@@ -95,7 +98,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Differences between pairs alone and pairs together, in nats per root of a side's tokens."""
+    """Noise is how pairs alone and together differ, in nats per root of a side's tokens."""
 
     largest: float
     root_mean_square: float
@@ -104,9 +107,9 @@ class Noise:
 def tolerance(
     reference: np.ndarray, scored: np.ndarray, *, precision: str, noise: Noise | None = None
 ) -> np.ndarray:
-    """Allowed ``|policy - reference|`` in nats: rounding of sums over ``scored`` tokens.
+    """Return the allowed ``|policy - reference|`` in nats: rounding of sums over ``scored`` tokens.
 
-    ``noise``: the rounding of bf16 as it was measured.
+    ``noise`` is the measured rounding of bf16, None while it is being measured; fp32 needs none.
     """
     if precision == "bf16":
         spread = max(_LOW_FLOOR, _LOW_SPARE * noise.largest) if noise else _LOW_MOST
@@ -115,7 +118,7 @@ def tolerance(
 
 
 def sample_rows(first_batch: np.ndarray, *, cached: np.ndarray, seed: int) -> np.ndarray:
-    """The first global batch, and 32 random ones of the others that were ``cached``.
+    """Return the first global batch, and 32 random rows of the others that were ``cached``.
 
     A row that the same process computed a moment ago is not stale: what can be wrong between
     scoring and training shows in the first batch.
@@ -136,15 +139,15 @@ def check(
     cached: np.ndarray,
     compare: Compared = POLICY,
 ) -> GateResult:
-    """Compare on the first global batch and 32 random rows, and take the loss of the former.
+    """Check the policy as it is trained, and the cache, and take the first global batch's loss.
 
-    ``cached``: the items whose log-probs were in the cache before; the random ones are of these.
-    ``compare``: with the policy where it is the reference; else what the comparison with the
-    reference found. Every rank does the whole comparison: it is small, and needs no talk between
-    ranks.
+    ``cached``: the items whose log-probs were in the cache before; 32 random ones are compared.
+    ``compare``: the policy, where it is the reference; else what the comparison with the
+    reference found. Every rank does the whole comparison: it is small, and needs no communication
+    between ranks.
 
     Raises:
-        GateError: a pair differs by more than the tolerance; the message has the numbers.
+        GateError: a pair differs by more than is allowed; the message has the numbers.
     """
     rows = first_batch
     if compare == POLICY:
@@ -186,7 +189,7 @@ def check(
 def check_as_trained(
     trainer: Trainer, task: PreferenceTask, *, first_batch: np.ndarray, precision: str
 ) -> float:
-    """The part of :func:`check` that needs no reference; returns the largest difference in nats.
+    """Do the part of :func:`check` that needs no reference; return the largest difference in nats.
 
     Raises:
         GateError: pairs have other log-probs as they are trained than alone.
@@ -208,9 +211,9 @@ def _noise(
     *,
     precision: str,
 ) -> tuple[Noise, float]:
-    """How pairs as they are trained differ from pairs alone; and the largest difference in nats.
+    """Return how pairs as they are trained differ from pairs alone, and the largest difference.
 
-    ``alone`` begins with the log-probs of ``first_batch``, ``[pairs, 2]``.
+    ``alone`` begins with the log-probs of ``first_batch``, ``[pairs, 2]``, in nats.
     """
     together = first_batch
     alone = alone[: len(first_batch)]
@@ -238,7 +241,7 @@ def _noise(
 
 
 def _scored(task: PreferenceTask, rows: np.ndarray) -> np.ndarray:
-    """Tokens of both sides of ``rows``, int ``[rows, 2]``."""
+    """Return the tokens of both sides of ``rows``, int ``[rows, 2]``."""
     return np.array([[len(task.chosen[i]), len(task.rejected[i])] for i in rows])
 
 
@@ -253,7 +256,7 @@ def check_cache(
     precision: str,
     name: str,
 ) -> Agreement:
-    """Compare what is cached of ``rows``, those at ``items``, with model ``name``, in memory.
+    """Compare what is cached of ``rows``, those at ``items``, with the model ``name`` in memory.
 
     Raises:
         GateError: a pair differs by more than the tolerance.
@@ -276,7 +279,7 @@ def check_cache(
 
 
 def _together(scorer: Scorer, groups: Sequence[PromptGroup]) -> np.ndarray:
-    """Log-probs of ``groups`` in one forward, fp32 ``[groups, 2]``."""
+    """Return the log-probs of ``groups`` from one forward, fp32 ``[groups, 2]``."""
     device, collate = scorer.accelerator.device, LAYOUTS[scorer.layout].collate
     batch = collate(groups, pad_token_id=scorer.pad_token_id, device=device.type)
     logps: np.ndarray = scorer.module(batch.to(device)).float().cpu().numpy()
@@ -295,7 +298,7 @@ def compare_rows(
 ) -> Agreement:
     """Refuse log-probs ``now`` that are not those ``cached``; all ``[pairs, 2]``, in nats.
 
-    ``noise``: in bf16, the rounding that was measured. Then all pairs together are looked at as
+    ``noise``: in bf16, the rounding that was measured. Then all pairs together are compared as
     well: a stale cache is off a little everywhere, which rounding hides in any one pair.
 
     Raises:

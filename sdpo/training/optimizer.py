@@ -1,4 +1,4 @@
-"""The optimizer of a stage, and its learning rate as a pure function of the step."""
+"""Make a stage's optimizer, and give its learning rate as a pure function of the step."""
 
 import math
 
@@ -8,7 +8,7 @@ from sdpo.config import TrainingConfig
 
 
 def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
-    """Rate of optimizer step ``step`` (from 0): linear warmup, then the schedule, as in HF."""
+    """Return the rate of step ``step`` (from 0): linear warmup, then the schedule, as in HF."""
     warmup = training.warmup_steps or math.ceil(training.warmup_ratio * total)
     if step < warmup:
         return training.learning_rate * step / warmup
@@ -27,7 +27,7 @@ def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Optimizer over the parameters that train; no weight decay on vectors (biases, norms)."""
+    """Make the optimizer of what trains; vectors (biases, norms) have no weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [len(getattr(p, "ds_shape", p.shape)) > 1 for p in trained]  # ZeRO-3 flattens shares
     groups = [

@@ -1,4 +1,4 @@
-"""Losses and metrics of many micro-batches made one."""
+"""Sum the losses and metrics of many micro-batches."""
 
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ Metrics = dict[str, float]
 
 
 class Sums:
-    """Sums of losses and metrics over the micro-batches of this rank, then over all ranks.
+    """Sums add up losses and metrics over the micro-batches of this rank, then over all ranks.
 
-    ``router_weight``: that of the routers' load-balancing loss, of all micro-batches together.
+    ``router_weight`` is the weight of the routers' load-balancing loss over all micro-batches.
     """
 
     def __init__(self, accelerator: "Accelerator", *, router_weight: float = 0.0) -> None:
@@ -28,7 +28,7 @@ class Sums:
         self._metrics: dict[str, torch.Tensor] = {}
 
     def add(self, losses: ItemLosses) -> None:
-        """Add those of a micro-batch."""
+        """Add the losses, metrics and router load of a micro-batch."""
         self._loss += losses.loss.detach().double().sum()
         self._items += len(losses.loss)
         for name, values in losses.metrics.items():
@@ -38,7 +38,7 @@ class Sums:
             self._load = self._load + load if self._load.numel() else load
 
     def means(self, *, weight: float) -> Metrics:
-        """Loss over the weight, metrics over the items. All ranks have the same names."""
+        """Return loss per ``weight`` and metrics per item; all ranks have the same names."""
         names = sorted(self._metrics)
         zero = torch.zeros_like(self._loss)
         parts = [self._loss, zero + self._items, *(self._metrics[name] for name in names)]

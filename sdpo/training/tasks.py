@@ -1,7 +1,7 @@
-"""What a step trains on: preference pairs with a reference, or completions alone.
+"""Define what a step trains on: preference pairs with a reference, or completions alone.
 
 A task owns the items of one stage and turns the log-probs of their sequences into a loss per item.
-The trainer neither knows nor cares which task it runs.
+The trainer does not know which task it runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ from sdpo.objectives.losses import PairLogps, loss_of, own_metrics, rewards, sft
 
 @dataclass(frozen=True, slots=True)
 class ItemLosses:
-    """Of a micro-batch of k items: ``loss`` fp32 ``[k]`` and named metrics ``[k]``, detached.
+    """A micro-batch of k items has ``loss`` fp32 ``[k]`` and named metrics ``[k]``, detached.
 
-    ``load``: that of the routers, where their loss is added: see :mod:`sdpo.model.routers`.
+    ``load`` is the routers' load, where their loss is added: see :mod:`sdpo.model.routers`.
     """
 
     loss: torch.Tensor
@@ -30,48 +30,49 @@ class ItemLosses:
 
 
 class Task(Protocol):
-    """Items numbered from 0."""
+    """A task is what the trainer trains on: items, numbered from 0."""
 
     @property
     def rows(self) -> int:
-        """Sequences of one item."""
+        """Return the number of sequences of one item."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """Name of each item, for messages."""
+        """Return the name of each item, for messages."""
 
     @property
     def prompt_tokens(self) -> np.ndarray:
-        """Tokens of each prompt, int ``[items]``."""
+        """Return the tokens of each prompt, int ``[items]``."""
 
     @property
     def completion_tokens(self) -> np.ndarray:
-        """Tokens of each completion, int ``[items, rows]``."""
+        """Return the tokens of each completion, int ``[items, rows]``."""
 
     @property
     def router_aux_loss(self) -> float:
-        """Weight of the routers' load-balancing loss in that of a global batch; 0: not added."""
+        """Return the weight of the routers' loss in that of a global batch; 0: it is not added."""
 
     def groups(self, items: np.ndarray) -> list[PromptGroup]:
-        """Prompt and completions of each item."""
+        """Return the prompt and the completions of each item."""
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
-        """``rows * k`` sequences: first sides of all items, then second sides."""
+        """Return ``rows * k`` sequences: the first sides of all items, then the second sides."""
 
     def weights(self, items: np.ndarray) -> np.ndarray:
-        """What each item counts in the mean loss, float ``[k]``."""
+        """Return what each item counts in the mean loss, float ``[k]``."""
 
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
-        """Losses from the sequences' summed log-probs, ``[rows * k]``; summed over the item."""
+        """Return an item's loss from its sequences' summed log-probs, ``[rows * k]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceTask:
-    """Pairs with the reference's log-probs, fp32 ``[items, 2]``: chosen, rejected.
+    """A preference task has pairs with the reference's log-probs, fp32 ``[items, 2]``.
 
-    NaN where the objective reads no reference. ``settings`` are those that its formula reads;
-    ``rpo_alpha`` is the weight of the chosen side's NLL per token beside it (arXiv 2404.19733),
-    ``router_aux_loss`` that of the routers' load-balancing loss beside both.
+    The columns are chosen and rejected; they are NaN where the objective reads no reference.
+    ``settings`` are those that the objective's formula reads; ``rpo_alpha`` is the weight of the
+    chosen side's NLL per token beside it (arXiv 2404.19733), ``router_aux_loss`` that of the
+    routers' load-balancing loss beside both.
     """
 
     ids: Sequence[str]
@@ -87,20 +88,20 @@ class PreferenceTask:
 
     @property
     def prompt_tokens(self) -> np.ndarray:
-        """Tokens of each prompt, int ``[items]``."""
+        """Return the tokens of each prompt, int ``[items]``."""
         return np.array([len(prompt) for prompt in self.prompts])
 
     @property
     def completion_tokens(self) -> np.ndarray:
-        """Tokens of chosen and rejected, int ``[items, 2]``."""
+        """Return the tokens of chosen and rejected, int ``[items, 2]``."""
         return np.array([[len(c), len(r)] for c, r in zip(self.chosen, self.rejected, strict=True)])
 
     def groups(self, items: np.ndarray) -> list[PromptGroup]:
-        """Prompt, chosen and rejected of each item."""
+        """Return prompt, chosen and rejected of each item."""
         return [PromptGroup(self.prompts[i], (self.chosen[i], self.rejected[i])) for i in items]
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
-        """Chosen sequences of all items, then rejected ones."""
+        """Return the chosen sequences of all items, then the rejected ones."""
         return [
             TokenSequence(np.concatenate([self.prompts[i], side[i]]), len(self.prompts[i]))
             for side in (self.chosen, self.rejected)
@@ -108,11 +109,11 @@ class PreferenceTask:
         ]
 
     def weights(self, items: np.ndarray) -> np.ndarray:
-        """Every pair counts once."""
+        """Return ones: every pair counts the same."""
         return np.ones(len(items))
 
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
-        """The objective's loss per pair, and the NLL beside it, with TRL's metrics."""
+        """Return the objective's loss of each pair, with the weighted NLL, and TRL's metrics."""
         pairs = self._pair_logps(logps, items)
         loss = loss_of(self.objective)(pairs, **self.settings)
         if self.rpo_alpha:
@@ -149,7 +150,7 @@ class PreferenceTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisedTask:
-    """Completions trained by their negative log-likelihood, every token counting the same."""
+    """A supervised task has completions, trained by their NLL, every token counting the same."""
 
     ids: Sequence[str]
     prompts: Sequence[np.ndarray]
@@ -159,20 +160,20 @@ class SupervisedTask:
 
     @property
     def prompt_tokens(self) -> np.ndarray:
-        """Tokens of each prompt, int ``[items]``."""
+        """Return the tokens of each prompt, int ``[items]``."""
         return np.array([len(prompt) for prompt in self.prompts])
 
     @property
     def completion_tokens(self) -> np.ndarray:
-        """Tokens of each completion, int ``[items, 1]``."""
+        """Return the tokens of each completion, int ``[items, 1]``."""
         return np.array([[len(completion)] for completion in self.completions])
 
     def groups(self, items: np.ndarray) -> list[PromptGroup]:
-        """Prompt and completion of each item."""
+        """Return the prompt and the completion of each item."""
         return [PromptGroup(self.prompts[i], (self.completions[i],)) for i in items]
 
     def sequences(self, items: np.ndarray) -> list[TokenSequence]:
-        """Prompt and completion of each item."""
+        """Return each item as one sequence, of which the completion is scored."""
         return [
             TokenSequence(
                 np.concatenate([self.prompts[i], self.completions[i]]), len(self.prompts[i])
@@ -181,9 +182,9 @@ class SupervisedTask:
         ]
 
     def weights(self, items: np.ndarray) -> np.ndarray:
-        """Completion tokens of each item."""
+        """Return each item's completion tokens, float64 ``[k]``: every token counts the same."""
         return np.array([len(self.completions[i]) for i in items], dtype=np.float64)
 
     def losses(self, logps: torch.Tensor, items: np.ndarray) -> ItemLosses:
-        """Negative log-likelihood per item, in nats."""
+        """Return the negative log-likelihood of each item, in nats."""
         return ItemLosses(-logps, {})

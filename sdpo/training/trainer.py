@@ -1,4 +1,4 @@
-"""The training loop of one stage, on accelerate.
+"""Train one stage, on accelerate.
 
 One optimizer step is one global batch, cut into micro-batches by :mod:`sdpo.model.batching`; the
 loss is the weighted mean over the global batch whatever the cut and the number of ranks. The
@@ -43,9 +43,9 @@ _Result = TypeVar("_Result")
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a training is, and how many tokens its micro-batches have.
+    """Progress says how far a training is, and how many tokens its micro-batches have.
 
-    ``on_lowered`` is told of a smaller budget before it is used.
+    ``on_lowered`` is called with a smaller budget before it is used.
     """
 
     step: int = 0
@@ -55,10 +55,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
-    """A model under an accelerator, and the settings it trains with.
+    """A trainer has a model under an accelerator, and the settings it trains with.
 
     ``scorer`` is the prepared :class:`~sdpo.model.sequence_scorer.SequenceScorer`, ``optimizer``
-    the prepared optimizer. More than one of ``lanes``: see :mod:`sdpo.model.lanes`.
+    the prepared optimizer. More than one lane: see :mod:`sdpo.model.lanes`.
     """
 
     accelerator: "Accelerator"
@@ -71,19 +71,19 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def budget(self, step: int) -> int:
-        """Tokens of a micro-batch at optimizer step ``step`` (from 0)."""
+        """Return the tokens of a micro-batch at optimizer step ``step`` (from 0)."""
         default = micro_batch_tokens(
             self.training.micro_batch_tokens, device=self.accelerator.device.type
         )
         return self.progress.budget.at(step, default=default)
 
     def logps(self, task: Task, items: np.ndarray) -> torch.Tensor:
-        """Summed log-probs of the items' sequences, fp32 ``[rows * k]``."""
+        """Return the summed log-probs of the items' sequences, fp32 ``[rows * k]``."""
         logps: torch.Tensor = self.scorer(self._batch(task, items))
         return _by_side(logps, task)
 
     def losses(self, task: Task, items: np.ndarray) -> ItemLosses:
-        """Losses of the items, with the routers' load where the task adds their loss."""
+        """Return the items' losses, with the routers' load where the task adds their loss."""
         if not task.router_aux_loss:
             return task.losses(self.logps(task, items), items)
         logps, load = self.scorer(self._batch(task, items), routers=True)
@@ -98,11 +98,12 @@ class Trainer:
 
     @torch.no_grad()
     def logps_as_trained(self, task: Task, items: np.ndarray) -> np.ndarray:
-        """Log-probs of ``items``, fp32 ``[items, rows]``, computed as a global batch of them is
-        trained: in train mode, in micro-batches, in lanes. Generators stay where they are.
+        """Return log-probs of ``items``, fp32 ``[items, rows]``, computed as in training.
 
-        Every rank computes all of them. DeepSpeed's engine counts forwards in train mode: it is
-        asked in the mode that it is in.
+        That is as a global batch of them is trained: in train mode, in micro-batches, in lanes.
+        Random generators are left as they were; the model is left in eval mode. Every rank computes
+        all items. Under DeepSpeed the mode is not changed, as its engine counts forwards in train
+        mode.
         """
         shares = self._shares(
             items,
@@ -128,7 +129,7 @@ class Trainer:
         return np.stack([found[int(item)] for item in items])
 
     def _parts(self, task: Task, what: str) -> Parts:
-        """Computing without gradients in as few parts as memory holds."""
+        """Return what computes without gradients, in as few parts as memory holds."""
         costs = self.costs(task)
         return Parts(
             what=what,
@@ -137,11 +138,11 @@ class Trainer:
         )
 
     def costs(self, task: Task) -> np.ndarray:
-        """Tokens of each item alone in a forward, ``[items]``."""
+        """Return the tokens of each item alone in a forward, ``[items]``."""
         return LAYOUTS[self.layout].tokens(task.prompt_tokens, task.completion_tokens)
 
     def cut(self, items: np.ndarray, costs: np.ndarray, *, step: int) -> list[np.ndarray]:
-        """This rank's micro-batches of ``items``, with the budget of optimizer step ``step``."""
+        """Return this rank's micro-batches of ``items``, by the budget of step ``step``."""
         shares = self._shares(items, costs, step=step, among=self.accelerator.num_processes)
         return shares[self.accelerator.process_index]
 
@@ -157,9 +158,9 @@ class Trainer:
         )
 
     def train(self, task: Task, *, on_step: Callable[[int, int, Metrics], None]) -> int:
-        """Train on ``task``; ``on_step(step, total, metrics)`` after each optimizer step, from 1.
+        """Train on ``task``, with ``on_step(step, total, metrics)`` after each step, from 1.
 
-        It goes on where ``progress`` stands. Returns the number of optimizer steps.
+        It starts at ``progress.step``. Returns the number of optimizer steps.
 
         Raises:
             DivergedError: a loss or the gradient is not finite; no update was made from it.
@@ -203,12 +204,12 @@ class Trainer:
     def _update(self, step: int, *, largest: int) -> None:
         """Take the optimizer's step.
 
-        Its first one makes its states. Where they do not fit beside what micro-batches left, some
+        Its first step makes its states. Where they do not fit beside what micro-batches left, some
         weights may be updated and others not: a new stage has to go on, with smaller ones.
 
         Raises:
-            LowMemoryError: they did not fit; a smaller budget is told.
-            Fault: they did not fit, and one item is in a micro-batch already.
+            LowMemoryError: they did not fit; ``on_lowered`` was called with a smaller budget.
+            Fault: they did not fit, and a micro-batch already has one item alone.
         """
         try:
             self.optimizer.step()
@@ -221,13 +222,13 @@ class Trainer:
         self._lower(step, largest=largest, fault=f"the optimizer's states: {fault}", anew=True)
 
     def in_memory(self, compute: Callable[[], _Result], costs: np.ndarray, *, step: int) -> _Result:
-        """What ``compute`` returns, in smaller micro-batches where memory does not hold them.
+        """Return what ``compute`` returns; where memory does not suffice, in smaller micro-batches.
 
-        ``costs``: tokens of each item that it computes, ``[items]``.
+        ``costs`` are the tokens of each item that it computes, ``[items]``.
 
         Raises:
-            LowMemoryError: there are several processes, of which the others wait in a collective
-                now; the smaller budget is told, and a new stage has to go on with it.
+            LowMemoryError: there are several processes, and the others wait in a collective now;
+                ``on_lowered`` was called, and a new stage has to go on with the smaller budget.
             Fault: one item alone does not fit.
         """
         generators = Generators(self.accelerator.device)
@@ -244,7 +245,10 @@ class Trainer:
             generators.restore()
 
     def _lower(self, step: int, *, largest: int, fault: str, anew: bool = False) -> None:
-        """Tell a smaller budget; ``anew``: it is for another stage, since this one cannot go on."""
+        """Settle on a smaller budget, and tell ``on_lowered`` of it.
+
+        ``anew``: it is for another stage, since this one cannot go on.
+        """
         before = self.budget(step)
         tokens = halved(before, largest=largest)
         if not tokens:
@@ -263,7 +267,7 @@ class Trainer:
         clear_device_cache(garbage_collection=True)
 
     def _gradients(self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int) -> Metrics:
-        """Add the gradients of a global batch; returns its metrics."""
+        """Add the gradients of a global batch, and return its metrics."""
         if self.lanes > 1:
             return self._gradients_in_lanes(task, batch, costs, step=step)
         accelerator = self.accelerator
@@ -292,10 +296,11 @@ class Trainer:
     def _router_load(
         self, task: Task, cut: list[np.ndarray], *, fallback: np.ndarray
     ) -> torch.Tensor | None:
-        """The routers' load of a whole global batch, of which ``cut`` are this rank's parts.
+        """Return the routers' load of a whole global batch, of which ``cut`` are this rank's parts.
 
         Their loss is not a sum over micro-batches, so it takes a forward of all of them before the
-        first backward. None: it is not asked for, or the only micro-batch is the whole.
+        first backward. It is None where the task adds no such loss, or the only micro-batch is the
+        whole.
         """
         accelerator = self.accelerator
         if not task.router_aux_loss or len(cut) * accelerator.num_processes == 1:
@@ -318,7 +323,7 @@ class Trainer:
     def _gradients_in_lanes(
         self, task: Task, batch: np.ndarray, costs: np.ndarray, *, step: int
     ) -> Metrics:
-        """As :meth:`_gradients`, the lanes being to this process what ranks are to a training."""
+        """Do as :meth:`_gradients`; lanes are to this process what ranks are to a training."""
         weight = float(task.weights(batch).sum())
         trained = [p for p in self.scorer.parameters() if p.requires_grad]
         shares = self._shares(batch, costs, step=step, among=self.lanes)
@@ -352,11 +357,11 @@ class Trainer:
         return metrics
 
     def _forward(self, task: Task, items: np.ndarray, *, fallback: np.ndarray) -> ItemLosses:
-        """Losses of a micro-batch; an empty one still runs a forward, as sharded models need."""
+        """Return a micro-batch's losses; an empty one runs a forward too, as sharding needs."""
         if len(items):
             return self.losses(task, items)
         losses = self.losses(task, fallback[-1:])
-        # Its metrics count nothing, and have the names that those of all ranks are added up by.
+        # Its metrics are empty, but have the names by which those of all ranks are added up.
         metrics = {name: values[:0] for name, values in losses.metrics.items()}
         return ItemLosses(
             losses.loss[:0], metrics, None if losses.load is None else 0 * losses.load
@@ -380,7 +385,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, task: Task) -> Metrics:
-        """Mean loss and metrics of all items, every item counted once."""
+        """Return the mean loss and the mean metrics of all items.
+
+        Items count in the loss by their weight. The model is left in train mode.
+        """
         costs = self.costs(task)
         everything = np.arange(len(costs))
         cut = self.cut(everything, costs, step=self.progress.step)
@@ -408,5 +416,5 @@ class Trainer:
 
 
 def _by_side(logps: torch.Tensor, task: Task) -> torch.Tensor:
-    """Log-probs item by item, as the sequences of a task are told: first sides, then second."""
+    """Put log-probs that come item by item in a task's order: first sides, then second ones."""
     return logps.float().view(-1, task.rows).T.reshape(-1)
