@@ -1,4 +1,4 @@
-"""What every node of an open run gets, and whether a node's result stands."""
+"""Give every node of an open run what it needs, and tell whether a node's result stands."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,8 +25,11 @@ from sdpo.system.json_values import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A node's record if it stands, else None; ``reason``: why it does not, or where it is shared
-    from. ``is_shared``: it was taken over from an origin just now."""
+    """A look for a node found this: its record if it stands, else None.
+
+    ``reason`` says why the node does not stand, or which run it is shared from. ``is_shared``: it
+    was taken over from an origin just now.
+    """
 
     record: NodeRecord | None
     reason: str = ""
@@ -35,10 +38,11 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What every node gets.
+    """A context holds what every node of an open run needs.
 
     ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
     runs that complete nodes are shared from, nearest first. ``host`` is who runs the chain.
+    ``locks`` are the descriptors of the run's locks, which its stages hold as well.
     """
 
     run: RunFolder
@@ -53,29 +57,30 @@ class Context:
 
     @property
     def config(self) -> RunConfig:
-        """The resolved recipe."""
+        """Return the resolved recipe."""
         return self.resolved.config
 
     @property
     def listen(self) -> Listener:
-        """Whoever hears of what happens."""
+        """Return the listener that hears of everything that happens."""
         return self.host.listen
 
     @property
     def replayed(self) -> str:
-        """The node that is done again although an origin has it; empty where there is none."""
+        """Return the node that is done again although an origin has it; empty: there is none."""
         is_replay = self.origin is not None and self.origin.kind == "replay"
         return f"step-{self.origin.step}" if self.origin and is_replay else ""
 
     @property
     def last_step(self) -> int | None:
-        """The step after which the chain ends; None: after the plan's last."""
+        """Return the step after which the chain ends; None: after the plan's last."""
         return self.origin.step if self.origin and self.origin.only else None
 
     def find(self, node: str, identity: JsonObject) -> Found:
-        """The node's record if it stands here or in an origin, which then shares it; and why not.
+        """Return the node's record if it stands here or in an origin, which then shares it.
 
-        A node that is shared has a reason too: from where.
+        Where it does not stand, the reason says why. A shared node has a reason too: the run it is
+        shared from.
         """
         own = reuse(self.run, node, identity, explain=changes)
         if own.record:
@@ -96,27 +101,30 @@ class Context:
         return Found(None, next((reason for reason in reasons if reason != NOT_DONE), NOT_DONE))
 
     def _replayed_with(self, identity: JsonObject) -> str:
-        """That a step is replayed, and what is changed in it."""
+        """Return the reason that a step is replayed, with what has changed in it."""
         found = [matching(o, self.replayed, identity, explain=changes) for o in self.origins[:1]]
         reasons = [there.reason for there in found if there.reason not in ("", NOT_DONE)]
         return " with ".join(["replayed", *reasons])
 
     def _is_grown(self, node: str) -> bool:
-        """Whether a node of an extended run is another than its origin's because there is more."""
+        """Return whether a node of an extended run differs from its origin's due to new data."""
         is_extended = self.origin is not None and self.origin.kind == "extend"
         return is_extended and not node.startswith(("step-", "guide-"))
 
     def settle(self, node: str) -> None:
-        """Bring a complete step or guide into its final form: card and lineage of this run, no
-        resume state (a death between record and tidying leaves one behind)."""
+        """Bring a complete step or guide into its final form: card and lineage, no resume state.
+
+        A process that died between record and tidying leaves a resume state behind.
+        """
         folder, record = self.run.path / node, self.run.step_record(node)
         discard(folder)
         refresh_card(self.run, record, name=record.name, folder=folder / "model")
 
     def stage(self, spec: Spec, *locks: int) -> ResultEvent:
-        """Run a stage, which holds the run's locks and ``locks`` as well; returns its result.
+        """Run a stage, which holds the run's locks and ``locks`` as well, and return its result.
 
-        One of several processes without memory ends the stage: it is run again with less.
+        Where one of several processes runs out of memory, the stage ends and is run again with
+        less.
         """
         keep = (*self.locks, *locks)
         with self._devices(spec) as devices:

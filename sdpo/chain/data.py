@@ -1,4 +1,4 @@
-"""The node that makes pairs out of sources, in this process and without a model."""
+"""Make pairs out of sources, as a node that runs in this process and without a model."""
 
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +17,10 @@ from sdpo.system.json_values import Json
 
 
 def prepare_data(context: Context) -> Node:
-    """``pairs.parquet``, the list of rows not used, and the supervised source's examples."""
+    """Return the node that makes ``pairs.parquet``, the rejected rows and the supervised examples.
+
+    The supervised source's examples are made only where the recipe names such a source.
+    """
     default_format: Format = "chat" if context.resolved.has_template else "text"
     supervised = context.config.supervised
     from_source = supervised.from_source
@@ -70,14 +73,17 @@ def prepare_data(context: Context) -> Node:
 
 
 def tell_notes(context: Context, prepared: PreparedPairs) -> None:
-    """What is to be known of rows that are used, in front of a person."""
+    """Warn of what a person should know about rows that are used."""
     for source in prepared.sources:
         for message in source.notes:
             context.listen(WarningEvent(message=message))
 
 
 def check_sources(context: Context, names: list[str]) -> None:
-    """Refuse data that is not what the run was made from: a run with an origin has not looked.
+    """Refuse sources that are not the data the run was made from.
+
+    A run with an origin takes the digests of its data from there, so its files are looked at only
+    here. ``names`` are the sources to check.
 
     Raises:
         DataError: a file is gone or has changed; names the digests.
@@ -95,5 +101,5 @@ def check_sources(context: Context, names: list[str]) -> None:
 
 
 def source_names(context: Context) -> list[str]:
-    """Names of the sources, in the recipe's order."""
+    """Return the names of the sources, in the recipe's order."""
     return [source.name for source in context.config.data.sources]

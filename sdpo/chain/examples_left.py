@@ -1,4 +1,4 @@
-"""What the supervised stage will train on, known before anything is trained."""
+"""Find what the supervised stage will train on before anything is trained."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,8 +16,12 @@ from sdpo.tokens.token_file import SupervisedTokenFile
 
 @dataclass(frozen=True, slots=True)
 class ExamplesLeft:
-    """The supervised source's examples: rows read, ``kept`` as text, ``usable`` as tokens, ``rows``
-    of the token file that are trained on, and why others are not."""
+    """The supervised source's examples are counted: how many are left, and why others are not.
+
+    ``read`` are rows of the source, ``kept`` those that can be used as text, ``usable`` as tokens.
+    ``rows`` are the rows of the token file that are trained on, int64 ``[examples]``. ``rejected``
+    counts the others by their reason.
+    """
 
     read: int
     kept: int
@@ -27,10 +31,11 @@ class ExamplesLeft:
 
 
 def examples_left(context: Context) -> ExamplesLeft | None:
-    """The examples of a supervised source; None where the stage has none of its own.
+    """Return the examples of a supervised source; None where the stage has none of its own.
 
     Raises:
         DataError: none is left to train on; says why.
+        IntegrityError: the record of the data does not mention them.
     """
     config = context.config.supervised
     if not config.from_source or context.carried:
@@ -57,7 +62,7 @@ def examples_left(context: Context) -> ExamplesLeft | None:
 
 
 def _first(context: Context, file: SupervisedTokenFile, rejected: dict[str, int]) -> str:
-    """The first example that cannot be used as tokens, with what to do."""
+    """Return what is wrong with the first example that cannot be used as tokens, and what to do."""
     for row, _, detail in file.rejected():
         rows = Columns(context.run.path / "supervised.parquet").numbers("row")
         return f"Row {rows[row]}: {detail}"

@@ -1,4 +1,4 @@
-"""The interpreter that does what is not done yet, and says why."""
+"""Go through a chain and do what is not done yet, saying why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from sdpo.system.locks import hold
 
 
 def execute(context: Context, parts: Sequence[Part]) -> "Execution":
-    """Do these parts of a chain, one after the other; returns what had to be done.
+    """Do these parts of a chain, one after the other, and return what had to be done.
 
     Raises:
         UserError: a part cannot be done with what the recipe names.
@@ -26,15 +26,18 @@ def execute(context: Context, parts: Sequence[Part]) -> "Execution":
 
 @dataclass(slots=True)
 class Execution:
-    """Going through a chain. ``executed`` are the nodes that had to be done, in order; ``shared``
-    those that came from an origin."""
+    """An execution goes through a chain and does what is not done yet.
+
+    ``executed`` are the nodes that had to be done, in order; ``shared`` those that came from an
+    origin.
+    """
 
     context: Context
     executed: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
 
     def run(self, parts: Sequence[Part]) -> None:
-        """Do these parts, those with a title by the host's call."""
+        """Do these parts; those with a title are called by the host."""
         for part in parts:
             if part.title:
                 self.context.host.call(part.title, Execution.do, self, part)
@@ -42,7 +45,7 @@ class Execution:
                 self.do(part)
 
     def do(self, part: Part) -> None:
-        """Do a part, unless it is a node that stands."""
+        """Do a part, unless it is a result that stands."""
         match part:
             case Node():
                 self._node(part)
@@ -56,7 +59,7 @@ class Execution:
                 self.run(part.expand())
 
     def find(self, node: Node) -> Found:
-        """Whether a node stands: here, or in an origin, which then shares it."""
+        """Return whether a node stands: here, or in an origin, which then shares it."""
         return self._find(node, node.identity())
 
     def _find(self, node: Node, identity: Identity) -> Found:

@@ -1,9 +1,9 @@
-"""The data nodes of a run that extends another one: what was is carried over, what is new is added.
+"""Make the data nodes of a run that extends another: carry over what was, add what is new.
 
 The origin's pairs, reserve and plan stay as they are, whatever made them: their files are shared
-under ``carried/``. A new source is read; what the origin has already is a duplicate. Reserved
-prompts stay reserved, prompts that were trained on are no probe any more, and every new pair that
-is left goes to one further step.
+under ``carried/``. A new source is read; what the origin already has is a duplicate. Reserved
+prompts stay reserved, prompts that were trained on can no longer become probes, and every new pair
+that is left goes to one further step.
 """
 
 from dataclasses import asdict
@@ -50,11 +50,11 @@ FILES = {
     "data.json": "nodes/data.json",
     "rejected_data_rows.jsonl": "nodes/rejected_data_rows.jsonl",
 }
-"""What is carried over, by its name in ``carried/``, and where the origin has it."""
+"""The files that are carried over: the name of each in ``carried/``, and its path in the origin."""
 
 
 def carried_from(run: RunFolder, config: RunConfig) -> Carried:
-    """What a run that extends ``run`` carries over; ``config`` is that of ``run``."""
+    """Return what a run that extends ``run`` carries over; ``config`` is that of ``run``."""
     data, plan = run.record("data"), run.record("plan")
     supervised = run.find("step-0") if config.supervised.enabled else None
     return Carried(
@@ -68,7 +68,7 @@ def carried_from(run: RunFolder, config: RunConfig) -> Carried:
 
 
 def prepare_data(context: Context) -> Expansion:
-    """``pairs.parquet``: the origin's pairs, then those of the new sources that it has not."""
+    """Return the nodes that make ``pairs.parquet``: the origin's pairs, then those that are new."""
     carried = carried_by(context)
     config = _new_data(context.config.data, carried)
     default_format: Format = "chat" if context.resolved.has_template else "text"
@@ -107,7 +107,7 @@ def prepare_data(context: Context) -> Expansion:
 
 
 def carried_by(context: Context) -> Carried:
-    """What the run carries over.
+    """Return what the run carries over.
 
     Raises:
         IntegrityError: it extends no other run.
@@ -118,12 +118,12 @@ def carried_by(context: Context) -> Carried:
 
 
 def carried_folder(run: RunFolder) -> Path:
-    """Where a run keeps what it carries over."""
+    """Return the folder in which a run keeps what it carries over."""
     return run.path / "carried"
 
 
 def _carry(context: Context, carried: Carried) -> Node:
-    """The carried files, shared from the run that has them."""
+    """Return the node that links the carried files from a run that has them unchanged."""
     folder = carried_folder(context.run)
 
     def make(_find: Find) -> Made:
@@ -145,7 +145,7 @@ def _carry(context: Context, carried: Carried) -> Node:
 
 
 def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
-    """The data settings with the new sources alone."""
+    """Return the data settings with the new sources only."""
     new = [source for source in data.sources if source.name not in carried.sources]
     return data.model_copy(update={"sources": new})
 
@@ -174,8 +174,11 @@ def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Made:
 
 
 def reserve(context: Context) -> Node:
-    """As :func:`sdpo.chain.reserve.reserve`: what was reserved stays so, new sources add probes
-    of new prompts alone."""
+    """Return the node of :func:`sdpo.chain.reserve.reserve` for an extended run.
+
+    What was reserved stays reserved; new sources add probes only of prompts that the origin has
+    not.
+    """
     carried = carried_by(context)
 
     def choose(pairs: np.ndarray, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -197,18 +200,18 @@ def reserve(context: Context) -> Node:
 
 
 def _carried_steps(plan: Columns) -> dict[bytes, int]:
-    """The step of every pair of the carried plan, by the bytes of its id."""
+    """Return the step of every pair of the carried plan, by the bytes of its id."""
     return dict(zip(_keys(plan.ids("pair_id")), plan.numbers("step").tolist(), strict=True))
 
 
 def _keys(ids: np.ndarray) -> list[bytes]:
-    """Each id as 16 bytes, which a dictionary takes."""
+    """Return each id as 16 bytes, which can be the key of a dictionary."""
     joined = ids_to_bytes(ids)
     return [joined[start : start + 16] for start in range(0, len(joined), 16)]
 
 
 def check(context: Context) -> Expansion:
-    """Whether what follows would be refused, before anything is measured."""
+    """Return a check that refuses what would be refused later, before anything is measured."""
 
     def foresee() -> Plan:
         plan, _ = _plan(context, Columns(context.run.usable))
@@ -219,10 +222,10 @@ def check(context: Context) -> Expansion:
 
 
 def partition(context: Context) -> Expansion:
-    """``plan.parquet`` and ``plan.json``: the origin's plan, and one step of what is new.
+    """Return the node that makes ``plan.parquet`` and ``plan.json``: the origin's plan and a step.
 
-    Going through it raises a PartitionError where nothing is new, or a carried step would not have
-    the pairs that it had.
+    Expanding it raises a PartitionError where nothing is new, or where a carried step would not
+    have the pairs that it had.
     """
     carried = carried_by(context)
 
@@ -244,7 +247,10 @@ def partition(context: Context) -> Expansion:
 def _carried_features(
     run: RunFolder, usable: Columns
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What the origin's plan rests on, and what gave it: NaN for new pairs, which nobody asked."""
+    """Return the features that the origin's plan rests on, and the digest of what gave each.
+
+    Features are float64 per row of ``usable``; new pairs, for which nothing was measured, have NaN.
+    """
     said = read_json(carried_folder(run) / "plan.json").get("features", {})
     plan = Columns(carried_folder(run) / "plan.parquet")
     row_of = {pair: row for row, pair in enumerate(_keys(plan.ids("pair_id")))}
@@ -255,7 +261,7 @@ def _carried_features(
 
 
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
-    """The plan, and the rows of ``usable`` that it is of: those that are trained on."""
+    """Return the plan, and the rows of ``usable`` that it assigns: those that are trained on."""
     there = read_json(carried_folder(context.run) / "plan.json")
     pairs, trained = pairs_of(context, usable, {})
     carried_rows, carried_step = _carried_entries(context.run, pairs.ids)
@@ -272,7 +278,10 @@ def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
 
 
 def _carried_entries(run: RunFolder, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair and step of every entry of the carried plan whose pair is among ``ids`` and trained."""
+    """Return row and step of every entry of the carried plan that is trained on and still there.
+
+    Rows are positions in ``ids``, intp; steps are int32.
+    """
     there = Columns(carried_folder(run) / "plan.parquet")
     row_of = {pair: row for row, pair in enumerate(_keys(ids))}
     rows = np.array([row_of.get(pair, -1) for pair in _keys(there.ids("pair_id"))], dtype=np.intp)

@@ -1,7 +1,7 @@
-"""What partition strategies know of every pair: read from the data, the tokens, or a measurement.
+"""Provide what partition strategies know of every pair, from the data, the tokens or a measurement.
 
-A strategy names the features that it needs. The rating difference stands in the data and the length
-in the tokens; gamma takes a model, and is measured once, under M_0, by a stage of its own.
+A strategy names the features that it needs. The rating difference is in the data and the length in
+the tokens; gamma takes a model, and is measured once, under M_0, by a stage of its own.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ from sdpo.system.files import file_digest
 from sdpo.tokens.token_file import TokenFile
 
 MODEL_FEATURES = frozenset({"gamma", "gamma_per_token"})
-"""Features that are measured under M_0, as columns of ``features.parquet``."""
+"""These features are measured under M_0; they are columns of ``features.parquet``."""
 
 
 def needed_features(settings: PartitionSettings) -> frozenset[str]:
-    """Names of the features that the strategy needs with these settings."""
+    """Return the names of the features that the strategy needs with these settings."""
     return get(settings.strategy).needs(settings)
 
 
 def features_without_model(
     pairs: Path, rows: np.ndarray, needed: Set[str], tokens: TokenFile
 ) -> dict[str, np.ndarray]:
-    """Those of ``needed`` that take no model, float64 per row of ``rows``.
+    """Return those of the ``needed`` features that take no model, float64 per row of ``rows``.
 
     ``score_gap``: rating of the chosen answer minus that of the rejected; NaN where the data has
-    none. ``length``: tokens of prompt plus the longer side. ``rows`` are rows of
-    ``pairs.parquet``, which ``pairs`` is, and of ``tokens``.
+    none. ``length``: tokens of the prompt plus those of the longer side. ``pairs`` is the path of
+    ``pairs.parquet``; ``rows`` are rows of it, and of ``tokens``.
     """
     found: dict[str, np.ndarray] = {}
     columns = Columns(pairs)
@@ -51,12 +51,15 @@ def features_without_model(
 
 
 def column_digest(values: np.ndarray) -> str:
-    """sha256 of a float column, the same on every machine."""
+    """Return the sha256 of a float column as hexadecimal digits, the same on every machine."""
     return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
 
 
 def measure_gamma(context: Context) -> Node:
-    """``features.parquet``: gamma of every usable pair under M_0, for strategies that need it."""
+    """Return the node that makes ``features.parquet``: gamma of every usable pair under M_0.
+
+    Only strategies that need gamma have it in their chain.
+    """
 
     def identity() -> Identity:
         return {

@@ -1,8 +1,9 @@
-"""How far each model has moved: KL(M_t||M_{t-1}) and KL(M_t||S) on reserved prompts.
+"""Measure how far each model has moved: KL(M_t||M_{t-1}) and KL(M_t||S) on reserved prompts.
 
-A measurement like a probe: beside the records, keyed by what it depends on, made again at any time
-and shared by runs through the cache. The numbers per sequence come from :mod:`sdpo.stages.kl`,
-the intervals from :mod:`sdpo.stats.kl`; this module owns the node and ``step-<t>/kl.json``.
+Like a probe, a measurement is kept beside the records and keyed by what it depends on; it can be
+made again at any time, and runs share it through the cache. The numbers per sequence come from
+:mod:`sdpo.stages.kl`, the intervals from :mod:`sdpo.stats.kl`; this module owns the node and
+``step-<t>/kl.json``.
 """
 
 import shutil
@@ -28,11 +29,11 @@ from sdpo.system.locks import hold
 from sdpo.tokens.token_file import TokenFile
 
 KL_VERSION = 1
-"""Raised when a change of this project's code changes the samples or the numbers."""
+"""This version is raised when a change of the project's code changes the samples or the numbers."""
 
 
 def measure_kl(context: Context, step: int, training: TrainingConfig) -> Expansion:
-    """M_step measured, where the recipe asks for it: ``kl.json`` beside ``gamma.json``."""
+    """Return the node that measures M_step and writes ``kl.json``, if the recipe asks for it."""
     return Expansion(expand=lambda: _nodes(context, step, training))
 
 
@@ -78,7 +79,7 @@ def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
 
 
 def _ensure_cached(context: Context, spec: KlSpec, identity: Identity) -> None:
-    """See to it that the samples and their KL are in the cache, and whole."""
+    """Make sure that the samples and their KL are in the cache, and whole."""
     if not cached_fault(spec.out):
         return
     # Another run may be measuring the same: then this one waits and finds it.
@@ -99,7 +100,7 @@ def _ensure_cached(context: Context, spec: KlSpec, identity: Identity) -> None:
 def _spec(
     context: Context, step: int, training: TrainingConfig, rows: list[ReservedRow]
 ) -> tuple[KlSpec, Payload]:
-    """What the stage is told, and what its result depends on."""
+    """Return what the stage is told, and the identity that its result depends on."""
     config, probe = context.config, context.config.probe
     numbers = dict.fromkeys((step - 1, 0))  # once where they are the same
     policy, *others = (model_of(context, number) for number in (step, *numbers))

@@ -1,8 +1,8 @@
-"""A trial of the models before anything is trained: each is loaded and scores two pairs.
+"""Try the models before anything is trained: each is loaded and scores two pairs.
 
-So what only a loaded model shows (weights that are damaged or lacking, code that would have to be
-run, a kernel or layout that the architecture does not have) is told by a look, too. It computes on
-the CPU: the devices may be another's.
+So a check also finds what only a loaded model shows: weights that are damaged or missing, code that
+would have to be run, a kernel or layout that the architecture does not have. It computes on the
+CPU, because the devices may be in use by others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,14 +26,15 @@ from sdpo.identity.model_digest import tensor_entries
 from sdpo.tokens.token_file import TokenFile
 
 _BYTES_PER_PARAMETER = 6
-"""Of fp32 weights and what a forward pass of one pair takes beside them."""
+"""A parameter takes so many bytes: fp32 weights, and what a forward pass of one pair takes besides.
+"""
 
 
 def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, str]]:
     """Load M_0, and every model that a step names as its reference, in stages of their own.
 
-    Each scores the shortest and the longest usable pair. Yields the models' names, each with the
-    reason why it cannot be tried here, or "".
+    Each scores the shortest and the longest usable pair. Yields each model's name with the reason
+    why it cannot be tried here, or "".
 
     Raises:
         UserError: what a run would end with before its first optimizer step.
@@ -54,9 +55,10 @@ def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, st
 
 
 def _references(context: Context, steps: Sequence[int]) -> list[tuple[NamedModel, Path]]:
-    """Those that the recipe names, each once, with the tokens that they read.
+    """Return the references that the recipe names, each once, with the tokens that they read.
 
-    :func:`~sdpo.chain.other_reference.check_references` has made the tokens that are their own.
+    :func:`~sdpo.chain.other_reference.check_references` has made the tokens of those whose
+    tokenizer differs.
     """
     found: dict[str, tuple[NamedModel, Path]] = {}
     for step in steps:

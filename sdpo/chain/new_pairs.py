@@ -1,4 +1,4 @@
-"""The pairs of new sources that an origin has not."""
+"""Find the pairs of new sources that an origin does not have."""
 
 import tempfile
 from collections import Counter
@@ -22,7 +22,7 @@ from sdpo.store.run_folder import RunFolder
 
 
 class NewRow(TypedDict):
-    """What is read here of a row of ``pairs.parquet``."""
+    """A row of ``pairs.parquet`` is read here with these columns."""
 
     pair_id: str
     source: str
@@ -35,18 +35,18 @@ class NewRow(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an earlier run has: its name, and its pairs by their ids."""
+    """An origin is known by the name of the run and the ids of its pairs."""
 
     name: str
     pairs: frozenset[str]
 
     @classmethod
     def of(cls, name: str, folder: Path) -> "Origin":
-        """That whose ``pairs.parquet`` is in ``folder``."""
+        """Return the origin whose ``pairs.parquet`` is in ``folder``."""
         return cls(name, frozenset(read_column(folder / "pairs.parquet", "pair_id")))
 
     def known(self, row: NewRow) -> Rejection | None:
-        """Why a pair is none that is new."""
+        """Return why a pair is not a new one; None where it is new."""
         prompt, chosen, rejected = (
             messages_from_row(row[side]) for side in ("prompt", "chosen", "rejected")
         )
@@ -65,7 +65,11 @@ class Origin:
 
 
 class NewPairs:
-    """Pairs of the new sources that the carried ones do not have, with what became of the rest."""
+    """The pairs of new sources are filtered by what the origin has, and the others are counted.
+
+    ``dropped`` counts reasons by source, ``lines`` are those of the list of rejected rows, ``kept``
+    is the number of pairs that stay. All three grow while :meth:`tables` is read.
+    """
 
     def __init__(self, prepared: PreparedPairs, origin: Origin) -> None:
         self.prepared = prepared
@@ -75,7 +79,7 @@ class NewPairs:
         self.kept = 0
 
     def tables(self) -> Iterator[pa.Table]:
-        """The pairs that stay, a row group at a time; counts and lines grow with it."""
+        """Yield the pairs that stay, a row group at a time; counts and lines grow with it."""
         for group in iter_row_groups(self.prepared.path):
             keep = [self._is_new(row) for row in _rows(group)]
             table = group.filter(pa.array(keep, pa.bool_()))
@@ -91,7 +95,7 @@ class NewPairs:
         return False
 
     def counts(self) -> list[SourceCounts]:
-        """What became of each new source's rows."""
+        """Return what became of each new source's rows."""
         found = []
         for source in self.prepared.sources:
             dropped = self.dropped.get(source.name, Counter())
@@ -102,7 +106,7 @@ class NewPairs:
 
 
 def _check_whole(origin: RunFolder) -> None:
-    """See that the pairs and the plan of a run can be read, and are those that were written."""
+    """Refuse an origin whose pairs or plan cannot be read, or are not those that were written."""
     for node, path in (("data", origin.pairs), ("plan", origin.plan)):
         record = origin.find(node)
         damage = ["it has no record"] if record is None else origin.damage(record)
@@ -135,10 +139,10 @@ def read_new(
     origin: str,
     rejected_as_tokens: RejectedAsTokens | None = None,
 ) -> NewPairs:
-    """The pairs of ``data`` that the run ``origin``, whose pairs are in ``folder``, has not.
+    """Return the pairs of ``data`` that the run ``origin``, whose pairs are in ``folder``, has not.
 
-    ``data.limit`` draws of those that are new, and with ``rejected_as_tokens`` of those whose
-    tokens can be used, as a run of its own does.
+    ``data.limit`` draws from those that are new, and with ``rejected_as_tokens`` from those whose
+    tokens can be used, as it does in a run without an origin.
 
     Raises:
         DataError: a source cannot be read, or nothing of it can be used.
@@ -170,10 +174,10 @@ def read_new(
 def find_new_pairs(
     data: DataConfig, origin: RunFolder, *, default_format: Format, strata: list[str]
 ) -> frozenset[str]:
-    """Ids of the pairs of ``data`` that the origin has not and could be trained on, as far as text
-    tells.
+    """Return the ids of the pairs of ``data`` that are new to the origin and could be trained on.
 
-    Pairs of prompts that the origin has reserved stay reserved, so they are left out.
+    This is told from their text; their tokens may still be unusable. Pairs of prompts that the
+    origin has reserved stay reserved, so they are left out.
 
     Raises:
         IntegrityError: what the origin knows its own pairs by is not what was written.

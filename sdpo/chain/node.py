@@ -1,10 +1,10 @@
-"""What a chain is made of, as values: nothing here does anything.
+"""Define what a chain is made of, as values: nothing here does anything.
 
-A chain is a list of them, and an interpreter goes through it: :mod:`sdpo.chain.execute` does what
+A chain is a list of parts, and an interpreter goes through it: :mod:`sdpo.chain.execute` does what
 is not done yet, :mod:`sdpo.history.dryrun` says what it would do, and
 :mod:`sdpo.history.verify_chain` compares what is there with what should be. What a node depends on
-may only be known once the nodes before it are done, so it is a function that an interpreter asks
-when it comes to the node.
+may be known only once the nodes before it are done, so its identity is a function that an
+interpreter calls when it comes to the node.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,34 +16,34 @@ from sdpo.chain.context import Found
 from sdpo.system.json_values import JsonObject
 
 Identity: TypeAlias = JsonObject
-"""What a node's result depends on, of JSON types: what its record's digest covers."""
+"""An identity is what a node's result depends on, of JSON types; its record's digest covers it."""
 
 
 EVERYTHING = "*"
-"""As an input: whatever was done before."""
+"""As an input, this means everything that was done before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a node's making gave: its record's ``outputs`` (None: it has none) and its files."""
+    """Making a node gave this: its record's ``outputs`` (None: it has none) and its files."""
 
     outputs: JsonObject | None
     files: list[Path]
 
 
 Find: TypeAlias = "Callable[[Node], Found]"
-"""Whether another node stands already, which then is shared from an origin that has it."""
+"""A function that says whether another node stands; an origin that has it then shares it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A result with a record: it stands while its identity is the same and its files verify.
+    """A node is a result with a record: it stands while its identity and its files are unchanged.
 
-    ``title``: under what name a host calls it; empty: within that of the expansion it is part of.
-    ``inputs`` name the nodes whose results it reads. ``make`` gives what the record is written of,
-    or None where the stage that made the result wrote the record itself. ``first`` are done
-    before it, but only where it has to be done itself. ``is_told``: a record that stands is worth a
-    word. ``is_view``: no node's identity rests on it.
+    ``title`` is the name under which a host calls it; empty: it is part of the expansion that it
+    came from. ``inputs`` name the nodes whose results it reads. ``make`` returns what its record is
+    written from, or None where the stage that made the result wrote the record itself. ``first``
+    are parts that are done before it, but only where it has to be done itself. ``is_told``: it is
+    reported when its record stands. ``is_view``: no other node's identity depends on it.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cached:
-    """A result that runs share through the cache, and that has no record.
+    """A cached result is shared by runs through the cache, and has no record.
 
-    ``fault`` says why it has to be made, "" where it stands. ``make`` gets the descriptors of the
-    locks that its stage holds as well. ``lock``: held while it is made, by a run at a time.
+    ``fault`` returns why it has to be made, "" where it stands. ``make`` gets the descriptors of
+    the locks that its stage holds as well. ``lock`` is held while it is made, by one run at a time.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Cached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """A look at what is there, which may refuse it: every interpreter takes it."""
+    """A look examines what is there and may refuse it; every interpreter takes it."""
 
     look: Callable[[], None]
     title: str = ""
@@ -84,7 +84,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """Something that leaves no result of its own: it is done where the chain is executed alone."""
+    """An errand leaves no result of its own: it is done only where the chain is executed."""
 
     do: Callable[[], None]
     title: str = ""
@@ -92,9 +92,9 @@ class Errand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
-    """Parts that are known once the nodes before it are done.
+    """An expansion gives parts that are known only once the nodes before it are done.
 
-    ``foreseen`` are the nodes that it will come to for certain, as far as can be told before;
+    ``foreseen`` returns the nodes that it will certainly come to, as far as can be told before;
     ``rule`` says in words what it expands into, for where nothing can be told.
     """
 

@@ -1,4 +1,4 @@
-"""How a run is opened: its folder, made or taken up, its recipe resolved, its lock held."""
+"""Open a run: make its folder or take it up again, resolve its recipe, hold its lock."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,11 +49,11 @@ def open_run(
     carried: Carried | None = None,
     wait: bool = False,
 ) -> Iterator[Context]:
-    """Resolve ``config``, create its run folder or take it up again, and hold it.
+    """Resolve ``config``, create its run folder or take it up again, and hold its lock.
 
-    ``origin`` and ``carried`` are for a new run; one that is there knows its own. A new run that
-    ends in a mistake of the user before a step is complete leaves nothing: the same name is free
-    for the corrected recipe.
+    ``origin`` and ``carried`` are for a new run; an existing one knows its own. A new run that ends
+    in a mistake of the user before a step is complete leaves nothing behind: its name is free for
+    the corrected recipe.
 
     Raises:
         RunExistsError: the run was made from another recipe or other inputs; names the fields.
@@ -119,8 +119,11 @@ def open_run(
 
 
 def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = None) -> int:
-    """Permission bits that nothing made by a run may have: its data, its model, the run itself or
-    one that it comes from is closed to somebody."""
+    """Return the permission bits that nothing made by a run may have.
+
+    They are those that its data, its model, its folder or a run that it comes from withhold from
+    somebody.
+    """
     config, model = resolved.config, resolved.model
     paths = [source.path for source in config.data.sources]
     paths += [config.supervised.path if config.supervised.from_source else ""]
@@ -133,7 +136,7 @@ def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = Non
 
 
 def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:
-    """Digests of the origin's data: its normalised pairs are there, its files may have gone on."""
+    """Return the digests of the origin's data: its normalised pairs stay, its files may change."""
     if origin is None:
         return {}
     return read_stored(RunFolder(Path(origin.path))).data_inputs
@@ -162,10 +165,10 @@ def _run_file(
 
 
 def run_folder_of(config: RunConfig) -> RunFolder:
-    """The folder of the run that ``config`` names, there or not.
+    """Return the folder of the run that ``config`` names, whether it exists or not.
 
     Raises:
-        UserError: it names none, or one that is no folder's name.
+        UserError: it has no name, or one that cannot be the name of a folder.
     """
     if not config.name:
         raise ConfigError("the run has no name: set `name` (or --name)")
@@ -173,7 +176,7 @@ def run_folder_of(config: RunConfig) -> RunFolder:
 
 
 def objection(run: RunFolder, resolved: Resolved) -> str:
-    """What `sdpo run` would say of this recipe under the name of ``run``; "" where it would go on.
+    """Return what `sdpo run` would object to this recipe under the name of ``run``; "": nothing.
 
     Raises:
         ForeignFolderError: what has the name is no run.
@@ -208,7 +211,10 @@ def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Orig
 
 
 def _named(changed: list[str], settings: list[str]) -> list[str]:
-    """Of the changed ``settings`` those that bear identity, with defaults; then changed inputs."""
+    """Return the lines of ``settings`` that belong to a changed identity, then the changed inputs.
+
+    ``settings`` compares whole recipes, so that defaults are shown too.
+    """
     prefix = "settings."
     bearing = [c.removeprefix(prefix).split(":")[0] for c in changed if c.startswith(prefix)]
 

@@ -1,4 +1,4 @@
-"""A step's reference that is not its target: what it reads, whether it is loaded, its stage.
+"""Prepare a reference that is not the target: what it reads, whether it is loaded, its stage.
 
 It is scored by a stage of its own, which ends before the target is loaded: one model in memory at a
 time. Where every row is cached, and was checked under these versions, it is not loaded at all.
@@ -34,8 +34,11 @@ from sdpo.tokens.token_file import TokenFile
 def scored_reference(
     context: Context, step: int, training: TrainingConfig, models: StepModels
 ) -> list[Part]:
-    """What sees to it that a reference that is not the target is cached and checked for a step:
-    its tokens, where it cuts text differently, and its scoring."""
+    """Return the parts that get a reference other than the target cached and checked for a step.
+
+    They are its tokens, where it cuts text differently, and its scoring; none where it is the
+    target.
+    """
     reference = models.reference
     if reference is None or models.agree:
         return []
@@ -73,8 +76,7 @@ def scored_reference(
 
 
 def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
-    """How the pairs become tokens of a reference that cuts text differently; None where it does
-    not."""
+    """Return how pairs become tokens of a reference that cuts text differently; else None."""
     if not reference.tokenizer:
         return None
     ends = end_token_ids(reference.folder)
@@ -101,8 +103,10 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
 
 
 def own_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:
-    """The pairs as tokens of a reference that cuts text differently, made where they are not
-    there; None where it does not."""
+    """Return the token file of a reference that cuts text differently; None where it does not.
+
+    The file is made where it is not in the cache.
+    """
     spec = reference_tokens(context, reference, step)
     if spec is None:
         return None
@@ -111,8 +115,9 @@ def own_tokens(context: Context, reference: NamedModel, step: int) -> Path | Non
 
 
 def check_references(context: Context, steps: Iterable[int]) -> None:
-    """Refuse models that the recipe names as references and that cannot read what their steps
-    compare; where nothing is planned yet, any usable pair.
+    """Refuse references named by the recipe that cannot read the pairs their steps compare.
+
+    Where nothing is planned yet, they must be able to read every usable pair.
 
     Raises:
         DataError: as :func:`check_readable`.
@@ -134,7 +139,9 @@ def _usable_rows(context: Context) -> np.ndarray:
 def check_readable(
     context: Context, reference: NamedModel, path: Path, rows: np.ndarray, *, step: int
 ) -> None:
-    """Say what a tokenizer of its own means for a step.
+    """Refuse a reference whose own tokenizer cannot read a step's pairs, and warn of what it means.
+
+    ``rows`` are the token rows that the step compares; ``path`` is the reference's token file.
 
     Raises:
         DataError: the reference cannot read some pairs of D_step or the reserve.
@@ -163,14 +170,14 @@ def check_readable(
 
 
 def rows_of(context: Context, step: int) -> np.ndarray:
-    """Token rows that a step compares: the reserve, then D_step, in the plan's order."""
+    """Return the token rows that a step compares: the reserve, then D_step, in the plan's order."""
     return rows_of_steps(context.run.plan, 0, step)
 
 
 def why_score(
     context: Context, reference: NamedModel, tokens: Path, step: int, training: TrainingConfig
 ) -> str:
-    """Why the reference has to be loaded for step ``step``; empty where it has not."""
+    """Return why the reference has to be loaded for step ``step``; empty where it need not be."""
     config, file = context.config, TokenFile.open(tokens)
     digests = file.digests(rows_of(context, step))
     keys = scoring_identities(
@@ -186,7 +193,7 @@ def why_score(
 
 
 def reference_spec(context: Context, step: int, models: StepModels) -> ReferenceSpec | None:
-    """What the step's stage is told of a reference that is not its target."""
+    """Return what the step's stage is told of a reference that is not its target; None: it is."""
     if models.reference is None or models.agree:
         return None
     own = reference_tokens(context, models.reference, step)

@@ -1,4 +1,4 @@
-"""The partition node: which usable pair goes to which step, and what is measured everywhere."""
+"""Make the partition node: which pair goes to which step, and what every model is measured on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,23 +46,23 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
 
 def partition_settings(context: Context) -> PartitionSettings:
-    """The recipe's partition group in the form that strategies read."""
+    """Return the recipe's partition group in the form that strategies read."""
     config = context.config.partition
     load_strategy(config.strategy)
     return PartitionSettings(**config.model_dump())
 
 
 def needs_gamma(context: Context) -> bool:
-    """Whether the partition strategy wants gamma of every pair under M_0."""
+    """Return whether the partition strategy needs gamma of every pair under M_0."""
     return bool(needed_features(partition_settings(context)) & MODEL_FEATURES)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A plan, the rows of ``usable.parquet`` that it is of, and what it rests on.
+    """A decision is a plan, the rows of ``usable.parquet`` that it assigns, and what it rests on.
 
-    The other rows are the reserve. ``features`` are those of every usable pair; ``scorers`` say
-    what gave them.
+    The other rows are the reserve. ``features`` are those of every usable pair; ``scorers`` give
+    the digest of what computed each of them.
     """
 
     plan: Plan
@@ -72,17 +72,16 @@ class Decision:
 
 
 def check(context: Context) -> Expansion:
-    """Whether what follows would be refused, before anything is trained or measured.
+    """Return a check that refuses what would fail later, before anything is trained or measured.
 
-    It refuses as :func:`partition` does, a supervised stage that has nothing to train on, and
+    It refuses what :func:`partition` refuses, a supervised stage that has nothing to train on, and
     adapters that the model's modules do not take.
     """
     return checked(context, lambda: foresee_plan(context))
 
 
 def foresee_plan(context: Context) -> Plan:
-    """The plan as far as it is known before anything is trained or measured: its steps, not which
-    pair is in which.
+    """Return the plan's steps, known before anything is trained or measured, unlike their pairs.
 
     Raises:
         PartitionError, ConfigError: as :func:`partition`; the order of steps plays no part in it.
@@ -101,7 +100,7 @@ def foresee_plan(context: Context) -> Plan:
 
 
 def checked(context: Context, foresee: Callable[[], Plan]) -> Expansion:
-    """A look at the plan that ``foresee`` gives, then a trial of its objectives and modules."""
+    """Return a look at the plan that ``foresee`` gives, then a trial of objectives and modules."""
 
     def parts() -> list[Part]:
         plan = foresee()
@@ -129,7 +128,7 @@ def check_steps(context: Context, plan: Plan) -> None:
 
 
 def _named_modules(context: Context, plan: Plan) -> dict[int, TrainingConfig]:
-    """The settings of steps whose adapters are for modules that the recipe names."""
+    """Return the settings of steps whose adapters are for modules that the recipe names."""
     return {
         step.step: training
         for step in plan.steps
@@ -149,8 +148,9 @@ def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
 
 
 def _try_modules(context: Context, plan: Plan) -> None:
-    """Try on the model's modules, which take no memory for it, what steps that are not trained yet
-    ask of them, and whether the launch can compute them.
+    """Try what untrained steps ask of the model's modules, and whether the launch can compute it.
+
+    The modules take no memory for it.
 
     Raises:
         ConfigError: one of them cannot have an adapter, or not be computed under ZeRO-3.
@@ -172,7 +172,7 @@ def _try_modules(context: Context, plan: Plan) -> None:
 def modules_spec(
     context: Context, source: Path, tokens: Path, trainings: dict[int, TrainingConfig]
 ) -> ModulesSpec:
-    """What the stage is told that tries the modules of the model in ``source``.
+    """Return what the stage is told that tries the modules of the model in ``source``.
 
     ``tokens``: the pairs as its tokenizer cuts them.
     """
@@ -192,7 +192,7 @@ def modules_spec(
 
 
 def _try_objectives(context: Context, steps: int) -> None:
-    """Compute the objectives of plug-ins once, of steps that are not trained yet.
+    """Compute once the plug-in objectives of steps that are not trained yet.
 
     Raises:
         PluginError: one cannot be imported, or is no objective; names the step.
@@ -216,10 +216,10 @@ def _try_objectives(context: Context, steps: int) -> None:
 
 
 def partition(context: Context) -> Expansion:
-    """``plan.parquet`` and ``plan.json``: every usable pair's step, 0 for the reserve.
+    """Return the node that makes ``plan.parquet`` and ``plan.json``: the step of each usable pair.
 
-    Going through it raises a PartitionError where the settings cannot be followed, or a step has
-    no pairs.
+    The step of reserved pairs is 0. Expanding it raises a PartitionError where the settings cannot
+    be followed, or a step has no pairs.
     """
 
     def decide() -> Decision:
@@ -246,7 +246,7 @@ def partition(context: Context) -> Expansion:
 
 
 def sampling(context: Context) -> dict[str, int]:
-    """What decides which pairs of each partition every model is measured on."""
+    """Return what decides which pairs of each partition every model is measured on."""
     probe = context.config.probe
     return {"max_pairs": probe.max_pairs, "seed": probe.seed}
 
@@ -254,7 +254,7 @@ def sampling(context: Context) -> dict[str, int]:
 def planned(
     context: Context, decide: Callable[[], Decision], identity: Callable[[Decision], Identity]
 ) -> Expansion:
-    """The node that publishes what ``decide`` gives."""
+    """Return the node that publishes what ``decide`` gives."""
 
     def parts() -> list[Part]:
         decision = decide()
@@ -283,7 +283,7 @@ def planned(
 
 
 def _features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
-    """What the strategy needs of every usable pair, in the order of ``usable``."""
+    """Return what the strategy needs of every usable pair, in the order of ``usable``."""
     measured = sorted(needed_features(partition_settings(context)) & MODEL_FEATURES)
     table = Columns(context.run.features) if measured else None
     known = _known_features(context, usable)
@@ -291,7 +291,7 @@ def _features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
 
 
 def _known_features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
-    """Those that take no model."""
+    """Return the needed features that take no model, in the order of ``usable``."""
     return features_without_model(
         context.run.pairs,
         usable.numbers("token_row"),
@@ -303,7 +303,7 @@ def _known_features(context: Context, usable: Columns) -> dict[str, np.ndarray]:
 def pairs_of(
     context: Context, usable: Columns, features: Mapping[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
-    """The pairs to be trained on as strategies see them, and their rows in ``usable``."""
+    """Return the pairs to be trained on as strategies see them, and their rows in ``usable``."""
     trained = np.flatnonzero(~usable.numbers("reserved"))
     names = source_names(context)
     return Pairs(
@@ -316,7 +316,7 @@ def pairs_of(
 
 
 def _strata(context: Context, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Codes of the strata columns of these rows of ``pairs.parquet``."""
+    """Return the codes of the strata columns of these rows of ``pairs.parquet``, int32 each."""
     columns = [name for name in context.config.partition.strata if name != "source"]
     if not columns or context.config.partition.strategy != "stratified":
         return {}
@@ -333,9 +333,9 @@ def _strata(context: Context, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def plan_entries(usable: Columns, trained: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """The entries of ``plan.parquet``: rows of ``usable`` and steps, by row and then by step.
+    """Return the entries of ``plan.parquet``: rows of ``usable`` and steps, by row, then by step.
 
-    ``trained`` are the rows that ``plan`` is of; the others are the reserve, whose step is 0.
+    ``trained`` are the rows that ``plan`` assigns; the others are the reserve, whose step is 0.
     """
     reserved = np.flatnonzero(usable.numbers("reserved"))
     return in_order(
@@ -345,8 +345,7 @@ def plan_entries(usable: Columns, trained: np.ndarray, plan: Plan) -> tuple[np.n
 
 
 def publish_plan(context: Context, decision: Decision) -> None:
-    """Publish ``plan.parquet`` and ``plan.json``: a row for each entry, that is for each pair and
-    step; the step of reserved pairs is 0."""
+    """Publish ``plan.json``, and ``plan.parquet`` with a row per pair and step (reserve: 0)."""
     usable, plan = Columns(context.run.usable), decision.plan
     rows, step_of = plan_entries(usable, decision.trained, plan)
     features = sorted(decision.features.items())
@@ -367,15 +366,14 @@ def publish_plan(context: Context, decision: Decision) -> None:
 
 
 def _scorer(context: Context, feature: str) -> str:
-    """Digest of what gave a feature its values: a model, the tokenizer; the data itself: empty."""
+    """Return the digest of what computed a feature, a model or the tokenizer; empty: the data."""
     if feature in MODEL_FEATURES:
         return scored_model(context.run.record("features"))
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
 def _sampled(context: Context, ids: np.ndarray, step_of: np.ndarray, *, steps: int) -> np.ndarray:
-    """Which entries every model is measured on, bool ``[entries]``: the reserve whole, a draw of
-    each partition."""
+    """Return which entries every model is measured on, bool ``[entries]``: reserve and a draw."""
     probe = context.config.probe
     order = np.argsort(ordering_key(ids, probe.seed))
     sampled: np.ndarray = step_of == 0

@@ -1,4 +1,4 @@
-"""Measurements of the models of a run: found by what they depend on, made where there are none."""
+"""Measure the models of a run: a measurement is found by what it depends on, or made."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from sdpo.system.json_values import JsonObject
 
 
 def probe(context: Context, number: int, training: TrainingConfig) -> Node:
-    """M_number measured; ``training`` says how, where a stage of its own has to do it."""
+    """Return the node that measures M_number.
+
+    ``training`` says how, where a stage of its own has to do it.
+    """
 
     def make(_find: Find) -> Made:
         context.stage(

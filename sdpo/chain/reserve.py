@@ -1,4 +1,4 @@
-"""The node that sets pairs aside before anything is trained, and lists the usable ones."""
+"""Set pairs aside before anything is trained, and list the usable ones."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from sdpo.tokens.token_file import TokenFile
 
 
 def reserve(context: Context) -> Node:
-    """``usable.parquet``: pairs that can be used, those of reserved prompts marked.
+    """Return the node that makes ``usable.parquet``: usable pairs, the reserved ones marked.
 
     ``rejected_rows.jsonl`` is complete from here on: rows that the tokenizer rejects come last.
     """
@@ -37,7 +37,9 @@ def reserve(context: Context) -> Node:
 
 
 def reserved_by_settings(context: Context, prompts: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Which of these pairs the recipe sets aside, bool ``[pairs]``; as a ``ChooseReserved``.
+    """Return which of these pairs the recipe sets aside, bool ``[pairs]``.
+
+    ``prompts`` and ``source`` are those of a :data:`ChooseReserved`.
 
     Raises:
         DataError: ``data.reserve.pairs`` leaves nothing of a source to train on.
@@ -80,14 +82,20 @@ def _nothing_left(name: str, wanted: int, has: int, most: int) -> DataError:
 
 
 ChooseReserved = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""From the ids of the usable pairs, those of their prompts (uint64 ``[pairs, 2]``) and the codes of
-their sources: which are reserved, bool ``[pairs]``."""
+"""A function of this kind chooses the pairs that are reserved, bool ``[pairs]``.
+
+It gets the ids of the usable pairs and of their prompts, uint64 ``[pairs, 2]`` each, and the codes
+of their sources.
+"""
 
 
 def reserve_by(
     context: Context, choose: ChooseReserved, *, carried: Mapping[str, str] | None = None
 ) -> Node:
-    """As :func:`reserve`, with the pairs that ``choose`` picks; ``carried`` bears identity too."""
+    """Return the node of :func:`reserve`, with the pairs that ``choose`` picks.
+
+    ``carried`` is part of its identity too.
+    """
     settings = context.config.data.reserve
 
     def identity() -> Identity:
@@ -138,8 +146,10 @@ _USABLE_SCHEMA = pa.schema(
         ("reserved", pa.bool_()),
     ]
 )
-"""Columns of ``usable.parquet``, which is in the order of the pairs' ids. ``token_row`` is the row
-in ``pairs.parquet`` and in the token file."""
+"""``usable.parquet`` has these columns, and is in the order of the pairs' ids.
+
+``token_row`` is the row in ``pairs.parquet`` and in the token file.
+"""
 
 
 def _write_usable(
@@ -152,7 +162,10 @@ def _write_usable(
     prompts: np.ndarray,
     mask: np.ndarray,
 ) -> None:
-    """Write the pairs at rows ``kept``, with the ids of their prompts and who is reserved."""
+    """Write the pairs at rows ``kept``, in the order of their ids.
+
+    ``prompts`` are the ids of their prompts, ``mask`` says which are reserved; both are ``[kept]``.
+    """
     ids = pairs.ids("pair_id")[kept]
     numbers = [pairs.numbers(name) for name in ("row", "chosen_chars", "rejected_chars")]
     order, listed = argsort_ids(ids), pa.array(names, pa.string())
@@ -174,7 +187,7 @@ def _write_usable(
 def _publish_rejected(
     context: Context, tokens: TokenFile, pairs: Columns, names: list[str], source: np.ndarray
 ) -> None:
-    """``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
+    """Publish ``rejected_rows.jsonl``: rows rejected as text, then those rejected as tokens."""
     rows = pairs.numbers("row")
     with publish_file(context.run.rejected) as temporary:
         shutil.copyfile(context.run.rejected_data, temporary)
@@ -186,7 +199,7 @@ def _publish_rejected(
 
 
 def _tell_draws(context: Context, unusable: Mapping[str, Mapping[str, int]]) -> None:
-    """Say where fewer pairs are left than were asked for, since they were drawn as text."""
+    """Warn where fewer pairs are left than were asked for, as they were drawn by their text."""
     for source in context.config.data.sources:
         name = "data.limit" if context.config.data.limit else "max_pairs"
         asked, lost = context.config.data.limit or source.max_pairs, unusable[source.name]
@@ -211,7 +224,7 @@ def _told(reasons: Mapping[str, int]) -> str:
 
 
 def _unusable(tokens: TokenFile, source: np.ndarray, names: list[str]) -> dict[str, dict[str, int]]:
-    """Per source, how many pairs the tokenizer rejects for which reason."""
+    """Return, per source, how many pairs the tokenizer rejects for which reason."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for row, reason, _ in tokens.rejected():
         counts[names[source[row]]][reason] += 1

@@ -1,8 +1,8 @@
-"""The chain, from a recipe to M_T, as a recipe: read :func:`chain` from top to bottom.
+"""Run the chain, from a recipe to M_T, as a list of parts: read :func:`chain` from top to bottom.
 
 The command line and the Prefect flow run this same list; what differs is the host's ``call``, which
-runs what has a title plainly or as a task. Every node is done once: a complete record with the same
-identity whose files verify stands, anything else is executed, with a word about why.
+runs each titled part plainly or as a task. Every node is done once: a complete record with the same
+identity whose files verify stands; anything else is executed, and the reason is told.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,10 @@ from sdpo.system.files import read_json
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """A finished run and what had to be done for it: names of the nodes that were executed, and of
-    those that an origin shared."""
+    """A finished run is described by its folder, its report and what had to be done for it.
+
+    ``executed`` names the nodes that were executed, ``shared`` those that came from an origin.
+    """
 
     run: Path
     report: Path
@@ -50,8 +52,8 @@ def run_chain(
 ) -> ChainResult:
     """Bring the run that ``config`` names to its last step, doing only what is not done yet.
 
-    ``origin``: the run that a new one replays or extends, ``carried`` what it then carries over.
-    With ``wait``, waits for another process that works on the run.
+    ``origin``: the run that a new one replays or extends, and ``carried`` what it then carries
+    over. With ``wait``, waits for another process that works on the run.
 
     Raises:
         UserError: something the recipe names cannot be used, or a run of this name was made from
@@ -71,7 +73,7 @@ def run_chain(
 
 
 def chain(context: Context) -> list[Part]:
-    """The chain of an open run, from top to bottom."""
+    """Return the chain of an open run, from top to bottom."""
     extends = context.carried is not None
     prepare = extended.prepare_data if extends else prepare_data
     check = extended.check if extends else planning.check
@@ -91,7 +93,7 @@ def chain(context: Context) -> list[Part]:
 
 
 def steps(context: Context) -> Expansion:
-    """The steps of the plan, once it is there."""
+    """Return the steps of the plan, which are known once the plan is there."""
 
     def expand() -> list[Part]:
         planned = read_json(context.run.plan_file)["steps"][: context.last_step]

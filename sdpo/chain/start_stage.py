@@ -1,4 +1,4 @@
-"""Starting the stage that loads a model, for a node that trains or measures."""
+"""Start the stage that loads a model, for a node that trains or measures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,9 +25,12 @@ from sdpo.system.json_values import Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a stage that trains is told besides how: ``reference``, where that is not its target;
-    what the record will say of ``models`` and ``inputs``; its identity; and the ``budget`` that a
-    run had settled which this one replays."""
+    """A stage that trains is told this, besides how to train.
+
+    ``reference``: set where it is not the target. ``models`` and ``inputs`` are what its record
+    will say of them, ``identity`` is the node's. ``budget``: what the run that this one replays had
+    settled.
+    """
 
     reference: ReferenceSpec | None = None
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -46,7 +49,7 @@ def step_spec(
     phases: Sequence[Phase],
     told: Told = Told(),
 ) -> StepSpec:
-    """What a stage of ``step`` is told that loads ``model`` and does ``phases`` with it."""
+    """Return what a stage of ``step`` is told that loads ``model`` and does ``phases`` with it."""
     config, run = context.config, context.run
     supervised = config.supervised
     from_source = supervised.from_source
@@ -91,7 +94,7 @@ def train_node(
     phases: Sequence[Phase],
     told: Told,
 ) -> None:
-    """Run the stage that trains ``node`` from ``start``, and that writes its record."""
+    """Run the stage that trains ``node`` from ``start`` and writes its record."""
     detach(context.run.path / node / "metrics.jsonl")
     spec = step_spec(
         context,
@@ -107,7 +110,7 @@ def train_node(
 
 
 def _replayed_budget(context: Context, node: str, identity: Payload) -> Budget | None:
-    """Tokens of a micro-batch as an origin settled them for this node, if it asked the same."""
+    """Return the micro-batch tokens that an origin settled for this node, if it asked the same."""
 
     def asked(of: Identity) -> tuple[Json, Json]:
         training = of["training"]
@@ -124,7 +127,7 @@ def _replayed_budget(context: Context, node: str, identity: Payload) -> Budget |
 def check_room(
     context: Context, run: RunFolder, *, name: str, model: Path, training: TrainingConfig
 ) -> None:
-    """Refuse the step ``name`` of ``run``, from ``model``, that the disks have no room for.
+    """Refuse the step ``name`` of ``run``, from ``model``, if the disks have no room for it.
 
     ``run`` may be another than the context's, which knows the pairs.
 
@@ -141,7 +144,7 @@ def check_room(
 
 
 def scoring_of(context: Context, digest: str) -> dict[str, str | int]:
-    """What log-probs under the model of this digest depend on besides the rows."""
+    """Return what log-probs under the model of this digest depend on, apart from the rows."""
     config = context.config
     return scoring_identity(
         digest, training=config.training, launch=config.launch, model=config.model
@@ -149,5 +152,5 @@ def scoring_of(context: Context, digest: str) -> dict[str, str | int]:
 
 
 def reads_previous(context: Context, step: int) -> bool:
-    """Whether ``step`` reads log-probs of D_step under M_{step-1}: its reference, if it has one."""
+    """Return whether the reference of ``step`` is M_{step-1}, whose log-probs it then reads."""
     return effective_reference(context.config.training_of(step)) == "previous"

@@ -1,4 +1,4 @@
-"""A step: its models, its identity, its guide, its training."""
+"""Make a step of the chain: its models, its identity, its guide, its training."""
 
 from collections.abc import Mapping
 
@@ -25,12 +25,12 @@ _ROLES = ("reference", "target")
 
 
 def align_step(context: Context, step: int, pairs: int) -> Expansion:
-    """Step ``step``: D_step is the data, M_{step-1} reference and initial target unless the recipe
-    says otherwise; M_step comes out.
+    """Return the parts of step ``step``, which make M_step from D_step.
 
-    One stage measures its input if nobody has, trains, publishes and measures M_step. Measurements
-    that are missing although the step is complete are made again by a stage of their own. A guide
-    is trained before, and a reference that is not the target scored before, each by its own stage.
+    M_{step-1} is reference and initial target unless the recipe says otherwise. One stage measures
+    its input if nobody has, trains, publishes and measures M_step. Measurements that are missing
+    although the step is complete are made again by a stage of their own. A guide is trained before,
+    and a reference that is not the target scored before, each by its own stage.
     """
     training = resolved_training(context, step)
     node = f"step-{step}"
@@ -53,7 +53,10 @@ def align_step(context: Context, step: int, pairs: int) -> Expansion:
 def _trained(
     context: Context, step: int, training: TrainingConfig, measured: Mapping[int, Node]
 ) -> Node:
-    """M_step trained, published and measured; ``measured``: the probes of its input and of it."""
+    """Return the node that trains, publishes and measures M_step.
+
+    ``measured`` are the probe nodes of M_{step-1} and M_step.
+    """
 
     def models() -> StepModels:
         return step_models(context, step, training)
@@ -98,7 +101,7 @@ def _trained(
 
 
 def resolved_training(context: Context, step: int) -> TrainingConfig:
-    """The settings of a step, its precision resolved."""
+    """Return the settings of a step, with its precision resolved."""
     config = context.config
     training = config.training_of(step)
     precision = resolve_precision(training.precision, config.launch)
@@ -106,7 +109,7 @@ def resolved_training(context: Context, step: int) -> TrainingConfig:
 
 
 def step_models(context: Context, step: int, training: TrainingConfig) -> StepModels:
-    """What a step works with; a guide, where it has one, is trained already."""
+    """Return the models of a step; its guide, where it has one, must have been trained."""
     return StepModels(
         target=target_of(context, step, training), reference=reference_of(context, step, training)
     )
@@ -115,7 +118,7 @@ def step_models(context: Context, step: int, training: TrainingConfig) -> StepMo
 def _step_identity(
     context: Context, step: int, training: TrainingConfig, models: StepModels
 ) -> tuple[Payload, dict[str, str]]:
-    """The identity of a step, and its inputs alone."""
+    """Return the identity of a step, and its inputs alone."""
     config = context.config
     inputs = models.inputs() | {
         "partition": _partition_digest(context, step),
@@ -129,10 +132,10 @@ def _step_identity(
 
 
 def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
-    """The first pass of Pre-DPO (arXiv 2504.15843): from the step's target, on the step's data.
+    """Return the first pass of Pre-DPO (arXiv 2504.15843), on the step's data from its target.
 
-    Its reference is its own start. It is published as ``guide-<step>``, and scores what the step
-    will read of it while it is in memory.
+    Its reference is its own start. It is published as ``guide-<step>``; while it is in memory it
+    scores what the step will read of it.
     """
     node, training = f"guide-{step}", guided_training(of_step)
 
@@ -167,6 +170,6 @@ def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
 
 
 def _partition_digest(context: Context, step: int) -> str:
-    """Digest of D_step's token rows in the plan's order: what is trained on, whatever its files."""
+    """Return the digest of D_step's token rows in the plan's order: what is trained on."""
     rows = rows_of_steps(context.run.plan, step)
     return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))

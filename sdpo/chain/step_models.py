@@ -1,7 +1,7 @@
-"""Which models a step works with: its reference and its target, by name, folder and digest.
+"""Say which models a step works with: its reference and its target, by name, folder and digest.
 
-What may be chosen, and what makes no sense, is :mod:`sdpo.config.reference_choice`; this module
-says what a choice stands for in a run.
+What may be chosen, and what makes no sense, is told by :mod:`sdpo.config.reference_choice`; this
+module says what a choice stands for in a run.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,11 @@ from sdpo.model_names import ModelName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedModel:
-    """A model of the run or of the recipe. ``tokenizer``: digest of its own where it cuts text into
-    other tokens than the run's, else empty."""
+    """A model of the run or of the recipe is known by its name, folder and digest.
+
+    ``tokenizer`` is the digest of its own where it cuts text into other tokens than the run's, else
+    empty.
+    """
 
     name: str
     folder: Path
@@ -26,15 +29,17 @@ class NamedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepModels:
-    """Where a step starts and what it is compared with; ``reference`` None: with nothing."""
+    """A step starts from ``target`` and is compared with ``reference``; None: with nothing."""
 
     target: NamedModel
     reference: NamedModel | None
 
     @property
     def agree(self) -> bool:
-        """Whether reference and target are one model that reads one text alike, so that their
-        log-probs must agree."""
+        """Return whether reference and target are one model that reads text alike.
+
+        Their log-probs must then agree.
+        """
         reference, target = self.reference, self.target
         return reference is not None and (reference.digest, reference.tokenizer) == (
             target.digest,
@@ -42,7 +47,7 @@ class StepModels:
         )
 
     def inputs(self) -> dict[str, str]:
-        """Their digests, as a step's identity has them."""
+        """Return their digests, as a step's identity has them."""
         inputs = {"reference": self.reference.digest} if self.reference else {}
         if self.reference and self.reference.tokenizer:
             inputs["reference_tokenizer"] = self.reference.tokenizer
@@ -51,7 +56,10 @@ class StepModels:
     def said(
         self, training: TrainingConfig, *, tokens: Path | None = None
     ) -> dict[str, dict[str, str]]:
-        """The choices and what they stand for, for the record; ``tokens``: the reference's own."""
+        """Return the choices and what they stand for, for the record.
+
+        ``tokens`` is the reference's own token file, where it has one.
+        """
         own = {"tokens": tokens.stem} if tokens else {}
         return {
             "reference": {
@@ -64,7 +72,7 @@ class StepModels:
 
 
 def model_of(context: Context, number: int) -> NamedModel:
-    """M_``number``; M_0 is S, or the base model without a supervised stage."""
+    """Return M_``number``; M_0 is S, or the base model without a supervised stage."""
     if number == 0 and not context.config.supervised.enabled:
         folder, digest = context.resolved.model, context.resolved.inputs["model"]
     else:
@@ -74,12 +82,12 @@ def model_of(context: Context, number: int) -> NamedModel:
 
 
 def target_of(context: Context, step: int, training: TrainingConfig) -> NamedModel:
-    """Where training of step ``step`` starts."""
+    """Return the model that training of step ``step`` starts from."""
     return model_of(context, 0 if training.target == "base" else step - 1)
 
 
 def reference_of(context: Context, step: int, training: TrainingConfig) -> NamedModel | None:
-    """What the policy of step ``step`` is compared with."""
+    """Return the model that the policy of step ``step`` is compared with; None: there is none."""
     match effective_reference(training):
         case "previous":
             return model_of(context, step - 1)
@@ -101,7 +109,7 @@ def _guide_of(context: Context, step: int) -> NamedModel:
 
 
 def given_model(context: Context, training: TrainingConfig) -> NamedModel:
-    """The model that the recipe names as the reference of a step."""
+    """Return the model that the recipe names as the reference of a step."""
     key = (training.reference_model, training.reference_revision)
     reference = context.resolved.references[key]
     return NamedModel(
@@ -113,7 +121,7 @@ def given_model(context: Context, training: TrainingConfig) -> NamedModel:
 
 
 def _short_name(model: str) -> str:
-    """A hub model's name; a folder's; ``<run>/step-<t>`` for a model of a run."""
+    """Return a hub model's name, a folder's, or ``<run>/step-<t>`` for a model of a run."""
     path = Path(model)
     if not path.is_absolute():
         return model
@@ -121,5 +129,5 @@ def _short_name(model: str) -> str:
 
 
 def guided_training(training: TrainingConfig) -> TrainingConfig:
-    """How a guide is trained: as the step, with its own start as reference."""
+    """Return how a guide is trained: like its step, with its own start as reference."""
     return training.model_copy(update={"reference": "previous", "target": "previous"})

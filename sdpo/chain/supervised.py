@@ -1,4 +1,4 @@
-"""Step 0: the base model fine-tuned into S, or S as an extended run has it."""
+"""Make step 0: fine-tune the base model into S, or take S as an extended run has it."""
 
 from typing import NoReturn
 
@@ -17,7 +17,7 @@ from sdpo.system.files import file_digest
 
 
 def supervised_step(context: Context) -> Expansion:
-    """Step 0: the base model fine-tuned into S."""
+    """Return step 0, which fine-tunes the base model into S, or takes S from the extended run."""
     made = _carried_supervised(context, context.carried) if context.carried else _trained(context)
     tidy = Errand(do=lambda: context.settle("step-0"))
     return Expansion(
@@ -63,7 +63,7 @@ def _trained(context: Context) -> Node:
 
 
 def _carried_supervised(context: Context, carried: Carried) -> Node:
-    """S as the run that this one extends made it: from that run's data, whatever was added."""
+    """Return the node of S as the run that this one extends made it, from that run's data."""
 
     def identity() -> Identity:
         for run in (context.run, *context.origins):
@@ -79,7 +79,7 @@ def _carried_supervised(context: Context, carried: Carried) -> Node:
 
 
 def _refuse_lost(carried: Carried) -> NoReturn:
-    """Say that the run which this one extends has lost its S."""
+    """Refuse to go on without S, which the run that this one extends has lost."""
     raise UserError(
         f"S of this run is that of run {carried.run}, which has none any more that verifies: see "
         f"`sdpo verify {carried.run}`, and make its step 0 again there"
@@ -87,7 +87,7 @@ def _refuse_lost(carried: Carried) -> NoReturn:
 
 
 def _supervised_training(context: Context) -> TrainingConfig:
-    """The supervised stage's own settings; the rest as in ``training``."""
+    """Return the supervised stage's own settings; the rest are those of ``training``."""
     supervised = context.config.supervised
     own = marked(SupervisedConfig, InTraining)
     return context.config.training.model_copy(

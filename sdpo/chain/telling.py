@@ -1,4 +1,4 @@
-"""A run says where it is, so that another process can tell: see :mod:`sdpo.store.run_status`."""
+"""Write down where a run is, for other processes to read through :mod:`sdpo.store.run_status`."""
 
 import time
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.store.run_status import By, State, Word, read_word, write_word
 
 _EVERY_S = 1.0
-"""How often mere progress is said."""
+"""Progress alone is written no more often than once in so many seconds."""
 _WHY_LENGTH = 2000
 
 
 @contextmanager
 def telling(run: RunFolder, host: Host) -> Iterator[Host]:
-    """``host``, of which the run says what it hears, and at the end how the run ended."""
+    """Yield ``host`` with a listener that keeps the run's status, and write how the run ended."""
     teller = _Teller(run, host.listen)
     try:
         yield replace(host, listen=teller)
@@ -48,7 +48,7 @@ def telling(run: RunFolder, host: Host) -> Iterator[Host]:
 
 
 class _Teller:
-    """Listens to a run, and keeps its word up to date."""
+    """A teller listens to a run, and keeps its status up to date."""
 
     def __init__(self, run: RunFolder, listen: Listener) -> None:
         self._run, self._listen = run, listen
@@ -65,12 +65,12 @@ class _Teller:
         self._say()
 
     def __call__(self, event: Event) -> None:
-        """Heed an event, and pass it on."""
+        """Take note of an event, and pass it on."""
         self._heed(event)
         self._listen(event)
 
     def end(self, state: State, why: str = "") -> None:
-        """Say how it ended."""
+        """Write how the run ended, and why."""
         self._say(state=state, why=why[:_WHY_LENGTH], waits_for="", left_s=None)
 
     def _heed(self, event: Event) -> None:
@@ -129,4 +129,4 @@ _AT_NOTHING: dict[str, object] = {
     **dict.fromkeys(("stage", "phase", "unit"), ""),
     **dict.fromkeys(("done", "total", "percent", "left_s")),
 }
-"""Before a node or stage has said what it is at."""
+"""These values stand before a node or stage has said what it is doing."""

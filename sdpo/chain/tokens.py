@@ -1,4 +1,4 @@
-"""The node that turns pairs into token files, and where those lie in the cache."""
+"""Turn pairs into token files, and say where those lie in the cache."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +21,19 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
 
 
 def tokens_path(context: Context, kind: str = "pairs") -> Path:
-    """Where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
+    """Return where the token ids of the run's pairs (or ``supervised`` examples) are cached."""
     data = context.run.record("data").read_outputs(DataOutputs)
     examples = data.supervised if kind == "supervised" else None
     return tokens_of(context, examples.digest if examples else data.digest)
 
 
 def tokens_of(context: Context, content: str) -> Path:
-    """Where the token ids of pairs (or examples) with this digest are cached."""
+    """Return where the token ids of pairs (or examples) with this digest are cached."""
     return cached_tokens(context.cache, digest_of(rule_of_tokens(context, content))[:32])
 
 
 def rule_of_tokens(context: Context, content: str = "") -> Payload:
-    """What the run's token ids depend on, besides the pairs whose digest is ``content``."""
+    """Return what the run's token ids depend on, including the digest ``content`` of the pairs."""
     return tokens_identity(
         context.config,
         content=content,
@@ -44,7 +44,7 @@ def rule_of_tokens(context: Context, content: str = "") -> Payload:
 
 
 def template_uses_clock(context: Context) -> bool:
-    """Whether the chat template may print the date, so that tokens depend on the run's clock."""
+    """Return whether the chat template may print the date: tokens then depend on the clock."""
     model, given = context.resolved.model, context.config.model.chat_template
     if Path(given).is_absolute() and not Path(given).is_file():
         return False  # a run that is verified where its template is not
@@ -64,7 +64,7 @@ _MOST_SHOWN = 100
 
 
 def end_token_ids(folder: Path) -> list[int]:
-    """Tokens at which generation stops, by generation_config.json.
+    """Return the tokens at which generation stops, by ``generation_config.json``.
 
     Raises:
         ModelError: the file has something else there than token ids.
@@ -80,7 +80,7 @@ def end_token_ids(folder: Path) -> list[int]:
 
 
 def tokenise(context: Context) -> Expansion:
-    """Token ids of every pair, in the cache: made in a stage where they are not there."""
+    """Return the part that makes the token ids of every pair, where they are not cached."""
 
     def spec() -> TokeniseSpec:
         pairs, *examples = token_paths(context)
@@ -101,7 +101,7 @@ def tokenise(context: Context) -> Expansion:
 
 
 def rejected_as_tokens(context: Context, pairs: Path, digest: str) -> dict[int, Rejection]:
-    """The rows of a file of pairs whose tokens cannot be used; the tokens stay in the cache."""
+    """Return the rows of a file of pairs whose tokens cannot be used; the tokens stay cached."""
     spec = _spec(context, pairs, out=tokens_of(context, digest))
     execute(context, [token_files(context, spec, name="tokens")])
     rejected = TokenFile.open(spec.out).rejected()
@@ -132,7 +132,7 @@ def _look_at_tokens(context: Context) -> None:
 
 
 def reports(context: Context) -> list[tuple[TokenReport, str]]:
-    """What tokenising found, of each of the run's token files, with what their rows are."""
+    """Return what tokenising found in each of the run's token files, with what their rows are."""
     pairs, *examples = token_paths(context)
     found = [(TokenFile.open(pairs).report, "pairs")]
     return found + [(SupervisedTokenFile.open(e).report, "supervised examples") for e in examples]
@@ -141,7 +141,7 @@ def reports(context: Context) -> list[tuple[TokenReport, str]]:
 def token_files(
     context: Context, spec: TokeniseSpec, *, name: str, inputs: tuple[str, ...] = ()
 ) -> Cached:
-    """The token files that ``spec`` makes, in the cache, and whole."""
+    """Return the part that gets the token files that ``spec`` makes into the cache, whole."""
     wanted = [spec.out, *filter(None, [spec.supervised_out])]
 
     def fault() -> str:
@@ -163,7 +163,7 @@ def token_files(
 
 
 def token_paths(context: Context) -> list[Path]:
-    """Token files that the run needs: of its pairs, and of the supervised source's examples."""
+    """Return the token files that the run needs: of its pairs, and of its supervised examples."""
     from_source = context.config.supervised.from_source and not context.carried  # S is, too
     return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
 

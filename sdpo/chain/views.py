@@ -1,4 +1,4 @@
-"""What is made from records and probes alone, and again where one is new: gamma, report."""
+"""Make gamma and report, which rest on records and probes alone, again whenever one is new."""
 
 from typing import TypedDict
 
@@ -14,7 +14,7 @@ from sdpo.system.files import file_digest, read_json, write_json
 
 
 class _Options(TypedDict):
-    """By what a view is made of its probes."""
+    """A view is made from its probes with these options."""
 
     step: int
     beta: float | None
@@ -23,7 +23,7 @@ class _Options(TypedDict):
 
 
 def write_gamma(context: Context, step: int) -> Node:
-    """``gamma.json``: a view over the probes of M_0..M_step, made anew where one of them is new."""
+    """Return the node of ``gamma.json``, a view of the probes of M_0..M_step."""
     files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
     options: _Options = {
         "step": step,
@@ -64,7 +64,7 @@ def write_gamma(context: Context, step: int) -> Node:
 
 
 def write_report(context: Context) -> Node:
-    """``report.html``, from what is in the run folder; made anew where anything there is new."""
+    """Return the node of ``report.html``, made anew where a record in the run folder is new."""
     run = context.run.path
 
     def identity() -> Identity:
