@@ -1,8 +1,8 @@
-"""Where adapters can stand: merged into the weights they must be the model that was trained.
+"""Refuse adapters where they cannot be merged: the merged model must be the one that was trained.
 
 An adapter adds ``B A x`` to a product ``W x``. That is a change of ``W`` only where the module is
-such a product, and where nothing else has the same ``W``: blocks that share their weights (Zamba's)
-get adapters of their own each, and what they learned would be added up.
+such a product, and where nothing else has the same ``W``: blocks that share weights (Zamba's)
+each get adapters of their own, and a merge would add up what these learned.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ _REMEDY = (
 
 
 def check_adapters(adapted: "PreTrainedModel") -> None:
-    """Refuse adapters that cannot be merged; ``adapted`` is a PEFT model, on the meta device too.
+    """Refuse adapters that cannot be merged; ``adapted`` is a PEFT model, also on the meta device.
 
     Raises:
-        ConfigError: two stand on one weight, or one on a module that is no product with its weight;
-            the message names them.
+        ConfigError: two are on one weight, or one is on a module that is no product with its
+            weight; the message names them.
     """
     owners: dict[int, str] = {}
     for path, layer in adapted.named_modules():
         if not hasattr(layer, "lora_A") or not hasattr(layer, "get_base_layer"):
             continue
         base, name = layer.get_base_layer(), path.removeprefix("base_model.model.")
-        # Of experts, which are one tensor, an adapter names its parameter.
+        # Experts are one tensor: their adapter names its parameter.
         weight = getattr(base, getattr(layer, "parameter_name", "weight"), layer)
         other = owners.setdefault(id(weight), name)
         if other != name:
@@ -51,13 +51,13 @@ def check_adapters(adapted: "PreTrainedModel") -> None:
 
 
 def check_names(adapted: "PreTrainedModel", names: Sequence[str]) -> None:
-    """Refuse ``names`` of which one has no adapter: PEFT passes over it where another one has.
+    """Refuse ``names`` of which one has no adapter: PEFT ignores it as long as another one has.
 
-    Names that PEFT has turned into those of the weights that a mixture's experts share are not
-    asked for.
+    Names that PEFT has translated into those of weights that a mixture's experts share are not
+    checked.
 
     Raises:
-        ConfigError: names them.
+        ConfigError: the message names them.
     """
     config = adapted.peft_config["default"]
     wanted = [name for name in names if name in (config.target_modules or ())]
@@ -73,7 +73,7 @@ def check_names(adapted: "PreTrainedModel", names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def _is_product(layer: nn.Linear) -> bool:
-    """Whether ``layer`` computes ``W x + b``, on a few numbers; on the meta device by its shape."""
+    """Return whether ``layer`` computes ``W x + b``; on the meta device its shape decides."""
     if type(layer).forward is nn.Linear.forward:
         return True
     weight = layer.weight

@@ -1,7 +1,7 @@
-"""Which pairs are computed together: global batches, ranks, micro-batches.
+"""Choose which items are computed together: global batches, ranks, micro-batches.
 
-Pure functions of lengths and seeds, so every rank computes the same answer for all ranks, and a
-replay computes it again. The loss does not depend on how a global batch was cut.
+These are pure functions of lengths and seeds: every rank finds the same answer for all ranks, and
+a replay finds it again. The loss does not depend on how a global batch was cut.
 """
 
 import math
@@ -11,17 +11,17 @@ from functools import lru_cache
 import numpy as np
 
 GRADIENT_FREE_FACTOR = 4
-"""A forward without gradient holds no activations: so many times the tokens fit on a GPU."""
+"""Without gradients a forward keeps no activations: so many times the tokens fit on a GPU."""
 
 
 @lru_cache(maxsize=2)
 def epoch_order(items: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Permutation of ``range(items)`` for an epoch (from 0)."""
+    """Return a permutation of ``range(items)`` for an epoch (from 0), int64 ``[items]``."""
     return np.random.default_rng([seed, epoch]).permutation(items)
 
 
 def global_batch(step: int, *, items: int, batch_size: int, seed: int) -> tuple[np.ndarray, int]:
-    """Items of optimizer step ``step`` (from 0), and its epoch (from 0)."""
+    """Return the items of step ``step`` (from 0), int64 ``[k]``, and its epoch (from 0)."""
     per_epoch = math.ceil(items / batch_size)
     epoch, index = divmod(step, per_epoch)
     order = epoch_order(items, seed=seed, epoch=epoch)
@@ -31,12 +31,12 @@ def global_batch(step: int, *, items: int, batch_size: int, seed: int) -> tuple[
 def micro_batches(
     items: np.ndarray, costs: np.ndarray, *, budget: int, ranks: int, padded: bool
 ) -> list[list[np.ndarray]]:
-    """Cut ``items`` into micro-batches, for every rank equally many.
+    """Cut ``items`` into micro-batches, equally many for every rank.
 
     ``costs[i]`` are the tokens of item i alone in a forward. A micro-batch costs the sum of its
     items; where rows are ``padded``, as many times the largest as it has items. It holds at least
-    one item. Items go to ranks by falling cost, each to the rank with least tokens. A rank with
-    less work gets empty arrays.
+    one item. Items go to ranks by falling cost, each to the rank with the fewest tokens. A rank
+    with less work gets empty arrays.
     """
     by_cost = items[np.argsort(-costs[items], kind="stable")]
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -53,7 +53,7 @@ def micro_batches(
 
 
 def _pack(items: Sequence[int], costs: np.ndarray, budget: int) -> list[np.ndarray]:
-    """First fit of items that come by falling cost: each to the first micro-batch with room."""
+    """Pack items by first fit: they come by falling cost, each goes where there is room first."""
     batches: list[list[int]] = []
     room: list[int] = []
     for item in items:
@@ -68,7 +68,7 @@ def _pack(items: Sequence[int], costs: np.ndarray, budget: int) -> list[np.ndarr
 
 
 def _pack_padded(items: Sequence[int], costs: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Runs of items that come by falling cost: every row is as long as the first's."""
+    """Pack runs of items, which come by falling cost: every row is as long as the run's first."""
     batches: list[np.ndarray] = []
     start = 0
     while start < len(items):

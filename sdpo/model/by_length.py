@@ -1,9 +1,9 @@
-"""Models whose rotary frequencies follow the longest sequence of a forward.
+"""Score models whose rotary frequencies follow the longest sequence of a forward.
 
 LongRoPE (arXiv 2402.13753) has one set of frequencies up to a border and another beyond it; dynamic
-NTK scaling has other ones for every length beyond it, and keeps those of the longest forward so
+NTK scaling has others for every length beyond it, and keeps those of the longest forward so
 far. Either way what such a model gives a sequence depends on its neighbours and on the past.
-Here each is computed as if it were alone: sequences of other frequencies are forwards of their own.
+Here each is computed as if it were alone: each set of frequencies has a forward of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,12 +23,12 @@ Frequencies = tuple[int, ...]
 
 
 def changes_itself(model: nn.Module) -> bool:
-    """Whether a forward writes to the model: rotary frequencies that follow the length do."""
+    """Return whether a forward changes the model, as frequencies that follow the length do."""
     return any(True for _ in _borders(model))
 
 
 def frequencies(model: nn.Module, length: int) -> Frequencies:
-    """What tells a forward's frequencies apart: equal for lengths that have the same ones."""
+    """Return what identifies the frequencies for ``length``: equal for lengths that share them."""
     return tuple(
         max(length, border) if kind == "dynamic" else int(length > border)
         for _, kind, border in _borders(model)
@@ -36,15 +36,18 @@ def frequencies(model: nn.Module, length: int) -> Frequencies:
 
 
 def one_set_of_frequencies(model: nn.Module, lengths: np.ndarray) -> bool:
-    """Whether sequences of ``lengths``, int ``[n]``, all have the same frequencies."""
+    """Return whether sequences of ``lengths``, int ``[n]``, all have the same frequencies."""
     if not len(lengths):
         return True
     return frequencies(model, int(lengths.min())) == frequencies(model, int(lengths.max()))
 
 
 def other_frequencies(kind: str) -> str:
-    """What is said where a model of this ``kind`` would be computed under ZeRO-3: each process
-    would have as many forwards as its own rows need, where ZeRO-3 wants equally many of all."""
+    """Return the refusal of a model of this ``kind`` under ZeRO-3.
+
+    Each process would run as many forwards as its own rows need, and ZeRO-3 needs equally many of
+    all.
+    """
     return (
         f"{kind} has other rotary frequencies for long sequences than for short ones, which "
         "deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or deepspeed_zero2, or "
@@ -62,9 +65,10 @@ def forget_lengths(model: nn.Module) -> None:
 
 
 def split(model: nn.Module, batch: Batch) -> tuple[list[Batch], torch.Tensor]:
-    """The padded ``batch`` as one of each set of frequencies, and the order of its completions.
+    """Split the padded ``batch`` by sets of frequencies; also return the order of its completions.
 
-    ``order``, int ``[completions]``: the batch's completions among those of all parts.
+    The order, int64 ``[completions]``, is where each of the batch's completions is among all
+    parts'.
     """
     lengths = _lengths(batch)
     groups: dict[Frequencies, list[int]] = {}
@@ -80,7 +84,7 @@ def split(model: nn.Module, batch: Batch) -> tuple[list[Batch], torch.Tensor]:
 def _part(
     batch: Batch, rows: list[int], lengths: torch.Tensor, targets: tuple[torch.Tensor, ...]
 ) -> Batch:
-    """Some rows of a padded batch, cut to the longest of them."""
+    """Return some rows of a padded batch, cut to the longest of them."""
     device = batch.input_ids.device
     longest, at = int(lengths.max()), torch.tensor(rows, device=device)
     scored = batch.scored[at.to(batch.scored.device)]
@@ -103,14 +107,14 @@ def _part(
 
 
 def _lengths(batch: Batch) -> torch.Tensor:
-    """Tokens of each row, int ``[rows]`` on the CPU."""
+    """Return the tokens of each row, int ``[rows]`` on the CPU."""
     if batch.attention_mask is None:
         return torch.full((len(batch.input_ids),), batch.input_ids.shape[1])
     return batch.attention_mask.sum(1).cpu()
 
 
 def _borders(model: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
-    """Rotary embeddings whose frequencies follow the length, with the length where that begins."""
+    """Yield rotary embeddings that follow the length, with their kind and where that begins."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         config: PretrainedConfig | None = getattr(module, "config", None)

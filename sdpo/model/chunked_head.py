@@ -1,4 +1,4 @@
-"""The language-model head in chunks: log-probs of targets without logits in full.
+"""Compute log-probs of targets with the head in chunks, without logits in full.
 
 Logits exist for a chunk of rows at a time and are recomputed in the backward pass (log-softmax and
 its gradient: ``d z = g (onehot - softmax)``), so memory does not depend on the vocabulary times the
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 class _Context(Context, Protocol):
-    """With what the backward pass needs beside tensors."""
+    """A context has what the backward pass needs beside tensors."""
 
     options: tuple[int, float, float]
 
 
 class _Head(Protocol):
-    """The output head of a model."""
+    """A head is a model's output embedding."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """Log-prob of each target under ``softmax(transform(hidden @ weight.T + bias))``.
+    """A target's log-prob is that under ``softmax(transform(hidden @ weight.T + bias))``.
 
     Gradients flow to hidden states and, where they train, to weight and bias; the weight's is
     accumulated in fp32 over the chunks.
@@ -102,15 +102,18 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The matrix product in fp32. A GPU sums products of bf16 in fp32 anyway: what it would lose is
-    the rounding of the result, which for a log-prob of -100 is a quarter of a nat."""
+    """Multiply in fp32.
+
+    A GPU sums products of bf16 in fp32 anyway: what a bf16 result would lose is its rounding, which
+    for a log-prob of -100 is a quarter of a nat.
+    """
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``total += left @ right`` in fp32, without a product beside it where torch can."""
+    """Do ``total += left @ right`` in fp32, without a temporary product where torch can."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.is_cuda and _adds_low_products(left.dtype, left.device.index):
@@ -121,14 +124,14 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 @lru_cache(maxsize=8)
 def _adds_low_products(dtype: torch.dtype, device: int) -> bool:
-    """Whether this torch adds a product of low precision to an fp32 matrix in place, rightly."""
+    """Return whether torch adds a low-precision product to an fp32 matrix in place, and rightly."""
     place = torch.device("cuda", device)
     left, right = (torch.eye(32, dtype=dtype, device=place) for _ in range(2))
     total = torch.full((32, 32), 2.0**-20, device=place)
     try:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     except (NotImplementedError, RuntimeError, TypeError) as error:
-        if is_out_of_memory(error):  # the answer is kept: this would not be one
+        if is_out_of_memory(error):  # the answer is cached: this would not be one
             raise
         return False
     return bool(torch.equal(total, torch.eye(32, device=place) + 2.0**-20))
@@ -136,7 +139,7 @@ def _adds_low_products(dtype: torch.dtype, device: int) -> bool:
 
 @lru_cache(maxsize=8)
 def _rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a chunk on ``device``."""
+    """Return the rows of a chunk on ``device``."""
     memory = 0
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -169,7 +172,7 @@ def target_logps(
     scale: float = 1.0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """log p(target) per row, fp32 ``[rows]``, without logits in full.
+    """Return log p(target) of each row, fp32 ``[rows]``, without logits in full.
 
     ``hidden``: ``[rows, width]``; ``weight``: ``[vocabulary, width]``; ``targets``: ``[rows]``.
     ``scale`` multiplies the logits, then ``softcap`` c bounds them by ``c * tanh(z / c)``.
@@ -181,7 +184,7 @@ def target_logps(
 
 
 def teach_head(model: "PreTrainedModel") -> None:
-    """Let the model's head answer with log-probs of targets where it is given any.
+    """Let the model's head return log-probs of targets where it is given any.
 
     The head stays the module it is: sharding wrappers gather a module's weights around its own
     forward and nowhere else.
@@ -206,7 +209,7 @@ def teach_head(model: "PreTrainedModel") -> None:
 
 
 def _logit_transform(config: "PretrainedConfig") -> tuple[float, float]:
-    """(scale, softcap) that an architecture applies to its logits before the softmax."""
+    """Return the (scale, softcap) that an architecture applies to its logits before the softmax."""
     scale = 1.0
     if getattr(config, "logit_scale", None):  # Cohere
         scale *= float(config.logit_scale)
@@ -218,10 +221,10 @@ def _logit_transform(config: "PretrainedConfig") -> tuple[float, float]:
 
 
 def head_logits(model: "PreTrainedModel", states: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-    """What the model's softmax gets for some of the hidden ``states`` ``[rows, width]``.
+    """Return what computes the logits of some of the hidden ``states`` ``[rows, width]``.
 
-    Returns a function of a slice of rows with fp32 ``[rows, vocabulary]``. The head is cast to
-    autocast's dtype once, for all slices.
+    It takes a slice of rows and returns fp32 ``[rows, vocabulary]``, as the softmax gets them, with
+    scale and softcap. The head is cast to autocast's dtype once, for all slices.
     """
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))

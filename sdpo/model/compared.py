@@ -1,9 +1,9 @@
-"""The architectures whose optimisations were compared with transformers' own code.
+"""List the architectures whose optimisations were compared with transformers' own code.
 
-Those of the table in docs/architectures.md, which ``python -m benchmarks.architectures`` measures:
-the norms, gated MLPs and rotary embeddings of :mod:`sdpo.model.fused_ops` and the last block of
-:mod:`sdpo.model.last_block` stand in for no others. An architecture of a newer transformers has its
-own code until it is in the table, even where its formulas look the same.
+They are those of the table in docs/architectures.md, which ``python -m benchmarks.architectures``
+measures: the norms, gated MLPs and rotary embeddings of :mod:`sdpo.model.fused_ops` and the last
+block of :mod:`sdpo.model.last_block` stand in for no others. An architecture of a newer
+transformers has its own code until it is in the table, even where its formulas look the same.
 """
 
 from typing import TYPE_CHECKING
@@ -27,14 +27,14 @@ recurrent_gemma rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma 
 zamba2 zaya
 """
 COMPARED = frozenset(_NAMES.split())
-"""By transformers' ``model_type`` of the text model."""
+"""Architectures are named by transformers' ``model_type`` of the text model."""
 
 
 def kind_of(policy: "PreTrainedModel") -> str:
-    """The ``model_type`` by which transformers knows the text model of ``policy``."""
+    """Return the ``model_type`` by which transformers knows the text model of ``policy``."""
     return str(policy.config.get_text_config().model_type)
 
 
 def was_compared(policy: "PreTrainedModel") -> bool:
-    """Whether the architecture of ``policy`` is one of the table, and not code of its own."""
+    """Return whether the architecture of ``policy`` is in the table, and not code of its own."""
     return kind_of(policy) in COMPARED and type(policy).__module__.startswith("transformers.")

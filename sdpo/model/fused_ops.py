@@ -1,9 +1,10 @@
-"""Norm, gated MLP and rotary embedding of Llama-like models with backward passes of their own.
+"""Compute norm, gated MLP and rotary embedding of Llama-like models with own backward passes.
 
 On a CPU the matrix products of a small model are half of its time; most of the rest is element-wise
 work that autograd splits into many passes and many saved tensors. These functions do the same
 arithmetic in fewer of both. They stand in for a model's own modules only where these are known and
-were seen to give the same values; fp32 on a CPU alone, anything else takes the model's own code.
+were seen to give the same values; they serve fp32 on a CPU alone, and anything else takes the
+model's own code.
 """
 
 import math
@@ -25,21 +26,21 @@ from sdpo.model.patches import (
 from sdpo.system.out_of_memory import is_out_of_memory
 
 _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
-"""Of the numbers on which a module's own code and what stands in for it are compared."""
+"""A module's own code and what stands in for it are compared on numbers of these sizes."""
 
 
 _Forward = Callable[..., torch.Tensor]
 
 
 class _Norm(Protocol):
-    """A module as it has to be for what stands in for its forward."""
+    """A norm is a module of this form, for which :func:`rms_norm` can stand in."""
 
     weight: torch.Tensor
     variance_epsilon: float
 
 
 class _GateUpDown(Protocol):
-    """A gated MLP likewise."""
+    """A gated MLP is a module of this form, for which :func:`gated_mlp` can stand in."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -47,7 +48,7 @@ class _GateUpDown(Protocol):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
+    """RMSNorm is ``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -72,7 +73,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SiluGate(torch.autograd.Function):
-    """``silu(gate) * up`` (arXiv 2002.05202); saves its inputs alone."""
+    """The gate is ``silu(gate) * up`` (arXiv 2002.05202); it saves its inputs alone."""
 
     @staticmethod
     def forward(ctx: Context, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -89,9 +90,9 @@ class _SiluGate(torch.autograd.Function):
 
 
 class _GatedMLP(torch.autograd.Function):
-    """``(silu(x Wg') * (x Wu')) Wd'``; saves x and the two products, not what they make.
+    """The MLP is ``(silu(x Wg') * (x Wu')) Wd'``; it saves x and the two inner products alone.
 
-    What is left out is a sixth of all that a Llama's layer keeps for its backward pass.
+    What is not saved is a sixth of all that a Llama's layer keeps for its backward pass.
     """
 
     @staticmethod
@@ -123,7 +124,7 @@ class _GatedMLP(torch.autograd.Function):
 
 
 class _Rotary(torch.autograd.Function):
-    """Rotation of the two halves of each head (arXiv 2104.09864); saves cosine and sine alone."""
+    """Each head's two halves are rotated (arXiv 2104.09864); cosine and sine alone are saved."""
 
     @staticmethod
     def forward(
@@ -148,13 +149,13 @@ class _Rotary(torch.autograd.Function):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dimension."""
+    """Return ``weight * x / sqrt(mean(x^2) + eps)``, the mean taken over the last dimension."""
     out: torch.Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
 
 def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up``, element by element."""
+    """Return ``silu(gate) * up``, element by element."""
     out: torch.Tensor = _SiluGate.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 
@@ -162,22 +163,22 @@ def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def gated_mlp(
     x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
-    """``down(silu(gate(x)) * up(x))`` of weights as ``nn.Linear`` has them, without biases."""
+    """Return ``down(silu(gate(x)) * up(x))`` for weights as in ``nn.Linear``, without biases."""
     out: torch.Tensor = _GatedMLP.apply(x, gate, up, down)  # type: ignore[no-untyped-call]
     return out
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of ``x`` ``[..., width]`` with ``cos`` and ``sin`` that broadcast to it."""
+    """Rotate ``x`` ``[..., width]`` by ``cos`` and ``sin``, which broadcast to it."""
     out: torch.Tensor = _Rotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return out
 
 
 def fuse(model: nn.Module) -> list[str]:
-    """Let ``model`` use these functions where its own are known; names of those in use.
+    """Let ``model`` use these functions where its own are known; return the names of those in use.
 
-    A module keeps its parameters and its place, so adapters, wrappers and publication see nothing
-    of it.
+    A module keeps its parameters and its place, so adapters, wrappers and publication do not
+    notice.
     """
     return [
         name
@@ -187,7 +188,7 @@ def fuse(model: nn.Module) -> list[str]:
 
 
 def _plain(x: torch.Tensor) -> bool:
-    """Whether the functions here serve: fp32 on a CPU, without autocast or a compiler's trace."""
+    """Return whether these functions serve: fp32 on a CPU, no autocast, no compiler's trace."""
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
@@ -243,7 +244,7 @@ def _fuse_gates(model: nn.Module) -> int:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """Whether a module is its weight and nothing else: no adapter, no bias, no hooks."""
+    """Return whether a module is its weight and nothing else: no adapter, no bias, no hooks."""
     return (
         type(module) is nn.Linear
         and getattr(module, "bias", None) is None
@@ -255,10 +256,10 @@ def _is_bare(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _same(module: nn.Module, forward: _Forward, width: int) -> bool:
-    """Whether ``forward`` gives what the module's own does, on numbers of every size that occurs.
+    """Return whether ``forward`` gives what the module's own does, for numbers of all sizes.
 
-    An architecture may clamp what is large, or add to what is small: a formula that is the same
-    near 1 is not the same one.
+    An architecture may clamp what is large, or add to what is small: a formula that agrees
+    near 1 may be another one.
     """
     parameter = next(module.parameters())
     if not _plain(parameter) or parameter.numel() == 0:
@@ -280,7 +281,7 @@ def _width(module: nn.Module) -> int:
 
 
 def _fuse_rotary(model: nn.Module) -> int:
-    """Replace the function in the module that the architecture's code looks it up in."""
+    """Replace the function in the module in which the architecture's code looks it up."""
     code = sys.modules[type(model).__module__]
     own = getattr(code, "apply_rotary_pos_emb", None)
     if own is None:

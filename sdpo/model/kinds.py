@@ -1,15 +1,15 @@
-"""Types of what other libraries pass without one."""
+"""Name the types of what other libraries pass without one."""
 
 from typing import Protocol, TypeAlias
 
 import torch
 
 Option: TypeAlias = torch.Tensor | float | str | bool | None
-"""What an architecture's own code passes beside the tensors that are known here."""
+"""An architecture's own code passes such values beside the tensors that are known here."""
 
 
 class Context(Protocol):
-    """What autograd gives the forward and the backward pass of a function."""
+    """A context is what autograd gives the forward and the backward pass of a function."""
 
     saved_tensors: tuple[torch.Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -19,4 +19,4 @@ class Context(Protocol):
 
 
 Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
-"""Of a function's inputs; None for one that has none."""
+"""A backward pass returns the gradients of a function's inputs; None for one that has none."""

@@ -1,4 +1,4 @@
-"""Threads of one process that each compute micro-batches of their own, on a CPU.
+"""Compute micro-batches in several threads of one process, on a CPU.
 
 Threads that share a matrix product of a small model wait for each other at the end of every
 operation; threads that each have other pairs do not. They share the weights. Gradients they do not
@@ -27,16 +27,16 @@ def in_lanes(
     lanes: int,
     ended: threading.Event | None = None,
 ) -> Generator[_R]:
-    """``function`` of each item, in the items' order, ``lanes`` at a time.
+    """Yield ``function`` of each item, in the items' order, computing ``lanes`` at a time.
 
-    Whether gradients and autocast are on is as it is here. What a lane raises is raised here, when
-    the others that had begun are done. ``ended`` is set on every way out: a function that takes
-    long looks at it, so that whoever wants the process to end need not wait.
+    Lanes compute with the caller's gradient mode and autocast. What a lane raises is raised here,
+    when the others that had begun are done. ``ended`` is set on every way out: a function that
+    takes long looks at it, so that whoever wants the process to end need not wait.
     """
     if lanes == 1:
         yield from map(function, items)
         return
-    # These are known by thread.
+    # torch keeps these for each thread.
     gradients, low = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu")
 
@@ -62,8 +62,7 @@ def in_lanes(
 
 @contextmanager
 def _threads_of_each(lanes: int) -> Iterator[None]:
-    """A lane's share of torch's threads, which new threads take over from the one that starts
-    them."""
+    """Give each lane its share of torch's threads: new threads inherit it from this one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // lanes))
     try:
@@ -73,7 +72,7 @@ def _threads_of_each(lanes: int) -> Iterator[None]:
 
 
 class GradientSum:
-    """A lane's sum of gradients of ``parameters``; None for those that nothing depends on."""
+    """A gradient sum is a lane's, over ``parameters``; None for those that no loss depends on."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters

@@ -1,7 +1,7 @@
-"""The last decoder block of a model answers for the tokens that predict, and for no others.
+"""Let the last decoder block of a model compute the tokens that predict, and no others.
 
-Of a prompt that block needs keys and values. What its feed-forward part would make of the prompt's
-tokens nobody reads: a sixth of a six-layer model's work on them, less of a deeper one's. It is left
+Of a prompt that block needs keys and values. Nobody reads what its feed-forward part makes of
+the prompt's tokens: a sixth of a six-layer model's work on them, less of a deeper one's. It is left
 out where the block has the parts of a Llama's and was seen to give the same.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _TRIED = 12
 _RTOL, _LOW_RTOL = 1e-4, 5e-2
-"""Of hidden states, in fp32 and in bf16, which rounds otherwise for other numbers of rows."""
+"""Hidden states may differ by so much: in fp32, and in bf16, where rounding depends on the rows."""
 _PREDICTORS = (3, 7, 7, 10)
 
 
 @torch.no_grad()
 def prune(model: "PreTrainedModel") -> bool:
-    """Let the last block of ``model`` leave out what no prediction needs; whether it does now.
+    """Let ``model``'s last block skip what no prediction needs; return whether it does now.
 
     The decoder then takes ``predictors``, flat indices of tokens, and answers with their states
     alone, ``[1, predictors, width]``. Without them it is what it was.
@@ -47,7 +47,7 @@ def prune(model: "PreTrainedModel") -> bool:
 
 
 class _Block(Protocol):
-    """A decoder block of the parts that are known here."""
+    """A decoder block has the parts that are known here."""
 
     training: bool
     input_layernorm: nn.Module
@@ -58,7 +58,7 @@ class _Block(Protocol):
     def forward(
         self, hidden_states: torch.Tensor, *rest: Option, **options: Option
     ) -> torch.Tensor:
-        """The block's states."""
+        """Return the block's hidden states."""
 
 
 def _pruned(
@@ -79,7 +79,7 @@ def _pruned(
 
 
 def _is_the_same(inner: "PreTrainedModel") -> bool:
-    """Whether the states of some tokens are those that the whole block gives them."""
+    """Return whether the states of some tokens are those that the whole block gives them."""
     plain_attention(inner)
     decoder, device = inner.get_decoder(), inner.get_input_embeddings().weight.device
     ids = torch.arange(_TRIED, device=device)[None] * 7 % inner.config.get_text_config().vocab_size

@@ -1,9 +1,9 @@
-"""Where this project reaches into other libraries, all of it: what is changed, why, what guards it.
+"""Gather all places where this project reaches into other libraries: what, why, what guards it.
 
 Nothing else binds a forward of its own to a module, replaces a library's function, or calls what a
 library does not offer. Each entry of :data:`PATCHES` says which check refuses or undoes the patch
-where a newer version of the library has another formula; ``seen`` are the versions that it was seen
-to work with.
+where a newer version of the library has another formula; ``seen`` are the versions with which it
+was seen to work.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 _Answer = tuple[torch.Tensor, ...] | torch.dtype | set[torch.dtype]
-"""What the functions give that are replaced."""
+"""The functions that are replaced return one of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """A change to a library's objects. ``guard`` names the function that compares or refuses."""
+    """A patch is a change to a library's objects; ``guard`` names what compares or refuses."""
 
     what: str
     why: str
@@ -104,7 +104,7 @@ PATCHES = {
         seen="transformers 5.17 to 5.23",
     ),
 }
-"""By name; the functions below, and what uses a kernel directly, are all places where they are."""
+"""Patches have names; the functions below, and users of a kernel, are the places where they are."""
 
 
 def bind_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
@@ -113,14 +113,14 @@ def bind_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Non
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether something was bound to ``module`` in place of its class's forward."""
+    """Return whether something was bound to ``module`` in place of its class's forward."""
     return "forward" in vars(module)
 
 
 def parameters_within(module: nn.Module, parts: tuple[str, ...]) -> bool:
-    """Whether every parameter of ``module`` is one of ``parts``, or of a part of that name.
+    """Return whether all parameters of ``module`` are in ``parts``, or in parts of those names.
 
-    What stands in for a forward knows no others: one that starts at 1 or 0 changes no value that is
+    A replacement knows no other parameters: one that starts at 1 or 0 changes no value that is
     compared before training, and would never train.
     """
     return all(name.partition(".")[0] in parts for name, _ in module.named_parameters())
@@ -140,7 +140,7 @@ def global_batch_ends(accelerator: "Accelerator", *, ends: bool) -> None:
     """Tell accelerate whether the micro-batch to come is the last one of a global batch.
 
     Raises:
-        AttributeError: this accelerate has another way of telling it.
+        AttributeError: this version of accelerate has another way to tell it.
     """
     accelerator.gradient_state._set_sync_gradients(ends)
 
@@ -179,14 +179,14 @@ def forget_compiled(block: nn.Module) -> None:
 
 @contextmanager
 def more_graphs(most: int) -> Iterator[None]:
-    """Within it torch makes up to ``most`` graphs of one function before it gives up."""
+    """Let torch make up to ``most`` graphs of one function before it gives up, while within."""
     with torch._dynamo.config.patch(recompile_limit=most):
         yield
 
 
 @contextmanager
 def generating_with(model: "PreTrainedModel", settings: "GenerationConfig") -> Iterator[None]:
-    """Within it ``model`` generates with ``settings`` in place of its own."""
+    """Let ``model`` generate with ``settings`` in place of its own, while within."""
     own, model.generation_config = model.generation_config, settings
     try:
         yield

@@ -1,8 +1,7 @@
-"""Loading a policy, giving it adapters, and publishing it.
+"""Load a policy, give it adapters, and publish it.
 
 Weights are fp32 from load to publication: at the paper's learning rate a bf16 copy loses nearly all
-of a step's change (see the design's precision test). Adapters are merged before publication, so
-"M_{t-1}" means one set of tensors.
+of a step's change. Adapters are merged before publication, so "M_{t-1}" means one set of tensors.
 """
 
 import re
@@ -37,15 +36,15 @@ def load_policy(
     gradient_checkpointing: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> "PreTrainedModel":
-    """The causal language model in ``folder``, fp32, without randomness of its own.
+    """Load the causal language model in ``folder``, fp32, without randomness of its own.
 
-    It is loaded from a view of exactly the files that are digested. ``digest``: the model's, where
-    it is known which one it has to be; the files are read for it while the view watches them.
-    ``warn`` is told of tensors that its architecture has no place for.
+    It is loaded from a view of exactly the files that are digested. ``digest`` is the model's,
+    where it is known which model this must be; the files are digested while the view watches them.
+    ``warn`` gets a message on tensors that its architecture has no place for.
 
     Raises:
-        ModelError: it is not a causal language model, its weights do not fit its configuration, or
-            the folder is one that transformers would understand otherwise.
+        ModelError: it is not a causal language model, has another digest, its weights do not fit
+            its configuration, or the folder is one that transformers would understand otherwise.
     """
     from transformers import AutoModelForCausalLM
 
@@ -109,8 +108,7 @@ def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:
 
 
 def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
-    """The modules of the model in ``folder``, on the meta device: they have names and shapes, no
-    values and no memory.
+    """Return the modules of the model in ``folder``, on the meta device: without values or memory.
 
     Raises:
         ModelError: as :func:`load_policy`, but for what only the weights show.
@@ -128,7 +126,7 @@ def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
 
 @contextmanager
 def _kernels_named(attention: str) -> Iterator[None]:
-    """Say in this project's words that an architecture has no such attention kernel."""
+    """Replace errors on a missing attention kernel of an architecture by this project's message."""
     try:
         yield
     except (ImportError, ValueError) as error:
@@ -145,7 +143,7 @@ def _kernels_named(attention: str) -> Iterator[None]:
 
 
 def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTrainedModel":
-    """``policy`` with fresh LoRA adapters, whose initial output is zero.
+    """Return ``policy`` with fresh LoRA adapters, whose initial output is zero.
 
     Raises:
         ConfigError: no module has one of the names, or one is the output head, or one that an
@@ -182,7 +180,7 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
 
 
 def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
-    """The model with its adapters merged in fp32; a model without adapters as it is."""
+    """Return the model with its adapters merged in fp32, or as it is if it has none."""
     return policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
 
 
@@ -197,7 +195,7 @@ def save_policy(
     """Write ``policy`` into the existing ``folder``: safetensors, with S's tokenizer files.
 
     The tokenizer's files are copied byte for byte from ``tokenizer``: a re-save would rewrite them.
-    A template that the recipe gave in place of the tokenizer's own, or chose among them, travels
+    A template that the recipe gave in place of the tokenizer's own, or chose among them, is saved
     with the model as its default.
     ``weights`` are given where the policy itself holds only a share of them.
     """
@@ -217,7 +215,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files byte for byte.
 
     Raises:
-        ModelError: one is a link that leads out of ``source``, or no file.
+        ModelError: one is a link that leads out of ``source``, or is no file.
     """
     for path in tokenizer_files(source):
         copied = folder / path.relative_to(source)

@@ -1,4 +1,4 @@
-"""A loaded model made ready to score and to train, or refused in this project's words."""
+"""Make a loaded model ready to score and to train, or refuse it in this project's words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 def prepare(
     policy: "PreTrainedModel", *, device: torch.device, fused: bool | None = None
 ) -> list[str]:
-    """Let ``policy`` use what is faster where it gives the same; returns the names of that.
+    """Let ``policy`` use what is faster where it gives the same; return the names of what it uses.
 
-    Autocast is as the training will have it: a kernel may take no other dtype. ``fused``: whether
+    Call it under the training's autocast: a kernel may take no other dtype. ``fused``: whether
     anything faster may stand in for the model's own code; None: where the architecture is one that
     was compared.
 
     Raises:
-        ModelError: its log-probs are not computed here as it does itself, it is another model in
-            training, or its forward is of a kind that is not known.
+        ModelError: the log-probs computed here are not the model's own, it is another model in
+            training, or its forward is of an unknown kind.
     """
     with forwards_known(policy):
         applied: list[str] = []
@@ -45,9 +45,9 @@ def prepare(
 
 
 def reaches_all(scorer: SequenceScorer, *, device: torch.device) -> bool:
-    """Whether the log-prob of a few tokens has a gradient of every parameter that is trained.
+    """Return whether the log-prob of a few tokens has a gradient for every parameter that trains.
 
-    Parts for images have none, nor an index of keys of which a rank is taken: processes that add
+    Parts for images have none, nor has an indexer whose scores are only ranked: processes that add
     up gradients have to be told, or wait for them.
     """
     ids = np.arange(8, dtype=np.int32) * 7 % scorer.model.config.get_text_config().vocab_size
@@ -63,10 +63,10 @@ def reaches_all(scorer: SequenceScorer, *, device: torch.device) -> bool:
 
 @contextmanager
 def forwards_known(policy: "PreTrainedModel") -> Iterator[None]:
-    """Within it, whatever an architecture's own code raises becomes one message.
+    """Turn whatever an architecture's own code raises within into one message.
 
     Raises:
-        ModelError: something was raised that is neither of this project nor want of memory.
+        ModelError: something was raised that is neither this project's nor lack of memory.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a model draws at random in training: switched off where it can be, refused where not.
+"""Switch off what a model draws at random in training, and refuse what cannot be switched off.
 
 Reference and policy must agree before the first update, or the losses are those of another model.
-Dropout that a person asks for, that of adapters (``lora_dropout``), comes later and stays.
+Dropout that the recipe asks for, that of adapters (``lora_dropout``), is added later and stays.
 """
 
 import math
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _TRIED = 64
 _ROUTERS = "output_router_logits"
-"""A setting with which every forward makes a loss from a mask of its own, generation too."""
+"""With this setting every forward, also in generation, makes a loss from a mask of its own."""
 _AGAIN = 8
-"""So often a model that seems to draw is asked, to learn whether the device repeats itself."""
+"""A model that seems to draw is asked so often, to learn whether the device repeats itself."""
 
 
 def switch_off(policy: "PreTrainedModel") -> None:
-    """Set the rates of the model's own dropout to 0, and of noise that training alone reads.
+    """Set the rates of the model's own dropout to 0, and of noise that only training reads.
 
-    Rates stand in modules, and in configurations that are read at every forward. Routers' logits
-    are put out where they are asked for alone.
+    Rates are in modules, and in configurations that are read at every forward. A setting to put out
+    routers' logits in every forward is switched off too: they are asked for where they are needed.
     """
     jitter = [rate for rate in _rates(policy, "jitter") if getattr(*rate) > 0]
     if jitter and _in_training_alone(policy, jitter):
@@ -48,7 +48,7 @@ def switch_off(policy: "PreTrainedModel") -> None:
 
 @contextmanager
 def own_settings(policy: "PreTrainedModel") -> Iterator[None]:
-    """Within it the model's configuration has the settings it came with: it is published."""
+    """Restore, while within, the settings the model came with: it is published with them."""
     kept = getattr(policy, "_sdpo_own_settings", [])
     for config, name, value in kept:
         setattr(config, name, value)
@@ -60,12 +60,12 @@ def own_settings(policy: "PreTrainedModel") -> Iterator[None]:
 
 
 def draws_at_random(model: nn.Module) -> bool:
-    """Whether a training forward draws random numbers, whose order lanes would not keep."""
+    """Return whether a training forward draws random numbers, whose order lanes would not keep."""
     return any(getattr(module, name) > 0 for module, name in _rates(model, "drop", "jitter"))
 
 
 class Generators:
-    """States of torch's generators, to draw the same again."""
+    """Generators are the states of torch's generators, kept to draw the same numbers again."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -80,16 +80,16 @@ class Generators:
 
 @torch.no_grad()
 def check_training_mode(scorer: "SequenceScorer", *, device: torch.device) -> None:
-    """Refuse a model that gives other log-probs in train mode; generators stay where they are.
+    """Refuse a model that gives other log-probs in train mode; random generators keep their state.
 
-    Two forwards of one mode are the same operations, whose results are the same to the last bits,
-    in bf16 too, but where the device adds in no fixed order: that is measured. What train mode
-    differs by from the other may be rounding, as some kernels are others there.
+    Two forwards in one mode are the same operations, with the same results to the last bits, in
+    bf16 too, unless the device adds in no fixed order: that is measured. What train mode and eval
+    mode differ by may be rounding, as they use different kernels in places.
 
     ``scorer``: a :class:`~sdpo.model.sequence_scorer.SequenceScorer`.
 
     Raises:
-        ModelError: it does; the message has the numbers.
+        ModelError: the log-probs differ by more than rounding; the message has the numbers.
     """
     vocabulary = scorer.model.config.get_text_config().vocab_size
     ids = np.arange(_TRIED, dtype=np.int32) * 7 % vocabulary
@@ -120,7 +120,7 @@ def check_training_mode(scorer: "SequenceScorer", *, device: torch.device) -> No
 
 
 def _rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
-    """Modules with the names of their rates: of dropout, and of others by ``words`` in them."""
+    """Yield modules with the names of their rates: dropout's, and those with one of ``words``."""
     for module in model.modules():
         if isinstance(module, nn.Dropout) and "drop" in words:
             yield module, "p"
@@ -130,8 +130,10 @@ def _rates(model: nn.Module, *words: str) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _configured(model: nn.Module) -> "list[tuple[PretrainedConfig, str]]":
-    """Rates of dropout above 0 in the configurations that the model's modules have, and whether
-    routers' logits are put out."""
+    """Return what :func:`switch_off` sets in the configurations of the model's modules, by name.
+
+    These are rates of dropout above 0, and whether routers' logits are put out.
+    """
     configs = {
         id(config): config
         for module in model.modules()
@@ -153,7 +155,7 @@ def _set(rates: list[tuple[nn.Module, str]], value: float) -> None:
 
 @torch.no_grad()
 def _in_training_alone(policy: "PreTrainedModel", rates: list[tuple[nn.Module, str]]) -> bool:
-    """Whether an answer depends on none of ``rates``: some routers read theirs as a threshold."""
+    """Return whether a forward ignores ``rates``: some routers read theirs as a threshold."""
     policy.eval()
     device = policy.get_input_embeddings().weight.device
     ids = torch.arange(_TRIED, device=device)[None] * 7 % policy.config.get_text_config().vocab_size

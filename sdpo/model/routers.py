@@ -1,10 +1,10 @@
-"""The load-balancing loss of mixtures of experts (arXiv 2101.03961, equations 4 to 6).
+"""Compute the load-balancing loss of mixtures of experts (arXiv 2101.03961, equations 4 to 6).
 
-``E sum_e f_e P_e``: of all choices that the routers of all layers make for all tokens, ``f_e`` is
-how many fall on expert e per token, and ``P_e`` the mean probability that the routers give it. It
-is a property of the tokens together: sums of both are taken of every forward, and the loss is made
-of the sums of a whole global batch. What transformers adds to a model's own loss is the same on the
-padded rows of one forward.
+It is ``E sum_e f_e P_e``: of all choices that the routers of all layers make for all tokens,
+``f_e`` is how many fall on expert e per token, and ``P_e`` is the mean probability that the routers
+give it. It is a property of the tokens together: sums of both are taken of every forward, and the
+loss is made of the sums of a whole global batch. What transformers adds to a model's own loss is
+the same on the padded rows of one forward.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 _RTOL, _LOW_RTOL = 1e-5, 2e-2
 _NONE = "its own code makes no such loss"
 _TRIED = ((3, 9, 5), (4, 2, 11))
-"""Tokens of prompt, chosen and rejected of the pairs by which the loss is compared."""
+"""The loss is compared on pairs with so many tokens of prompt, chosen and rejected."""
 
 
 def has_routers(policy: "PreTrainedModel") -> bool:
-    """Whether the architecture puts out its routers' logits, as TRL tells it."""
+    """Return whether the architecture can put out its routers' logits, told as TRL does."""
     return hasattr(policy.config.get_text_config(), "output_router_logits")
 
 
 def asked_weight(policy: "PreTrainedModel") -> float:
-    """The weight of the loss that the model's configuration states, 0 where it states none."""
+    """Return the loss's weight that the model's configuration states; 0 where it states none."""
     config = policy.config.get_text_config()
     stated = getattr(config, "router_aux_loss_coef", None) if has_routers(policy) else None
     return float(stated or 0.0)
@@ -42,9 +42,9 @@ def asked_weight(policy: "PreTrainedModel") -> float:
 def router_load(
     inner: "PreTrainedModel", logits: Sequence[torch.Tensor], batch: Batch
 ) -> torch.Tensor:
-    """Sums over ``batch``, float64 ``[2, experts]``: choices of each expert, and probabilities.
+    """Return sums over ``batch``, float64 ``[2, experts]``: each expert's choices, probabilities.
 
-    A token counts once for every sequence that it stands in, as in padded rows; padding does not.
+    A token counts once for every sequence that it is in, as in padded rows; padding does not count.
     ``inner`` is the model, ``logits`` are those of each of its layers, ``[tokens, experts]``.
 
     Raises:
@@ -67,11 +67,11 @@ def router_load(
 
 
 def balance_loss(load: torch.Tensor, *, whole: torch.Tensor | None = None) -> torch.Tensor:
-    """``E sum_e f_e P_e`` of a :func:`router_load`: where all experts are used alike, the number
-    that a token chooses.
+    """Return ``E sum_e f_e P_e`` of a :func:`router_load`.
 
-    ``whole``: of all the forwards that the loss is of. Then this is the part of it that ``load``
-    adds, with gradients of the probabilities alone, as choices have none.
+    Where all experts are used alike it is the number of experts that a token chooses. ``whole`` is
+    the load of all the forwards that the loss is of. Then this is the part of the loss that
+    ``load`` adds, with gradients of the probabilities alone, as choices have none.
     """
     of_all = load.detach() if whole is None else whole
     tokens = of_all[1].sum()  # every token's probabilities sum to 1
@@ -88,7 +88,7 @@ def check_routers(
     transformers model in it.
 
     Raises:
-        ModelError: the model has no routers, makes no such loss, or another one.
+        ModelError: the model has no routers, makes no such loss, or makes another one.
     """
     if not has_routers(inner):
         raise ModelError(no_loss(inner, "it is no mixture of experts whose routers can be seen"))
@@ -115,7 +115,7 @@ def check_routers(
 
 
 def no_loss(inner: "PreTrainedModel", why: str) -> str:
-    """What is said where a model has no such loss to add."""
+    """Return the refusal of a model that has no such loss to add."""
     return (
         f"training.router_aux_loss has nothing to weigh: of {type(inner).__name__} the routers' "
         f"load-balancing loss is not to be had ({why}). Leave training.router_aux_loss at 0"
@@ -123,7 +123,7 @@ def no_loss(inner: "PreTrainedModel", why: str) -> str:
 
 
 def _counts(batch: Batch) -> torch.Tensor:
-    """In how many sequences each token of the rows stands, float64 ``[tokens]``."""
+    """Return in how many sequences each token of the rows is, float64 ``[tokens]``."""
     if batch.sequences is not None:
         return batch.sequences.flatten().double()
     if batch.attention_mask is not None:

@@ -1,4 +1,4 @@
-"""Log-probs of completions: a causal language model as a function from batches to sums."""
+"""Score completions: a causal language model as a function from batches to summed log-probs."""
 
 import math
 import threading
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Token ids of prompt and completion, int32 ``[tokens]``; ids from ``prompt`` on are scored."""
+    """A sequence is prompt and completion, int32 ``[tokens]``; ``ids[prompt:]`` are scored."""
 
     ids: np.ndarray
     prompt: int
 
     @property
     def scored(self) -> int:
-        """Number of scored tokens."""
+        """Return the number of scored tokens."""
         return len(self.ids) - self.prompt
 
 
 def collate(sequences: Sequence[TokenSequence], *, pad_token_id: int) -> Batch:
-    """Sequences in rows of their own, padded on the right."""
+    """Return a batch of ``sequences`` in rows of their own, padded on the right."""
     groups = [PromptGroup(s.ids[: s.prompt], (s.ids[s.prompt :],)) for s in sequences]
     return LAYOUTS["padded"].collate(groups, pad_token_id=pad_token_id, device="cpu")
 
 
 class SequenceScorer(nn.Module):
-    """A causal language model that answers with summed log-probs of completions.
+    """A scorer is a causal language model that answers with summed log-probs of completions.
 
     It is one module, so that data-parallel and sharding wrappers see every parameter that is used.
     ``attention`` is the kernel for rows of one sequence; rows of several have their own.
@@ -64,12 +64,13 @@ class SequenceScorer(nn.Module):
     def forward(
         self, batch: Batch, *, routers: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob of each completion, fp32 ``[completions]``, in nats, group by group.
+        """Return the log-prob of each completion, fp32 ``[completions]``, in nats, group by group.
 
-        With ``routers`` also their load, float64 ``[2, experts]``: see :mod:`sdpo.model.routers`.
+        With ``routers`` return also their load, float64 ``[2, experts]``: see
+        :mod:`sdpo.model.routers`.
 
         Raises:
-            ModelError: the model has no routers whose load is asked for.
+            ModelError: ``routers`` is set, and the model has none, or makes no loss of them.
         """
         logps, load = (
             self._by_length(batch, routers) if self.by_length else self._of(batch, routers)
@@ -134,10 +135,10 @@ class SequenceScorer(nn.Module):
         """Compare the chunked head with the model's own logits on a few tokens.
 
         An architecture may do more to its logits than this module knows; then training would be
-        silently wrong. They may differ by rounding alone: see :mod:`sdpo.model.rounding`.
+        silently wrong. Only rounding may make them differ: see :mod:`sdpo.model.rounding`.
 
         Raises:
-            ModelError: they differ, or are no numbers.
+            ModelError: they differ by more, or are not finite.
         """
         ids = np.arange(8, dtype=np.int32) * 7 % vocabulary
         batch = collate([TokenSequence(ids, 1)], pad_token_id=0).to(device)
@@ -156,28 +157,28 @@ class SequenceScorer(nn.Module):
 
 
 def predicting(rows: torch.Tensor, predictors: torch.Tensor) -> torch.Tensor:
-    """The ``rows`` that predict.
+    """Return the ``rows`` that predict.
 
-    Not by indexing, whose backward sorts: here it is an addition of rows, and the last row of a
-    prompt predicts the first token of both completions.
+    They are not taken by indexing, whose backward sorts: here it is an addition of rows, and the
+    last row of a prompt predicts the first token of both completions.
     """
     return rows.index_select(0, predictors)
 
 
 def inner_model(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The transformers model below a PEFT wrapper."""
+    """Return the transformers model below a PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_blocks(model: "PreTrainedModel") -> list[nn.Module]:
-    """The layers of a model that repeat, by the names its architecture gives."""
+    """Return the layers of a model that repeat, by the names that its architecture gives."""
     inner = inner_model(model)
     names = set(inner._no_split_modules or ())
     return [module for module in inner.modules() if type(module).__name__ in names]
 
 
 def plain_attention(model: "PreTrainedModel") -> None:
-    """Let the model use the kernel it was loaded with: for anything that is not scored here."""
+    """Let the model use the kernel it was loaded with, for anything that is not scored here."""
     inner = inner_model(model)
     use_attention(inner, getattr(inner, "_sdpo_attention", inner.config._attn_implementation))
 
@@ -186,7 +187,7 @@ _SWITCHING = threading.Lock()
 
 
 def use_attention(inner: "PreTrainedModel", name: str) -> None:
-    """Let the model take its attention from the function of this name, all of its parts."""
+    """Let all parts of the model take their attention from the function called ``name``."""
     with _SWITCHING:
         if inner.config._attn_implementation != name:
             inner.set_attn_implementation(name)

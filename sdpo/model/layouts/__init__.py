@@ -1,8 +1,8 @@
-"""How the tokens of prompts and completions are laid out for a forward pass.
+"""Lay out the tokens of prompts and completions for a forward pass.
 
 ``padded`` is the plain form, ``packed`` leaves out the padding, ``shared`` also computes every
-prompt once. All give the same log-probs (arXiv 2410.20305 for the shared prompt); which one is used
-bears only on time, memory and the last bits.
+prompt once. All give the same log-probs (arXiv 2410.20305 for the shared prompt); the choice
+affects only time, memory and the last bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ __all__ = ["LAYOUTS", "Batch", "Layout", "PromptGroup"]
 
 
 class Collate(Protocol):
-    """Lays groups out."""
+    """A collate function lays groups out as a batch."""
 
     def __call__(self, groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
-        """All groups have the same number of completions."""
+        """Lay out ``groups``, which all have the same number of completions, for ``device``."""
 
 
 def _rows(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def _prompt_once(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A layout: ``collate`` arranges groups, ``tokens`` says what each costs in a forward.
+    """A layout's ``collate`` arranges groups, and its ``tokens`` says what each costs in a forward.
 
     ``tokens(prompts [items], completions [items, sides])`` are lengths in tokens. Where ``padded``,
     items of a forward cost as much as the longest of them.

@@ -1,4 +1,4 @@
-"""The attention function that models use for rows of several sequences.
+"""Attend in rows of several sequences: the attention function that models use there.
 
 It is registered with transformers' attention interface, so any architecture that takes its
 attention from there can use the shared and packed layouts. On a GPU it is FlexAttention; on a CPU
@@ -27,7 +27,7 @@ _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 _MOST_GRAPHS = 64
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "block_indices", "indices")
-"""What some architectures add to attention and this module does not do."""
+"""Some architectures add these to attention; this module does not support them."""
 
 
 # Under torch.compile the blocks around attention are compiled, attention is not: the segments of
@@ -46,7 +46,7 @@ def segmented_attention(
     sliding_window: int | None = None,
     **options: Option,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of ``query`` ``[1, heads, tokens, width]`` as ``segments`` say.
+    """Attend with ``query`` ``[1, heads, tokens, width]`` as ``segments`` say.
 
     Returns ``[1, tokens, heads, width]``, as transformers' attention functions do.
 
@@ -66,7 +66,7 @@ def segmented_attention(
 
 
 def _one_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors in the dtype of autocast, where it is on, as torch's own kernels take them there.
+    """Return the tensors in autocast's dtype where it is on, as torch's own kernels take them.
 
     Rotary embedding leaves queries and keys in fp32 beside values in bf16.
     """
@@ -97,13 +97,13 @@ def _on_cpu(
 
 
 class _Context(Context, Protocol):
-    """With what the backward pass needs beside tensors."""
+    """A context has what the backward pass needs beside tensors."""
 
     plan: tuple[tuple[Segment, ...], Sequence[torch.Tensor | None], float]
 
 
 class _SegmentedAttention(torch.autograd.Function):
-    """Fused attention per segment; gradients are added up in one buffer per input."""
+    """Attention is fused per segment; gradients are added up in one buffer per input."""
 
     @staticmethod
     def forward(
@@ -162,9 +162,10 @@ class _SegmentedAttention(torch.autograd.Function):
 def _slices(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Segment
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries and keys of a segment; with grouped heads a group is an entry of the batch.
+    """Return queries, keys and values of a segment; with grouped heads a group is a batch entry.
 
-    So ``[1, heads, q, w]`` and ``[groups, heads / groups, q, w]``, keys repeated by a stride of 0.
+    Shapes are ``[1, heads, q, w]``, or ``[groups, heads / groups, q, w]`` with keys repeated by a
+    stride of 0.
     """
     q = query[:, :, segment.first : segment.last]
     k, v = (t[:, :, segment.first_key : segment.last_key] for t in (key, value))
@@ -177,7 +178,7 @@ def _slices(
 
 
 def _heads(rows: torch.Tensor, first: int, last: int, groups: int) -> torch.Tensor:
-    """Rows ``[1, tokens, heads, width]`` of a segment, heads as :func:`_slices` has them."""
+    """Return rows ``[1, tokens, heads, width]`` of a segment, heads as :func:`_slices` has them."""
     heads = rows[0, first:last].transpose(0, 1)
     return heads.view(groups, -1, *heads.shape[1:])
 
@@ -230,9 +231,9 @@ def _flex(
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., torch.Tensor]:
-    """The kernel.
+    """Return FlexAttention as one compiled kernel.
 
-    The whole call is one graph or an error: past the limit of graphs torch would go on without
+    The whole call is one graph or an error: past its limit of graphs torch would go on without
     compiling, which makes the scores of all tokens with all tokens. Lengths are dynamic, so graphs
     are few (gradients, grouped heads, windows, dtypes), but there may be more than torch's limit of
     8.

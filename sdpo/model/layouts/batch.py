@@ -1,4 +1,4 @@
-"""What a forward pass gets: token ids of prompts with their completions, laid out in rows.
+"""Define what a forward pass gets: token ids of prompts and completions, laid out in rows.
 
 A layout decides the arrangement; the answer is the same for all of them: one summed log-prob per
 completion. See :mod:`sdpo.model.layouts` for the layouts.
@@ -16,7 +16,7 @@ from sdpo.model.layouts.segments import Segments
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup:
-    """A prompt and its completions, int32 ``[tokens]`` each.
+    """A group is a prompt and its completions, int32 ``[tokens]`` each.
 
     A preference pair has two completions (chosen, rejected), a supervised example one.
     """
@@ -27,14 +27,14 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Prompt groups as rows of tokens, int64.
+    """A batch has prompt groups as rows of tokens, int64.
 
     ``input_ids``: ``[rows, length]``; ``attention_mask`` and ``position_ids`` likewise, None where
     the model's own are right. ``segments`` says who sees whom where a row holds several sequences.
     ``predictors``: flat indices into ``rows * length`` of the positions that predict completion
     tokens, ``targets``: the tokens they predict, completion by completion; ``scored``: their number
-    per completion. ``sides``: completions per group. ``sequences``: in how many each token
-    stands, None where the mask says it.
+    per completion. ``sides``: completions per group. ``sequences``: in how many sequences each
+    token counts, None where the mask says it.
     """
 
     input_ids: torch.Tensor
@@ -48,7 +48,7 @@ class Batch:
     sequences: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``."""
+        """Return the same batch on ``device``."""
         if self.input_ids.device == device:
             return self
         mask, places, segments = self.attention_mask, self.position_ids, self.segments
@@ -67,7 +67,7 @@ class Batch:
 
 
 def targets_of(groups: Sequence[PromptGroup]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(targets, scored) of a batch: completions one after the other, and their lengths."""
+    """Return (targets, scored) of a batch: the completions' tokens, int64, and their lengths."""
     completions = [side for group in groups for side in group.completions]
     targets = torch.from_numpy(np.concatenate(completions).astype(np.int64))
     return targets, torch.tensor([len(side) for side in completions])

@@ -1,6 +1,6 @@
-"""FlexAttention's mask of a row, from the run of keys that each of its tokens may see.
+"""Make FlexAttention's mask of a row from the run of keys that each of its tokens may see.
 
-In every layout what a token sees is one run of keys. So the rule is two numbers a token, and the
+In every layout what a token sees is one run of keys. So the rule is two numbers per token, and the
 blocks follow from them: no matrix of tokens by tokens is ever made, where torch's own
 ``create_block_mask`` peaks at 13 bytes for each of its entries.
 """
@@ -24,10 +24,11 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tor
 
 
 def runs_of_keys(parts: Sequence[Segment], positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last key that each token sees, int32 ``[tokens]`` each; ``positions``: of tokens.
+    """Return the first and last key that each token sees, int32 ``[tokens]`` each.
 
-    The keys of a segment stand by rising position, or a completion laid backwards stands before its
-    prompt. Of those up to a token's own position the former are the first, the latter the last.
+    ``positions`` are those of tokens in their sequences, int64 ``[tokens]``. The keys of a segment
+    are in rising order, or a backwards completion is before its prompt. A token sees the keys up to
+    its own position: the first ones in the former case, the last ones in the latter.
     """
     first = np.zeros(len(positions), dtype=np.int32)
     last = np.full(len(positions), -1, dtype=np.int32)
@@ -52,10 +53,10 @@ def block_mask(
     window: int | None,
     device: torch.device,
 ) -> "BlockMask":
-    """The rule as FlexAttention's ``BlockMask`` on ``device``, for a row of whole blocks.
+    """Make the rule a ``BlockMask`` of FlexAttention on ``device``, for a row of whole blocks.
 
-    ``positions``: int64 ``[tokens]``. With a sliding ``window`` a token sees of its run the keys
-    less than ``window`` positions before it.
+    ``positions``: int64 ``[tokens]``. With a sliding ``window`` a token sees those keys of its run
+    that are less than ``window`` positions before it.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -79,10 +80,11 @@ def block_mask(
 def _blocks(
     first: np.ndarray, last: np.ndarray, positions: np.ndarray, window: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of queries by blocks of keys, bool ``[blocks, blocks]``: of which a query may see a
-    key, and of which every query sees every key.
+    """Return which blocks are computed, and which are wholly visible, bool ``[blocks, blocks]``.
 
-    A block in which no query sees a key may be among the former: the rule leaves its keys out.
+    Rows are blocks of queries, columns blocks of keys. The first says where a query may see a key,
+    the second where every query sees every key. A block in which no query sees a key may be in the
+    first: the rule leaves its keys out.
     """
     lowest, highest, least, most = (
         edge(run.reshape(-1, BLOCK), axis=1) for run in (first, last) for edge in (np.min, np.max)
@@ -100,7 +102,7 @@ def _blocks(
 
 
 def _packed(blocks: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of blocks of every row, and their indices in front: int32 with two leading ones."""
+    """Return each row's number of blocks, and their indices first: int32, with two leading ones."""
     counts = blocks.sum(axis=1, dtype=np.int32)
     indices = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     made = (torch.from_numpy(array)[None, None] for array in (counts, indices))

@@ -1,4 +1,4 @@
-"""Whether a model gives the same answers in a layout as in two plain rows."""
+"""Check whether a model gives the same answers in a layout as in plain padded rows."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _TOKENS = 2048
-"""At most so many tokens of two long pairs are tried, prompts once; one pair may have more."""
+"""Two long pairs are tried up to so many tokens, prompts once; one pair may have more."""
 _PART = 96
-"""Tokens of each part of a pair that are tried where length changes nothing but the work."""
+"""So many tokens of each part of a pair are tried where length changes nothing but the work."""
 _Measured = tuple[torch.Tensor, list[torch.Tensor]]
 _LEAK, _LOW_LEAK = 1e-3, 0.05
-"""What a side's log-prob may move by where others' tokens change and all lengths stay, in nats: the
-operations are the same, so a layout that keeps sides apart moves it by nothing."""
+"""A side's log-prob may move by so many nats where others' tokens change and all lengths stay.
+
+The operations are the same, so a layout that keeps sides apart moves it by nothing. The second is
+for bf16.
+"""
 
 
 def tried_pairs(tokens: TokenFile, rows: np.ndarray) -> list[int]:
-    """Of ``rows`` the longest two, or one where two are too much for a trial, and the shortest."""
+    """Choose of ``rows`` the longest two (one, where two are too long), and the shortest."""
     sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
     lengths = tokens.prompt_lengths[rows] + sides
     order = np.argsort(-lengths, kind="stable")
@@ -37,7 +40,7 @@ def tried_pairs(tokens: TokenFile, rows: np.ndarray) -> list[int]:
 
 
 def length_matters(config: "PretrainedConfig") -> bool:
-    """Whether a token far away is treated otherwise: by a window, or by frequencies that change."""
+    """Return whether a distant token is treated otherwise: by a window, or changing frequencies."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ()
     windows = getattr(text, "sliding_window", None) or any("full" not in kind for kind in kinds)
@@ -48,7 +51,7 @@ def length_matters(config: "PretrainedConfig") -> bool:
 
 
 def shortened(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """The pairs with the beginning of each of their parts alone."""
+    """Return the pairs with only the beginning of each of their parts."""
     return [
         PromptGroup(group.prompt[:_PART], tuple(side[:_PART] for side in group.completions))
         for group in groups
@@ -64,10 +67,10 @@ def agrees(
     device: torch.device,
     gradients: bool,
 ) -> str:
-    """Compare ``layout`` with padded rows; empty where they agree, else what is wrong.
+    """Compare ``layout`` with padded rows; return what is wrong, empty where they agree.
 
     Values are compared by the sum of each completion, gradients on the parameters with one
-    dimension (norms and biases), which every token and every layer reaches. Then the layout is
+    dimension (norms and biases), which every token of every layer reaches. Then the layout is
     compared with itself where every other side has other tokens. A short pair is tried behind
     ``groups``: a state that goes on from row to row fades over a long prompt.
     """
@@ -103,18 +106,18 @@ def agrees(
 
 
 def _short(group: PromptGroup) -> PromptGroup:
-    """The last token of the prompt with two of each side."""
+    """Make a pair of the prompt's last token with two tokens of each side."""
     return PromptGroup(group.prompt[-1:], tuple(side[:2] for side in group.completions))
 
 
 def _differ(of_padded: _Measured, of_layout: _Measured, *, low: bool) -> str:
-    """In what values or gradients differ by more than rounding; empty: in nothing."""
+    """Return in what values or gradients differ by more than rounding; empty: in nothing."""
     (plain, plain_gradients), (ours, own_gradients) = of_padded, of_layout
     rtol, atol = (2e-2, 1.0) if low else (1e-5, 1e-3)
     if not torch.allclose(ours, plain, rtol=rtol, atol=atol):
         worst = float((ours - plain).abs().max())
         return f"log-probs of the pairs that were tried differ by {worst:.3g} nats"
-    # One that is 0 in theory is rounding in both: what counts is the size of all of them.
+    # One that is 0 in theory is rounding in both: it is judged by the size of all of them.
     total = math.sqrt(sum(float(plain_of.square().sum()) for plain_of in plain_gradients))
     for ours_of, plain_of in zip(own_gradients, plain_gradients, strict=True):
         scale = float(plain_of.norm())
@@ -125,7 +128,7 @@ def _differ(of_padded: _Measured, of_layout: _Measured, *, low: bool) -> str:
 
 
 def not_alone(kind: str, problem: str) -> str:
-    """What is said of an architecture whose padded rows are not what each is alone."""
+    """Return the refusal of an architecture whose padded rows are not what each is alone."""
     return (
         f"{kind} gives a completion other log-probs or gradients beside others than alone, even in "
         f"padded rows ({problem}): its losses would be those of another model. Start from another "
@@ -142,9 +145,9 @@ def _leak(
     pad_token_id: int,
     device: torch.device,
 ) -> float:
-    """By how much sides move at most, in nats, where all others have other tokens.
+    """Return by how much sides move at most, in nats, where all others have other tokens.
 
-    The first sides of all pairs stay, then the second; the others are told backwards.
+    The first sides of all pairs stay, then the second; the others are reversed.
     """
     if len(groups[0].completions) == 1:
         return 0.0
@@ -168,16 +171,17 @@ def _leak(
 
 
 def _alone(groups: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
-    """Each completion with its prompt in a forward of its own: the trial takes no more memory than
-    one row does."""
+    """Give each completion a forward of its own with its prompt: one row sets the memory."""
     return [[PromptGroup(group.prompt, (side,))] for group in groups for side in group.completions]
 
 
 def _measured(
     module: nn.Module, batches: Sequence[Batch], trained: list[torch.Tensor]
 ) -> _Measured:
-    """Log-probs of all completions, and the gradients of a sum in which no two count the same, so
-    that none can stand for another."""
+    """Return log-probs of all completions, float64, and gradients of a weighted sum of them.
+
+    No two completions have the same weight, so none can stand for another.
+    """
     weights = torch.linspace(1.0, -0.5, sum(len(batch.scored) for batch in batches))
     logps: list[torch.Tensor] = []
     gradients = [torch.zeros_like(p, dtype=torch.float64) for p in trained]

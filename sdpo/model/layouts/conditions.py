@@ -1,4 +1,4 @@
-"""What the trial of a layout depends on besides the lengths that were tried."""
+"""Collect what the trial of a layout depends on besides the lengths that were tried."""
 
 import hashlib
 import inspect
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _OF_NO_MATTER = ("_name_or_path", "_commit_hash", "transformers_version")
-"""Of a configuration: where it came from, not what it is."""
+"""These entries of a configuration say where it came from, not what it is."""
 
 
 def conditions(
@@ -28,10 +28,10 @@ def conditions(
     device: torch.device,
     gradients: bool,
 ) -> JsonObject | None:
-    """Return all that a trial's outcome depends on, weights and lengths aside: the architecture
-    with its configuration and kernel, this project's code that scores, versions, the device.
+    """Return all that a trial's outcome depends on, weights and lengths aside.
 
-    None where that cannot be told: the code is the model folder's own.
+    That is the architecture with its configuration and kernel, this project's code that scores,
+    versions, the device. None where it cannot be told: the code is the model folder's own.
     """
     config = json.loads(policy.config.to_json_string(use_diff=False))
     if "auto_map" in config:
@@ -53,7 +53,7 @@ def conditions(
 
 @cache
 def _own_code() -> str:
-    """The digest of the modules that make a model score: a version may be worked on."""
+    """Return the digest of the modules that make a model score, which may have been edited."""
     return _digest(sorted(Path(sdpo.model.__path__[0]).rglob("*.py")))
 
 

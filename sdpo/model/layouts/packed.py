@@ -1,4 +1,4 @@
-"""Many sequences in one row, prompt included in each, nothing padded."""
+"""Lay many sequences out in one row, the prompt in each, nothing padded."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from sdpo.model.layouts.row import Row
 
 
 def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
-    """Sequence after sequence in one row; each sees itself alone."""
+    """Put sequence after sequence into one row; each sees only itself."""
     row = Row()
     for group in groups:
         for side in group.completions:

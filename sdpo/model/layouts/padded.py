@@ -1,4 +1,4 @@
-"""Two rows for a pair, padded on the right to one length: works with every architecture."""
+"""Lay a pair out as two rows, padded on the right to one length: every architecture takes it."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from sdpo.model.layouts.batch import Batch, PromptGroup, targets_of
 
 
 def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
-    """One row per completion, its prompt in front."""
+    """Make one row per completion, its prompt in front."""
     del device  # the same everywhere
     rows = [(group.prompt, side) for group in groups for side in group.completions]
     lengths = np.array([len(prompt) + len(side) for prompt, side in rows])

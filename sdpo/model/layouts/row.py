@@ -1,4 +1,4 @@
-"""One row of tokens that is built run by run, with what every run may see."""
+"""Build one row of tokens run by run, with what every run may see."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sdpo.model.layouts.segments import Segments, in_blocks, padded_length
 
 
 class Row:
-    """A row under construction. Tokens are added in runs; ``tokens`` is their number so far."""
+    """A row is built by adding runs of tokens; ``tokens`` is their number so far."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -25,7 +25,7 @@ class Row:
         self._predictors: list[np.ndarray] = []
 
     def begin_group(self) -> None:
-        """What follows sees nothing of what is there."""
+        """Begin a group: what follows sees nothing of what is there."""
         self._group += 1
 
     def add(
@@ -39,7 +39,7 @@ class Row:
     ) -> None:
         """Add a run whose first token has ``position``; part 0 is seen by the whole group.
 
-        Laid out ``backwards`` its last token comes first. It stands in so many ``sequences``.
+        Laid out ``backwards`` its last token comes first. It counts in so many ``sequences``.
         """
         count, order = len(ids), slice(None, None, -1 if backwards else 1)
         self._ids.append(ids[order])
@@ -50,15 +50,15 @@ class Row:
         self.tokens += count
 
     def see(self, first: int, last: int, first_key: int, last_key: int) -> None:
-        """Tokens ``[first, last)`` see, of ``[first_key, last_key)``, positions up to their own."""
+        """Let tokens ``[first, last)`` see ``[first_key, last_key)`` up to their own positions."""
         self._segments.append(Segment(first, last, first_key, last_key))
 
     def predict(self, predictors: np.ndarray) -> None:
-        """Tokens that predict the next completion, in its order."""
+        """Add the tokens that predict the next completion, in its order."""
         self._predictors.append(predictors)
 
     def batch(self, groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
-        """The row as a batch for ``device``; padding there sees itself alone."""
+        """Return the row as a batch for ``device``; padding there sees itself alone."""
         if (missing := padded_length(self.tokens, device=device) - self.tokens) > 0:
             self.begin_group()
             start = self.tokens

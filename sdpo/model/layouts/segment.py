@@ -1,11 +1,11 @@
-"""A run of query tokens with the run of key tokens that they may look at."""
+"""Define a segment: a run of query tokens with the run of key tokens that they may see."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Query tokens ``[first, last)`` and the key tokens ``[first_key, last_key)`` they may see."""
+    """A segment lets query tokens ``[first, last)`` see of keys ``[first_key, last_key)``."""
 
     first: int
     last: int

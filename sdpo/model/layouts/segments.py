@@ -1,4 +1,4 @@
-"""Attention over rows that hold several sequences.
+"""Say who sees whom in rows that hold several sequences.
 
 A segment is a run of query tokens with the run of key tokens they may look at; among those a token
 sees the positions up to its own. Cutting attention by segments computes the visible rectangles and
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _CPU_BLOCK = 128
-"""Queries of a long segment that a CPU computes at a time: see :func:`in_blocks`."""
+"""A CPU computes a long segment in blocks of so many queries: see :func:`in_blocks`."""
 
 
 def in_blocks(segment: Segment, positions: np.ndarray) -> Iterator[Segment]:
-    """The queries of ``segment`` some at a time, each with the run of keys that hold all it sees.
+    """Yield the queries of ``segment`` in blocks, each with the run of keys that hold all it sees.
 
-    The kernel computes the whole rectangle under a mask; so half of the square of a long completion
-    with itself is left out. ``positions``: of all tokens of the row.
+    The kernel computes the whole rectangle under a mask: so half of the square of a long completion
+    with itself is left out. ``positions`` are those of all tokens of the row.
     """
     length = segment.last - segment.first
     edges = np.linspace(segment.first, segment.last, -(-length // _CPU_BLOCK) + 1).astype(int)
@@ -41,11 +41,11 @@ def in_blocks(segment: Segment, positions: np.ndarray) -> Iterator[Segment]:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The segments of one row of tokens.
+    """Segments hold the whole rule for one row of tokens.
 
     ``positions``, ``group`` and ``part``: int64 ``[tokens]``, the position of each token in its
     sequence, the group it belongs to, and 0 for prompt tokens or the number of its completion.
-    ``on_host`` are the positions where the processor has them at hand, whatever the device.
+    ``on_host`` are the positions in the processor's memory, whatever the device.
     """
 
     parts: tuple[Segment, ...]
@@ -60,14 +60,14 @@ class Segments:
     _edges: list[tuple[torch.Tensor, int]] = field(default_factory=list, repr=False, compare=False)
 
     def to(self, device: torch.device) -> "Segments":
-        """The same on ``device``."""
+        """Return the same segments on ``device``."""
         positions, group, part = (
             moved(array, device) for array in (self.positions, self.group, self.part)
         )
         return Segments(self.parts, positions, group, part, self.on_host)
 
     def masks(self, window: int | None, dtype: torch.dtype) -> Sequence[torch.Tensor | None]:
-        """Per segment the additive mask ``[queries, keys]``; None where it is plainly causal."""
+        """Return each segment's additive mask ``[queries, keys]``; None where it is just causal."""
         key = window, dtype
         if key not in self._masks:
             self._masks[key] = [self._mask(segment, window, dtype) for segment in self.parts]
@@ -88,7 +88,7 @@ class Segments:
         return mask.masked_fill_(hidden, float("-inf"))
 
     def allowed(self, window: int | None = None) -> torch.Tensor:
-        """The whole rule, bool ``[tokens, tokens]``: may the row's token see the column's."""
+        """Return the whole rule, bool ``[tokens, tokens]``: may a row's token see a column's."""
         queries, keys = torch.meshgrid(*[torch.arange(len(self.positions))] * 2, indexing="ij")
         return self._sees(queries, keys, window)
 
@@ -100,11 +100,11 @@ class Segments:
         return same & visible & near
 
     def sequences(self) -> tuple[torch.Tensor, int]:
-        """Where the sequences of a packed row begin, and where the last one ends, int32
-        ``[sequences + 1]``; and the tokens of the longest.
+        """Return the edges of a packed row's sequences, and the tokens of the longest one.
 
-        A kernel that gets them need not look for them in positions, which a device would be waited
-        for, and in which each token of the padding is a sequence.
+        Edges are where each begins and the last one ends, int32 ``[sequences + 1]``. A kernel that
+        gets them need not look for them in positions, for which it would wait for the device, and
+        in which each token of the padding is a sequence.
         """
         if not self._edges:
             edges = sorted({part.first_key for part in self.parts} | {len(self.on_host)})
@@ -114,7 +114,7 @@ class Segments:
         return self._edges[0]
 
     def block_mask(self, window: int | None) -> "BlockMask":
-        """The rule as FlexAttention's block mask."""
+        """Return the rule as FlexAttention's block mask."""
         if window not in self._blocks:
             self._blocks[window] = block_mask(
                 self.parts, self.on_host, window=window, device=self.positions.device
@@ -123,5 +123,5 @@ class Segments:
 
 
 def padded_length(tokens: int, *, device: str) -> int:
-    """Length of a row of ``tokens`` on ``device``: FlexAttention wants whole blocks."""
+    """Return the length of a row of ``tokens`` on ``device``: FlexAttention wants whole blocks."""
     return -(-tokens // BLOCK) * BLOCK if device == "cuda" else tokens

@@ -1,9 +1,9 @@
-"""The prompt once for all its completions: each sees the prompt and itself, not the others.
+"""Lay the prompt out once for all its completions: each sees the prompt and itself alone.
 
-Tokens of a pair go from 2P + C + R to P + C + R. The row holds the first completion from its end to
+A pair's tokens go from 2P + C + R to P + C + R. The row holds the first completion from its end to
 its beginning, the prompt, then the second: so what each token may see is one run of keys, and
-attention needs no copies. Positions restart after the prompt, and tokens are what they are in rows
-of their own.
+attention needs no copies. Each completion's positions go on from the prompt's, as in a row of its
+own.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sdpo.model.layouts.row import Row
 
 
 def collate(groups: Sequence[PromptGroup], *, pad_token_id: int, device: str) -> Batch:
-    """Group after group in one row; a group has one completion or two."""
+    """Put group after group into one row; a group has one completion or two."""
     row = Row()
     for group in groups:
         row.begin_group()
