@@ -1,4 +1,4 @@
-"""Two runs, or two steps, side by side: configuration, data, environment, metrics, gamma."""
+"""Compare two runs, or two steps: configuration, data, environment, metrics, gamma."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _TRAINED = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One field on both sides; None where a side does not have it."""
+    """A row shows one field on both sides; None where a side does not have it."""
 
     name: str
     a: Json
@@ -30,24 +30,24 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the sides differ."""
+        """Return whether the sides differ."""
         return bool(self.a != self.b)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Rows under a title."""
+    """A section is a list of rows under a title."""
 
     title: str
     rows: tuple[Row, ...]
 
     def differing(self) -> "Section":
-        """The section with only the rows that differ."""
+        """Return the section with only the rows that differ."""
         return Section(self.title, tuple(row for row in self.rows if row.differs))
 
 
 def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
-    """Both sides, section by section. Where a step is named on either side, that pair of steps.
+    """Return both sides, section by section; where a side names a step, only that pair of steps.
 
     Raises:
         UserError: a run is not there, or a step is not complete.
@@ -93,7 +93,7 @@ def _rows(a: Flat, b: Flat) -> tuple[Row, ...]:
 
 
 def flat(value: Json, prefix: str = "") -> Flat:
-    """Leaves of nested mappings and lists by their dotted path."""
+    """Return the leaves of nested mappings and lists by their dotted path."""
     if isinstance(value, Mapping):
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list) and value and isinstance(value[0], Mapping):

@@ -1,8 +1,9 @@
-"""What a run would do, told by going through its chain where nothing may be executed.
+"""Tell what a run would do, by going through its chain where nothing may be executed.
 
-This happens in a scratch folder whose nodes are links to those of the origin. A node that would
-have to be done is stood in for by the origin's, so that what comes after it can be asked too: it
-has to be done if it changes by itself, and otherwise only if one of its inputs comes out different.
+This happens in a scratch folder whose nodes are links to those of the origin. Where a node would
+have to be done, the origin's takes its place, so that the nodes after it can be asked too: they
+have to be done if their own identity changes, and otherwise only if one of their inputs comes out
+different.
 """
 
 import tempfile
@@ -32,7 +33,10 @@ IF_DIFFERENT = "an earlier output differs"
 
 @dataclass(frozen=True, slots=True)
 class NodeLine:
-    """What would become of a node. ``is_changed``: its own settings or inputs are others."""
+    """A line says what would become of a node.
+
+    ``is_changed``: its own settings or inputs differ from those of every origin.
+    """
 
     node: str
     action: Action
@@ -46,7 +50,7 @@ class _Unknown(Exception):
 
 @contextmanager
 def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -> Iterator[Context]:
-    """A new run with this origin, in a scratch folder."""
+    """Yield the context of a new run with this origin, in a scratch folder that is then removed."""
     stored = read_stored(RunFolder(Path(origin.path)))
     resolved = resolve(config, known=stored.data_inputs)
     with tempfile.TemporaryDirectory(prefix="sdpo-") as folder:
@@ -66,7 +70,7 @@ def dry_context(config: RunConfig, *, origin: Origin, carried: Carried | None) -
 
 
 def dry_run(context: Context) -> list[NodeLine]:
-    """A line for each node, in order."""
+    """Return a line for each node, in order."""
     run = DryRun(context)
     run.go_through(chain(context))
     return run.lines
@@ -74,8 +78,10 @@ def dry_run(context: Context) -> list[NodeLine]:
 
 @dataclass(slots=True)
 class DryRun:
-    """Going through a chain that executes nothing. ``open`` are the nodes whose result may be
-    another than the origin's."""
+    """A dry run goes through a chain and executes nothing.
+
+    ``open`` are the nodes whose result may differ from the origin's.
+    """
 
     context: Context
     lines: list[NodeLine] = field(default_factory=list)
@@ -127,7 +133,7 @@ class DryRun:
                 self._add(NodeLine(name, "RUN IF", IF_DIFFERENT))
 
     def _is_uncertain(self, part: Node | Cached) -> bool:
-        """Whether a node that this one reads would have to be done, or may have to."""
+        """Return whether a node that this one reads would have to be done, or may have to."""
         return bool(self.open if EVERYTHING in part.inputs else self.open & set(part.inputs))
 
     def _node(self, node: Node) -> None:
@@ -151,7 +157,7 @@ class DryRun:
             self._stand_in(node)
 
     def _first(self, part: Part, action: Action) -> None:
-        """A line for what is done before a node that would have to be done."""
+        """Add a line for what is done before a node that would have to be done."""
         if not isinstance(part, Cached):
             return
         if fault := part.fault():

@@ -1,7 +1,7 @@
-"""Extend: a new run in which the chain grows by a step over what is new in the data.
+"""Extend a run: in a new run the chain grows by a step over what is new in the data.
 
-It is what a schedule calls when data has come in: the origin's steps are shared, pairs that it has
-not seen become D_{T+1}, and training goes on from M_T.
+A schedule calls this when data has come in: the origin's steps are shared, pairs that it has not
+seen become D_{T+1}, and training goes on from M_T.
 """
 
 import json
@@ -31,7 +31,7 @@ from sdpo.system.json_values import Json, JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """What came of the data: how many pairs are new, and the new run, where one was made."""
+    """An extension says how many pairs are new, and which new run was made, if one was."""
 
     new_pairs: int
     chain: ChainResult | None = None
@@ -58,9 +58,10 @@ def extend_run(
 ) -> Extension:
     """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
 
-    ``sources`` are paths or hub names; ``overrides`` of ``training`` are those of the new step.
-    Fewer than ``min_new_pairs`` new pairs make no run. Pairs are new by their text: what the origin
-    has, trained or reserved, is not; prompts that it reserved are not counted, and never trained.
+    ``sources`` are paths or hub names; ``overrides`` of ``training`` apply to the new step. Fewer
+    than ``min_new_pairs`` new pairs make no run. Pairs are new by their text: what the origin has,
+    trained or reserved, is not new. Pairs of prompts that it reserved are not counted, and never
+    trained on.
 
     Raises:
         UserError: the run is not complete, the data cannot be read, or an override would change
@@ -84,7 +85,7 @@ def extend_run(
 def new_pairs_of(
     run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str] = ()
 ) -> frozenset[str]:
-    """Ids of the pairs that :func:`extend_run` would make a step of.
+    """Return the ids of the pairs that :func:`extend_run` would make a step of.
 
     Raises:
         UserError: as :func:`extend_run`, before anything is made.
@@ -93,9 +94,9 @@ def new_pairs_of(
 
 
 def effective_overrides(run: RunFolder, overrides: Sequence[str]) -> list[str]:
-    """Return what ``overrides`` change of a further step of a run, each in one spelling, in order.
+    """Return what ``overrides`` change in a further step of a run, each in one spelling, in order.
 
-    Overrides that set what holds anyway are not among them.
+    Overrides that set what holds anyway are left out.
 
     Raises:
         ConfigError: one of them is not possible.
@@ -113,13 +114,13 @@ def effective_overrides(run: RunFolder, overrides: Sequence[str]) -> list[str]:
 
 
 def _of_step(config: RunConfig, step: int) -> dict[str, Json]:
-    """A recipe as one step sees it."""
+    """Return a recipe as one step sees it."""
     values = config.model_dump(mode="json", exclude={"steps"})
     return values | {"training": config.training_of(step).model_dump(mode="json")}
 
 
 def _flat(values: JsonObject, where: str = "") -> dict[str, Json]:
-    """Settings by their dotted names."""
+    """Return settings by their dotted names."""
     found: dict[str, Json] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -161,10 +162,10 @@ def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], n
 
 
 def _complete(run: RunFolder) -> int:
-    """The number of steps of a run that is complete.
+    """Return the number of steps of a run that is complete.
 
     Raises:
-        UserError: it is not.
+        UserError: a step is missing, or there is no plan yet.
     """
     plan = run.find("plan")
     steps = plan.read_outputs(PlanOutputs).steps if plan else 0
@@ -179,7 +180,7 @@ def _complete(run: RunFolder) -> int:
 
 
 def _named(config: RunConfig, sources: Sequence[str]) -> list[SourceConfig]:
-    """The new sources, each with a name that no other source has."""
+    """Return the new sources, each with a name that no other source has."""
     if not sources:
         raise ConfigError("nothing to extend by: name a source (--source)")
     taken = {source.name for source in config.data.sources}
@@ -210,7 +211,7 @@ def _find(plan: _Plan) -> frozenset[str]:
 
 
 def _check_carried(stored: Stored, config: RunConfig, steps: int) -> None:
-    """Refuse settings that would make the carried steps, or their data, anew.
+    """Refuse settings that would change the carried steps, or their data.
 
     Raises:
         ConfigError: names them.
@@ -225,7 +226,7 @@ def _check_carried(stored: Stored, config: RunConfig, steps: int) -> None:
 
 
 def _bearing(config: RunConfig, steps: int) -> Payload:
-    """What the first ``steps`` steps and their data depend on."""
+    """Return what the first ``steps`` steps and their data depend on."""
     return {
         "model": changed_settings(config.model, "step"),
         "data": changed_settings(config.data, "tokens"),

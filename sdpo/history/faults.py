@@ -1,4 +1,4 @@
-"""What a look at a run comes to: faults, each with what to do, and notes that are none."""
+"""Collect what a look at a run finds: faults, each with what to do, and notes, which are none."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ REMAKE = "`sdpo run` with the run's recipe makes it again"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``file`` (below the run, or a path in the cache), what is wrong with it, what to do."""
+    """A fault names ``file`` (below the run, or a path in the cache), what is wrong, what to do."""
 
     file: str
     what: str
@@ -16,7 +16,11 @@ class Fault:
 
 @dataclass(slots=True)
 class Findings:
-    """What :mod:`sdpo.history.verify` found. ``notes`` say what could not be checked, and why."""
+    """Findings are what :mod:`sdpo.history.verify` found in a run.
+
+    ``notes`` say what could not be checked, and why. ``files`` and ``records`` count what was
+    looked at.
+    """
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

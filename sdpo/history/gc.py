@@ -1,10 +1,10 @@
-"""Clean-up: what can be deleted without any run, or anything that a run came from, missing it.
+"""Clean up: find what can be deleted without any run, or anything a run came from, missing it.
 
-Deleted is what this project can prove that it wrote (:mod:`sdpo.history.proofs`), in a folder with
-its marker; the rest is listed and left alone. A run is held while it is looked at, and again while
-it is cleaned; the cache is held alone from the beginning to the end, so that no run works on it.
-Cached rows are needed as long as a run of the folder has both their model and their tokens; without
-a run they cost computing time to make again, never a result.
+Only what this project can prove that it wrote (:mod:`sdpo.history.proofs`), in a folder with its
+marker, is deleted; the rest is listed and left alone. A run is held while it is looked at, and
+again while it is cleaned; the cache is held alone from the beginning to the end, so that no run
+works on it. Cached rows are needed as long as a run of the folder has both their model and their
+tokens; without such a run they cost computing time to make again, never a result.
 
 No path that a run names is followed: run.yaml may come from somebody else. The cache that is looked
 at is the one beside the runs, or one that a person names.
@@ -33,7 +33,8 @@ from sdpo.system.nearby import did_you_mean
 from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
-"""An unfinished file in the cache is orphaned after this time: a run elsewhere may be at it."""
+"""An unfinished file in the cache counts as orphaned after this time: a run elsewhere may write it.
+"""
 _OF_A_CACHE = {"logps", "tokens", "kl", "trials", "demo", LOCK, MARKER, "lost+found"}
 _DIED = "left unfinished by a process that died"
 _NAMED = 20
@@ -41,9 +42,12 @@ _NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """A file or folder that nothing needs. ``run``: that it is of, if any. ``files``: those of the
-    folder that go, and it with them where it is empty then; none are named where all of it goes,
-    which is unfinished by its own name."""
+    """Waste is a file or folder that nothing needs.
+
+    ``run``: the one that it belongs to, if any. ``files``: those of the folder that are deleted,
+    and the folder with them where it is then empty. A folder for which none are named is unfinished
+    by its own name, and deleted whole.
+    """
 
     path: Path
     why: str
@@ -54,7 +58,7 @@ class Waste:
 
 @dataclass(slots=True)
 class Found:
-    """What can go; ``notes`` say what was left alone, and why."""
+    """A search for waste found this; ``notes`` say what was left alone, and why."""
 
     waste: list[Waste] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -63,7 +67,7 @@ class Found:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that deleting it all frees."""
+        """Return the bytes that deleting it all frees."""
         return sum(waste.size_bytes for waste in self.waste)
 
     def add(
@@ -74,7 +78,7 @@ class Found:
         files: Iterable[Path] = (),
         run: RunFolder | None = None,
     ) -> None:
-        """Add a file or folder, or of the folder these ``files``."""
+        """Add a file or folder, or only these ``files`` of the folder."""
         if self._known.isdisjoint((path, *path.parents)):
             self._known.add(path)
             listed = tuple(files)
@@ -89,14 +93,14 @@ class Found:
         *,
         run: RunFolder | None = None,
     ) -> None:
-        """Add of a folder those of its ``files`` that are this project's; the others stay."""
+        """Add those ``files`` of a folder that are this project's, the first list; others stay."""
         if files[0]:
             self.add(folder, why, files=files[0], run=run)
 
 
 @contextmanager
 def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
-    """Find what can go, and hold the cache that it is in until the block ends.
+    """Find what can be deleted, and hold the cache that it is in until the block ends.
 
     ``cache``: the one to look at; else the one beside the runs.
 
@@ -143,7 +147,7 @@ def _hold_cache(folder: Path, held: ExitStack, found: Found, *, is_named: bool) 
 def delete(found: Found) -> None:
     """Delete what was found; call it inside :func:`collect`'s block.
 
-    A run is held and looked at once more: it may have gone on since.
+    A run is locked and looked at once more: it may have gone on since.
     """
     by_run: dict[Path, list[Waste]] = {}
     for waste in found.waste:
@@ -179,13 +183,13 @@ def _delete(waste: Waste) -> None:
 
 
 def _size(path: Path) -> int:
-    """Bytes that go: a file with another hard link stays."""
+    """Return the bytes that are freed: a file with another hard link frees none."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(f.lstat().st_size for f in files if f.lstat().st_nlink == 1)
 
 
 def _look_at_run(run: RunFolder, found: Found, needed: Needed) -> None:
-    """Look for what can go in a run, and add what it needs of a cache."""
+    """Look for what can be deleted in a run, and add what it needs of a cache."""
     try:
         if run.is_own:
             with run_lock(run):
@@ -198,7 +202,7 @@ def _look_at_run(run: RunFolder, found: Found, needed: Needed) -> None:
 
 
 def _look_into(run: RunFolder, found: Found) -> None:
-    """Add what nothing needs in a run that is held."""
+    """Add what nothing needs in a run that is locked."""
     run.check_own()
     swept, others = unfinished(run.path)
     found.foreign += others
@@ -214,7 +218,7 @@ def _look_into(run: RunFolder, found: Found) -> None:
 
 
 def _note_other_caches(named: Iterable[str], cache: Path, found: Found) -> None:
-    """Say which caches runs name and are not looked at."""
+    """Note the caches that runs name and that are not looked at."""
     for given in sorted(named):
         if Path(given).absolute() != cache:
             found.notes.append(
@@ -256,8 +260,11 @@ def _look_at_cache(cache: Path, needed: Needed, found: Found) -> None:
 
 @dataclass(slots=True)
 class _Content:
-    """What lies in a cache and is this project's: folders of log-probs with their parts and notes,
-    folders of KL, token files and their digests. ``whole``: the parts that are not damaged."""
+    """The content of a cache that is this project's is listed here.
+
+    It is folders of log-probs with their parts and notes, folders of KL, token files and their
+    digests. ``whole``: the parts that are not damaged.
+    """
 
     parts: dict[Path, list[Path]] = field(default_factory=dict)
     notes: list[Path] = field(default_factory=list)
@@ -268,8 +275,11 @@ class _Content:
 
     @classmethod
     def of(cls, cache: Path, found: Found) -> "_Content":
-        """Look through a cache; what is somebody else's is noted in ``found``, and locks that
-        nobody holds are added."""
+        """Return the content of a cache.
+
+        What is somebody else's is noted in ``found``, and locks that nobody holds are added to it
+        as waste.
+        """
         content = cls()
         for folder in proofs.children(cache / "logps"):
             if not proofs.is_rows_folder(folder):
@@ -302,7 +312,7 @@ class _Content:
 
 
 def _not_unfinished(paths: list[Path]) -> list[Path]:
-    """Those that are not listed as unfinished already."""
+    """Return the paths that are not listed as unfinished already."""
     return [path for path in paths if not path.name.startswith(UNFINISHED)]
 
 

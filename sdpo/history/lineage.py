@@ -1,4 +1,4 @@
-"""Lineage: how a checkpoint came to be, from its run or from the file that travels with a model."""
+"""Tell how a checkpoint came to be, from its run or from the file that travels with a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from sdpo.system.json_values import JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One model of the chain: digests of what went in and what came out, and its own settings.
+    """A link is one model of the chain: digests of what went in and came out, and its settings.
 
     ``name``: M_t, or the guide that step t has for its reference. ``models``: the names of its
     reference and target.
@@ -39,10 +39,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """The chain of a model, S or the base model first.
+    """A lineage is the chain of a model, S or the base model first.
 
     ``inputs``: digests of base model, tokenizer and data sources. ``folder`` is the model's own,
-    ``digest`` what is in it now, empty where it cannot be read. ``faults``: links that do not meet.
+    ``digest`` that of its present content, empty where it cannot be read. ``faults``: links that do
+    not meet, and what else is wrong with the folder.
     """
 
     run: str
@@ -55,21 +56,21 @@ class Lineage:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the folder holds the model that the chain ends in."""
+        """Return whether the folder holds the model that the chain ends in, and has no faults."""
         return not self.faults
 
     def as_json(self) -> JsonObject:
-        """Of JSON types, for other programs."""
+        """Return the lineage in JSON types, for other programs."""
         return asdict(self) | {"is_whole": self.is_whole}
 
 
 def lineage_of(target: str, *, runs_dir: Path, step: int | None = None) -> Lineage:
-    """The lineage of a run's last model, of a checkpoint, or of a model folder wherever it is.
+    """Return the lineage of a run's last model, of a checkpoint, or of a model folder anywhere.
 
-    ``step``: the step that is meant, where it is told beside the run.
+    ``step``: the step that is meant, where it is given beside the run.
 
     Raises:
-        UserError: it is none of these, another step, or the run has no complete step.
+        UserError: it is none of these, it is another step, or the run has no complete step.
     """
     folder = Path(target)
     if step is None and (folder / "lineage.json").is_file():
@@ -98,11 +99,13 @@ def _of_run(found: Checkpoint) -> Lineage:
 
 
 def export_of(content: Mapping[str, Any]) -> dict[str, str]:
-    """What the lineage of a copy in another precision says of the copy: ``dtype``, and the digests
-    of ``model`` and ``card``; nothing for a model as it was published.
+    """Return what the lineage of a copy in another precision says of the copy.
+
+    It is ``dtype``, and the digests of ``model`` and ``card``; nothing for a model as it was
+    published.
 
     Raises:
-        UserError: it has another form.
+        UserError: the entry has another form.
     """
     copy = content.get("export")
     if copy is None:
@@ -114,13 +117,16 @@ def export_of(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def digest_of_card(folder: Path) -> str:
-    """sha256 of the model's card; "" where there is none."""
+    """Return the sha256 of the model's card as hexadecimal digits; "" where there is none."""
     card = folder / "README.md"
     return file_digest(card) if card.is_file() else ""
 
 
 def _unused(folder: Path) -> list[str]:
-    """What a copied model folder has beside the model; one that cannot be read says so itself."""
+    """Return what a copied model folder has beside the model; nothing if it cannot be read.
+
+    That it cannot be read is found when its digest is computed.
+    """
     try:
         names = unused_files(folder)
     except (SdpoError, OSError):
@@ -181,7 +187,7 @@ def _link(step: Mapping[str, Any]) -> Link:
 
 
 def _gaps(links: tuple[Link, ...], inputs: Mapping[str, str]) -> list[str]:
-    """Where a model comes from one that no earlier step has made, and no recipe names."""
+    """Return where a model comes from one that no earlier step has made, and no recipe names."""
     if "model" not in inputs:
         return []
     known = {inputs["model"]}

@@ -1,4 +1,4 @@
-"""What runs need of a cache: which models' log-probs, which token files, which measurements."""
+"""Tell what runs need of a cache: models' log-probs, token files, measurements."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ _ROLES = ("base", "reference", "target")
 
 @dataclass(slots=True)
 class Needed:
-    """What the runs of the folder need of a cache: log-probs under models, token files, KL.
+    """The runs of a folder need this of a cache: log-probs under models, token files, KL.
 
-    ``caches``: those that runs name; ``unknown``: why it is not known of some runs what they need.
+    ``caches``: those that runs name; ``unknown``: for some runs, why it is not known what they
+    need.
     """
 
     models: set[str] = field(default_factory=set)
@@ -47,7 +48,7 @@ def add_needs(run: RunFolder, needed: Needed) -> None:
 
 
 def rows_of(cache: Path, names: set[str]) -> set[bytes] | None:
-    """Digests of all rows of these token files; None where a file cannot tell."""
+    """Return the digests of all usable rows of these token files; None where a file cannot tell."""
     rows: set[bytes] = set()
     for name in sorted(names):
         path = cached_tokens(cache, name)

@@ -1,6 +1,6 @@
-"""Which files of a cache or a run this project wrote, by their names and their content.
+"""Prove which files of a cache or a run this project wrote, by their names and their content.
 
-A name in the right form is no proof, and neither is a place: people put files of their own beside.
+A name in the right form is no proof, and neither is a place: people keep files of their own there.
 What is damaged is known by what is left of it, a table by the names of its columns.
 """
 
@@ -27,23 +27,23 @@ _COLUMNS = {
 }
 _TOKEN_COLUMNS = (b"prompt_ids", b"truncated", b"reason")
 _SCHEMA_BYTES = 2**16
-"""Arrow's schema stands at the beginning of a file and at its end."""
+"""Arrow's schema is in this many bytes at the beginning or at the end of a file."""
 
 
 def children(folder: Path) -> list[Path]:
-    """What is in a folder, in order; nothing where it is a link, which would lead elsewhere."""
+    """Return what is in a folder, in order; nothing where it is a link, which leads elsewhere."""
     if folder.is_symlink() or not folder.is_dir():
         return []
     return sorted(folder.iterdir())
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file, and no link to one, is there."""
+    """Return whether a file, and not a link to one, is there."""
     return path.is_file() and not path.is_symlink()
 
 
 def is_part(path: Path) -> bool:
-    """Whether a file is a part of cached log-probs, whole or damaged."""
+    """Return whether a file is a part of cached log-probs, whole or damaged."""
     return (
         is_plain(path)
         and _PART.fullmatch(path.name) is not None
@@ -52,7 +52,7 @@ def is_part(path: Path) -> bool:
 
 
 def is_note(path: Path) -> bool:
-    """Whether a file is the note of a check, whole or damaged."""
+    """Return whether a file is the note of a check, whole or damaged."""
     if not is_plain(path) or not _NOTE.fullmatch(path.name):
         return False
     content = path.read_bytes()
@@ -61,7 +61,7 @@ def is_note(path: Path) -> bool:
 
 
 def is_rows_folder(folder: Path) -> bool:
-    """Whether a folder holds cached log-probs of one key."""
+    """Return whether a folder holds cached log-probs of one key."""
     return (
         KEY.fullmatch(folder.name) is not None
         and not folder.is_symlink()
@@ -70,7 +70,7 @@ def is_rows_folder(folder: Path) -> bool:
 
 
 def rows_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of a folder of cached log-probs: those that this project wrote, and the others."""
+    """Return the files of a folder of cached log-probs: this project's own, and the others."""
     ours: list[Path] = []
     others: list[Path] = []
     for path in children(folder):
@@ -80,7 +80,7 @@ def rows_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def kl_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of a folder of cached KL: those that this project wrote, and the others."""
+    """Return the files of a folder of cached KL: this project's own, and the others."""
     ours: list[Path] = []
     others: list[Path] = []
     for path in children(folder):
@@ -94,7 +94,7 @@ def kl_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether a file is one of token ids, whole or damaged."""
+    """Return whether a file holds token ids, whole or damaged."""
     if not is_plain(path) or path.suffix != ".arrow" or not KEY.fullmatch(path.stem):
         return False
     with path.open("rb") as file:
@@ -107,7 +107,7 @@ def is_token_file(path: Path) -> bool:
 
 
 def is_token_digest(path: Path) -> bool:
-    """Whether a file is the digest beside a token file."""
+    """Return whether a file is the digest beside a token file."""
     name = path.name.removesuffix(".sha256")
     form = rf"[0-9a-f]{{64}}  {re.escape(name)}\n"
     return (
@@ -119,7 +119,7 @@ def is_token_digest(path: Path) -> bool:
 
 
 def is_key_lock(path: Path) -> bool:
-    """Whether a file is the lock of what has a key."""
+    """Return whether a file is the lock of a cached result, which is named by its key."""
     name = path.name
     return (
         name[:1] == "."
@@ -130,7 +130,7 @@ def is_key_lock(path: Path) -> bool:
 
 
 def state_files(states: Path) -> tuple[list[Path], list[Path]]:
-    """Files of a step's resume states: those that their ``state.json`` names, and the others."""
+    """Return the files of a step's resume states: those in ``state.json``, and the others."""
     ours: set[Path] = set()
     for folder in children(states):
         if _STATE.fullmatch(folder.name) and not folder.is_symlink():
@@ -139,7 +139,7 @@ def state_files(states: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _sealed(folder: Path) -> Iterator[Path]:
-    """A state's files, where its seal is whole."""
+    """Yield a state's files, where its seal is whole."""
     seal = folder / STATE_FILE
     if not is_plain(seal):
         return
@@ -156,7 +156,7 @@ def _sealed(folder: Path) -> Iterator[Path]:
 
 
 def _all_files(folder: Path) -> Set[Path]:
-    """Everything below a folder that is no folder; links are not followed."""
+    """Return everything below a folder that is not a folder; links are not followed."""
     found: set[Path] = set()
     for path in children(folder):
         is_folder = path.is_dir() and not path.is_symlink()

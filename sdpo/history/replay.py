@@ -1,7 +1,7 @@
-"""Replay: a checkpoint made again, as it was or with one thing changed, in a new run.
+"""Replay a checkpoint: make it again, as it was or with one thing changed, in a new run.
 
 The new run has the old one for its origin: what has the same identity is shared, the step that is
-replayed is executed whatever the origin has, and the later steps follow where their reference
+replayed is executed even though the origin has it, and the later steps follow where their reference
 changed. The origin is only read.
 """
 
@@ -26,7 +26,7 @@ from sdpo.store.stored_run import Stored, read_stored
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A replay that is possible, as far as can be told without a look at the files."""
+    """A replay is planned and possible, as far as can be told without a look at the files."""
 
     run: RunFolder
     stored: Stored
@@ -35,18 +35,18 @@ class Replay:
 
     @property
     def step(self) -> int:
-        """The step that is executed again."""
+        """Return the step that is executed again."""
         return self.origin.step
 
     @property
     def carried(self) -> Carried | None:
-        """What the origin itself carried over from a run that it extends."""
+        """Return what the origin itself carried over from a run that it extends."""
         return self.stored.carried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayResult:
-    """A finished replay, and how its step compares with the origin's."""
+    """A finished replay has the chain of its run, and how its step compares with the origin's."""
 
     chain: ChainResult
     comparison: Comparison
@@ -62,7 +62,7 @@ def plan_replay(
 ) -> Replay:
     """Decide what the new run is.
 
-    ``overrides``: ``group.key=value``; ``training.key`` is that of step ``step`` alone.
+    ``overrides``: ``group.key=value``; ``training.key`` applies to step ``step`` alone.
 
     Raises:
         UserError: the step was never finished, an override is not possible, or the name is taken.
@@ -95,14 +95,14 @@ def plan_replay(
 
 
 def of_step(override: str, step: int) -> str:
-    """An override of ``training`` as one of step ``step``; the rest as it is."""
+    """Return an override of ``training`` as one of step ``step``, and any other as it is."""
     group, dot, rest = override.strip().partition(".")
     is_training = group == "training" and dot and step > 0
     return f"steps.{step - 1}.{rest}" if is_training else override
 
 
 def free_name(run: RunFolder, suffix: str) -> str:
-    """A name for a new run beside ``run`` that is not taken."""
+    """Return a name for a new run beside ``run`` that is not taken."""
     base, number = f"{run.name}-{suffix}", 1
     while (run.path.absolute().parent / _numbered(base, number)).exists():
         number += 1
@@ -114,11 +114,11 @@ def _numbered(base: str, number: int) -> str:
 
 
 def check_new(run: RunFolder, origin: Origin) -> None:
-    """Refuse a name that is another run's; the same run, not finished yet, is gone on with.
+    """Refuse a name that another run has; the same run, while its step is not finished, may go on.
 
     Raises:
-        RunExistsError: the run is there.
-        ForeignFolderError: something else is.
+        RunExistsError: another run has the name, or the same one is finished.
+        ForeignFolderError: something that is no run has the name.
     """
     run.check_own()
     if not run.run_file.is_file():
@@ -131,13 +131,13 @@ def check_new(run: RunFolder, origin: Origin) -> None:
 
 
 def look(replay: Replay) -> list[NodeLine]:
-    """A line for each node: whether it would be shared or executed, and why."""
+    """Return a line for each node: whether it would be shared or executed, and why."""
     with dry_context(replay.config, origin=replay.origin, carried=replay.carried) as context:
         return dry_run(context)
 
 
 def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
-    """Refuse overrides that reach back behind the step.
+    """Refuse overrides that change what came before the step.
 
     Raises:
         ConfigError: names what they would change.
@@ -159,7 +159,7 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
 
 
 def check_models_of(stored: Stored, resolved: Resolved, name: str) -> None:
-    """Refuse a base model, a reference or a plug-in other than run ``name`` was made with.
+    """Refuse a base model, a reference or a plug-in that run ``name`` was not made with.
 
     Raises:
         ModelError, PluginError: names the digests.
@@ -190,10 +190,10 @@ def replay_step(
     host: Host = Host(),
     wait: bool = False,
 ) -> ReplayResult:
-    """Execute the step in the new run, let the later ones follow, and compare.
+    """Execute the step in the new run, let the later ones follow, and compare it with the origin's.
 
     Raises:
-        UserError: an override reaches back behind the step, or the base model has changed.
+        UserError: an override changes what came before the step, or the base model has changed.
         Fault: a stage failed; what was published stands.
     """
     resolved = resolve(replay.config, known=replay.stored.data_inputs)
@@ -213,7 +213,7 @@ def replay_step(
 
 
 def _concerns(override: str, step: int) -> bool:
-    """Whether an override can be seen to leave everything before the step alone."""
+    """Return whether an override alone shows that it changes nothing before the step."""
     key = of_step(override, step).partition("=")[0].strip()
     parts = key.split(".")
     if parts[0] == "steps" and len(parts) > 1 and parts[1].isdigit():

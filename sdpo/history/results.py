@@ -1,4 +1,4 @@
-"""Two executions of one step: are they the same, and if not, where do they part?"""
+"""Compare two executions of one step: are they the same, and if not, where do they part?"""
 
 import json
 import re
@@ -18,17 +18,18 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
 MetricLine = dict[str, float]
-"""A line of metrics.jsonl."""
+"""A line of ``metrics.jsonl``."""
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
 
 _OF_THE_CLOCK = re.compile(r"(_s|_per_s|seconds|_bytes|throughput)$")
-"""Metrics that say how fast a step ran; they are others every time."""
+"""Metrics with these names say how fast a step ran, or in how much memory; they differ every time.
+"""
 _GAMMA = ("mean", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """``inputs``, ``results`` and ``environment`` each list what differs, in words."""
+    """A comparison gives a verdict; the other fields list in words what differs."""
 
     verdict: Verdict
     inputs: tuple[str, ...] = ()
@@ -74,7 +75,7 @@ def _results(old: RunFolder, new: RunFolder, before: StepRecord, after: StepReco
 
 
 def _weights(old: Path, new: Path) -> str:
-    """By how much the weights differ at most, where both are fp32 of the same shapes."""
+    """Return the largest difference of fp32 weights as text, or that the tensors are others."""
     try:
         pairs = list(zip(tensor_entries(old), tensor_entries(new), strict=True))
         if any((a.name, a.dtype, a.shape) != (b.name, b.dtype, b.shape) for a, b in pairs):
@@ -96,7 +97,7 @@ def _values(file: Path, start: int, end: int) -> np.ndarray:
 
 
 def metrics_of(path: Path) -> list[MetricLine]:
-    """Lines of a metrics.jsonl without those fields that say how fast it went."""
+    """Return the lines of a ``metrics.jsonl`` without the fields that say how fast the step ran."""
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -140,7 +141,7 @@ def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) 
 
 
 def _moved(before: float | None, after: float | None) -> str:
-    """Two numbers as a person reads them, and by how much they differ, however little that is."""
+    """Return two numbers as a person reads them, and their difference, however small it is."""
     if before is None or after is None:
         return f"{before} -> {after}"
     return f"{before:.4g} -> {after:.4g} ({after - before:+.2g})"

@@ -1,4 +1,4 @@
-"""What a person means by a run, a step of it, or a model folder."""
+"""Find what a person means by a run, a step of it, or a model folder."""
 
 import re
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ _OTHERWISE = re.compile(r"(?:(?:step|M)[-_ ]?)?(\d{1,9})/?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run, and a step of it where one is meant."""
+    """A checkpoint is a run, and a step of it where one is meant."""
 
     run: RunFolder
     step: int | None = None
 
     @property
     def name(self) -> str:
-        """As a person would write it."""
+        """Return the name as a person would write it."""
         return self.run.name if self.step is None else f"{self.run.name}/step-{self.step}"
 
 
 def locate(target: str, *, runs_dir: Path, step: int | None = None) -> Checkpoint:
-    """The run or checkpoint of a name (``tiny``, ``tiny/step-2``) or a path to it.
+    """Return the run or checkpoint of a name (``tiny``, ``tiny/step-2``) or of a path to it.
 
     A model folder that was copied is found by its lineage, among the runs in ``runs_dir``.
-    ``step``: the step that is meant, where it is told beside the run.
+    ``step``: the step that is meant, where it is given beside the run.
 
     Raises:
         UserError: it is none of these, or names another step than ``step``.
@@ -51,7 +51,7 @@ def locate(target: str, *, runs_dir: Path, step: int | None = None) -> Checkpoin
 
 
 def locate_run(target: str, *, runs_dir: Path) -> RunFolder:
-    """The run of a name or a path, for what is done to all of it; it need not be readable.
+    """Return the run of a name or a path, for what is done to all of it; it need not be readable.
 
     Raises:
         UserError: it cannot be one, or is a step of one.
@@ -72,7 +72,7 @@ def _existing(target: str, runs_dir: Path) -> Checkpoint | None:
 
 
 def _by_name(target: str, runs_dir: Path) -> Checkpoint:
-    """What a name means, whether or not it is there."""
+    """Return what a name means, whether or not it is there."""
     name, _, rest = target.strip("/").partition("/")
     step = _STEP.fullmatch(rest)
     if "/" in target and not step:
@@ -86,7 +86,7 @@ def _by_name(target: str, runs_dir: Path) -> Checkpoint:
 
 
 def _meant(name: str, rest: str) -> str:
-    """``tiny/step-1`` for what others write: `tiny/1`, `tiny/step1`, `tiny/M_1`."""
+    """Return ``tiny/step-1`` for what others write: `tiny/1`, `tiny/step1`, `tiny/M_1`."""
     step = _OTHERWISE.fullmatch(rest)
     return f"{name}/step-{step[1]}" if step else ""
 
@@ -96,7 +96,7 @@ def _is_known(path: Path) -> bool:
 
 
 def _at(path: Path) -> Checkpoint | None:
-    """The checkpoint whose folder, or whose model's folder, this is."""
+    """Return the checkpoint whose folder, or whose model's folder, this is."""
     if _is_known(path):
         return Checkpoint(RunFolder(path))
     folder = path.parent if path.name == "model" else path
@@ -107,7 +107,7 @@ def _at(path: Path) -> Checkpoint | None:
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """``lineage.json`` of a model folder.
+    """Return the content of ``lineage.json`` of a model folder.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -130,11 +130,10 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 
 
 def by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
-    """The step of a run in ``runs_dir`` that made the model in ``folder``, or that it was copied
-    from.
+    """Return the step of a run in ``runs_dir`` that made the model in ``folder``, or its original.
 
     Raises:
-        UserError: there is none.
+        UserError: no run there has made it.
     """
     content = read_lineage(folder)
     last = content["steps"][-1]

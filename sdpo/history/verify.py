@@ -1,8 +1,7 @@
-"""Verify: is everything in a run what it was when it was written, and does one thing follow from
-the other?
+"""Verify a run: is everything as it was written, and does one thing follow from the other?
 
-Three kinds of checks, each of which stands without the others: bytes (every recorded file and
-record against its digest), the chain (every step's models against the steps before), and the
+There are three kinds of checks, each of which stands without the others: bytes (every recorded file
+and record against its digest), the chain (every step's models against the steps before), and the
 walk (every record's identity against what run.yaml and its inputs give now, by the functions that
 make runs). What cannot be checked because something outside the run is not there is a note.
 """
@@ -31,7 +30,7 @@ Known = NodeRecord | StepRecord
 
 
 def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Findings:
-    """Everything that is wrong with a run; it is only read.
+    """Return everything that is wrong with a run, which is only read.
 
     Raises:
         UserError: there is no run, or another version of this project wrote it.
@@ -66,7 +65,10 @@ def verify_run(run: RunFolder, *, listen: Listener = lambda event: None) -> Find
 
 
 def _check_marker(run: RunFolder, findings: Findings) -> None:
-    """A run without its marker may be one of before there were any; a damaged marker is a fault."""
+    """Check the marker of a run's folder: a damaged one is a fault, a missing one only a note.
+
+    Runs that were made before there were markers have none.
+    """
     if not os.path.lexists(run.path / MARKER):
         findings.note(
             f"the folder has no {MARKER}: it was made before there were markers, or lost its own"
@@ -80,7 +82,7 @@ def _check_marker(run: RunFolder, findings: Findings) -> None:
 
 
 def _read_records(run: RunFolder, findings: Findings) -> dict[str, Known]:
-    """Every record that is whole, by its node."""
+    """Return every record that is whole, by its node."""
     records: dict[str, Known] = {}
     for node in run.nodes():
         path = run.record_path(node)
@@ -124,7 +126,7 @@ def _check_files(
 def _check_models(
     run: RunFolder, stored: Stored | None, records: Mapping[str, Known], findings: Findings
 ) -> None:
-    """Every model against the digest in its record, and those that it was made from by name."""
+    """Check every model against the digest in its record, and what it was made from by name."""
     known = {"base": stored.inputs["model"], "M_0": stored.inputs["model"]} if stored else {}
     given = None
     if stored:
@@ -144,8 +146,10 @@ def _check_models(
 def _wrong_links(
     record: StepRecord, known: Mapping[str, str], given: Set[str] | None
 ) -> Iterator[str]:
-    """What a record has otherwise than it follows from the models ``known`` by name, and the
-    digests of those that the recipe names."""
+    """Yield what in a record does not follow from the models that it was made from.
+
+    ``known`` are digests by the name of the model, ``given`` those of models that the recipe names.
+    """
     if record.identity_digest != digest_of(record.identity):
         yield "its identity_digest is not that of its identity"
     for role, wanted in _ancestors(record).items():
@@ -157,8 +161,10 @@ def _wrong_links(
 
 
 def _ancestors(record: StepRecord) -> dict[str, str]:
-    """By role, the name of the model that a record's model was made from; ``given``: one that the
-    recipe names."""
+    """Return by role the name of the model that a record's model was made from.
+
+    ``given`` stands for a model that the recipe names.
+    """
     if record.kind == "supervised":
         return {"base": "base"}
     wanted = {
@@ -188,7 +194,7 @@ def _check_model(run: RunFolder, node: str, record: StepRecord, findings: Findin
 
 
 def _check_views(run: RunFolder, records: Mapping[str, Known], findings: Findings) -> None:
-    """Card and lineage that travel with each model: what they should say is known."""
+    """Check card and lineage that travel with each model: what they should say is known."""
     published = {n: record for n, record in records.items() if isinstance(record, StepRecord)}
     for node, record in published.items():
         if any(f"step-{n}" not in records for n in run.step_numbers() if n < record.step):

@@ -1,4 +1,4 @@
-"""What a run reads of the caches: is it still what the run was made from?
+"""Verify what a run reads of the caches: is it still what the run was made from?
 
 What is not there is no fault: it is computed again when it is needed.
 """
@@ -30,7 +30,7 @@ Key = dict[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """A run whose caches are looked at."""
+    """A run is given with its caches, its records and the findings to add to."""
 
     run: RunFolder
     stored: Stored
@@ -39,20 +39,20 @@ class _Checked:
     findings: Findings
 
     def token_file(self, record: StepRecord | None = None) -> Path | None:
-        """The token file of the run's pairs; the reference's own, where a step has such a one."""
+        """Return the token file of the run's pairs, or the reference's own where a step has one."""
         reserve = self.records.get("reserve")
         said = record.models.get("reference") if record else None
         name = said.tokens if said and said.tokens else reserve and reserve.identity["tokens"]
         return cached_tokens(self.cache, str(name)) if name else None
 
     def against(self) -> Iterator[tuple[str, StepRecord]]:
-        """Steps and guides that were trained against a reference."""
+        """Yield steps and guides that were trained against a reference."""
         for node, record in self.records.items():
             if isinstance(record, StepRecord) and "reference_logps" in record.inputs:
                 yield node, record
 
     def keys(self, record: StepRecord) -> list[Key]:
-        """Under which the log-probs of a step's reference may be cached."""
+        """Return the keys under which the log-probs of a step's reference may be cached."""
         return scoring_identities(
             record.inputs["reference"],
             training=self.stored.config.training_of(record.step),
@@ -68,8 +68,10 @@ def check_cached(
     records: Mapping[str, NodeRecord | StepRecord],
     findings: Findings,
 ) -> None:
-    """Tokens, log-probs and KL that a run has in the caches, and ``reference.parquet`` of its
-    steps, which came from there."""
+    """Check what a run has in the caches: tokens, log-probs and KL.
+
+    ``reference.parquet`` of its steps, which came from there, is checked too.
+    """
     checked = _Checked(run, stored, cache, records, findings)
     _check_tokens(checked)
     for node, record in checked.against():
@@ -97,7 +99,7 @@ def _check_tokens(checked: _Checked) -> None:
 
 
 def _check_reference(checked: _Checked, node: str, record: StepRecord) -> None:
-    """``reference.parquet``: its record, its pairs, and the cache it came from."""
+    """Check ``reference.parquet`` against its record, its pairs, and the cache it came from."""
     path = checked.run.path / node / "reference.parquet"
     name = str(path.relative_to(checked.run.path))
     if path.is_file() and file_digest(path) != record.inputs["reference_logps"]:
@@ -123,7 +125,7 @@ def _check_reference(checked: _Checked, node: str, record: StepRecord) -> None:
 def _agrees(
     checked: _Checked, node: str, cache: LogpCache, rows: Digests, table: pa.Table
 ) -> bool | None:
-    """Whether the cache has the values that the step was trained against; None: it has none."""
+    """Return whether the cache has the values that the step was trained against; None: no cache."""
     if not cache.folder.is_dir():
         return None
     try:
@@ -139,7 +141,7 @@ def _agrees(
 
 
 def _check_logps(checked: _Checked) -> None:
-    """Cached log-probs under the run's models and references: parts, notes and keys."""
+    """Check cached log-probs under the run's models and references: parts, notes and keys."""
     records = checked.records.items()
     keys = [scoring_key_of(r) for n, r in records if n.startswith("probe-")]
     for _, record in checked.against():

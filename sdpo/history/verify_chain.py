@@ -1,4 +1,4 @@
-"""Following a run: does every record follow from run.yaml and from the records before it?
+"""Follow a run: does every record follow from run.yaml and from the records before it?
 
 The chain's own nodes say what each identity should be; nothing is executed and nothing written.
 """
@@ -27,7 +27,7 @@ from sdpo.store.stored_run import Stored
 
 
 def _is_of_rules(change: str) -> bool:
-    """Whether a change is that of a version of this project's rules, and of nothing in the run."""
+    """Return whether a change is only one of a version of this project's rules."""
     return change.partition(":")[0].endswith("_version")
 
 
@@ -37,8 +37,9 @@ class _NotDone(Exception):
 
 @dataclass(slots=True)
 class Walk:
-    """Going through a chain that executes nothing, and compares every record with what it should
-    be."""
+    """A walk goes through a chain without executing it, and checks that every record follows from
+    it.
+    """
 
     context: Context
     findings: Findings
@@ -125,7 +126,7 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
 
 
 def _check_given(reference: ReferenceModel, findings: Findings) -> None:
-    """A reference that the recipe names by its folder; one of the hub is known by its commit."""
+    """Check a reference that the recipe names by its folder; a hub model is known by its commit."""
     folder = reference.folder
     if not folder.is_absolute():
         return

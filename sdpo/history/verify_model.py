@@ -1,4 +1,4 @@
-"""Verify of a model folder that stands alone: an export, or a copy of what was published."""
+"""Verify a model folder that stands alone: an export, or a copy of what was published."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _REMEDY = "export the model again, or take the copy from where it was whole"
 
 
 def verify_model(folder: Path, *, runs_dir: Path) -> Findings:
-    """Everything that is wrong with a model folder that has a lineage.
+    """Return everything that is wrong with a model folder that has a lineage.
 
     Its tensors are compared with the digest that its lineage has, and card and lineage with those
     that follow from the run that made it, where ``runs_dir`` has that run.
