@@ -1,1 +1,1 @@
-"""Reading preference data of any known format and normalising it to pairs."""
+"""Read preference data of any known format, and normalise it to pairs."""

@@ -1,4 +1,4 @@
-"""Cells that hold messages or lists as text, as CSV files and some exports do."""
+"""Read cells that hold messages or lists as text, as CSV files and some exports do."""
 
 import ast
 import json
@@ -8,9 +8,9 @@ from typing import Any
 
 _LOOKS_LIKE_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|content|value)['\"]\s*:")
 _MOST_CHARS = 1 << 20
-"""Of a cell in Python's notation, whose reader takes memory many times its length."""
+"""A cell in Python's notation is read up to so many characters: reading takes much memory."""
 MOST_DEEP = 64
-"""Of values within values; what people write has a few."""
+"""Values within values are read up to this depth; what people write has a few."""
 
 _NOTHING = {"", "[]", "{}", "null", "none", "nan"}
 
@@ -22,12 +22,12 @@ class NotText(ValueError):
 
 
 def is_nothing(value: object) -> bool:
-    """Whether a cell holds nothing, be it an empty list as text."""
+    """Return whether a cell holds nothing; an empty list as text is nothing too."""
     return not value or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
 def cell(value: Any, name: str) -> Any:
-    """``value`` itself, or the messages that it holds as text (JSON, or Python's notation).
+    """Return ``value`` itself, or the messages that it holds as text (JSON or Python's notation).
 
     Raises:
         NotText: it looks like messages and cannot be read as such.
@@ -49,7 +49,7 @@ def cell(value: Any, name: str) -> Any:
 
 
 def is_json_text(value: object) -> bool:
-    """Whether a cell is the JSON text of an object, or of a list of texts or objects."""
+    """Return whether a cell is the JSON text of an object, or of a list of texts or objects."""
     if not isinstance(value, str) or value.strip()[:1] not in ("{", "["):
         return False
     try:
@@ -61,7 +61,7 @@ def is_json_text(value: object) -> bool:
 
 
 def listed(value: Any) -> Any:
-    """``value`` itself, or the list that it holds as text."""
+    """Return ``value`` itself, or the list that it holds as text."""
     if not isinstance(value, str):
         return value
     read = None if is_nothing(value) else parsed(value)
@@ -69,10 +69,10 @@ def listed(value: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """``value`` without what is null within, as Parquet has every name in every object.
+    """Return ``value`` without the nulls within, as Parquet has every name in every object.
 
     Raises:
-        NotText: there are more values within values than can be read.
+        NotText: values are nested more deeply than can be read.
     """
     if is_deep(value):
         raise NotText(f"the row has values within values, {MOST_DEEP} deep and more")
@@ -86,7 +86,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def is_deep(value: object) -> bool:
-    """Whether there are values within values, more than templates' readers can follow."""
+    """Return whether values are nested more deeply than templates' readers can follow."""
     level = [value]
     for _ in range(MOST_DEEP):
         inner = [v.values() if isinstance(v, dict) else v for v in level]
@@ -97,7 +97,7 @@ def is_deep(value: object) -> bool:
 
 
 def parsed(text: str) -> Any:
-    """The value that a text spells in JSON or Python's notation; None where it spells none."""
+    """Return the value that a text spells in JSON or Python's notation; None for no value."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

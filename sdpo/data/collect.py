@@ -1,4 +1,4 @@
-"""Reading all sources once: their pairs to a scratch file, their keys and counts to memory."""
+"""Read all sources once: their pairs to a scratch file, their keys and counts to memory."""
 
 import heapq
 import json
@@ -36,7 +36,7 @@ from sdpo.layouts import Reader, reader_of
 from sdpo.system.json_values import Cell
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with a source's name, the rows read of it, and how many it has (None: not known yet)."""
+"""It is called with a source's name, the rows read, and how many there are (None: unknown)."""
 
 _PROGRESS_ROWS = 1000
 _REASONS = {
@@ -51,10 +51,10 @@ _SCRATCH_SCHEMA = PAIRS_SCHEMA.append(pa.field("content", pa.binary(16)))
 
 @dataclass(frozen=True, slots=True)
 class SourceCounts:
-    """What became of one source's rows.
+    """Counts say what became of one source's rows.
 
-    ``layout`` names the columns its pairs were read from; ``rejected`` counts rows by reason;
-    ``notes`` are sentences on rows that are used and may not be what they seem, and on draws.
+    ``layout`` names the columns that its pairs were read from; ``rejected`` counts rows by reason;
+    ``notes`` are sentences on rows that are used but may not be what they seem, and on draws.
     """
 
     name: str
@@ -68,14 +68,14 @@ class SourceCounts:
 
 
 class Collected:
-    """The first pass: all pairs in a scratch file, all rejected rows in another, keys in memory."""
+    """The first pass puts pairs and rejected rows into two scratch files, and keys into memory."""
 
     def __init__(self, scratch: Path, data: DataConfig, *, strata: list[str]):
         self.pairs_path = scratch / "pairs.parquet"
         self.rejected_path = scratch / "rejected.jsonl"
         self.keys = KeyTable()
         self.unfit: dict[int, Rejection] = {}
-        """By index, pairs of which it is known why their tokens cannot be used."""
+        """These pairs, by index, are known to have tokens that cannot be used, and why."""
         self.names: list[str] = []
         self._data = data
         self._strata = strata
@@ -160,7 +160,7 @@ class Collected:
                 self._notes[-1].setdefault(note, [0, number])[0] += 1
 
     def _add_made(self, number: int, made: Candidate | Rejection, strata: dict[str, str]) -> bool:
-        """Keep what was made of a row; returns whether it is a pair."""
+        """Keep what was made of a row; return whether it is a pair."""
         if isinstance(made, Candidate):
             try:
                 self._write(number, made, strata)
@@ -179,8 +179,10 @@ class Collected:
         self._rejections.write(f"{source}\t{number}\t{line}")
 
     def _read_layout(self, row: dict[str, Cell]) -> dict[str, Cell] | Rejection:
-        """A row as its source's layout reads it, with the columns of the strata and of what the
-        template gets."""
+        """Return a row as its source's layout reads it, or why it is no pair.
+
+        The columns of the strata and of what the template gets are kept beside.
+        """
         if self._reader is None:
             return row
         made = self._reader(row)
@@ -221,7 +223,7 @@ class Collected:
         self.keys.add(keys, row=number, seed=self._data.seed)
 
     def counts(self, decisions: Decisions) -> tuple[SourceCounts, ...]:
-        """What became of each source's rows.
+        """Return what became of each source's rows.
 
         Raises:
             DataError: nothing is left of a source.
@@ -288,7 +290,7 @@ class Collected:
         )
 
     def rejections(self, decisions: Decisions) -> Iterator[str]:
-        """The lines of ``rejected_rows.jsonl``, by source and row."""
+        """Yield the lines of ``rejected_rows.jsonl``, by source and row."""
         with self.rejected_path.open(encoding="utf-8", newline="\n") as early:
             for _, _, line in heapq.merge(map(_early, early), self._late(decisions)):
                 yield line
@@ -319,7 +321,7 @@ class Collected:
 
 
 def rejection_line(source: str, row: int, rejection: Rejection) -> str:
-    """One line of the list of rejected rows."""
+    """Return one line of the list of rejected rows, as JSON."""
     entry = {
         "source": source,
         "row": row,

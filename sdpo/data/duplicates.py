@@ -1,6 +1,6 @@
-"""Which pairs stay when all are compared with each other: decided on key columns alone.
+"""Decide which pairs stay when all are compared with each other, on key columns alone.
 
-Texts stay on disk; here a pair is 33 bytes of keys and 8 bytes of row number (and 8 more where a
+Texts stay on disk: here a pair takes 33 bytes of keys and 8 bytes of row number (and 8 more where a
 source draws some of its pairs). Deciding takes 21 more.
 """
 
@@ -17,18 +17,18 @@ from sdpo.data.keys import PairKeys, draw_key
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Others = npt.NDArray[np.int32]
-"""Indices of pairs in half the room: there are less than 2**31."""
+"""Indices of pairs take half the room here: there are fewer than 2**31."""
 
 KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT, WEIGHT, UNFIT = range(7)
-"""Decisions about a pair."""
+"""Every pair gets one of these decisions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """For every pair, in the order they were added: the decision and the pair it is about.
+    """Decisions give for every pair, in the order they were added, its decision and the other pair.
 
     ``other`` is the index of the pair that a duplicate repeats or a contradictory one contradicts,
-    else -1. ``mixed``: per source with a weight, the pairs that its weight draws.
+    else -1. ``mixed`` is, per source with a weight, the number of pairs that its weight draws.
     """
 
     decision: npt.NDArray[np.uint8]
@@ -38,8 +38,10 @@ class Decisions:
 
 
 def mixture(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """How many there are of each in the largest mixture of these proportions that takes none twice:
-    all of the one that is short, of the others rounded down."""
+    """Return how many of each the largest mixture of these proportions has that takes none twice.
+
+    It takes all of the source that is short, and of the others their shares, rounded down.
+    """
     # As decimals, so that 0.1 and 0.3 are as 1 and 3.
     exact = [Fraction(str(weight)) for weight in weights]
     scale = min(size / weight for size, weight in zip(sizes, exact, strict=True))
@@ -47,7 +49,7 @@ def mixture(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
 
 
 class KeyTable:
-    """The keys of all pairs, source after source."""
+    """The table has the keys of all pairs, source after source."""
 
     def __init__(self) -> None:
         # A pair and its swap share the smaller of their two keys and differ in which one it is.
@@ -62,7 +64,7 @@ class KeyTable:
         return len(self._rows)
 
     def start_source(self, *, draws: bool) -> None:
-        """The pairs added from here on are of the next source, which ``draws`` from its pairs."""
+        """Begin the next source; ``draws``: some of its pairs may be drawn."""
         self._starts.append(len(self))
         if draws:
             self._draws[len(self._starts) - 1] = array("Q")
@@ -78,15 +80,15 @@ class KeyTable:
             draws.append(draw_key(seed, keys.pair))
 
     def row(self, index: int) -> int:
-        """Row number of a pair in its source."""
+        """Return the row number of a pair in its source."""
         return self._rows[index]
 
     def source(self, index: int) -> int:
-        """Index of a pair's source."""
+        """Return the index of a pair's source."""
         return int(np.searchsorted(self._starts, index, side="right")) - 1
 
     def span(self, source: int) -> slice:
-        """The pairs of a source."""
+        """Return the indices of a source's pairs."""
         stops = [*self._starts[1:], len(self)]
         return slice(self._starts[source], stops[source])
 
@@ -98,10 +100,13 @@ class KeyTable:
         weights: Sequence[float] = (),
         unfit: Collection[int] = (),
     ) -> Decisions:
-        """Duplicates first, then contradictions, then the draws of each source (0: no bound), and
-        of what these leave the mixture of the sources that have a weight. The ``limit`` is of pairs
-        besides the ``unfit``, given by index: those that come before the last drawn are passed
-        over."""
+        """Decide about every pair.
+
+        Duplicates are found first, then contradictions, then each source draws (0: no bound), and
+        the sources that have a weight are mixed from what these leave. The ``limit`` counts pairs
+        besides the ``unfit``, given by index: those that come before the last one drawn are passed
+        over.
+        """
         fits = np.ones(len(self), np.bool_)
         fits[list(unfit)] = False
         decision = np.full(len(self), KEPT, np.uint8)
@@ -171,14 +176,14 @@ class KeyTable:
 
 
 def _words(keys: bytearray) -> npt.NDArray[np.uint64]:
-    """The 128-bit keys as rows of two words."""
+    """Return the 128-bit keys as rows of two words, uint64 ``[pairs, 2]``."""
     return np.frombuffer(keys, np.uint64).reshape(-1, 2)
 
 
 def _repeated(keys: npt.NDArray[np.uint64]) -> Indices:
-    """The rows of keys that may stand more than once, ascending: nearly all others are left out.
+    """Return the rows of keys that may occur twice, ascending: nearly all others are left out.
 
-    Only these need an order of whole keys; one word of all of them takes far less room.
+    Only these need sorting by whole keys; to sort all by one word takes far less room.
     """
     words = keys[:, 0]
     order = np.argsort(words)
@@ -193,7 +198,7 @@ def _repeated(keys: npt.NDArray[np.uint64]) -> Indices:
 def _grouped(
     keys: npt.NDArray[np.uint64], minor: npt.NDArray[np.uint8] | None = None
 ) -> tuple[Indices, Mask]:
-    """A stable order in which equal keys stand together, and where each group begins in it."""
+    """Return a stable order in which equal keys are together, and where each group begins in it."""
     columns = [keys[:, 0], keys[:, 1]] + ([] if minor is None else [minor])
     order = np.lexsort(columns)
     new = np.ones(len(order), np.bool_)

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where its name says something else."""
+"""Tell what a file is by its first bytes, where its name says something else."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ _MAGIC: dict[bytes, tuple[str, tuple[str, ...], str]] = {
     b"Obj\x01": ("an Avro file", (), "save it as JSONL, CSV or Parquet"),
     b"%PDF": ("a PDF document", (), "save its table as JSONL, CSV or Parquet"),
 }
-"""By its first bytes, what a file is, the endings with which it is read, and what to do."""
+"""First bytes tell what a file is, with which endings it is read, and what to do."""
 
 
 def check_first_bytes(path: Path) -> None:
-    """Refuse what stands in a file's place instead of its data, or under another ending.
+    """Refuse what is in a file's place instead of its data, or under another ending.
 
     Raises:
-        DataError: says what it is, and what to do.
+        DataError: the message says what it is, and what to do.
     """
     with path.open("rb") as file:
         raw = file.read(64)

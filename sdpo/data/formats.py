@@ -1,7 +1,7 @@
-"""Normalising the rows of a source to pairs, in the layout that its columns were recognised as.
+"""Normalise the rows of a source to pairs, in the layout that its columns were recognised as.
 
-Where the sides are whole dialogues, they carry the prompt; of a prompt column beside them only a
-system message that they lack is taken. Of a list of answers pairs are made
+Where the sides are whole dialogues, they hold the prompt; of a prompt column beside them only a
+system message that they lack is taken. A list of answers is made into pairs
 (:mod:`sdpo.data.lists`). Text is never changed: in a ``chat`` source a text prompt becomes a user's
 turn and a text answer an assistant's, in a ``text`` source every part stays the text that it is.
 """
@@ -53,12 +53,12 @@ from sdpo.errors import DataError
 Contradictions = Literal["refuse", "swap", "keep"]
 _TOO_NEAR = ("tie", "score_gap")
 _Sides = tuple[Any, Any, float | None, float | None]
-"""The chosen and the rejected side as a row has them, and their scores."""
+"""These are the chosen and the rejected side as a row has them, and their scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that is a pair, before it is compared with the others."""
+    """A candidate is a row that is a pair, before it is compared with the others."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -69,7 +69,7 @@ class Candidate:
 
 
 class PairNormaliser:
-    """Turns the rows of one source into pairs, one at a time; remembers the columns it saw."""
+    """A normaliser turns rows of one source into pairs one by one; it remembers their columns."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class PairNormaliser:
     ):
         self.layout: Layout | None = None
         self.notes: list[Note] = []
-        """Of the row that was converted last."""
+        """These are the notes on the row that was converted last."""
         self._contradictions = contradictions
         self._ranked_by: RankedBy = ranked_by
         self._pairing: Pairing = pairing
@@ -102,7 +102,7 @@ class PairNormaliser:
             self._absent += [columns.chosen_score, columns.rejected_score]
 
     def convert(self, row: Row) -> list[Candidate | Rejection]:
-        """The pair in ``row``, or why it is none; the pairs, where it has a list of answers.
+        """Return the pair in ``row``, or why it is none; of a list of answers all its pairs.
 
         Raises:
             DataError: the source cannot be used at all (the message does not name the row).
@@ -116,22 +116,23 @@ class PairNormaliser:
         pairs = [each for each in made if isinstance(each, Candidate)]
         self.notes = self._notes(row, layout, pairs[0]) if pairs else []
         if self._pairing == "all":
-            # A list gives the pairs that differ enough: the others are told where it gives none.
+            # A list gives the pairs that differ enough: the others are reported where it gives
+            # none.
             unequal = {e.reason: e for e in reversed(made) if isinstance(e, Rejection)}
             others = [e for e in unequal.values() if e.reason not in _TOO_NEAR or not pairs]
             return [*pairs, *others]
         return made
 
     def strata_of(self, row: Row) -> dict[str, str]:
-        """The values of the strata columns as text; "" for null."""
+        """Return the values of the strata columns as text; "" for null."""
         values = {path: lookup(row, path) for path in self._strata}
         return {path: "" if value is None else str(value) for path, value in values.items()}
 
     def finish(self) -> None:
-        """Call after the last row.
+        """Finish after the last row.
 
         Raises:
-            DataError: a column that was asked for was in no row.
+            DataError: a column that the recipe names was in no row.
         """
         if self._absent:
             raise DataError(
@@ -140,12 +141,12 @@ class PairNormaliser:
             )
 
     def unused_columns(self) -> tuple[str, ...]:
-        """The top-level columns that no part of a pair was read from."""
+        """Return the top-level columns that no part of a pair was read from."""
         used = self._used(self._columns)
         return tuple(name for name in self._columns if name not in used)
 
     def _used(self, columns: Container[str]) -> set[str]:
-        """Those top-level columns that something is read from."""
+        """Return those top-level columns that something is read from."""
         paths = [*(self.layout.paths() if self.layout else []), *self._strata, *COLUMNS]
         return {path if path in columns else path.split(".")[0] for path in paths}
 
@@ -180,7 +181,7 @@ class PairNormaliser:
         return self.layout
 
     def _check_list(self, layout: Layout) -> None:
-        """Refuse settings of lists where the rows have none."""
+        """Refuse settings for lists where the rows have none."""
         mapped = [n for n in ("answer_text", "scores", "ranks") if getattr(self._mapping, n)]
         given = [f"columns.{name}" for name in mapped]
         given += ["ranked_by"] if self._ranked_by != "auto" else []
@@ -193,7 +194,7 @@ class PairNormaliser:
             )
 
     def _sides(self, row: Row, layout: Layout) -> Iterator[_Sides]:
-        """Both sides of every pair in a row, as the row has them, with their scores."""
+        """Yield both sides of every pair in a row, as the row has them, with their scores."""
         if layout.answers:
             prompt = lookup(row, layout.fields.prompt)
             answers = ranked(row, layout.answers)
@@ -320,7 +321,7 @@ def _from_strings(row: Row, layout: Layout, chosen: object, rejected: object) ->
 
 
 def _named(layout: Layout, chosen: object, rejected: object) -> list[tuple[str, Any]]:
-    """Both sides with the columns that they stand in."""
+    """Return both sides with the columns that they are in."""
     path = layout.answers.path if layout.answers else ""
     return [(layout.chosen or path, chosen), (layout.rejected or path, rejected)]
 
@@ -336,7 +337,7 @@ def _swapped(pair: Candidate) -> Candidate:
 
 
 def _contradicts(pair: Candidate) -> bool:
-    """Whether the chosen side scores less than the rejected one."""
+    """Return whether the chosen side scores less than the rejected one."""
     chosen, rejected = pair.chosen_score, pair.rejected_score
     return chosen is not None and rejected is not None and chosen < rejected
 
@@ -344,7 +345,7 @@ def _contradicts(pair: Candidate) -> bool:
 def _implicit_problem(
     row: Row, layout: Layout, chosen: object, rejected: object
 ) -> Rejection | None:
-    """What is wrong with two whole texts or dialogues before their prompt is split off."""
+    """Return what is wrong with two whole texts or dialogues before their prompt is split off."""
     for path, side, reason in (
         (layout.chosen, chosen, "empty_chosen"),
         (layout.rejected, rejected, "empty_rejected"),

@@ -1,4 +1,4 @@
-"""Rows of a ``.json`` file: an array, an object of columns, or (misnamed) an object per line.
+"""Read the rows of a ``.json`` file: an array, an object of columns, or an object per line.
 
 Arrays are decoded element by element from a sliding window, so their length costs no memory.
 """
@@ -22,10 +22,10 @@ _NEAR_END = 16
 
 
 def json_rows(file: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
-    """Rows of a JSON file, numbered from 0 (from line 1 where it holds an object per line).
+    """Yield a JSON file's rows, numbered from 0 (from line 1, where each is on its own line).
 
     Raises:
-        DataError: malformed or not UTF-8 (file and line), or not rows.
+        DataError: it is malformed, not UTF-8, or not rows; the message names file and line.
     """
     window = _Window(file, path)
     first = window.peek()
@@ -92,7 +92,7 @@ def _from_object(value: Cell, path: Path) -> Iterator[Cell]:
 
 
 def _are_columns(value: dict[str, Cell], lists: dict[str, list[Cell]]) -> bool:
-    """Whether an object is a table by column rather than one row.
+    """Return whether an object is a table by column rather than one row.
 
     A row of conversations has lists too, but lists of messages.
     """
@@ -103,7 +103,7 @@ def _are_columns(value: dict[str, Cell], lists: dict[str, list[Cell]]) -> bool:
 
 
 class _Window:
-    """The part of a JSON text that is being decoded; grows at the end, is cut at the start."""
+    """A window is the part of a JSON text being decoded; it grows at its end, its start is cut."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file = file
@@ -118,17 +118,17 @@ class _Window:
 
     @property
     def line(self) -> int:
-        """Line of the current position, from 1."""
+        """Return the line of the current position, from 1."""
         self._lines += self._text.count("\n", self._counted, self._at)
         self._counted = self._at
         return self._lines
 
     def malformed(self, message: str) -> DataError:
-        """The error for the current position."""
+        """Return the error for the current position."""
         return DataError(f"{self._path}, line {self.line}: malformed JSON: {message}")
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text):
@@ -141,7 +141,7 @@ class _Window:
         self._at += 1
 
     def value(self) -> Cell:
-        """The JSON value at the current position."""
+        """Return the JSON value at the current position."""
         self.peek()
         while True:
             try:

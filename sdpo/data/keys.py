@@ -1,7 +1,7 @@
-"""Keys by which pairs and prompts are recognised as the same, wherever they come from.
+"""Make the keys by which pairs and prompts are recognised as the same, wherever they come from.
 
 Text is compared after Unicode NFC and with every run of white space as one space; the keys are
-128-bit BLAKE2b. They depend on what the messages are alone: never on the source, the row or the
+128-bit BLAKE2b. They depend on the messages alone: never on the source, the row or the
 scores.
 The text that is trained on is never changed.
 """
@@ -18,7 +18,7 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """Keys of one pair, 16 bytes each; ``swapped`` is that of the pair with sides exchanged."""
+    """A pair's keys have 16 bytes each; ``swapped`` is that of the pair with sides exchanged."""
 
     prompt: bytes
     pair: bytes
@@ -26,18 +26,18 @@ class PairKeys:
 
 
 def squash(text: str) -> str:
-    """``text`` in NFC, every run of white space one space, none at the ends."""
+    """Return ``text`` in NFC, every run of white space as one space, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def messages_key(messages: Sequence[Message], *, text_role: str) -> bytes:
-    """Key of a list of messages; plain text counts as a turn of ``text_role``.
+    """Return the key of a list of messages; plain text counts as a turn of ``text_role``.
 
     So a prompt has one key whether its source is encoded as text or as chat, and one that is
     reserved in one source is reserved in all.
 
     Raises:
-        UnicodeEncodeError: half of a surrogate pair, which is no text.
+        UnicodeEncodeError: there is half of a surrogate pair, which is no text.
     """
     # Squashed text holds neither \x1e nor \x1f (both are white space), so the join is unambiguous.
     turns = [
@@ -55,11 +55,10 @@ def pair_keys(
     rejected: Sequence[Message],
     template_inputs: str = "",
 ) -> PairKeys:
-    """All keys of a pair. What its template gets beside the messages is of the pair, and not of
-    the prompt: the same question asked otherwise is reserved with it.
+    """Return all keys of a pair.
 
-    Raises:
-        UnicodeEncodeError: half of a surrogate pair, which is no text.
+    What its template gets beside the messages is part of the pair's key but not of the prompt's:
+    the same question asked otherwise is reserved with it.
     """
     prompt_part = messages_key(prompt, text_role="user")
     chosen_part = messages_key(chosen, text_role="assistant")
@@ -83,34 +82,34 @@ def pair_id(
     rejected: Sequence[Message],
     template_inputs: str = "",
 ) -> str:
-    """Identity of a pair: 32 hex digits."""
+    """Return the identity of a pair: 32 hex digits."""
     keys = pair_keys(prompt, chosen=chosen, rejected=rejected, template_inputs=template_inputs)
     return keys.pair.hex()
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
-    """Identity of a prompt: 32 hex digits."""
+    """Return the identity of a prompt: 32 hex digits."""
     return messages_key(prompt, text_role="user").hex()
 
 
 def example_key(
     prompt_part: bytes, completion: Sequence[Message], template_inputs: str = ""
 ) -> bytes:
-    """Key of a supervised example from its prompt's key and its completion."""
+    """Return the key of a supervised example, from its prompt's key and its completion."""
     completion_part = messages_key(completion, text_role="assistant")
     return _hash(prompt_part + completion_part + _inputs_part(template_inputs))
 
 
 def draw_key(seed: int, key: bytes) -> int:
-    """A 64-bit number by which ``seed`` orders pairs, whatever order they come in."""
+    """Return a 64-bit number by which ``seed`` orders pairs, whatever order they come in."""
     return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()).digest())
 
 
 def content_digest(strings: Sequence[str]) -> bytes:
-    """16 bytes over the exact strings, unambiguous: their lengths stand in front.
+    """Return 16 bytes over the exact strings, unambiguous: their lengths come first.
 
     Raises:
-        UnicodeEncodeError: half of a surrogate pair, which is no text.
+        UnicodeEncodeError: there is half of a surrogate pair, which is no text.
     """
     lengths = ",".join([str(len(s)) for s in strings])
     return _hash(f"{lengths};{''.join(strings)}".encode())

@@ -1,4 +1,4 @@
-"""Lines of a file, as long and as empty as data is, and no more."""
+"""Read the lines of a file within bounds: no longer, and not more of them blank, than data has."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ _MOST_BLANK_LINES = 100_000
 
 
 def bounded_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines from 1, split at line feeds alone.
+    """Yield lines with their numbers from 1, split at line feeds alone.
 
     Raises:
-        DataError: a line that no memory should hold, or one of blank lines without an end.
+        DataError: a line is longer than memory should hold, or blank lines do not end.
     """
     blank = 0
     for number, line in enumerate(file, start=1):
@@ -27,11 +27,10 @@ def bounded_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, byte
 
 
 def names_once(pairs: list[tuple[str, Cell]]) -> dict[str, Cell]:
-    """An object of JSON as ``object_pairs_hook`` gets it; of a name that stands twice, readers take
-    one or the other.
+    """Make an object of JSON, as its ``object_pairs_hook``, and refuse a name that is there twice.
 
     Raises:
-        ValueError: a name stands twice.
+        ValueError: a name is there twice, of which readers take one or the other.
     """
     read = dict(pairs)
     if len(read) < len(pairs):

@@ -1,11 +1,11 @@
-"""Lists of answers to one prompt that are scored, ranked or given best first, and their pairs.
+"""Make pairs from lists of answers to one prompt that are scored, ranked or given best first.
 
-What people publish: UltraFeedback's ``completions`` (each with its ``overall_score``), Nectar's
-``answers`` (each with its ``rank``), ``responses`` beside a list of ``scores`` or ``ratings``, as
-distilabel's ``generations``. By which of them an answer is better is decided on the first row of a
+People publish UltraFeedback's ``completions`` (each with its ``overall_score``), Nectar's
+``answers`` (each with its ``rank``), ``responses`` beside a list of ``scores`` or ``ratings``, or
+distilabel's ``generations``. What says which answer is better is decided on the first row of a
 source, and refused where more than one could be meant.
 
-Which pairs a list gives: the best against the worst; the best against one drawn of the others, as
+A list gives one of these: the best against the worst; the best against one drawn of the others, as
 UltraFeedback was made binary; or every better one against every worse one.
 """
 
@@ -60,7 +60,7 @@ class OtherLength(NotText):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Where a list of answers is, and by what they are ranked.
+    """Answers say where a list of answers is, and by what they are ranked.
 
     ``path`` is the list's; ``by`` is the path of a list beside it, or (``inside``) within each
     answer; "" where their order is the ranking. ``text`` is the path within an answer; "" where it
@@ -75,23 +75,23 @@ class Answers:
 
     @property
     def beside(self) -> str:
-        """The column of scores or ranks beside the list, or ""."""
+        """Return the column of scores or ranks beside the list, or ""."""
         return "" if self.inside else self.by
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One answer as the file has it, and how good it is: more is better."""
+    """A ranked answer is one as the file has it, with how good it is: more is better."""
 
     answer: Cell
     score: float
 
 
 def find_answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answers | None:
-    """Where the first row of a source has a list of answers; None where it has none.
+    """Find where the first row of a source has a list of answers; None where it has none.
 
     Raises:
-        DataError: it is not certain what ranks them; names the setting that decides it.
+        DataError: it is not certain what ranks them; the message names the setting that decides it.
     """
     path = columns.answers or next((n for n in _ANSWERS if _is_list(row, n)), "")
     if not path:
@@ -133,11 +133,11 @@ def find_answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answe
 def pairs_of(
     answers: Sequence[Ranked], pairing: Pairing, *, seed: int, prompt: object
 ) -> Iterator[tuple[Ranked, Ranked]]:
-    """The pairs that a list gives, the better answer first.
+    """Yield the pairs that a list gives, the better answer first.
 
-    Of several at the best score the first is the best, at the worst the last is the worst. What is
-    drawn depends on ``seed``, the prompt and the answers alone, not on their order. Where all are
-    equally good, there is one pair, which is a tie.
+    Of several with the best score the first is the best, with the worst the last is the worst. What
+    is drawn depends on ``seed``, the prompt and the answers alone, not on their order. Where all
+    are equally good, there is one pair, which is a tie.
     """
     best = max(answers, key=lambda answer: answer.score)
     worst = min(reversed(answers), key=lambda answer: answer.score)
@@ -153,12 +153,12 @@ def pairs_of(
 
 
 def ranked(row: Row, where: Answers) -> list[Ranked]:
-    """The answers of a row with how good each is.
+    """Return the answers of a row with how good each is.
 
     Ranks are negated, so that more is better; so is an answer's position where the order ranks.
 
     Raises:
-        NotText: no list of at least two answers, or one has no text, score or rank.
+        NotText: there is no list of at least two answers, or one has no text, score or rank.
     """
     name = f"`{where.path}`"
     answers = listed(lookup(row, where.path))
@@ -190,8 +190,10 @@ def ranked(row: Row, where: Answers) -> list[Ranked]:
 
 
 def _is_list(row: Row, path: str) -> bool:
-    """Whether a column is a list of answers, and no dialogue: a list of messages is answers where
-    all of several are the assistant's."""
+    """Return whether a column is a list of answers, and no dialogue.
+
+    A list of messages is answers where there are several, and all are the assistant's.
+    """
     value = listed(lookup(row, path))
     if not isinstance(value, list) or not value:
         return False
@@ -200,7 +202,7 @@ def _is_list(row: Row, path: str) -> bool:
 
 
 def _tells(holder: object, path: str, *, is_list: bool) -> bool:
-    """Whether a row has a list, or an answer a single value, at a path; either may be missing."""
+    """Return whether a row has a list, or an answer one value, at a path; either may be null."""
     if not isinstance(holder, dict) or not has_path(holder, path):
         return False
     value = listed(lookup(holder, path)) if is_list else lookup(holder, path)
@@ -218,8 +220,10 @@ def _number(value: object) -> float | None:
 
 
 def unread_scores(row: Row, columns: ColumnsConfig) -> str:
-    """Why two entries of one list would be taken for chosen and rejected in rows where it is the
-    other way round; "" if nothing speaks for it."""
+    """Return why two entries of one list would be mistaken for chosen and rejected in some rows.
+
+    In these it is the other way round; "" if nothing suggests that.
+    """
     chosen, rejected = _entry(columns.chosen), _entry(columns.rejected)
     if columns.chosen_score or columns.winner or not chosen or not rejected:
         return ""
@@ -241,8 +245,7 @@ def unread_scores(row: Row, columns: ColumnsConfig) -> str:
 
 
 def unnamed_list(row: Row) -> str:
-    """How a list of answers under another name than those that are known can be said; "" where a
-    row has none beside a prompt."""
+    """Return how to name a list of answers under an unknown name; "" where a row has none."""
     for name, value in row.items():
         answers = listed(value)
         if not isinstance(answers, list) or len(answers) < 2:
@@ -269,13 +272,13 @@ def unnamed_list(row: Row) -> str:
 
 
 def _entry(path: str) -> tuple[str, str] | None:
-    """A path through a list: that of the list, and the number."""
+    """Split a path through a list into that of the list and the number; None for another path."""
     found = re.fullmatch(r"(.+?)\.(\d+)(?:\..+)?", path)
     return (found[1], found[2]) if found else None
 
 
 def _shown(value: object) -> str:
-    """What a cell holds, for a message; not a number of thousands of digits, nor all of a text."""
+    """Return what a cell holds, for a message, without thousands of digits or a whole text."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -284,7 +287,7 @@ def _shown(value: object) -> str:
 
 
 def _text(answer: Cell, where: Answers, name: str) -> Cell:
-    """What an answer says: text, a message, or messages."""
+    """Return what an answer says: text, a message, or messages."""
     if not isinstance(answer, dict) or is_message(answer):
         return answer
     if where.text:

@@ -1,7 +1,8 @@
-"""What a message has besides its role and its text: tool calls, reasoning, and whose answer a
-tool's turn is, as TRL and the chat templates of transformers have them.
+"""Read what a message has besides its role and its text: tool calls, reasoning, a tool's call.
 
-It is kept as the text of one JSON object, the names in the order given; "" where there is nothing.
+A tool's call is the one that its turn answers. All are as TRL and the chat templates of
+transformers have them, and are kept as the text of one JSON object, the names in the order given;
+"" where there is nothing.
 """
 
 import json
@@ -17,21 +18,21 @@ _UNREAD = (
     *("refusal", "tool_plan", "images", "image", "videos", "video", "audios", "audio"),
     *("functions", "function_calls", "tools", "tool_responses", "documents", "context"),
 )
-"""Contents that have no place here, though some templates print them from there."""
+"""These contents are not supported, though some templates print them."""
 
 _OF_TOOLS = ("name", "tool_call_id")
-"""What a tool's turn says of the call that it answers."""
+"""With these a tool's turn names the call that it answers."""
 
 
 def rest_of(message: Mapping[str, Any], role: str, name: str) -> str:
-    """What ``message`` of a ``role`` has besides its text; ``name`` says where it stands.
+    """Return what ``message`` of a ``role`` has besides its text; ``name`` says where it is.
 
-    Reasoning has one name, whichever of those it has in the data, and a call one form: ``type`` and
+    Reasoning gets one name, whichever it has in the data, and a call gets one form: ``type`` and
     ``function``, with ``arguments`` as an object where they are the JSON text of one. What is null
     in an object is not given, as Parquet has every name in every object; in JSON text it stays.
 
     Raises:
-        NotText: calls or reasoning in a turn that is not the assistant's, or of another form.
+        NotText: calls or reasoning are in a turn that is not the assistant's, or of another form.
     """
     rest: dict[str, Any] = {}
     for key, value in message.items():
@@ -55,10 +56,10 @@ def rest_of(message: Mapping[str, Any], role: str, name: str) -> str:
 
 
 def calls_in_text(text: str, name: str) -> str:
-    """The same of a turn whose text is its calls in JSON, as LLaMA-Factory's ``function_call``.
+    """Return the rest of a turn whose text is calls in JSON (LLaMA-Factory's ``function_call``).
 
     Raises:
-        NotText: it is none.
+        NotText: it is no list of calls.
     """
     return _as_text({"tool_calls": _calls(text, f"a turn `function_call` of {name}")}, name)
 
@@ -93,7 +94,7 @@ def _named(function: dict[str, Any]) -> bool:
 
 
 def _arguments(value: object) -> object:
-    """As an object, which templates print as JSON; text that is not the JSON of one stays."""
+    """Return arguments as an object, which templates print as JSON; text that spells none stays."""
     if value is None or value == "":
         return {}
     if not isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Turning the values that data files hold (text, messages, transcripts) into messages.
+"""Turn the values that data files hold (text, messages, transcripts) into messages.
 
-Text goes through unchanged. What is not text (images) raises :class:`~sdpo.data.cells.NotText`;
-which column means what is :mod:`sdpo.data.formats`.
+Text is not changed. What is not text (images) raises :class:`~sdpo.data.cells.NotText`;
+:mod:`sdpo.data.formats` decides which column means what.
 """
 
 import json
@@ -29,10 +29,10 @@ _ROLES = {
     "ipython": "tool",
 }
 _CALL = "function_call"
-"""The role by which LLaMA-Factory has a call of tools as a text."""
+"""LLaMA-Factory has this role for a turn whose text is a call of tools."""
 
 _THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-"""Reasoning in front of an answer's text."""
+"""Reasoning in front of an answer's text matches this."""
 
 _ASSISTANT_MARK = "\n\nAssistant:"
 _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -46,14 +46,14 @@ _ROLE_MARKS = [
     ),
     (r"### ?(?:Instruction|Input|Question)", r"### ?(?:Response|Output|Answer)"),
 ]
-"""Alpaca's, and those of transcripts as many write them."""
+"""Alpaca writes such marks, and many write transcripts with them."""
 
 _LIKE_TRANSCRIPT = [
     tuple(re.compile(rf"^[ \t]*{name}(?:\*\*)?[:>|\]]", re.MULTILINE) for name in marks)
     for marks in _ROLE_MARKS
 ]
 _VICUNA = re.compile(r"(?:^|[\s.])USER: .*\sASSISTANT:", re.DOTALL)
-"""Both in one line."""
+"""Vicuna has both marks in one line."""
 
 
 class UnfinishedTranscript(NotText):
@@ -63,15 +63,15 @@ class UnfinishedTranscript(NotText):
 
 
 def is_conversation(value: object) -> bool:
-    """Whether ``value`` is a message or a list of messages rather than text."""
+    """Return whether ``value`` is a message or a list of messages rather than text."""
     return isinstance(value, list | dict)
 
 
 def plain_text(value: object, name: str) -> str:
-    """``value`` as text: itself; a list of text parts joined; "" for what is missing.
+    """Return ``value`` as text: itself; a list of text parts joined; "" for what is missing.
 
     Raises:
-        NotText: anything else.
+        NotText: it is anything else.
     """
     if isinstance(value, str):
         return value
@@ -99,13 +99,13 @@ def _kind(value: object) -> str:
 
 
 def messages_of(value: object, name: str, *, role: str) -> list[Message]:
-    """Messages of a column: a list of them, a single one, or text as a turn of ``role``.
+    """Return the messages of a column: a list of them, a single one, or text as a turn of ``role``.
 
     Messages are ``role``/``content`` or ``from``/``value`` objects, with tool calls and reasoning
     as :func:`~sdpo.data.message_rest.rest_of` reads them.
 
     Raises:
-        NotText: content that is not text, an unknown role, something that is no tool call.
+        NotText: content is not text, a role is unknown, or something is no tool call.
     """
     if isinstance(value, list):
         return [_message(item, name) for item in value]
@@ -143,12 +143,12 @@ def _role(value: object, name: str) -> str:
 
 
 def is_message(value: object) -> bool:
-    """Whether ``value`` looks like one message."""
+    """Return whether ``value`` looks like one message."""
     return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
 def split_dialogues(chosen: list[Message], rejected: list[Message]) -> int | None:
-    """Length of the prompt that two whole dialogues share, or None where they share none.
+    """Return the length of the prompt that two whole dialogues share; None where they share none.
 
     It is the longest common beginning after which both go on with an assistant's turn.
     """
@@ -162,10 +162,10 @@ def split_dialogues(chosen: list[Message], rejected: list[Message]) -> int | Non
 
 
 def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of two whole texts.
+    """Split two whole texts into prompt, chosen and rejected.
 
     A ``Human:``/``Assistant:`` transcript is split after the last assistant mark that both sides
-    share. Cell other text is split as TRL does: after the longest common beginning, a space at its
+    share. Any other text is split as TRL does: after the longest common beginning, a space at its
     end going to the answers.
     """
     shared = _common_length(chosen, rejected)
@@ -180,7 +180,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _common_length(left: str, right: str) -> int:
-    """Length of the longest common beginning; bisected, as slices compare at memory speed."""
+    """Return the length of the longest common beginning; bisected, as slices compare fast."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
@@ -192,33 +192,38 @@ def _common_length(left: str, right: str) -> int:
 
 
 def is_transcript(prompt: str) -> bool:
-    """Whether ``prompt`` is a transcript: turns of ``Human:`` and ``Assistant:``, the human's
-    first, with an empty line before each. Where single lines part them, it is none."""
+    """Return whether ``prompt`` is a transcript: turns of ``Human:`` and ``Assistant:``.
+
+    The human's comes first, and an empty line is before each later one. Where single lines separate
+    them, it is none.
+    """
     if not _TRANSCRIPT.match(prompt):
         return False
     return len(_MARK.findall(prompt)) > 1 or not like_transcript(prompt)
 
 
 def like_transcript(prompt: str) -> bool:
-    """Whether a text that is no known transcript has marks of both roles at lines' beginnings, or
-    Vicuna's in one line."""
+    """Return whether a text that is no known transcript has marks of both roles.
+
+    They are at lines' beginnings, or Vicuna's in one line.
+    """
     return bool(_VICUNA.search(prompt)) or any(
         all(mark.search(prompt) for mark in marks) for marks in _LIKE_TRANSCRIPT
     )
 
 
 def whole_transcripts(chosen: str, rejected: str) -> bool:
-    """Whether both sides are transcripts that begin alike, up to an assistant's turn."""
+    """Return whether both sides are transcripts that begin alike, up to an assistant's turn."""
     if not (is_transcript(chosen) and is_transcript(rejected)):
         return False
     return chosen.rfind(_ASSISTANT_MARK, 0, _common_length(chosen, rejected)) >= 0
 
 
 def transcript_prompt(prompt: str) -> list[Message]:
-    """The turns of a transcript, without the mark at its end where the assistant is to go on.
+    """Return a transcript's turns, without the mark at its end where the assistant is to go on.
 
     Raises:
-        UnfinishedTranscript: it ends in words of the assistant.
+        UnfinishedTranscript: it ends in the assistant's own words.
     """
     turns = _turns(_OPEN_END.sub("", prompt))
     if turns[-1].role == "assistant":
@@ -231,13 +236,13 @@ def transcript_prompt(prompt: str) -> list[Message]:
 
 
 def transcript_answer(answer: str) -> list[Message]:
-    """The turns that follow the human's in a transcript, the assistant's first."""
+    """Return the turns that follow the human's in a transcript, the assistant's first."""
     return _turns(f"{_ASSISTANT_MARK}{_OPENING.sub('', answer)}")
 
 
 def _turns(text: str) -> list[Message]:
     pieces = _MARK.split(text)
-    # pieces: what stands before the first mark (nothing), then mark and text in turn; the one
+    # pieces: what is before the first mark (nothing), then mark and text in turn; the one
     # space after a mark belongs to the mark.
     return [
         Message(_ROLES[mark.lower()], content.removeprefix(" "))

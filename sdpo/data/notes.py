@@ -1,4 +1,4 @@
-"""What is to be known of a row that is a pair all the same, each with its remedy."""
+"""Note what a person should know of a row that is a pair all the same, with the remedy."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -31,7 +31,7 @@ _OF_PROMPTS = (
     *("context", "contexts", "document", "documents", "passage", "passages", "input", "history"),
     *("conversation_history", "dialogue_history", "chat_history", "previous_turns"),
 )
-"""Columns that say something to the model, where data has them beside a prompt."""
+"""These columns say something to the model, where data has them beside a prompt."""
 
 
 def notes_of(
@@ -43,7 +43,7 @@ def notes_of(
     turns: Sequence[Message],
     is_chat: bool,
 ) -> list[Note]:
-    """What is to be known of ``row``.
+    """Return the notes on ``row``, each once.
 
     ``prompt`` and ``sides`` are the paths that they are read from ("" for a prompt within the
     sides), ``used`` all columns that are read, and ``turns`` the prompt as it was made of them.

@@ -1,4 +1,4 @@
-"""``pairs.parquet`` and its like: writing rows of messages in batches, and reading them back."""
+"""Write rows of messages in batches (``pairs.parquet`` and its like), and read them back."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _GROUP_CHARS = 4_000_000
 
 
 class BatchWriter:
-    """Collects rows, given as tuples in the schema's order, and writes them as row groups."""
+    """A writer collects rows (tuples in the schema's order) and writes them as row groups."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self._schema = schema
@@ -37,7 +37,7 @@ class BatchWriter:
             self._flush()
 
     def add_table(self, table: pa.Table) -> None:
-        """Write a table of this schema as a row group of its own."""
+        """Write a table as a row group of its own; columns that an older file lacks are null."""
         self._flush()
         for name in self._schema.names:
             if name not in table.schema.names:  # an older file
@@ -72,7 +72,7 @@ def _column(type_: pa.DataType) -> "_Values | _Messages":
 
 
 class _Values:
-    """A column of plain values that is being filled."""
+    """A column of plain values is being filled."""
 
     def __init__(self, type_: pa.DataType):
         self._type = type_
@@ -80,17 +80,17 @@ class _Values:
         self.append = self._values.append
 
     def array(self) -> pa.Array:
-        """What was appended."""
+        """Return what was appended, as an Arrow array."""
         if pa.types.is_dictionary(self._type):
             return pa.array(self._values, pa.string()).dictionary_encode()
         return pa.array(self._values, self._type)
 
 
 class _Messages:
-    """A column of messages that is being filled.
+    """A column of messages is being filled.
 
-    Kept as flat lists of text: they are converted several times faster than lists of dicts, and
-    the garbage collector has nothing to walk through.
+    It is kept as flat lists of text: they are converted several times faster than lists of dicts,
+    and the garbage collector has nothing to walk through.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class _Messages:
         self._offsets.append(len(self._roles))
 
     def array(self) -> pa.Array:
-        """What was appended."""
+        """Return what was appended, as an Arrow array."""
         roles = pa.array(self._roles, pa.string())
         contents = pa.array(self._contents, pa.string())
         columns = [roles, contents, pa.array(self._rests, pa.string())]
@@ -119,8 +119,8 @@ class _Messages:
 def iter_batches(
     path: Path, columns: Sequence[str] | None = None, *, batch_rows: int = 2048
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of a Parquet file, all columns or those named that it has, in the file's order."""
-    # One thread, as above.
+    """Yield batches of a Parquet file in its order: all columns, or those of ``columns``."""
+    # One thread, as in iter_row_groups.
     with pq.ParquetFile(path) as file:
         columns = columns and [name for name in columns if name in file.schema_arrow.names]
         yield from file.iter_batches(
@@ -129,7 +129,7 @@ def iter_batches(
 
 
 def iter_row_groups(path: Path) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, all columns, one at a time."""
+    """Yield the row groups of a Parquet file, all columns, one at a time."""
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             # One thread: each thread keeps buffers of its own, and memory is what counts here.
@@ -139,12 +139,12 @@ def iter_row_groups(path: Path) -> Iterator[pa.Table]:
 def iter_pairs(
     path: Path, columns: Sequence[str] | None = None, *, batch_rows: int = 2048
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of ``pairs.parquet``; rows of ``batch.to_pylist()`` go to :func:`pair_from_row`."""
+    """Yield batches of ``pairs.parquet``; rows of ``to_pylist()`` go to :func:`pair_from_row`."""
     return iter_batches(path, columns, batch_rows=batch_rows)
 
 
 def pair_from_row(row: dict[str, Any]) -> Pair:
-    """The pair of one row of ``pairs.parquet`` with all its columns."""
+    """Return the pair of one row of ``pairs.parquet`` with all its columns."""
     return Pair(
         pair_id=row["pair_id"],
         prompt_key=row["prompt_key"],
@@ -162,5 +162,5 @@ def pair_from_row(row: dict[str, Any]) -> Pair:
 
 
 def messages_from_row(turns: list[dict[str, str]]) -> tuple[Message, ...]:
-    """The messages of one cell of a message column."""
+    """Return the messages of one cell of a message column."""
     return tuple([Message(t["role"], t["content"], t.get("rest") or "") for t in turns])

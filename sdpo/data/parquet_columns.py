@@ -1,6 +1,6 @@
-"""Columns of Parquet files as numpy arrays, read a part at a time.
+"""Read columns of Parquet files as numpy arrays, a part at a time.
 
-A run has as many rows as its data has pairs, so what is kept of a row in memory is its bytes and no
+A run has as many rows as its data has pairs, so a row in memory is its bytes and no
 object: an id is 16 bytes here and 80 as a string of Python.
 """
 
@@ -17,23 +17,23 @@ from partitions import ids_to_bytes
 from sdpo.errors import IntegrityError
 
 PART_ROWS = 1 << 14
-"""Rows that are turned from one form into another at a time."""
+"""So many rows at a time are turned from one form into another."""
 
 _DIGITS = 32
 
 
 class Columns:
-    """Columns of the Parquet file at ``path``."""
+    """These are the columns of the Parquet file at ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: int = pq.read_metadata(path).num_rows
 
     def ids(self, name: str) -> np.ndarray:
-        """Ids of 32 hex digits as uint64 ``[rows, 2]``, the upper half first.
+        """Return ids of 32 hex digits as uint64 ``[rows, 2]``, the upper half first.
 
         Raises:
-            IntegrityError: a value is no such id.
+            IntegrityError: a value has not 32 digits.
         """
         ids = np.empty((self.rows, 2), dtype=np.uint64)
         for start, part in self.parts(name):
@@ -41,7 +41,7 @@ class Columns:
         return ids
 
     def codes(self, name: str, values: Sequence[str]) -> np.ndarray:
-        """Position of every row's value among ``values``, int32 ``[rows]``."""
+        """Return the position of every row's value among ``values``, int32 ``[rows]``."""
         codes = np.empty(self.rows, dtype=np.int32)
         known = pa.array(values, pa.string())
         for start, part in self.parts(name):
@@ -50,7 +50,7 @@ class Columns:
         return codes
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column of numbers or flags, ``[rows]``."""
+        """Return a column of numbers or flags, ``[rows]``."""
         kind = pq.read_schema(self.path).field(name).type.to_pandas_dtype()
         numbers = np.empty(self.rows, dtype=kind)
         for start, part in self.parts(name):
@@ -58,7 +58,7 @@ class Columns:
         return numbers
 
     def parts(self, name: str) -> Iterator[tuple[int, pa.Array]]:
-        """The column's values, a few thousand rows at a time, with where each part starts."""
+        """Yield the column's values, 16384 rows at a time, with where each part starts."""
         start = 0
         with pq.ParquetFile(self.path) as file:
             # One thread: each thread keeps buffers of its own.
@@ -78,14 +78,14 @@ class Columns:
 
 
 def rows_of_steps(plan: Path, *steps: int) -> np.ndarray:
-    """Token rows of one step after the other, each in the plan's order; 0 is the reserve."""
+    """Return the token rows of the steps in turn, each in the plan's order; 0 is the reserve."""
     columns = Columns(plan)
     rows, step_of = columns.numbers("token_row"), columns.numbers("step")
     return np.concatenate([rows[step_of == step] for step in steps])
 
 
 def hex_column(ids: np.ndarray) -> pa.StringArray:
-    """Ids, uint64 ``[rows, 2]``, as a column of 32 hex digits each."""
+    """Return ids, uint64 ``[rows, 2]``, as a column of 32 hex digits each."""
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * np.int32(_DIGITS)
     digits = binascii.hexlify(ids_to_bytes(ids))
     return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(digits))
@@ -94,11 +94,11 @@ def hex_column(ids: np.ndarray) -> pa.StringArray:
 def write_parts(
     path: Path, schema: pa.Schema, rows: int, part: Callable[[slice], list[pa.Array]]
 ) -> None:
-    """Write a Parquet file of ``rows`` rows whose columns ``part(slice)`` gives a part at a time.
+    """Write a Parquet file of ``rows`` rows, whose columns ``part(slice)`` gives a part at a time.
 
     The columns are given in the schema's order.
     """
-    # No dictionary of ids: each stands once.
+    # No dictionary of ids: each is there once.
     with pq.ParquetWriter(path, schema, use_dictionary=["source"]) as writer:
         for start in range(0, rows, PART_ROWS):
             columns = part(slice(start, min(rows, start + PART_ROWS)))
@@ -113,7 +113,7 @@ def append_columns(
     *,
     rows: np.ndarray,
 ) -> None:
-    """Write ``out``: the columns ``names`` of ``rows`` of the file ``source``, and ``more``.
+    """Write to ``out`` the columns ``names`` of ``rows`` of the file ``source``, and ``more``.
 
     ``rows`` ascend; one may be there several times. ``more`` has a value for each of them.
     """

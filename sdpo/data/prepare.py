@@ -1,9 +1,8 @@
-"""From the recipe's sources to ``pairs.parquet`` and ``rejected_rows.jsonl``.
+"""Make ``pairs.parquet`` and ``rejected_rows.jsonl`` from the recipe's sources.
 
-Rows are read once, normalised and written to a scratch file; which of them are repeated or
-contradicted is decided on their keys; a second pass over the scratch file writes the pairs that
-stay. Memory does not grow with the texts. Every row is either a pair or a line of
-``rejected_rows.jsonl``.
+Rows are read once, normalised and written to a scratch file; their keys decide which are repeated
+or contradicted; a second pass over the scratch file writes the pairs that stay. Memory does not
+grow with the texts. Every row is either a pair or a line of ``rejected_rows.jsonl``.
 """
 
 import hashlib
@@ -26,16 +25,18 @@ from sdpo.errors import ConfigError
 from sdpo.system.files import publish_file, temporary_folder
 
 RejectedAsTokens = Callable[[Path, str], Mapping[int, Rejection]]
-"""From a ``pairs.parquet`` and its digest: the rows, from 0, whose tokens cannot be used, and
-why."""
+"""It takes a ``pairs.parquet`` and its digest, and returns the rows whose tokens cannot be used.
+
+Rows are numbered from 0; each has the reason.
+"""
 
 _MORE = 4
-"""How many times more pairs are looked at where too few fit."""
+"""So many times more pairs are looked at where too few fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPairs:
-    """The pairs of a run and what is to be known of them.
+    """Prepared pairs are those of a run, with what is to be known of them.
 
     ``digest`` is the sha256 over the pairs' exact content in order, whatever the file's bytes.
     ``repeated_prompt_share`` is the share of pairs whose prompt an earlier pair has already.
@@ -66,8 +67,8 @@ def prepare_pairs(
     ``data.limit`` draws are the first, in the order of the draw, whose tokens can be used.
 
     Raises:
-        ConfigError: no source, or two of the same name.
-        DataError: a source that cannot be read, or of which nothing is left. Nothing is published.
+        ConfigError: there is no source, or two have the same name.
+        DataError: a source cannot be read, or nothing is left of it. Nothing is published.
     """
     names = source_names(data.sources)
     out.mkdir(parents=True, exist_ok=True)
@@ -95,10 +96,10 @@ def prepare_pairs(
 
 
 def source_names(sources: Sequence[SourceConfig]) -> list[str]:
-    """The sources' names: as given, or those of their files or data sets.
+    """Return the sources' names: as given, or those of their files or data sets.
 
     Raises:
-        ConfigError: no source, one without a path, or two of the same name.
+        ConfigError: there is no source, one without a path, or two have the same name.
     """
     if not sources:
         raise ConfigError("data.sources is empty: name at least one source of preference pairs")
@@ -127,8 +128,11 @@ def _decide(
 def _find_unfit(
     collected: Collected, data: DataConfig, rejected_as_tokens: RejectedAsTokens, out: Path
 ) -> None:
-    """Look at the tokens of what the limit draws, and of more where that is needed, until it is
-    known of every pair that it draws in the end that they can be used."""
+    """Find out of which pairs the tokens cannot be used, as far as ``data.limit`` needs it.
+
+    The tokens of what the limit draws are looked at, then those of more pairs, until it is known of
+    every pair drawn in the end whether they can be used.
+    """
     limit, looked_at = data.limit, np.zeros(len(collected.keys), np.bool_)
     while True:
         # Before the mixture, which depends on how many pairs of a source fit.
@@ -147,7 +151,7 @@ def _find_unfit(
 
 
 def _publish(collected: Collected, decisions: Decisions, out: Path) -> str:
-    """Write both files; ``pairs.parquet`` takes its name last. Returns the digest of the pairs."""
+    """Write both files, ``pairs.parquet`` taking its name last, and return the pairs' digest."""
     digest = hashlib.sha256()
     with publish_file(out / "pairs.parquet") as pairs:
         with publish_file(out / "rejected_rows.jsonl") as rejected, rejected.open("wb") as file:

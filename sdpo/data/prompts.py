@@ -1,4 +1,4 @@
-"""Looking values up in a row, and putting a prompt together from the fields that make it up."""
+"""Look values up in a row, and put a prompt together from the fields that make it up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Row = Mapping[str, Any]
 
 _MISSING = object()
 _DIGITS = 9
-"""Of a place in a list."""
+"""A place in a list has at most so many digits."""
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-"""Columns whose content is part of the prompt without being text."""
+"""These columns hold content that is part of the prompt without being text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a row is not used: ``reason`` is a slug that is counted, ``detail`` is for people."""
+    """A rejection says why a row is not used: ``reason`` is counted, ``detail`` is for people."""
 
     reason: str
     detail: str
@@ -28,7 +28,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class PromptFields:
-    """Dotted paths of what makes up a prompt; "" where a format has no such field.
+    """Prompt fields are dotted paths of a prompt's parts; "" where a format has no such field.
 
     ``context`` is Alpaca's ``input``, appended to the instruction after a line break; ``history``
     is LLaMA-Factory's list of earlier (question, answer) turns.
@@ -40,12 +40,12 @@ class PromptFields:
     history: str = ""
 
     def paths(self) -> list[str]:
-        """The paths that are set."""
+        """Return the paths that are set."""
         return [p for p in (self.prompt, self.context, self.system, self.history) if p]
 
 
 def lookup(row: Row, path: str) -> Any:
-    """The value at a dotted path, or None; a column whose own name has dots comes first.
+    """Return the value at a dotted path, or None; a column whose own name has dots comes first.
 
     A number is a place in a list, from 0: ``responses.0.text``.
     """
@@ -54,7 +54,7 @@ def lookup(row: Row, path: str) -> Any:
 
 
 def has_path(row: Row, path: str) -> bool:
-    """Whether the row has something (be it null) at a dotted path."""
+    """Return whether the row has something (be it null) at a dotted path."""
     return _find(row, path) is not _MISSING
 
 
@@ -75,14 +75,14 @@ def _find(row: Row, path: str) -> Any:
 
 
 def _entry(value: object, part: str) -> Any:
-    """The entry of a list at a number, from 0."""
+    """Return the entry of a list at a number, from 0."""
     if not isinstance(value, list) or len(part) > _DIGITS or int(part) >= len(value):
         return _MISSING
     return value[int(part)]
 
 
 def columns_of(row: Row) -> str:
-    """The columns of a row for a message, those of nested objects as dotted paths."""
+    """Return the columns of a row for a message, those of nested objects as dotted paths."""
     names = []
     for name, value in row.items():
         nested = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
@@ -91,29 +91,29 @@ def columns_of(row: Row) -> str:
 
 
 def refuse_media(row: Row) -> None:
-    """Raise :class:`NotText` where the row has images or sound beside its text."""
+    """Refuse a row that has images or sound beside its text."""
     for name in _MEDIA:
         if not is_nothing(row.get(name)):
             raise NotText(f"the row has `{name}`, which is not text")
 
 
 def blank(text: str) -> bool:
-    """Whether there is nothing but white space."""
+    """Return whether there is nothing but white space."""
     return not text or text.isspace()
 
 
 def all_blank(messages: list[Message]) -> bool:
-    """Whether no message says anything."""
+    """Return whether no message says anything."""
     return all(blank(message.content) and not message.rest for message in messages)
 
 
 def no_question(prompt: list[Message]) -> bool:
-    """Whether a prompt asks nothing: it is empty, or has a system message alone."""
+    """Return whether a prompt asks nothing: it is empty, or has only a system message."""
     return all(message.role == "system" or all_blank([message]) for message in prompt)
 
 
 def unfinished(prompt: list[Message]) -> Rejection | None:
-    """Why a prompt that ends in the assistant's own words is not used."""
+    """Return why a prompt ending in the assistant's own words is not used; None for any other."""
     if not prompt or prompt[-1].role != "assistant":
         return None
     return Rejection(
@@ -125,7 +125,7 @@ def unfinished(prompt: list[Message]) -> Rejection | None:
 
 
 def tool_turn(name: str, completion: list[Message]) -> Rejection | None:
-    """Why a completion with turns of a tool is not used; ``name`` says where it stands."""
+    """Return why a completion with turns of a tool is not used; ``name`` says which one it is."""
     if all(message.role != "tool" for message in completion):
         return None
     return Rejection(
@@ -137,10 +137,10 @@ def tool_turn(name: str, completion: list[Message]) -> Rejection | None:
 
 
 def chat_prompt(row: Row, fields: PromptFields) -> list[Message]:
-    """The prompt as messages, without the ``system`` column (see :func:`with_system`).
+    """Return the prompt as messages, without the ``system`` column (see :func:`with_system`).
 
     Raises:
-        NotText: something besides text.
+        NotText: there is something besides text.
     """
     value = cell(lookup(row, fields.prompt), f"`{fields.prompt}`") if fields.prompt else None
     if is_conversation(value):
@@ -151,11 +151,11 @@ def chat_prompt(row: Row, fields: PromptFields) -> list[Message]:
 
 
 def text_prompt(row: Row, fields: PromptFields) -> str:
-    """The prompt as one text: a system text first, after it an empty line.
+    """Return the prompt as one text: a system text first, after it an empty line.
 
     Raises:
-        NotText: something besides text.
-        DataError: messages.
+        NotText: there is something besides text.
+        DataError: there are messages.
     """
     value = cell(lookup(row, fields.prompt), f"`{fields.prompt}`")
     refuse_conversation(value, fields.prompt)
@@ -166,7 +166,7 @@ def text_prompt(row: Row, fields: PromptFields) -> str:
 
 
 def refuse_conversation(value: object, name: str) -> None:
-    """Raise DataError where a ``text`` source holds messages."""
+    """Refuse messages in a ``text`` source."""
     if is_conversation(value):
         raise DataError(
             f"conversations without a chat template: `{name}` holds messages, and this source is "
@@ -176,13 +176,13 @@ def refuse_conversation(value: object, name: str) -> None:
 
 
 def system_text(row: Row, fields: PromptFields) -> str:
-    """The text of the system column; "" where there is none or it is blank."""
+    """Return the text of the system column; "" where there is none or it is blank."""
     text = plain_text(lookup(row, fields.system), f"`{fields.system}`") if fields.system else ""
     return "" if blank(text) else text
 
 
 def with_system(messages: list[Message], system: str) -> list[Message]:
-    """``messages`` led by the system text, unless they bring a system message of their own."""
+    """Return ``messages`` led by the system text, unless they begin with a system message."""
     if system and not (messages and messages[0].role == "system"):
         return [Message("system", system), *messages]
     return messages

@@ -1,4 +1,4 @@
-"""Reading rows from files, saved data sets and the hub, one by one, whatever their format.
+"""Read rows from files, saved data sets and the hub, one by one, whatever their format.
 
 JSON is read here line by line and not by pyarrow: its JSON reader turns text that looks like a
 date into timestamps, and its errors name no line. For the same reason CSV values stay text.
@@ -44,23 +44,26 @@ _NUMBER = re.compile(r"[-._]\d+$")
 _BATCH_ROWS = 1024
 _MOST_GROWTH = 200
 _UNPACKED_BYTES = 2**28
-"""Bytes to which every gzip file may grow; beyond, so many times its size. Text grows tenfold."""
+"""Every gzip file may grow to so many bytes, and a large one to so many times its size.
+
+Text grows tenfold.
+"""
 _BOM = b"\xef\xbb\xbf"
 
 
 class _Unpacked(io.RawIOBase):
-    """A gzip file that does not grow without bound: what is said in a kilobyte is no data."""
+    """A gzip file is read up to a bound: what grows without end is no data."""
 
     def __init__(self, file: gzip.GzipFile | BinaryIO, path: Path) -> None:
         self._file, self._path, self._read = file, path, 0
         self._most = max(_UNPACKED_BYTES, _MOST_GROWTH * path.stat().st_size)
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of a file."""
+        """Read up to ``size`` bytes; the count of all bytes is checked."""
         return self._counted(self._file.read(size))
 
     def __next__(self) -> bytes:
-        """The next line, or as much of it as a line may have and a byte more."""
+        """Return the next line, or as much of it as a line may have and a byte more."""
         line = self._counted(self._file.readline(LONGEST_LINE + 1))
         if not line:
             raise StopIteration
@@ -77,13 +80,13 @@ class _Unpacked(io.RawIOBase):
 
 
 def read_rows(path: str, *, split: str = "train", subset: str = "", revision: str = "") -> Rows:
-    """Rows of a source with their numbers: lines from 1 for JSONL and CSV, else rows from 0.
+    """Yield rows of a source with their numbers: lines from 1 for JSONL and CSV, else rows from 0.
 
     ``path`` is a data file, a folder saved by ``datasets``, a folder of data files (rows numbered
     through, in the order of the names) or a hub name; ``subset`` and ``revision`` are for the hub.
 
     Raises:
-        DataError: missing, empty or malformed data; the message names file and line.
+        DataError: data is missing, empty or malformed; the message names file and line.
     """
     local = Path(path)
     if local.is_file():
@@ -98,13 +101,13 @@ def read_rows(path: str, *, split: str = "train", subset: str = "", revision: st
 
 
 def place(path: str, row: int) -> str:
-    """Where a row stands, for a message: ``file.jsonl, line 3``."""
+    """Return where a row is, for a message: ``file.jsonl, line 3``."""
     word = "line" if _suffix(Path(path)) in (*_LINES, *_TABLES) else "row"
     return f"{path}, {word} {row}"
 
 
 def default_name(path: str) -> str:
-    """The name of a file without the endings of data files, or of a folder or hub data set."""
+    """Return a file's name without the endings of data files, or a folder's or hub data set's."""
     name = Path(path).name
     suffix = _suffix(Path(path))
     if suffix not in _KNOWN:
@@ -178,10 +181,10 @@ def _text_rows(path: Path, suffix: str) -> Rows:
 
 
 def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """Lines from 1, split at line feeds alone: JSON text may hold U+2028 and its like.
+    """Yield lines from 1, split at line feeds alone: JSON text may hold U+2028 and its like.
 
     Raises:
-        DataError: a line that is not UTF-8, or is not bounded as :func:`bounded_lines` says.
+        DataError: a line is not UTF-8, or is not bounded as :func:`bounded_lines` says.
     """
     for number, line in bounded_lines(file, path):
         raw = line.removeprefix(_BOM) if number == 1 else line
@@ -213,7 +216,7 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
 
 
 def _over_lines(line: str, error: Exception) -> str:
-    """What to do where a line is the beginning of JSON that goes on over others."""
+    """Return what to do where a line is the beginning of JSON that goes on over others; else ""."""
     if isinstance(error, json.JSONDecodeError) and line.lstrip()[:1] in ("{", "["):
         at_end = error.pos >= len(line.rstrip()) and not error.msg.startswith("Unterminated")
         if at_end:
@@ -237,7 +240,7 @@ def _arrow_rows(path: Path, suffix: str) -> Rows:
 
 
 def _ipc_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """Batches of an Arrow file, which may be of the file or of the stream format."""
+    """Yield batches of an Arrow file, which may be of the file or of the stream format."""
     if source.read(6) == b"ARROW1":
         reader = pa.ipc.open_file(source)
         yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -296,7 +299,7 @@ def _data_files(folder: Path, split: str) -> list[Path]:
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files of one split, by their names; all of them where no name tells of a split.
+    """Return the files of one split, by their names; all of them where no name tells of a split.
 
     ``SPLIT-00000-of-00001`` is of exactly that split. Otherwise a name is of a split that it begins
     with, unless files of several such splits would be read as one.
@@ -321,7 +324,7 @@ def _is_shard(file: Path) -> bool:
 
 
 def _split_of(file: Path) -> str:
-    """The split that a file's name tells: what stands before its number."""
+    """Return the split that a file's name tells: what comes before its number."""
     return _SHARD.sub("", _stem(file)) if _is_shard(file) else _NUMBER.sub("", _stem(file))
 
 

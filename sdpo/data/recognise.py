@@ -1,6 +1,6 @@
-"""Recognising by its columns where preference data keeps the parts of a pair.
+"""Recognise by its columns where preference data keeps the parts of a pair.
 
-Accepted without being told which (columns in any order, others beside them):
+These are accepted without settings (columns in any order, others beside them):
 
 - TRL: ``prompt``/``chosen``/``rejected`` as text or messages, or ``chosen``/``rejected`` alone
   (whole texts or whole dialogues, the prompt being what both sides share);
@@ -14,7 +14,7 @@ Accepted without being told which (columns in any order, others beside them):
 - lists of answers with scores, ratings or ranks (:mod:`sdpo.data.lists`);
 - Anthropic HH transcripts, UltraFeedback, Intel Orca, ``request``/``chosen``/``rejected``.
 
-The first row decides which format a source has; anything else goes by the source's ``columns``.
+The first row decides which format a source has; the source's ``columns`` name anything else.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ _MAP = "For other names set the source's `columns`"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a source keeps the parts of a pair, as dotted paths.
+    """A layout says where a source keeps the parts of a pair, as dotted paths.
 
     ``fields.prompt`` is "" where the sides carry the prompt; ``answers`` is set instead of
     ``chosen`` and ``rejected`` for ranked lists; the scores are both set or both "".
@@ -83,12 +83,12 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The columns it reads, for people: ``prompt/chosen/rejected``."""
+        """Return the columns it reads, for people: ``prompt/chosen/rejected``."""
         parts = (self.fields.prompt, self.chosen, self.rejected, *self._of_list(), self.winner)
         return "/".join(dict.fromkeys([part for part in parts if part]))
 
     def paths(self) -> list[str]:
-        """All paths that are set."""
+        """Return all paths that are set."""
         sides = (self.chosen, self.rejected, *self._of_list(), self.winner)
         own = (*sides, self.chosen_score, self.rejected_score)
         return self.fields.paths() + [path for path in own if path]
@@ -98,11 +98,10 @@ class Layout:
 
 
 def recognise(row: Row, columns: ColumnsConfig, *, ranked_by: RankedBy = "auto") -> Layout:
-    """The layout of the source whose first row this is; ``ranked_by``: see
-    :func:`~sdpo.data.lists.find_answers`.
+    """Return the layout of a source from its first row, ranked as :func:`find_answers` says.
 
     Raises:
-        DataError: a mapped column that is not there, data that is not paired, no known columns.
+        DataError: a mapped column is not there, data is not paired, or no columns are known.
     """
     _check_mapped(row, columns)
     recognised = next((s for s in _SIDES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
@@ -126,22 +125,22 @@ def recognise(row: Row, columns: ColumnsConfig, *, ranked_by: RankedBy = "auto")
 
 
 def score_columns(row: Row) -> tuple[str, str]:
-    """The columns of a row that are known to hold both sides' scores, or "" twice."""
+    """Return the columns of a row that are known to hold both sides' scores, or "" twice."""
     return next((s for s in _SCORES if has_path(row, s[0]) and has_path(row, s[1])), ("", ""))
 
 
 def with_scores(layout: Layout, scores: tuple[str, str]) -> Layout:
-    """``layout`` with the columns of the two scores."""
+    """Return ``layout`` with the columns of the two scores."""
     return replace(layout, chosen_score=scores[0], rejected_score=scores[1])
 
 
 def prompt_column(row: Row) -> str:
-    """The first column of a row that is known to hold a prompt, or ""."""
+    """Return the first column of a row that is known to hold a prompt, or ""."""
     return next((name for name in _PROMPTS if has_path(row, name)), "")
 
 
 def _answers(row: Row, columns: ColumnsConfig, ranked_by: RankedBy) -> Answers | None:
-    """Where the row's list of answers is; a list whose entries are right or wrong steps is none."""
+    """Return where the row's list of answers is; a list of right and wrong steps is none."""
     is_asked = columns.answers or columns.scores or columns.ranks or ranked_by != "auto"
     if not is_asked and all(has_path(row, name) for name in ("completions", "labels")):
         return None

@@ -1,4 +1,4 @@
-"""Which reserved prompts every model is asked to complete."""
+"""Choose the reserved prompts that every model is asked to complete."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 
 class ReservedRow(TypedDict):
-    """What is read here of a row of the plan."""
+    """A reserved row has what is read here of a row of the plan."""
 
     pair_id: str
     prompt_key: str
@@ -15,7 +15,10 @@ class ReservedRow(TypedDict):
 
 
 def reserved_rows(plan: pa.Table, *, count: int) -> list[ReservedRow]:
-    """The plan's rows of ``count`` reserved prompts, each once, the sources taking turns."""
+    """Return the plan's rows of ``count`` reserved prompts, each once, the sources taking turns.
+
+    Prompts come in the order of their pairs' ids; fewer are returned where the reserve has fewer.
+    """
     held = plan.filter(pa.array(plan["step"].to_numpy() == 0))
     reserve: list[ReservedRow] = held.to_pylist()
     reserve.sort(key=lambda row: str(row["pair_id"]))

@@ -1,4 +1,4 @@
-"""The one form that every preference pair takes, whatever file it came from."""
+"""Define the one form that every preference pair takes, whatever file it came from."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,9 +10,9 @@ Format = Literal["chat", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; in a ``text`` pair the only one, with role ``text``.
+    """A message is one turn of a conversation; in a ``text`` pair the only one, with role ``text``.
 
-    ``rest``: what it has besides, as a JSON object (:mod:`sdpo.data.message_rest`), or "".
+    ``rest`` is what it has besides, as a JSON object (:mod:`sdpo.data.message_rest`), or "".
     """
 
     role: str
@@ -20,14 +20,14 @@ class Message:
     rest: str = ""
 
     def strings(self) -> tuple[str, ...]:
-        """All of it, for a digest; a message without a rest is its role and its content."""
+        """Return all of it, for a digest; a message without a rest is its role and its content."""
         own = (self.role, self.content)
         return (*own, self.rest) if self.rest else own
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A normalised preference pair.
+    """A pair is a normalised preference pair.
 
     ``row`` is the line (JSONL, CSV: from 1) or row (other files: from 0) it was read from.
     ``pair_id`` is 32 hex digits over the normalised text, so equal pairs have equal ids wherever
@@ -52,7 +52,7 @@ class Pair:
 MESSAGES = pa.list_(
     pa.struct([("role", pa.string()), ("content", pa.string()), ("rest", pa.string())])
 )
-"""Of a column of messages. The last field was not always there."""
+"""A column of messages has this type; files of older versions lack the last field."""
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -73,4 +73,4 @@ PAIRS_SCHEMA = pa.schema(
         ("template_inputs", pa.string()),
     ]
 )
-"""Columns of ``pairs.parquet``. The last one was not always there."""
+"""``pairs.parquet`` has these columns; files of older versions lack the last one."""

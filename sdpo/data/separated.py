@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files as pandas, R and spreadsheets write them.
+"""Read rows of CSV and TSV files as pandas, R and spreadsheets write them.
 
 Values stay text. The separator is the file's own where the header shows another than the name
 promises; an index column without a name, and R's row names without a column in the header, are left
@@ -25,10 +25,10 @@ _SEPARATORS = (";", "\t", "|")
 def csv_rows(
     file: BinaryIO, path: Path, *, delimiter: str
 ) -> Iterator[tuple[int, dict[str, Cell]]]:
-    """Rows with their lines, from 1.
+    """Yield rows with their lines, from 1.
 
     Raises:
-        DataError: malformed, or of an encoding that does not show; names file and line.
+        DataError: it is malformed, or of an unknown encoding; the message names file and line.
     """
     csv.field_size_limit(sys.maxsize)  # the default, 131072 characters, is less than one story
     lines = _lines(file, path)
@@ -62,7 +62,7 @@ def csv_rows(
 
 
 def _in_words(error: csv.Error) -> str:
-    """What the reader says, with what to do about what programs write."""
+    """Return what the reader says, with what to do about what programs write."""
     said = str(error)
     if "expected after" in said:
         return (
@@ -79,7 +79,7 @@ def _in_words(error: csv.Error) -> str:
 def _header(
     header: list[str], values: list[str], path: Path, *, line: int
 ) -> tuple[list[str], list[str]]:
-    """A name for every field, and those of the columns proper."""
+    """Return a name for every field, and the names of the columns proper."""
     if len(values) == len(header) + 1 and "" not in header and _counts(values[0]):
         header = ["", *header]  # R's write.table: row names have no column in the header
     if header and header[0] == "":
@@ -88,7 +88,7 @@ def _header(
 
 
 def _counts(value: str) -> bool:
-    """Whether a first field numbers the rows."""
+    """Return whether a first field numbers the rows."""
     return value in ("0", "1")
 
 
@@ -107,7 +107,7 @@ def _checked(
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
-    """Lines in the encoding that the file's first bytes show; UTF-8 where they show none."""
+    """Yield lines in the encoding that the file's first bytes show; UTF-8 where they show none."""
     lines = bounded_lines(file, path)
     first = next(lines, (1, b""))[1]
     encoding = next((name for bom, name in _BOMS if first.startswith(bom)), "utf-8")

@@ -1,8 +1,8 @@
-"""Supervised examples: reading a data set for the supervised stage, as pairs are read.
+"""Read a data set of supervised examples for the supervised stage, as pairs are read.
 
-Accepted: ``messages`` or ``conversations`` (the last assistant turn is the completion),
+Accepted are ``messages`` or ``conversations`` (the last assistant turn is the completion),
 ``prompt``/``completion`` as text or messages, ``prompt``/``response``, and Alpaca's
-``instruction``[/``input``][/``system``][/``history``] with ``output``; anything else goes by
+``instruction``[/``input``][/``system``][/``history``] with ``output``; anything else is named by
 ``supervised.columns``.
 """
 
@@ -62,7 +62,7 @@ SUPERVISED_SCHEMA = pa.schema(
         ("template_inputs", pa.string()),
     ]
 )
-"""Columns of ``supervised.parquet``. The last one was not always there."""
+"""``supervised.parquet`` has these columns; files of older versions lack the last one."""
 
 _DIALOGUES = ("messages", "conversations")
 _COMPLETIONS = (
@@ -75,7 +75,7 @@ _PROGRESS_ROWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PreparedSupervised:
-    """The supervised examples; ``digest`` as in :class:`~sdpo.data.prepare.PreparedPairs`."""
+    """These examples are prepared; ``digest`` as in :class:`~sdpo.data.prepare.PreparedPairs`."""
 
     path: Path
     rejected_path: Path
@@ -101,11 +101,11 @@ def prepare_supervised(
 ) -> PreparedSupervised:
     """Publish ``supervised.parquet`` and ``rejected_supervised_rows.jsonl`` in ``out``.
 
-    All examples are written: ``fraction`` and the reserve are applied by whoever trains on them.
+    All examples are written: the training on them applies ``fraction`` and the reserve.
 
     Raises:
-        ConfigError: no path.
-        DataError: data that cannot be read, or of which nothing is left. Nothing is published.
+        ConfigError: there is no path.
+        DataError: data cannot be read, or nothing is left of it. Nothing is published.
     """
     if not config.path:
         raise ConfigError("supervised.path is empty: name the supervised data")
@@ -144,7 +144,7 @@ def prepare_supervised(
 
 
 class _Reading:
-    """Writes the examples of a data set as they come and counts what it leaves out."""
+    """A reading writes the examples of a data set as they come, and counts what it leaves out."""
 
     def __init__(self, format_: Format, config: SupervisedConfig, writer: BatchWriter):
         self.read = self.kept = 0
@@ -160,7 +160,7 @@ class _Reading:
         self._rows: dict[bytes, int] = {}
 
     def reasons(self) -> str:
-        """Counts by reason, for a message."""
+        """Return the counts by reason, with the first row of the commonest, for a message."""
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
         most = max(self._first, key=lambda reason: self.rejected[reason], default="")
         return f"of {self.read} rows {counts}" + (
@@ -168,7 +168,7 @@ class _Reading:
         )
 
     def add(self, number: int, row: Row) -> str:
-        """Write an example, or return the line that says why it is not used."""
+        """Write an example and return "", or return the line that says why it is not used."""
         self.read += 1
         if self._layout is None:
             self._layout = _recognise(row, self._columns)
@@ -217,7 +217,7 @@ class _Reading:
 
 
 def _recognise(row: Row, columns: SupervisedColumnsConfig) -> tuple[PromptFields, str]:
-    """Fields of the prompt and the column of the completion, or of the whole dialogue."""
+    """Return the prompt's fields, and the column of the completion or the whole dialogue."""
     for field in ("messages", "prompt", "completion", "system"):
         path = getattr(columns, field)
         if path and not has_path(row, path):
@@ -277,8 +277,10 @@ def _example(row: Row, fields: PromptFields, column: str, format_: Format) -> _E
 
 
 def _refuse_untrained(value: object, column: str) -> None:
-    """Raise NotText where the last turn says that it is not to be trained on: `weight: 0` as OpenAI
-    has it, `train: false` as axolotl."""
+    """Refuse a dialogue whose last turn says that it is not to be trained on.
+
+    OpenAI has ``weight: 0`` for that, axolotl ``train: false``.
+    """
     last = value[-1] if isinstance(value, list) and value else value
     said = last if isinstance(last, dict) else {}
     for name in ("weight", "train"):

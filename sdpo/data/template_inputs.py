@@ -1,5 +1,8 @@
-"""What a row gives its chat template beside the messages: tools and variables, as TRL's and
-SmolLM3's data have them, in one JSON text that pairs and examples carry along."""
+"""Collect what a row gives its chat template beside the messages: tools and variables.
+
+They are as TRL's and SmolLM3's data have them, in one JSON text that pairs and examples carry
+along.
+"""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ VARIABLES = "chat_template_kwargs"
 SINGLE = ("enable_thinking", "custom_instructions")
 TOOLS = "tools"
 COLUMNS = (VARIABLES, *SINGLE, TOOLS)
-"""Columns of variables (all of a row in one, or a well-known one by its name) and of tools."""
+"""Variables are in these columns (all in one, or a well-known one by its name), and tools."""
 
 _SWITCH = {"true": True, "false": False}
 
@@ -26,12 +29,11 @@ class NotVariables(NotText):
 
 
 def template_inputs(row: Row, variables: Mapping[str, object], format_: Format) -> str:
-    """What the template gets for ``row``: its tools, and its own variables over those of its
-    source; "" for none.
+    """Return what the template gets for ``row``: tools, and its variables over its source's; or "".
 
     Raises:
-        NotVariables: a variable that cannot be set, or one that is given twice and differs.
-        NotText: tools that are no list of JSON schemas, or in a source without a template.
+        NotVariables: a variable cannot be set, or is given twice and differs.
+        NotText: tools are no list of JSON schemas, or in a source without a template.
     """
     own = variables_of(row)
     merged = {**variables, **own} if own else variables
@@ -46,13 +48,13 @@ def template_inputs(row: Row, variables: Mapping[str, object], format_: Format) 
 
 
 def tools_of(row: Row) -> list[dict[str, Any]]:
-    """The row's tools as JSON schemas: a list, or its JSON text, of objects or their JSON text.
+    """Return the row's tools as JSON schemas: a list of objects, or the JSON text of either.
 
-    What is null in a list is not given, as Parquet has every name in every tool; in JSON text it
-    stays.
+    Nulls in a list are left out, as Parquet has every name in every tool; in JSON text they
+    stay.
 
     Raises:
-        NotText: something else.
+        NotText: it is something else.
     """
     value = row.get(TOOLS)
     if is_nothing(value):
@@ -86,15 +88,15 @@ def _name_of(tool: dict[str, Any]) -> object:
 
 
 def as_text(inputs: Mapping[str, object]) -> str:
-    """JSON, in the order given; "" for nothing."""
+    """Return ``inputs`` as JSON, in the order given; "" for nothing."""
     return json.dumps(inputs, ensure_ascii=False, separators=(",", ":")) if inputs else ""
 
 
 def variables_of(row: Row) -> dict[str, Any]:
-    """The row's own variables. One that is null is not given: Parquet has every name in every row.
+    """Return the row's own variables by name, without nulls, as Parquet has all names.
 
     Raises:
-        NotVariables: see :func:`template_inputs`.
+        NotVariables: as :func:`template_inputs` says.
     """
     if not any(name in row for name in (VARIABLES, *SINGLE)):
         return {}

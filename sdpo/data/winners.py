@@ -1,4 +1,4 @@
-"""Two answers and a column that says which is better: recognising them, and who wins a row."""
+"""Recognise two answers with a column that says which is better, and tell who wins a row."""
 
 from sdpo.config import ColumnsConfig
 from sdpo.system.json_values import Cells
@@ -11,12 +11,12 @@ _SUFFIXES = (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"), ("first", "second")
 
 
 def winner_column(row: Cells) -> str:
-    """The column of a row whose name says that it names the better answer, or ""."""
+    """Return the column of a row whose name says that it names the better answer, or ""."""
     return next((name for name in _WINNERS if name in row), "")
 
 
 def answer_columns(row: Cells) -> tuple[str, str]:
-    """Two columns of answers whose names differ in a number or letter alone, or "" twice.
+    """Return two columns of answers whose names differ in a number or letter alone, or "" twice.
 
     Of several such pairs (an arena's models have names beside their conversations) dialogues come
     first, then what is longest.
@@ -39,8 +39,11 @@ def _weight(row: Cells, names: tuple[str, str]) -> tuple[bool, int]:
 
 
 def named_answers(row: Cells, sides: tuple[str, str]) -> str:
-    """What to set where the two columns ``sides`` hold no answers but say which of two others is
-    the better and the worse one, as `1` and `2`, or `A` and `B`; "" if nothing speaks for it."""
+    """Return what to set where the two columns ``sides`` name answers and hold none.
+
+    They say which of two others is the better and which the worse one, as `1` and `2`, or `A` and
+    `B`. It is "" if nothing suggests that.
+    """
     answers = answer_columns({n: v for n, v in row.items() if n not in sides})
     if not answers[0] or not all(_names(row.get(side), answers) for side in sides):
         return ""
@@ -64,7 +67,7 @@ def _common_start(one: str, other: str) -> str:
 
 
 def use_winner(row: Cells, answers: tuple[str, str], *, winner: str = "") -> str:
-    """What to set so that the better answer is taken as chosen in every row."""
+    """Return what to set so that the better answer is taken as chosen in every row."""
     winner = winner or winner_column(row)
     several = [name for name in row if name.startswith("winner_")]
     if not winner and len(several) > 1:
@@ -84,8 +87,10 @@ def use_winner(row: Cells, answers: tuple[str, str], *, winner: str = "") -> str
 
 
 def unread_winner(row: Cells, columns: ColumnsConfig) -> str:
-    """Why two mapped columns of answers would be taken for chosen and rejected in rows where it is
-    the other way round; "" if nothing speaks for it."""
+    """Return why two mapped columns would be mistaken for chosen and rejected in some rows.
+
+    A column that names the winner is not read; "" if nothing suggests that.
+    """
     mapped = (columns.chosen, columns.rejected)
     winner = winner_column(row)
     if (
@@ -102,7 +107,7 @@ def unread_winner(row: Cells, columns: ColumnsConfig) -> str:
 
 
 def told(value: object) -> str:
-    """A value of a winner column as it is compared: 1, 1.0 and "1" are the same."""
+    """Return a value of a winner column as it is compared: 1, 1.0 and "1" are the same."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip().casefold()
