@@ -26,8 +26,7 @@ from sdpo.identity.model_digest import tensor_entries
 from sdpo.tokens.token_file import TokenFile
 
 _BYTES_PER_PARAMETER = 6
-"""A parameter takes so many bytes: fp32 weights, and what a forward pass of one pair takes besides.
-"""
+"""A parameter takes so many bytes: fp32 weights, and a forward pass of one pair besides."""
 
 
 def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, str]]:

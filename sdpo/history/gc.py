@@ -33,8 +33,7 @@ from sdpo.system.nearby import did_you_mean
 from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
-"""An unfinished file in the cache counts as orphaned after this time: a run elsewhere may write it.
-"""
+"""An unfinished file in the cache counts as orphaned after this: a run elsewhere may write it."""
 _OF_A_CACHE = {"logps", "tokens", "kl", "trials", "demo", LOCK, MARKER, "lost+found"}
 _DIED = "left unfinished by a process that died"
 _NAMED = 20

@@ -22,8 +22,7 @@ MetricLine = dict[str, float]
 Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs differ", "unknown"]
 
 _OF_THE_CLOCK = re.compile(r"(_s|_per_s|seconds|_bytes|throughput)$")
-"""Metrics with these names say how fast a step ran, or in how much memory; they differ every time.
-"""
+"""Metrics with these names tell a step's speed or memory; they differ every time."""
 _GAMMA = ("mean", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
 
 

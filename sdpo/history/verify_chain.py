@@ -37,9 +37,7 @@ class _NotDone(Exception):
 
 @dataclass(slots=True)
 class Walk:
-    """A walk goes through a chain without executing it, and checks that every record follows from
-    it.
-    """
+    """A walk goes through a chain without executing it, and checks that every record follows."""
 
     context: Context
     findings: Findings

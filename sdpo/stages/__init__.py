@@ -1,1 +1,1 @@
-"""What runs in child processes: one module per kind of stage, heavy libraries welcome."""
+"""Run stages in child processes: one module per kind of stage, heavy libraries welcome."""

@@ -1,7 +1,7 @@
-"""Entry point of a child process: ``python -m sdpo.stages STAGE.json``.
+"""Run a stage in a child process: ``python -m sdpo.stages STAGE.json``.
 
-It may run once or, under ``accelerate launch``, once per device. Errors leave as an event that says
-whose mistake they were; the traceback goes to the log.
+It may run once or, under ``accelerate launch``, once per device. Errors leave it as an event that
+says whose mistake they were; the traceback goes to the log.
 """
 
 import contextlib
@@ -62,11 +62,12 @@ def main() -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """End this process; one of several without freeing what it holds.
+    """End this process; one of several processes ends without freeing what it holds.
 
-    A group of gloo that is freed waits for its threads, with the interpreter's lock, which one that
-    has just ended a collective may need to free a tensor: then both wait for ever. All is told, and
-    the processes have parted, or one of them has failed and ends the others.
+    A gloo group that is freed waits for its threads while it holds the interpreter's lock. A thread
+    that has just ended a collective may need that lock to free a tensor: then both wait for ever.
+    At this point everything has been told, and the processes have parted, or one of them has failed
+    and ends the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
@@ -76,10 +77,10 @@ def _end(code: int) -> NoReturn:
 
 
 def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
-    """Return what does the work; each kind of stage brings its own heavy libraries.
+    """Return the function that does the work; each kind of stage brings its own heavy libraries.
 
-    What libraries make while they are imported stays for as long as the process. Looking through
-    it for garbage takes a seventh of their import, and 0.3 s each time after that.
+    What libraries make while they are imported stays as long as the process lives. Looking through
+    it for garbage takes a seventh of their import time, and 0.3 s each time after that.
     """
     gc.disable()
     try:
@@ -125,7 +126,7 @@ def _message(error: Exception) -> str:
 
 
 def _places(spec: StageSpec) -> list[Path]:
-    """Where a stage writes."""
+    """Return the folders that a stage writes to."""
     return [spec.run, *(getattr(spec, name, spec.run) for name in ("out", "cache"))]
 
 

@@ -1,6 +1,6 @@
-"""``training.compile``: the decoder blocks through torch.compile, with a word about what it gained.
+"""Compile the decoder blocks for ``training.compile``, and tell what it gained.
 
-Attention stays what it is: its shapes are those of the segments, other ones in every micro-batch.
+Attention is not compiled: its shapes are those of the segments, which differ in every micro-batch.
 The blocks are compiled for the training alone; scoring and probes go through the model's own code,
 whose log-probs other runs share.
 """
@@ -30,7 +30,7 @@ _RTOL, _LOW_RTOL = 1e-4, 2e-2
 
 @contextmanager
 def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterator[Compiled | None]:
-    """Compile the decoder blocks while this lasts, where the settings ask for it and it works.
+    """Compile the decoder blocks while this lasts, if the settings ask for it and it works.
 
     Yields what the step's record says of it; None where nothing is compiled.
     """
@@ -75,7 +75,7 @@ def compiled_blocks(trainer: Trainer, task: Task, events: EventWriter) -> Iterat
 
 
 def _as_it_is(trainer: Trainer, task: Task) -> tuple[np.ndarray, float, float]:
-    """The first micro-batch that memory holds, its seconds and its loss, before compiling."""
+    """Return the first micro-batch that memory holds, its seconds and loss, before compiling."""
     training, costs, step = trainer.training, trainer.costs(task), trainer.progress.step
     batch, _ = global_batch(
         0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
@@ -93,7 +93,10 @@ def _as_it_is(trainer: Trainer, task: Task) -> tuple[np.ndarray, float, float]:
 def _timed(
     trainer: Trainer, task: Task, items: np.ndarray, *, warm: bool = True
 ) -> tuple[float, float]:
-    """Seconds of a micro-batch forward and backward, and its loss; generators stay as they are."""
+    """Return the seconds of a micro-batch forward and backward, and its loss.
+
+    The generators of random numbers are left as they were.
+    """
     generators = Generators(trainer.accelerator.device)
     trainer.scorer.train()
     for _ in range(2 if warm else 1):
@@ -110,7 +113,7 @@ def _timed(
 
 
 def _same(trainer: Trainer, plain: float, compiled: float) -> bool:
-    """Whether both losses are one, as far as dropout lets them be compared."""
+    """Return whether both losses are the same, as far as dropout lets them be compared."""
     if trainer.training.lora_dropout:
         return bool(np.isfinite(compiled))
     rtol = _LOW_RTOL if trainer.training.precision == "bf16" else _RTOL

@@ -1,4 +1,4 @@
-"""What a step trains on, in tokens: pairs with their reference, or supervised examples."""
+"""Read what a step trains on, in tokens: pairs with their reference, or supervised examples."""
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from sdpo.training.tasks import PreferenceTask, SupervisedTask
 def preference_task(
     tokens: TokenFile, reference: Reference, training: TrainingConfig
 ) -> PreferenceTask:
-    """The pairs of ``reference``, compared with its log-probs."""
+    """Return the pairs of ``reference``, to be compared with its log-probs."""
     pairs = [tokens.row(row) for row in reference.rows["token_row"].to_pylist()]
     return PreferenceTask(
         ids=reference.rows["pair_id"].to_pylist(),
@@ -32,7 +32,7 @@ def preference_task(
 
 
 def supervised_task(step: StepFiles) -> SupervisedTask:
-    """What the supervised stage trains on: its examples, or a fraction of them drawn by the seed.
+    """Return what the supervised stage trains on: its examples, or a fraction drawn by the seed.
 
     Raises:
         DataError: every example has a reserved prompt.
@@ -50,7 +50,7 @@ def supervised_task(step: StepFiles) -> SupervisedTask:
 
 
 def _supervised_examples(step: StepFiles) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Id, prompt and completion of every example without a reserved prompt."""
+    """Return id, prompt and completion of every example without a reserved prompt."""
     spec = step.spec
     usable = pq.read_table(spec.usable)
     reserved = usable["reserved"].to_numpy(zero_copy_only=False)

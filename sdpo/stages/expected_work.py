@@ -1,4 +1,4 @@
-"""What a stage has before it, so that whoever watches can say how much of it is left."""
+"""Tell how much work a stage has to do, so that whoever watches can say how much of it is left."""
 
 import pyarrow.parquet as pq
 
@@ -7,13 +7,13 @@ from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.probes import probe_rows
 
 _TRAINED = 3
-"""A training step costs about as much as three forwards: backward is two."""
+"""A training step costs about as much as three forwards: the backward pass counts as two."""
 
 
 def expected_work(spec: StepSpec) -> dict[str, int]:
-    """Phases of a step that trains, in order, with their cost in pairs times forwards.
+    """Return the phases of a step that trains, in order, with their cost in pairs times forwards.
 
-    Rows that the cache has cost nothing: then a phase is over sooner than this says.
+    Rows that are in the cache cost nothing: then a phase is over sooner than this says.
     """
     if spec.trains != "preference" or spec.plan is None:
         return {}

@@ -1,4 +1,4 @@
-"""The stage that writes a copy of a model in another precision."""
+"""Write a copy of a model in another precision, as a stage."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A kernel or compiled code that served in its trial and fails later: which setting does without.
+"""Name the setting that does without a kernel or compiled code that fails after its trial.
 
 Kernels are compiled again for other shapes, so what passed a trial may still fail. Then a stage
 ends with one message that names what failed and the setting under which it is not used.
@@ -23,9 +23,9 @@ _FLEX = "flex_attention"
 
 @contextmanager
 def kernels_named(training: TrainingConfig, *, layout: str) -> Iterator[None]:
-    """Say of a kernel that fails within it which setting of ``training`` does without.
+    """Name the setting of ``training`` that does without a kernel, where one fails in the block.
 
-    ``layout``: the one that is used. Other errors, short memory among them, pass as they are.
+    ``layout``: the one that is used. Other errors pass as they are, those of short memory too.
 
     Raises:
         Fault: attention over rows of several sequences failed, or compiled blocks did.
@@ -40,7 +40,7 @@ def kernels_named(training: TrainingConfig, *, layout: str) -> Iterator[None]:
 
 
 def _remedy(error: Exception, training: TrainingConfig, *, layout: str) -> str:
-    """Empty where no setting is known to help."""
+    """Return the setting that does without what failed; empty where none is known to help."""
     refused = isinstance(error, LayoutError)
     if (isinstance(error, SdpoError) and not refused) or is_out_of_memory(error):
         return ""
@@ -57,7 +57,7 @@ def _remedy(error: Exception, training: TrainingConfig, *, layout: str) -> str:
 
 
 def _of_compiler(error: BaseException) -> bool:
-    """Whether a compiler, or code that it made, raised the error or what the error came from."""
+    """Return whether a compiler, or code that it made, raised the error or one of its causes."""
     for each in _chain(error):
         frames = _frames(each)
         if type(each).__module__.startswith(_COMPILERS):

@@ -1,6 +1,6 @@
-"""The stage that measures how far a model has moved: samples from it, and KL to others along them.
+"""Measure how far a model has moved: draw samples from it, and compute KL to others along them.
 
-It holds at most two models at a time, M_t and the one that it is compared with: 8 bytes per
+The stage holds at most two models at a time, M_t and the one that it is compared with: 8 bytes per
 parameter in fp32, a micro-batch's hidden states of both, and one chunk of logits. It runs in one
 process on one device, whatever the steps run on.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class _Forwards(TypedDict):
-    """How sequences are computed, whether they are sampled or compared."""
+    """Sequences are computed with these options, whether they are sampled or compared."""
 
     pad_token_id: int
     device: torch.device
@@ -48,7 +48,7 @@ _TO_LOAD = (
     "has them free, or set probe.kl_prompts: 0, for none"
 )
 _SKIPPED = {PAPER: 1}
-"""Scored tokens at the start that a way of sampling leaves out: the paper's code does."""
+"""A way of sampling leaves out so many scored tokens at the start, as the paper's code does."""
 
 
 def run(spec: KlSpec, events: EventWriter) -> KlResult:
@@ -95,7 +95,7 @@ def run(spec: KlSpec, events: EventWriter) -> KlResult:
 
 
 def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedModel":
-    """A model of the run, known by its digest, with a head that is known here.
+    """Return a model of the run, known by its digest, with a head whose log-probs were checked.
 
     Raises:
         ModelError: it is another model, or treats its logits in an unknown way.
@@ -117,7 +117,7 @@ def _positions(policy: "PreTrainedModel") -> int:
 
 
 def _prompts(spec: KlSpec, positions: int) -> tuple[list[Prompt], list[str]]:
-    """Reserved prompts with room to go on, each for every sample; and the source of each."""
+    """Return reserved prompts with room for a completion, once per sample, and their sources."""
     tokens, plan = TokenFile.open(spec.tokens), pq.read_table(spec.plan)
     prompts: list[Prompt] = []
     sources: list[str] = []
@@ -165,7 +165,7 @@ def _table(
     sampler: str,
     against: str,
 ) -> pa.Table:
-    """One row per sequence: sums in nats over ``tokens`` tokens."""
+    """Return one row per sequence, with sums in nats over its ``tokens`` tokens."""
     return pa.table(
         {
             "prompt_key": [prompt.key for prompt in prompts],

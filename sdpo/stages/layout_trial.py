@@ -1,9 +1,9 @@
-"""Whether a model serves in the layout of the recipe, tried before anything is scored or trained.
+"""Try whether a model works in the recipe's layout, before anything is scored or trained.
 
-The trial takes some forward and backward passes of single pairs. What it tells depends on the
-architecture, the code, the kernels and the lengths, not on what the weights have learned: that it
-was passed is noted in the cache, and neither the next step nor the next run makes it again. The
-gate compares what is trained at every step all the same.
+The trial takes some forward and backward passes of single pairs. Its result depends on the
+architecture, the code, the kernels and the lengths, not on what the weights have learned: a passed
+trial is noted in the cache, and neither the next step nor the next run makes it again. The gate
+still compares what is trained at every step.
 """
 
 import sys
@@ -33,13 +33,13 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 def settle_layout(
     session: Session, tokens: TokenFile, rows: np.ndarray, events: EventWriter
 ) -> None:
-    """Try the layout on some pairs of ``rows``; take the plain one where it does not serve.
+    """Try the layout on some pairs of ``rows``; take the plain one where it does not work.
 
-    All ranks take the plain one where it does not serve on one of them. A sharded model is tried
-    without gradients: its engine alone may run them.
+    All ranks take the plain one where it does not work on one of them. A sharded model is tried
+    without gradients: only its engine may run a backward pass.
 
     Raises:
-        ModelError: not even the plain one serves.
+        ModelError: not even the plain one works.
         ConfigError: sequences have to be computed apart by length, which ZeRO-3 cannot.
     """
     supervised = session.spec.supervised_tokens
@@ -71,7 +71,7 @@ def settle_layout(
 
 
 def _compute_by_length(session: Session, events: EventWriter) -> None:
-    """Let sequences of other rotary frequencies be forwards of their own."""
+    """Compute sequences with other rotary frequencies in forwards of their own."""
     kind = type(session.policy).__name__
     if session.spec.launch.strategy == "deepspeed_zero3":
         raise ConfigError(other_frequencies(kind))
@@ -83,8 +83,10 @@ def _compute_by_length(session: Session, events: EventWriter) -> None:
 
 
 def _fault(session: Session, module: torch.nn.Module, groups: Sequence[PromptGroup]) -> str:
-    """What is wrong with the session's layout on any rank; a trial that was passed is not made
-    again."""
+    """Return what is wrong with the session's layout on any rank; empty: nothing.
+
+    A trial that was passed is not made again.
+    """
     key = conditions(
         session.policy,
         layout=session.layout,
@@ -107,8 +109,10 @@ def _fault(session: Session, module: torch.nn.Module, groups: Sequence[PromptGro
 def _tried(
     session: Session, module: torch.nn.Module, groups: Sequence[PromptGroup]
 ) -> tuple[str, bool]:
-    """What is wrong with the layout here, and whether gradients were compared as far as they can
-    be; without them where memory does not hold them."""
+    """Return what is wrong with the layout on this rank, and whether gradients were compared.
+
+    They are left out where memory does not hold them. Those of a sharded model count as compared.
+    """
     tried = partial(
         agrees,
         module,

@@ -1,4 +1,4 @@
-"""The stage that tries what steps ask of a model's modules, on a model without weights."""
+"""Try what steps ask of a model's modules, on a model without weights, as a stage."""
 
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(spec: ModulesSpec) -> TrialResult:
-    """Give each step's adapters to the modules of ``spec.source``, and look for its routers and for
-    what the launch cannot compute.
+    """Try each step's adapters on the model in ``spec.source``, its routers, and the launch.
 
     Raises:
         ConfigError: a module cannot have an adapter, or ZeRO-3 cannot compute the model.

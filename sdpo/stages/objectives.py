@@ -1,4 +1,4 @@
-"""The stage that tries the objectives of plug-ins, on numbers that stand for log-probs."""
+"""Try the objectives of plug-ins on numbers that stand for log-probs, as a stage."""
 
 import torch
 

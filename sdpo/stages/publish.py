@@ -1,4 +1,4 @@
-"""Publishing what a step trained: its model, then the record that makes it complete."""
+"""Publish what a step trained: its model, then the record that makes it complete."""
 
 from collections.abc import Mapping
 

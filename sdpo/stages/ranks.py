@@ -1,4 +1,4 @@
-"""What the processes of a stage tell each other beside tensors."""
+"""Exchange what the processes of a stage tell each other besides tensors."""
 
 from typing import TYPE_CHECKING
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 def fault_of_any(accelerator: "Accelerator", fault: str) -> str:
-    """What is wrong on the first rank on which something is, the same on all; empty: nothing is.
+    """Return what is wrong on the first rank with a fault, the same on all; empty: nothing is.
 
-    Every rank has to ask: a trial that failed on one of them alone must not leave it on another
-    way than the rest.
+    Every rank has to call this: a trial that failed on one of them must not make it go on in
+    another way than the rest.
     """
     if accelerator.num_processes == 1:
         return fault

@@ -1,4 +1,4 @@
-"""A step's reference in its stages: scored where it is in memory, read from the cache elsewhere.
+"""Score a step's reference where it is in memory, and read it from the cache elsewhere.
 
 Where reference and target are one model, the step's own stage scores and the gate compares the
 policy with what is cached. Where they are not, a stage of its own loads the reference, scores what
@@ -24,13 +24,13 @@ from sdpo.training import gate
 
 
 def open_cache(spec: StepSpec, digest: str) -> LogpCache:
-    """The cache of a model's log-probs under this stage's arithmetic."""
+    """Return the cache of a model's log-probs under this stage's arithmetic."""
     key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
     return LogpCache(spec.cache, key)
 
 
 def plan_rows(spec: StepSpec, number: int) -> pa.Table:
-    """The plan's rows of a step; 0 is the reserve."""
+    """Return the plan's rows of a step; 0 is the reserve."""
     plan = pq.read_table(spec.needed_plan)
     return plan.filter(pa.array(plan["step"].to_numpy() == number))
 
@@ -38,7 +38,9 @@ def plan_rows(spec: StepSpec, number: int) -> pa.Table:
 def score_as_reference(
     session: Session, tokens: TokenFile, events: EventWriter, *, digest: str, name: str
 ) -> None:
-    """Score D_t and the reserve under the model in memory, ``name``, and check the cache by it.
+    """Score D_t and the reserve under the model in memory, and check the cache against it.
+
+    ``name`` is the model's, for messages; ``digest`` is its digest.
 
     Raises:
         GateError: cached rows are not what the model gives; the message has the numbers.
@@ -73,7 +75,7 @@ def score_as_reference(
 def cached_values(
     spec: StepSpec, reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table, *, phase: str
 ) -> Scored:
-    """Log-probs of plan ``rows`` under a reference that is not in memory.
+    """Return the log-probs of plan ``rows`` under a reference that is not in memory.
 
     Raises:
         Fault: a row is not cached.
@@ -91,7 +93,7 @@ def cached_values(
 
 
 def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Compared:
-    """What the gate compares: the policy with the cache, or what a check of the cache found.
+    """Return what the gate compares: the policy with the cache, or what a check of the cache found.
 
     Raises:
         Fault: the reference's cached rows were never compared with the model.
@@ -117,10 +119,10 @@ def note_checked(
     first: np.ndarray,
     passed: gate.GateResult,
 ) -> None:
-    """Note what the gate compared with the policy: a later step with this reference profits.
+    """Note what the gate compared with the policy, for later steps that have it as a reference.
 
-    ``rows`` are D_t's, ``first`` those of the first global batch. What this process computed is the
-    policy's own too.
+    ``rows`` are those of D_t, ``first`` those of the first global batch. What this process itself
+    computed counts as compared too.
     """
     compared = gate.sample_rows(first, cached=scored.cached_items, seed=spec.training.seed)
     known = np.union1d(compared, scored.new_items)
@@ -132,7 +134,7 @@ def note_checked(
 
 
 def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
-    """Where the reference's log-probs may be, the likelier first."""
+    """Return the caches in which the reference's log-probs may be, the likelier first."""
     keys = scoring_identities(
         reference.digest, training=spec.training, launch=spec.launch, model=spec.model
     )

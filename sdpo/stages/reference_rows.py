@@ -1,6 +1,6 @@
-"""The log-probs of D_t, and of the reserve, under the step's reference: ``reference.parquet``.
+"""Provide log-probs of D_t and the reserve under the step's reference: ``reference.parquet``.
 
-Most were scored already, when the model before was measured: the cache has them.
+Most were already scored when the model before was measured: the cache has them.
 """
 
 from dataclasses import dataclass
@@ -22,31 +22,31 @@ from sdpo.system.files import publish_file
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """D_t, with its log-probs under the step's reference where the objective reads them."""
+    """A reference is D_t with its log-probs under that model, where the objective reads them."""
 
     rows: pa.Table
     scored: Scored | None
 
     @property
     def logps(self) -> np.ndarray:
-        """Chosen and rejected, fp32 ``[pairs, 2]``; NaN where nothing was scored."""
+        """Return chosen and rejected log-probs, fp32 ``[pairs, 2]``; NaN where none was scored."""
         if self.scored is None:
             return np.full((self.rows.num_rows, 2), np.nan, dtype=np.float32)
         return np.stack([self.scored.logps.chosen, self.scored.logps.rejected], axis=1)
 
     @property
     def digest(self) -> str:
-        """Of the pairs and their values."""
+        """Return the digest of the pairs and their values."""
         values = self.logps.T.astype("<f4")
         return digest_of([self.rows["pair_id"].to_pylist(), values.tobytes().hex()])
 
 
 def score_reference(step: StepFiles) -> Reference:
-    """D_t under the step's reference: scored, where that is the model in memory and the cache does
-    not have it. Publishes the values, if there is a reference.
+    """Return D_t under the step's reference, and publish the values if there is a reference.
 
-    A step that goes on from a state keeps the values that it was trained against so far. Nothing is
-    scored for an objective that reads no reference.
+    What is not in the cache is scored, where the reference is the model in memory. A step that goes
+    on from a state keeps the values that it was trained against so far. Nothing is scored for an
+    objective that reads no reference.
     """
     rows = plan_rows(step.spec, step.spec.step)
     if not reads_reference(step.spec):
@@ -62,7 +62,7 @@ def score_reference(step: StepFiles) -> Reference:
 
 
 def score_reserve(step: StepFiles) -> Reference | None:
-    """The reserve likewise, for the curve on it; None where there is none."""
+    """Return the reserve under the step's reference, for the curve on it; None: there is none."""
     rows = plan_rows(step.spec, 0)
     if not rows.num_rows:
         return None
@@ -72,7 +72,7 @@ def score_reserve(step: StepFiles) -> Reference | None:
 
 
 def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
-    """``reference.parquet`` as the state to go on from knows it."""
+    """Return ``reference.parquet`` if it is what the state to go on from was trained against."""
     path = step.folder / "reference.parquet"
     if step.saved is None or not path.is_file():
         return None
@@ -90,7 +90,7 @@ def _kept_reference(step: StepFiles, rows: pa.Table) -> Reference | None:
 
 
 def state_of(step: StepFiles, reference: Reference) -> SavedState | None:
-    """The state to go on from, unless it was trained against other reference values."""
+    """Return the state to go on from, unless it was trained against other reference values."""
     saved = step.saved
     if saved and saved.content.key["reference"] != reference.digest:
         step.events.warning(
@@ -102,12 +102,12 @@ def state_of(step: StepFiles, reference: Reference) -> SavedState | None:
 
 
 def reads_reference(spec: StepSpec) -> bool:
-    """Whether the step's objective compares the policy with a reference."""
+    """Return whether the step's objective compares the policy with a reference."""
     return objective_facts(spec.training.objective).needs_reference
 
 
 def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
-    """Log-probs of ``rows`` under the step's reference."""
+    """Return the log-probs of ``rows`` under the step's reference."""
     if step.spec.reference:
         return cached_values(step.spec, step.spec.reference, step.tokens, rows, phase=phase)
     return score_rows(
@@ -121,7 +121,7 @@ def _score(step: StepFiles, rows: pa.Table, *, phase: str) -> Scored:
 
 
 def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
-    """``reference.parquet``: the values that this step trains against, under M_{t-1}."""
+    """Publish ``reference.parquet``: the values of its reference that this step trains against."""
     if not step.session.accelerator.is_main_process:
         return
     logps, at = scored.logps, rows["token_row"].to_numpy()

@@ -1,9 +1,9 @@
-"""Trainings on a GPU that give the same bits when they are done again.
+"""Train on a GPU so that the same training gives the same bits when it is done again.
 
 What adds in no fixed order there are the backward passes of torch's attention, which padded rows
-use, and of flash-attn. Both can be told to have one: the former while a training lasts, here, the
+use, and of flash-attn. Both can be given an order: the former while a training lasts, here, the
 latter by an environment variable, which the supervisor sets. FlexAttention, for rows of several
-sequences, has an order, and so has all on a CPU.
+sequences, has an order, and so has everything on a CPU.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,10 @@ _TRIED = 4
 
 
 def needs_an_order(*, device: str, attention: str, layout: str) -> bool:
-    """Whether attention by ``model.attention`` over rows of this layout has an order of its sums
-    only where torch is asked for it."""
+    """Return whether attention's sums have a fixed order only where torch is asked for it.
+
+    ``attention`` is ``model.attention``.
+    """
     return device == "cuda" and attention == "sdpa" and layout == "padded"
 
 
@@ -33,10 +35,10 @@ def needs_an_order(*, device: str, attention: str, layout: str) -> bool:
 def repeatable(
     trainer: Trainer, task: Task, events: EventWriter, *, attention: str
 ) -> Iterator[None]:
-    """Train with kernels whose sums have an order while this lasts, where there are such.
+    """Train with kernels whose sums have a fixed order while this lasts, if the model allows it.
 
-    Of a model one of whose other operations has none, the training goes on without, and that is
-    said: torch would refuse the operation. A sharded model's sums are left as they are.
+    Torch refuses operations that have none: a model with such an operation is trained without the
+    order, and a warning says so. A sharded model's sums are left as they are.
     """
     accelerator = trainer.accelerator
     sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -58,7 +60,7 @@ def repeatable(
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Within it torch uses kernels with an order, and refuses operations that have none."""
+    """Make torch use kernels with a fixed order in the block, and refuse operations without one."""
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
@@ -69,9 +71,9 @@ def in_order() -> Iterator[None]:
 
 
 def _refused(trainer: Trainer, task: Task) -> str:
-    """What torch refuses of a forward and backward pass over the shortest items; empty: nothing.
+    """Return what torch refuses of a pass over the shortest items; empty: nothing.
 
-    Generators and gradients are as before.
+    The pass is forward and backward; generators are restored and gradients freed.
     """
     items = np.argsort(trainer.costs(task), kind="stable")[:_TRIED]
     generators = Generators(trainer.accelerator.device)

@@ -1,7 +1,7 @@
-"""When a training is saved, and how it goes on: resume states of one step.
+"""Save a training and let it go on: resume states of one step.
 
 A state is saved at optimizer boundaries only, by minutes or steps, and when the process was asked
-to stop. All ranks agree on it: each step ends with a word between them.
+to stop. All ranks agree on it: they exchange a word after each step.
 """
 
 import math
@@ -35,15 +35,15 @@ T = TypeVar("T")
 
 METRICS = "metrics.jsonl"
 _SHARE_OF_TIME = 0.05
-"""Of the time of a training that saving may take where it goes by minutes."""
+"""Saving may take this share of the time of a training, where it goes by minutes."""
 _BYTES_PER_S = 200e6
-"""How fast a state is written, until one was."""
+"""A state is taken to be written this fast, until one was."""
 
 
 def find(
     step: Path, *, key: Mapping[str, str], accelerator: "Accelerator", events: EventWriter
 ) -> SavedState | None:
-    """The state that the step can go on from, the same on all ranks; says what is wrong."""
+    """Return the state that the step can go on from, the same on all ranks; warn of faults."""
     found: list[SavedState | None] = [None]
     if accelerator.is_main_process:
         state, faults = resume_states.find_state(step, key=key)
@@ -74,7 +74,7 @@ def _other_versions(saved: SavedState) -> list[str]:
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoints:
-    """The states of one training.
+    """Checkpoints are the states of one training.
 
     ``folder`` is the step's, ``key`` the digests of what the states belong to, ``facts`` what the
     step's record will need and a resumed step does not measure again. ``wait`` waits for the other
@@ -120,7 +120,7 @@ class Checkpoints:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around the training loop: a request to stop waits for the next boundary."""
+        """Surround the training loop: a request to stop waits for the next boundary."""
         self._saved_s = self._boundary_s = time.monotonic()
         with interrupts.deferred(self._fits):
             yield
@@ -140,12 +140,12 @@ class Checkpoints:
             raise Interrupted(f"{self.folder.name} stopped after optimizer step {number}")
 
     def _fits(self, seconds: float) -> bool:
-        """Whether the running optimizer step and a save are done within ``seconds``."""
+        """Return whether the running optimizer step and a save are done within ``seconds``."""
         running_s = max(0.0, self._step_s - (time.monotonic() - self._boundary_s))
         return running_s + (self._save_s or self._bytes() / _BYTES_PER_S) <= seconds
 
     def _agreed(self, number: int) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether the main rank's clock says to save."""
+        """Return whether any rank was asked to stop, and whether the main rank finds a save due."""
         stop, due = bool(interrupts.requested()), self._due(number)
         if self._accelerator.num_processes == 1:
             return stop, due
@@ -163,7 +163,7 @@ class Checkpoints:
         return training.checkpoint_minutes > 0 and waited_s >= interval_s
 
     def _save(self, number: int, total: int) -> None:
-        """Publish a state; what keeps it from being saved is told and does not end the training."""
+        """Publish a state; warn of what keeps it from being saved, and let the training go on."""
         start = time.monotonic()
         fault = self._publish(number, total)
         self._save_s = time.monotonic() - start
@@ -179,7 +179,7 @@ class Checkpoints:
         self._tell("checkpoint", number, total)
 
     def _publish(self, number: int, total: int) -> str:
-        """Write a state together with the other ranks; returns what went wrong on any of them."""
+        """Write a state together with the other ranks; return what went wrong on any of them."""
         fault = ""
         try:
             with ExitStack() as stack:
@@ -203,7 +203,7 @@ class Checkpoints:
         return str(self._broadcast(fault))
 
     def _begin(self, stack: ExitStack, number: int) -> Path | str:
-        """The main rank's folder that becomes the state when ``stack`` ends well, or why not."""
+        """Return the main rank's folder that is the state once ``stack`` ends well, or why not."""
         if not self._accelerator.is_main_process:
             return ""
         try:
@@ -213,7 +213,7 @@ class Checkpoints:
             return str(error)
 
     def _shares(self, folder: Path | str) -> list[dict[str, str] | str]:
-        """Every rank's file digests by name, or in place of them what went wrong."""
+        """Return every rank's file digests by name, or in place of them what went wrong."""
         share: dict[str, str] | str
         if isinstance(folder, str):
             share = folder
@@ -232,7 +232,7 @@ class Checkpoints:
         return gathered
 
     def _broadcast(self, value: T) -> T:
-        """The main rank's value."""
+        """Return the main rank's value."""
         if self._accelerator.num_processes == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -252,7 +252,7 @@ class Checkpoints:
         }
 
     def _bytes(self) -> int:
-        """About the bytes of a state: trained weights with two moments."""
+        """Return about how many bytes a state has: trained weights with two moments in fp32."""
         trained = [p for p in self.trainer.scorer.parameters() if p.requires_grad]
         numbers: int = sum(p.numel() for p in trained)
         return 3 * 4 * numbers

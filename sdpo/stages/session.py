@@ -1,4 +1,4 @@
-"""The model of a stage: loaded once, scored, trained, published."""
+"""Hold the model of a stage: loaded once, scored, trained, published."""
 
 import os
 from dataclasses import dataclass, field
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PATIENCE = timedelta(minutes=30)
-"""After so long a collective of a training hangs."""
+"""A collective of a training that takes longer than this is taken to hang."""
 _LONG_PATIENCE = timedelta(hours=12)
-"""While the main rank saves and hashes a large model or writes completions, the others wait."""
+"""Other ranks wait this long while the main one saves a large model or writes completions."""
 _TO_LOAD = "take a device that has 4 bytes for each of its weights free, or a smaller model"
 _TO_SAVE = (
     "each of its weights takes 4 bytes of the machine's memory there, and of the device's where "
@@ -44,12 +44,12 @@ _TO_SAVE = (
     "from its last saved state"
 )
 _PARTED: list[torch.distributed.ProcessGroup | None] = []
-"""Groups of processes that have parted: to free one may take for ever."""
+"""Groups of processes that have parted are kept here: to free one may take for ever."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """M_{t-1} in memory, becoming M_t.
+    """A session holds M_{t-1} in memory while it becomes M_t.
 
     ``published_digest`` is that of M_t once :meth:`publish` was called, empty before. ``waiting``
     is the process group in which ranks wait for one that works alone, None with one process.
@@ -67,19 +67,19 @@ class Session:
 
     @property
     def pad_token_id(self) -> int:
-        """Any id serves: padding is masked by position."""
+        """Return the padding token; any id will do, since padding is masked by position."""
         token = self.tokenizer.pad_token_id
         return 0 if token is None else int(token)
 
     @property
     def device(self) -> torch.device:
-        """Device of this process."""
+        """Return the device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
     @property
     def layout(self) -> str:
-        """Layout of tokens, for scoring and training alike."""
+        """Return the layout of tokens, for scoring and training alike."""
         return resolve_layout(self.spec.training.layout, attention=self.spec.model.attention)
 
     def pad(self) -> None:
@@ -89,16 +89,16 @@ class Session:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether DeepSpeed holds the weights: then its engine scores as well as trains."""
+        """Return whether DeepSpeed holds the weights: then its engine scores as well as trains."""
         return self.spec.launch.strategy.startswith("deepspeed")
 
     @property
     def can_generate(self) -> bool:
-        """Whether one process alone has the whole model."""
+        """Return whether one process alone has the whole model."""
         return self.spec.launch.strategy != "deepspeed_zero3"
 
     def scorer(self) -> Scorer:
-        """The policy as it is now, ready to score; without gradient synchronisation."""
+        """Return the policy as it is now, ready to score; without gradient synchronisation."""
         if self.is_sharded:
             module, _ = self.engine()
         else:
@@ -124,7 +124,7 @@ class Session:
         )
 
     def trainer(self, training: TrainingConfig) -> Trainer:
-        """The policy ready to train, with adapters where the settings ask for them."""
+        """Return the policy ready to train, with adapters where the settings ask for them."""
         torch.manual_seed(training.seed)
         if self.is_sharded:
             model, optimizer = self.engine()
@@ -149,7 +149,7 @@ class Session:
         )
 
     def publish(self) -> str:
-        """Publish the policy as this step's model, adapters merged; returns its digest."""
+        """Publish the policy as this step's model, adapters merged, and return its digest."""
         from accelerate.utils import broadcast_object_list
 
         with short_memory_named(f"saving the model of {self.spec.name}", remedy=_TO_SAVE):
@@ -163,7 +163,7 @@ class Session:
         return digest[0]
 
     def _saved(self) -> str:
-        """Write the policy, adapters merged; returns its digest, empty on all ranks but one."""
+        """Write the policy, adapters merged, and return its digest, empty on all ranks but one."""
         self.policy = merge_adapters(self.policy)
         weights = self._gathered() if self.is_sharded else None
         if not self.accelerator.is_main_process:
@@ -196,7 +196,7 @@ class Session:
         self.accelerator.state.destroy_process_group()
 
     def engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
-        """DeepSpeed's engine and optimizer: made once, since they take the weights over."""
+        """Return DeepSpeed's engine and optimizer, made once: they take the weights over."""
         if self._sharded is None:
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, self.spec.training)
@@ -206,13 +206,13 @@ class Session:
         return self._sharded
 
     def check_head(self, scorer: SequenceScorer) -> None:
-        """Make sure that the head's log-probs are the model's own."""
+        """Refuse a head whose log-probs are not the model's own."""
         vocabulary = self.policy.config.get_text_config().vocab_size
         with self.arithmetic():
             scorer.check_head(vocabulary=vocabulary, device=self.device)
 
     def check_routers(self, scorer: SequenceScorer) -> None:
-        """Make sure that the routers' loss, where the policy is trained by it, is the model's own.
+        """Refuse a routers' loss that is not the model's own, where the policy is trained by it.
 
         A reference needs no routers.
         """
@@ -221,12 +221,12 @@ class Session:
                 check_routers(scorer, self.policy, device=self.device)
 
     def arithmetic(self) -> torch.autocast:
-        """The precision in which the stage scores and trains, for calls past the accelerator."""
+        """Return the precision in which the stage computes, for calls past the accelerator."""
         bf16 = self.spec.training.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def _gathered(self) -> dict[str, torch.Tensor]:
-        """The whole fp32 weights, gathered from all ranks, under the model's own names."""
+        """Return the whole fp32 weights, gathered from all ranks, under the model's own names."""
         engine, _ = self.engine()
         weights = self.accelerator.get_state_dict(engine) or {}
         named = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -272,7 +272,7 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
 
 
 def _waiting_group(accelerator: "Accelerator") -> torch.distributed.ProcessGroup | None:
-    """Over gloo, whose barrier may last: NCCL's would end everything after its shorter time."""
+    """Return a group over gloo, whose barrier may last; NCCL would end everything much sooner."""
     if accelerator.num_processes == 1:
         return None
     group: torch.distributed.ProcessGroup = torch.distributed.new_group(
@@ -325,7 +325,7 @@ def _check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 
 def _deepspeed(spec: StepSpec) -> "DeepSpeedPlugin":
-    """ZeRO over fp32 weights: bf16 is autocast inside the engine, so what is published is exact."""
+    """Return ZeRO over fp32 weights: bf16 is autocast in the engine, what is published is exact."""
     from accelerate import DeepSpeedPlugin
 
     bf16, stage = spec.training.precision == "bf16", 3 if spec.launch.strategy[-1] == "3" else 2

@@ -1,4 +1,4 @@
-"""Settling the token budget of a training before its first micro-batch, and keeping it.
+"""Settle the token budget of a training before its first micro-batch, and keep it.
 
 On a CPU the settings say it. On a GPU nobody can: it is tried on the longest items, forward and
 backward, beside the gradients of a micro-batch before it and with room for the optimizer's states,
@@ -22,7 +22,7 @@ from sdpo.training.tasks import Task
 from sdpo.training.trainer import Trainer
 
 _SHARE = 0.85
-"""Of a device's memory that the trial may take: fragments and the kernels' workspaces need some."""
+"""The trial may take this share of a device's memory: fragments and workspaces need the rest."""
 
 
 def settle_budget(
@@ -63,8 +63,11 @@ def settle_budget(
 
 
 def _is_open(trainer: Trainer) -> bool:
-    """Whether nobody has said the budget. Several processes would wait for each other in a trial
-    that fails on one of them: they take the default."""
+    """Return whether nobody has said the budget, and it can be tried.
+
+    Several processes would wait for each other in a trial that fails on one of them: they take the
+    default.
+    """
     accelerator = trainer.accelerator
     return (
         accelerator.device.type == "cuda"
@@ -92,7 +95,7 @@ def _probed(trainer: Trainer, task: Task) -> int:
 
 
 def heaviest(order: np.ndarray, costs: np.ndarray, tokens: int, layout: str) -> np.ndarray:
-    """The micro-batch of ``tokens`` that takes most: items in ``order``, by falling cost."""
+    """Return the micro-batch of ``tokens`` that takes most: items in ``order``, by falling cost."""
     if LAYOUTS[layout].padded:
         total = costs[order[0]] * np.arange(1, len(order) + 1)
     else:
@@ -101,8 +104,10 @@ def heaviest(order: np.ndarray, costs: np.ndarray, tokens: int, layout: str) -> 
 
 
 def fits(trainer: Trainer, task: Task, items: np.ndarray) -> bool:
-    """Whether ``items`` fit into the device's memory in one micro-batch of a training, which need
-    not be the first of its global batch."""
+    """Return whether ``items`` fit into the device's memory in one micro-batch of a training.
+
+    It need not be the first micro-batch of its global batch.
+    """
     device = trainer.accelerator.device
     clear_device_cache(garbage_collection=True)
     torch.cuda.reset_peak_memory_stats(device)
@@ -126,7 +131,7 @@ def _trained(trainer: Trainer) -> list[torch.nn.Parameter]:
 def _hold_gradients(trainer: Trainer) -> None:
     """Give every parameter that trains a gradient, as the first micro-batch of a batch leaves it.
 
-    Without them the first trial would have the more room the more of the weights train.
+    Otherwise the first trial would have more room, the more of the weights train.
     """
     for parameter in _trained(trainer):
         if parameter.grad is None:
@@ -134,7 +139,7 @@ def _hold_gradients(trainer: Trainer) -> None:
 
 
 def _states_to_come(trainer: Trainer) -> int:
-    """Bytes that the optimizer allocates at its first step."""
+    """Return the bytes that the optimizer allocates at its first step."""
     if trainer.optimizer.state:
         return 0
     moments = 2 if trainer.training.optimizer == "adamw" else 1

@@ -1,9 +1,9 @@
-"""One step in one process with one model load: measure, score, check, train, publish, measure.
+"""Make one step in one process with one model load: measure, score, check, train, publish, measure.
 
 The model that is loaded is the target, M_{t-1} unless the recipe says otherwise: first it is the
 reference, then it is the policy, and what is published is M_t. A reference that is another model is
-scored before, by the same stage told to do that alone. The supervised stage (step 0) is the same
-without a reference.
+scored before, by the same kind of stage, told to do only that. The supervised stage (step 0) is the
+same without a reference.
 """
 
 from collections.abc import Sequence
@@ -71,8 +71,10 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
 def _work(
     session: Session, tokens: TokenFile, timings: Timings, events: EventWriter
 ) -> ScoredRows | None:
-    """Compute all that the stage does with the model once its layout is settled; returns how many
-    rows were scored where it scored every pair."""
+    """Do all that the stage does with the model once its layout is settled.
+
+    Returns how many rows were scored where it scored every pair, else None.
+    """
     spec = session.spec
     step = StepFiles(
         session=session,
@@ -107,7 +109,7 @@ def _work(
 
 
 def _rows_to_come(spec: StepSpec) -> np.ndarray:
-    """Token rows that the stage is about: those of D_t, or all that can be used."""
+    """Return the token rows that the stage is about: those of D_t, or all that can be used."""
     if {"preference", "score_as_reference"} & set(spec.phases) and spec.plan is not None:
         rows = rows_of_steps(spec.plan, spec.step)
         if len(rows):
@@ -116,10 +118,10 @@ def _rows_to_come(spec: StepSpec) -> np.ndarray:
 
 
 def _scored(reference: Reference | None) -> Reference:
-    """What is compared with, which was scored before.
+    """Return the reference that the policy is compared with, which was scored before.
 
     Raises:
-        Fault: it was not.
+        Fault: it was not scored.
     """
     if reference is None:
         raise Fault("a step that compares is trained before its reference is scored")
@@ -127,7 +129,7 @@ def _scored(reference: Reference | None) -> Reference:
 
 
 def _saved(session: Session, events: EventWriter) -> SavedState | None:
-    """The state in which an earlier attempt at this step was left."""
+    """Return the state in which an earlier attempt at this step was left."""
     spec = session.spec
     return find(
         spec.folder,
@@ -196,7 +198,7 @@ def _complete(
     name: str,
     out: Path,
 ) -> None:
-    """Publish what the model in memory writes; none where memory does not hold one completion.
+    """Publish completions of the model in memory; none where memory does not hold one of them.
 
     A model that was trained is worth more than what is shown of it.
     """

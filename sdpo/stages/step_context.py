@@ -1,4 +1,4 @@
-"""What the parts of a step's stage share."""
+"""Hold what the parts of a step's stage share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from sdpo.tokens.token_file import TokenFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFiles:
-    """What the training of a step works with; ``saved``: the state that it goes on from."""
+    """The training of a step works with these; ``saved`` is the state that it goes on from."""
 
     session: Session
     tokens: TokenFile
@@ -23,10 +23,10 @@ class StepFiles:
 
     @property
     def spec(self) -> StepSpec:
-        """The stage's spec."""
+        """Return the stage's spec."""
         return self.session.spec
 
     @property
     def folder(self) -> Path:
-        """Where this stage publishes."""
+        """Return the folder in which this stage publishes."""
         return self.spec.folder

@@ -1,4 +1,4 @@
-"""How long the phases of a step take."""
+"""Measure how long the phases of a step take."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds per phase, over all attempts of a step."""
+    """Timings are seconds per phase, over all attempts of a step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _running: dict[str, float] = field(default_factory=dict)
@@ -24,12 +24,12 @@ class Timings:
             self.add({phase: time.perf_counter() - start})
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add what an earlier attempt took."""
+        """Add seconds to their phases, such as those of an earlier attempt."""
         for phase, value in seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
 
     def rounded(self) -> dict[str, float]:
-        """Seconds to the millisecond, those of running phases included."""
+        """Return the seconds to the millisecond, those of running phases included."""
         now, total = time.perf_counter(), Timings(dict(self.seconds))
         total.add({phase: now - start for phase, start in self._running.items()})
         return {phase: round(value, 3) for phase, value in total.seconds.items()}

@@ -1,4 +1,4 @@
-"""The stage that turns text into token ids."""
+"""Turn text into token ids, as a stage."""
 
 import os
 from datetime import datetime
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Options(TypedDict):
-    """How texts are cut, pairs and supervised examples alike."""
+    """Texts are cut with these options, pairs and supervised examples alike."""
 
     processes: int
     max_length: int
@@ -56,7 +56,7 @@ def run(spec: TokeniseSpec, events: EventWriter) -> TokeniseResult:
 
 
 def view(spec: ViewSpec) -> PairViewResult | ExampleViewResult:
-    """One stored pair or supervised example, decoded."""
+    """Return one stored pair or supervised example, decoded."""
     if spec.supervised:
         example = SupervisedTokenFile.open(spec.tokens).row(spec.row)
         return ExampleViewResult(example=render_example(example, _tokenizer(spec)))
@@ -65,7 +65,7 @@ def view(spec: ViewSpec) -> PairViewResult | ExampleViewResult:
 
 
 def _tokenizer(spec: TokeniseSpec | ViewSpec) -> "PreTrainedTokenizerBase":
-    """The tokenizer with the recipe's template, if it gives one."""
+    """Return the tokenizer with the recipe's template, if it gives one."""
     tokenizer = load_tokenizer(spec.tokenizer, code=spec.model.trust_remote_code)
     if spec.model.chat_template:
         tokenizer.chat_template = given_template(spec.tokenizer, spec.model.chat_template)

@@ -1,4 +1,4 @@
-"""The training part of a step: gate, loop, log of metrics."""
+"""Train a step: gate, loop, log of metrics."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from sdpo.training.trainer import Trainer
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
-    """Pass the gate, train against ``reference``, publish M_t with its record."""
+    """Pass the gate, train against ``reference``, and publish M_t with its record."""
     training = step.spec.training
     task = preference_task(step.tokens, reference, training)
     held = score_reserve(step)
@@ -50,7 +50,7 @@ def train_preference(step: StepFiles, reference: Reference) -> None:
 
 
 def _say_what_differs(step: StepFiles) -> None:
-    """Say what of the model's or the recipe's wishes makes the loss another than the plain one."""
+    """Tell which wishes of the model or the recipe make the loss differ from the plain one."""
     training = step.spec.training
     weight = asked_weight(step.session.policy)
     if weight and not training.router_aux_loss:
@@ -67,7 +67,7 @@ def _say_what_differs(step: StepFiles) -> None:
 
 
 def train_supervised(step: StepFiles) -> None:
-    """Train S on completions, publish it with its record."""
+    """Train S on completions, and publish it with its record."""
     task = supervised_task(step)
     trainer = step.session.trainer(step.spec.training)
     with repeatable(trainer, task, step.events, attention=step.spec.model.attention):
@@ -79,14 +79,14 @@ def train_supervised(step: StepFiles) -> None:
 
 
 def key_of(spec: StepSpec) -> dict[str, str]:
-    """By what a resume state of this step is known; the reference's digest comes to it."""
+    """Return what a resume state of this step is known by, but for the reference's digest."""
     return {"identity": digest_of(spec.identity), "input model": spec.input_digest}
 
 
 def _reference_facts(
     step: StepFiles, trainer: Trainer, task: PreferenceTask, reference: Reference
 ) -> StepFacts:
-    """What the record says of the reference: the gate, and the rows scored for the loss."""
+    """Return what the record says of the reference: the gate, and the rows scored for the loss."""
     training, scored = step.spec.training, reference.scored
     first, _ = global_batch(
         0, items=len(task.ids), batch_size=training.batch_size, seed=training.seed
@@ -190,9 +190,9 @@ def _train(
 
 @contextmanager
 def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metrics], None]]:
-    """A function that writes metrics of an optimizer step to the step's log and the trackers.
+    """Yield a function that writes metrics of an optimizer step to the step's log and the trackers.
 
-    ``start``: optimizer steps done, whose lines are there.
+    ``start``: optimizer steps that are done, whose lines are there.
     """
     spec, accelerator = step.spec, step.session.accelerator
     tracked = bool(spec.tracking.tools)

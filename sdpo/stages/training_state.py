@@ -1,9 +1,9 @@
-"""The tensors and generators of a training: from memory to files and back, bit for bit.
+"""Move the tensors and generators of a training from memory to files and back, bit for bit.
 
 Tensors go to safetensors, generators to JSON. Every rank writes its own files: one process and DDP
-hold everything on the main rank, DeepSpeed's ZeRO a share on each. Of ZeRO the flat fp32 partitions
-and their optimizer state are written here, since DeepSpeed's own checkpoints are pickles that it
-loads with ``weights_only=False``.
+hold everything on the main rank, DeepSpeed's ZeRO holds a share on each. ZeRO's flat fp32
+partitions and their optimizer state are written here, since DeepSpeed's own checkpoints are pickles
+that it loads with ``weights_only=False``.
 """
 
 import json
@@ -26,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def save_training(trainer: Trainer, folder: Path, *, sharded: bool) -> list[str]:
-    """Write this rank's share of the training into ``folder``; returns the files' names."""
+    """Write this rank's share of the training into ``folder``, and return the files' names."""
     rank = trainer.accelerator.process_index
     files: dict[str, Tensors] = {}
     if sharded:
@@ -68,18 +68,18 @@ _PARAMETER, _BUFFER = "parameter.", "buffer."
 
 
 def _trained(module: torch.nn.Module, *, copy: bool = True) -> Tensors:
-    """Parameters that train; shared ones once."""
+    """Return the parameters that train, by name; shared ones once."""
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     return {_PARAMETER + n: _plain(p) if copy else p for n, p in named.items()}
 
 
 def _buffers(module: torch.nn.Module, *, copy: bool = True) -> Tensors:
-    """Buffers, those that a model never saves included: some positions change as it runs."""
+    """Return all buffers, also those that a model never saves: some positions change as it runs."""
     return {_BUFFER + n: _plain(b) if copy else b for n, b in module.named_buffers()}
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU that shares no memory with another tensor."""
+    """Return a copy on the CPU that shares no memory with another tensor."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -96,7 +96,7 @@ def _copy_into(tensors: Tensors, stored: Tensors, *, prefix: str) -> None:
 
 
 def _optimized(trainer: Trainer, module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters in the optimizer's order, by name."""
+    """Return the parameters in the optimizer's order, with their names."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = trainer.optimizer.optimizer.param_groups
     return [(names[id(p)], p) for group in groups for p in group["params"]]
@@ -131,7 +131,7 @@ def _load_optimizer(trainer: Trainer, module: torch.nn.Module, stored: Tensors) 
 
 
 def _zero_partitions(zero: "ZeROOptimizer") -> list[torch.Tensor]:
-    """This rank's flat fp32 weights, one tensor per group; keys of the optimizer's state."""
+    """Return this rank's flat fp32 weights, one tensor per group; keys of the optimizer's state."""
     stage3 = getattr(zero, "fp32_partitioned_groups_flat", None)
     return list(zero.single_partition_of_fp32_groups if stage3 is None else stage3)
 
@@ -184,7 +184,7 @@ def _spread_stage3(zero: "ZeROOptimizer") -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorStates:
-    """States of a process's generators of random numbers, of JSON types; tensors in hex digits."""
+    """A process's generators of random numbers have these states, of JSON types; tensors as hex."""
 
     torch: str
     cuda: str | None
