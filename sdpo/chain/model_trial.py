@@ -48,7 +48,7 @@ def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, st
         if context.config.launch.strategy == "deepspeed_zero3" and model is not start:
             context.stage(modules_spec(context, model.folder, tokens, {}))
         if not reason:
-            # Of a reference no routers are asked for.
+            # A reference needs no routers.
             _try(context, model, tokens, router_aux_loss=weight if model is start else 0.0)
         yield model.name, reason
 
@@ -99,7 +99,7 @@ def _try(context: Context, model: NamedModel, tokens: Path, *, router_aux_loss: 
             model=model,
             phases=("score_everything",),
         )
-        # No cache: what was scored before says nothing of what stands there now.
+        # No cache: what was scored before says nothing of what the folder holds now.
         alone = LaunchConfig(
             device="cpu", strategy="single", threads=config.launch.threads, share_device=True
         )

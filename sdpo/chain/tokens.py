@@ -164,7 +164,7 @@ def token_files(
 
 def token_paths(context: Context) -> list[Path]:
     """Return the token files that the run needs: of its pairs, and of its supervised examples."""
-    from_source = context.config.supervised.from_source and not context.carried  # S is, too
+    from_source = context.config.supervised.from_source and not context.carried  # S is carried too
     return [tokens_path(context), *([tokens_path(context, "supervised")] if from_source else [])]
 
 

@@ -68,7 +68,7 @@ class Walk:
         if record is None:
             self.stopped_at = node.name
             raise _NotDone(node.name)
-        # The report's is that of all records, each of which is compared by itself.
+        # The report's identity covers all records, each of which is compared by itself.
         if EVERYTHING in node.inputs:
             return
         identity = node.identity()

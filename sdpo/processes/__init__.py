@@ -1,5 +1,5 @@
-"""Child processes: how stages are told, started, watched and ended, on which devices.
+"""Run child processes: tell, start, watch and end stages, on the devices that they hold.
 
 It imports the store and system below it, never torch: the parent process lives here. What a stage
-does is :mod:`sdpo.stages`'s.
+does is the business of :mod:`sdpo.stages`.
 """

@@ -1,8 +1,8 @@
-"""One stage per device at a time on a host, whatever run it belongs to.
+"""Let one stage at a time use a device of a host, whatever run it belongs to.
 
-A lock file per device, held from before a stage starts until all of it has ended. The kernel lets
-go of it when its holders end, the stage's process among them, however they end. Locks belong to a
-host and a user: they stand in a folder that does not depend on the environment, since a schedule's
+Each device has a lock file, held from before a stage starts until all of it has ended. The kernel
+releases it when its holders end, the stage's process among them, however they end. Locks belong to
+a host and a user: they are in a folder that does not depend on the environment, since a schedule's
 and a terminal's would differ; ``SDPO_LOCK_DIR`` names another, for containers that share a host.
 """
 
@@ -18,7 +18,7 @@ from sdpo.hooks import Occupy, unlimited
 from sdpo.system.locks import hold
 
 SHARE = "SDPO_SHARE_DEVICE"
-"""Environment variable that turns the locks off, as ``launch.share_device`` does for one run."""
+"""This environment variable turns the locks off, as ``launch.share_device`` does for one run."""
 LOCK_DIR = "SDPO_LOCK_DIR"
 _OTHERWISE = (
     "where both fit, launch.share_device=true (--set) does not wait, "
@@ -27,8 +27,10 @@ _OTHERWISE = (
 
 
 def device_names(launch: LaunchConfig) -> list[str]:
-    """The devices that the processes of a stage use: ``cpu``, or ``cuda:<number or UUID>``, as
-    CUDA_VISIBLE_DEVICES has them."""
+    """Return the devices that the processes of a stage use: ``cpu``, or ``cuda:<number or UUID>``.
+
+    The devices are named as CUDA_VISIBLE_DEVICES names them.
+    """
     if launch.device != "cuda":
         return ["cpu"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -44,7 +46,7 @@ def hold_devices(
     """Hold the devices of a stage alone, waiting for other runs; yields the locks' descriptors.
 
     Where somebody else holds one, an event says who. ``occupy`` is entered first: it may be shared
-    with other hosts, and who waits there must not keep a device from those who could use it.
+    with other hosts, and whoever waits there must not keep a device from those who could use it.
     """
     if launch.share_device or os.environ.get(SHARE, "") not in ("", "0"):
         yield ()
@@ -69,10 +71,10 @@ def hold_devices(
 
 
 def lock_folder() -> Path:
-    """Where the locks of this user's stages on this host are.
+    """Return the folder with the locks of this user's stages on this host, making it if needed.
 
     Raises:
-        UserError: somebody else has taken the folder.
+        UserError: somebody else owns the folder.
     """
     given = os.environ.get(LOCK_DIR, "")
     folder = Path(given) if given else Path(f"/tmp/sdpo-devices-{os.getuid()}")

@@ -1,7 +1,7 @@
-"""Space on disks: what a step will need, asked before it starts, and how a full disk is known.
+"""Check before a step starts that the disks have room for it, and recognise a full disk.
 
-An estimate from shapes alone: fp32 weights to publish, resume states with optimizer moments, cache
-rows. It needs no torch.
+Needs are estimated from shapes alone: fp32 weights to publish, resume states with optimizer
+moments, cache rows. This takes no torch.
 """
 
 import shutil
@@ -17,15 +17,15 @@ from sdpo.system.files import NO_INODES, has_no_inodes, out_of_space
 _FLOAT_BYTES = 4
 _MOMENTS = {"adamw": 2, "rmsprop": 1}
 _ROW_BYTES = 96
-"""Of a cached row and its copies in reference and probe: digests, ids, log-probs, counts."""
+"""A cached row and its copies in reference and probe take so many bytes: ids, log-probs, counts."""
 _LINES_BYTES = 4096
 _SMALL_BYTES = 4 * 2**20
-"""Records, logs, metrics, tokenizer."""
+"""Records, logs, metrics and the tokenizer take so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that something will take below a folder, and what for."""
+    """A need is the bytes that something will take below a folder, and what it is for."""
 
     folder: Path
     what: str
@@ -35,7 +35,7 @@ class Need:
 def step_needs(
     model: Path, training: TrainingConfig, *, run: Path, cache: Path, rows: int
 ) -> list[Need]:
-    """What a step from ``model`` will write: ``rows`` are those that are scored."""
+    """Return what a step from ``model`` will write; ``rows`` is how many rows are scored."""
     entries = tensor_entries(model)
     weights = _FLOAT_BYTES * sum(entry.elements for entry in entries)
     needs = [
@@ -51,7 +51,7 @@ def step_needs(
 
 
 def _adapter_bytes(entries: list[TensorEntry], rank: int) -> int:
-    """At most: adapters on every matrix."""
+    """Return the most bytes that adapters can take: fp32, on every matrix."""
     matrices = [entry.shape for entry in entries if len(entry.shape) == 2]
     return _FLOAT_BYTES * rank * sum(sum(shape) for shape in matrices)
 
@@ -59,7 +59,7 @@ def _adapter_bytes(entries: list[TensorEntry], rank: int) -> int:
 def check_space(needs: list[Need], *, used_bytes: Mapping[Path, int], what: str) -> None:
     """Refuse to start what the disks have no room for.
 
-    ``used_bytes``: what stands below the folders now and will be replaced.
+    ``used_bytes``: what is below the folders now and will be replaced.
 
     Raises:
         DiskFullError: names every disk that is short, with the numbers.
@@ -78,7 +78,7 @@ def check_space(needs: list[Need], *, used_bytes: Mapping[Path, int], what: str)
 
 
 def _by_disk(needs: list[Need], used_bytes: Mapping[Path, int]) -> Iterator[tuple[list[Need], int]]:
-    """Needs of one disk together, with the bytes that it has for them."""
+    """Yield the needs of each disk together, with the bytes that it has for them."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
@@ -100,12 +100,12 @@ def _line(group: list[Need], free: int) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """``path`` or the folder above it that exists."""
+    """Return ``path``, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def in_units(size_bytes: float) -> str:
-    """Bytes for a person."""
+    """Return bytes as a person reads them."""
     for unit in ("B", "KB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.3g} {unit}"
@@ -114,13 +114,16 @@ def in_units(size_bytes: float) -> str:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether ``error``, or what led to it, is that no space was left."""
+    """Return whether ``error``, or what led to it, says that no space was left."""
     return any(out_of_space(each) for each in _chain(error))
 
 
 def no_space_message(error: BaseException | None, places: Iterable[Path]) -> str:
-    """What to say where no space was left: on the disk of the file that ``error`` or what led to
-    it names, else of the first of ``places`` whose disk is full, else of the first."""
+    """Return what to say where no space was left, and on which disk.
+
+    It is the disk of the file that ``error`` or what led to it names, else of the first of
+    ``places`` whose disk is full, else of the first.
+    """
     places = list(places)
     for each in _chain(error):
         if out_of_space(each) and isinstance(each, OSError) and isinstance(each.filename, str):
@@ -130,7 +133,7 @@ def no_space_message(error: BaseException | None, places: Iterable[Path]) -> str
 
 
 def is_full(folder: Path) -> bool:
-    """Whether the disk of ``folder`` has no room for another file of a few lines."""
+    """Return whether the disk of ``folder`` has no room for another file of a few lines."""
     where = _existing(folder)
     return shutil.disk_usage(where).free < _LINES_BYTES or has_no_inodes(where)
 

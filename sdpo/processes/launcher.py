@@ -1,4 +1,4 @@
-"""``accelerate launch`` that ends with the process that started it: several ranks of one stage."""
+"""Run ``accelerate launch`` for the ranks of a stage, and end with the process that started it."""
 
 import runpy
 

@@ -1,4 +1,4 @@
-"""How far a stage is, from its events: a share of all it has to do, and the time left."""
+"""Tell from its events how far a stage is: a share of all it has to do, and the time left."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,28 +7,31 @@ from dataclasses import dataclass, field
 from sdpo.events import ProgressEvent
 
 Clock = Callable[[], float]
-"""Seconds since some moment."""
+"""A clock returns seconds since some moment."""
 
 _MEASURED_S = 1.0
-"""A rate is told once it was measured for this long."""
+"""A rate is told only once it was measured for so many seconds."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """The rate at which something is done, from the second look on: what was done before the first
-    one, by an attempt before or before anybody looked, took none of the time that is measured."""
+    """A pace is the rate at which something is done, measured from the first look on.
+
+    What was done before that, by an earlier attempt or before anybody looked, took none of the time
+    that is measured. A rate takes two looks.
+    """
 
     clock: Clock = time.monotonic
     _first: tuple[float, float] | None = None
     _last: tuple[float, float] = (0.0, 0.0)
 
     def take(self, done: float) -> None:
-        """Heed how much is done now."""
+        """Take note of how much is done now."""
         self._last = self.clock(), done
         self._first = self._first or self._last
 
     def left_s(self, total: float) -> float | None:
-        """Seconds until ``total`` is done; None before anything can be said, and at the end."""
+        """Return seconds until ``total`` is done; None: nothing can be said, or it is done."""
         if self._first is None:
             return None
         passed, done = (now - then for now, then in zip(self._last, self._first, strict=True))
@@ -38,7 +41,7 @@ class Pace:
 
 
 def in_words(seconds: float | None) -> str:
-    """A time left; empty where there is none to tell."""
+    """Return a time left in words; empty where there is none to tell."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -49,10 +52,10 @@ def in_words(seconds: float | None) -> str:
 
 @dataclass(slots=True)
 class StageProgress:
-    """Share of a stage that is done, in percent; it never falls.
+    """A stage's progress is the share that is done, in percent; it never falls.
 
     ``work``: the stage's phases in order with their cost. Where a stage does not say, each phase
-    that it comes to is the whole of it, as far as can be told.
+    that it comes to counts as all of its work.
     """
 
     work: Mapping[str, float] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class StageProgress:
         self._pace = Pace(self.clock)
 
     def take(self, event: ProgressEvent) -> None:
-        """Heed a ``progress`` event."""
+        """Take note of a ``progress`` event."""
         self.phase = event.phase
         share = event.done / event.total if event.total else 0.0
         self.percent = max(self.percent, min(100.0, 100 * self._whole(share)))
@@ -83,10 +86,10 @@ class StageProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left; None before anything can be said, and at the end."""
+        """Return the seconds left; None before anything can be said, and at the end."""
         return self._pace.left_s(100.0)
 
     @property
     def left(self) -> str:
-        """The time left in words; empty where there is none to tell."""
+        """Return the time left in words; empty where there is none to tell."""
         return in_words(self.left_s)

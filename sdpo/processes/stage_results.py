@@ -1,4 +1,4 @@
-"""What a stage's work came to, as its last event tells it: a model for each kind of stage."""
+"""Define what a stage's last event tells of its work: a model for each kind of stage."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,45 +8,48 @@ from sdpo.tokens.view import ExampleView, PairView
 
 
 class StageResult(BaseModel):
-    """Common to all results."""
+    """All results of stages are of this kind."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class TokeniseResult(StageResult):
-    """What tokenising the pairs found."""
+    """Tokenising the pairs found this."""
 
     pairs: TokenReport
 
 
 class PairViewResult(StageResult):
-    """A pair, decoded."""
+    """A pair is shown decoded."""
 
     pair: PairView
 
 
 class ExampleViewResult(StageResult):
-    """A supervised example, decoded."""
+    """A supervised example is shown decoded."""
 
     example: ExampleView
 
 
 class TrialResult(StageResult):
-    """The steps whose settings were tried."""
+    """A trial lists the steps whose settings were tried."""
 
     steps: list[int]
 
 
 class ExportResult(StageResult):
-    """Where the copy is, and its precision."""
+    """An export says where the copy is, and its precision."""
 
     out: str
     dtype: str
 
 
 class StepResult(StageResult):
-    """``scored_rows``: of a stage that scored every pair. ``model``: the digest of what was
-    published, empty where nothing was. ``timings_s``: seconds of each phase."""
+    """A step's stage tells what it scored and published, and how long it took.
+
+    ``scored_rows``: only of a stage that scored every pair. ``model``: the digest of what was
+    published, empty where nothing was. ``timings_s``: seconds of each phase.
+    """
 
     scored_rows: ScoredRows | None = None
     model: str
@@ -54,6 +57,6 @@ class StepResult(StageResult):
 
 
 class KlResult(StageResult):
-    """Seconds of each phase of a measurement."""
+    """A measurement of KL tells the seconds of each phase."""
 
     timings_s: dict[str, float]

@@ -1,4 +1,4 @@
-"""What a stage (a child process) is told to do: a JSON file, checked on both sides."""
+"""Define what a stage (a child process) is told to do: a JSON file, checked on both sides."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -20,7 +20,7 @@ from sdpo.store.budget import Budget
 
 
 class Spec(BaseModel):
-    """Common to all stages. ``name`` is that of its log and event files."""
+    """A spec has this in common for all stages; ``name`` is that of its log and event files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,17 +34,17 @@ class Spec(BaseModel):
 
     @property
     def log(self) -> Path:
-        """Where the stage's own output goes."""
+        """Return the file that the stage's own output goes to."""
         return self.run / "logs" / f"{self.name}.log"
 
     @property
     def output(self) -> Path:
-        """Where the stage's results go, by which the disk is named that is full."""
+        """Return where the stage's results go: the place to name when a disk is full."""
         return self.run
 
     @property
     def events(self) -> Path:
-        """Where the stage's events go."""
+        """Return the file that the stage's events go to."""
         return self.run / "logs" / f"{self.name}.events.jsonl"
 
 
@@ -64,7 +64,7 @@ class TokeniseSpec(Spec):
 
 
 class ReferenceSpec(BaseModel):
-    """A reference that is not the model a step starts from: its log-probs are cached already.
+    """A reference that is not the model a step starts from has its log-probs in the cache already.
 
     ``tokens``: the pairs as its own tokenizer cuts them, where that is not the run's.
     """
@@ -79,23 +79,21 @@ class ReferenceSpec(BaseModel):
 Phase = Literal[
     "score_everything", "score_as_reference", "reference", "measure", "preference", "supervised"
 ]
-"""What a stage does with the model that it has loaded.
+"""A phase is what a stage does with the model that it has loaded.
 
 ``score_everything``: score every usable pair, a feature that the partition needs.
 ``score_as_reference``: score D_step and the reserve as the reference that another stage will read,
-and check it. ``reference``: read D_step under what this stage itself compares with from the cache,
-and score what is missing. ``measure``: publish the probe of the model in memory, which after
-training is M_step.
-``preference``, ``supervised``: train on D_step or on examples, and publish.
+and check the cache. ``reference``: read D_step under the stage's own reference from the cache, and
+score what is missing. ``measure``: publish the probe of the model in memory, which after training
+is M_step. ``preference``, ``supervised``: train on D_step or on examples, and publish.
 """
 
 
 class StepSpec(Spec):
-    """Measure a model, train a step from it, publish and measure the result; or a part of that:
-    ``phases`` says what, and in which order.
+    """Measure a model, train a step from it, publish and measure the result, or do a part of that.
 
-    ``step`` 0 is the supervised stage. ``input_model`` is the initial target, and the reference too
-    unless ``reference`` says another.
+    ``phases`` says what is done, in order. ``step`` 0 is the supervised stage. ``input_model`` is
+    the initial target, and the reference too unless ``reference`` names another.
     """
 
     uses_device: ClassVar[bool] = True
@@ -106,7 +104,7 @@ class StepSpec(Spec):
     input_digest: str
     input_name: str
     base: Path
-    """Folder of S's tokenizer."""
+    """The folder with the tokenizer: the base model's, or that of a reference which is scored."""
     tokens: Path
     pairs: Path
     usable: Path
@@ -122,8 +120,11 @@ class StepSpec(Spec):
     models: dict[str, dict[str, str]] = {}
     """The choices of reference and target and what they stand for, for the record."""
     references: list[int] = []
-    """Steps whose objective reads log-probs of the model before it on their whole partition: that
-    model is measured on all of it, for the values are needed anyway; else on its sample."""
+    """Steps whose objective reads log-probs of the model before it on their whole partition.
+
+    That model is measured on all of the partition, since the values are needed anyway; else on its
+    sample.
+    """
     identity: dict[str, JsonValue] = {}
     inputs: dict[str, str] = {}
     budget: Budget | None = None
@@ -140,23 +141,23 @@ class StepSpec(Spec):
 
     @property
     def trains(self) -> Literal["preference", "supervised"] | None:
-        """How the stage trains; None where it only looks."""
+        """Return how the stage trains; None where it does not."""
         kinds: tuple[Literal["preference", "supervised"], ...] = ("preference", "supervised")
         return next((kind for kind in kinds if kind in self.phases), None)
 
     @property
     def before(self) -> tuple[Phase, ...]:
-        """The phases that see the input model."""
+        """Return the phases that see the input model."""
         return self.phases[: self.phases.index(self.trains)] if self.trains else self.phases
 
     @property
     def after(self) -> tuple[Phase, ...]:
-        """The phases that see the model that the stage publishes."""
+        """Return the phases that see the model that the stage publishes."""
         return self.phases[len(self.before) + 1 :]
 
     @property
     def needed_plan(self) -> Path:
-        """The plan, of a stage that cannot do without.
+        """Return the plan, for a stage that cannot do without.
 
         Raises:
             Fault: it was told of none.
@@ -167,7 +168,7 @@ class StepSpec(Spec):
 
     @property
     def needed_supervised_tokens(self) -> Path:
-        """The token ids of the supervised source, of a stage that cannot do without.
+        """Return the token ids of the supervised source, for a stage that cannot do without.
 
         Raises:
             Fault: it was told of none.
@@ -178,12 +179,12 @@ class StepSpec(Spec):
 
     @property
     def folder(self) -> Path:
-        """Where a stage that trains publishes: the folder of its name (``step-2``, ``guide-2``)."""
+        """Return the folder in which a stage that trains publishes (``step-2``, ``guide-2``)."""
         return self.run / self.name
 
 
 class NamedFolder(BaseModel):
-    """A model by name, with the digest by which it is known."""
+    """A model is given by its name, its folder and the digest by which it is known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -200,7 +201,7 @@ class KlSpec(Spec):
     policy: NamedFolder
     others: list[NamedFolder]
     base: Path
-    """Folder of S's tokenizer."""
+    """The folder of the base model, whose tokenizer is used."""
     tokens: Path
     plan: Path
     training: TrainingConfig
@@ -244,13 +245,13 @@ class ExportSpec(Spec):
     kind: Literal["export"] = "export"
     source: Path
     digest: str = ""
-    """The source's, where it is known which model it has to be."""
+    """The digest that the source must have, where it is known which model it has to be."""
     out: Path
     dtype: TorchName
 
     @property
     def output(self) -> Path:
-        """The new folder: the run itself is only read."""
+        """Return the new folder: the run itself is only read."""
         return self.out
 
 
@@ -259,6 +260,6 @@ AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 
 def read_spec(path: Path) -> StageSpec:
-    """The spec in a file."""
+    """Return the spec in a file."""
     adapter: TypeAdapter[StageSpec] = TypeAdapter(AnySpec)
     return adapter.validate_json(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Starting a stage, listening to it, and leaving nothing behind.
+"""Start a stage, listen to it, and leave nothing behind.
 
 The stage runs in a session of its own with its own log file. Whatever ends the parent, the stage is
-ended with it: the child asks the kernel for that (see :func:`die_with_parent`), on every way out of
-here all its descendants are terminated, then killed, and where there is no way out, since this
+ended with it: the child asks the kernel for that (see :func:`die_with_parent`); on every way out of
+here all its descendants are terminated, then killed; and where there is no way out, since this
 process was killed, a watchdog does the same (:mod:`sdpo.system.watchdog`).
 """
 
@@ -45,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 _PARENT = "SDPO_PARENT_PID"
 USER_ERROR_EXIT = 2
 DISK_FULL_EXIT = 28
-"""ENOSPC: where no file can be written any more, the exit code has to say so."""
+"""The exit code is ENOSPC: where no file can be written any more, it has to say so."""
 _INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 """The alarm is the last resort of a stage that was asked to stop (``sdpo.system.interrupts``)."""
 
@@ -55,8 +55,8 @@ def run_stage(
 ) -> ResultEvent:
     """Run ``spec`` in a child process (or several) and return its result event.
 
-    ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it.
-    ``call`` runs the wait for each phase of the stage under the phase's name.
+    ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it
+    does. ``call`` runs the wait for each phase of the stage under the phase's name.
 
     Raises:
         UserError: the stage refused what the user gave, or its log is a link.
@@ -98,12 +98,12 @@ def run_stage(
 
 
 def _never_through_a_link(path: str, flags: int) -> int:
-    """A log is added to, so a link in its place would add to what it leads to."""
+    """Open a log, refusing a link in its place: what it leads to would be added to."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class _Ending:
-    """What a stage's events amount to."""
+    """An ending is what a stage's events amount to."""
 
     def __init__(self, spec: Spec, listen: Listener) -> None:
         self.phase = ""
@@ -117,7 +117,7 @@ class _Ending:
 
     @property
     def begins_phase(self) -> bool:
-        """Whether the first event of a new phase has come, and waits to be passed on within it."""
+        """Return whether the first event of a new phase waits to be passed on within that phase."""
         return self._first is not None
 
     def take_rest(self) -> None:
@@ -129,7 +129,7 @@ class _Ending:
         """Pass on events until the next phase begins or the stage ends.
 
         Raises:
-            SdpoError: it ended, and not well.
+            SdpoError: the stage ended, and not well.
         """
         while process.poll() is None:
             if self._take():
@@ -139,7 +139,7 @@ class _Ending:
         self.judge(process.returncode)
 
     def _take(self) -> bool:
-        """Pass on what has come; True where it stopped before the first event of a new phase."""
+        """Pass on what has come; return whether it stopped before a new phase's first event."""
         if self._first:
             first, self._first = self._first, None
             self._heed(first)
@@ -190,7 +190,7 @@ class _Ending:
 
 
 def _phase(event: Event, spec: Spec) -> str:
-    """What the stage is at, in words; empty where the event does not say."""
+    """Return what the stage is doing, in words; empty where the event does not say."""
     if not isinstance(event, PhaseEvent | ProgressEvent):
         return ""
     stage, phase = spec.name.replace("-", " "), event.phase
@@ -218,9 +218,9 @@ def _command(spec: Spec, path: Path) -> list[str]:
 
 
 def _is_of_the_host(name: str) -> bool:
-    """Whether a variable is a setting of Prefect, such as its server's password: no stage's.
+    """Return whether a variable is a setting of Prefect, such as its server's password: no stage's.
 
-    By the id of its flow run a process is found by whoever looks for what a run left behind.
+    The id of the flow run is passed on: processes that a run left behind are found by it.
     """
     return name.startswith("PREFECT_") and name != "PREFECT__FLOW_RUN_ID"
 
@@ -280,7 +280,7 @@ def terminate_with_parent() -> None:
 
 
 def die_with_parent() -> None:
-    """:func:`terminate_with_parent`, and at once where the parent is dead already."""
+    """Do as :func:`terminate_with_parent`, and end at once where the parent is dead already."""
     if sys.platform != "linux":
         return
     terminate_with_parent()

@@ -47,7 +47,7 @@ def _remedy(error: Exception, training: TrainingConfig, *, layout: str) -> str:
     frames = [frame for each in _chain(error) for frame in _frames(each)]
     by_compiler = not refused and _of_compiler(error)
     in_rows = refused or any(frame.filename == attention.__file__ for frame in frames)
-    # Of a backward pass no frame of ours is there, but the code that is compiled has its name.
+    # A backward pass has no frame of ours, but the compiled code has the name in it.
     flex = any(_FLEX in f"{f.filename} {f.line}" for f in frames) or _FLEX in str(error)
     if by_compiler and training.compile and not flex:
         return "training.compile: false"

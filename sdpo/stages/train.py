@@ -182,7 +182,7 @@ def _train(
 
         done = trainer.train(task, on_step=on_step)
     budget = trainer.progress.budget
-    # All of its fields are told, also those at their default.
+    # All fields are written, also those at their default.
     settled = {"budget": Budget(**budget.model_dump())} if budget != Budget() else {}
     said = {"compiled": compiled} if compiled else {}
     return done, facts.model_copy(update=settled | said)
