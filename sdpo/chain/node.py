@@ -71,7 +71,7 @@ class Cached:
     inputs: tuple[str, ...] = ()
     lock: Path | None = None
     what: str = ""
-    """What the lock guards, in words."""
+    """These words name what the lock guards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

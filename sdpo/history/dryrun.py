@@ -35,7 +35,7 @@ IF_DIFFERENT = "an earlier output differs"
 class NodeLine:
     """A line says what would become of a node.
 
-    ``is_changed``: its own settings or inputs differ from those of every origin.
+    ``is_changed``: no origin has it with the same settings and inputs.
     """
 
     node: str

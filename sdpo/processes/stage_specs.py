@@ -25,7 +25,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uses_device: ClassVar[bool] = False
-    """Whether the stage computes with a model, and so needs the device to itself."""
+    """This says whether the stage computes with a model, and so needs the device to itself."""
 
     name: str
     run: Path
@@ -104,7 +104,7 @@ class StepSpec(Spec):
     input_digest: str
     input_name: str
     base: Path
-    """The folder with the tokenizer: the base model's, or that of a reference which is scored."""
+    """The tokenizer is in this folder: the base model's, or that of a reference which is scored."""
     tokens: Path
     pairs: Path
     usable: Path
@@ -118,17 +118,17 @@ class StepSpec(Spec):
     tracking: TrackingConfig
     reference: ReferenceSpec | None = None
     models: dict[str, dict[str, str]] = {}
-    """The choices of reference and target and what they stand for, for the record."""
+    """The record tells these choices of reference and target, and what they stand for."""
     references: list[int] = []
-    """Steps whose objective reads log-probs of the model before it on their whole partition.
+    """These steps read log-probs of the model before them on their whole partition.
 
-    That model is measured on all of the partition, since the values are needed anyway; else on its
-    sample.
+    Such a model is measured on all of that partition, since the values are needed anyway; others
+    are measured on its sample.
     """
     identity: dict[str, JsonValue] = {}
     inputs: dict[str, str] = {}
     budget: Budget | None = None
-    """Tokens of a micro-batch as the run had them that this one replays."""
+    """The replayed run had settled so many tokens in a micro-batch; None: it had settled none."""
 
     @model_validator(mode="after")
     def _phases_follow(self) -> Self:
@@ -201,7 +201,7 @@ class KlSpec(Spec):
     policy: NamedFolder
     others: list[NamedFolder]
     base: Path
-    """The folder of the base model, whose tokenizer is used."""
+    """This is the folder of the base model, whose tokenizer is used."""
     tokens: Path
     plan: Path
     training: TrainingConfig
@@ -245,7 +245,7 @@ class ExportSpec(Spec):
     kind: Literal["export"] = "export"
     source: Path
     digest: str = ""
-    """The digest that the source must have, where it is known which model it has to be."""
+    """The source must have this digest, where it is known which model it has to be."""
     out: Path
     dtype: TorchName
 
