@@ -1,9 +1,9 @@
-"""Where the prompt ends and the scored completion begins: one boundary for all sides of a row.
+"""Find where the prompt ends and the scored completion begins: one boundary for a row's sides.
 
-Works on ids alone. The boundary is the longest prefix common to the prompt's own ids and to every
-side's full sequence, so it never lies past the prompt. It lies before the prompt's end where tokens
-merge across the border: the merged token is scored, as TRL does. That no text of a message changes
-sides is looked at in the text (:mod:`sdpo.tokens.whole`).
+It works on ids alone. The boundary is the longest prefix common to the prompt's own ids and to
+every side's full sequence, so it is never past the prompt. It is before the prompt's end where
+tokens merge across the border: the merged token is scored, as TRL does. Whether a text of a message
+changes sides is checked in the text (:mod:`sdpo.tokens.whole`).
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,17 @@ from sdpo.tokens.template import Encoded
 from sdpo.tokens.token_file import Flags, Ids
 
 MOST_MOVED_TOKENS = 8
-"""Prompt tokens that may be cut otherwise in a row when an answer follows. One is what a merge
-across the border takes; more may change where a long word without a space goes on."""
+"""At most so many prompt tokens of a row may be cut otherwise when an answer follows.
+
+A merge across the border takes one; more may change where a long word without a space goes on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Rows cut at their boundary and their length; a row with a problem has no ids.
+    """A cut has rows up to their boundary and their length; a row with a problem has no ids.
 
-    ``truncated``: per side, bool ``[rows]``. ``problems``: per row, None where it can be used.
+    ``truncated`` is per side, bool ``[rows]``; ``problems`` is per row, None where it can be used.
     """
 
     prompt: Ragged
@@ -35,12 +37,12 @@ class Cut:
 
     @property
     def reasons(self) -> list[Reason | None]:
-        """Per row, why it cannot be used; None where it can."""
+        """Return why each row cannot be used; None where it can."""
         return [problem.reason if problem else None for problem in self.problems]
 
 
 def boundaries_of(encoded: Encoded) -> Counts:
-    """Per row, the ids common to the prompt and to all full sequences, from the start."""
+    """Return how many ids prompt and full sequences share from the start, int64 ``[rows]``."""
     common = [common_prefix(encoded.prompt, side) for side in encoded.sides]
     shortest: Counts = np.minimum.reduce(common)
     return shortest
@@ -49,9 +51,11 @@ def boundaries_of(encoded: Encoded) -> Counts:
 def left_cut(
     encoded: Encoded, boundary: Counts, *, max_prompt_length: int, bos: int | None
 ) -> tuple[Encoded, Counts]:
-    """Rows whose prompts, up to their boundary, have the last ``max_prompt_length`` ids alone (0:
-    all), and their boundaries. A BOS in front stays there and is one of them. Rows that were cut
-    are noted."""
+    """Cut prompts on the left; return the rows and their boundaries.
+
+    A prompt keeps, up to its boundary, its last ``max_prompt_length`` ids (0: all). A BOS in front
+    stays there and is one of them. Rows that were cut are noted.
+    """
     too_long = boundary > max_prompt_length
     if not max_prompt_length or not too_long.any():
         return encoded, boundary
@@ -82,8 +86,8 @@ def cut(
 ) -> Cut:
     """Keep the first ``max_length`` ids of every side, or say why the row cannot be used.
 
-    ``messages`` are, per side, the messages of the completions, each of which may end in one of
-    ``end_ids``. A truncated side loses its last end token.
+    ``messages`` are, per side, the numbers of messages in the completions, each of which may end in
+    one of ``end_ids``. A truncated side loses its last end token.
     """
     completions = [side.part(boundary, max_length) for side in encoded.sides]
     truncated = [side.lengths > max_length for side in encoded.sides]
@@ -120,7 +124,7 @@ def _masks(
     end_ids: Ids,
     max_length: int,
 ) -> dict[Reason, Flags]:
-    """The rows of every reason; a row has the first that is true of it."""
+    """Return the rows of every reason, bool ``[rows]``; a row has the first that is true of it."""
     ends = [ids.count(np.isin(ids.ids, end_ids)) for ids in completions]
     empty = [count == ids.lengths for count, ids in zip(ends, completions, strict=True)]
     own = [count - is_cut for count, is_cut in zip(messages, truncated, strict=True)]

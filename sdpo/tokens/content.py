@@ -1,14 +1,14 @@
-"""Where the texts of messages stand in what a chat template printed, and which it did not print.
+"""Find the texts of messages in what a chat template printed, and those it did not print.
 
 A template prints a conversation as its own literals with the messages' texts between them. The
 literals follow from the roles and from what the template looks for in a text (think tags, white
 space at its ends, emptiness), so they are found once for each such shape, by printing it with marks
-that no template would print otherwise. A conversation is then what was given exactly where its
+that no template would print otherwise. A conversation was printed as given exactly where its
 literals and texts, joined, are the printed text: one comparison. Where they are not, the
 conversation itself is printed once more with marks around its texts.
 
-Templates print tool calls, and some the words of a tool, as JSON: there a text stands as JSON
-spells it, and a quotation mark within the mark tells how often.
+Templates print tool calls, and some the words of a tool, as JSON: there a text is as JSON spells
+it, and a quotation mark within the mark tells how often it was escaped.
 """
 
 import re
@@ -23,16 +23,19 @@ import jinja2
 from sdpo.tokens.message_rest import Leaf, Rest, escaped, escapes_of, rest_of
 
 Print = Callable[[Sequence[Mapping[str, Any]], bool, str], str]
-"""What the template prints of a conversation; with the opening of an answer if so asked, and with
-what a row gives it beside the messages ("" for nothing)."""
+"""It returns what the template prints of a conversation.
+
+The opening of an answer is added if so asked; the text is what a row gives the template beside the
+messages ("" for nothing).
+"""
 
 _NONCE = "Qz7k"
 _MOST_SHAPES = 1 << 13
 _MOST_CHARACTERS = 1 << 24
-"""Of shapes that are remembered; then all are forgotten, so that memory has a bound."""
+"""Shapes up to these numbers are remembered; then all are forgotten, so that memory has a bound."""
 
 _MOST_LOST = 100
-"""Texts that are looked for in vain in what was printed of one conversation."""
+"""So many texts are looked for in vain in what was printed of one conversation, and no more."""
 
 _REASONING = r"[<\[]/?\|?(?i:think|thinking|thought|reason|reasoning)\|?[>\]]"
 _TAG = re.compile(rf"{_REASONING}|</?[A-Za-z_][\w-]*>|\[/?[A-Z_]+\]|(?<=['\"])/[a-z_]+(?=['\"])")
@@ -40,15 +43,15 @@ _CLOSES_REASONING = re.compile(r"[<\[]/\|?(?i:think|thinking|thought|reason|reas
 
 
 def is_reasoning_tag(token: str) -> bool:
-    """Whether a token is one around reasoning: data writes it as a part of an answer's text."""
+    """Return whether a token is a tag of reasoning, which data writes within an answer's text."""
     return bool(re.fullmatch(_REASONING, token))
 
 
 def tags_of(template: str, *, without: Collection[str]) -> "re.Pattern[str] | None":
-    """An expression for the tags that a template names, several in a row as one.
+    """Return an expression for the tags that a template names, several in a row as one.
 
-    It may look for them in a text and print what stands between them elsewhere or not at all.
-    ``without`` are names that no template takes from a text.
+    The template may look for them in a text, and print what is between them elsewhere or not at
+    all. ``without`` are names that no template takes from a text. None: it names no tags.
     """
     names = {*_TAG.findall(template)} - set(without)
     if not names:
@@ -59,9 +62,12 @@ def tags_of(template: str, *, without: Collection[str]) -> "re.Pattern[str] | No
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """A message's text as ``marks[0] texts[0] marks[1] ... marks[-1]``: the marks are the tags and
-    the white space at the ends, the texts are what has to be printed as it is. They and the texts
-    of its ``rest`` are its cores: reasoning, the text, the others."""
+    """A shaped message has its text as ``marks[0] texts[0] marks[1] ... marks[-1]``.
+
+    The marks are the tags and the white space at the ends, the texts are what has to be printed as
+    it is. They and the texts of its ``rest`` are its cores, in the order reasoning, the text, the
+    others.
+    """
 
     role: str
     marks: tuple[str, ...]
@@ -70,7 +76,7 @@ class Shaped:
 
     @property
     def cores(self) -> tuple[str, ...]:
-        """All that has to be printed as it is."""
+        """Return all that has to be printed as it is."""
         if self.rest is None:
             return self.texts
         leaves = [leaf.core for leaf in self.rest.leaves]
@@ -78,32 +84,32 @@ class Shaped:
 
     @property
     def thoughts(self) -> int:
-        """How many cores stand in front of the text's."""
+        """Return how many cores come before those of the text."""
         return self.rest.thoughts if self.rest else 0
 
     @property
     def of_text(self) -> slice:
-        """The cores that are the text's."""
+        """Return which cores are the text's."""
         return slice(self.thoughts, self.thoughts + len(self.texts))
 
     def leaf(self, core: int) -> Leaf | None:
-        """Where a core stands in the rest; None for one of the text."""
+        """Return where a core is in the rest; None for one of the text."""
         if self.rest is None or core in range(self.of_text.start, self.of_text.stop):
             return None
         return self.rest.leaves[core if core < self.thoughts else core - len(self.texts)]
 
     def is_escaped(self, core: int) -> bool:
-        """Whether a template may print a core as JSON spells it."""
+        """Return whether a template may print a core as JSON spells it."""
         return self.role == "tool" or self.leaf(core) is not None
 
     @property
     def key(self) -> tuple[object, ...]:
-        """All but the cores."""
+        """Return all but the cores, by which equal shapes are known."""
         own = (self.role, self.marks)
         return own if self.rest is None else (*own, self.rest.key)
 
     def filled(self, cores: Sequence[str]) -> dict[str, Any]:
-        """The message with other cores."""
+        """Return the message with other cores."""
         pieces = [self.marks[0]]
         for core, mark in zip(cores[self.of_text], self.marks[1:], strict=True):
             pieces += (core, mark)
@@ -115,7 +121,7 @@ class Shaped:
 
     @property
     def reasoning(self) -> int:
-        """How many cores of the text stand before the last closing tag of reasoning."""
+        """Return how many cores of the text come before the last closing tag of reasoning."""
         for index in range(len(self.marks) - 1, -1, -1):
             if _CLOSES_REASONING.search(self.marks[index]):
                 return index
@@ -123,7 +129,7 @@ class Shaped:
 
 
 def shaped(message: Mapping[str, Any], tags: "re.Pattern[str] | None") -> Shaped:
-    """A message in its parts."""
+    """Split a message into its parts."""
     role, content, rest = message["role"], message["content"], rest_of(message)
     core = content.strip()
     if not core:
@@ -150,11 +156,11 @@ def shaped(message: Mapping[str, Any], tags: "re.Pattern[str] | None") -> Shaped
 
 @dataclass(frozen=True)
 class Printed:
-    """What a template made of a conversation: ``literals[0] core literals[1] core ...``.
+    """A printed conversation is ``literals[0] core literals[1] core ...`` as the template made it.
 
-    ``order`` are the cores, counted over all messages, as they were printed, ``escapes`` how often
-    JSON escaped each; ``lost`` those that were not, or not as they are; ``repeated`` those that
-    were printed more than once.
+    ``order`` are the cores, counted over all messages, as they were printed; ``escapes`` is how
+    often JSON escaped each; ``lost`` are those that were not printed, or not as they are;
+    ``repeated`` those that were printed more than once.
     """
 
     literals: tuple[str, ...]
@@ -163,11 +169,11 @@ class Printed:
     lost: tuple[int, ...] = ()
     repeated: tuple[int, ...] = ()
     controls: dict[str, int] = field(default_factory=dict, compare=False)
-    """Control tokens in the literals, by how the last of them ends; for whoever counts them."""
+    """Numbers of control tokens in the literals, by the closing of the last, are kept here."""
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Characters of the literals up to each."""
+        """Return how many characters the literals have up to the end of each."""
         total, ends = 0, []
         for literal in self.literals:
             total += len(literal)
@@ -176,16 +182,16 @@ class Printed:
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether the cores were printed in the order of the messages."""
+        """Return whether the cores were printed in the order of the messages."""
         return list(self.order) == sorted(self.order)
 
     def spelled(self, cores: Sequence[str]) -> list[str]:
-        """These cores as they stand between the literals."""
+        """Return these cores as they are printed between the literals."""
         pairs = zip(self.order, self.escapes, strict=True)
         return [escaped(cores[index], times) if times else cores[index] for index, times in pairs]
 
     def text(self, cores: Sequence[str]) -> str:
-        """All of it with these cores."""
+        """Return the whole text with these cores."""
         pieces = [self.literals[0]]
         for core, literal in zip(self.spelled(cores), self.literals[1:], strict=True):
             pieces += (core, literal)
@@ -193,7 +199,7 @@ class Printed:
 
 
 class Contents:
-    """Finds the texts of messages in what one template prints."""
+    """This class finds the texts of messages in what one template prints."""
 
     def __init__(self, print_: Print, tags: "re.Pattern[str] | None") -> None:
         self._print = print_
@@ -202,14 +208,16 @@ class Contents:
         self._characters = 0
 
     def shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[Shaped]:
-        """The messages in their parts."""
+        """Split messages into their parts."""
         return [shaped(message, self._tags) for message in messages]
 
     def locate(
         self, messages: Sequence[Shaped], text: str, *, opening: bool, inputs: str = ""
     ) -> Printed:
-        """How ``text``, printed with or without an opening and with ``inputs``, is made of the
-        messages' texts."""
+        """Return how the printed ``text`` is made of the messages' texts.
+
+        It was printed with or without an ``opening``, and with ``inputs``.
+        """
         cores = [core for message in messages for core in message.cores]
         shape = self._shape(messages, opening, inputs)
         if shape is not None and shape.text(cores) == text:
@@ -217,7 +225,7 @@ class Contents:
         return self._around(messages, cores, text, opening, inputs) or _in_turn(messages, text)
 
     def _shape(self, messages: Sequence[Shaped], opening: bool, inputs: str) -> Printed | None:
-        """The literals of a shape; None where the template refuses the marks."""
+        """Return the literals of a shape; None where the template refuses the marks."""
         key = (opening, inputs, *[message.key for message in messages])
         if key not in self._known:
             if len(self._known) >= _MOST_SHAPES or self._characters > _MOST_CHARACTERS:
@@ -238,7 +246,7 @@ class Contents:
         opening: bool,
         inputs: str,
     ) -> Printed | None:
-        """By marks around the texts themselves; None where the template prints them otherwise."""
+        """Locate texts by marks around them; None where the template prints them otherwise then."""
         framed = [f"{_NONCE}{i}a{core}{_NONCE}{i}e" for i, core in enumerate(cores)]
         printed = self._try(_filled(messages, framed), opening, inputs)
         if printed is None or re.sub(rf"{_NONCE}\d+[ae]", "", printed) != text:
@@ -265,7 +273,7 @@ class Contents:
 
 
 def _escaped(messages: Sequence[Shaped]) -> list[bool]:
-    """Of every core, whether a template may print it as JSON spells it."""
+    """Return whether a template may print each core as JSON spells it, core by core."""
     return [m.is_escaped(core) for m in messages for core in range(len(m.cores))]
 
 
@@ -294,7 +302,7 @@ def _checked(
     escapes: Sequence[int],
     messages: Sequence[Shaped],
 ) -> Printed:
-    """With what was lost or repeated. A tag counts as lost with a core beside it."""
+    """Return the print, with what was lost or repeated; a lost tag counts as a core beside it."""
     times = Counter(order)
     lost = {i for i in range(sum(len(m.cores) for m in messages)) if i not in times}
     repeated = {index for index, count in times.items() if count > 1}
@@ -320,13 +328,13 @@ def _checked(
 
 
 def _beside(literals: Sequence[str], order: Sequence[int], numbers: range) -> str:
-    """The literals beside the cores of one message."""
+    """Return the literals beside the cores of one message."""
     places = [place for place, number in enumerate(order) if number in numbers]
     return "\n".join(literals[min(places) : max(places) + 2])
 
 
 def _in_turn(messages: Sequence[Shaped], text: str) -> Printed:
-    """The cores one after the other as they are found in ``text``."""
+    """Locate the cores in ``text`` one after the other."""
     cores = [core for message in messages for core in message.cores]
     literals, order, escapes, lost, at = list[str](), list[int](), list[int](), list[int](), 0
     for index, (core, may) in enumerate(zip(cores, _escaped(messages), strict=True)):

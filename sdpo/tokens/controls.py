@@ -1,8 +1,8 @@
-"""Control tokens in the ids of a batch: as many as the template printed, and no other.
+"""Count control tokens in the ids of a batch: as many as the template printed, and no other.
 
 They are counted in the ids, which costs next to nothing. Where a conversation has others than its
-template printed, its texts spell some; these are encoded as the text that they are where the
-tokenizer can do that, and else the row has a problem.
+template printed, its texts spell some. These are encoded as the text that they are where the
+tokenizer can do that; elsewhere the row has a problem.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BETWEEN = " x "
-"""Stands for a text between literals whose control tokens are counted."""
+"""It is put in the place of a text between literals whose control tokens are counted."""
 
 
 class Texts:
-    """Encodes conversations and plain texts with the control tokens that belong there."""
+    """This class encodes conversations and plain texts with the right control tokens."""
 
     def __init__(
         self, encoder: TextEncoder, tokenizer: "PreTrainedTokenizerBase", *, end_ids: Ids
@@ -43,8 +43,10 @@ class Texts:
         }
 
     def encode(self, texts: Sequence[Conversation | str]) -> tuple[Ragged, Flags, Flags]:
-        """Ids of every text; which texts spelled control tokens, and which have none but their
-        template's in their ids, bool ``[texts]``."""
+        """Encode every text; say which spelled control tokens, and which have only the right ones.
+
+        Both are bool ``[texts]``; the right ones are those that the template printed.
+        """
         ids = self._encoder.encode([self._cut(text) for text in texts])
         expected = np.array([self._expected(text) for text in texts], dtype=np.int64)
         spelled = self._count(ids) != expected
@@ -60,8 +62,10 @@ class Texts:
     def problems(
         self, kinds: Sequence[Sequence[Conversation | str]], fitting: Flags
     ) -> dict[int, Problem]:
-        """Of the rows that have other control tokens than their template printed; ``fitting`` bool
-        ``[kinds, rows]``."""
+        """Return the problems of rows that have other control tokens than their template printed.
+
+        ``fitting`` is bool ``[kinds, rows]``.
+        """
         found: dict[int, Problem] = {}
         for row in np.flatnonzero(~fitting.all(axis=0)).tolist():
             texts = [kind[row] for kind in kinds]
@@ -91,7 +95,7 @@ class Texts:
         return Problem("control_token", "the text and the template together spell a control token")
 
     def _cut(self, text: Conversation | str) -> str:
-        """Without what the template prints after the end token (ChatML: a newline)."""
+        """Return a text without what is printed after the end token (ChatML: a newline)."""
         if isinstance(text, str):
             return text
         if not _ends_in_closing(text):
@@ -99,7 +103,7 @@ class Texts:
         return text.text[: len(text.text) - len(text.closing.text)] + text.closing.kept
 
     def _expected(self, text: Conversation | str) -> int:
-        """Control tokens in what the template printed of its own."""
+        """Return how many control tokens are in what the template printed of its own."""
         if isinstance(text, str):
             return 0
         known, closing = text.printed.controls, text.closing.text

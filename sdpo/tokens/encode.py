@@ -1,8 +1,8 @@
-"""Texts to ids, as ``tokenizer(text, add_special_tokens=False)`` gives them, a batch at a time.
+"""Encode texts a batch at a time, to the ids of ``tokenizer(text, add_special_tokens=False)``.
 
 A text is cut in front of every added token (role marks, BOS, ...), which the tokenizer itself never
-looks across, and each distinct stretch of a batch is encoded once: a prompt that stands in front of
-both completions, or a system message that stands in front of all prompts, costs nothing again.
+looks across, and each distinct stretch of a batch is encoded once: a prompt before both
+completions, or a system message before all prompts, costs nothing again.
 """
 
 import re
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class TextEncoder:
-    """Encodes batches of texts with one tokenizer.
+    """An encoder encodes batches of texts with one tokenizer.
 
-    A tokenizer without a backend of ``tokenizers``, or one that encodes otherwise than by calling
-    it, is asked as any caller would ask it.
+    A tokenizer without a backend of ``tokenizers``, or whose call does more than ask it, is called
+    as any caller would.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -42,7 +42,7 @@ class TextEncoder:
         self._pieces_stand_alone = bool(self._added) and _pieces_stand_alone(self._backend)
 
     def encode(self, texts: Sequence[str]) -> Ragged:
-        """Ids of every text, without special tokens in front or behind."""
+        """Return the ids of every text, without special tokens in front or behind."""
         if self._backend is None:
             batch = self._tokenizer(
                 list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -59,11 +59,11 @@ class TextEncoder:
         return distinct.take(np.array(stretches, dtype=np.int64)).merged(counts)
 
     def encode_parts(self, literals: Sequence[str], texts: Sequence[str]) -> list[int] | None:
-        """Ids of ``literals[0] texts[0] literals[1] ...``, where a special token that a text
-        spells is text; None where this tokenizer cannot do that.
+        """Return the ids of ``literals[0] texts[0] literals[1] ...``, with texts as text alone.
 
-        It can where a piece has the same ids wherever it stands, so that the literals' own tokens
-        can be put between the rest.
+        A special token that a text spells is text there; None where this tokenizer cannot do that.
+        It can where a piece has the same ids wherever it is, so that the literals' own tokens can
+        be put between the rest.
         """
         if not self._pieces_stand_alone:
             return None
@@ -95,18 +95,18 @@ class TextEncoder:
         return [encoding.ids for encoding in encoded]
 
     def _pieces(self, text: str) -> list[str]:
-        """``text`` cut on both sides of every added token."""
+        """Return ``text`` cut on both sides of every added token."""
         pieces = [text]
         for cut in self._cuts:
             pieces = [p for piece in pieces for p in self._split(cut, piece)]
         return pieces
 
     def _stretches(self, text: str) -> list[str]:
-        """``text`` cut in front of every added token; or, for :class:`Words`, on both sides."""
+        """Return ``text`` cut before every added token; for :class:`Words`, on both sides of it."""
         pieces = self._pieces(text)
         if self._words:
             return [piece for piece in pieces if piece]
-        # A stretch keeps the token in front of it: some tokenizers treat a text's start otherwise.
+        # A stretch keeps the token before it: some tokenizers treat a text's start otherwise.
         stretches = [""]
         for piece in pieces:
             if piece in self._added:
@@ -137,7 +137,7 @@ class TextEncoder:
 
 
 def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
-    """The ``tokenizers.Tokenizer`` behind a tokenizer whose call does no more than ask it."""
+    """Return the ``tokenizers.Tokenizer`` behind a tokenizer whose call only asks it, or None."""
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -150,8 +150,10 @@ def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
 
 
 def _pieces_stand_alone(backend: "Tokenizer | None") -> bool:
-    """Whether text between added tokens has the same ids wherever it stands: byte-level BPE that
-    puts nothing in front."""
+    """Return whether text between added tokens has the same ids wherever it is.
+
+    That is so for byte-level BPE that puts nothing before a text.
+    """
     if backend is None:
         return False
     normaliser, cutter = component_state(backend.normalizer), component_state(backend.pre_tokenizer)
@@ -165,9 +167,9 @@ def _pieces_stand_alone(backend: "Tokenizer | None") -> bool:
 
 
 def _borders(backend: "Tokenizer") -> dict[str, int]:
-    """Added tokens at which a text can be cut without changing an id: all of them, or none.
+    """Return the added tokens at which a cut changes no id: all of them, or none.
 
-    None may reach beyond its own text, or be looked for only after a normalisation.
+    None of them may reach beyond its own text, or be looked for only after a normalisation.
     """
     added = backend.get_added_tokens_decoder()
     tokens = added.values()
@@ -179,7 +181,7 @@ def _borders(backend: "Tokenizer") -> dict[str, int]:
 
 
 def _cuts(backend: "Tokenizer | None", added: dict[str, int]) -> list[re.Pattern[str]]:
-    """Expressions that find the added tokens where the tokenizer finds them.
+    """Return expressions that find the added tokens where the tokenizer finds them.
 
     It looks for those that are not normalised first, and takes the longest that begins at a place.
     """

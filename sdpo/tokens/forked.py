@@ -1,4 +1,4 @@
-"""Work that is divided among forked processes, which send back what they found as JSON.
+"""Divide work among forked processes, which send back what they found as JSON.
 
 The processes share what was loaded before the fork (a tokenizer), so that none loads it again.
 """
@@ -16,17 +16,17 @@ from sdpo.errors import Fault, UserError
 
 Message = dict[str, Any]
 Send = Callable[[int, Message], None]
-"""Sends a message about a unit of work; a worker does its units in rising order."""
+"""It sends a message about a unit of work; a worker does its units in rising order."""
 
 
 def divide(work: Callable[[int, Send], None], *, processes: int, receive: Send) -> None:
     """Run ``work(worker, send)`` for every worker below ``processes``, and pass on what they send.
 
-    One worker is run in this process.
+    A single worker runs in this process.
 
     Raises:
-        UserError: a worker's, that of the first unit if several raise one.
-        Fault: a worker ended before its work.
+        UserError: a worker raised it; that of the first unit, if several did.
+        Fault: a worker ended before its work was done.
     """
     if processes == 1:
         work(0, receive)
@@ -54,7 +54,7 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     unit: int = field(default=-1)
-    """The last unit it sent a message about."""
+    """The worker last sent a message about this unit."""
 
     @classmethod
     def started(cls, work: Callable[[int, Send], None], index: int) -> "_Worker":

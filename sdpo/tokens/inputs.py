@@ -1,5 +1,8 @@
-"""What a chat template gets beside the messages, row by row: tools, and variables (the row's own,
-then the model's); which of them the template reads, and whether it prints the tools."""
+"""Read what a chat template gets beside the messages, row by row: tools and variables.
+
+A row's own variables take precedence over the model's. It also tells which of them the template
+reads, and whether it prints the tools.
+"""
 
 import json
 import re
@@ -11,31 +14,35 @@ import jinja2
 from jinja2 import meta
 
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-"""Tags of transformers, which print nothing and which plain Jinja does not know."""
+"""transformers has these tags: they print nothing, and plain Jinja does not know them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Of one row: ``variables`` by name, and ``tools`` as JSON schemas; None where it has none."""
+    """Inputs of one row are ``variables`` by name, and ``tools`` as JSON schemas or None."""
 
     variables: Mapping[str, Any]
     tools: list[Mapping[str, Any]] | None = None
 
     def texts(self) -> Iterator[str]:
-        """All texts within."""
+        """Yield all texts within."""
         yield from texts_in(self.variables)
         yield from texts_in(self.tools)
 
     def not_printed(self, printed: str) -> str:
-        """A name or description of a tool or of its parameters that ``printed`` has neither as it
-        is nor as JSON spells it; "" where it has them all."""
+        """Return a name or description of the tools that ``printed`` lacks; "" where it has all.
+
+        That is of a tool or of its parameters, looked for as it is and as JSON spells it.
+        """
         return next((text for text in _told(self.tools or []) if not _has(printed, text)), "")
 
 
 class RowInputs:
-    """Reads what rows give their template, as :mod:`sdpo.data.template_inputs` wrote it; the
-    variables in ``defaults`` are of every row that has none of their names. Rows with tools are
-    printed by ``of_tools`` where there is such a template."""
+    """Row inputs are what rows give their template, as :mod:`sdpo.data.template_inputs` wrote it.
+
+    The variables in ``defaults`` count for every row that has none of their names. Rows with tools
+    are printed by ``of_tools`` where there is such a template.
+    """
 
     def __init__(self, template: str, defaults: Mapping[str, Any], *, of_tools: str = "") -> None:
         self._template = template
@@ -45,7 +52,7 @@ class RowInputs:
         self._read: dict[str, frozenset[str] | None] = {}
 
     def of(self, text: str) -> Inputs:
-        """The inputs that the ``text`` of a row stands for; "" for none of its own."""
+        """Return the inputs that the ``text`` of a row spells; "" for none of its own."""
         if text not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -55,7 +62,7 @@ class RowInputs:
         return self._known[text]
 
     def unread(self, text: str, *, is_chat: bool) -> list[str]:
-        """Names of variables that say something and that nothing reads: no template names them."""
+        """Return the names of variables that say something and that no template reads."""
         given = self.of(text)
         said = [name for name, value in given.variables.items() if _says(value)]
         if not (said and is_chat):
@@ -68,7 +75,7 @@ class RowInputs:
 
 
 def _read_by(template: str) -> frozenset[str] | None:
-    """The variables that a template names and does not set itself; None where that is not known."""
+    """Return the variables that a template names and does not set itself; None where unknown."""
     try:
         plain = _GENERATION.sub("", template)
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
@@ -78,11 +85,11 @@ def _read_by(template: str) -> frozenset[str] | None:
 
 
 _MOST_KNOWN = 1 << 13
-"""Inputs that are remembered; then all are forgotten, so that memory has a bound."""
+"""So many inputs are remembered; then all are forgotten, so that memory has a bound."""
 
 
 def texts_in(value: object) -> Iterator[str]:
-    """All texts within a value of JSON, names included."""
+    """Yield all texts within a value of JSON, names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -95,7 +102,7 @@ def texts_in(value: object) -> Iterator[str]:
 
 
 def _told(tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What tools say of themselves: names and descriptions, those of parameters included."""
+    """Yield what tools say of themselves: names and descriptions, those of parameters included."""
     for tool in tools:
         function = tool.get("function", tool)
         yield function["name"]
@@ -126,5 +133,5 @@ def _has(printed: str, text: str) -> bool:
 
 
 def _says(value: object) -> bool:
-    """An empty text or list asks for nothing: exports have every name in every row."""
+    """Return whether a value says something: exports have every name in every row, empty or not."""
     return value is not None and value not in ("", [], {})

@@ -1,4 +1,4 @@
-"""How short and how long the sequences are that a run may compute."""
+"""Find how short and how long the sequences are that a run may compute."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
 
 def ends_of_lengths(tokens: TokenFile, supervised: SupervisedTokenFile | None) -> list[int]:
-    """Tokens of the shortest and of the longest sequence, of pairs and of supervised examples."""
+    """Return the tokens of the shortest and longest sequence, of pairs, then of examples."""
     found: list[int] = []
     if len(prompts := tokens.prompt_lengths[tokens.usable]):
         sides = tokens.chosen_lengths[tokens.usable], tokens.rejected_lengths[tokens.usable]

@@ -1,4 +1,4 @@
-"""Loading a tokenizer: from the files that are digested, and from no others."""
+"""Load a tokenizer from the files that are digested, and from no others."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path, *, code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer in ``folder``; with ``code`` it may bring Python of its own.
+    """Load the tokenizer in ``folder``; with ``code`` it may bring Python of its own.
 
     Raises:
         ModelError: it cannot be loaded.

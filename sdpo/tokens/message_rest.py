@@ -1,8 +1,8 @@
-"""The texts within what a message has besides its own: tool calls, reasoning.
+"""Find the texts in what a message has besides its own: tool calls, reasoning.
 
 They are contents as the message's own text is; so are the names of a call's arguments. What a
-template may look at or leave out on purpose is none: ids and types of calls, and whose answer a
-tool's turn is.
+template may look at or leave out on purpose is no content: ids and types of calls, and whose answer
+a tool's turn is.
 """
 
 import json
@@ -17,32 +17,31 @@ _MOST_ESCAPES = 3
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A text within, without the white space at its ends; ``path`` leads to it."""
+    """A leaf is a text within, without the white space at its ends; ``path`` leads to it."""
 
     path: tuple[str, ...]
     core: str
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether the model thought it."""
+        """Return whether it is reasoning."""
         return self.path in _REASONING
 
     @property
     def may_repeat(self) -> bool:
-        """Whether a template may print it more than once: a function's name stands with the answer
-        of the tool, too."""
+        """Return whether a template may repeat it, as it does a function's name with its answer."""
         return self.path[-2:] == ("function", "name")
 
 
 @dataclass(frozen=True)
 class Rest:
-    """What one message has besides, by the names that its template gets."""
+    """A rest is what one message has besides, by the names that its template gets."""
 
     fields: Mapping[str, Any]
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
-        """All texts that say something, reasoning first."""
+        """Return all texts that say something, reasoning first."""
         found: list[Leaf] = []
 
         def note(leaf: Leaf) -> str:
@@ -54,29 +53,31 @@ class Rest:
 
     @cached_property
     def thoughts(self) -> int:
-        """How many of them are reasoning."""
+        """Return how many of the leaves are reasoning."""
         return sum(leaf.is_reasoning for leaf in self.leaves)
 
     @cached_property
     def key(self) -> str:
-        """All of it but the cores."""
+        """Return all of it but the cores, by which equal shapes are known."""
         return json.dumps(_changed(self.fields, (), lambda leaf: f"\0{len(leaf.path)}"))
 
     @cached_property
     def told(self) -> tuple[str, ...]:
-        """The texts that are no contents."""
+        """Return the texts that are no contents."""
         return tuple(_told(self.fields))
 
     def filled(self, cores: Sequence[str]) -> dict[str, Any]:
-        """The fields with other cores, in the order of the leaves."""
+        """Return the fields with other cores, in the order of the leaves."""
         given = dict(zip(self.leaves, cores, strict=True))
         filled: dict[str, Any] = _changed(self.fields, (), given.__getitem__)
         return filled
 
 
 def template_message(message: Mapping[str, str], template: str) -> dict[str, Any]:
-    """A message of ``pairs.parquet`` as ``template`` gets it. Of the names that reasoning has in
-    templates it has the one that this template reads."""
+    """Return a message of ``pairs.parquet`` as ``template`` gets it.
+
+    Templates have several names for reasoning: the message has the one that this template reads.
+    """
     plain = {"role": message["role"], "content": message["content"]}
     rest = message.get("rest")
     if not rest:
@@ -88,21 +89,21 @@ def template_message(message: Mapping[str, str], template: str) -> dict[str, Any
 
 
 def rest_of(message: Mapping[str, Any]) -> Rest | None:
-    """What a message that a template gets has besides its role and its content."""
+    """Return what a template's message has besides its role and content; None for nothing."""
     if len(message) == 2:
         return None
     return Rest({k: v for k, v in message.items() if k not in ("role", "content")})
 
 
 def escaped(text: str, times: int) -> str:
-    """``text`` as it stands within JSON, ``times`` within one another."""
+    """Return ``text`` as JSON spells it, ``times`` over."""
     for _ in range(times):
         text = json.dumps(text, ensure_ascii=False)[1:-1]
     return text
 
 
 def escapes_of(text: str, printed: str) -> int | None:
-    """How often JSON has escaped ``text`` where it was ``printed``; None where it is no such."""
+    """Return how often JSON escaped ``text`` to ``printed``; None where it is another text."""
     return next((n for n in range(_MOST_ESCAPES) if escaped(text, n) == printed), None)
 
 

@@ -1,6 +1,6 @@
-"""How a template closes an answer and marks turns, found by printing a question and its answer.
+"""Find how a template closes an answer, by printing a question and its answer.
 
-Both may differ by what a row gives its template beside the messages: tools choose another template
+That may depend on what a row gives its template beside the messages: tools choose another template
 where the tokenizer has one for them, and variables switch within one.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "sdpo-probe"
-"""A message's text that no template would print otherwise or change."""
+"""No template would print this text of a message otherwise, or change it."""
 
 _SCHEMA = {"type": "object", "properties": {}}
 _TOOL = {
@@ -26,16 +26,18 @@ _TOOL = {
     "function": {"name": _PROBE, "description": _PROBE, "parameters": _SCHEMA},
 }
 WITH_TOOLS = json.dumps({"tools": [_TOOL]})
-"""What a row with tools gives."""
+"""A row with tools gives its template something like this."""
 
 _MOST_WAYS = 64
-"""Of inputs that are told apart; rows of others are taken as those without variables."""
+"""So many inputs are told apart; rows of others are taken as those without variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What is printed after an answer, and how much of it is ``kept``: up to the token that ends
-    the answer, whose id is ``end``, if one does."""
+    """A closing is what is printed after an answer, and how much of it is ``kept``.
+
+    That is up to the token that ends the answer, if one does; its id is ``end``.
+    """
 
     text: str = ""
     kept: str = ""
@@ -43,7 +45,7 @@ class Closing:
 
 
 class Probes:
-    """What one tokenizer's templates print after an answer; ``ends`` are ids that end one."""
+    """Probes find what templates print after an answer; ``ends`` are the ids that end one."""
 
     def __init__(
         self, renderer: Renderer, tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]
@@ -54,7 +56,7 @@ class Probes:
         self._known: dict[str, Closing] = {}
 
     def like(self, inputs: str) -> str:
-        """Inputs that choose and switch the template as these do, with a tool of no importance."""
+        """Return inputs that switch the template as these do, with a placeholder for tools."""
         if not inputs:
             return ""
         given = json.loads(inputs)
@@ -66,7 +68,7 @@ class Probes:
         return WITH_TOOLS if "tools" in given else ""
 
     def closing(self, inputs: str = "") -> Closing:
-        """That of a row with these inputs.
+        """Return the closing of a row with these inputs.
 
         Raises:
             ModelError: a template does not print a question and its answer, even without inputs.
@@ -108,9 +110,10 @@ class Probes:
 def _up_to_end_token(
     tokenizer: "PreTrainedTokenizerBase", closing: str, ends: Sequence[int]
 ) -> tuple[str, list[int]]:
-    """``closing`` up to the token that ends the turn, that included, and the token's id.
+    """Return ``closing`` up to and with the token that ends the turn, and the token's id.
 
-    That is the first of ``ends``, else the first special token; without either, all and no id.
+    That is the first of ``ends`` in it, else the first special token; without either, all of it and
+    no id.
     """
     special = {id_: t.content for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
     for known in ({id_: str(tokenizer.convert_ids_to_tokens(id_)) for id_ in ends}, special):

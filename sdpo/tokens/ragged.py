@@ -1,4 +1,4 @@
-"""Rows of ids of unequal length in one flat array, and what is done to all of them at once.
+"""Keep rows of ids of unequal length in one flat array, and work on all of them at once.
 
 The work of a batch is a few numpy calls on the flat array, whatever the number of rows and tokens.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sdpo.tokens.token_file import Flags, Ids
 
 Counts = NDArray[np.int64]
-"""A length or position per row, int64 ``[rows]``."""
+"""Counts are a length or position per row, int64 ``[rows]``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,14 +24,14 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int] | Ids]) -> "Ragged":
-        """The rows, copied."""
+        """Return the rows, copied."""
         ids = [np.asarray(row, dtype=np.int32) for row in rows]
         flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
         return cls.of_lengths(flat, np.array([len(row) for row in ids], dtype=np.int64))
 
     @classmethod
     def of_lengths(cls, ids: Ids, lengths: Counts) -> "Ragged":
-        """The flat ``ids`` as rows of these lengths."""
+        """Return the flat ``ids`` as rows of these lengths."""
         return cls(ids, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
 
     def __len__(self) -> int:
@@ -42,30 +42,32 @@ class Ragged:
 
     @property
     def lengths(self) -> Counts:
-        """Ids in each row."""
+        """Return the number of ids in each row, int64 ``[rows]``."""
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> "Ragged":
-        """The rows at these indices, in their order."""
+        """Return the rows at these indices, in their order."""
         return self.cut(self.offsets[rows], self.offsets[rows + 1])
 
     def part(self, start: Counts | int, stop: Counts | int) -> "Ragged":
-        """Of every row the ids from ``start`` up to ``stop``, both counted from the row's start and
-        held within it."""
+        """Return of every row the ids from ``start`` up to ``stop``.
+
+        Both are counted from the row's start and held within it.
+        """
         lengths = self.lengths
         stop = np.minimum(stop, lengths)
         start = np.clip(start, 0, stop)
         return self.cut(self.offsets[:-1] + start, self.offsets[:-1] + stop)
 
     def cut(self, starts: Counts, stops: Counts) -> "Ragged":
-        """A row per pair of positions in the flat array."""
+        """Return a row per pair of positions in the flat array."""
         lengths = stops - starts
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         return Ragged(self.ids[at], offsets)
 
     def joined(self, other: "Ragged") -> "Ragged":
-        """Every row followed by the row of ``other``."""
+        """Return every row followed by the row of ``other``."""
         rows = np.arange(len(self))
         both = Ragged(
             np.concatenate([self.ids, other.ids]),
@@ -76,28 +78,28 @@ class Ragged:
         return Ragged(woven.ids, woven.offsets[::2])
 
     def merged(self, counts: Counts) -> "Ragged":
-        """Consecutive rows as one: the first ``counts[0]``, the next ``counts[1]``, ..."""
+        """Return consecutive rows as one: the first ``counts[0]``, the next ``counts[1]``, ..."""
         return Ragged(self.ids, self.offsets[np.concatenate(([0], np.cumsum(counts)))])
 
     def count(self, marked: Flags) -> Counts:
-        """Marked ids per row; ``marked`` bool ``[tokens]``."""
+        """Return the number of marked ids per row; ``marked`` is bool ``[tokens]``."""
         total = np.concatenate(([0], np.cumsum(marked, dtype=np.int64)))
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
     def leading(self, value: int) -> Counts:
-        """How often each row repeats ``value`` at its start."""
+        """Return how often each row repeats ``value`` at its start."""
         return _first(self, self.ids != value)
 
 
 def common_prefix(a: Ragged, b: Ragged) -> Counts:
-    """Per row, the ids that both have in common from the start."""
+    """Return, per row, how many ids both have in common from the start."""
     shorter = np.minimum(a.lengths, b.lengths)
     left, right = a.part(0, shorter), b.part(0, shorter)
     return _first(left, left.ids != right.ids)
 
 
 def _first(rows: Ragged, marked: Flags) -> Counts:
-    """Per row the position of its first marked id; its length where none is."""
+    """Return the position of each row's first marked id; its length where none is."""
     at = np.flatnonzero(marked)
     row = np.searchsorted(rows.offsets, at, side="right") - 1
     row, earliest = np.unique(row, return_index=True)

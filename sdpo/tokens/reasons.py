@@ -1,4 +1,4 @@
-"""Why a row cannot be used once it is tokens, and what is to be known of one that is used."""
+"""Name why a row cannot be used once it is tokens, and what to know of one that is used."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +17,12 @@ Reason = Literal[
     "control_token",
     "unknown_characters",
 ]
-"""Why a row cannot be used. ``empty_prompt``: no prompt token is left to predict the first token of
-the completion from. ``template_refuses``: it raises an exception. From ``already_templated`` on:
-the tokens would not hold what was given."""
+"""A row cannot be used for one of these reasons.
+
+``empty_prompt``: no prompt token is left to predict the first token of the completion from.
+``template_refuses``: the template raises an exception. From ``already_templated`` on: the tokens
+would not hold what was given.
+"""
 
 NOT_AS_GIVEN: tuple[Reason, ...] = (
     "already_templated",
@@ -29,7 +32,7 @@ NOT_AS_GIVEN: tuple[Reason, ...] = (
     "control_token",
     "unknown_characters",
 )
-"""Reasons of which a person is told at once: the text or the template has to be changed."""
+"""A person is told of these reasons at once: the text or the template has to be changed."""
 
 DETAILS: dict[Reason, str] = {
     "empty_prompt": "no token of the prompt is left: the tokens of prompt and completion differ "
@@ -41,12 +44,12 @@ DETAILS: dict[Reason, str] = {
     "it out of the text",
     "equal_after_tokenisation": "both sides have the same tokens, up to data.max_length",
 }
-"""What a reason means and what to do, for those that need no more than the reason."""
+"""Details say what a reason means and what to do, for those that need no more than the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row cannot be used: a reason that is counted, and what of it for a person."""
+    """A problem says why a row cannot be used: ``reason`` is counted, ``detail`` is for people."""
 
     reason: Reason
     detail: str
@@ -60,7 +63,7 @@ Note = Literal[
     "variables_unread",
     "foreign_marks",
 ]
-"""What is to be known of a row that is used all the same."""
+"""A person should know this of a row that is used all the same."""
 
 NOTES: dict[Note, str] = {
     "user_turn_in_completion": "a completion has turns of the user, whose words are scored as the "
@@ -75,4 +78,4 @@ NOTES: dict[Note, str] = {
     "control_token_in_text": "text of `format: text` spells control tokens, which are read as such",
     "prompt_cut": "the prompt is longer than data.max_prompt_length, and its beginning was cut",
 }
-"""What a note says, with its remedy where there is one."""
+"""These texts say what a note means, with its remedy where there is one."""

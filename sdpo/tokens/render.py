@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template prints of conversations, with the date frozen, within bounds."""
+"""Print conversations with a tokenizer's chat template, with the date frozen, within bounds."""
 
 import json
 import string
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 Row = Mapping[str, Any]
-"""A row of ``pairs.parquet`` or ``supervised.parquet``: ``format``, ``prompt`` and its sides."""
+"""A row of ``pairs.parquet`` or ``supervised.parquet`` has ``format``, ``prompt`` and its sides."""
 
 _TEMPLATE_S = 10.0
 _CONVERSATION_S = 0.05
-"""Seconds of computing that rendering may take, and more of it for each conversation: a thousand
-times what templates take."""
+"""Rendering may take so many seconds, and more for each conversation: 1000 times the usual."""
 _TEMPLATE_BYTES = 2 * 10**9
 _MOST_CHARACTERS = 10**6
 _SHOWN_WORDS = 300
@@ -35,14 +34,17 @@ _SHOWN_ROLES = 12
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A conversation that the template refuses, and its words."""
+    """A refusal holds the template's words on a conversation that it refuses."""
 
     words: str
 
 
 class Renderer:
-    """Prints conversations with the template of ``tokenizer``, which sees the date ``clock`` and,
-    for every row that has none of their names, ``variables``."""
+    """A renderer prints conversations with the template of ``tokenizer``.
+
+    The template sees the date ``clock`` and, for every row that has none of their names,
+    ``variables``.
+    """
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class Renderer:
         self.template = _chat_template(tokenizer)
         named = tokenizer.chat_template
         self.of_tools = (named.get("tool_use") or "") if isinstance(named, dict) else ""
-        """The template for rows with tools, where the tokenizer has one for them."""
+        """Rows with tools have this template, where the tokenizer has one for them; else ""."""
         self.inputs = RowInputs(self.template or "", variables, of_tools=self.of_tools)
         self._tokenizer = tokenizer
         self._frozen_template = self.template and _with_frozen_clock(self.template, clock)
@@ -63,14 +65,14 @@ class Renderer:
         )
 
     def given(self, messages: Sequence[Mapping[str, str]], inputs: str) -> list[dict[str, Any]]:
-        """Messages of a row as the template that prints it gets them."""
+        """Return the messages of a row as the template that prints it gets them."""
         template = self._frozen(inputs) or ""
         return [template_message(message, template) for message in messages]
 
     def render(
         self, conversations: Sequence[Messages], *, rows: Sequence[Row], generation_prompt: bool
     ) -> list[str | Refused]:
-        """What the template prints, those of the same inputs together."""
+        """Print each conversation, or refuse it; those with the same inputs go together."""
         alike: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             alike.setdefault(inputs_of(row), []).append(index)
@@ -109,7 +111,7 @@ class Renderer:
         )
 
     def _frozen(self, inputs: str) -> str | None:
-        """The template that prints rows of these inputs."""
+        """Return the template that prints rows of these inputs."""
         of_tools = inputs and self.inputs.of(inputs).tools
         return self._frozen_of_tools if of_tools else self._frozen_template
 
@@ -160,7 +162,7 @@ class Renderer:
 
 @contextmanager
 def _as_template_errors() -> Iterator[None]:
-    """A template that divides by zero is refused as one that raises an exception of its own."""
+    """Turn errors of a template's own code (a division by zero) into a template's refusal."""
     try:
         yield
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -172,7 +174,7 @@ def _as_template_errors() -> Iterator[None]:
 
 
 def words_of(error: jinja2.TemplateError) -> str:
-    """What a template says of itself, for a message."""
+    """Return what a template says in an error, for a message."""
     return " ".join(visible(str(error)).split())[:_SHOWN_WORDS]
 
 
@@ -181,12 +183,12 @@ def inputs_of(row: Row) -> str:
 
 
 def describe(row: Row) -> str:
-    """Where a row came from, for a message."""
+    """Return where a row came from, for a message."""
     return f"row {row['row']}" + (f" of source `{row['source']}`" if row.get("source") else "")
 
 
 def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Where a tokenizer was loaded from, for a message."""
+    """Return where a tokenizer was loaded from, for a message."""
     return str(tokenizer.name_or_path or "this tokenizer")
 
 
@@ -196,7 +198,7 @@ def _chat_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _with_frozen_clock(template: str, clock: datetime) -> str:
-    """``template`` with ``strftime_now`` shadowed by a macro that formats ``clock``.
+    """Return ``template`` with ``strftime_now`` shadowed by a macro that formats ``clock``.
 
     transformers turns a function given as a template variable into a placeholder text, and the
     environment's own reads the present, so the template itself brings the function along.

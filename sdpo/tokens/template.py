@@ -1,7 +1,7 @@
-"""Conversations and plain text to the ids of prompt and completion, end token and BOS in place.
+"""Turn conversations and plain text into ids of prompt and completion, with end token and BOS.
 
-This module owns what the chat template prints and which tokens end a completion; where the prompt
-ends within the ids is :mod:`sdpo.tokens.boundary`'s.
+This module decides what the chat template prints and which tokens end a completion; where the
+prompt ends within the ids, :mod:`sdpo.tokens.boundary` decides.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Rows' ids before any cut: the prompts' own, and per side those of prompt + completion.
+    """Encoded rows have their ids before any cut: the prompts', and per side prompt + completion's.
 
     ``end_appended`` says per side, bool ``[rows]``, whether its end token had to be added.
-    ``problems`` are those of the rows whose ids do not hold what was given, by row; ``notes`` the
-    rows of which there is something to be known. ``plain`` are the rows whose texts spell no
-    control token as one: what end tokens their completions have, the template put there. ``unread``
-    names, by row, the variables that nothing reads.
+    ``problems`` are those of the rows whose ids do not hold what was given, by row; ``notes`` are
+    the rows of which a person should know something. ``plain`` are the rows whose texts spell no
+    control token as one: the end tokens in their completions are the template's. ``unread`` names,
+    by row, the variables that nothing reads.
     """
 
     prompt: Ragged
@@ -48,11 +48,11 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes rows of one tokenizer, with the date that its template sees frozen at ``clock``.
+    """An encoder encodes rows with one tokenizer, whose template sees the date ``clock``.
 
     ``end_token_ids`` are the ids at which the model stops generating (``generation_config``); with
     the tokenizer's eos and the template's own end of an assistant turn they are ``end_ids``.
-    ``variables`` are those that the template gets for all rows; a row's own win.
+    ``variables`` are those that the template gets for all rows; a row's own take precedence.
 
     Raises:
         ModelError: nothing could end a completion, or the template does not print messages.
@@ -97,16 +97,16 @@ class Encoder:
 
     @property
     def template_digest(self) -> str:
-        """sha256 of the chat template's text; that of nothing where there is none."""
+        """Return the sha256 of the chat template's text; that of nothing where there is none."""
         return hashlib.sha256((self.template or "").encode()).hexdigest()
 
     @property
     def end_tokens(self) -> list[str]:
-        """Names of the tokens that end a completion."""
+        """Return the names of the tokens that end a completion."""
         return [str(t) for t in self.tokenizer.convert_ids_to_tokens(self.end_ids.tolist())]
 
     def facts(self) -> dict[str, Any]:
-        """What was found out about the tokenizer, as plain values."""
+        """Return what was found out about the tokenizer, as plain values."""
         return {
             "tokens_in_front": self.tokenizer.convert_ids_to_tokens(self._front),
             "end_tokens": self.end_tokens,
@@ -115,10 +115,10 @@ class Encoder:
         }
 
     def encode(self, rows: Sequence[Row], sides: Sequence[str]) -> Encoded:
-        """Ids of all ``rows`` at once; ``sides`` names the columns of completions.
+        """Encode all ``rows`` at once; ``sides`` names the columns of completions.
 
         Raises:
-            ModelError: a conversation, and the tokenizer has no chat template.
+            ModelError: there is a conversation, and no chat template.
         """
         chat = np.array([row["format"] == "chat" for row in rows], dtype=np.bool_)
         refused: dict[int, Problem] = {}
@@ -154,8 +154,10 @@ class Encoder:
     def _conversations(
         self, rows: Sequence[Row], chat: Flags, side: str | None, refused: dict[int, Problem]
     ) -> list[Conversation | str]:
-        """What is encoded for each row: the prompt, or prompt + completion of a side; nothing for
-        one that the template refuses, which is noted in ``refused``."""
+        """Return what is encoded for each row: the prompt, or prompt + completion of a ``side``.
+
+        It is nothing for a row that the template refuses, which is noted in ``refused``.
+        """
         conversations = [
             self._renderer.given([*row["prompt"], *(row[side] if side else ())], inputs_of(row))
             for row in rows
@@ -193,8 +195,10 @@ class Encoder:
         spelled: Flags,
         refused: Mapping[int, Problem],
     ) -> tuple[dict[int, Problem], dict[Note, list[int]]]:
-        """What is wrong with rows, and what is to be known of others; ``spelled`` bool
-        ``[kinds, rows]``."""
+        """Return what is wrong with rows, and what to know of others.
+
+        ``spelled`` is bool ``[kinds, rows]``.
+        """
         name, problems = name_of(self.tokenizer), dict[int, Problem]()
         notes: dict[Note, list[int]] = {}
         for index, (prompt, *whole) in enumerate(zip(*kinds, strict=True)):
@@ -225,7 +229,7 @@ class Encoder:
         return problems, notes
 
     def _turns_of(self, row: Row) -> Turns:
-        """How the template of a row marks turns."""
+        """Return how the template of a row marks turns."""
         way = self._probes.like(inputs_of(row))
         if way not in self._turns:
             self._turns[way] = Turns.of(
@@ -239,7 +243,7 @@ class Encoder:
         return self._turns[way]
 
     def _tools_dropped(self, row: Row, prompt: Conversation) -> Problem | None:
-        """A tool, or a part of one, that is not in what the template printed of its own."""
+        """Return the problem of a tool, or a part of one, that the template did not print."""
         printed = "\0".join(prompt.printed.literals)
         text = self._renderer.inputs.of(inputs_of(row)).not_printed(printed)
         if not text:
@@ -252,8 +256,11 @@ class Encoder:
         )
 
     def _spelled_beside(self, row: Row, sides: Sequence[Conversation]) -> Problem | None:
-        """A control token that the template would print out of a variable, or of what a message
-        has besides its contents, as one of its own."""
+        """Return the problem of a control token beside the contents.
+
+        The template would print one from a variable, or from what a message has besides its
+        contents, as one of its own.
+        """
         texts = list(self._renderer.inputs.of(inputs_of(row)).texts())
         rests = [message.rest for side in sides for message in side.messages if message.rest]
         texts += [text for rest in rests for text in rest.told]
@@ -267,7 +274,7 @@ class Encoder:
         )
 
     def _with_front(self, ids: Ragged, chat: Flags) -> Ragged:
-        """Exactly one BOS where the tokenizer puts one; text gets all its special tokens."""
+        """Put one BOS first where the tokenizer does; plain text gets all its special tokens."""
         front = np.array(self._front, dtype=np.int32)
         if not len(front):
             return ids
@@ -279,8 +286,10 @@ class Encoder:
         return ids
 
     def _with_end(self, ids: Ragged, own: Ids) -> tuple[Ragged, Flags]:
-        """Rows that end in no end token get one; which those are. ``own`` int32 ``[rows]`` is what
-        ends an answer in the way that the row is printed, or -1."""
+        """Give an end token to rows that end in none; also return which these are, bool ``[rows]``.
+
+        ``own``, int32 ``[rows]``, is what ends an answer in the way that the row is printed, or -1.
+        """
         lengths = ids.lengths
         last = ids.part(lengths - 1, lengths)
         ends = np.isin(last.ids, self.end_ids) | (last.ids == np.repeat(own, last.lengths))
@@ -290,13 +299,13 @@ class Encoder:
 
 
 def _own_ends(kind: Sequence[Conversation | str]) -> Ids:
-    """What ends an answer as each row is printed, int32 ``[rows]``; -1 where nothing does."""
+    """Return the id that ends an answer as each row is printed, int32 ``[rows]``; -1 for none."""
     ends = [() if isinstance(text, str) else text.closing.end for text in kind]
     return np.array([end[0] if end else -1 for end in ends], dtype=np.int32)
 
 
 def _special_tokens_in_front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids that the tokenizer itself puts before a text (its BOS, as a rule)."""
+    """Return the ids that the tokenizer itself puts before a text (its BOS, as a rule)."""
     whole: list[int] = tokenizer("x", verbose=False)["input_ids"]
     plain: list[int] = tokenizer("x", add_special_tokens=False, verbose=False)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):

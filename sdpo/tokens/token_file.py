@@ -1,4 +1,4 @@
-"""The stored token ids: their schema, memory-mapped access and the statistics of their lengths.
+"""Read the stored token ids: their schema, memory-mapped access, and statistics of their lengths.
 
 It reads what :mod:`sdpo.tokens.tokenise` writes, and imports neither torch nor transformers.
 """
@@ -20,14 +20,16 @@ from sdpo.errors import Fault, IntegrityError
 from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
 
 Ids = NDArray[np.int32]
-"""Token ids or lengths, int32 ``[n]``."""
+"""Token ids or lengths are int32 ``[n]``."""
 
 Flags = NDArray[np.bool_]
-"""One flag per row, bool ``[rows]``."""
+"""Flags are one per row, bool ``[rows]``."""
 
 Digests = NDArray[np.bytes_]
-"""Row digests, ``S16`` ``[rows]``: 16 bytes each. As single values numpy strips zero bytes at their
-end, so they are compared and hashed as arrays."""
+"""Row digests are ``S16`` ``[rows]``: 16 bytes each.
+
+numpy strips zero bytes at the end of single values, so they are compared and hashed as arrays.
+"""
 
 _IDS = pa.list_(pa.int32())
 
@@ -44,8 +46,11 @@ TOKENS_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""Columns of ``tokens.arrow``. A side's sequence is prompt_ids + its own ids, which are the scored
-ones; a row with a reason has empty lists and no digest, and a ``detail`` for people."""
+"""``tokens.arrow`` has these columns.
+
+A side's sequence is prompt_ids + its own ids, which are the scored ones; a row with a reason has
+empty lists and no digest, and a ``detail`` for people.
+"""
 
 SUPERVISED_TOKENS_SCHEMA = pa.schema(
     [
@@ -58,11 +63,11 @@ SUPERVISED_TOKENS_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""Columns of ``supervised_tokens.arrow``."""
+"""``supervised_tokens.arrow`` has these columns."""
 
 
 def _without_details(schema: pa.Schema) -> pa.Schema:
-    """The columns of a file that version 0.1 wrote."""
+    """Return the columns of a file that version 0.1 wrote."""
     return schema.remove(schema.get_field_index("detail"))
 
 
@@ -72,10 +77,13 @@ def _with_details(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """What tokenising found. ``truncated`` counts usable rows by side; ``moved_rows`` those whose
-    boundary stands before the end of the prompt's own ids; ``end_appended`` the sides of
-    conversations that got an end token since the template closed with none. ``notes`` counts usable
-    rows by :data:`~sdpo.tokens.reasons.Note`; ``examples`` has the first row of each."""
+    """A report says what tokenising found.
+
+    ``truncated`` counts usable rows by side; ``moved_rows`` those whose boundary is before the end
+    of the prompt's own ids; ``end_appended`` the sides of conversations that got an end token since
+    the template closed with none. ``notes`` counts usable rows by
+    :data:`~sdpo.tokens.reasons.Note`; ``examples`` has the first row of each.
+    """
 
     rows: int
     usable: int
@@ -89,8 +97,11 @@ class TokenReport:
     examples: dict[str, str]
 
     def warnings(self, what: str) -> list[str]:
-        """What a person should know at once: of ``what`` is used, and of what is not for a reason
-        that lies in the template or the text."""
+        """Return what a person should know at once about ``what``.
+
+        That is of what is used, and of what is not used for a reason that lies in the template or
+        the text.
+        """
         told = []
         if self.end_appended:
             told.append(
@@ -116,7 +127,7 @@ class TokenReport:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A usable pair: int32 ids ``[P]``, ``[C]``, ``[R]``, read-only views of the file."""
+    """A token row is a usable pair: ids int32 ``[P]``, ``[C]``, ``[R]``, views of the file."""
 
     pair_id: str
     prompt_ids: Ids
@@ -129,7 +140,7 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class SupervisedRow:
-    """A usable supervised example: int32 ids ``[P]``, ``[C]``, read-only views of the file."""
+    """A supervised row is a usable example: ids int32 ``[P]``, ``[C]``, views of the file."""
 
     example_id: str
     prompt_ids: Ids
@@ -139,7 +150,7 @@ class SupervisedRow:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Of a length, in tokens."""
+    """Quantiles are those of a length, in tokens."""
 
     median: float
     p95: float
@@ -148,8 +159,11 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class LengthSummary:
-    """Lengths of the usable pairs in tokens; ``sequence`` is prompt plus the longer completion.
-    ``*_truncated`` are shares of the usable pairs."""
+    """A summary has the lengths of the usable pairs in tokens.
+
+    ``sequence`` is prompt plus the longer completion. ``*_truncated`` are shares of the usable
+    pairs.
+    """
 
     pairs: int
     prompt: Quantiles
@@ -161,9 +175,10 @@ class LengthSummary:
 
 
 def row_digest(prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids) -> bytes:
-    """blake2b-128 of what a pair's log-probs depend on besides the model.
+    """Return blake2b-128 of what a pair's log-probs depend on besides the model.
 
-    Over little-endian int32: the boundary and the lengths of both sequences, then both sequences.
+    It is over little-endian int32: the boundary and the lengths of both sequences, then both
+    sequences.
     """
     boundary, chosen, rejected = len(prompt_ids), len(chosen_ids), len(rejected_ids)
     header = np.array([boundary, boundary + chosen, boundary + rejected], dtype="<i4")
@@ -172,7 +187,7 @@ def row_digest(prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids) -> bytes:
 
 
 class _Table:
-    """An Arrow IPC file of ids, memory-mapped: no ids are read before they are asked for."""
+    """A table is an Arrow IPC file of ids, memory-mapped: ids are read only when asked for."""
 
     schema: ClassVar[pa.Schema]
 
@@ -208,17 +223,17 @@ class _Table:
 
     @cached_property
     def report(self) -> TokenReport:
-        """What tokenising found."""
+        """Return what tokenising found."""
         return TokenReport(**json.loads(self.metadata["report"]))
 
     @cached_property
     def usable(self) -> Flags:
-        """Rows that have tokens, bool ``[rows]``."""
+        """Return which rows have tokens, bool ``[rows]``."""
         return _bools([batch["reason"].is_null() for batch in self._batches])
 
     @cached_property
     def reasons(self) -> dict[str, str]:
-        """Why the other rows have none, by their id."""
+        """Return why the other rows have none, by their id."""
         column = self.schema.names[0]
         return {
             batch[column][int(i)].as_py(): batch["reason"][int(i)].as_py()
@@ -227,7 +242,7 @@ class _Table:
         }
 
     def rejected(self) -> Iterator[tuple[int, str, str]]:
-        """The rows that have no tokens, the reason and its detail, in order."""
+        """Yield the rows that have no tokens, with the reason and its detail, in order."""
         for start, batch in zip(self._start_list, self._batches, strict=False):
             reasons, details = batch["reason"], batch["detail"]
             for row in np.flatnonzero(reasons.is_valid().to_numpy(zero_copy_only=False)).tolist():
@@ -244,7 +259,7 @@ class _Table:
         return np.concatenate([np.empty(0, dtype=np.int32), *parts])
 
     def _view(self, batch: int, column: str) -> tuple[Ids, Ids]:
-        """Offsets and values of a list column of a batch, as views of the file."""
+        """Return offsets and values of a list column of a batch, as views of the file."""
         if (batch, column) not in self._views:
             values = self._batches[batch][column]
             self._views[batch, column] = (values.offsets.to_numpy(), values.values.to_numpy())
@@ -256,14 +271,14 @@ class _Table:
         return values[offsets[row] : offsets[row + 1]]
 
     def _at(self, index: int) -> tuple[int, int]:
-        """Batch of a row, and the row in it."""
+        """Return the batch of a row, and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.path}")
         batch = bisect_right(self._start_list, index) - 1
         return batch, index - self._start_list[batch]
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Likewise of a usable row."""
+        """Return the same of a usable row."""
         batch, row = self._at(index)
         reason = self._batches[batch]["reason"][row].as_py()
         if reason is not None:
@@ -272,65 +287,65 @@ class _Table:
 
 
 class TokenFile(_Table):
-    """The tokens of all pairs of a run, in the order of ``pairs.parquet``."""
+    """A token file has the tokens of all pairs of a run, in the order of ``pairs.parquet``."""
 
     schema = TOKENS_SCHEMA
 
     @cached_property
     def pair_ids(self) -> list[str]:
-        """Ids of all rows, usable or not."""
+        """Return the ids of all rows, usable or not."""
         return self._strings("pair_id")
 
     @cached_property
     def prompt_lengths(self) -> Ids:
-        """Tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
+        """Return the tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
         return self._lengths("prompt_ids")
 
     @cached_property
     def chosen_lengths(self) -> Ids:
-        """Scored tokens of the chosen sides, int32 ``[rows]``."""
+        """Return the scored tokens of the chosen sides, int32 ``[rows]``."""
         return self._lengths("chosen_ids")
 
     @cached_property
     def rejected_lengths(self) -> Ids:
-        """Scored tokens of the rejected sides, int32 ``[rows]``."""
+        """Return the scored tokens of the rejected sides, int32 ``[rows]``."""
         return self._lengths("rejected_ids")
 
     @cached_property
     def chosen_truncated(self) -> Flags:
-        """Rows whose chosen side was cut, bool ``[rows]``."""
+        """Return which rows had their chosen side cut, bool ``[rows]``."""
         return self._flags("chosen_truncated")
 
     @cached_property
     def rejected_truncated(self) -> Flags:
-        """Rows whose rejected side was cut, bool ``[rows]``."""
+        """Return which rows had their rejected side cut, bool ``[rows]``."""
         return self._flags("rejected_truncated")
 
     @cached_property
     def sequence_lengths(self) -> Ids:
-        """Tokens of the prompts with the longer side, int32 ``[rows]``."""
+        """Return the tokens of the prompts with the longer side, int32 ``[rows]``."""
         return self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
 
     def prompt_ids(self, index: int) -> Ids:
-        """Ids of the prompt of row ``index``, a read-only view; none where it is not usable."""
+        """Return the prompt's ids of row ``index``, a read-only view; none if it is not usable."""
         return self._ids(index, "prompt_ids")
 
     def chosen_ids(self, index: int) -> Ids:
-        """Likewise those of the chosen side that are scored."""
+        """Return the chosen side's scored ids likewise."""
         return self._ids(index, "chosen_ids")
 
     def rejected_ids(self, index: int) -> Ids:
-        """Likewise those of the rejected side that are scored."""
+        """Return the rejected side's scored ids likewise."""
         return self._ids(index, "rejected_ids")
 
     def pair_id(self, index: int) -> str:
-        """Id of row ``index``."""
+        """Return the id of row ``index``."""
         batch, row = self._at(index)
         value: str = self._batches[batch]["pair_id"][row].as_py()
         return value
 
     def digests(self, rows: np.ndarray) -> Digests:
-        """Digests of these rows, in their order.
+        """Return the digests of these rows, in their order.
 
         Raises:
             Fault: one of them is not usable.
@@ -351,7 +366,7 @@ class TokenFile(_Table):
         return digests
 
     def row(self, index: int) -> TokenRow:
-        """The tokens of row ``index``, zero-copy.
+        """Return the tokens of row ``index``, zero-copy.
 
         Raises:
             IndexError: there is no such row.
@@ -370,7 +385,7 @@ class TokenFile(_Table):
         )
 
     def length_summary(self, rows: Sequence[int] | np.ndarray | None = None) -> LengthSummary:
-        """Lengths and truncation of the usable pairs, or of the usable ones among ``rows``.
+        """Summarise lengths and truncation of the usable pairs, all or those among ``rows``.
 
         Raises:
             Fault: none of them is usable.
@@ -393,32 +408,32 @@ class TokenFile(_Table):
 
 
 class SupervisedTokenFile(_Table):
-    """The tokens of the supervised examples."""
+    """A supervised token file has the tokens of the supervised examples."""
 
     schema = SUPERVISED_TOKENS_SCHEMA
 
     @cached_property
     def example_ids(self) -> list[str]:
-        """Ids of all rows, usable or not."""
+        """Return the ids of all rows, usable or not."""
         return self._strings("example_id")
 
     @cached_property
     def prompt_keys(self) -> list[str]:
-        """Prompt keys of all rows, by which the reserve is kept out."""
+        """Return the prompt keys of all rows, by which the reserve is kept out."""
         return self._strings("prompt_key")
 
     @cached_property
     def prompt_lengths(self) -> Ids:
-        """Tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
+        """Return the tokens of the prompts, int32 ``[rows]``; 0 for a row that is not usable."""
         return self._lengths("prompt_ids")
 
     @cached_property
     def completion_lengths(self) -> Ids:
-        """Scored tokens, int32 ``[rows]``."""
+        """Return the scored tokens, int32 ``[rows]``."""
         return self._lengths("completion_ids")
 
     def row(self, index: int) -> SupervisedRow:
-        """The tokens of row ``index``, zero-copy.
+        """Return the tokens of row ``index``, zero-copy.
 
         Raises:
             IndexError: there is no such row.

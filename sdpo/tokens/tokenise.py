@@ -1,4 +1,4 @@
-"""Files of normalised text to files of token ids, batch by batch, on several cores.
+"""Turn files of normalised text into files of token ids, batch by batch, on several cores.
 
 The ids do not depend on how many processes share the work. A row that cannot be used stays in the
 file with its reason and empty lists, so that nothing disappears. The file is Arrow IPC, written
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
-"""Told the rows done and the rows there are."""
+"""It is called with the rows done and the rows there are."""
 
 _BATCH_ROWS = 500
 INPUTS = "template_inputs"
-"""The column of files that have it: older ones do not."""
+"""Files have this column, but for older ones."""
 
 
 def tokenise_pairs(
@@ -51,18 +51,19 @@ def tokenise_pairs(
     processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
-    """Publish the tokens of ``pairs.parquet`` at ``out``, readable as
-    :class:`~sdpo.tokens.token_file.TokenFile`, in the same order.
+    """Publish the tokens of ``pairs.parquet`` at ``out``, in the same order.
 
-    ``max_length`` is in tokens of prompt + completion, of which the start is kept; before that, a
-    prompt of more than ``max_prompt_length`` tokens (0: of any length) keeps its end. ``clock`` is
-    the present that chat templates see. ``end_token_ids``, ``variables``: see
-    :class:`~sdpo.tokens.template.Encoder`.
-    ``processes`` share the work, as far as there is enough of it.
+    They are readable as :class:`~sdpo.tokens.token_file.TokenFile`. ``max_length`` is in tokens of
+    prompt + completion, of which the start is kept; before that, a prompt of more than
+    ``max_prompt_length`` tokens (0: of any length) keeps its end. ``clock`` is the present that
+    chat templates see. ``end_token_ids``, ``variables``: see
+    :class:`~sdpo.tokens.template.Encoder`. ``processes`` share the work, as far as there is enough
+    of it.
 
     Raises:
-        ModelError: conversations without a chat template, or a tokenizer that cannot be used.
-        DataError: a conversation that the template refuses. Nothing is published.
+        ModelError: there are conversations and no chat template, or the tokenizer or its template
+            cannot be used. Nothing is published.
+        Fault: a process ended before its work was done. Nothing is published.
     """
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids, variables=variables)
     job = _Job(_PAIRS, encoder, max_length, max_prompt_length, pairs_path)
@@ -82,8 +83,10 @@ def tokenise_supervised(
     processes: int = 1,
     on_progress: Progress | None = None,
 ) -> TokenReport:
-    """Likewise for ``supervised.parquet``; readable as
-    :class:`~sdpo.tokens.token_file.SupervisedTokenFile`."""
+    """Publish the tokens of ``supervised.parquet`` likewise.
+
+    They are readable as :class:`~sdpo.tokens.token_file.SupervisedTokenFile`.
+    """
     encoder = Encoder(tokenizer, clock=clock, end_token_ids=end_token_ids, variables=variables)
     job = _Job(_SUPERVISED, encoder, max_length, max_prompt_length, examples_path)
     return _publish(job, processes, clock=clock, out=out, on_progress=on_progress)
@@ -91,7 +94,7 @@ def tokenise_supervised(
 
 @dataclass(frozen=True)
 class _Kind:
-    """What distinguishes pairs from supervised examples."""
+    """A kind is what distinguishes pairs from supervised examples."""
 
     columns: tuple[str, ...]
     sides: tuple[str, ...]
@@ -101,7 +104,7 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Rows that are read, encoded and written together, and sent for by number."""
+    """A unit is rows that are read, encoded and written together, and sent for by number."""
 
     number: int
     group: int
@@ -111,7 +114,7 @@ class _Unit:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found in some rows."""
+    """Findings are what was found in some rows."""
 
     rows: int = 0
     moved_rows: int = 0
@@ -123,13 +126,13 @@ class _Found:
     end_appended: int = 0
 
     def message(self) -> Message:
-        """It as plain values, for :meth:`of`."""
+        """Return it as plain values, for :meth:`of`."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         return {k: dict(v) if isinstance(v, dict) else v for k, v in plain.items()}
 
     @classmethod
     def of(cls, message: Message) -> "_Found":
-        """What a worker sent as plain values."""
+        """Return what a worker sent as plain values."""
         counted = ("reasons", "truncated", "notes")
         return cls(**{k: Counter(v) if k in counted else v for k, v in message.items()})
 
@@ -147,7 +150,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Job:
-    """How the rows of the file at ``path`` become ids."""
+    """A job says how the rows of the file at ``path`` become ids."""
 
     kind: _Kind
     encoder: Encoder
@@ -156,7 +159,7 @@ class _Job:
     path: Path
 
     def units(self) -> list[_Unit]:
-        """The file's rows in their order."""
+        """Return the file's rows in their order, in units."""
         found: list[_Unit] = []
         with pq.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):
@@ -167,10 +170,10 @@ class _Job:
         return found
 
     def write(self, units: Sequence[_Unit], out: Path, send: Send) -> None:
-        """Write a batch of ids for each of ``units`` and send what was found in it.
+        """Write a batch of ids for each of ``units``, and send what was found in it.
 
         Raises:
-            DataError: as :func:`tokenise_pairs`.
+            ModelError: as :func:`tokenise_pairs`.
         """
         with pa.ipc.new_file(str(out), self.kind.schema) as writer:
             for unit, rows in self._read(units):
@@ -179,7 +182,7 @@ class _Job:
                 send(unit.number, found.message())
 
     def report(self, found: _Found) -> TokenReport:
-        """What was found in all rows."""
+        """Return the report on what was found in all rows."""
         return TokenReport(
             rows=found.rows,
             usable=found.rows - found.reasons.total(),
@@ -234,7 +237,7 @@ class _Job:
 
 
 def _found(rows: list[Row], encoded: Encoded, result: Cut, *, moved: Counts) -> _Found:
-    """What is to be told of a batch, with the first row of each kind."""
+    """Return what was found in a batch, with the first row of each kind."""
     usable = np.array([problem is None for problem in result.problems], dtype=np.bool_)
     moved = moved[usable]
     found = _Found(len(rows), int((moved > 0).sum()), int(moved.max(initial=0)))
@@ -292,8 +295,10 @@ def _publish(
 
 
 def _join(parts: Sequence[Path], batches: int, schema: pa.Schema, out: Path) -> None:
-    """The batches of all parts in turn. The metadata stands at the start of the file and is known
-    at the end: hence a copy."""
+    """Join the batches of all parts in turn.
+
+    The metadata is at the start of the file and is known at the end: hence a copy.
+    """
     readers = [pa.ipc.open_file(pa.memory_map(str(part))) for part in parts]
     with pa.ipc.new_file(str(out), schema) as writer:
         for batch in range(batches):
@@ -329,7 +334,7 @@ def _supervised_arrays(rows: list[Row], result: Cut) -> list[pa.Array]:
 
 
 def _digests(result: Cut) -> list[bytes | None]:
-    """:func:`~sdpo.tokens.token_file.row_digest` of every row that can be used."""
+    """Return each usable row's :func:`~sdpo.tokens.token_file.row_digest`; None for others."""
     prompt, (chosen, rejected) = result.prompt, result.completions
     boundary = prompt.lengths
     header = np.stack([boundary, boundary + chosen.lengths, boundary + rejected.lengths], axis=1)

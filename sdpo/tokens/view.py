@@ -1,4 +1,4 @@
-"""One pair for a person: the ids that are used, decoded, with the boundary between them."""
+"""Show one pair to a person: the ids that are used, decoded, with the boundary between them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ _NAMED_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """A stretch of ids: its text (special tokens spelled out), and its first and last tokens."""
+    """A view of ids has their text (special tokens spelled out), and the first and last tokens."""
 
     text: str
     tokens: int
@@ -24,7 +24,7 @@ class TextView:
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """A pair as it is scored: ``chosen`` and ``rejected`` begin at the boundary."""
+    """A pair is shown as it is scored: ``chosen`` and ``rejected`` begin at the boundary."""
 
     pair_id: str
     prompt: TextView
@@ -34,7 +34,7 @@ class PairView:
 
 @dataclass(frozen=True, slots=True)
 class ExampleView:
-    """A supervised example as it is trained on: ``completion`` begins at the boundary."""
+    """An example is shown as it is trained on: ``completion`` begins at the boundary."""
 
     example_id: str
     prompt: TextView
@@ -42,7 +42,7 @@ class ExampleView:
 
 
 def render_example(row: SupervisedRow, tokenizer: "PreTrainedTokenizerBase") -> ExampleView:
-    """The stored ids of a supervised example as text."""
+    """Return the stored ids of a supervised example as text."""
     return ExampleView(
         example_id=row.example_id,
         prompt=_view(row.prompt_ids, tokenizer),
@@ -51,7 +51,7 @@ def render_example(row: SupervisedRow, tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def render_pair(row: TokenRow, tokenizer: "PreTrainedTokenizerBase") -> PairView:
-    """The stored ids of a pair as text, exactly those that are scored and their context."""
+    """Return the stored ids of a pair as text, exactly those that are scored and their context."""
     return PairView(
         pair_id=row.pair_id,
         prompt=_view(row.prompt_ids, tokenizer),

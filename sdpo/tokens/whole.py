@@ -1,6 +1,6 @@
-"""Whether a row's tokens hold what was given: every text whole, once, and on its own side.
+"""Check that a row's tokens hold what was given: every text whole, once, and on its own side.
 
-What fails is a :class:`~sdpo.tokens.token_file.Problem` with its remedy; the row is then not used.
+What fails is a :class:`~sdpo.tokens.reasons.Problem` with its remedy; the row is then not used.
 """
 
 import re
@@ -20,7 +20,7 @@ _SHOWN_CHARS = 60
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in their parts, what was printed of them, and how the two go together.
+    """A conversation has messages in their parts, what was printed of them, and how the two match.
 
     The first ``prompt`` messages are the prompt; ``closing`` is what follows an answer.
     """
@@ -33,11 +33,11 @@ class Conversation:
 
     @property
     def cores(self) -> list[str]:
-        """Of all messages, in turn."""
+        """Return the cores of all messages, in turn."""
         return [core for message in self.messages for core in message.cores]
 
     def message_of(self, core: int) -> int:
-        """The message that a core belongs to."""
+        """Return the index of the message that a core belongs to."""
         for index, message in enumerate(self.messages):
             if core < len(message.cores):
                 return index
@@ -47,7 +47,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """How a template opens and closes turns, by which text that is already in it is recognised.
+    """Turns are how a template opens and closes turns, to recognise text that is already in it.
 
     The ``strong`` ones hold a control token, so that one alone is enough.
     """
@@ -69,8 +69,10 @@ class Turns:
         ends: Sequence[str],
         controls: set[str],
     ) -> "Turns":
-        """Those of the template that ``print_`` applies for these inputs; ``ends`` are the tokens
-        that end an answer."""
+        """Return those of the template that ``print_`` applies for these inputs.
+
+        ``ends`` are the tokens that end an answer.
+        """
         asking = _literals(contents, print_, ("user",), inputs, opening=True)
         talk = ("user", "assistant", "user")
         going_on = _literals(contents, print_, talk, inputs, opening=False)
@@ -94,7 +96,7 @@ class Turns:
         )
 
     def already(self, message: Shaped) -> bool:
-        """Whether a message's text brings the template's own marks along."""
+        """Return whether a message's text brings the template's own marks along."""
         if not message.texts:
             return False
         first, last = message.texts[0], message.texts[-1]
@@ -109,7 +111,7 @@ class Turns:
 def _literals(
     contents: Contents, print_: Print, roles: Sequence[str], inputs: str, *, opening: bool
 ) -> tuple[str, ...]:
-    """What the template prints around a text of each role; nothing where it refuses them."""
+    """Return what the template prints around a text of each role; nothing where it refuses them."""
     messages = [{"role": role, "content": "x"} for role in roles]
     try:
         text = print_(messages, opening, inputs)
@@ -120,7 +122,7 @@ def _literals(
 
 
 def _after(literal: str, ends: Sequence[str]) -> list[str]:
-    """``literal`` after each of the ``ends`` that it has."""
+    """Return ``literal`` after each of the ``ends`` that it has."""
     return [literal.partition(end)[2] for end in ends if end in literal]
 
 
@@ -131,17 +133,20 @@ _MARK = (
     r"|<\uff5c[^<>]{1,40}\uff5c>|\[\|(?:system|user|assistant|endofturn)\|\]"
 )
 _AT_AN_END = re.compile(rf"\s*(?:{_MARK})|(?s:.*)(?:{_MARK})\s*\Z")
-"""Marks of the templates of Qwen, Llama, Mistral, Gemma, Phi, Zephyr, EXAONE, Command, DeepSeek and
-gpt-oss."""
+"""Marks of many templates are found at a text's ends.
+
+These are Qwen's, Llama's, Mistral's, Gemma's, Phi's, Zephyr's, EXAONE's, Command's, DeepSeek's and
+gpt-oss's.
+"""
 
 
 def has_foreign_marks(side: Conversation) -> bool:
-    """Whether a text has marks of some template at an end, though they are none of this one's."""
+    """Return whether a text begins or ends with marks of another template."""
     return any(_AT_AN_END.match(core) for core in side.cores)
 
 
 def templated(turns: Turns, sides: Sequence[Conversation], name: str) -> Problem | None:
-    """Texts that are already in the template, which would wrap them a second time."""
+    """Return the problem of a text that is already in the template, which would wrap it again."""
     for side in sides:
         for index, message in enumerate(side.messages):
             if turns.already(message):
@@ -156,7 +161,7 @@ def templated(turns: Turns, sides: Sequence[Conversation], name: str) -> Problem
 
 
 def not_whole(prompt: Conversation, sides: Sequence[Conversation], name: str) -> Problem | None:
-    """Texts that the template does not print as they are, or not on their side of the border."""
+    """Return the problem of a text that is not printed as it is, or not on its own side."""
     for side in sides:
         cores = side.cores
         for core in side.printed.lost:
@@ -174,8 +179,10 @@ def not_whole(prompt: Conversation, sides: Sequence[Conversation], name: str) ->
 
 
 def dropped_reasoning(side: Conversation) -> set[int]:
-    """Cores that the template leaves out as it does when the model is used: what assistants
-    thought in earlier turns."""
+    """Return the cores of reasoning in earlier turns that the template leaves out.
+
+    It does the same when the model is used.
+    """
     dropped, at = set[int](), 0
     for message in side.messages[: side.prompt]:
         if message.role == "assistant":
@@ -201,15 +208,14 @@ def _lost(side: Conversation, core: int, cores: list[str], name: str) -> Problem
 
 
 def _leaf(side: Conversation, core: int) -> tuple[Leaf | None, int]:
-    """Where a core stands in its message's rest, and the message."""
+    """Return where a core is in its message's rest, and the message."""
     message = side.message_of(core)
     before = sum(len(m.cores) for m in side.messages[:message])
     return side.messages[message].leaf(core - before), message
 
 
 def _moved(prompt: str, side: Conversation, cores: list[str], name: str) -> Problem | None:
-    """What the prompt's text becomes when an answer follows: its own beginning, or something
-    else."""
+    """Return the problem of a prompt that prints otherwise when an answer follows."""
     border = len(prompt)
     if not side.text.startswith(prompt):
         border = _common(prompt, side.text)
@@ -245,7 +251,7 @@ def _moved(prompt: str, side: Conversation, cores: list[str], name: str) -> Prob
 
 
 def _common(left: str, right: str) -> int:
-    """Characters that both have in common from the start."""
+    """Return how many characters both have in common from the start."""
     both = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in both if a != b), min(len(left), len(right)))
 
