@@ -1,8 +1,8 @@
-"""The folder of the caches: made with a marker, or known by what lies in it.
+"""Recognise the folder of the caches: by the marker it was made with, or by what is in it.
 
-``logps/<key>/`` log-probs, ``tokens/<key>.arrow`` token files, ``kl/<key>/`` measurements,
+It has ``logps/<key>/`` log-probs, ``tokens/<key>.arrow`` token files, ``kl/<key>/`` measurements,
 ``trials/<key>.json`` layouts that serve, and ``demo/``. Keys are the first 32 hexadecimal digits of
-a digest, so what lies there says itself what it is.
+a digest, so what is there says itself what it is.
 """
 
 import re
@@ -21,12 +21,12 @@ _PARTS = ("logps", "tokens", "kl", "trials", "demo")
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether this project made the folder as a cache."""
+    """Return whether this project made the folder as a cache."""
     return ownership.is_own(folder, "cache", proof=_is_proven)
 
 
 def check_cache(folder: Path) -> None:
-    """See that ``folder`` is a cache, or free to become one. Nothing is written.
+    """Refuse a ``folder`` that is no cache and not free to become one; nothing is written.
 
     Raises:
         ForeignFolderError: something else is there.
@@ -44,7 +44,7 @@ def claim_cache(folder: Path) -> None:
 
 
 def is_keyed(file: Path, *, inner: str = "") -> bool:
-    """Whether ``key.json``, or its part ``inner``, is what the folder around it is named after."""
+    """Return whether the folder of ``key.json`` is named after it, or after its part ``inner``."""
     if file.is_symlink() or not file.is_file():
         return False
     try:
@@ -56,12 +56,12 @@ def is_keyed(file: Path, *, inner: str = "") -> bool:
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether a folder is a cache of before there were markers."""
+    """Return whether a folder is a cache made before there were markers."""
     return _holds_nothing(folder) or any(_proofs(folder))
 
 
 def _holds_nothing(folder: Path) -> bool:
-    """A run that ended early has left no more than empty folders."""
+    """Return whether nothing but empty folders is there, as a run that ended early leaves them."""
     return all(
         (path.name == ownership.LOCK and is_lock(path))
         or (path.name in _PARTS and path.is_dir() and not any(path.iterdir()))

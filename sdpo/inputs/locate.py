@@ -1,7 +1,7 @@
-"""Where the names in a recipe lead: a folder, a file, or a commit of the hub.
+"""Find where the names in a recipe lead: a folder, a file, or a commit of the hub.
 
-Models are looked up as files, without torch; what was found there is told from other contents by
-its digest, and from other commits by its own.
+Models are looked up as files, without torch; their content is known by its digest, a data set of
+the hub by its commit.
 """
 
 import os
@@ -23,12 +23,14 @@ _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 def is_path(name: str) -> bool:
-    """Whether a name is meant as a path even if nothing is there."""
+    """Return whether a name is meant as a path even if nothing is there."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name)
 
 
 def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or_path") -> Path:
-    """Folder of a model with its tokenizer; ``where``: the setting that names it, for messages.
+    """Return the folder of a model with its tokenizer.
+
+    ``where`` is the setting that names it, for messages.
 
     Raises:
         ModelError: there is none, here or on the hub.
@@ -49,7 +51,7 @@ def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or
 
 
 def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
-    """A folder by its path, a hub model by its name and commit."""
+    """Return how a recipe names the model: a folder by its path, a hub model by name and commit."""
     if given.name_or_path.startswith("demo:") or Path(given.name_or_path).expanduser().is_dir():
         return {"name_or_path": str(folder), "revision": ""}
     return {"name_or_path": given.name_or_path, "revision": folder.name}
@@ -86,7 +88,7 @@ def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
 
 
 def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:
-    """``source`` with a name, and an absolute path or a hub name with its commit.
+    """Return ``source`` with a name, and an absolute path or a hub name with its commit.
 
     Raises:
         DataError: it has no path, or the hub does not have it.
@@ -128,7 +130,7 @@ def _hub_data_commit(name: str, revision: str) -> str:
 
 
 def data_digest(path: str, revision: str) -> str:
-    """Digest of a located source: of its content, or of a hub name with its commit.
+    """Return the digest of a located source: of its content, or of a hub name with its commit.
 
     Raises:
         DataError: nothing is at the path.

@@ -1,7 +1,7 @@
-"""References that the recipe names: located, known by digest, and refused where they cannot serve.
+"""Locate references that the recipe names, and refuse those that cannot serve.
 
-One with the run's own vocabulary (by digest) reads the same token ids. One with another gets the
-text in its own tokens, which only objectives on summed log-probs can use.
+They are known by digest. One with the run's own vocabulary reads the same token ids. One with
+another gets the text in its own tokens, which only objectives on summed log-probs can use.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,11 @@ from sdpo.inputs.locate import model_folder, model_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceModel:
-    """A reference that the recipe names. ``tokenizer`` is the digest of its own, where it cuts text
-    into other tokens than the run's; empty where both have one vocabulary."""
+    """A reference model is one that the recipe names.
+
+    ``tokenizer`` is the digest of its own, where it cuts text into other tokens than the run's; it
+    is empty where both have one vocabulary.
+    """
 
     folder: Path
     digest: str
@@ -29,7 +32,10 @@ class ReferenceModel:
 def locate_references(
     config: RunConfig, *, model: Path, cache: Path
 ) -> tuple[RunConfig, dict[tuple[str, str], ReferenceModel], dict[str, str]]:
-    """``config`` with its reference models located, these by name and revision, their digests.
+    """Locate the reference models that ``config`` names.
+
+    Returns ``config`` with them located; the models by name and revision; and their digests by
+    their names in a run's inputs.
 
     Raises:
         ModelError: one is not there, or is no model folder.
@@ -39,7 +45,7 @@ def locate_references(
     inputs: dict[str, str] = {}
 
     def locate(training: TrainingConfig, where: str) -> dict[str, str]:
-        """The model's name and revision as they are stored, for a group that names one."""
+        """Return the model's name and revision as they are stored, for a group that names one."""
         given = config.model.model_copy(
             update={
                 "name_or_path": training.reference_model,
@@ -101,7 +107,7 @@ def _check_vocabulary(
 def stored_references(
     config: RunConfig, inputs: Mapping[str, str]
 ) -> dict[tuple[str, str], ReferenceModel]:
-    """References that a run's stored recipe names, by the digests that it keeps; none is opened."""
+    """Return the references of a stored recipe, by the digests that it keeps; none is opened."""
     groups = {"training": config.training}
     groups |= {f"steps.{index}": step for index, step in enumerate(config.steps)}
     found: dict[tuple[str, str], ReferenceModel] = {}

@@ -1,4 +1,4 @@
-"""The plug-ins that a recipe names."""
+"""Find the plug-ins that a recipe names."""
 
 from partitions import OWN
 from sdpo.config import RunConfig

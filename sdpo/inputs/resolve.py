@@ -1,6 +1,6 @@
-"""What the names in a recipe stand for: folders, hub commits, this machine's devices.
+"""Resolve what the names in a recipe stand for: folders, hub commits, this machine's devices.
 
-The resolved configuration is what a run stores. It is reached without torch: models are looked up
+The resolved configuration is what a run stores. No torch is needed for it: models are looked up
 as files (:mod:`sdpo.inputs.locate`, :mod:`sdpo.inputs.named_models`), devices through the driver.
 """
 
@@ -29,13 +29,13 @@ _BF16_CAPABILITY = (8, 0)  # Ampere
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A recipe with everything looked up.
+    """A resolved recipe has everything looked up.
 
     ``config`` has absolute paths and literal settings. ``inputs`` are the content digests by which
     the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``; and
     ``reference.<where>`` for references, ``plugin.<kind>.<name>`` for plug-ins that the recipe
-    names. ``references``: those, by
-    (``reference_model``, ``reference_revision``) of ``config``.
+    names. ``references`` are the reference models, by (``reference_model``, ``reference_revision``)
+    of ``config``.
     """
 
     config: RunConfig
@@ -48,7 +48,7 @@ class Resolved:
 def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     """Look up everything that ``config`` names.
 
-    ``known`` are digests of data, by the names of ``inputs``, that is not looked at: a run with an
+    ``known`` are digests, by the names of ``inputs``, of data that is not looked up: a run with an
     origin has its pairs from there.
 
     Raises:
@@ -103,7 +103,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
 
 
 def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[str, str]:
-    """Digest of every source of a resolved recipe, by its name in a run's inputs.
+    """Return the digest of every source of a resolved recipe, by its name in a run's inputs.
 
     Raises:
         DataError: a file is not there.
@@ -121,17 +121,17 @@ def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[st
 
 
 def cache_dir(config: RunConfig) -> Path:
-    """Folder of the caches: as set, or ``cache`` beside the runs."""
+    """Return the folder of the caches: as set, or ``cache`` beside the runs."""
     if config.store.cache_dir:
         return Path(config.store.cache_dir).absolute()
     return Path(config.store.runs_dir).absolute().parent / "cache"
 
 
 def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
-    """``auto`` and 0 replaced by what this machine has.
+    """Replace ``auto`` and 0 by what this machine has.
 
     Raises:
-        ConfigError: a device or a number of processes that is not here.
+        ConfigError: this machine has no such device, or fewer devices than processes.
     """
     gpus = len(machine.cuda_capabilities())
     device = launch.device
@@ -151,7 +151,7 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
 
 
 def resolve_precision(precision: str, launch: LaunchConfig) -> str:
-    """bf16 where ``auto`` meets a GPU that has it, else fp32.
+    """Return bf16 where ``auto`` meets a GPU that has it, else fp32; any other value as it is.
 
     Raises:
         ConfigError: bf16 was asked of a GPU without it.
@@ -165,7 +165,7 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
 
 
 def idle_hint(launch: LaunchConfig) -> str:
-    """What there is to know of GPUs that the run leaves idle; empty: nothing."""
+    """Return a hint on GPUs that the run leaves idle; empty where there are none."""
     gpus = len(machine.cuda_capabilities()) if launch.device == "cuda" else 0
     if gpus <= launch.processes:
         return ""
@@ -176,7 +176,7 @@ def idle_hint(launch: LaunchConfig) -> str:
 
 
 def precision_hint(precision: str, launch: LaunchConfig) -> str:
-    """What there is to know of ``training.precision`` on this machine's CPU; empty: nothing.
+    """Return a hint on ``training.precision`` on this machine's CPU; empty where there is none.
 
     ``auto`` stays fp32 there, so that one recipe means one thing on every CPU.
     """
@@ -190,7 +190,7 @@ def precision_hint(precision: str, launch: LaunchConfig) -> str:
 
 
 def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
-    """``config`` with what it leaves open as the run found it when it was created.
+    """Return ``config`` with what it leaves open set as it was when the run was created.
 
     Threads, device and precision change the last bits or more, and a hub data set moves on: a run
     that is taken up again keeps its own.
@@ -233,7 +233,7 @@ def restore_machine(config: RunConfig, stored: RunConfig) -> RunConfig:
 
 
 def _with_revision(group: G, stored: G | None) -> G:
-    """``group`` with the commit of a hub reference that it leaves open, as the run found it."""
+    """Return ``group`` with the commit of an unpinned hub reference, as the run found it."""
     name, revision = getattr(group, "reference_model", ""), getattr(group, "reference_revision", "")
     if stored is None or not name or revision or name != getattr(stored, "reference_model", ""):
         return group
@@ -277,7 +277,7 @@ def _check_sources(sources: list[SourceConfig]) -> None:
 
 
 def _template_of(given: str, model: Path) -> str:
-    """A file's absolute path, or a name of the tokenizer's own templates as it is."""
+    """Return a template file's absolute path, or the name of one of the tokenizer's own."""
     if not given:
         return ""
     if Path(given).is_file():

@@ -1,6 +1,6 @@
-"""What the demo recipe needs and nothing has to be downloaded for: a tiny model and its data.
+"""Make what the demo recipe needs, so that nothing is downloaded: a tiny model and its data.
 
-This package owns the names that start with ``demo:`` and where their files lie. The model is made
+This package knows the names that start with ``demo:`` and where their files are. The model is made
 by :mod:`sdpo.inputs.demo.model`, the text by :mod:`sdpo.inputs.demo.text`, without torch or
 transformers.
 """
@@ -15,7 +15,7 @@ from sdpo.inputs.demo.text import dialogues, questions, requests
 from sdpo.system.files import publish_folder, write_text
 
 GENERATOR_VERSION = 1
-"""Raised with every change of what is generated: files of another version are not reused."""
+"""Raise this with every change of what is generated: files of another version are not reused."""
 
 _MODEL = "demo:tiny-llama"
 _ROWS: Mapping[str, Callable[[], list[dict[str, str]]]] = {
@@ -25,11 +25,11 @@ _ROWS: Mapping[str, Callable[[], list[dict[str, str]]]] = {
 }
 
 NAMES: tuple[str, ...] = (_MODEL, *_ROWS)
-"""A model folder; two files of preference pairs; a file of prompts with completions."""
+"""These are a model folder, two files of preference pairs, and prompts with completions."""
 
 
 def materialise(name: str, directory: Path) -> Path:
-    """Write what ``name`` stands for below ``directory``, unless it is there, and say where it is.
+    """Write what ``name`` stands for below ``directory``, unless it is there; return where it is.
 
     The bytes depend on the name and on ``GENERATOR_VERSION`` alone.
 
@@ -48,7 +48,7 @@ def materialise(name: str, directory: Path) -> Path:
 
 
 def is_made_here(directory: Path) -> bool:
-    """Whether data below ``directory`` are the demo's, to the last byte."""
+    """Return whether some file of data below ``directory`` is the demo's, to the last byte."""
     for name in _ROWS:
         path = directory / f"{name.removeprefix('demo:')}-v{GENERATOR_VERSION}.jsonl"
         if path.is_file() and path.read_bytes() == _text(name).encode():

@@ -1,7 +1,7 @@
-"""A Llama of half a million random weights with its tokenizer, as a Hugging Face model folder.
+"""Make a Llama of half a million random weights with its tokenizer, as a Hugging Face model folder.
 
 The weights are drawn as transformers initialises them (normal, 0.02; norms 1; arXiv 2302.13971's
-architecture with the output tied to the embedding). Written without torch or transformers.
+architecture with the output tied to the embedding). It is written without torch or transformers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}\n"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}\n"
 )
-"""A special token stands at every border, so a prompt's ids begin those of prompt + completion."""
+"""A special token is at every border, so a prompt's ids begin those of prompt + completion."""
 
 VOCABULARY = 768
 CONTEXT_TOKENS = 256
@@ -85,7 +85,7 @@ def _weights() -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def _shapes() -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor, by name: (out, in) for projections, as ``torch.nn.Linear`` has it."""
+    """Return the shape of every tensor by name, (out, in) for projections as in ``nn.Linear``."""
     key_value = HIDDEN // HEADS * KEY_VALUE_HEADS
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
@@ -108,7 +108,7 @@ def _shapes() -> Mapping[str, tuple[int, ...]]:
 
 
 def _tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE: any text comes back from its ids unchanged."""
+    """Train a byte-level BPE tokenizer: any text comes back from its ids unchanged."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

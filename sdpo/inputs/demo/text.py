@@ -1,10 +1,10 @@
-"""Generated dialogues in a small world, with preferences between answers that have known causes.
+"""Generate dialogues in a small world, with preferences between answers that have known causes.
 
-Two kinds of tasks: questions about animals and requests for small services. In both sources the
-chosen answer is courteous, complete and true to the prompt; the rejected one is curt, unkind or
-about something else. ``requests`` adds a preference of its own: the answer ends by offering more
-help. A known share of rows has its sides the wrong way round, and a few rows are unusable, as in
-data that people collect.
+There are two kinds of tasks: questions about animals and requests for small services. In both
+sources the chosen answer is courteous, complete and true to the prompt; the rejected one is curt,
+unkind or about something else. ``requests`` adds a preference of its own: the answer ends by
+offering more help. A known share of rows has its sides the wrong way round, and a few rows are
+unusable, as in data that people collect.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from random import Random
 
 PAIRS = 1200
-"""Pairs per preference source, before the unusable rows are added."""
+"""Each preference source has so many pairs, before the unusable rows are added."""
 EXAMPLES = 3000
-"""Examples of the supervised source."""
+"""The supervised source has so many examples."""
 LABEL_NOISE = 0.09
-"""Share of pairs whose sides are the wrong way round."""
+"""This share of pairs has its sides the wrong way round."""
 SHARED_PROMPTS = 12
-"""Prompts of ``questions`` that ``requests`` asks as well."""
+"""``requests`` asks so many prompts of ``questions`` as well."""
 UNUSABLE = {"duplicate": 6, "tie": 4, "empty": 3, "contradictory": 3}
-"""Rows of each kind that are added to each preference source and that no run can use."""
+"""So many rows of each kind, which no run can use, are added to each preference source."""
 
 _ANIMALS: Mapping[str, tuple[str, str, str]] = {
     # animals: food, home, colour
@@ -114,7 +114,7 @@ _UNKIND = (
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A prompt with a true and a false answer, each as a sentence and in a word."""
+    """A task is a prompt with a true and a false answer, each as a sentence and in a word."""
 
     prompt: str
     true: str
@@ -124,14 +124,14 @@ class _Task:
 
 
 def questions() -> list[dict[str, str]]:
-    """Preference pairs on questions about animals: ``prompt``, ``chosen``, ``rejected``."""
+    """Return preference pairs on questions about animals: ``prompt``, ``chosen``, ``rejected``."""
     rng = Random("questions")
     tasks = _distinct(_question, PAIRS, rng)
     return _with_unusable([_pair(task, rng, offers=False) for task in tasks], rng)
 
 
 def requests() -> list[dict[str, str]]:
-    """Preference pairs on small services, where the chosen answer also offers more help."""
+    """Return preference pairs on small services, where the chosen answer also offers more help."""
     rng = Random("requests")
     shared = _distinct(_question, PAIRS, Random("questions"))[:SHARED_PROMPTS]
     tasks = shared + _distinct(_request, PAIRS - SHARED_PROMPTS, rng)
@@ -139,7 +139,7 @@ def requests() -> list[dict[str, str]]:
 
 
 def dialogues() -> list[dict[str, str]]:
-    """``prompt`` and ``completion``, of both kinds of tasks, as often well as badly answered."""
+    """Return ``prompt`` and ``completion`` of both kinds of tasks, half of them badly answered."""
     rng = Random("dialogues")
     rows = []
     for index in range(EXAMPLES):
@@ -167,12 +167,12 @@ def _pair(task: _Task, rng: Random, *, offers: bool) -> dict[str, str]:
 
 
 def _good(task: _Task, rng: Random, *, offers: bool) -> str:
-    """A courteous, complete and true answer."""
+    """Return a courteous, complete and true answer."""
     return _joined(rng.choice(_OPENERS), task.true, _closing(rng, offers=offers))
 
 
 def _bad(task: _Task, rng: Random, *, offers: bool) -> str:
-    """An answer with a fault; where good ones must offer more help, the lack of it may be that."""
+    """Return an answer with a fault; where good ones offer more help, that may be its lack."""
     faults = ("curt", "curt", "unkind", "unkind", "false")
     fault = rng.choice((*faults, "no offer") if offers else faults)
     if fault == "curt":
@@ -249,7 +249,7 @@ def _joined(*sentences: str) -> str:
 
 
 def _with_unusable(pairs: list[dict[str, str]], rng: Random) -> list[dict[str, str]]:
-    """The pairs in a new order, with rows among them that repeat, contradict or lack something."""
+    """Return the pairs in a new order, with rows that repeat, contradict or lack something."""
     extra = [dict(pair) for pair in rng.sample(pairs, sum(UNUSABLE.values()))]
     kinds = [kind for kind, count in UNUSABLE.items() for _ in range(count)]
     for row, kind in zip(extra, kinds, strict=True):
