@@ -1,4 +1,4 @@
-"""What the engine asks of its machine: files that appear whole, locks, signals, watchdogs.
+"""Ask the machine for what the engine needs: files that appear whole, locks, signals, watchdogs.
 
-It knows nothing of recipes, models or runs, and imports errors and events alone.
+It knows nothing of recipes, models or runs, and imports only errors and events.
 """

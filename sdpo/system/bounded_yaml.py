@@ -1,6 +1,6 @@
-"""YAML that stays as small as its text: aliases do not multiply, nesting has an end.
+"""Load YAML that stays as small as its text: aliases do not multiply, nesting has an end.
 
-A few lines of anchors and aliases can stand for gigabytes, of which the parser says nothing before
+A few lines of anchors and aliases can stand for gigabytes, and the parser does not say so before
 it has made them. So the graph of nodes is measured first.
 """
 
@@ -14,7 +14,9 @@ _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 class MalformedError(ValueError):
-    """What is wrong with a text, and where: ``line`` and ``column`` from 1, 0 where not known.
+    """A malformed text is refused: the error says what is wrong, and where.
+
+    ``line`` and ``column`` are from 1, 0 where not known.
 
     ``what`` may quote the text.
     """
@@ -27,12 +29,12 @@ class MalformedError(ValueError):
 
     @property
     def where(self) -> str:
-        """The place in words."""
+        """Return the place in words."""
         return f"line {self.line}, column {self.column}" if self.line else "somewhere"
 
 
 def load_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """The value of a YAML text, in which no mapping has a key twice.
+    """Return the value of a YAML text, in which no mapping has a key twice.
 
     Merge keys (``<<``) are followed, as YAML 1.1 has them.
 
@@ -61,7 +63,7 @@ def load_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> 
 
 
 def _measure(root: yaml.Node) -> None:
-    """Refuse a graph that stands for too much, or for nothing that ends."""
+    """Refuse a graph of nodes that stands for too much, or for something without an end."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
     todo = [root]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their digests."""
+"""Write files that are whole or absent, read them, and digest them."""
 
 import errno
 import hashlib
@@ -16,22 +16,22 @@ from sdpo.errors import IntegrityError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
-"""What opening gives where there is no file: nothing, a folder, a link in a circle, a socket."""
+"""Opening gives these where there is no file: nothing, a folder, a link in a circle, a socket."""
 NO_INODES = "no inodes are left"
-"""What an error says of a disk that takes bytes, and no more files."""
+"""An error says this of a disk that takes bytes but no more files."""
 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-"""An escape that may be half of a surrogate pair; the halves of a whole pair make one character."""
+"""This escape may be half of a surrogate pair; the halves of a whole pair make one character."""
 
 UNFINISHED = ".tmp-"
-"""How names begin that are not finished, whoever made them; nothing ever reads them."""
+"""Unfinished names begin like this, whoever made them; nothing ever reads them."""
 
 _OURS = re.compile(r"\.tmp-sdpo-.+-[0-9a-f]{32}")
 _SMALL_BYTES = 2**16
 _LONGEST_SEAL = 1000
-"""Bytes of the digest beside a file and its name, at most."""
+"""The digest beside a file, with its name, has so many bytes at most."""
 _LONGEST_NAME = 100
-"""Of what a temporary is named after: file systems end names at 255 bytes."""
+"""A temporary is named after so many bytes of a name: file systems end names at 255 bytes."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def publish_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Like :func:`publish_file` for a folder, which must not exist yet unless ``replace``."""
+    """Publish a folder like :func:`publish_file`; it must not exist yet unless ``replace``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = temporary_path(path), temporary_path(path)
     try:
@@ -79,8 +79,11 @@ def publish_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _telling_which_disk(path: Path) -> Iterator[None]:
-    """Of a full disk, say which, and of what there is none: the half-written file, whose removal
-    makes room again, is still there. A write alone does not say where; safetensors gives words."""
+    """Say of a full disk which one it is, and what it lacks: bytes or inodes.
+
+    That is found out while the half-written file, whose removal makes room again, is still there. A
+    write alone does not say where; safetensors gives words.
+    """
     try:
         yield
     except Exception as error:
@@ -92,13 +95,13 @@ def _telling_which_disk(path: Path) -> Iterator[None]:
 
 
 def out_of_space(error: BaseException) -> int:
-    """ENOSPC or EDQUOT where that is what ``error`` says, else 0."""
+    """Return ENOSPC or EDQUOT where that is what ``error`` says, else 0."""
     named = getattr(error, "errno", None)
     return next((n for n in _FULL if n == named or f"os error {n})" in str(error)), 0)
 
 
 def has_no_inodes(folder: Path) -> bool:
-    """Whether the disk of ``folder`` has room for bytes, and for no more files."""
+    """Return whether the disk of ``folder`` has room for bytes but not for more files."""
     found = os.statvfs(folder)
     return bool(found.f_files) and not found.f_favail
 
@@ -113,15 +116,15 @@ def remove(path: Path) -> None:
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """What is unfinished below ``folder`` by a name that this module made; links are not followed.
+    """Return what is unfinished below ``folder``, by names that this module made, sorted.
 
-    The name alone says little of a folder that this project did not make.
+    Links are not followed. The name alone proves little in a folder that this project did not make.
     """
     return unfinished(folder)[0]
 
 
 def unfinished(folder: Path) -> tuple[list[Path], list[Path]]:
-    """:func:`temporaries`, and what looks unfinished by a name that somebody else made."""
+    """Return :func:`temporaries`, and what looks unfinished by a name that somebody else made."""
     ours: list[Path] = []
     others: list[Path] = []
     for where, folders, files in os.walk(folder):
@@ -134,7 +137,7 @@ def unfinished(folder: Path) -> tuple[list[Path], list[Path]]:
 
 @contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
-    """A folder within ``place`` for what is gone at the end of the block."""
+    """Yield a folder within ``place`` that is removed at the end of the block."""
     folder = temporary_path(place / "scratch")
     folder.mkdir()
     try:
@@ -150,7 +153,7 @@ def _umask() -> int:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has: 122 random bits tell it from a user's file."""
+    """Return a path beside ``path`` that nobody else uses: its name has 122 random bits."""
     name = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
     return path.parent / f"{UNFINISHED}sdpo-{name}-{uuid.uuid4().hex}"
 
@@ -170,17 +173,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Publish ``value`` as indented JSON; NaN and infinities are refused."""
+    """Publish ``value`` as indented JSON; NaN and infinities are refused by ValueError."""
     write_text(path, json_text(value))
 
 
 def json_text(value: object) -> str:
-    """Indented JSON of ``value``; NaN and infinities are refused."""
+    """Return indented JSON of ``value``; NaN and infinities are refused by ValueError."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in ``path``: nested no deeper than Python can follow, of text that is text.
+    """Return the JSON value in ``path``: nested no deeper than Python can follow, of proper text.
 
     Raises:
         IntegrityError: the file is not JSON, or holds what no file of this kind does.
@@ -189,7 +192,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_of(content: bytes, path: Path) -> Any:
-    """:func:`read_json` of a file whose bytes were read already."""
+    """Do as :func:`read_json` with a file whose bytes were read already."""
     try:
         text = content.decode()
         value = json.loads(text)
@@ -207,28 +210,28 @@ def json_of(content: bytes, path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of the bytes of a file."""
+    """Return the sha256 of the bytes of a file."""
     with open(path, "rb", opener=_opened) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_path(path: Path) -> Path:
-    """Where the digest of a file stands, in the form of ``sha256sum``."""
+    """Return where the digest of a file is, in the form of ``sha256sum``."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def checksum_text(path: Path, digest: str = "") -> str:
-    """What stands there: the digest of the file as it is now, unless it is given, and its name."""
+    """Return what is written there: the file's digest, computed unless given, and its name."""
     return f"{digest or file_digest(path)}  {path.name}\n"
 
 
 def is_no_file(error: OSError) -> bool:
-    """Whether ``error`` says that what was to be opened is no file, or not there."""
+    """Return whether ``error`` says that what was to be opened is no file, or not there."""
     return error.errno in _NO_FILE
 
 
 def is_vouched_for(path: Path) -> bool:
-    """Whether the digest beside a file is there and is that of the file as it is now."""
+    """Return whether the digest beside a file is there and is that of the file as it is now."""
     try:
         beside = read_small(f"{path}.sha256", at_most=_LONGEST_SEAL)
         with open(path, "rb", opener=_opened) as file:
@@ -241,7 +244,7 @@ def is_vouched_for(path: Path) -> bool:
 
 
 def read_sealed(path: Path) -> bytes | None:
-    """The bytes of a small file; None where it, or the digest beside it, is not there.
+    """Return the bytes of a small file; None where it, or the digest beside it, is not there.
 
     Raises:
         IntegrityError: the digest beside it is not that of these bytes.
@@ -260,7 +263,10 @@ def read_sealed(path: Path) -> bytes | None:
 
 
 def read_small(path: str, *, at_most: int | None = None) -> bytes:
-    """A file's bytes in as few calls of the system as there can be: thousands are read so."""
+    """Return a file's bytes in as few system calls as possible: thousands are read so.
+
+    ``at_most`` bounds their number.
+    """
     handle = _opened(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if at_most is not None:
@@ -274,11 +280,11 @@ def read_small(path: str, *, at_most: int | None = None) -> bytes:
 
 
 def _opened(path: str, flags: int) -> int:
-    """A descriptor to read from; a pipe in a file's place is empty, and not waited for."""
+    """Open a descriptor to read from; a pipe in a file's place is empty, and not waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file below ``folder``, by its path relative to it, sorted."""
+    """Return the sha256 of every file below ``folder``, by its path relative to it, sorted."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): file_digest(p) for p in files}

@@ -1,7 +1,7 @@
-"""Asked to stop: what a stage does with SIGTERM and SIGINT.
+"""Handle a request to stop: what a stage does with SIGTERM and SIGINT.
 
 Normally it ends at once. Within :func:`deferred` it goes on to the next optimizer boundary, where
-its state can be saved, if there is time for that. However it goes, it is gone after the grace time
+its state can be saved, if there is time for that. In any case it is gone after the grace time
 and a little more: a stage must not hold a run's lock after the process that started it.
 """
 
@@ -13,13 +13,13 @@ from types import FrameType
 from sdpo.system.swallowed import send_again
 
 GRACE_S = 10.0
-"""Seconds from a request to stop until a stage is killed."""
+"""A stage is killed so many seconds after a request to stop."""
 _MARGIN_S = 1.0
 _LAST_RESORT_S = 2
 
 
 class _Request:
-    """The request of this process; signals belong to a process as a whole."""
+    """The request is one for the process; signals belong to a process as a whole."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -38,18 +38,18 @@ def listen() -> None:
 
 
 def requested() -> int:
-    """Number of the signal that asked to stop, or 0."""
+    """Return the number of the signal that asked to stop, or 0."""
     return _request.signal
 
 
 def exit_code() -> int:
-    """Exit code of a process that was asked to stop, as shells have it."""
+    """Return the exit code of a process that was asked to stop, as shells have it."""
     return 128 + (_request.signal or signal.SIGTERM)
 
 
 @contextmanager
 def deferred(fits: Callable[[float], bool]) -> Iterator[None]:
-    """Within it a request does not end the process if ``fits(seconds)`` says that it can be met.
+    """Let a request not end the process while within, if ``fits(seconds)`` says that it can be met.
 
     The block has to ask :func:`requested` and end by itself within those seconds.
     """

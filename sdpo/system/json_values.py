@@ -1,6 +1,6 @@
-"""The types of JSON, for what is written, and of the cells of a row, for what was read.
+"""Define the types of JSON, for what is written, and of a row's cells, for what was read.
 
-What was read is a model of its own; see :mod:`sdpo.store.records`.
+JSON that was read is a model of its own; see :mod:`sdpo.store.records`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ JsonObject: TypeAlias = Mapping[str, Json]
 Cell: TypeAlias = Union[
     bool, int, float, str, bytes, date, time, timedelta, Decimal, "Sequence[Cell]", "Cells", None
 ]
-"""What a row of somebody's file may have in a column, whatever the file's format."""
+"""A row of somebody's file may have this in a column, whatever the file's format."""
 Cells: TypeAlias = Mapping[str, Cell]
 
 

@@ -1,6 +1,6 @@
-"""Time and memory for code that somebody else wrote: a chat template is a program.
+"""Bound the time and memory of code that somebody else wrote: a chat template is a program.
 
-transformers runs it in a sandbox, which keeps it from the machine and not from looping or from
+transformers runs it in a sandbox, which keeps it from the machine but not from looping or from
 filling the memory.
 """
 
@@ -16,10 +16,10 @@ from sdpo.errors import ModelError
 
 @contextmanager
 def bounded(what: str, *, seconds: float, size_bytes: int) -> Iterator[None]:
-    """Run the block, which does no more than ``seconds`` of computing and takes no more memory.
+    """Run the block with no more than ``seconds`` of computing and no more memory than given.
 
-    Computing is counted and not the time, which other processes take too. Only in a process's main
-    thread, where signals arrive.
+    Computing is counted and not the time, which other processes take too. ``size_bytes`` are beyond
+    what the process has already. It works only in a process's main thread, where signals arrive.
 
     Raises:
         ModelError: ``what`` wanted more.

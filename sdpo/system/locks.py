@@ -1,7 +1,7 @@
-"""Locks between processes: held by the kernel (flock), so that they end with their holder.
+"""Lock files between processes: the kernel holds the locks (flock), so they end with their holder.
 
-A lock file says who holds it. On a clean release it is emptied; a note that is still there when the
-lock is had was left by a process that died, and whoever takes over says so.
+A lock file says who holds it. On a clean release it is emptied. A note that is still there when the
+lock is taken was left by a process that died, and whoever takes over says so.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ _TRIES, _LOOK_S = 3, 0.005
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock, or held it last."""
+    """A holder holds a lock, or held it last."""
 
     pid: int
     host: str
@@ -35,7 +35,7 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this host."""
+        """Return whether it runs, or ran, on this host."""
         return self.host == socket.gethostname()
 
     def __str__(self) -> str:
@@ -53,8 +53,10 @@ def hold(
     run: str = "",
     otherwise: str = "",
 ) -> Iterator[int]:
-    """Hold ``path`` for this process alone; ``what`` names the thing that it guards, ``run`` the
-    run that needs it, for the others; ``otherwise`` says to who waits how not to.
+    """Hold ``path`` for this process alone.
+
+    ``what`` names the thing that it guards, ``run`` the run that needs it, for the others;
+    ``otherwise`` tells who waits how to avoid that.
 
     Yields the file descriptor: a child that has it holds the lock too. With ``wait``, waits for
     another holder to let go.
@@ -77,7 +79,7 @@ def hold(
 
 @contextmanager
 def _noted(handle: int, run: str) -> Iterator[None]:
-    """The lock file says who holds it, until this process lets go or dies."""
+    """Write into the lock file who holds it, until this process lets go or dies."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
     holder = Holder(os.getpid(), socket.gethostname(), since, run)
     try:
@@ -100,10 +102,10 @@ def share(path: Path) -> Iterator[int]:
 
 
 def _locked(path: Path, lock: Callable[[int], None]) -> int:
-    """A descriptor that holds the lock, which ``lock`` takes, of the file that is at ``path`` now.
+    """Let ``lock`` lock the file that is at ``path`` now; return a descriptor that holds the lock.
 
-    A holder may remove the file together with what it guarded, at any moment: the lock is another
-    file then.
+    A holder may remove the file together with what it guarded at any moment: then the lock is
+    another file.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def _locked(path: Path, lock: Callable[[int], None]) -> int:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of the lock file, which is made where there is none; never through a link."""
+    """Open the lock file, which is made where there is none; never through a link."""
     try:
         # One look: a holder may remove the file between two of them.
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -146,7 +148,7 @@ def _no_lock(path: Path) -> UserError:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file is a lock by its content: empty, or the note of a holder."""
+    """Return whether a file is a lock by its content: empty, or the note of a holder."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
@@ -169,7 +171,10 @@ def _lock(handle: int, what: str, otherwise: str, *, wait: bool, listen: Listene
 
 
 def _try(handle: int, kind: int) -> bool:
-    """Whether the lock was had. Tried for a moment: whoever looks if it is held holds it then."""
+    """Try to take the lock, and return whether that worked.
+
+    It is tried for a moment, since a process that looks whether it is held holds it for an instant.
+    """
     for _ in range(_TRIES):
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -182,20 +187,22 @@ def _try(handle: int, kind: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lock that somebody holds: ``holder`` by its note, None where it has none."""
+    """A held lock is one that somebody holds: ``holder`` by its note, None where it has none."""
 
     holder: Holder | None
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the holder has died, and something that it started still holds the lock."""
+        """Return whether the holder has died while something that it started holds the lock."""
         holder = self.holder
         return holder is not None and holder.is_here and not psutil.pid_exists(holder.pid)
 
 
 def look(path: Path) -> Held | None:
-    """Who holds a lock, on any host that the file system tells of; None: nobody. Nothing is
-    written, and nobody is kept from it."""
+    """Return who holds a lock, on any host that the file system tells of; None: nobody.
+
+    Nothing is written, and nobody is kept from the lock for more than a moment.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the machine has, asked without torch: the parent process must stay light."""
+"""Ask what the machine has, without torch: the parent process must stay light."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 @cache
 def cuda_capabilities() -> tuple[tuple[int, int], ...]:
-    """Compute capability of every visible CUDA device, from the driver itself."""
+    """Return the compute capability of every visible CUDA device, from the driver itself."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -32,7 +32,7 @@ def cuda_capabilities() -> tuple[tuple[int, int], ...]:
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has units for products of bf16 matrices (AMX), several times fp32's rate."""
+    """Return whether the CPU multiplies bf16 matrices in hardware (AMX), much faster than fp32."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -42,12 +42,12 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def versions() -> dict[str, str]:
-    """Versions of this project, of Python and of the libraries that results depend on."""
+    """Return the versions of this project, Python and the libraries that results depend on."""
     found = {"python": platform.python_version(), "sdpo": _version("sdpo")}
     return found | {name: _version(name) for name in _PACKAGES}
 

@@ -1,4 +1,4 @@
-"""What lies near a path that leads nowhere: for messages that say which one was meant."""
+"""Find what is near a path that leads nowhere, for messages that say which one was meant."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from itertools import islice
 from pathlib import Path
 
 _MOST_ENTRIES = 10_000
-"""Of a folder, looked at: more names are nobody's to choose from."""
+"""So many entries of a folder are looked at: more names are nobody's to choose from."""
 
 
 def did_you_mean(path: Path, *, extra: Iterable[str] = ()) -> str:
-    """`: did you mean X?` to put after what is said of ``path``, or nothing.
+    """Return `: did you mean X?` to put after what is said of ``path``, or nothing.
 
     X is a name beside ``path`` where its folder is right, else the path with each wrong part
-    replaced; ``extra``: further names that could have been meant.
+    replaced; ``extra`` are further names that could have been meant.
     """
     found = near_path(path)
     if found is None:
@@ -24,8 +24,10 @@ def did_you_mean(path: Path, *, extra: Iterable[str] = ()) -> str:
 
 
 def near_path(path: Path) -> Path | None:
-    """The path that exists and is most like ``path``, part by part; None where a part is like
-    nothing that is there, or where folders may not be looked into."""
+    """Return the path that exists and is most like ``path``, part by part.
+
+    It is None where a part is like nothing that is there, or where folders may not be looked into.
+    """
     found = Path()
     try:
         for part in path.parts:
@@ -42,7 +44,7 @@ def near_path(path: Path) -> Path | None:
 
 
 def near_name(name: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that is most like ``name``; empty where none is.
+    """Return the one of ``names`` that is most like ``name``; empty where none is.
 
     The same in other letter case comes first, then the same with another ending, as `recipe.yml`
     for `recipe.yaml`, then what is spelled alike.

@@ -1,6 +1,6 @@
-"""Out of memory: how it is recognised, and computing in smaller parts where it struck.
+"""Recognise that memory was short, and compute in smaller parts where it was.
 
-Imports no torch: the process that only tells of an error reads it too.
+It imports no torch: the process that only reports an error needs it too.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ _SAYINGS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, or what it was raised from, says that memory was short."""
+    """Return whether ``error``, or what it was raised from, says that memory was short."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
@@ -36,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def remedies(*, fewer: str = "") -> str:
-    """What helps where a single pair does not fit; ``fewer`` comes first."""
+    """Return what helps where a single pair does not fit; ``fewer`` comes first."""
     return (
         f"set {fewer}training.gradient_checkpointing, train adapters (training.lora_r), shard the "
         "model (launch.strategy: deepspeed_zero3) or shorten data.max_length"
@@ -45,7 +45,7 @@ def remedies(*, fewer: str = "") -> str:
 
 @contextmanager
 def short_memory_named(what: str, *, remedy: str) -> Iterator[None]:
-    """Say of short memory within it what it was short for, and what helps there.
+    """Name, where memory is short within, what it was short for, and what helps there.
 
     Raises:
         Fault: memory was short.
@@ -59,19 +59,21 @@ def short_memory_named(what: str, *, remedy: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What the error says, without the pages that torch adds; the next line too where a colon ends
-    the first."""
+    """Return what the error says, without the pages that torch adds.
+
+    The next line is added where a colon ends the first.
+    """
     first, _, rest = str(error).strip().partition("\n")
     return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
 
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """Computes batches of items, those that memory does not hold in halves, and halves of these.
+    """Parts compute batches of items; what memory does not hold is halved, and halved again.
 
-    ``cost`` of items: what a forward of them takes, in tokens. What was too much once is divided
+    ``cost`` is what a forward of items takes, in tokens. What was too much once is divided
     at once the next time. Where processes wait for each other in every forward
-    (``in_step``), none may do more of them than the others: there it is a fault.
+    (``in_step``), none may do more of them than the others: there short memory is a fault.
     """
 
     what: str
@@ -82,10 +84,10 @@ class Parts:
     def of(
         self, items: np.ndarray, compute: Callable[[np.ndarray], _Result]
     ) -> Iterator[tuple[np.ndarray, _Result]]:
-        """``compute`` of ``items``, in order, in as few parts as fit.
+        """Yield ``compute`` of ``items``, in order, in as few parts as fit.
 
         Raises:
-            Fault: one item alone does not fit.
+            Fault: one item alone does not fit, or, ``in_step``, not all.
         """
         if len(items) > 1 and not self.in_step and self.cost(items) >= self.too_much:
             yield from self._halves(items, compute)

@@ -1,7 +1,7 @@
-"""Where a process of this project's own, started by `python -m`, looks for its modules.
+"""Tell a process of this project's own, started by `python -m`, where to look for its modules.
 
-Python looks in the current folder first. That is the user's, and what lies there may be called as
-one of our packages, `partitions`, or as anything that those import, `types.py`.
+Python looks in the current folder first. That is the user's, and what is there may have the name of
+one of our packages, `partitions`, or of anything that those import, `types.py`.
 """
 
 import os
@@ -12,7 +12,7 @@ import sdpo
 
 
 def module_path() -> dict[str, str]:
-    """Variables of such a process, and of those that it starts: the current folder is left out.
+    """Return variables for such a process and those that it starts: the current folder is left out.
 
     A checkout that is not installed, but is run in its own folder, is put there by name.
     """
@@ -25,7 +25,7 @@ def module_path() -> dict[str, str]:
 
 
 def _checkout() -> str:
-    """The folder that this process found the project in as the current one; else empty."""
+    """Return the folder in which this process found the project as the current one; else empty."""
     first, *rest = [os.path.realpath(entry) for entry in sys.path] or [""]
     root = str(Path(sdpo.__file__).resolve().parents[1])
     return root if first == root and root not in rest else ""

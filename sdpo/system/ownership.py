@@ -1,7 +1,7 @@
-"""Which folders are this project's: those with the marker that it wrote when it made them.
+"""Know which folders are this project's: those with the marker that it wrote when it made them.
 
 A run, a cache and a server's folder have names that a user chooses, so something of the user's may
-stand there. A folder is taken up, written to or cleaned only where its marker says what it is, or
+be there. A folder is taken up, written to or cleaned only where its marker says what it is, or
 where it was made before there were markers and its own content proves it. Anything else that exists
 is refused and stays as it is.
 """
@@ -22,12 +22,12 @@ from sdpo.system.locks import is_lock
 
 Kind = Literal["run", "cache", "server"]
 Proof = Callable[[Path], bool]
-"""Whether the content of a folder without a marker shows that this project made it."""
+"""A proof tells whether the content of a folder without a marker shows that it is ours."""
 
 MARKER = ".sdpo.json"
-"""The file by which a folder is known; it never changes."""
+"""A folder is known by this file; it never changes."""
 LOCK = ".lock"
-"""Of a folder: held by the process that works in it."""
+"""The process that works in a folder holds this lock of it."""
 
 _WHAT: dict[Kind, str] = {"run": "run", "cache": "cache", "server": "server's folder"}
 _REMEDY: dict[Kind, str] = {
@@ -37,11 +37,11 @@ _REMEDY: dict[Kind, str] = {
 }
 _NAMED = 4
 _WRITTEN_S = 1.0
-"""How long another process may take between the making of a marker and its content."""
+"""Another process may take so long between making a marker and writing its content."""
 
 
 def is_marked(folder: Path, kind: Kind) -> bool:
-    """Whether this project made a folder as a ``kind``, by its marker."""
+    """Return whether this project made a folder as a ``kind``, by its marker."""
     path = f"{folder}/{MARKER}"
     try:
         return stat.S_ISREG(os.lstat(path).st_mode) and read_small(path) == _content(kind)
@@ -52,14 +52,14 @@ def is_marked(folder: Path, kind: Kind) -> bool:
 
 
 def is_own(folder: Path, kind: Kind, *, proof: Proof) -> bool:
-    """Whether a folder is this project's: by its marker, or by ``proof`` where it has none."""
+    """Return whether a folder is this project's: by its marker, or by ``proof`` without one."""
     if is_marked(folder, kind):
         return True
     return folder.is_dir() and not os.path.lexists(folder / MARKER) and proof(folder)
 
 
 def check(folder: Path, kind: Kind, *, proof: Proof) -> None:
-    """See that ``folder`` is this project's, or can become so. Nothing is written.
+    """Refuse a ``folder`` that is not this project's and cannot become so; nothing is written.
 
     Raises:
         ForeignFolderError: something else is there; it is named.
@@ -119,7 +119,7 @@ def _content(kind: Kind) -> bytes:
 
 
 def _is_vacant(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a file system or a lock needs."""
+    """Return whether a folder holds nothing but what a file system or a lock needs."""
     return folder.is_dir() and all(
         (entry.name == LOCK and is_lock(entry)) or (entry.name == "lost+found" and entry.is_dir())
         for entry in folder.iterdir()
@@ -127,7 +127,7 @@ def _is_vacant(folder: Path) -> bool:
 
 
 def _description(folder: Path, kind: Kind) -> str:
-    """What stands in the way, in words."""
+    """Return what is in the way, in words."""
     if not folder.is_dir():
         return "is a link to nothing" if folder.is_symlink() else "is not a folder"
     for other, what in _WHAT.items():

@@ -1,4 +1,4 @@
-"""Files that are made from private data are as private as it.
+"""Keep files that are made from private data as private as that data.
 
 A file that not everybody may read says so by its mode. While something is made from it, the process
 makes no file that others could read who may not read the source: a umask, which its stages inherit.
@@ -15,8 +15,10 @@ _GROUP, _OTHERS = 0o070, 0o007
 
 @contextmanager
 def withholding(bits: int) -> Iterator[None]:
-    """Within it, files and folders are made without these permission bits, besides those that the
-    process's own umask withholds."""
+    """Withhold these permission bits from files and folders made within.
+
+    Those that the process's own umask withholds are withheld as well.
+    """
     before = os.umask(0o077)
     os.umask(before | bits)
     try:
@@ -26,9 +28,9 @@ def withholding(bits: int) -> Iterator[None]:
 
 
 def withheld(sources: Iterable[Path], *, place: Path) -> int:
-    """Permission bits that files made in ``place`` must not have, for the sake of ``sources``.
+    """Return permission bits that files made in ``place`` from ``sources`` must not have.
 
-    A source that is not there says nothing; of a folder count all files in it.
+    A source that is not there says nothing; a folder counts with all files in it.
     """
     mask, group = 0, _group_in(place)
     for path in sources:
@@ -38,8 +40,10 @@ def withheld(sources: Iterable[Path], *, place: Path) -> int:
 
 
 def withheld_by_folder(folder: Path) -> int:
-    """Permission bits that what is made from a folder's files must not have: a run, or a model,
-    says by the mode of its folder alone how private it is."""
+    """Return permission bits that what is made from a folder's files must not have.
+
+    The mode of its folder alone says how private a run or a model is.
+    """
     try:
         mode = folder.stat().st_mode
     except OSError:
@@ -48,7 +52,7 @@ def withheld_by_folder(folder: Path) -> int:
 
 
 def _closed(status: os.stat_result, *, group: int) -> int:
-    """The bits of those who may not read what has this status."""
+    """Return the bits of those who may not read what has this status."""
     mode, is_folder = status.st_mode, stat.S_ISDIR(status.st_mode)
     others = bool(mode & stat.S_IROTH) and (not is_folder or bool(mode & stat.S_IXOTH))
     members = bool(mode & stat.S_IRGRP) and (not is_folder or bool(mode & stat.S_IXGRP))
@@ -67,7 +71,7 @@ def _statuses(path: Path) -> Iterator[os.stat_result]:
 
 
 def _group_in(place: Path) -> int:
-    """The group that new files in ``place`` will have."""
+    """Return the group that new files in ``place`` will have."""
     folder = next(f for f in (place.absolute(), *place.absolute().parents) if f.exists())
     status = folder.stat()
     return status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()

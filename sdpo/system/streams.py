@@ -1,4 +1,4 @@
-"""Standard streams that outlast whoever reads them, take any text, and carry no control sequences.
+"""Make standard streams outlast their readers, take any text, and carry no control sequences.
 
 A run does not end because nobody reads what it prints, because the terminal knows ASCII alone, or
 because the log is on a disk that is full: what cannot be written is left out, and the first reason
@@ -15,7 +15,7 @@ import unicodedata
 from typing import IO, Any
 
 _ENDURED = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
-"""No reader, no space, no terminal any more."""
+"""There is no reader, no space, or no terminal any more."""
 
 _ERRORS = "sdpo.ascii"
 _IN_ASCII = {
@@ -24,11 +24,11 @@ _IN_ASCII = {
 }
 
 _BETWEEN = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
-"""Joiners where they are spelling: between letters of Persian or Hindi, or parts of one emoji."""
+"""Joiners are spelling here: between letters of Persian or Hindi, or parts of one emoji."""
 
 
 class _Pictures(dict[int, str]):
-    """Characters that are no text by something to see, the rest by themselves."""
+    """Pictures map characters that are no text to something to see, the rest to themselves."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -41,7 +41,7 @@ def _is_text(character: str) -> bool:
 
 
 def _picture(code: int) -> str:
-    """What Unicode has for it; by its code what has none."""
+    """Return Unicode's picture of a character, or its code where it has none."""
     if code < 0x20 or code == 0x7F:
         return chr(0x2421 if code == 0x7F else 0x2400 + code)
     return (
@@ -54,16 +54,16 @@ def _picture(code: int) -> str:
 
 
 _NO_TEXT = {"Cc", "Cf", "Zl", "Zp"}
-"""Controls; marks of format, as those of direction and what has no width; ends of lines."""
+"""These are controls; marks of format (of direction, or without a width); ends of lines."""
 _PICTURES = _Pictures()
 
 
 def visible(text: str) -> str:
-    """``text`` with what a terminal would obey, or not show, as something to see.
+    """Return ``text`` with what a terminal would obey, or not show, as something to see.
 
-    Control characters (colours, titles, the clipboard, the cursor) but tab and line feed; marks of
-    direction, which show a text in another order than it has; and characters without a width,
-    which make two names look the same. Joiners stay where they are spelling.
+    That is control characters (colours, titles, the clipboard, the cursor) but tab and line feed;
+    marks of direction, which show a text in another order than it has; and characters without a
+    width, which make two names look the same. Joiners stay where they are spelling.
     """
     if text.isprintable():
         return text
@@ -72,14 +72,14 @@ def visible(text: str) -> str:
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor that takes everything; ``lost`` is why something was left out, or 0."""
+    """A lasting stream takes everything; ``lost`` is why something was left out, or 0."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", closefd=False)
         self.lost = 0
 
     def write(self, data: Any, /) -> int:
-        """Write, or leave out what cannot be written."""
+        """Write, or leave out what cannot be written; return the bytes taken."""
         if not self.lost:
             try:
                 return super().write(data)
@@ -109,8 +109,10 @@ def make_lasting() -> None:
 
 
 def lost() -> int:
-    """Why something that was printed on standard output is nowhere; 0: all is written, or the
-    reader did not want it."""
+    """Return why something printed on standard output is nowhere, as an error number.
+
+    It is 0 where all is written, or the reader did not want it.
+    """
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     why = raw.lost if isinstance(raw, _Lasting) else 0
     return 0 if why == errno.EPIPE else why

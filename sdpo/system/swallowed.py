@@ -1,4 +1,4 @@
-"""Signals whose handlers raise, where Python cannot pass on what they raise.
+"""Send signals again where Python cannot pass on what their handlers raise.
 
 A handler runs wherever the interpreter happens to be. Within a destructor or a callback of a weak
 reference (importing a module has one) an exception ends there, with a line on stderr, and whoever
@@ -17,7 +17,7 @@ def send_again(asked: Callable[[BaseException], int]) -> None:
     """Have a signal sent again after what its handler raised was swallowed.
 
     Args:
-        asked: number of the signal that an exception stems from, 0 where it stems from none.
+        asked: gives the number of the signal that an exception stems from; 0: it stems from none.
     """
     before = sys.unraisablehook
 

@@ -1,5 +1,4 @@
-"""Who ends a stage when the process that started it cannot: ``python -m sdpo.system.watchdog MARK
-FD``.
+"""End a stage when the process that started it cannot: ``python -m sdpo.system.watchdog MARK FD``.
 
 The kernel tells a stage that its parent died, but not what the stage has started, in sessions of
 its own or deaf to SIGTERM. This process waits for one end of a pipe whose other end the parent
@@ -19,13 +18,13 @@ from sdpo.system.interrupts import GRACE_S
 from sdpo.system.own_modules import module_path
 
 MARK = "SDPO_STAGE"
-"""Environment variable by which all processes of a stage are known."""
+"""All processes of a stage are known by this environment variable."""
 _ALL_IS_WELL = b"."
 
 
 @contextmanager
 def outlived_by(module: str, *arguments: str, keep: Sequence[int] = ()) -> Iterator[None]:
-    """Within it `python -m module` waits, in a session of its own, for the death of this process.
+    """Let `python -m module` wait, while within, in a session of its own, for this process's death.
 
     It gets ``arguments`` and a descriptor: see :func:`parent_died`. It holds the descriptors
     ``keep`` as well.
@@ -53,23 +52,23 @@ def outlived_by(module: str, *arguments: str, keep: Sequence[int] = ()) -> Itera
 
 
 def parent_died(descriptor: int) -> bool:
-    """Wait for the end of :func:`outlived_by`; whether it came by the death of the process."""
+    """Wait for the end of :func:`outlived_by`; return whether it came by the process's death."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whoever ends the parent may mean its whole family
     return os.read(descriptor, 1) != _ALL_IS_WELL
 
 
 def watched(mark: str, *, keep: Sequence[int] = ()) -> AbstractContextManager[None]:
-    """Within it, the death of this process is the end of all processes that bear ``mark``.
+    """Let the death of this process, while within, end all processes that have ``mark``.
 
-    Locks that ``keep`` are the descriptors of last until then: not every process of a stage has
+    ``keep`` are descriptors of locks, which last until then: not every process of a stage has
     them, since launchers of several close what they do not know.
     """
     return outlived_by("sdpo.system.watchdog", mark, keep=keep)
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """All processes of a stage, whoever their parent is by now and whatever session they are in."""
+    """Return all processes of a stage, whatever their parent and their session are by now."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
@@ -89,7 +88,7 @@ def send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def sweep(mark: str, *, grace_s: float = GRACE_S) -> None:
-    """Terminate what bears ``mark``; kill what is left of it, or came meanwhile, after a time."""
+    """Terminate what has ``mark``; after ``grace_s`` seconds kill what is left or came since."""
     family = marked(mark)
     for member in family:
         send(member, signal.SIGTERM)
@@ -101,7 +100,7 @@ def sweep(mark: str, *, grace_s: float = GRACE_S) -> None:
 
 
 def main() -> None:
-    """Wait for the parent's word or death."""
+    """Wait for the parent's word or death; after a death, end the stage."""
     mark, descriptor = sys.argv[1:]
     if parent_died(int(descriptor)):
         sweep(mark)
