@@ -68,7 +68,7 @@ class SourceCounts:
 
 
 class Collected:
-    """The first pass puts pairs and rejected rows into two scratch files, and keys into memory."""
+    """The first pass writes pairs and rejected rows to scratch files, and keeps keys in memory."""
 
     def __init__(self, scratch: Path, data: DataConfig, *, strata: list[str]):
         self.pairs_path = scratch / "pairs.parquet"

@@ -25,7 +25,7 @@ KEPT, DUPLICATE, CONTRADICTORY, MAX_PAIRS, LIMIT, WEIGHT, UNFIT = range(7)
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Decisions give for every pair, in the order they were added, its decision and the other pair.
+    """Decisions say for every pair, in the order added, what is decided and by which other pair.
 
     ``other`` is the index of the pair that a duplicate repeats or a contradictory one contradicts,
     else -1. ``mixed`` is, per source with a weight, the number of pairs that its weight draws.

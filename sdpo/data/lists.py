@@ -81,7 +81,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A ranked answer is one as the file has it, with how good it is: more is better."""
+    """A ranked answer is an answer as the file has it, with its ``score``: more is better."""
 
     answer: Cell
     score: float

@@ -1,4 +1,4 @@
-"""Note what a person should know of a row that is a pair all the same, with the remedy."""
+"""Note what a person should know of a row that is used all the same, with the remedy."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal

@@ -36,7 +36,7 @@ _MORE = 4
 
 @dataclass(frozen=True, slots=True)
 class PreparedPairs:
-    """Prepared pairs are those of a run, with what is to be known of them.
+    """Prepared pairs are a run's pairs on disk, with their counts and digest.
 
     ``digest`` is the sha256 over the pairs' exact content in order, whatever the file's bytes.
     ``repeated_prompt_share`` is the share of pairs whose prompt an earlier pair has already.

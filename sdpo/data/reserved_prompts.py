@@ -6,7 +6,7 @@ import pyarrow as pa
 
 
 class ReservedRow(TypedDict):
-    """A reserved row has what is read here of a row of the plan."""
+    """A reserved row has those columns of the plan that are read here."""
 
     pair_id: str
     prompt_key: str

@@ -75,7 +75,7 @@ _PROGRESS_ROWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PreparedSupervised:
-    """These examples are prepared; ``digest`` as in :class:`~sdpo.data.prepare.PreparedPairs`."""
+    """Prepared examples are on disk; ``digest`` as in :class:`~sdpo.data.prepare.PreparedPairs`."""
 
     path: Path
     rejected_path: Path
@@ -144,7 +144,7 @@ def prepare_supervised(
 
 
 class _Reading:
-    """A reading writes the examples of a data set as they come, and counts what it leaves out."""
+    """This object writes the examples of a data set as they come, and counts what it leaves out."""
 
     def __init__(self, format_: Format, config: SupervisedConfig, writer: BatchWriter):
         self.read = self.kept = 0

@@ -48,7 +48,7 @@ class _GateUpDown(Protocol):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm is ``weight * x / rms(x)``; saves x and one number per row (arXiv 1910.07467)."""
+    """RMSNorm is ``weight * x / rms(x)``; it saves x and one number per row (arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -31,7 +31,7 @@ def in_lanes(
 
     Lanes compute with the caller's gradient mode and autocast. What a lane raises is raised here,
     when the others that had begun are done. ``ended`` is set on every way out: a function that
-    takes long looks at it, so that whoever wants the process to end need not wait.
+    takes long looks at it, so that the process can end without delay.
     """
     if lanes == 1:
         yield from map(function, items)
@@ -72,7 +72,7 @@ def _threads_of_each(lanes: int) -> Iterator[None]:
 
 
 class GradientSum:
-    """A gradient sum is a lane's, over ``parameters``; None for those that no loss depends on."""
+    """A lane sums its gradients of ``parameters`` here; None where no loss depends on one."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters

@@ -65,7 +65,7 @@ def draws_at_random(model: nn.Module) -> bool:
 
 
 class Generators:
-    """Generators are the states of torch's generators, kept to draw the same numbers again."""
+    """This object keeps the states of torch's generators, to draw the same numbers again."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -19,7 +19,7 @@ _LAST_RESORT_S = 2
 
 
 class _Request:
-    """The request is one for the process; signals belong to a process as a whole."""
+    """A request to stop is the whole process's, as signals are."""
 
     def __init__(self) -> None:
         self.signal = 0

@@ -28,7 +28,7 @@ _BETWEEN = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
 
 
 class _Pictures(dict[int, str]):
-    """Pictures map characters that are no text to something to see, the rest to themselves."""
+    """This table maps characters that are no text to visible ones, and all others to themselves."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

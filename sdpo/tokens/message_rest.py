@@ -35,7 +35,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Rest:
-    """A rest is what one message has besides, by the names that its template gets."""
+    """A rest is what a message has besides role and text, by the names that its template gets."""
 
     fields: Mapping[str, Any]
 

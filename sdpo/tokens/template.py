@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Encoded rows have their ids before any cut: the prompts', and per side prompt + completion's.
+    """Encoded rows have all ids before any cut: of prompts, and per side of prompt + completion.
 
     ``end_appended`` says per side, bool ``[rows]``, whether its end token had to be added.
     ``problems`` are those of the rows whose ids do not hold what was given, by row; ``notes`` are

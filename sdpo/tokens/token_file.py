@@ -99,8 +99,7 @@ class TokenReport:
     def warnings(self, what: str) -> list[str]:
         """Return what a person should know at once about ``what``.
 
-        That is of what is used, and of what is not used for a reason that lies in the template or
-        the text.
+        It is about what is used, and about what is not used because of the template or the text.
         """
         told = []
         if self.end_appended:
@@ -150,7 +149,7 @@ class SupervisedRow:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Quantiles are those of a length, in tokens."""
+    """Quantiles describe a length, in tokens."""
 
     median: float
     p95: float

@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 _BATCH_ROWS = 500
 INPUTS = "template_inputs"
-"""Files have this column, but for older ones."""
+"""Files have this column, except for older ones."""
 
 
 def tokenise_pairs(
@@ -104,7 +104,7 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A unit is rows that are read, encoded and written together, and sent for by number."""
+    """A unit is a run of rows read, encoded and written together, and reported by number."""
 
     number: int
     group: int
@@ -114,7 +114,7 @@ class _Unit:
 
 @dataclass(slots=True)
 class _Found:
-    """Findings are what was found in some rows."""
+    """This record counts what was found in some rows."""
 
     rows: int = 0
     moved_rows: int = 0

@@ -20,7 +20,7 @@ _SHOWN_CHARS = 60
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation has messages in their parts, what was printed of them, and how the two match.
+    """A conversation has split messages, what was printed of them, and how the two match.
 
     The first ``prompt`` messages are the prompt; ``closing`` is what follows an answer.
     """
@@ -47,7 +47,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Turns are how a template opens and closes turns, to recognise text that is already in it.
+    """Turns have the marks by which a template opens and closes them, to recognise these in text.
 
     The ``strong`` ones hold a control token, so that one alone is enough.
     """

@@ -69,7 +69,7 @@ Compared = Agreement | Literal["policy"]
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A result holds what the gate saw; ``loss`` is the first global batch's before any update.
+    """A result says what the gate saw; ``loss`` is the first global batch's before any update.
 
     ``expected_loss`` is its value where policy and reference agree, None where that differs from
     pair to pair; ``excess_loss`` is how much the loss is above it. ``compared`` says what the
