@@ -2,9 +2,11 @@
 
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
 from bench import Values
 from desk import Desk
 
@@ -71,6 +73,21 @@ def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
     run = desk.submit("sdpo-align/align", {**tiny_recipe, "name": "landed", "steps": []})
     assert run.wait() == "COMPLETED"
     assert (desk.folder / "runs" / "landed" / "step-2" / "record.json").is_file()
+
+
+def test_a_run_of_the_command_line_is_a_flow_run_of_the_server_that_is_up(
+    desk: Desk, recipe: Any
+) -> None:
+    small = {"partition": {"strategy": "single"}, "training": {"max_steps": 1}}
+    path = desk.folder / "typed.yaml"
+    path.write_text(yaml.safe_dump(recipe("typed", small)), encoding="utf-8")
+    called = desk.call("run", str(path), "--prefect")
+    assert called.returncode == 0, called.stderr
+    wanted = {"flow_runs": {"name": {"like_": "typed"}}}
+    (run,) = desk.api("/flow_runs/filter", wanted)
+    assert run["state"]["type"] == "COMPLETED"
+    assert run["deployment_id"] is None
+    assert "temporary server" not in called.stderr
 
 
 def test_deployments_are_those_of_this_version_on_a_process_pool(desk: Desk) -> None:

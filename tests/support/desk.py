@@ -68,8 +68,12 @@ class Desk:
 
     def sdpo(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """``sdpo server ...`` with this folder."""
+        return self.call("server", *arguments)
+
+    def call(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """``sdpo ...`` in this folder."""
         return subprocess.run(
-            [sys.executable, "-P", "-m", "flows.cli.app", "server", *arguments],
+            [sys.executable, "-P", "-m", "flows.cli.app", *arguments],
             cwd=self.folder,
             env=os.environ | _QUICK | {"PYTHONPATH": str(ROOT)},
             capture_output=True,

@@ -12,8 +12,8 @@ CHANGES = {
     "probe": {"completions": 0},
 }
 LAYOUTS = ["auto", "packed", "padded"]
-"""With the kernel of the demo `auto` is `shared`. FlexAttention has no backward on a CPU: its
-forward in bf16 is tried in `tests/sdpo/model/layouts/test_block_masks.py`."""
+"""With the kernel of the demo `auto` is `shared`. FlexAttention has no compiled backward on a CPU:
+in bf16 it is tried in `tests/sdpo/model/layouts/test_block_masks.py`."""
 
 
 @pytest.fixture(scope="module")
