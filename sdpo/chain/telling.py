@@ -53,16 +53,17 @@ class _Teller:
     def __init__(self, run: RunFolder, listen: Listener) -> None:
         self._run, self._listen = run, listen
         self._stages: dict[str, StageProgress] = {}
-        before, now = read_word(run), datetime.now(UTC)
+        self._before, now = read_word(run), datetime.now(UTC)
         self._word = Word(
             state="running",
             by=By.this_process(),
             since=now,
             updated=now,
-            saved=before.saved if before else {},
+            saved=self._before.saved if self._before else {},
         )
         self._said_s = 0.0
-        self._say()
+        # A call that finds everything done says nothing: it leaves no trace in the folder.
+        self._has_said = False
 
     def __call__(self, event: Event) -> None:
         """Take note of an event, and pass it on."""
@@ -71,7 +72,8 @@ class _Teller:
 
     def end(self, state: State, why: str = "") -> None:
         """Write how the run ended, and why."""
-        self._say(state=state, why=why[:_WHY_LENGTH], waits_for="", left_s=None)
+        if self._has_said or self._before is None or self._before.state != state:
+            self._say(state=state, why=why[:_WHY_LENGTH], waits_for="", left_s=None)
 
     def _heed(self, event: Event) -> None:
         word = self._word
@@ -120,7 +122,7 @@ class _Teller:
             self._say()
 
     def _say(self, **changes: object) -> None:
-        self._said_s = time.monotonic()
+        self._said_s, self._has_said = time.monotonic(), True
         self._word = self._word.model_copy(update={**changes, "updated": datetime.now(UTC)})
         write_word(self._run, self._word)
 

@@ -1,5 +1,7 @@
 """Write a copy of a model in another precision, as a stage."""
 
+from pathlib import Path
+
 import torch
 
 from sdpo.config import ModelConfig
@@ -26,9 +28,18 @@ def run(spec: ExportSpec, events: EventWriter) -> ExportResult:
         with own_settings(policy):
             policy.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(spec.source, temporary)
-        texts = {n: (spec.source / n).read_text(encoding="utf-8") for n in CARD_FILES}
-        if spec.dtype != "float32":  # in which it was published
-            texts = exported(texts, dtype=spec.dtype, model=model_digest(temporary))
-        for name, text in texts.items():
-            write_text(temporary / name, text)
+        if missing := [name for name in CARD_FILES if not (spec.source / name).is_file()]:
+            told = f"{spec.source} has no {' and no '.join(missing)}"
+            events.warning(f"{told}: the copy has no card")
+        else:
+            _write_card(spec, temporary)
     return ExportResult(out=str(spec.out), dtype=spec.dtype)
+
+
+def _write_card(spec: ExportSpec, folder: Path) -> None:
+    """Write the card of the model in ``folder``, which says of which model it is a copy."""
+    texts = {n: (spec.source / n).read_text(encoding="utf-8") for n in CARD_FILES}
+    if spec.dtype != "float32":  # in which it was published
+        texts = exported(texts, dtype=spec.dtype, model=model_digest(folder))
+    for name, text in texts.items():
+        write_text(folder / name, text)

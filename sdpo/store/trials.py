@@ -1,4 +1,4 @@
-"""Keep in the cache the trials that layouts passed: ``trials/<key>.json``, a file each.
+"""Keep in the cache the trials that layouts passed: ``trials/<key>.json`` with its digest, a file each.
 
 A file says under which conditions and with how long a sequence. One that is damaged, or says other
 conditions than it is named after, counts for nothing: then the trial is made.
@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from sdpo.errors import IntegrityError
 from sdpo.identity.canonical import digest_of
-from sdpo.system.files import json_of, read_small, write_text
+from sdpo.system.files import (
+    checksum_path,
+    checksum_text,
+    json_of,
+    read_sealed,
+    write_text,
+)
 from sdpo.system.json_values import JsonObject
 
 FOLDER = "trials"
@@ -30,17 +36,20 @@ def passed_with(cache: Path, conditions: JsonObject) -> int:
     one."""
     path = _path(cache, conditions)
     try:
-        found = Passed.model_validate(json_of(read_small(str(path)), path))
+        content = read_sealed(path)
+        found = Passed.model_validate(json_of(content, path)) if content else None
     except (OSError, IntegrityError, ValidationError):
         return 0
-    return found.longest if found.conditions == conditions else 0
+    return found.longest if found and found.conditions == conditions else 0
 
 
 def note_passed(cache: Path, conditions: JsonObject, longest: int) -> None:
     """Note a trial that was passed, unless one with longer sequences was."""
     if passed_with(cache, conditions) < longest:
+        path = _path(cache, conditions)
         passed = Passed(conditions=dict(conditions), longest=longest)
-        write_text(_path(cache, conditions), passed.model_dump_json(indent=1))
+        write_text(path, passed.model_dump_json(indent=1))
+        write_text(checksum_path(path), checksum_text(path))
 
 
 def _path(cache: Path, conditions: JsonObject) -> Path:

@@ -54,10 +54,17 @@ def test_a_replayed_and_an_orphaned_run_are_whole(finished_copy: Bench) -> None:
 
 
 def covered(run: Path, cache: Path) -> list[Path]:
-    """Every file that something vouches for: logs, locks and the clock's traces are not."""
+    """Every file that something vouches for: logs, locks and the clock's traces are not.
+
+    Notes of trials that were passed count for nothing where they are damaged.
+    """
     loose = ("logs/", ".lock")
     files = [p for p in run.rglob("*") if not str(p.relative_to(run)).startswith(loose)]
-    files += [p for p in cache.rglob("*") if p.name != ".lock" and "demo" not in p.parts]
+    files += [
+        path
+        for path in cache.rglob("*")
+        if path.name != ".lock" and not {"demo", "trials"} & {*path.parts}
+    ]
     return sorted(p for p in files if p.is_file())
 
 

@@ -20,7 +20,7 @@ COMPILED = PLAIN.model_copy(update={"compile": True})
 NEW_SHAPES_FAIL = """
 import torch
 from sdpo.model.layouts import attention
-from sdpo.stages import session
+from sdpo.stages import layout_trial
 from sdpo.training import gate
 
 def picky(graph, inputs):
@@ -41,7 +41,7 @@ attention._on_cpu = lambda query, key, value, segments, scale, *_: attention._co
     *(query, key, value), block_mask=None, scale=scale, enable_gqa=True
 ).transpose(1, 2).contiguous()
 attention._compiled_flex = lambda: torch.compile(plain, backend=picky, fullgraph=True)
-session.agrees = lambda *args, **kwargs: ""
+layout_trial.agrees = lambda *args, **kwargs: ""
 """
 """Attention of a stage goes through torch.compile, whose backend fails once the gate begins. It
 leaves the segments out, and the trial is taken as passed."""

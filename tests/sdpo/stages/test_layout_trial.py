@@ -13,6 +13,7 @@ from sdpo.stages.layout_trial import settle_layout
 from sdpo.stages.session import open_session
 from sdpo.stages.step import _rows_to_come
 from sdpo.store.trials import FOLDER, note_passed, passed_with
+from sdpo.system.files import checksum_path, checksum_text
 
 from ..training_helpers.models import RecordedEvents, tiny_llama
 from ..training_helpers.runs import PreparedRun, prepare_run
@@ -84,18 +85,21 @@ def test_a_trial_without_gradients_for_want_of_memory_does_not_count(run, monkey
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "sealed"),
     [
-        lambda note: note | {"longest": "long"},
-        lambda note: note | {"conditions": note["conditions"] | {"layout": "flex"}},
-        lambda note: note | {"by": "hand"},
-        lambda note: [],
+        (lambda note: note | {"longest": 10_000}, False),
+        (lambda note: note | {"longest": "long"}, True),
+        (lambda note: note | {"conditions": note["conditions"] | {"layout": "flex"}}, True),
+        (lambda note: note | {"by": "hand"}, True),
+        (lambda note: [], True),
     ],
 )
-def test_a_note_that_is_damaged_counts_for_nothing(run, tried, change):
+def test_a_note_that_is_damaged_counts_for_nothing(run, tried, change, sealed):
     settled(run)
-    (path,) = (run.cache / FOLDER).iterdir()
+    (path,) = (run.cache / FOLDER).glob("*.json")
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    if sealed:
+        checksum_path(path).write_text(checksum_text(path))
     settled(run)
     assert tried == ["shared", "shared"]
     settled(run)
