@@ -1,4 +1,4 @@
-"""Keep in the cache the trials that layouts passed: ``trials/<key>.json`` with its digest, a file each.
+"""Keep in the cache the trials that layouts passed: ``trials/<key>.json``, with digests.
 
 A file says under which conditions and with how long a sequence. One that is damaged, or says other
 conditions than it is named after, counts for nothing: then the trial is made.

@@ -16,6 +16,7 @@ import pytest
 
 from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
+from sdpo.events import WarningEvent
 from sdpo.processes import supervisor
 from sdpo.processes.stage_specs import ExportSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.processes.supervisor import run_stage
@@ -112,6 +113,19 @@ def test_a_stage_does_its_work_and_returns_its_result(export):
 
 
 @pytest.mark.usefixtures("quick_stages")
+@pytest.mark.parametrize("kept", [[], ["README.md"], ["lineage.json"]])
+def test_a_copy_of_a_model_whose_card_is_not_whole_has_none_and_that_is_said(export, kept):
+    for name in kept:
+        (export.source / name).write_text("{}")
+    events = []
+    run_stage(export, listen=events.append)
+    (warning,) = [event for event in events if isinstance(event, WarningEvent)]
+    assert warning.message.startswith(f"{export.source} has no ")
+    assert warning.message.endswith("the copy has no card")
+    assert all(name not in warning.message for name in kept)
+    assert not {"README.md", "lineage.json"} & {path.name for path in export.out.iterdir()}
+
+
 def test_a_stage_that_the_users_files_break_ends_in_its_own_message(tmp_path):
     (tmp_path / "no tokenizer").mkdir()
     spec = TokeniseSpec(
