@@ -16,14 +16,27 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import models
+from flows.cli import models, server
 from flows.cli.help import Application
-from flows.cli.options import Overrides, RunsDir, Step, Target, Wait, make_console, out, runs_folder
-from flows.commands.presets import FOLDER, find, printed
+from flows.cli.options import (
+    Limit,
+    Name,
+    Overrides,
+    Recipe,
+    RunsDir,
+    Step,
+    Target,
+    Wait,
+    configured,
+    err,
+    out,
+    runs_folder,
+)
+from flows.commands.presets import printed
 from partitions import PartitionError
 from sdpo import __version__
 from sdpo.config import RunConfig
-from sdpo.config.load import check_run_name, load_recipe
+from sdpo.config.load import check_run_name
 from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.system.streams import lost, make_lasting
 from sdpo.system.swallowed import send_again
@@ -46,28 +59,7 @@ app = Application(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models.app)
-
-
-err = make_console(stderr=True)
-
-Recipe = Annotated[
-    Path, typer.Argument(help="Recipe file (YAML), or the name of a preset: see `sdpo recipes`.")
-]
-Name = Annotated[str, typer.Option("--name", help="Name of the run; else the recipe's.")]
-Limit = Annotated[int, typer.Option("--limit", help="Pairs per source, for a smoke run; 0: all.")]
-
-
-def _config(
-    recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
-) -> RunConfig:
-    settings = list(overrides or [])
-    if name:
-        settings.append(f"name={json.dumps(check_run_name(name))}")
-    if limit:
-        settings.append(f"data.limit={limit}")
-    if runs_dir is not None:
-        settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
-    return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
+app.add_typer(server.app, name="server", no_args_is_help=True)
 
 
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
@@ -91,7 +83,7 @@ def run(
     from flows.commands.resume import hint
     from flows.commands.run import run_recipe
 
-    config = _config(recipe, overrides, name, limit, runs_dir)
+    config = configured(recipe, overrides, name, limit, runs_dir)
     with hint(config):
         run_recipe(config, console=out, prefect=prefect, wait=wait)
 
@@ -118,7 +110,7 @@ def check(
     """Look before training: data, one pair decoded, lengths, truncation, memory."""
     from flows.commands.check import check_recipe
 
-    check_recipe(_config(recipe, overrides, "", limit, runs_dir), console=out)
+    check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out)
 
 
 @app.command()
@@ -135,7 +127,7 @@ def partition(
     """Plan which pair goes to which step, without loading a model."""
     from flows.commands.run import plan_recipe
 
-    config = _config(recipe, overrides, name, limit, runs_dir)
+    config = configured(recipe, overrides, name, limit, runs_dir)
     plan_recipe(config, console=out, target=target)
 
 
@@ -324,96 +316,6 @@ def gc(
     from flows.commands.clean_up import clean_up
 
     clean_up(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
-
-
-server_app = Application(help="A Prefect server, a worker and the deployments, at a desk.")
-app.add_typer(server_app, name="server", no_args_is_help=True)
-
-ServerFolder = Annotated[Path, typer.Option("--folder", help="Where the server keeps everything.")]
-
-
-@server_app.command()
-def up(
-    port: Annotated[int, typer.Option("--port", help="Port of the UI.")] = 4200,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    folder: ServerFolder = Path(".sdpo-server"),
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", help="A further name that the server is known by."),
-    ] = None,
-    no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Ask for no password; at a loopback address alone.")
-    ] = False,
-    reset_schedules: Annotated[
-        bool,
-        typer.Option("--reset-schedules", help="Undo what was set of schedules and parameters."),
-    ] = False,
-) -> None:
-    """Start what does not run yet, deploy, and print the address of the UI.
-
-    It asks for a password (`sdpo server password`), or for PREFECT_SERVER_API_AUTH_STRING where
-    that is set. What was set on the server stays: schedules, their parameters and activity.
-    """
-    from flows.commands import server
-
-    if no_auth:
-        err.print(
-            "[yellow]warning:[/] without a password any account of this machine may run commands "
-            "as you",
-            highlight=False,
-            soft_wrap=True,
-        )
-    url = server.up(
-        host=host,
-        port=port,
-        folder=folder,
-        console=out,
-        hosts=allow_host or [],
-        asks=not no_auth,
-        reset_schedules=reset_schedules,
-    )
-    out.print(f"UI: {url}/deployments", highlight=False, soft_wrap=True)
-    if not no_auth:
-        out.print("it asks for a password: sdpo server password", highlight=False)
-    out.print("a form filled with a recipe: sdpo server form demo", highlight=False)
-
-
-@server_app.command()
-def password(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Print what the UI asks for."""
-    from flows.commands import server
-
-    out.print(server.password(folder=folder), highlight=False, markup=False, soft_wrap=True)
-
-
-@server_app.command()
-def form(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    name: Name = "",
-    folder: ServerFolder = Path(".sdpo-server"),
-) -> None:
-    """Print the address of the form of a run, filled with a recipe and ready to submit."""
-    from flows.commands import server
-
-    config = _config(recipe, overrides, name, 0, None)
-    out.print(server.form_address(config, folder=folder), highlight=False, soft_wrap=True)
-
-
-@server_app.command()
-def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Stop what `sdpo server up` started; runs that are at work can be gone on with."""
-    from flows.commands import server
-
-    server.down(folder=folder, console=out)
-
-
-@server_app.command("status")
-def server_status(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Say what runs; exit code 1 where something does not."""
-    from flows.commands import server
-
-    raise typer.Exit(server.status(folder=folder, console=out))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What the modules of the command line share: consoles, and options that many commands have."""
 
+import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from sdpo.config import StoreConfig
+from flows.commands.presets import FOLDER, find
+from sdpo.config import RunConfig, StoreConfig
+from sdpo.config.load import check_run_name, load_recipe
 from sdpo.system.streams import visible
 
 _PLAIN_COLUMNS = 120
@@ -40,7 +43,13 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 out = make_console()
+err = make_console(stderr=True)
 
+Recipe = Annotated[
+    Path, typer.Argument(help="Recipe file (YAML), or the name of a preset: see `sdpo recipes`.")
+]
+Name = Annotated[str, typer.Option("--name", help="Name of the run; else the recipe's.")]
+Limit = Annotated[int, typer.Option("--limit", help="Pairs per source, for a smoke run; 0: all.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: group.key=value; may be given many times."),
@@ -59,3 +68,17 @@ Step = Annotated[int | None, typer.Option("--step", help="Step; else the last.")
 def runs_folder(runs_dir: Path | None) -> Path:
     """The folder of the runs, where it is not given that of every recipe."""
     return runs_dir or Path(StoreConfig().runs_dir)
+
+
+def configured(
+    recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
+) -> RunConfig:
+    """Return the recipe of a file or preset with what the options change in it."""
+    settings = list(overrides or [])
+    if name:
+        settings.append(f"name={json.dumps(check_run_name(name))}")
+    if limit:
+        settings.append(f"data.limit={limit}")
+    if runs_dir is not None:
+        settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
+    return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
