@@ -58,7 +58,7 @@ quick: lint
 	$(BIN)/pytest $(BESIDE) --ignore-glob='*parity*' $(QUICK)
 
 e2e: develop
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'e2e and not slow' tests/e2e
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'e2e and not slow' tests/e2e
 
 test-real: develop
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
