@@ -1,6 +1,5 @@
 """Going on with a run: its stored recipe through the same chain."""
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.commands.run import run_recipe
+from flows.show.status import how_to_go_on
 from partitions import PartitionError
-from sdpo.config import RunConfig, StoreConfig
+from sdpo.config import RunConfig
 from sdpo.errors import Interrupted, UserError
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
@@ -41,8 +41,4 @@ def hint(config: RunConfig) -> Iterator[None]:
 
 
 def _how(config: RunConfig) -> str:
-    where = config.store.runs_dir
-    elsewhere = Path(where).absolute() != Path(StoreConfig().runs_dir).absolute()
-    return f"go on with: sdpo resume {config.name}" + (
-        f" --runs-dir {shlex.quote(where)}" if elsewhere else ""
-    )
+    return how_to_go_on(config.name, runs_dir=config.store.runs_dir)

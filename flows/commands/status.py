@@ -1,6 +1,7 @@
 """``sdpo status``: where runs are, also where something in them is damaged."""
 
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -64,13 +65,19 @@ def watch_status(
         _watch_live(runs, runs_dir, console)
         return
     said: dict[str, str] = {}
-    while True:
-        found = [_readable(it) for it in runs or runs_in(runs_dir)]
+    for found in _looks(runs, runs_dir):
         for status in found:
             line = status.model_dump_json() if as_json else f"{status.run}: {in_short(status)}"
             if said.get(status.run) != line:
                 said[status.run] = line
                 print(line if as_json else visible(line), flush=True)
+
+
+def _looks(runs: list[RunFolder], runs_dir: Path) -> Iterator[list[RunStatus]]:
+    """Yield where runs are, again and again: ``runs`` until nobody works on one, else all."""
+    while True:
+        found = [_readable(it) for it in runs or runs_in(runs_dir)]
+        yield found
         if runs and not any(status.works for status in found):
             return
         time.sleep(_LOOK_S)
@@ -78,13 +85,9 @@ def watch_status(
 
 def _watch_live(runs: list[RunFolder], runs_dir: Path, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
-        while True:
-            found = [_readable(it) for it in runs or runs_in(runs_dir)]
+        for found in _looks(runs, runs_dir):
             shown = Group(*map(in_detail, found)) if runs else _listed(found, runs_dir)
             live.update(shown, refresh=True)
-            if runs and not any(status.works for status in found):
-                return
-            time.sleep(_LOOK_S)
 
 
 def _json(found: BaseModel) -> str:

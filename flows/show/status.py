@@ -116,7 +116,11 @@ def _by(word: Word) -> str:
 
 
 def _go_on(status: RunStatus) -> str:
-    folder = Path(status.path).parent
-    elsewhere = folder != Path(StoreConfig().runs_dir).absolute()
-    where = f" --runs-dir {shlex.quote(str(folder))}" if elsewhere else ""
-    return f"go on with: sdpo resume {status.run}{where}"
+    return how_to_go_on(status.run, runs_dir=str(Path(status.path).parent))
+
+
+def how_to_go_on(run: str, *, runs_dir: str) -> str:
+    """Say by which command a run goes on."""
+    elsewhere = Path(runs_dir).absolute() != Path(StoreConfig().runs_dir).absolute()
+    where = f" --runs-dir {shlex.quote(runs_dir)}" if elsewhere else ""
+    return f"go on with: sdpo resume {run}{where}"

@@ -16,7 +16,7 @@ from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
 from sdpo.store.records import DataOutputs
 from sdpo.store.token_cache import cached_tokens, token_fault
-from sdpo.system.files import checksum_path, checksum_text, write_text
+from sdpo.system.files import seal
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
 
 
@@ -150,7 +150,7 @@ def token_files(
     def make(locks: Sequence[int]) -> None:
         context.stage(spec, *locks)
         for path in wanted:
-            write_text(checksum_path(path), checksum_text(path))
+            seal(path)
 
     return Cached(
         name=name,

@@ -216,7 +216,7 @@ def check_run_name(name: str) -> str:
     """Return ``name`` itself if it can name a run.
 
     Raises:
-    ConfigError: it could be a path, or is not a plain name.
+        ConfigError: it could be a path, or is not a plain name.
     """
     if not _RUN_NAME.fullmatch(name):
         raise ConfigError(

@@ -168,7 +168,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     share. Any other text is split as TRL does: after the longest common beginning, a space at its
     end going to the answers.
     """
-    shared = _common_length(chosen, rejected)
+    shared = common_length(chosen, rejected)
     if _TRANSCRIPT.match(chosen):
         mark = chosen.rfind(_ASSISTANT_MARK, 0, shared)
         if mark >= 0:
@@ -179,7 +179,7 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _common_length(left: str, right: str) -> int:
+def common_length(left: str, right: str) -> int:
     """Return the length of the longest common beginning; bisected, as slices compare fast."""
     low, high = 0, min(len(left), len(right))
     while low < high:
@@ -216,7 +216,7 @@ def whole_transcripts(chosen: str, rejected: str) -> bool:
     """Return whether both sides are transcripts that begin alike, up to an assistant's turn."""
     if not (is_transcript(chosen) and is_transcript(rejected)):
         return False
-    return chosen.rfind(_ASSISTANT_MARK, 0, _common_length(chosen, rejected)) >= 0
+    return chosen.rfind(_ASSISTANT_MARK, 0, common_length(chosen, rejected)) >= 0
 
 
 def transcript_prompt(prompt: str) -> list[Message]:

@@ -1,6 +1,7 @@
 """Recognise two answers with a column that says which is better, and tell who wins a row."""
 
 from sdpo.config import ColumnsConfig
+from sdpo.data.messages import common_length
 from sdpo.system.json_values import Cells
 
 _WINNERS = (
@@ -58,12 +59,8 @@ def _names(value: object, answers: tuple[str, str]) -> bool:
         return False
     label = told(value)
     whole = {name.casefold() for name in answers}
-    stem = _common_start(*whole)
-    return label in whole | {name.removeprefix(stem) for name in whole} | {"0", "1", "2"}
-
-
-def _common_start(one: str, other: str) -> str:
-    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)]
+    stem = common_length(*whole)
+    return label in whole | {name[stem:] for name in whole} | {"0", "1", "2"}
 
 
 def use_winner(row: Cells, answers: tuple[str, str], *, winner: str = "") -> str:

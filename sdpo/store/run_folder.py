@@ -36,6 +36,7 @@ from sdpo.system.files import (
     json_of,
     read_sealed,
     remove,
+    seal,
     write_json,
     write_text,
 )
@@ -253,7 +254,7 @@ class RunFolder:
         path = self.record_path(node)
         checksum_path(path).unlink(missing_ok=True)
         write_json(path, record)
-        write_text(checksum_path(path), checksum_text(path))
+        seal(path)
 
     def read_record(self, node: str) -> dict[str, JsonValue] | None:
         """Return the record of a node as it was written, or None where the node is not complete.

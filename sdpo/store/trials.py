@@ -10,13 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from sdpo.errors import IntegrityError
 from sdpo.identity.canonical import digest_of
-from sdpo.system.files import (
-    checksum_path,
-    checksum_text,
-    json_of,
-    read_sealed,
-    write_text,
-)
+from sdpo.system.files import json_of, read_sealed, seal, write_text
 from sdpo.system.json_values import JsonObject
 
 FOLDER = "trials"
@@ -49,7 +43,7 @@ def note_passed(cache: Path, conditions: JsonObject, longest: int) -> None:
         path = _path(cache, conditions)
         passed = Passed(conditions=dict(conditions), longest=longest)
         write_text(path, passed.model_dump_json(indent=1))
-        write_text(checksum_path(path), checksum_text(path))
+        seal(path)
 
 
 def _path(cache: Path, conditions: JsonObject) -> Path:

@@ -225,6 +225,11 @@ def checksum_text(path: Path, digest: str = "") -> str:
     return f"{digest or file_digest(path)}  {path.name}\n"
 
 
+def seal(path: Path) -> None:
+    """Write the digest of a file beside it, by which :func:`read_sealed` and others know it."""
+    write_text(checksum_path(path), checksum_text(path))
+
+
 def is_no_file(error: OSError) -> bool:
     """Return whether ``error`` says that what was to be opened is no file, or not there."""
     return error.errno in _NO_FILE

@@ -38,6 +38,11 @@ class Holder:
         """Return whether it runs, or ran, on this host."""
         return self.host == socket.gethostname()
 
+    @property
+    def has_died(self) -> bool:
+        """Return whether it ran on this host and runs no more."""
+        return self.is_here and not psutil.pid_exists(self.pid)
+
     def __str__(self) -> str:
         of = f" (run {self.run})" if self.run else ""
         return f"process {self.pid} on host {self.host} since {self.since}{of}"
@@ -159,7 +164,7 @@ def is_lock(path: Path) -> bool:
 
 
 def _lock(handle: int, what: str, otherwise: str, *, wait: bool, listen: Listener) -> None:
-    if _try(handle, fcntl.LOCK_EX):
+    if _try(handle):
         return
     by = _in_use_by(_holder(handle))
     if not wait:
@@ -170,14 +175,14 @@ def _lock(handle: int, what: str, otherwise: str, *, wait: bool, listen: Listene
     listen(WaitEvent(event="waited", what=what))
 
 
-def _try(handle: int, kind: int) -> bool:
+def _try(handle: int) -> bool:
     """Try to take the lock, and return whether that worked.
 
     It is tried for a moment, since a process that looks whether it is held holds it for an instant.
     """
     for _ in range(_TRIES):
         try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_LOOK_S)
         else:
@@ -194,8 +199,7 @@ class Held:
     @property
     def is_orphan(self) -> bool:
         """Return whether the holder has died while something that it started holds the lock."""
-        holder = self.holder
-        return holder is not None and holder.is_here and not psutil.pid_exists(holder.pid)
+        return self.holder is not None and self.holder.has_died
 
 
 def look(path: Path) -> Held | None:
@@ -239,7 +243,7 @@ def _note(content: bytes) -> Holder | None:
 def _in_use_by(holder: Holder | None) -> str:
     if holder is None:
         return "another process"
-    if holder.is_here and not psutil.pid_exists(holder.pid):
+    if holder.has_died:
         return f"what {holder} started: it has ended itself, its stage is still ending"
     return str(holder)
 
