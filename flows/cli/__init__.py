@@ -1,7 +1,7 @@
-"""The command line: the application, its options, its groups of commands.
+"""Define the command line: the application, its options, its groups of commands.
 
-It imports the commands below it, each when it is called. Words and exit codes are made here; what a
-command does is :mod:`flows.commands.run`'s.
+It imports each command when that is called. Arguments are parsed and exit codes are set here; what
+a command does is the business of :mod:`flows.commands`.
 """
 
 import sys
@@ -12,7 +12,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def _stranger(package: str) -> Path | None:
-    """Where Python takes a package of this project from, if that is somewhere else."""
+    """Return where Python takes a package of this project from, if that is somewhere else."""
     found = find_spec(package)
     places = (found.submodule_search_locations if found else None) or []
     place = Path(next(iter(places), "") or (found.origin if found else "") or "nowhere").resolve()

@@ -1,7 +1,8 @@
-"""The command line: ``sdpo``. Exit codes: 0 done, 1 a fault, 2 the user's mistake, 130 interrupted.
+"""Define the command ``sdpo`` and run it.
 
-Commands load what they need when they are called: ``--help`` must not wait for anything, and
-Prefect is loaded only where it is asked for.
+Exit codes: 0 done, 1 a fault or an answer that the command's help explains, 2 the user's mistake,
+130 interrupted. Commands load what they need when they are called: ``--help`` must not wait for
+anything, and Prefect is loaded only where it is asked for.
 """
 
 import errno
@@ -48,7 +49,7 @@ _USERS_PATHS = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.ENXIO, errno.EILSEQ),
 }
-"""What is wrong with a path that the user gave, and not with the machine."""
+"""These errors are faults of a path that the user gave, and not of the machine."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -63,7 +64,7 @@ app.add_typer(server.app, name="server", no_args_is_help=True)
 
 
 def _run_folder(run: str, runs_dir: Path | None) -> Path:
-    """A run's folder, given by name or, as shells complete it, by path."""
+    """Return the folder of a run that is given by name or, as shells complete it, by path."""
     from sdpo.history.target import locate_run
 
     return locate_run(run, runs_dir=runs_folder(runs_dir)).path
@@ -107,7 +108,7 @@ def check(
     limit: Limit = 0,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Look before training: data, one pair decoded, lengths, truncation, memory."""
+    """Show before training what a run works with: data, a decoded pair, lengths, steps, memory."""
     from flows.commands.check import check_recipe
 
     check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out)
@@ -212,7 +213,7 @@ def replay(
     runs_dir: RunsDir = None,
     wait: Wait = False,
 ) -> None:
-    """Make a step again in a new run, as it was or with a setting changed, and compare.
+    """Make a step again in a new run, as it was or with a setting changed, and compare both.
 
     Exit code 0: bitwise identical, or done with other settings as asked; 1: results differ.
     """
@@ -246,7 +247,7 @@ def extend(
     runs_dir: RunsDir = None,
     wait: Wait = False,
 ) -> None:
-    """Let a run grow by one step over pairs that it has not seen, in a new run."""
+    """Extend a run by one step over pairs that it has not seen, in a new run."""
     from flows.commands import finished_runs
 
     finished_runs.extend(
@@ -280,7 +281,7 @@ def diff(
     everything: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Put two runs, or two steps, side by side."""
+    """Compare two runs, or two steps, side by side."""
     from flows.commands import finished_runs
 
     finished_runs.diff(a, b, everything=everything, runs_dir=runs_folder(runs_dir), console=out)
@@ -350,7 +351,7 @@ def _signal_of(error: BaseException) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script: the command line, with signals handled, and exit with its code."""
     make_lasting()
     signal.signal(signal.SIGTERM, _terminate)
     send_again(_signal_of)
@@ -361,7 +362,10 @@ def main() -> None:
 
 
 def run_app(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; what went wrong is told on stderr."""
+    """Run the command line and return its exit code; what went wrong is written to stderr.
+
+    Errors that are neither the user's nor of a known kind are raised, with their traceback.
+    """
     try:
         code = app(args=arguments, prog_name="sdpo", standalone_mode=False)
     except (KeyboardInterrupt, Interrupted) as error:

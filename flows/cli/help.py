@@ -1,4 +1,4 @@
-"""Commands whose help shows a type where a value is wanted: `--version` takes none."""
+"""Define commands whose help shows no type for a flag such as `--version`, which takes no value."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,11 +28,11 @@ class _Group(TyperGroup):
 
 
 class Application(typer.Typer):
-    """A Typer application whose commands and groups are of this kind."""
+    """An application is Typer's own, but its commands and groups show no types for flags."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, cls=_Group, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """As of every application."""
+        """Return Typer's decorator that adds a command, which is then of this module's kind."""
         return super().command(name, cls=_Command, **options)

@@ -1,4 +1,4 @@
-"""The commands about models in use: promote, rollback, current, retrain. Part of ``sdpo``."""
+"""Define the commands of ``sdpo`` about models in use: promote, rollback, current, retrain."""
 
 from typing import Annotated
 
@@ -40,7 +40,7 @@ def rollback(
     reason: Reason = "",
     runs_dir: RunsDir = None,
 ) -> None:
-    """Make the version before the current one again, or another one. No version is ever lost."""
+    """Go back to the version before the current one, or to any other; no version is ever lost."""
     from flows.commands import models
 
     models.roll_back(name, to=to, why=reason, runs_dir=runs_folder(runs_dir), console=out)
@@ -53,7 +53,7 @@ def current(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     runs_dir: RunsDir = None,
 ) -> None:
-    """Show which model is in use, and which were."""
+    """Show which model is in use, and which ones were before."""
     from flows.commands import models
 
     models.show_current(
@@ -81,7 +81,7 @@ def retrain(
     runs_dir: RunsDir = None,
     wait: Wait = False,
 ) -> None:
-    """Make the pairs that a model has not seen its next step; promote it if the gate agrees.
+    """Train a model's next step on pairs that it has not seen; promote it if the gate agrees.
 
     Exit code 0: promoted, or nothing new; 1: a step was made and the model in use stays.
     """

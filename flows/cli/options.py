@@ -1,4 +1,4 @@
-"""What the modules of the command line share: consoles, and options that many commands have."""
+"""Define what the modules of the command line share: consoles, and options of many commands."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ _PLAIN_COLUMNS = 120
 
 
 class SafeConsole(Console):
-    """A console that sends the terminal no control sequences but its own.
+    """A safe console sends the terminal no control sequences but its own.
 
     What data, recipes and model folders say is shown with control characters made visible,
     whichever way it came to be printed.
@@ -29,13 +29,13 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """As of every console, the text of each segment made harmless."""
+        """Yield segments as every console does, with the text of each made harmless."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console whose tables are not cut where the output goes to a file or a pipe."""
+    """Return a console: at least 120 columns wide where the output goes to a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream is not None and stream.isatty()
     width = None if terminal else max(_PLAIN_COLUMNS, shutil.get_terminal_size().columns)
@@ -66,7 +66,7 @@ Step = Annotated[int | None, typer.Option("--step", help="Step; else the last.")
 
 
 def runs_folder(runs_dir: Path | None) -> Path:
-    """The folder of the runs, where it is not given that of every recipe."""
+    """Return the folder of the runs: the one that is given, else the default of every recipe."""
     return runs_dir or Path(StoreConfig().runs_dir)
 
 

@@ -1,4 +1,4 @@
-"""The commands about the server at a desk: up, password, form, down, status. Part of ``sdpo``."""
+"""Define the commands of ``sdpo server``: up, password, form, down, status."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +31,9 @@ def up(
 ) -> None:
     """Start what does not run yet, deploy, and print the address of the UI.
 
-    It asks for a password (`sdpo server password`), or for PREFECT_SERVER_API_AUTH_STRING where
-    that is set. What was set on the server stays: schedules, their parameters and activity.
+    The UI asks for a password (`sdpo server password`), or for PREFECT_SERVER_API_AUTH_STRING
+    where that is set. Schedules, their parameters and whether they are active stay as they were
+    set on the server.
     """
     from flows.commands import server
 
@@ -60,7 +61,7 @@ def up(
 
 @app.command()
 def password(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Print what the UI asks for."""
+    """Print the user name and password that the UI asks for, as user:password."""
     from flows.commands import server
 
     out.print(server.password(folder=folder), highlight=False, markup=False, soft_wrap=True)
@@ -82,7 +83,7 @@ def form(
 
 @app.command()
 def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Stop what `sdpo server up` started; runs that are at work can be gone on with."""
+    """Stop what `sdpo server up` started; runs that are at work can be resumed."""
     from flows.commands import server
 
     server.down(folder=folder, console=out)
@@ -90,7 +91,7 @@ def down(folder: ServerFolder = Path(".sdpo-server")) -> None:
 
 @app.command("status")
 def server_status(folder: ServerFolder = Path(".sdpo-server")) -> None:
-    """Say what runs; exit code 1 where something does not."""
+    """Say whether the server and the worker run; exit code 1 where one does not run or answer."""
     from flows.commands import server
 
     raise typer.Exit(server.status(folder=folder, console=out))
