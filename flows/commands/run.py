@@ -95,6 +95,10 @@ def print_summary(run: Path, *, console: Console) -> None:
     console.print(f"[bold]{escape(summary.verdict.headline)}[/]", highlight=False)
     for sentence in summary.verdict.sentences:
         console.print(f"  {escape(sentence)}", highlight=False)
+    if summary.health:
+        console.print("[bold]Health of the chain[/]", highlight=False)
+    for sentence in summary.health:
+        console.print(f"  {escape(sentence)}", highlight=False)
     for caveat in summary.caveats:
         console.print(f"[yellow]{escape(caveat.title)}:[/] {escape(caveat.text)}", highlight=False)
 

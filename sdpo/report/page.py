@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from sdpo.config import describe
 from sdpo.model_names import ModelName
-from sdpo.report import figures, tables, tables_of_steps
+from sdpo.report import figures, health, tables, tables_of_steps
 from sdpo.report.figures import Curve, Estimate
 from sdpo.report.findings import caveats, verdict
 from sdpo.report.load import RunData, load_run
@@ -83,6 +83,12 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         tables.reserve_table(data, numbers),
         tables_of_steps.kl_table(data),
     )
+    healthy = health.measure_health(data)
+    of_health = (
+        health.retention_table(healthy),
+        health.displacement_table(healthy),
+        health.lengths_table(healthy),
+    )
     counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
     text = template.render(
         style=Markup(_asset("report.css")),
@@ -96,6 +102,8 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         gamma_tables=[table for table in summary if table.rows],
         all_numbers=tables.sources_table(numbers),
         gaps=tables.gaps_table(numbers),
+        health=health.health_sentences(healthy),
+        health_tables=[table for table in of_health if table.rows],
         completions=_completions(data),
         data_tables=[table for table in counts if table.rows],
         lineage=tables.lineage_table(data),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.report.findings import Caveat, Verdict, caveats, verdict
+from sdpo.report.health import health_sentences, measure_health
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
 from sdpo.report.tables import Table, reserve_table
@@ -12,11 +13,15 @@ from sdpo.report.tables_of_steps import steps_table, training_table
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A summary tells each step's start and end, and each model's accuracy on the reserve."""
+    """A summary tells each step's start and end, and each model's accuracy on the reserve.
+
+    ``health``: what the chain kept and lost, in sentences.
+    """
 
     verdict: Verdict
     caveats: tuple[Caveat, ...]
     tables: tuple[Table, ...]
+    health: tuple[str, ...]
 
 
 def summarise(run: Path) -> Summary:
@@ -36,4 +41,5 @@ def summarise(run: Path) -> Summary:
             training_table(data),
             reserve_table(data, numbers),
         ),
+        health=health_sentences(measure_health(data)),
     )
