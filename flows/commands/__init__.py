@@ -1,5 +1,5 @@
-"""What the commands do, one module a group: run, check, resume, finished runs, models, the server.
+"""Do what the commands ask, one module a group: runs, checks, models in use, the server.
 
-It imports the engine and what is shown. It parses no arguments, and no Prefect is loaded by what
-needs none.
+It imports the engine and :mod:`flows.show`. It parses no arguments, and commands that need no
+Prefect load none.
 """

@@ -1,4 +1,4 @@
-"""``sdpo check``: everything a person should see before money is spent."""
+"""Run ``sdpo check``: show everything a person should see before money is spent."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +124,7 @@ def _try_models(context: Context, steps: Sequence[int], console: Console) -> Non
 
 
 def _check_place(context: Context, config: RunConfig, console: Console) -> None:
-    """Say what stands where the run would be, and refuse what its disks have no room for."""
+    """Warn of what is where the run would be, and refuse a run that its disks have no room for."""
     run = run_folder_of(config)
     if taken := objection(run, context.resolved):
         console.print(f"[yellow]warning:[/] {escape(taken)}", highlight=False, soft_wrap=True)
@@ -174,7 +174,7 @@ def _print_pair(context: Context, tokens: TokenFile, console: Console) -> None:
 
 
 def _decoded(context: Context, tokens: Path, row: int, *, supervised: bool = False) -> ResultEvent:
-    """A row of a token file as text, by a stage."""
+    """Return the result of a stage that decodes a row of a token file."""
     return context.stage(
         ViewSpec(
             name="view",
@@ -199,7 +199,7 @@ def _print_side(name: str, prompt: TextView, view: TextView, console: Console) -
 
 
 def _print_supervised(context: Context, console: Console) -> None:
-    """The supervised source's examples: how many of which are used, how long, and one decoded."""
+    """Print how many of the supervised source's examples are used, how long, and one decoded."""
     left = examples_left(context)
     if left is None:
         return
@@ -241,7 +241,10 @@ def _length_rows(lengths: LengthSummary) -> list[Row]:
 
 
 def _step_row(context: Context, tokens: TokenFile, number: int) -> Row:
-    """``tokens`` of a pass: both sequences of every pair, the prompt in each."""
+    """Return a row of the table of steps.
+
+    ``tokens``: those of one pass over both sequences of every pair, with the prompt in each.
+    """
     training = context.config.training_of(number)
     rows = rows_of_steps(context.run.plan, number)
     sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]

@@ -1,4 +1,4 @@
-"""``sdpo gc``: what nothing needs, listed and, after a question, deleted."""
+"""Run ``sdpo gc``: list what nothing needs and, after a question, delete it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from sdpo.processes.disk_space import in_units
 def clean_up(
     *, runs_dir: Path, cache: Path | None, yes: bool, dry_run: bool, console: Console
 ) -> None:
-    """Delete what nothing needs, after asking."""
+    """List what nothing needs and, unless ``dry_run``, delete it; ask first unless ``yes``."""
     with collect(runs_dir, cache=cache) as found:
         _print_notes(found.notes, console)
         if not found.waste:

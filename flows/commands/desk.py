@@ -1,4 +1,4 @@
-"""What is known of the server at a desk: its processes, its password, and how it is asked.
+"""Know the server at a desk: its processes, its password, and how it is asked.
 
 What was started is written down with the time of its start: a process id alone could be somebody
 else's by now.
@@ -26,29 +26,33 @@ from sdpo.system.own_modules import module_path
 FOLDER = Path(".sdpo-server")
 OK = HTTPStatus.OK
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
-"""Environment variable with `user:password` of the user's own; else one is made on first use."""
+"""This environment variable holds a `user:password` of the user's own; without it one is made."""
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 PASSWORD = "password"
-"""The file in a server's folder with what is asked for."""
+"""This file in a server's folder holds the `user:password` that was made."""
 
 _NO_TELEMETRY = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that was started here."""
+    """A process that was started here is known by its id and its start, in seconds of the epoch."""
 
     pid: int
     started: float
 
     @classmethod
     def of(cls, pid: int) -> "Started":
-        """The process of this id, as it is now."""
+        """Return the process that has this id now.
+
+        Raises:
+            psutil.NoSuchProcess: none has it.
+        """
         return cls(pid, psutil.Process(pid).create_time())
 
     @property
     def process(self) -> psutil.Process | None:
-        """It, if it still runs."""
+        """Return the process if it still runs; None where it has ended, or another has its id."""
         try:
             process = psutil.Process(self.pid)
             same = process.create_time() == self.started
@@ -59,18 +63,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What is kept in the folder about what was started."""
+    """A desk is what a server's folder says of the server and worker that were started from it."""
 
     folder: Path
     url: str = ""
     asks: bool = False
-    """Whether it asks for the password; those of before version 0.2 did not."""
+    """Whether the server asks for a password; those of versions before 0.2 did not."""
     server: Started | None = None
     worker: Started | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Desk":
-        """What is written down; nothing where nothing was started.
+        """Return what is written down in ``folder``; without processes where nothing was started.
 
         Raises:
             IntegrityError: something else is written there.
@@ -88,7 +92,7 @@ class Desk:
             ) from error
 
     def write(self) -> None:
-        """Write it down."""
+        """Write the desk to ``processes.json`` in its folder."""
         content = {
             "url": self.url,
             "asks": self.asks,
@@ -99,7 +103,7 @@ class Desk:
 
     @property
     def credentials(self) -> str:
-        """What its clients have to say, as `user:password`; empty where it asks nobody.
+        """Return the `user:password` that clients send; empty where the server asks for none.
 
         Raises:
             UserError: the password is gone.
@@ -108,7 +112,7 @@ class Desk:
 
     @property
     def running(self) -> dict[str, psutil.Process]:
-        """What of it runs."""
+        """Return the processes that still run, by role: ``server``, ``worker``."""
         found = {"server": self.server, "worker": self.worker}
         return {
             role: process
@@ -121,7 +125,7 @@ _DESK = TypeAdapter(Desk)
 
 
 def credentials(folder: Path) -> str:
-    """What is asked for, as `user:password`: the environment's, or what the folder keeps.
+    """Return the `user:password` that is asked for: the environment's, or what the folder keeps.
 
     Raises:
         UserError: there is neither, or the environment's is of another form.
@@ -141,7 +145,7 @@ def credentials(folder: Path) -> str:
 
 
 def make_password(folder: Path) -> None:
-    """Make a password on first use; its file is for its owner alone from the beginning."""
+    """Make a password where there is none, in a file that only its owner can ever read."""
     if AUTH in os.environ or (folder / PASSWORD).exists():
         return
     descriptor = os.open(folder / PASSWORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -150,7 +154,7 @@ def make_password(folder: Path) -> None:
 
 
 def environment(folder: Path, url: str, auth: str) -> dict[str, str]:
-    """Environment in which Prefect's commands talk to this server and to nobody else."""
+    """Return the environment in which Prefect's commands talk to this server and to nobody else."""
     hidden = ("PREFECT_PROFILE", AUTH, CLIENT_AUTH)
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     made = kept | _NO_TELEMETRY | {
@@ -166,7 +170,7 @@ def environment(folder: Path, url: str, auth: str) -> dict[str, str]:
 
 
 def ask(url: str, auth: str = "") -> tuple[int, bytes]:
-    """Status code and content of an answer; 0 without an answer."""
+    """Return the status code of a GET and, unless it is an error, the content; 0: no answer."""
     headers = {}
     if auth:
         headers["Authorization"] = f"Basic {base64.b64encode(auth.encode()).decode()}"
@@ -180,7 +184,7 @@ def ask(url: str, auth: str = "") -> tuple[int, bytes]:
 
 
 def running_desk(folder: Path) -> Desk:
-    """The server that was started from a folder.
+    """Return the desk of a folder whose server runs.
 
     Raises:
         UserError: none runs.
@@ -194,10 +198,10 @@ def running_desk(folder: Path) -> Desk:
 
 
 def form_url(desk: Desk, deployment: str, parameters: dict[str, object]) -> str:
-    """Address of the form of a deployment, filled with ``parameters``.
+    """Return the address of the form of a deployment, filled with ``parameters``.
 
     Raises:
-        UserError: it is not there, or the password is another one.
+        UserError: the server has no such deployment, or has another password.
     """
     code, content = ask(f"{desk.url}/api/deployments/name/{deployment}", desk.credentials)
     if code != OK:

@@ -1,4 +1,4 @@
-"""What the commands about finished runs print: replay, extend, verify, diff, lineage."""
+"""Run the commands about finished runs: replay, extend, verify, diff, lineage."""
 
 import json
 from collections.abc import Sequence
@@ -40,7 +40,14 @@ def replay(
     runs_dir: Path,
     console: Console,
 ) -> int:
-    """Make a step again in a new run; 1 where the same inputs gave other results."""
+    """Make a step again in a new run, print the comparison and return the exit code.
+
+    It is 0 where both are bitwise identical, or differ in their inputs as ``overrides`` asked; else
+    1. With ``dry_run`` what would be done is only printed.
+
+    Raises:
+        UserError: no step is named, or the replay cannot be made.
+    """
     found = locate(target, runs_dir=runs_dir, step=step)
     number = found.step
     if number is None:
@@ -62,7 +69,7 @@ def replay(
 
 
 def print_lines(lines: Sequence[NodeLine], *, console: Console) -> None:
-    """A line per node: what would become of it, and why."""
+    """Print a line per node: what would become of it, and why."""
     width = max(10, *(len(line.node) for line in lines))
     for line in lines:
         colour = _COLOURS[line.action]
@@ -75,7 +82,7 @@ def print_lines(lines: Sequence[NodeLine], *, console: Console) -> None:
 
 
 def print_comparison(found: Comparison, where: str, *, console: Console) -> None:
-    """The answer of a replay, and what it rests on."""
+    """Print the answer of a replay, and what it rests on."""
     colour = {"bitwise identical": "green", "inputs differ": "cyan"}.get(found.verdict, "yellow")
     answer = ANSWERS[found.verdict]
     console.print(
@@ -96,7 +103,7 @@ def extend(
     runs_dir: Path,
     console: Console,
 ) -> None:
-    """Let the chain of a run grow by a step over what is new."""
+    """Extend a run by a step over new pairs, in a new run; print why where none is made."""
     run = locate_run(target, runs_dir=runs_dir)
     with RunConsole(console) as listen:
         found = extend_run(
@@ -119,7 +126,7 @@ def extend(
 
 
 def verify(target: str, *, runs_dir: Path, console: Console) -> int:
-    """List every fault of a run, or of a model folder with a lineage; 1 where there is one."""
+    """Print every fault of a run, or of a model folder with a lineage; return 1 if any, else 0."""
     if (Path(target) / "lineage.json").is_file():
         findings = verify_model(Path(target), runs_dir=runs_dir)
         checked = f"{findings.files} files"
@@ -151,7 +158,7 @@ def _tell_findings(findings: Findings, name: str, checked: str, console: Console
 
 
 def diff(a: str, b: str, *, everything: bool, runs_dir: Path, console: Console) -> None:
-    """Two runs or steps side by side; only what differs unless ``everything``."""
+    """Print two runs or steps side by side; only what differs unless ``everything``."""
     left, right = (locate(side, runs_dir=runs_dir) for side in (a, b))
     with of_known_form(left.run.path):
         sections = compare(left, right)
@@ -179,7 +186,7 @@ def _shown(value: object) -> str:
 def lineage(
     target: str, *, step: int | None, as_json: bool, runs_dir: Path, console: Console
 ) -> int:
-    """The chain of a model back to S; 1 where the folder does not hold what the chain ends in."""
+    """Print the chain of a model back to S; return 1 where the folder holds another, else 0."""
     with of_known_form(Path(target)):
         found = lineage_of(target, step=step, runs_dir=runs_dir)
     if as_json:

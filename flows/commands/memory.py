@@ -1,4 +1,4 @@
-"""What a training takes of a device's memory, from the model's files and the settings."""
+"""Estimate what training takes of a device's memory, from the model's files and the settings."""
 
 import math
 from dataclasses import dataclass
@@ -13,22 +13,24 @@ _GIB = 2**30
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "hidden_dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "inner_hidden_size")
-"""Names that architectures give the widths and the number of their layers."""
+"""Architectures give the widths and the number of their layers these names."""
 
 _KEPT_BYTES = {"bf16": (36, 8), "fp32": (42, 16), "fused": (34, 8)}
-"""Bytes that a Llama's layer keeps of a token for the backward pass, per hidden and per
-feed-forward width: counted from what autograd saves, in bf16, in fp32, and in fp32 with this
-project's own backward passes on a CPU."""
+"""A Llama's layer keeps so many bytes of a token for the backward pass, per hidden and per
+feed-forward width. They are counted from what autograd saves, in bf16, in fp32, and in fp32 with
+this project's own backward passes on a CPU."""
 _RECOMPUTED_BYTES = 4
-"""Per hidden width, of a layer whose activations are computed again: the residual, in fp32."""
+"""A layer whose activations are recomputed keeps so many bytes per hidden width: the fp32 residual.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes of one device while it trains. Activations are a rule of thumb, the rest is counted.
+    """An estimate says what training takes of one device's memory.
 
-    ``activations_bytes`` is None where the configuration does not name its layers in a way that is
-    known here.
+    Activations are a rule of thumb, the rest is counted. ``parameters`` and ``trained`` are numbers
+    of weights, all and those that train. ``activations_bytes`` is None where the configuration does
+    not name its layers in a way that is known here.
     """
 
     parameters: int
@@ -42,7 +44,7 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
-        """All of it, as far as it is known."""
+        """Return the sum, in which activations that are not known count as none."""
         return (
             self.weights_bytes
             + self.copies_bytes
@@ -53,7 +55,7 @@ class MemoryEstimate:
         )
 
     def rows(self) -> list[dict[str, str]]:
-        """For a table."""
+        """Return a row for each part that takes memory, and one for the sum, in GiB."""
         parts: dict[str, int | None] = {
             f"weights ({self.parameters:,} parameters, fp32)": self.weights_bytes,
             "their copies in bf16": self.copies_bytes,
@@ -75,11 +77,12 @@ class MemoryEstimate:
 def estimate_memory(
     config: JsonObject, *, parameters: int, training: TrainingConfig, launch: LaunchConfig
 ) -> MemoryEstimate:
-    """What training takes on one device.
+    """Estimate what training takes on one device.
 
     ``config`` is the model's ``config.json``, ``launch`` is resolved. Weights, gradients and the
     optimizer's state are fp32. In bf16 autocast keeps a copy of what trains. DDP's gradients are
-    views of its buckets. On a CPU a small model has several micro-batches at a time.
+    views of its buckets, which take nothing more. On a CPU a small model computes several
+    micro-batches at a time.
     """
     text = text_config(config)
     hidden, layers = _number(text, _HIDDEN), _number(text, _LAYERS)
@@ -111,7 +114,7 @@ def estimate_memory(
 
 
 def _number(config: JsonObject, names: tuple[str, ...]) -> int:
-    """The first of ``names`` that the configuration has, 0 where it has none."""
+    """Return the first integer that the configuration has under one of ``names``, else 0."""
     found = map(config.get, names)
     return next((int(number) for number in found if isinstance(number, int)), 0)
 
@@ -119,7 +122,7 @@ def _number(config: JsonObject, names: tuple[str, ...]) -> int:
 def _kept_bytes(
     training: TrainingConfig, device: str, hidden: int, inner: int, layers: int
 ) -> float:
-    """Bytes that all layers keep of a token until the backward pass."""
+    """Return the bytes that all layers keep of a token until the backward pass."""
     kind = "bf16" if training.precision == "bf16" else "fused" if device == "cpu" else "fp32"
     per_hidden, per_inner = _KEPT_BYTES[kind]
     layer = per_hidden * hidden + per_inner * inner
@@ -129,5 +132,8 @@ def _kept_bytes(
 
 
 def _sums(lanes: int) -> int:
-    """Of the gradients: each lane has a sum of its own and those of a micro-batch beside it."""
+    """Return how many copies of the gradients there are.
+
+    Each of several lanes has a sum of its own, and beside it the gradients of a micro-batch.
+    """
     return 1 if lanes == 1 else 2 * lanes

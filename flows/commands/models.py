@@ -1,5 +1,4 @@
-"""What the commands about promoted models print: promote, rollback, current,
-retrain."""
+"""Run the commands about models in use: promote, rollback, current, retrain."""
 
 import json
 from collections.abc import Sequence
@@ -25,20 +24,20 @@ from sdpo.promotion.versions import (
 from sdpo.store.run_folder import RunFolder
 
 _SHOWN = 50
-"""Versions and moves that a person is shown, the latest."""
+"""A person is shown at most so many versions and moves, the latest."""
 
 
 def promote_run(
     target: str, *, step: int | None, name: str, why: str, runs_dir: Path, console: Console
 ) -> None:
-    """Make a run's model, or a step's, the current one."""
+    """Make the model of a run, or of one of its steps, the current one, and print where it is."""
     found = locate(target, runs_dir=runs_dir, step=step)
     named = promote(found, runs_dir=runs_dir, name=name, why=why)
     _say(named, runs_dir, console)
 
 
 def roll_back(name: str, *, to: int | None, why: str, runs_dir: Path, console: Console) -> None:
-    """Make an earlier version the current one again."""
+    """Make version ``to``, else the one before, the current one again, and print where it is."""
     named = rollback(name, runs_dir=runs_dir, to=to, why=why)
     _say(named, runs_dir, console)
 
@@ -46,7 +45,7 @@ def roll_back(name: str, *, to: int | None, why: str, runs_dir: Path, console: C
 def show_current(
     name: str, *, only_path: bool, as_json: bool, runs_dir: Path, console: Console
 ) -> None:
-    """One name with its versions, or a line for every name."""
+    """Print one name with its versions, or a line for every name."""
     named = [current(name, runs_dir=runs_dir)] if name else list(_all(runs_dir))
     if as_json:
         content = {each.name: each.model_dump() for each in named}
@@ -75,7 +74,10 @@ def retrain_named(
     runs_dir: Path,
     console: Console,
 ) -> int:
-    """Let a model grow by what is new; 1 where a step was made and is not in use."""
+    """Train a model's next step on new pairs; return 1 where it was made and is not in use, else 0.
+
+    ``ask``: whether a person is asked before it is promoted; no answer leaves the decision open.
+    """
     settings = judgement_settings(gate)
 
     def asked(judgement: Judgement, run: RunFolder) -> Answer:

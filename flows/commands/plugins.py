@@ -1,4 +1,4 @@
-"""``sdpo plugins``: what other installed packages add, and what is wrong with it."""
+"""Run ``sdpo plugins``: list what other installed packages add, and what is wrong with it."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ _OWN: Mapping[Kind, Mapping[str, object] | tuple[str, ...]] = {
 
 
 def list_plugins(*, console: Console) -> None:
-    """Print a table of all plug-ins, then what is wrong with which. None of them is executed."""
+    """Print a table of all plug-ins and the faults of each, without executing any of them."""
     found = list(every())
     if not found:
         console.print("no installed package has plug-ins (CONTRIBUTING.md says how to write one)")

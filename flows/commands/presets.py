@@ -1,4 +1,4 @@
-"""The recipes that come with the project: what there is, and each one as a text to keep.
+"""Find the recipes that come with the project, and make each one a text to keep.
 
 A preset's first comment says what it is; its first sentence is what the list shows. Files whose
 names start with an underscore hold what several presets share, and are no presets.
@@ -25,7 +25,7 @@ _TEMPLATE = re.compile(r"^(\s*chat_template:\s*)(\S+\.jinja)\b", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One recipe of the project; ``objectives`` as the steps have them, repeated ones once."""
+    """A preset is one recipe of the project; ``objectives`` are those of its steps, each once."""
 
     name: str
     path: Path
@@ -35,15 +35,15 @@ class Preset:
 
 
 def presets() -> list[Preset]:
-    """All of them, by name."""
+    """Return all presets, sorted by name."""
     return [_preset(path) for path in sorted(FOLDER.glob("[!_]*.yaml"))]
 
 
 def find(recipe: Path) -> Path:
-    """``recipe`` itself where it is a file, or the file of the preset of that name.
+    """Return the file of the preset that ``recipe`` names, or ``recipe`` itself where it is a path.
 
     Raises:
-        ConfigError: a plain name that is neither.
+        ConfigError: there is no such preset, or a file that is missing has a preset's name.
     """
     name = str(recipe)
     if recipe.is_file() or "/" in name or (recipe.is_dir() and not _is_preset(name)):
@@ -59,7 +59,7 @@ def find(recipe: Path) -> Path:
 
 
 def printed(name: str) -> str:
-    """A preset as a recipe that stands alone, with its comments; ``name`` may end in `.yaml`.
+    """Return a preset as a recipe that stands alone, with its comments; ``name`` may have a suffix.
 
     Raises:
         ConfigError: there is no such preset.
@@ -114,13 +114,13 @@ def _preset(path: Path) -> Preset:
 
 
 def _chain(path: Path) -> list[Path]:
-    """A preset's file, and those that it extends."""
+    """Return a preset's file and those that it extends, each before the one that it extends."""
     base = re.search(r"^extends:\s*(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return [path, *(_chain(path.parent / base[1]) if base else [])]
 
 
 def _header(text: str) -> str:
-    """The comment at the start of a recipe, as it stands."""
+    """Return the comment at the start of a recipe, unchanged."""
     lines = []
     for line in text.splitlines(keepends=True):
         if not line.startswith("#"):

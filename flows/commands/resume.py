@@ -1,4 +1,4 @@
-"""Going on with a run: its stored recipe through the same chain."""
+"""Resume a run: take its stored recipe through the same chain."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,11 @@ def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:
 
 @contextmanager
 def hint(config: RunConfig) -> Iterator[None]:
-    """Add to whatever stops the run how to go on with it."""
+    """Add a note on how to go on to what stops the run, unless that is the user's mistake.
+
+    Raises:
+        Interrupted: in place of a KeyboardInterrupt, which prints no notes.
+    """
     try:
         yield
     except (UserError, PartitionError):

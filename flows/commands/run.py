@@ -1,4 +1,4 @@
-"""What the commands do."""
+"""Run the commands about a recipe or its run: run, partition, export, recipes, report."""
 
 import json
 import os
@@ -40,7 +40,7 @@ from sdpo.system.privacy import withheld_by_folder, withholding
 
 
 def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool = False) -> None:
-    """Run the chain, then print its tables and where the report is."""
+    """Run the chain, with ``prefect`` as a flow, then print its tables and where the report is."""
     if prefect:
         result = _run_flow(config)
     else:
@@ -50,10 +50,10 @@ def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool
 
 
 def _run_flow(config: RunConfig) -> ChainResult:
-    """Run the chain as a flow, on the server that is up here, else on that of Prefect's settings.
+    """Run the chain as a flow, on the server that is up here unless Prefect's settings name one.
 
     Raises:
-        Fault: none is named, and the temporary one that Prefect starts then did not answer.
+        Fault: there is no server, and the temporary one that Prefect then starts did not answer.
     """
     desk = Desk.read(FOLDER.absolute())
     if not os.environ.get("PREFECT_API_URL") and "server" in desk.running:
@@ -77,7 +77,7 @@ def _run_flow(config: RunConfig) -> ChainResult:
 
 
 def print_result(result: ChainResult, *, console: Console) -> None:
-    """The tables of a finished run and where its report is."""
+    """Print the tables of a finished run and where its report is."""
     if not result.executed:
         console.print(f"run {result.run.name} is complete: nothing to do", highlight=False)
     console.print()
@@ -87,7 +87,7 @@ def print_result(result: ChainResult, *, console: Console) -> None:
 
 
 def print_summary(run: Path, *, console: Console) -> None:
-    """The report in short: its tables, what follows from them, and what to beware of."""
+    """Print the report in short: its tables, what follows from them, and what to beware of."""
     summary = summarise(run)
     for part in summary.tables:
         rows = [dict(zip(part.columns, row, strict=True)) for row in part.rows]
@@ -105,7 +105,7 @@ def print_summary(run: Path, *, console: Console) -> None:
 
 @contextmanager
 def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
-    """A run in a temporary folder, with the real caches: for looking, not for keeping."""
+    """Open a run in a temporary folder, with the real caches: for looking, not for keeping."""
     with tempfile.TemporaryDirectory(prefix="sdpo-") as folder, RunConsole(console) as listen:
         store = StoreConfig(runs_dir=folder, cache_dir=str(cache_dir(config)))
         here = config.model_copy(update={"store": store})
@@ -114,7 +114,14 @@ def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
 
 
 def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> None:
-    """Print the partition plan and write plan.json, that of a run of this recipe."""
+    """Print the partition plan of a recipe and write it to ``target``, else into the run's folder.
+
+    Nothing is written where the run has a plan already, or the strategy needs gamma first.
+
+    Raises:
+        UserError: ``target`` is a file that is no plan, or the data cannot be used.
+        ForeignFolderError: the run's folder is something else.
+    """
     run = run_folder_of(config)
     if target is None:
         run.check_own()
@@ -182,11 +189,11 @@ def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
 def export_model(
     target: str, folder: Path, *, step: int | None, dtype: str, runs_dir: Path, console: Console
 ) -> None:
-    """Write M_step, of a run or a checkpoint, as ``folder`` in ``dtype``.
+    """Write the model of a run's step, without ``step`` the last, to a new ``folder`` in ``dtype``.
 
     Raises:
-        UserError: there is no such step, or the new folder exists.
-        IntegrityError: the step's folder does not hold what was published, and that alone.
+        UserError: there is no such step or precision, or the new folder exists.
+        IntegrityError: the step's folder does not hold exactly what was published.
     """
     name = torch_name(dtype)
     if name is None:
@@ -228,8 +235,10 @@ def export_model(
 
 @contextmanager
 def _scratch_logs() -> Iterator[Path]:
-    """Where a stage that reads a run puts its log: the run may be read-only. It stays where the
-    stage failed, since the message names it."""
+    """Give a stage that only reads a run a folder for its log, since the run may be read-only.
+
+    The folder is kept where the stage failed, since the message names it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="sdpo-export-"))
     try:
         yield folder
@@ -242,7 +251,7 @@ def _scratch_logs() -> Iterator[Path]:
 
 
 def list_recipes(*, console: Console) -> None:
-    """A line for each preset."""
+    """Print a line for each preset."""
     rows = [
         {
             "recipe": preset.name,
@@ -258,7 +267,7 @@ def list_recipes(*, console: Console) -> None:
 
 
 def render(run: Path, *, console: Console) -> None:
-    """Write the report anew."""
+    """Write the report of a run anew, and print where it is."""
     folder = RunFolder(run)
     folder.check_own()
     folder.read_run()

@@ -1,8 +1,7 @@
-"""A Prefect server, a worker and the deployments for a person at a desk: ``sdpo server``.
+"""Run ``sdpo server``: a Prefect server, a worker and the deployments for a person at a desk.
 
-Everything that Prefect keeps lies in one folder, so that nothing of the user's own profile is read
-or changed. What was started is written down with the time of its start: a process id alone could
-be somebody else's by now.
+Everything that Prefect keeps is in one folder, so that nothing of the user's own profile is read or
+changed.
 """
 
 import os
@@ -46,11 +45,11 @@ from sdpo.system.locks import hold
 POOL = "sdpo"
 _START_S = 120.0
 _STOP_S = {"worker": 45.0, "server": 15.0}
-"""How long each may take to end; a worker first ends what it runs, which may save its state."""
+"""Each may take so long to end; a worker first ends what it runs, which may save its state."""
 _PLACES = {"path", "name_or_path", "reference_model", "chat_template", "cache_dir"}
-"""Settings that may name files, where no hub's name or text is meant."""
+"""These settings may name files, where they are not the name on a hub or the text itself."""
 _IGNORED = "*\n"
-"""In ``.gitignore``: nothing of the folder belongs in a repository."""
+"""The folder's ``.gitignore`` holds this: nothing of the folder belongs in a repository."""
 _NAMES = {
     *(".gitignore", ".lock", "processes.json", "prefect", PASSWORD),
     *("server.log", "worker.log", "deploy.log"),
@@ -73,16 +72,16 @@ def up(
         host: address to listen at.
         port: port to listen at.
         folder: where everything is kept.
-        console: where it is told.
+        console: where what was started is printed.
         hosts: further names that the server is known by.
-        asks: whether it asks for a password.
+        asks: whether the server asks for a password.
         reset_schedules: undo what was set of schedules and parameters.
 
     Raises:
         ForeignFolderError: the folder is something else.
-        UserError: the port is in use, or another server runs there; one without a password is to
-            be reached from other machines.
-        Fault: the server, the worker or the deployment failed; the message names the log.
+        UserError: the port is in use; this folder's server runs at another address, or with another
+            choice about the password; other machines could reach a server without a password.
+        Fault: the server or the deployment failed; the message names the log.
     """
     _check_open(host, hosts, asks=asks)
     folder, here = folder.absolute(), Path.cwd()
@@ -133,7 +132,7 @@ def down(*, folder: Path, console: Console) -> None:
 
 
 def status(*, folder: Path, console: Console) -> int:
-    """Say what runs; 0 where the server answers and the worker runs, else 1."""
+    """Print what runs; return 0 where the server answers and the worker runs, else 1."""
     desk = Desk.read(folder.absolute())
     running = desk.running
     for role in ("server", "worker"):
@@ -148,10 +147,10 @@ def status(*, folder: Path, console: Console) -> int:
 
 
 def password(*, folder: Path) -> str:
-    """What the UI and other clients of the server are asked for.
+    """Return the `user:password` that the UI and other clients of the server are asked for.
 
     Raises:
-        UserError: there is none.
+        UserError: the server asks for none, or it is not known here.
     """
     folder = folder.absolute()
     ownership.check(folder, "server", proof=_is_proven)
@@ -162,10 +161,10 @@ def password(*, folder: Path) -> str:
 
 
 def form_address(config: RunConfig, *, folder: Path) -> str:
-    """Address of the form of a run, filled with what a recipe gives.
+    """Return the address of the form of a run, filled with what a recipe gives.
 
     Raises:
-        UserError: the server does not run, or asks for another password.
+        UserError: the server does not run, has no form of a run, or asks for another password.
     """
     given = _with_absolute_places(config.model_dump(mode="json", exclude_unset=True))
     runs = Path(config.store.runs_dir).expanduser().absolute()
@@ -174,7 +173,7 @@ def form_address(config: RunConfig, *, folder: Path) -> str:
 
 
 def _with_absolute_places(value: Any, name: str = "") -> Any:
-    """Settings in which relative paths, which mean files here, would mean others at the worker."""
+    """Return settings with absolute paths: relative ones would mean other files at the worker."""
     if isinstance(value, dict):
         return {key: _with_absolute_places(each, key) for key, each in value.items()}
     if isinstance(value, list):
@@ -189,14 +188,14 @@ def _with_absolute_places(value: Any, name: str = "") -> Any:
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether a folder is a server's of before there were markers."""
+    """Return whether a folder holds nothing but a server's files, as made before markers were."""
     ignore = folder / ".gitignore"
     ignores = ignore.is_file() and ignore.read_text(encoding="utf-8", errors="replace") == _IGNORED
     return ignores and {path.name for path in folder.iterdir()} <= _NAMES
 
 
 def _check_open(host: str, hosts: Sequence[str], *, asks: bool) -> None:
-    """Refuse what would leave the server to others."""
+    """Refuse, with a UserError, a server without a password that others could reach."""
     if asks:
         return
     if AUTH in os.environ:
@@ -218,7 +217,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reached_at(host: str) -> str:
-    """Where a server that listens at ``host`` is reached from this machine."""
+    """Return the address at which this machine reaches a server that listens at ``host``."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
@@ -260,8 +259,11 @@ def _start(desk: Desk, role: str, arguments: list[str], *, cwd: Path) -> Started
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """What is started here heeds SIGINT, by which Prefect's worker ends: a shell that starts a
-    command in the background lets it ignore that, and all that it starts."""
+    """Let what is started within heed SIGINT, by which Prefect's worker ends.
+
+    A shell that starts a command in the background makes it, and all that it starts, ignore that
+    signal.
+    """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -305,7 +307,7 @@ def _is_healthy(url: str) -> bool:
 
 
 def _deploy(desk: Desk, here: Path, console: Console, *, reset_schedules: bool) -> None:
-    """Make the pool and the deployments, whose flows run where this command was called."""
+    """Make the pool and the deployments, whose flows run in ``here``."""
     reset = ["--reset-schedules"] if reset_schedules else []
     arguments = ["flows.server.deploy", "--pool", POOL, "--folder", str(here), *reset]
     done = subprocess.run(
@@ -331,7 +333,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(process: psutil.Process, *, timeout_s: float) -> None:
-    """End a process and what it started, with time to do it well."""
+    """End a process and what it started, with ``timeout_s`` for it to end all by itself."""
     family = [process, *process.children(recursive=True)]
     _signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=timeout_s)

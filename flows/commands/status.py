@@ -1,4 +1,4 @@
-"""``sdpo status``: where runs are, also where something in them is damaged."""
+"""Run ``sdpo status``: print where runs are, even where something in them is damaged."""
 
 import time
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ from sdpo.system.files import read_json
 from sdpo.system.streams import visible
 
 _LOOK_S = 2.0
-"""Seconds between two looks."""
+"""So many seconds are between two looks."""
 
 Runs = RootModel[list[RunStatus]]
-"""What ``--json`` tells of all runs."""
+"""``--json`` prints this of all runs."""
 
 
 def show_status(
     run: Path | None, *, runs_dir: Path, console: Console, as_json: bool = False
 ) -> None:
-    """One run in detail, or a line for each; as JSON on standard output."""
+    """Print one run in detail, or a line for each of all; with ``as_json`` as JSON."""
     if run is not None:
         with of_known_form(run):
             folder = RunFolder(run)
@@ -54,9 +54,10 @@ def show_status(
 def watch_status(
     run: Path | None, *, runs_dir: Path, console: Console, as_json: bool = False
 ) -> None:
-    """:func:`show_status` again and again: of one run until nobody works on it, of all for ever.
+    """Look again and again: at one run until nobody works on it, else at all runs for ever.
 
-    Where the output is no terminal, and as JSON, what has changed is written, a line each.
+    A terminal shows what :func:`show_status` prints, kept up to date. Where the output is no
+    terminal, or as JSON, a line is printed for each run that has changed.
     """
     runs = [RunFolder(run)] if run is not None else []
     for it in runs:
@@ -95,7 +96,7 @@ def _json(found: BaseModel) -> str:
 
 
 def _readable(run: RunFolder) -> RunStatus:
-    """Where a run is, or why that cannot be told."""
+    """Return where a run is, or why that cannot be told."""
     try:
         with of_known_form(run.path):
             return read_status(run)
@@ -125,7 +126,7 @@ def _row(status: RunStatus) -> Row:
 
 
 def damaged_nodes(run: RunFolder) -> list[str]:
-    """Nodes of a run whose record is not the one that was written."""
+    """Return the nodes of a run whose record is not the one that was written."""
     return [node for node in run.nodes() if run.is_damaged(node)]
 
 
@@ -166,7 +167,7 @@ def _origin(origin: Origin | None) -> str:
 
 
 def _made_with(run: RunFolder, record: StepRecord) -> dict[str, str]:
-    """Objective, reference and target of a step, and how far its model moved."""
+    """Return a step's objective, reference and target, and how far its model moved: KL in nats."""
     said = record.models
     row = {"objective": "sft" if record.kind == "supervised" else describe(record.training)}
     row |= {role: said[role].name if role in said else "" for role in ("reference", "target")}
