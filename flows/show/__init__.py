@@ -1,4 +1,4 @@
-"""What a person sees at a terminal: lines, tables, comparisons.
+"""Make what a person sees at a terminal: lines, tables, comparisons.
 
 It imports the engine's results and Rich; it decides nothing and starts nothing.
 """

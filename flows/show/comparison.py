@@ -1,4 +1,4 @@
-"""What a comparison of a replay with its origin says, at a terminal and as Markdown."""
+"""Say what came of comparing a replay with its original, at a terminal and as Markdown."""
 
 from sdpo.history.results import Comparison
 
@@ -11,7 +11,7 @@ ANSWERS = {
 
 
 def grounds(found: Comparison) -> list[str]:
-    """What the answer of a replay rests on, line by line."""
+    """Return what the answer of a replay rests on, line by line."""
     groups = {"": found.inputs, "results: ": found.results}
     if found.verdict != "bitwise identical":
         groups["environment: "] = found.environment or ("the same versions, device and threads",)
@@ -19,7 +19,7 @@ def grounds(found: Comparison) -> list[str]:
 
 
 def judged(found: Comparison) -> str:
-    """What follows from a comparison, in a sentence."""
+    """Return what follows from a comparison, in a sentence."""
     if found.verdict == "bitwise identical":
         return "The step is reproduced."
     if found.verdict == "same inputs, results differ":
@@ -32,6 +32,6 @@ def judged(found: Comparison) -> str:
 
 
 def comparison_lines(found: Comparison, where: str) -> list[str]:
-    """The answer of a replay as Markdown."""
+    """Return the answer of a replay as lines of Markdown, titled ``where``."""
     lines = [f"# {where}", "", f"**{ANSWERS[found.verdict]}**", "", judged(found), ""]
     return lines + [f"- {line}" for line in grounds(found)]

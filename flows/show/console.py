@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a run: one line per node, a bar with the time left."""
+"""Show a run at a terminal: one line per node, a bar with the time left."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -33,20 +33,20 @@ from sdpo.store.reuse import NOT_DONE
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
-"""A line of a table, by the titles of its columns."""
+"""A row is a line of a table: its cells by the titles of their columns."""
 
 
 def reason_of(event: NodeEvent) -> str:
-    """Why a node is done again; empty where it was never done, which needs no reason."""
+    """Return why a node is done again; empty where it was never done, which needs no reason."""
     return "" if event.reason == NOT_DONE else event.reason
 
 
 _PLAIN_EVERY_S = 5.0
-"""Seconds between progress lines where the output is not a terminal."""
+"""Where the output is not a terminal, so many seconds are between two lines of progress."""
 
 
 class RunConsole:
-    """Listens to a run's events. Use it as a context manager around the run."""
+    """A run's console shows its events. Use it as a context manager around the run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -142,20 +142,23 @@ class RunConsole:
 
 
 def interruption(event: InterruptedEvent) -> str:
-    """An ``interrupted`` event in words."""
+    """Return an ``interrupted`` event in words."""
     done = [f"step {number}" for number in event.complete]
     what = f"{' and '.join(done)} {'are' if len(done) > 1 else 'is'}" if done else "no step is"
     return f"run {event.run} stopped before its end, {what} complete: going on"
 
 
 def where_it_stands(event: StateEvent) -> str:
-    """A ``resume`` or ``checkpoint`` event in words."""
+    """Return a ``resume`` or ``checkpoint`` event in words."""
     verb = "goes on after" if event.event == "resume" else "saved at"
     return f"{event.step} {verb} optimizer step {event.optimizer_step} of {event.total}"
 
 
 def table(rows: Iterable[Row], *, title: str = "", numeric: Collection[str] = ()) -> Table:
-    """A table of mappings with the same keys; numbers, and columns in ``numeric``, go right."""
+    """Return a table of rows with the same keys.
+
+    Columns of numbers, and those in ``numeric``, are set to the right.
+    """
     rows = list(rows)
     made = Table(
         title=escape(title) or None,

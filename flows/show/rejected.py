@@ -1,4 +1,4 @@
-"""Which rows are not used and why, with the first of each kind."""
+"""Tell which rows are not used and why, with the first of each kind."""
 
 import json
 from collections import Counter
@@ -7,11 +7,14 @@ from pathlib import Path
 from flows.show.console import Row
 
 _NOT_SHOWN = ("limit", "max_pairs", "weight")
-"""Rows that were not drawn: there is nothing to mend."""
+"""Rows with these reasons were not drawn: there is nothing to mend."""
 
 
 def rejected_rows(path: Path) -> list[Row]:
-    """For a table: per source and reason the rows of ``rejected_rows.jsonl``, and the first."""
+    """Return a row per source and reason in ``rejected_rows.jsonl``: how many, and the first.
+
+    Rows that were only not drawn are left out.
+    """
     first: dict[tuple[str, str], Row] = {}
     rows: Counter[tuple[str, str]] = Counter()
     with path.open(encoding="utf-8") as file:

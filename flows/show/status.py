@@ -1,4 +1,4 @@
-"""Where a run is, in words."""
+"""Say in words where a run is."""
 
 import shlex
 from datetime import UTC, datetime
@@ -15,14 +15,14 @@ _STYLE = {"failed": "red", "killed": "red", "interrupted": "yellow", "waiting": 
 
 
 def in_short(status: RunStatus) -> str:
-    """A run's state on one line."""
+    """Return a run's state on one line."""
     steps = f"{status.steps} of {status.planned or '?'} steps"
     told = [status.state or "?", steps, doing(status), *status.damaged]
     return ", ".join(filter(None, told))
 
 
 def doing(status: RunStatus) -> str:
-    """What is done now, or what kept it from going on, in short."""
+    """Return in short what a run does now, or what kept it from going on; empty where it is done."""
     word = status.word
     if word is None or status.state == "done":
         return ""
@@ -56,7 +56,7 @@ def _at(word: Word, *, with_left: bool = True) -> str:
 
 
 def _left_s(word: Word) -> float | None:
-    """What was left when it was said, less the time since."""
+    """Return the seconds that were left at the last word, less the time since; at least 1."""
     if word.left_s is None:
         return None
     return max(1.0, word.left_s - (datetime.now(UTC) - word.updated).total_seconds())
@@ -68,7 +68,7 @@ def _saved(word: Word) -> str:
 
 
 def in_detail(status: RunStatus) -> Text:
-    """A run's state with all that is known of it, and what can be done."""
+    """Return a run's state with all that is known of it, and what can be done."""
     return Text("\n").join(
         Text(line, style=_STYLE.get(status.state or "", "") if number == 0 else "")
         for number, line in enumerate(_lines(status))
@@ -120,7 +120,7 @@ def _go_on(status: RunStatus) -> str:
 
 
 def how_to_go_on(run: str, *, runs_dir: str) -> str:
-    """Say by which command a run goes on."""
+    """Return the command by which a run goes on, in words."""
     elsewhere = Path(runs_dir).absolute() != Path(StoreConfig().runs_dir).absolute()
     where = f" --runs-dir {shlex.quote(runs_dir)}" if elsewhere else ""
     return f"go on with: sdpo resume {run}{where}"

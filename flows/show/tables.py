@@ -1,4 +1,4 @@
-"""Rows of the tables that the command line prints and the Prefect UI shows."""
+"""Make the rows of tables that the command line prints and the Prefect UI shows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from sdpo.system.files import read_json
 
 
 def partition_rows(run: Path) -> list[Row]:
-    """Per step: pairs, pairs of each source, tokens of a pair."""
+    """Return a row per step: its pairs, those of each source, tokens (prompt and longer completion)."""
     plan = read_json(RunFolder(run).plan_file)
     return [
         {
@@ -28,7 +28,10 @@ def partition_rows(run: Path) -> list[Row]:
 
 
 def gamma_rows(run: Path) -> list[Row]:
-    """Per model and probe: mean gamma, standard error, accuracies; of the last finished step."""
+    """Return a row per model and probe after the last finished step.
+
+    A row has the mean gamma and its standard error, in nats, and the accuracies.
+    """
     views = sorted(run.glob("step-*/gamma.json"), key=lambda path: int(path.parent.name[5:]))
     if not views:
         return []
@@ -51,7 +54,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def judgement_rows(judgement: Judgement) -> list[Row]:
-    """Per scope: S, the current and the new model on the same reserved pairs, with intervals."""
+    """Return a row per part of the reserve: the current and the new model against S, on its pairs.
+
+    A row has each one's accuracy against S, its margin and the change of both, with intervals.
+    """
     return [_judgement_row(entry, judgement) for entry in judgement.comparisons]
 
 
