@@ -22,7 +22,7 @@ def in_short(status: RunStatus) -> str:
 
 
 def doing(status: RunStatus) -> str:
-    """Return in short what a run does now, or what kept it from going on; empty where it is done."""
+    """Return in short what a run does, or what keeps it from going on; empty where it is done."""
     word = status.word
     if word is None or status.state == "done":
         return ""

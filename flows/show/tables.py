@@ -11,7 +11,7 @@ from sdpo.system.files import read_json
 
 
 def partition_rows(run: Path) -> list[Row]:
-    """Return a row per step: its pairs, those of each source, tokens (prompt and longer completion)."""
+    """Return a row per step: pairs, those of each source, tokens of prompt + longer completion."""
     plan = read_json(RunFolder(run).plan_file)
     return [
         {
