@@ -1,4 +1,4 @@
-"""Prefect flows and the command line over the engine."""
+"""Run the engine from Prefect flows and from the command line."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The Prefect flow of a whole run: the same chain, every node a task, its tables as artifacts.
+"""Define the Prefect flow of a whole run: the same chain, nodes as tasks, tables as artifacts.
 
 Top-level groups of the recipe are the flow's parameters, so that they become cards in the UI's form
 and a schedule can replace one of them alone.
@@ -32,7 +32,7 @@ _NAME = "Name of the run; empty: that of the run in the UI."
 
 
 def _run_name() -> str:
-    """The recipe's name is also that of the run in the UI; a retry keeps the one it has."""
+    """Return the run's name in the UI: the recipe's, else the one it has, which a retry keeps."""
     return str(flow_run.parameters.get("name") or flow_run.name)
 
 
@@ -75,7 +75,7 @@ def align(
 
 
 def align_config(config: RunConfig) -> ChainResult:
-    """The flow's body: the chain with its nodes as tasks. Call it inside a flow run."""
+    """Run the chain with its nodes as tasks; this is the flow's body, called inside a flow run."""
     with RunPage(config.name) as page:
         result = run_chain(config, host=page.host)
         page.finish(result.run)

@@ -1,4 +1,4 @@
-"""The Prefect flow of a replay: a step of a finished run made again in a new run, and compared."""
+"""Define the Prefect flow of a replay: make a step of a finished run again, and compare both."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,9 +1,9 @@
-"""The Prefect flow of scheduled retraining, with a person's approval where one is wanted.
+"""Define the Prefect flow of scheduled retraining, with a person's approval where one is wanted.
 
-A slot that comes while a run of the same lineage is at work, or asks, is cancelled and not queued,
-so that missed slots do not pile up. What tells them apart is the lineage's lock, and no concurrency
-limit of the deployment: Prefect gives that up where a run pauses or the server starts again, and
-ends the run minutes later since it is gone.
+A slot that comes while a run of the same lineage is at work, or waits for an approval, is cancelled
+and not queued, so that missed slots do not pile up. The lineage's lock keeps two of them apart, and
+not a concurrency limit of the deployment: Prefect gives up a run's place in a limit where the run
+pauses or the server restarts, and ends the run minutes later because its place is gone.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from sdpo.store.run_folder import RunFolder
 
 
 class LineageSettings(Group):
-    """Which model is to grow."""
+    """These settings say which model is to grow."""
 
     main_setting = "name"
 
@@ -46,7 +46,7 @@ class LineageSettings(Group):
 
 
 class NewDataSettings(Group):
-    """Where new pairs come from, and how many make a step."""
+    """These settings say where new pairs come from, and how many make a step."""
 
     sources: list[str] = Field(
         [],
@@ -62,7 +62,7 @@ class NewDataSettings(Group):
 
 
 class NewStepSettings(Group):
-    """How the new step trains."""
+    """These settings say how the new step trains."""
 
     overrides: list[str] = Field(
         [],
@@ -72,7 +72,7 @@ class NewStepSettings(Group):
 
 
 class ApprovalSettings(Group):
-    """Whether a person has the last word."""
+    """These settings say whether a person has the last word."""
 
     required: bool = Field(
         False,
@@ -99,7 +99,7 @@ _GROUPS = {
 
 
 def _run_name() -> str:
-    """The lineage and the time of its slot, by which a person tells the runs of a schedule."""
+    """Return the lineage's name and the time of its slot, which identify a run of a schedule."""
     given = flow_run.parameters.get("lineage")
     name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", "")
     return f"{name or 'retrain'} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M} UTC"
@@ -115,7 +115,7 @@ def retrain(
     gate: GateSettings = GateSettings(),
     approval: ApprovalSettings = ApprovalSettings(),
 ) -> State[Retrained]:
-    """Make the pairs that a model has not seen its next step, and promote it if the gate agrees."""
+    """Train a model's next step on pairs that it has not seen; promote it if the gate agrees."""
     enter_folder()
     lineage = checked(LineageSettings, lineage, name="lineage")
     data = checked(NewDataSettings, data, name="data")

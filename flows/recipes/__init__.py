@@ -1,1 +1,1 @@
-"""Recipes that come with the project."""
+"""Hold the recipes that come with the project."""

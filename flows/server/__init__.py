@@ -1,1 +1,1 @@
-"""The Prefect server as this project runs it: for its owner alone. ``python -m flows.server``."""
+"""Run the Prefect server as this project does, for its owner alone: ``python -m flows.server``."""

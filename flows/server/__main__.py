@@ -1,4 +1,4 @@
-"""Prefect's server behind :mod:`flows.server.guard`: ``python -m flows.server --port 4200``.
+"""Run Prefect's server behind :mod:`flows.server.guard`: ``python -m flows.server --port 4200``.
 
 Prefect's own settings, the password among them, come from the environment.
 """
@@ -13,7 +13,7 @@ from flows.server.guard import LOOPBACK, Guard, known
 _KEEP_ALIVE_S = 5
 _AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 HOSTS = "SDPO_ALLOWED_HOSTS"
-"""Environment variable with further names, separated by commas."""
+"""This environment variable holds further names of the server, separated by commas."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The deployments, made or brought up to date: ``python -m flows.server.deploy``.
+"""Make the deployments or bring them up to date: ``python -m flows.server.deploy``.
 
 What a person set on the server stays: schedules, whether they are active, the parameters of slots
 and deployments, tags, limits. Prefect's own ``deploy`` replaces all of that by what a file says,
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A flow as it can be submitted and scheduled."""
+    """An entry is a flow as it can be submitted and scheduled."""
 
     name: str
     description: str
     schedules: tuple[DeploymentScheduleCreate, ...] = field(default=())
-    """Those that a new deployment begins with."""
+    """A new deployment begins with these."""
 
     @property
     def entrypoint(self) -> str:
-        """What a worker imports; it needs no checkout."""
+        """Return the name that a worker imports the flow by; it needs no checkout."""
         return f"flows.{self.name}.{self.name}"
 
     @property
     def flow(self) -> Flow[..., object]:
-        """The flow itself."""
+        """Return the flow itself, whose module is imported now."""
         flow: Flow[..., object] = getattr(import_module(f"flows.{self.name}"), self.name)
         return flow
 
@@ -66,16 +66,16 @@ ENTRIES = (
     ),
     Entry("replay", "A step of a finished run made again, as it was or with a setting changed."),
 )
-"""No deployment has a limit: it would end a run that pauses for an approval, or outlives a restart
-of the server. Never two of a lineage at once, and slots that were missed do not pile up: the flow
-sees to it."""
+"""These flows are deployed, without a concurrency limit: it would end a run that pauses for an
+approval, or outlives a restart of the server. That never two of a lineage run at once, and that
+missed slots do not pile up, is ensured by the flow."""
 
 
 def deploy(pool: str, *, folder: Path | None, reset_schedules: bool) -> list[str]:
-    """Bring the server's pool and deployments up to date; return what to say of it.
+    """Bring the server's pool and deployments up to date; return lines that say what was done.
 
     Args:
-        pool: the work pool; one for processes is made where there is none.
+        pool: name of the work pool; one for processes is made where there is none.
         folder: where relative paths of flows start; none where that is the worker's matter.
         reset_schedules: put back the schedules and parameters that a new deployment begins with.
     """
@@ -131,7 +131,7 @@ def _update(
     existing: DeploymentResponse,
     folder: Path | None,
 ) -> None:
-    """What belongs to the code, and nothing that a person sets."""
+    """Update what belongs to the code, and nothing that a person sets."""
     changed = DeploymentUpdate(
         description=entry.description,
         entrypoint=entry.entrypoint,
@@ -147,12 +147,12 @@ def _update(
 
 
 def _schema(entry: Entry) -> dict[str, Any]:
-    """The schema of the form, by which the server looks at parameters too.
+    """Return the schema of the form, by which the server checks parameters too.
 
-    Of a deployment's own parameters, which may be incomplete, Prefect takes out of the schema
-    whatever is called `required`: the word, and so the setting `approval.required`, which is then
-    one too many. Where a group has such a setting others may stand beside it for the server; the
-    flow itself refuses those.
+    A deployment's own parameters may be incomplete, so Prefect checks them by a schema from which
+    it takes out whatever is called `required`. That takes out the setting `approval.required` too,
+    which would then be refused as unknown. So a group with such a setting lets unknown ones pass
+    here; the flow itself refuses them.
     """
     schema = parameter_schema(entry.flow).model_dump_for_openapi()
     for group in schema.get("definitions", {}).values():
@@ -178,7 +178,7 @@ def _reset(client: SyncPrefectClient, entry: Entry, existing: DeploymentResponse
 
 
 def main(arguments: "Sequence[str] | None" = None) -> None:
-    """Deploy to the server that PREFECT_API_URL names."""
+    """Deploy to the server that PREFECT_API_URL names, and print what was done."""
     parser = argparse.ArgumentParser(prog="python -m flows.server.deploy", description=__doc__)
     parser.add_argument("--pool", default="sdpo", help="work pool")
     parser.add_argument("--folder", type=Path, help="where relative paths of flows start")

@@ -1,8 +1,8 @@
-"""Who may talk to the server: pages that it served itself, under a name that it is known by.
+"""Let only pages talk to the server that it served itself, under a name that it is known by.
 
-A stranger's name can be made to resolve to a loopback address. A page that was loaded under it is
-of one origin with the server, reads its answers and has its CSRF tokens. What the name cannot do is
-look like ours: browsers say in `Host` to which name they were sent. Prefect has no list of names.
+A stranger's name can be made to resolve to a loopback address. A page that was loaded under that
+name has the same origin as the server, and can read its answers and its CSRF tokens. But its name
+gives it away: browsers say in `Host` which name they were given. Prefect has no list of names.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -16,15 +16,15 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _UNSAID = (80, 443)
-"""Ports that browsers leave out of `Host` and `Origin`."""
+"""Browsers leave these ports out of `Host` and `Origin`."""
 _EVERYWHERE = ("0.0.0.0", "[::]")
-"""Where a server may listen, and no name of it."""
+"""A server may listen at these addresses, but they are no names of it."""
 _REFUSED = 403
 _POLICY_VIOLATION = 1008
 
 
 class Guard:
-    """An ASGI application that passes on what its owner's browser and commands ask.
+    """A guard is an ASGI application that passes on only what its owner's browser and commands ask.
 
     Args:
         application: what is guarded.
@@ -36,7 +36,7 @@ class Guard:
         self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or refuse with the reason; what a server says of its life passes."""
+        """Pass a request on, or refuse it with the reason; the server's lifespan events pass."""
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else ""
         if not refusal:
             await self._application(scope, receive, send)
@@ -60,12 +60,12 @@ class Guard:
 
 
 def bracketed(host: str) -> str:
-    """A name or address as it stands in a URL."""
+    """Return a name or address as it is written in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
 def known(hosts: Iterable[str], *, port: int) -> set[str]:
-    """Return names with their ports, as browsers say them, of ``NAME`` and ``NAME:PORT``."""
+    """Return hosts, each given as ``NAME`` or ``NAME:PORT``, with ports as browsers send them."""
     found = set()
     for host in hosts:
         name, colon, given = bracketed(host.lower()).rpartition(":")

@@ -1,4 +1,4 @@
-"""What a flow shows in Prefect's UI: its form, the run's page and card, approvals, slots.
+"""Show a flow in Prefect's UI: its form, the run's page and card, approvals, slots.
 
-It imports Prefect and what is shown; the flows import it. The engine never hears of it.
+It imports Prefect and :mod:`flows.show`; the flows import it, and the engine does not know it.
 """

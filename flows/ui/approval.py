@@ -1,7 +1,7 @@
-"""A person's approval in the Prefect UI: a paused flow run, and the form that it asks by.
+"""Ask for a person's approval in the Prefect UI: pause the flow run and wait for its form.
 
-A paused run keeps its process, which does nothing but look for the answer: no device is held, and
-the lineage is, so that its next slot does not ask a second time.
+A paused run keeps its process, which does nothing but look for the answer. It holds no device, but
+it holds the lineage, so that the next slot does not ask a second time.
 """
 
 import time
@@ -26,11 +26,11 @@ from sdpo.store.run_folder import RunFolder
 
 _POLL_S = 3
 _MARGIN_S = 3600
-"""Prefect fails a run whose pause timed out, so ours ends before: by an answer of our own."""
+"""Prefect fails a run whose pause timed out, so our own answer comes so many seconds before."""
 
 
 class Approval(RunInput):
-    """The form of a paused run."""
+    """The form of a paused run asks whether the new model is put in use."""
 
     approve: bool = Field(
         False, title="Promote it", description="Put the new model in use; otherwise the old stays."
@@ -39,7 +39,10 @@ class Approval(RunInput):
 
 
 def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answer:
-    """Pause the flow run until somebody answers its form, or until the time is over."""
+    """Pause the flow run until somebody answers its form, at most for ``timeout_s`` seconds.
+
+    Where nobody has answered, ``approved`` is None.
+    """
     step = judgement.new
     form = Approval.with_initial_data(
         description=f"M_{step} of run {run.name} passed the gate: {judgement.reason}. Is it to "
@@ -56,7 +59,7 @@ def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answ
 
 
 def _said(form: type[Approval], run_id: UUID, *, timeout_s: float) -> Approval:
-    """What the form was answered with, however long the server is away meanwhile."""
+    """Return what the form was answered with, however long the server is away meanwhile."""
     # One pause an attempt: under the key of an earlier one Prefect would not pause again.
     key = f"approval-{flow_run.run_count}"
     poll_s = max(1, min(_POLL_S, int(timeout_s / 10)))
@@ -89,14 +92,14 @@ def _wait_while_paused(run_id: UUID, poll_s: float) -> None:
 
 
 def _raise_unless_away(error: httpx.HTTPError) -> None:
-    """Raise what a server said that is there: it would say so again."""
+    """Raise ``error`` where a server that is there refused: it would do so again."""
     if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
         raise error
 
 
 @contextmanager
 def _answer_in_time(run_id: UUID, timeout_s: float) -> Iterator[Flag]:
-    """Within it a pause is ended after ``timeout_s``; whether it was, the flag says."""
+    """End a pause within it after ``timeout_s`` seconds; the flag says whether that was done."""
     answered, over = Flag(), Flag()
     reason = f"nobody answered within {timeout_s / 60:g} minutes"
 

@@ -1,7 +1,7 @@
-"""Where a flow's relative paths start: the folder of whoever made the deployment.
+"""Let a flow's relative paths start in the folder of whoever made the deployment.
 
 The worker starts a flow in an empty folder and not there, since Prefect looks for the flow's module
-in the current folder first: one of the user's that is called `flows` would be taken for ours.
+in the current folder first: a folder of the user's that is called `flows` would be taken for ours.
 """
 
 import os
@@ -9,14 +9,14 @@ import os
 from sdpo.errors import UserError
 
 VARIABLE = "SDPO_FOLDER"
-"""Environment variable of a deployment's runs."""
+"""This environment variable tells a deployment's runs the folder."""
 
 
 def enter_folder() -> None:
-    """Go to the deployment's folder, if it names one.
+    """Make the deployment's folder the current one, if the deployment names one.
 
     Raises:
-        UserError: it is not there.
+        UserError: it cannot be entered.
     """
     if not (folder := os.environ.get(VARIABLE)):
         return

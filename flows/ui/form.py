@@ -1,4 +1,4 @@
-"""The form of a flow in the UI: a label, a description and a place for each of its parameters."""
+"""Make the form of a flow in the UI: a label, a description and a place for each parameter."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ F = TypeVar("F", bound=Flow[..., Any])
 
 
 def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
-    """Describe a flow's parameters; their labels come from their names.
+    """Return a decorator that describes a flow's parameters; their labels come from their names.
 
     Prefect reads a parameter's description from its default if that is a pydantic field; the
-    function itself keeps the plain default, so that it can be called as it stands.
+    function itself keeps the plain default, so that it can be called as usual.
     """
 
     def described(flow: F) -> F:

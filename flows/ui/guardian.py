@@ -1,7 +1,8 @@
-"""Who tells the server that a flow run's process was killed: ``python -m flows.ui.guardian``.
+"""Tell the server that a flow run's process was killed: ``python -m flows.ui.guardian``.
 
-A worker tells it of runs that die under it; one that is asked to end, or is killed itself, kills
-its runs' processes and tells nobody, and they would be running for ever in the UI.
+A worker tells the server of runs that die while it works. A worker that is asked to end, or is
+killed itself, takes its runs' processes with it and tells nobody, and the UI would show them as
+running for ever.
 """
 
 import base64
@@ -20,7 +21,7 @@ from sdpo.system.json_values import JsonObject
 from sdpo.system.watchdog import outlived_by, parent_died
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"
-"""Environment variable that a worker gives to the process of a flow run."""
+"""A worker gives the process of a flow run the run's id in this environment variable."""
 _WORKERS_TURN_S = 4.0
 _TRIES = 20
 _PAUSE_S = 3.0
@@ -29,7 +30,7 @@ _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 @contextmanager
 def guarded(run_count: int) -> Iterator[None]:
-    """Within it, the death of this process becomes known, where a worker runs it.
+    """Let the server know if this process dies within it, where a worker runs it.
 
     ``run_count``: which attempt at the flow run this is; the state of a later one is not touched.
     """
@@ -41,7 +42,13 @@ def guarded(run_count: int) -> Iterator[None]:
 
 
 def tell(flow_run: str, run_count: int) -> None:
-    """Put the run into the state that it ended in, unless somebody has, or it runs again."""
+    """Set a run whose process was killed to crashed, or to cancelled where that was asked.
+
+    A run that has ended already, was scheduled again or is at a later attempt is left as it is.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
+    """
     found = _ask(f"/flow_runs/{flow_run}")
     state = found["state"]["type"]
     if state in _FINAL or found["run_count"] != run_count or state == "SCHEDULED":
@@ -65,7 +72,7 @@ def _ask(path: str, body: JsonObject | None = None) -> Any:
 
 
 def _token(headers: dict[str, str]) -> dict[str, str]:
-    """What a request that changes something has to say; nothing where the server wants none."""
+    """Return the CSRF headers of a request that changes something, if the server wants any."""
     client = f"guardian-{os.getpid()}"
     try:
         token = _answer(f"/csrf-token?client={client}", None, headers)["token"]
@@ -84,7 +91,7 @@ def _answer(path: str, data: bytes | None, headers: dict[str, str]) -> Any:
 
 
 def main() -> None:
-    """Wait for the death of the flow run's process, and tell of it."""
+    """Wait for the end of the flow run's process, and tell the server if it was killed."""
     flow_run, run_count, descriptor = sys.argv[1:]
     if not parent_died(int(descriptor)):
         return

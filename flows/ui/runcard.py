@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a run beside its log: tables, and one page about the whole of it."""
+"""Make what the Prefect UI shows of a run beside its log: tables, and one page about all of it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from sdpo.system.files import read_json
 
 
 def gamma_ref_rows(run: Path) -> list[Row]:
-    """Per finished step and probe: gamma of the model before it, which is its reference in sDPO.
+    """Return, per finished step and probe, gamma of the model before it: its reference in sDPO.
 
-    D_t stands there twice where it is large: all of it, which the step trains against, and the
-    sample on which every model is measured.
+    D_t has two rows where it is large: all of it, which the step trains against, and the sample on
+    which every model is measured. Gamma is in nats.
     """
     rows: list[Row] = []
     folder = RunFolder(run)
@@ -40,12 +40,12 @@ def _gamma_row(step: int, entry: dict[str, Any]) -> Row:
 
 
 def table_rows(table: Table) -> list[Row]:
-    """A table of the report as Prefect takes it."""
+    """Return a table of the report as Prefect takes it: one mapping a row."""
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
 def run_card(run: Path, summary: Summary) -> str:
-    """Markdown: what came of the run, how its models came to be, and where everything is."""
+    """Return Markdown: what came of the run, how its models came to be, where everything is."""
     folder = RunFolder(run)
     done = [step for step in folder.complete_steps() if folder.read_record(f"step-{step}")]
     record = folder.find_step(f"step-{done[-1]}") if done else None

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the Prefect UI: its tasks, its log lines, its artifacts.
+"""Show a run in the Prefect UI: its tasks, its log lines, its artifacts.
 
 The UI is a view: where the server cannot be reached, or is restarted, the run goes on without it.
 """
@@ -63,18 +63,18 @@ from sdpo.system.streams import visible
 T = TypeVar("T")
 
 _EVERY_S = 5.0
-"""Seconds between two updates of a progress artifact, at least."""
+"""Two updates of a progress artifact are at least so many seconds apart."""
 _PATIENCE_S = 30.0
-"""Seconds for which a server that did not answer is left alone."""
+"""A server that did not answer is left alone for so many seconds."""
 _LINES = 500
-"""Log lines of one run in the UI, at most; all of them are in the stages' logs."""
+"""The UI gets at most so many log lines of one run; all of them are in the stages' logs."""
 _LINE_LENGTH = 2000
 
 _logger = logging.getLogger(__name__)
 
 
 def _message_alone(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of a mistake whose message says everything."""
+    """Let a record pass, without the traceback of a mistake whose message says everything."""
     if record.exc_info and isinstance(record.exc_info[1], UserError | PartitionError):
         record.exc_info = None
     return True
@@ -88,7 +88,7 @@ def task_call(name: str, function: Callable[..., T], /, *args: object) -> T:
     """Run a node as a Prefect task: called directly, so that it sees signals in the main thread.
 
     A node decides by its record whether it is done; Prefect's own cache does not look at the disk.
-    One that is ended with its run, as by Cancel, is cancelled: for Prefect it would have crashed.
+    A node that ends with its run, as by Cancel, is shown as cancelled: Prefect would say crashed.
     """
     ended: list[BaseException] = []
 
@@ -114,7 +114,7 @@ def _node_line(event: NodeEvent) -> str:
 
 
 class RunPage:
-    """The page of one flow run: give its ``host`` to the chain, within it."""
+    """A page shows one flow run: enter it, and give its ``host`` to the chain."""
 
     def __init__(self, name: str) -> None:
         self._slug = slug(name)
@@ -128,7 +128,7 @@ class RunPage:
 
     @property
     def host(self) -> Host:
-        """What the flow gives the engine: its tasks, this page, and the slots of its devices."""
+        """Return what the flow gives the engine: its tasks, this page, the slots of its devices."""
         return Host(call=self.call, listen=self.listen, occupy=device_slot)
 
     def __enter__(self) -> "RunPage":
@@ -148,7 +148,7 @@ class RunPage:
         self._watched.__exit__(kind, error, traceback)
 
     def call(self, name: str, function: Callable[..., T], /, *args: object) -> T:
-        """Run a node as a task; its tables are there when it is done."""
+        """Run a node as a task, then show the tables that it changed."""
         self._suspension.heed()
         result = task_call(name, function, *args)
         if args and isinstance(args[0], Execution):
@@ -183,14 +183,14 @@ class RunPage:
                 pass
 
     def finish(self, run: Path) -> None:
-        """Put the run card there."""
+        """Show the run card, as an artifact."""
         text = run_card(run, summarise(run))
         what = f"Run {run.name}: outcome, lineage, files"
         key = f"run-{self._slug}"
         self._show(lambda: create_markdown_artifact(text, key=key, description=what))
 
     def judged(self, judgement: Judgement) -> None:
-        """Put the gate's numbers there."""
+        """Show the gate's numbers, as a table."""
         told = f"{judgement.outcome}: {judgement.reason}"
         self._table("gate", judgement_rows(judgement), told)
 
@@ -214,7 +214,7 @@ class RunPage:
             self._show(bar.show)
 
     def _publish(self, name: str, run: Path) -> None:
-        """The tables that the node called ``name`` changes."""
+        """Show the tables that the node called ``name`` changes."""
         if name == "partition":
             self._table("partition", partition_rows(run), "Pairs of every step and source")
         elif name.startswith("step ") and not name.startswith("step 0"):
@@ -235,7 +235,7 @@ class RunPage:
         self._show(lambda: self._put_table(key, table, description))
 
     def _put_table(self, key: str, table: list[dict[str, Cell]], description: str) -> None:
-        """Made once by an attempt at the run, then brought up to date: so it is listed once."""
+        """Make a table once in an attempt at the run, then update it, so that it is listed once."""
         if made := self._tables.get(key):
             data = TableArtifact(table=table).format(_sync=True)  # type: ignore[call-arg]
             try:
@@ -249,7 +249,7 @@ class RunPage:
         self._tables[key] = cast(UUID, new)  # a coroutine only where there is an event loop
 
     def _say(self, level: int, message: str) -> None:
-        """A log line in the UI: once, on one line, and no more of them than a person reads."""
+        """Write a message to the UI's log: once, on one line, and no more than a person reads."""
         line = visible(" ".join(message.split()))[:_LINE_LENGTH]
         if line in self._lines:
             return
@@ -263,7 +263,7 @@ class RunPage:
             )
 
     def _show(self, show: Callable[[], object]) -> None:
-        """Show something, unless the server does not answer: no reason to end a run."""
+        """Call ``show``; a server that does not answer is no reason to end a run."""
         if time.monotonic() < self._left_alone_until_s:
             return
         try:
@@ -274,7 +274,7 @@ class RunPage:
 
 
 class _Bar:
-    """The progress artifact of a stage."""
+    """A bar is the progress artifact of a stage."""
 
     def __init__(self, key: str, what: str) -> None:
         self.state = StageProgress()
@@ -309,5 +309,5 @@ class _Bar:
 
 
 def slug(name: str) -> str:
-    """``name`` as the key of an artifact may be."""
+    """Return ``name`` in the characters that an artifact's key may have."""
     return name.lower().replace(".", "-").replace("_", "-")

@@ -1,8 +1,8 @@
-"""The device's slot on the Prefect server: how many stages a host runs at once, seen in the UI.
+"""Hold a host's slot on the Prefect server: the UI shows and limits how many stages it runs.
 
-The host's own lock (:mod:`sdpo.processes.devices`) is what keeps stages apart; this shows it, and
-limits it further where somebody lowers the limit `device:<host>`, or pauses it. A server that is
-away for a while neither keeps a stage from starting nor ends one.
+The host's own lock (:mod:`sdpo.processes.devices`) keeps stages apart; this shows it, and limits
+stages further where somebody lowers the limit `device:<host>`, or pauses it. A server that is away
+for a while neither keeps a stage from starting nor ends one.
 """
 
 import socket
@@ -17,17 +17,17 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 _LEASE_S = 60.0
-"""The slot of a process that was killed is free after this time; Prefect wants 60 at least."""
+"""The slot of a killed process is free after so many seconds; Prefect wants 60 at least."""
 
 
 def slot_name() -> str:
-    """Name of the host's concurrency limit on the server."""
+    """Return the name of the host's concurrency limit on the server."""
     return f"device:{socket.gethostname()}"
 
 
 @contextmanager
 def device_slot(devices: Sequence[str]) -> Iterator[None]:
-    """Hold a slot of this host, which is made with one where there is none yet."""
+    """Hold a slot of this host; a limit of one is made where the server has none for it yet."""
     name, logger = slot_name(), get_run_logger()
     slot = concurrency(
         name, strict=False, raise_on_lease_renewal_failure=False, lease_duration=_LEASE_S

@@ -1,6 +1,6 @@
-"""Suspended in the UI: the run's state is saved and its process ends; Resume goes on from there.
+"""End a run that is suspended in the UI, with its state saved: Resume goes on from there.
 
-Prefect writes the state down and tells nobody: a flow hears of it when it asks for a further task,
+Prefect writes the state down and tells nobody: a flow hears of it when it starts its next task,
 which for a training may be hours later, and what it did meanwhile is dropped.
 """
 
@@ -19,7 +19,7 @@ _EVERY_S = 3.0
 
 
 class Suspension:
-    """Looks at the state of the flow run that this process executes, while it is entered."""
+    """A suspension watches the state of the flow run that this process executes, while entered."""
 
     def __init__(self) -> None:
         self._run = os.environ.get(RUN_ID, "")
@@ -37,7 +37,7 @@ class Suspension:
         """End the flow, once, if somebody suspended it: a stage saves its state when it ends.
 
         Raises:
-            Pause: by which Prefect's engine leaves the state as it is.
+            Pause: somebody did; Prefect's engine then leaves the state as it is.
         """
         if self._asked.is_set() and not self._over.is_set():
             self._over.set()
