@@ -9,6 +9,7 @@ import pytest
 import yaml
 from bench import Values
 from desk import Desk
+from foreign import OF_A_SERVER, OF_EVERY_FOLDER
 
 from flows.commands.desk import Desk as Processes
 from flows.commands.desk import Started
@@ -116,6 +117,8 @@ def test_nothing_is_kept_outside_its_folder_and_no_telemetry_is_on(desk: Desk) -
     assert server["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert server["DO_NOT_TRACK"] == "1"
     assert (desk.folder / ".sdpo-server" / "prefect" / "prefect.db").is_file()
+    known = {Path(name).parts[0] for name in (*OF_A_SERVER, *OF_EVERY_FOLDER)}
+    assert {path.name for path in (desk.folder / ".sdpo-server").iterdir()} <= known
 
 
 def test_a_port_that_is_in_use_is_said_to_be(desk: Desk, tmp_path: Path) -> None:

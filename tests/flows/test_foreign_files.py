@@ -1,6 +1,7 @@
 """What a user has under a name that this project uses stays as it is, whatever is called."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,19 @@ import pytest
 import typer
 from bench import Bench
 from command_line import Sdpo
-from foreign import BESIDE_RUNS, CONTENTS, NAMES, OF_A_CACHE, State, below, fill, state_of
+from foreign import (
+    BESIDE_RUNS,
+    CONTENTS,
+    NAMES,
+    OF_A_CACHE,
+    PARENTS,
+    State,
+    below,
+    fill,
+    state_of,
+)
 from histories import origin, write_new_pairs
+from written import TEMPORARY, joined_names, noted, recorded, shape
 
 from flows.cli.app import app
 from sdpo.system.files import write_json
@@ -79,6 +91,16 @@ DONE = (
 OF_A_REGISTRY = ("registry.json", ".registry.lock", ".tiny.retrain.lock")
 VARIANTS = range(0, 9, 3)
 """With which of the contents the first of the names begins."""
+IN_TEMPORARIES = ("scratch", "all", "drawn", "rejected.jsonl", "rows.parquet", "part-1.arrow")
+"""What is only ever below a name that nobody can guess."""
+ONLY_READ = (
+    *("data", "dataset_dict.json", "state.json"),  # data sets as `datasets` saves them
+    *("blobs", "refs", "datasets--mine"),  # a folder of the hub's
+    *("recipes", "losses.py"),  # of the package itself
+)
+"""Names of what others write."""
+BY_USERS = ("cache", ".sdpo-server", "runs")
+"""Defaults of what a user names: whole folders, each with its marker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +133,9 @@ def place(finished_copy: Bench) -> Place:
     return Place(finished_copy, state, folders)
 
 
-def called(bench: Bench, sdpo: Sdpo, command: tuple[str, ...], *, variant: int) -> tuple[int, str]:
+def called(
+    bench: Bench, sdpo: Sdpo, command: tuple[str, ...], *, variant: int, first: str = ""
+) -> tuple[int, str]:
     words = {
         "recipe": bench.write(),
         "folder": bench.folder,
@@ -122,7 +146,7 @@ def called(bench: Bench, sdpo: Sdpo, command: tuple[str, ...], *, variant: int) 
         "new": write_new_pairs(bench.folder / "new.jsonl", *range(20)),
         "newer": write_new_pairs(bench.folder / "newer.jsonl", *range(20, 40)),
     }
-    done = sdpo(*(word.format(**words) for word in command))
+    done = sdpo(*(word.format(**words) for word in command), first=first)
     assert "Traceback" not in done.told
     return done.code, done.told
 
@@ -140,6 +164,39 @@ def test_every_command_that_there_is_is_called_among_foreign_files() -> None:
     tried = (*REFUSED, *FAILED, *DONE)
     for words in commands_of(typer.main.get_command(app)):
         assert any(command[: len(words)] == words for command in tried), words
+
+
+def test_every_name_that_the_code_joins_to_a_path_is_among_the_users() -> None:
+    known = {part for name in NAMES for part in name.split("/")}
+    known |= {*IN_TEMPORARIES, *ONLY_READ, *BY_USERS}
+    unknown = {
+        pattern: where
+        for pattern, where in joined_names().items()
+        if not any(re.fullmatch(pattern, name) for name in known)
+    }
+    assert not unknown, "tests/support/foreign.py has to name them"
+
+
+def unlisted(place: Place, made: set[Path]) -> set[str]:
+    """What was made under names that no file of the user's has, in the words of `shape`."""
+    bench, known = place.bench, set(map(shape, PARENTS | set(NAMES)))
+    given = {".", "runs", "cache", "exported", "recipe.yaml", "new.jsonl", "newer.jsonl"}
+    found = set()
+    users = {path for folder in place.folders for path in (folder, *below(folder))}
+    for path in made - users - set(place.state):
+        parts = path.relative_to(bench.folder).parts
+        if parts[0] == "runs" and len(parts) > 1 and (bench.runs / parts[1]).is_dir():
+            parts = parts[2:]  # a run
+        elif parts[0] in ("runs", "cache") and len(parts) > 1:
+            parts = parts[1:]
+        elif parts[0] == "exported":
+            parts = ("step-1", "model", *parts[1:])
+        shapes = [shape(part) for part in parts]
+        if TEMPORARY in shapes:
+            shapes = shapes[: shapes.index(TEMPORARY)]
+        if shapes and "/".join(shapes) not in known | given:
+            found.add("/".join(shapes))
+    return found
 
 
 def test_a_folder_that_is_the_users_is_refused_and_nothing_in_it_changes(
@@ -164,14 +221,21 @@ def test_a_registry_or_a_lock_that_is_the_users_is_refused(place: Place, sdpo: S
 
 
 @pytest.mark.timeout(600)
-def test_what_is_the_users_stays_beside_what_is_done(place: Place, sdpo: Sdpo) -> None:
-    for command in DONE:
-        of_mine = any("{mine}" in word for word in command)
-        for variant in VARIANTS if of_mine else VARIANTS[:1]:
-            code, told = called(place.bench, sdpo, command, variant=variant)
-            # A judgement that keeps the model in use is an exit code of 1.
-            assert code in ((0, 1) if command[0] == "retrain" else (0,)), (command, told)
-            place.assert_untouched((command, variant))
+def test_what_is_the_users_stays_beside_what_is_done(
+    place: Place, sdpo: Sdpo, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = tmp_path_factory.mktemp("log") / "made"
+    with recorded(place.bench.folder, log) as recorder:
+        for command in DONE:
+            of_mine = any("{mine}" in word for word in command)
+            for variant in VARIANTS if of_mine else VARIANTS[:1]:
+                code, told = called(place.bench, sdpo, command, variant=variant, first=recorder)
+                # A judgement that keeps the model in use is an exit code of 1.
+                assert code in ((0, 1) if command[0] == "retrain" else (0,)), (command, told)
+                place.assert_untouched((command, variant))
+    made = noted(log) | below(place.bench.folder)
+    assert any(path.name == "step-2.events.jsonl" for path in made), "a stage told of what it made"
+    assert not unlisted(place, made), "tests/support/foreign.py has to name them"
     verified = sdpo("verify", "tiny", "--runs-dir", place.bench.runs).out.splitlines()
     faults = [line for line in verified if line.startswith("fault: ")]
     assert faults == ["fault: step-1/my-notes was not published by this run"]

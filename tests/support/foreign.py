@@ -5,16 +5,37 @@ from pathlib import Path
 
 KEY, LONG = "0123456789abcdef" * 2, "0123456789abcdef" * 4
 
+OF_EVERY_FOLDER = (".sdpo.json", ".lock")
+OF_A_MODEL = (
+    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "lineage.json"),
+    *("chat_template.jinja", "additional_chat_templates/tools.jinja"),
+)
+NODES = (
+    *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),
+    *("probe-M_1", "kl-M_1", "reference-1"),
+)
+STAGES = (
+    *("tokenise", "tokenise-reference-1", "reference-1", "modules", "objectives", "measure-M_0"),
+    *("base", "step-1", "probe-M_1", "kl-M_1", "export-1", "try", "view"),
+)
 OF_A_RUN = (
-    *(".sdpo.json", ".lock", "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
+    *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
     *("pairs.parquet", "usable.parquet", "plan.parquet", "plan.json", "features.parquet"),
     *("supervised.parquet", "rejected_rows.jsonl", "rejected_supervised_rows.jsonl"),
-    *("nodes/data.json", "nodes/data.json.sha256", "nodes/rejected_data_rows.jsonl"),
-    *("logs/step-1.log", "logs/tokenise.json", "logs/status.json"),
-    *("probes/M_1.parquet", "carried/pairs.parquet"),
-    *("step-1/record.json", "step-1/record.json.sha256", "step-1/gamma.json"),
-    *("step-1/model/config.json", "step-1/model/model.safetensors", "step-1/reference.parquet"),
-    *("step-1/metrics.jsonl", "step-1/budget.json", "step-1/resume/00000002/state.json"),
+    *(f"nodes/{node}.json{end}" for node in NODES for end in ("", ".sha256")),
+    *(f"logs/{stage}.{end}" for stage in STAGES for end in ("log", "json", "events.jsonl")),
+    *("nodes/rejected_data_rows.jsonl", "logs/status.json"),
+    *("probes/M_1.parquet", "probes/M_1.completions.json", "probes/M_1.kl.json"),
+    *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
+    *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
+    *("step-1/record.json", "step-1/record.json.sha256", "step-1/gamma.json", "step-1/kl.json"),
+    *(f"step-1/model/{name}" for name in OF_A_MODEL),
+    *("step-1/reference.parquet", "step-1/metrics.jsonl", "step-1/budget.json"),
+    *("step-1/tracking/tensorboard", "step-1/resume/00000002/state.json"),
+    *("step-1/resume/00000002/metrics.jsonl", "step-1/resume/00000002/optimizer.safetensors"),
+    *("step-1/resume/00000002/generators-0.json", "step-1/resume/00000002/zero-0.safetensors"),
     *("guide-1/record.json", ".tmp-mine/notes", f".tmp-sdpo-model-{KEY}/weights"),
 )
 OF_A_CACHE = (
@@ -22,15 +43,19 @@ OF_A_CACHE = (
     *("tokens/.mine.lock", f"tokens/.{KEY}.lock", "tokens/.tmp-mine", "logps/my-notes/notes"),
     *(f"logps/{KEY}/key.json", f"logps/{KEY}/{LONG}.parquet", f"logps/{KEY}/checked-{KEY}.json"),
     *("kl/my-notes", f"kl/{KEY}/key.json", f"kl/{KEY}/kl.parquet", f"kl/.{KEY}.lock"),
-    *(f"trials/{KEY}.json", "trials/my-notes", "notes.txt"),
-    *("demo/tiny-llama-v1/config.json", "demo/mine-v1.jsonl"),
+    *(f"kl/{KEY}/samples.parquet", f"trials/{KEY}.json", f"trials/{KEY}.json.sha256"),
+    *("trials/my-notes", "notes.txt", "demo/mine-v1.jsonl"),
+    *(f"demo/tiny-llama-v1/{name}" for name in OF_A_MODEL),
 )
 OF_A_SERVER = (
-    *("processes.json", ".gitignore", "server.log", "worker.log", "deploy.log"),
+    *("processes.json", ".gitignore", "password", "server.log", "worker.log", "deploy.log"),
     *("prefect/prefect.db", "prefect/profiles.toml"),
 )
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")
 NAMES = tuple(dict.fromkeys((*OF_A_RUN, *OF_A_CACHE, *OF_A_SERVER, *BESIDE_RUNS)))
+"""What this project writes has one of these names, and below a folder of its own one that begins
+with them: :mod:`test_foreign_files` compares them with what the code says and with what it does."""
+PARENTS = {str(parent) for name in NAMES for parent in Path(name).parents}
 
 CONTENTS = (
     *(b"mine\n", b"{}", b"[1, 2]", b"name: mine\nversions: {}\n", b"*\n# mine\n"),
