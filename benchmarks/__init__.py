@@ -1,6 +1,7 @@
-"""Time and memory beside TRL, each measured program a process of its own.
+"""Measure time and memory beside TRL, each measured program in a process of its own.
 
-It may import everything, and nothing imports it; it is no part of the distribution.
+It may import everything, and of the project only tests import it; it is no part of the
+distribution.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Every causal architecture in tiny form against plain transformers, as a markdown table.
+"""Check every causal architecture in tiny form against plain transformers, in a Markdown table.
 
     python -m benchmarks.architectures [--only llama,qwen3] [--json FILE]
 
-Two steps of DPO each: reference, first loss, training, publication, the next step from what was
-published. The oracle is plain Hugging Face code: one sequence in a forward, fp32, log-softmax in
+Each makes two steps of DPO: reference, first loss, training, publication, the next step from what
+was published. The oracle is plain Hugging Face code: one sequence a forward, fp32, log-softmax in
 float64, and a training loop of its own over the same pairs. See :mod:`benchmarks.small_models`.
 """
 
@@ -39,10 +39,10 @@ from sdpo.training.tasks import PreferenceTask
 from sdpo.training.trainer import Trainer
 
 MOST_NATS = 2e-4
-"""That a log-prob may be off by, in sums of up to a hundred nats and more."""
+"""A log-prob, a sum of up to a hundred nats and more, may be off by so much."""
 _CPU = torch.device("cpu")
 _BETA = 0.1
-# An epsilon of the gradients' size: Adam makes a whole step of a gradient that is rounding alone.
+# An epsilon of the gradients' size: else Adam makes a whole step of a gradient that is rounding.
 TRAINING = TrainingConfig(
     beta=_BETA,
     learning_rate=1e-4,
@@ -58,7 +58,7 @@ TRAINING = TrainingConfig(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What two steps of a model showed; ``refused`` with the reason, or numbers.
+    """A finding is what two steps of a model showed: numbers, or ``refused`` with the reason.
 
     ``difference``: the largest of a log-prob from the oracle's, in nats; ``moved``: the largest by
     which one moves with its neighbours, its other side, its place and the padding; ``first_loss``:
@@ -76,14 +76,17 @@ class Found:
 
     @property
     def right(self) -> bool:
-        """Whether it is refused, or right."""
+        """Return whether the model is refused, or its numbers are within what is allowed."""
         return bool(self.refused) or (
             self.difference <= MOST_NATS and self.moved <= MOST_NATS and self.first_loss <= 1e-6
         )
 
 
 def measure(name: str, folder: Path) -> Found:
-    """Two steps of the model of this name, its files below ``folder``."""
+    """Make two steps of the model of this name, with its files below ``folder``.
+
+    What fails otherwise than by a refusal has an infinite ``difference``, and the error as layout.
+    """
     (folder / "M_0").mkdir(parents=True)
     attention = "sdpa"
     try:
@@ -113,7 +116,7 @@ def measure(name: str, folder: Path) -> Found:
 
 
 def _step(folder: Path, step: int, attention: str) -> Found:
-    """One step from M_{step-1}, which is there, to M_step, which is published."""
+    """Make one step from M_{step-1}, which is there, to M_step, which is published."""
     source, target = folder / f"M_{step - 1}", folder / f"M_{step}"
     task = _task(step)
     policy = load_policy(source, model=ModelConfig(attention=attention))
@@ -151,7 +154,7 @@ def _step(folder: Path, step: int, attention: str) -> Found:
 
 
 def _task(step: int) -> PreferenceTask:
-    """Six pairs of 8 to 60 tokens, others at every step; the reference is to come."""
+    """Return six pairs with sequences of 7 to 58 tokens, others at every step, and no reference."""
     rng = np.random.default_rng(step)
 
     def ids(low: int, high: int) -> np.ndarray:
@@ -170,7 +173,11 @@ def _task(step: int) -> PreferenceTask:
 
 
 def _layout(policy: Any, task: PreferenceTask, attention: str) -> str:
-    """The layout that a run would have."""
+    """Return the layout that a run would have.
+
+    Raises:
+        ModelError: even in padded rows a side's log-prob depends on its neighbours.
+    """
     layout = resolve_layout("auto", attention=attention)
     lengths = np.concatenate([task.prompt_tokens + side for side in task.completion_tokens.T])
     if not one_set_of_frequencies(policy, lengths):
@@ -185,7 +192,7 @@ def _layout(policy: Any, task: PreferenceTask, attention: str) -> str:
 
 
 def _scored(scorer: SequenceScorer, groups: Sequence[PromptGroup], layout: str) -> np.ndarray:
-    """Log-probs of both sides of ``groups``, fp32 ``[groups, 2]``; on a CPU as runs score them."""
+    """Return the log-probs of both sides of ``groups``, fp32 ``[groups, 2]``, as a run has them."""
     scorer.eval()
     parts: list[Sequence[PromptGroup]] = [groups]
     if layout != "shared":
@@ -197,7 +204,7 @@ def _scored(scorer: SequenceScorer, groups: Sequence[PromptGroup], layout: str) 
 
 
 def _moved(scorer: SequenceScorer, task: PreferenceTask, layout: str, alone: np.ndarray) -> float:
-    """By how much a side's log-prob moves at most where all but itself changes, in nats."""
+    """Return how much a side's log-prob moves at most where all but itself changes, in nats."""
     groups, collate = task.groups(np.arange(len(task.ids))), LAYOUTS[layout].collate
     most = 0.0
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 0]):
@@ -237,7 +244,7 @@ def _trainer(policy: Any, layout: str) -> Trainer:
 
 
 def _plain(folder: Path, attention: str) -> Any:
-    """The model in ``folder`` as transformers itself has it; in eval mode nothing is random."""
+    """Load the model in ``folder`` by transformers alone; in eval mode nothing is random."""
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention
     ).eval()
@@ -260,7 +267,7 @@ def _plain_logps(model: Any, task: PreferenceTask, item: int) -> list[float]:
 
 
 def _train_plainly(model: Any, task: PreferenceTask, reference: np.ndarray) -> None:
-    """DPO (arXiv 2305.18290, eq. 7) as a loop without anything of this project but the order."""
+    """Train by DPO (arXiv 2305.18290, eq. 7) in a plain loop over the same batches."""
     options: dict[str, Any] = {"lr": TRAINING.learning_rate, "eps": TRAINING.adam_epsilon}
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, **options)
     for step in range(len(task.ids) // TRAINING.batch_size):
@@ -278,7 +285,7 @@ def _train_plainly(model: Any, task: PreferenceTask, reference: np.ndarray) -> N
 
 
 def table(found: Sequence[Found]) -> str:
-    """Markdown, a line for each model."""
+    """Return a Markdown table, a line for each model."""
     lines = [
         "| architecture | kernel | layout | optimisations | largest difference, nats "
         "| moves with others, nats |",
@@ -295,7 +302,7 @@ def table(found: Sequence[Found]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure the models and print the table; 1 where one is neither right nor refused."""
+    """Measure the models and print the table; return 1 where one is neither right nor refused."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=__doc__)
     parser.add_argument("--only", default="", help="names, separated by commas")
     parser.add_argument("--json", type=Path, help="file for the numbers")

@@ -1,4 +1,4 @@
-"""From the recipe to M_2 as whole processes; and what a run costs beside scoring and training."""
+"""Measure whole processes from the recipe to M_2, and what a run costs beside its work."""
 
 import json
 import sys
@@ -19,16 +19,16 @@ from benchmarks.workload import Workload
 from sdpo.store.run_folder import RunFolder
 
 WORK = {"score", "train", "measure"}
-"""Phases of a stage that are not orchestration."""
+"""These phases of a stage are its work, and no orchestration."""
 
 QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def chain(options: Options, *, per_device: int) -> dict[str, Any]:
-    """Two steps in a row: ``sdpo run``, and a plain script of two DPOTrainers.
+    """Make two steps in a row: by ``sdpo run``, and by a plain script of two DPOTrainers.
 
-    ``sdpo run`` is there twice: measuring every model on all pairs as it does by default, and
-    measuring one pair of each partition, which leaves what TRL does.
+    ``sdpo run`` is there twice: measuring every model on up to 512 pairs of each partition, as it
+    does by default, and on one pair of each, which leaves what TRL does.
     """
     options = options.below("chain")
     workload = options.workload(steps=2)
@@ -87,7 +87,10 @@ def _chain_numbers(
 def _recipe(
     options: Options, workload: Workload, folder: Path, *, probes: int, **groups: Any
 ) -> Path:
-    """A natural run over the workload's files, without a reserve, which TRL has not either."""
+    """Write the recipe of a natural run over the workload's files, and return its path.
+
+    It has no reserve, which TRL has not either. ``groups``: groups of settings in place of its own.
+    """
     folder.mkdir(parents=True)
     steps = range(1, workload.settings.steps + 1)
     training = options.training(workload).model_dump(exclude_defaults=True)
@@ -110,7 +113,7 @@ def _recipe(
 
 
 def run_recipe(recipe: Path, folder: Path) -> FamilyUsage:
-    """``sdpo run`` as a process with all that it starts."""
+    """Call ``sdpo run`` and return what it took, with all that it starts."""
     command = [sys.executable, "-m", "flows.cli.app", "run", str(recipe)]
     return run_family(command, log=folder / "sdpo.log", environment=QUIET)
 
@@ -135,7 +138,7 @@ def _trl(
 
 
 def orchestration(options: Options) -> dict[str, Any]:
-    """Seconds of a whole ``sdpo run`` on a tiny model beside scoring, training and measuring."""
+    """Measure what ``sdpo run`` of a tiny model takes beside scoring, training and measuring."""
     options = options.below("orchestration")
     walls: dict[int, list[float]] = {1: [], 2: []}
     cpus: list[float] = []
@@ -163,7 +166,7 @@ def orchestration(options: Options) -> dict[str, Any]:
 
 
 def _defaults(workload: Workload) -> dict[str, Any]:
-    """The workload's data with the reserve as it is by default."""
+    """Return the settings of the workload's data, with the reserve as it is by default."""
     steps = range(1, workload.settings.steps + 1)
     return {"sources": [{"name": f"D_{k}", "path": str(workload.source(k))} for k in steps]}
 

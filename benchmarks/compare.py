@@ -1,4 +1,4 @@
-"""Scoring and training one partition, side by side; the loss curve; the warm cache."""
+"""Compare both sides: scoring and training one partition, the loss curve, the warm cache."""
 
 import sys
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from benchmarks.rivals import NOT_PRECOMPUTED, run_trl, trl_name
 from benchmarks.workload import Workload
 
 USUAL = 8
-"""Pairs per device as people configure TRL: its own default."""
+"""People configure TRL with so many pairs per device: its own default."""
 
 
 def compare(options: Options, lengths: str) -> tuple[Workload, dict[str, Any]]:
-    """Both sides over pairs of ``lengths``, run in turn; prints and returns the numbers."""
+    """Run both sides in turn over pairs of ``lengths``; print and return the numbers."""
     workload = options.below(lengths).workload(lengths=lengths)
     print(_title(options, workload))
     runs = _Runs()
@@ -32,7 +32,7 @@ def compare(options: Options, lengths: str) -> tuple[Workload, dict[str, Any]]:
 
 
 class _Runs:
-    """Measurements by program; what each took is told as it comes."""
+    """Runs hold the measurements by program; what each took is printed to stderr as it comes."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[Measurement]] = {}
@@ -61,7 +61,7 @@ def _one_turn(options: Options, workload: Workload, runs: _Runs, *, turn: int) -
         except RuntimeError as error:
             if options.device == "cpu":
                 raise
-            # A device has an end: the comparison goes on with what fits.
+            # A device's memory has an end: the comparison goes on with what fits.
             print(f"  {trl_name(size)} failed: {error}", file=sys.stderr)
     if theirs := _precomputed(runs.sides):
         best = next(s for s in options.sizes if trl_name(s) == fastest(theirs).name)
@@ -76,7 +76,7 @@ def _precomputed(sides: Sequence[Side]) -> list[Side]:
 
 
 def fastest(sides: Sequence[Side]) -> Side:
-    """The one with the least time for scoring and training."""
+    """Return the side with the least time for scoring and training."""
     return min(sides, key=lambda side: side.seconds("total_s"))
 
 
@@ -95,7 +95,7 @@ def _title(options: Options, workload: Workload) -> str:
 def _numbers(
     options: Options, workload: Workload, sides: Sequence[Side], rate: Rate
 ) -> dict[str, Any]:
-    """What the JSON file holds of a comparison; prints it as a table."""
+    """Return what the JSON file holds of a comparison, and print it as a table."""
     ours, flops, pairs = sides[0], workload.flops, workload.settings.pairs
     total = ours.seconds("total_s")
     steps = len(ours.runs[0].losses)
@@ -174,7 +174,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def curve(options: Options, *, per_device: int, steps: int = 20) -> dict[str, Any]:
-    """The loss curves of both over ``steps`` optimizer steps."""
+    """Compare the loss curves of both sides over ``steps`` optimizer steps."""
     options = options.below("curve")
     workload = options.workload(pairs=steps * options.batch_size)
     training = options.training(workload)
@@ -191,7 +191,7 @@ def curve(options: Options, *, per_device: int, steps: int = 20) -> dict[str, An
 
 
 def warm(options: Options, workload: Workload) -> dict[str, float]:
-    """Score with a cold cache, then again with the cache of the first and another beta."""
+    """Score with a cold cache, then again with the cache of the first run and another beta."""
     folder = options.folder / "warm"
     training = options.training(workload, max_steps=1)
     cold = run_step(workload, folder / "cold", training, options.launch, cache=folder / "cache")

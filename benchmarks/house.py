@@ -1,5 +1,4 @@
-"""Measure the house: how long its modules and functions are, what imports what, and how much of it
-is without a type.
+"""Measure the house: lengths of modules and functions, what imports what, what is without a type.
 
     python -m benchmarks.house [FOLDER OF THE PROJECT]
 
@@ -19,12 +18,12 @@ import numpy as np
 
 _TOPS = ("sdpo", "flows", "partitions")
 _LOOSE = ("Any", "object", "cast")
-"""Names that say little of a type, or contradict what the checker knows."""
+"""These names say little of a type, or contradict what the checker knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module of the project by its dotted name; ``is_package``: it is an ``__init__``."""
+    """A module of the project has a dotted name; ``is_package``: it is an ``__init__``."""
 
     name: str
     is_package: bool
@@ -33,13 +32,13 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The package below the top, or the module itself where it stands beside packages."""
+        """Return the package below the top, or the module itself where it is beside packages."""
         parts = self.name.split(".")
         return ".".join(parts[:2]) if len(parts) > 1 else f"{self.name}.__init__"
 
 
 def read_modules(root: Path) -> list[Module]:
-    """Return every module of the project in ``root``, by name."""
+    """Return every module of the project in ``root``, sorted by path."""
     modules = []
     for path in sorted(path for top in _TOPS for path in (root / top).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -58,8 +57,10 @@ def function_lines(tree: ast.AST) -> Iterator[int]:
 
 
 def loose_types(tree: ast.AST) -> Counter[str]:
-    """Count the names that stand in the place of a type, and the assertions that something is not
-    None; the imports of the names are not counted."""
+    """Count the loose names used for types, and assertions that something is not None.
+
+    Imports of the names are not counted.
+    """
     found: Counter[str] = Counter()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in _LOOSE:
@@ -74,7 +75,7 @@ def loose_types(tree: ast.AST) -> Counter[str]:
 
 
 def _quoted_types(node: ast.AST) -> Iterator[str]:
-    """Yield annotations that are texts."""
+    """Yield annotations that are written as strings."""
     for field in ("annotation", "returns"):
         told = getattr(node, field, None)
         if isinstance(told, ast.Constant) and isinstance(told.value, str):
@@ -82,8 +83,10 @@ def _quoted_types(node: ast.AST) -> Iterator[str]:
 
 
 def imports(module: Module, names: set[str]) -> set[str]:
-    """Return the modules of the project that ``module`` imports when it is imported itself: not
-    those within a function, nor those for the types alone."""
+    """Return the modules of the project that ``module`` imports when it is imported itself.
+
+    Imports within a function, and those for types alone, do not count.
+    """
     found: set[str] = set()
     for node in _at_import(module.tree.body):
         if isinstance(node, ast.Import):

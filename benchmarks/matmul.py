@@ -1,7 +1,7 @@
-"""The machine's rate of matrix products: ``python -m benchmarks.matmul DEVICE DTYPE THREADS``.
+"""Measure the rate of matrix products: ``python -m benchmarks.matmul DEVICE DTYPE THREADS``.
 
-Prints two rates as JSON: FLOP per second, and FLOP per second of CPU time, which other programs on
-the same cores do not change.
+It prints two rates as JSON: FLOP per second, and FLOP per second of CPU time, which other programs
+on the same cores do not change.
 """
 
 import json
@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """FLOP per second of wall and of CPU time."""
+    """A rate is in FLOP per second of wall time and of CPU time."""
 
     wall: float
     cpu: float
 
 
 def measure_rate(*, device: str, threads: int) -> Rate:
-    """The rates on this device now, from a process of its own."""
+    """Return the rates on this device now, measured in a process of its own."""
     dtype = "float32" if device == "cpu" else "bfloat16"
     command = [sys.executable, "-m", "benchmarks.matmul", device, dtype, str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -30,7 +30,7 @@ def measure_rate(*, device: str, threads: int) -> Rate:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the rates that the command line asks for, and print them."""
     import torch  # the process that starts this one needs none
 
     device, dtype, threads = sys.argv[1:]
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def rates(device: str, dtype: str, *, seconds: float) -> Rate:
-    """The best rates of this process over products of several sizes, ``seconds`` for each."""
+    """Return the best rates over products of several sizes, measured for ``seconds`` each."""
     import torch
 
     sizes = (1024, 2048, 3072) if device == "cpu" else (4096, 8192, 16384)

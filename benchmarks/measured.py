@@ -1,4 +1,4 @@
-"""Running a program as a process of its own, and what it took: seconds, CPU, memory.
+"""Run a program in a process of its own, and measure what it takes: seconds, CPU, memory.
 
 As a program (``python -m benchmarks.measured OUT IMPORTS MODULE ARGUMENT...``) it imports what
 the module will need, notes the memory, runs the module and writes what it took. The peak is the
@@ -41,7 +41,11 @@ TRL_IMPORTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a process took. ``*_bytes`` of the device are 0 without one; CPU is user and system."""
+    """Usage is what a process took: seconds and bytes.
+
+    ``wall_s`` and ``cpu_s`` (user and system) include the imports, which have numbers of their own.
+    ``device_*_bytes`` are 0 without a GPU.
+    """
 
     wall_s: float
     cpu_s: float
@@ -54,18 +58,18 @@ class Usage:
 
     @property
     def net_bytes(self) -> int:
-        """Peak without what importing alone takes."""
+        """Return the peak without what importing alone takes."""
         return self.peak_bytes - self.imports_bytes
 
     @property
     def work_s(self) -> float:
-        """Seconds without importing."""
+        """Return the seconds without importing."""
         return self.wall_s - self.imports_s
 
 
 @dataclass(slots=True)
 class MeasuredStages:
-    """Usage of every stage that ran, by the stage's name."""
+    """Measured stages are the usage of every stage that ran, by the stage's name."""
 
     folder: Path
     usage: dict[str, Usage] = field(default_factory=dict)
@@ -78,9 +82,9 @@ class MeasuredStages:
 
 @contextmanager
 def measured_stages(folder: Path) -> Iterator[MeasuredStages]:
-    """Within it every stage of one process that the supervisor starts is measured.
+    """Measure every stage that the supervisor starts within it, each of one process.
 
-    The command alone changes: environment, session and log are the supervisor's.
+    Only the command changes: environment, session and log are the supervisor's.
     """
     import sdpo.processes.supervisor
 
@@ -103,7 +107,7 @@ def measured_stages(folder: Path) -> Iterator[MeasuredStages]:
 
 
 def measured_command(out: Path, imports: Sequence[str], module: str, *arguments: str) -> list[str]:
-    """The command that runs ``module`` under measurement."""
+    """Return the command that runs ``module`` and writes what it took to ``out``."""
     own = [sys.executable, "-m", "benchmarks.measured", str(out), ",".join(imports)]
     return [*own, module, *arguments]
 
@@ -158,9 +162,12 @@ def _check(code: int, command: Sequence[str], log: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FamilyUsage:
-    """What a command took with all that it started. ``peak_bytes`` adds up the resident memory of
-    its processes, shared pages counted in each; ``peak_private_bytes`` their anonymous memory
-    (RssAnon), by the stage that ran at the time, "" where none did."""
+    """A family's usage is what a command took with all that it started.
+
+    ``peak_bytes`` adds up the resident memory of its processes, shared pages counted in each;
+    ``peak_private_bytes`` their anonymous memory (RssAnon), by the stage that ran at the time, ""
+    where none did.
+    """
 
     wall_s: float
     cpu_s: float
@@ -175,7 +182,7 @@ def run_family(
     environment: Mapping[str, str] | None = None,
     every_s: float = 0.05,
 ) -> FamilyUsage:
-    """Run ``command`` and sample the memory of its whole family.
+    """Run ``command`` and sample the memory of its whole family every ``every_s`` seconds.
 
     Raises:
         RuntimeError: it failed; the message ends with the end of its log.
@@ -202,9 +209,9 @@ def run_family(
 
 
 def _family(process: psutil.Process) -> list[int]:
-    """The process and its children, but those that it is just starting.
+    """Return the process and its descendants, without those that it is just starting.
 
-    Until such a child becomes its own program it has all pages of its parent, which are no memory.
+    Until such a child becomes its own program it shows all pages of its parent, which it shares.
     """
     try:
         children = [child.pid for child in process.children(recursive=True)]
@@ -215,7 +222,7 @@ def _family(process: psutil.Process) -> list[int]:
 
 
 def _words(pid: int) -> list[str]:
-    """The command line of a process; empty where it has just ended."""
+    """Return the command line of a process; empty where it has just ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
     except OSError:
@@ -223,7 +230,7 @@ def _words(pid: int) -> list[str]:
 
 
 def _stage(family: Sequence[int]) -> str:
-    """Name of the stage among these processes, by its command line."""
+    """Return the name of the stage among these processes, by its command line; "" without one."""
     for pid in family:
         words = _words(pid)
         if "sdpo.stages" in words:
@@ -237,12 +244,12 @@ def _children_cpu_s() -> float:
 
 
 def read_usage(path: Path) -> Usage:
-    """What a measured program wrote."""
+    """Return what a measured program wrote of its usage."""
     return Usage(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def status_bytes(name: str, pid: int | str = "self") -> int:
-    """A field of /proc/PID/status that is given in kB: VmHWM, VmRSS, RssAnon; 0 if it ended."""
+    """Return the bytes of a field of /proc/PID/status: VmHWM, VmRSS, RssAnon; 0 if it ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -252,7 +259,7 @@ def status_bytes(name: str, pid: int | str = "self") -> int:
 
 
 def cpu_s() -> float:
-    """User and system time of this process and of its children that ended."""
+    """Return the user and system seconds of this process and of its children that ended."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     usages = [resource.getrusage(kind) for kind in kinds]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
@@ -266,7 +273,7 @@ def _device_bytes() -> tuple[int, int]:
 
 
 def main() -> None:
-    """Run the module that the command line names."""
+    """Run the module that the command line names, and write what it took, even where it fails."""
     out, imports, module, *arguments = sys.argv[1:]
     start = time.perf_counter()
     for name in filter(None, imports.split(",")):

@@ -1,8 +1,9 @@
-"""Private memory from 10k to 100k pairs: ``python -m benchmarks.memory [--json FILE]``.
+"""Measure private memory at 10k and 100k pairs: ``python -m benchmarks.memory [--json FILE]``.
 
-The chain's own nodes up to the plan, gamma of every pair under M_0 included, with a toy model and
-pairs of at most 64 tokens. The anonymous memory (RssAnon) of the command and all that it starts is
-sampled, by the stage that runs. Mapped files are not counted: the kernel takes them back at will.
+The chain's own nodes run up to the plan, gamma of every pair under M_0 included, with a toy model
+and pairs of at most 64 tokens. The anonymous memory (RssAnon) of the command and all that it starts
+is sampled, and kept apart by the stage that runs. Mapped files are not counted: the kernel takes
+their memory back at will.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from sdpo.config.load import load_recipe
 from sdpo.system import machine
 
 PARTS = {"": "prepare, reserve", "tokenise": "tokenise", "measure-M_0": "score", "plan": "plan"}
-"""What runs, by the name of the stage: "" is the command up to the plan, which has a process of its
-own. A plan has every pair in memory by design, see ``benchmarks.partitions``."""
+"""These parts run, by the name of their stage: "" is the command up to the plan, which has a
+process of its own. A plan has every pair in memory by design, see ``benchmarks.partitions``."""
 
 NODES: dict[str, tuple[Callable[[Context], Part], ...]] = {
     "nodes": (
@@ -45,7 +46,7 @@ NODES: dict[str, tuple[Callable[[Context], Part], ...]] = {
     ),
     "plan": (planning.check, planning.partition),
 }
-"""What a child of this program does, by its first argument."""
+"""A child of this program runs these nodes, by its first argument."""
 
 MAX_LENGTH = 64
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def measure(pairs: int, folder: Path) -> FamilyUsage:
-    """Run the nodes over so many pairs, the plan after the others."""
+    """Run the nodes over so many pairs, the plan after the others, and return what they took."""
     folder.mkdir(parents=True)
     settings = Settings(
         folder=str(folder / "workload"),
@@ -101,7 +102,7 @@ def measure(pairs: int, folder: Path) -> FamilyUsage:
 
 
 def _recipe(workload: Workload, folder: Path) -> Path:
-    """A run whose plan needs gamma of every pair."""
+    """Write the recipe of a run whose plan needs gamma of every pair, and return its path."""
     recipe = {
         "name": "bench",
         "model": {"name_or_path": str(workload.model)},

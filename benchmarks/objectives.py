@@ -1,11 +1,11 @@
-"""One run per objective after the same supervised model, as a markdown table.
+"""Make one run per objective after the same supervised model, and print a Markdown table.
 
     python -m benchmarks.objectives [--limit 50] [--objectives dpo,simpo] [--set key=value ...]
 
 Run it from the project's root, with the folder `shared` beside the project. Every objective trains
 on all pairs in one step, from the same S (supervised on the chosen sides), with one learning rate;
 betas are those of arXiv 2502.01237 for its 8B model where it has them, else 0.1. At two million
-weights the numbers compare nothing but the pipeline's objectives with one another.
+weights the numbers only compare the pipeline's objectives with one another.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BETAS = {
     "cal_dpo": 3e-4,
     "dpo_norm": 5.0,
 }
-"""Where 0.1 is not the choice: arXiv 2502.01237 (8B, UltraFeedback), and Tulu 3 for dpo_norm."""
+"""Beta is 0.1 but for these: from arXiv 2502.01237 (8B, UltraFeedback), dpo_norm from Tulu 3."""
 
 COLUMNS = (
     "objective",
@@ -99,7 +99,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _start(supervised: str) -> list[str]:
-    """The first run makes S; the others take it as their model."""
+    """Return settings by which the first run makes S, and the others take it as their model."""
     if supervised:
         return [f"model.name_or_path={json.dumps(supervised)}", "supervised.enabled=false"]
     return ["supervised.enabled=true", "supervised.learning_rate=1e-4", "supervised.fraction=0.5"]
@@ -124,7 +124,7 @@ def _cells(run: Path, config: RunConfig) -> list[str]:
 
 
 def _kl_to_s(run: Path) -> str:
-    """KL(M_1||S) per completion in nats, with its interval."""
+    """Return KL(M_1||S) per completion in nats, with its interval; a dash: it was not measured."""
     path = run / "step-1" / "kl.json"
     if not path.is_file():
         return "–"

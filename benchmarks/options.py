@@ -1,4 +1,4 @@
-"""What a comparison is asked to do."""
+"""Define what a comparison is asked to do."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +12,11 @@ from sdpo.config import LaunchConfig, TrainingConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """``sizes`` are TRL's pairs per device, none where TRL is left out; ``changes`` training
-    settings that differ from the workload's."""
+    """Options say what is compared, where and how often.
+
+    ``sizes``: TRL's pairs per device, none where TRL is left out; ``changes``: training settings
+    that differ from the workload's.
+    """
 
     folder: Path
     device: Literal["cpu", "cuda"]
@@ -29,19 +32,19 @@ class Options:
 
     @property
     def launch(self) -> LaunchConfig:
-        """One process on the device."""
+        """Return settings that launch one process on the device."""
         return launch_config(device=self.device, threads=self.threads)
 
     def training(self, workload: Workload, **more: Any) -> TrainingConfig:
-        """The settings that both sides train with."""
+        """Return the settings that both sides train with, ``more`` in place of some."""
         return training_config(workload, **(self.changes | more))
 
     def below(self, name: str) -> "Options":
-        """The same in a folder below."""
+        """Return the same options with the folder ``name`` below their own."""
         return replace(self, folder=self.folder / name)
 
     def workload(self, name: str = "workload", /, **changes: Any) -> Workload:
-        """Make a workload in a process of its own."""
+        """Make a workload in a process of its own; ``changes``: settings in place of these."""
         on_cpu = self.device == "cpu"
         settings: dict[str, Any] = {
             "folder": str(self.folder / name),

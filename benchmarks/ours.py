@@ -1,4 +1,4 @@
-"""This project's side: the real stage of a step, as the supervisor starts it."""
+"""Run this project's side: the real stage of a step, as the supervisor starts it."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ from sdpo.processes.supervisor import run_stage
 from sdpo.store.run_folder import RunFolder
 
 ASIDE = {"load", "publish", "measure"}
-"""Phases that are neither scoring nor training. Whatever else a stage times counts as training:
+"""These phases are neither scoring nor training. Whatever else a stage times counts as training:
 checks of the layout, the gate, searches for a budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One run of a trainer over step 1: seconds by phase, the loss of every optimizer step."""
+    """A measurement is one run over step 1: seconds by phase, the loss of every optimizer step."""
 
     name: str
     seconds: dict[str, float]
@@ -37,28 +37,28 @@ class Measurement:
 
     @property
     def prepare_s(self) -> float:
-        """Text to token ids."""
+        """Return the seconds from text to token ids."""
         return self.seconds.get("prepare", 0.0)
 
     @property
     def score_s(self) -> float:
-        """Reference log-probs."""
+        """Return the seconds of scoring under the reference."""
         return self.seconds.get("score", 0.0)
 
     @property
     def train_s(self) -> float:
-        """Training with all that comes before its first step."""
+        """Return the seconds of training, with all that comes before its first step."""
         others = {k: v for k, v in self.seconds.items() if k not in ASIDE | {"score", "prepare"}}
         return sum(others.values())
 
     @property
     def total_s(self) -> float:
-        """Scoring and training."""
+        """Return the seconds of scoring and training."""
         return self.score_s + self.train_s
 
 
 def launch_config(*, device: Literal["cpu", "cuda"], threads: int) -> LaunchConfig:
-    """One process."""
+    """Return settings that launch one process."""
     return LaunchConfig(
         processes=1,
         strategy="single",
@@ -68,7 +68,7 @@ def launch_config(*, device: Literal["cpu", "cuda"], threads: int) -> LaunchConf
 
 
 def training_config(workload: Workload, /, **changes: Any) -> TrainingConfig:
-    """The settings that both sides train with."""
+    """Return the settings that both sides train with; ``changes`` are some in place of these."""
     settings = {
         "learning_rate": 1e-4,
         "lr_schedule": "constant",
@@ -81,7 +81,7 @@ def training_config(workload: Workload, /, **changes: Any) -> TrainingConfig:
 
 
 def run_tokenise(workload: Workload, folder: Path, *, threads: int) -> Measurement:
-    """Tokenise the workload's pairs in the real stage; its time is all but its imports."""
+    """Tokenise the workload's pairs in the real stage; its seconds are all but its imports."""
     run = RunFolder(folder / "run")
     (run.path / "logs").mkdir(parents=True)
     spec = TokeniseSpec(
@@ -110,7 +110,10 @@ def run_step(
     *,
     cache: Path | None = None,
 ) -> Measurement:
-    """Score and train D_1 in the stage of a fresh run in ``folder``; ``cache`` else a fresh one."""
+    """Score and train D_1 in the stage of a fresh run in ``folder``.
+
+    ``cache``: the cache of log-probs; without it a fresh one.
+    """
     spec = step_spec(
         workload,
         folder,
@@ -131,7 +134,7 @@ def run_step(
 def step_spec(
     workload: Workload, folder: Path, training: TrainingConfig, launch: LaunchConfig, **fields: Any
 ) -> StepSpec:
-    """The spec of a stage from M_0 in a fresh run in ``folder``."""
+    """Make a fresh run in ``folder``, and return the spec of its stage that starts from M_0."""
     run = RunFolder(folder / "run")
     shutil.copytree(workload.run, run.path)
     (run.path / "logs").mkdir()
@@ -158,10 +161,10 @@ def step_spec(
 
 
 def read_losses(path: Path) -> list[float]:
-    """The loss of every optimizer step in a ``metrics.jsonl``."""
+    """Return the loss of every optimizer step in a ``metrics.jsonl``."""
     entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 def _ignore(event: object) -> None:
-    """Nobody watches a measurement."""
+    """Ignore an event: nobody watches a measurement."""

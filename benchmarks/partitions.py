@@ -1,7 +1,7 @@
-"""Planning many pairs: ``python -m benchmarks.partitions [--pairs 1000000,10000000]``.
+"""Plan many pairs: ``python -m benchmarks.partitions [--pairs 1000000,10000000]``.
 
 Every plan is made in a process of its own from synthetic columns, as the chain makes it: reserve,
-plan, prompts that occur in several steps. The peak includes the columns.
+plan, prompts that occur in several steps. The peak of memory includes the columns.
 """
 
 import argparse
@@ -33,14 +33,17 @@ STRATEGIES: Mapping[str, PartitionSettings] = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Synthetic pairs and the id of each one's prompt, uint64 ``[n, 2]``."""
+    """Columns are synthetic pairs and the id of each one's prompt, uint64 ``[n, 2]``."""
 
     pairs: Pairs
     prompt_ids: np.ndarray
 
 
 def columns(n: int, *, seed: int = 0) -> Columns:
-    """Eight sources of very different sizes; four pairs in five have a prompt of their own."""
+    """Return ``n`` pairs of eight sources of very different sizes.
+
+    Four pairs in five have a prompt of their own, the others one of another pair.
+    """
     rng = np.random.default_rng(seed)
     shares = 1 / np.arange(1, SOURCES + 1)
     ids = rng.integers(0, 2**64, (n, 2), dtype=np.uint64)
@@ -58,7 +61,7 @@ def columns(n: int, *, seed: int = 0) -> Columns:
 
 
 def plan(n: int, strategy: str) -> dict[str, Any]:
-    """Plan once; seconds by part, and what came out."""
+    """Plan once; return the seconds of each part, and the pairs of each step."""
     data = columns(n)
     seconds: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""Medians of repeated runs, ratios between them, and the tables that show them."""
+"""Compute medians of repeated runs and ratios between them, and make the tables that show them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,39 +12,42 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """All runs of one program."""
+    """A side has all runs of one program."""
 
     name: str
     runs: Sequence[Measurement]
 
     def seconds(self, phase: str) -> float:
-        """Median of ``prepare_s``, ``score_s``, ``train_s`` or ``total_s``."""
+        """Return the median of ``prepare_s``, ``score_s``, ``train_s`` or ``total_s``."""
         return float(median(getattr(run, phase) for run in self.runs))
 
     def usage(self, name: str) -> float:
-        """Median of a field of :class:`~benchmarks.measured.Usage`."""
+        """Return the median of a field of :class:`~benchmarks.measured.Usage`."""
         return float(median(getattr(run.usage, name) for run in self.runs))
 
     @property
     def cpu_s(self) -> float:
-        """Median CPU seconds of the process, importing apart."""
+        """Return the median CPU seconds of the process, without importing."""
         return median(run.usage.cpu_s - run.usage.imports_cpu_s for run in self.runs)
 
     def memory(self, *, device: str, net: bool = False) -> float:
-        """Median peak bytes: of the device where there is one, else of the process."""
+        """Return the median peak bytes: of a GPU where one is used, else of the process.
+
+        ``net``: without what importing takes, which is known of a process alone.
+        """
         if device != "cpu":
             return self.usage("device_allocated_bytes")
         return self.usage("net_bytes" if net else "peak_bytes")
 
 
 def loss_difference(sides: Sequence[Side], curve: Sequence[float]) -> float:
-    """Largest difference of any run's losses from ``curve``."""
+    """Return the largest difference of any run's losses from ``curve``."""
     runs = [run for side in sides for run in side.runs]
     return max(abs(a - b) for run in runs for a, b in zip(run.losses, curve, strict=True))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first flush left, the others right."""
+    """Return columns of text, the first flush left, the others right."""
     cells = [list(columns), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [
@@ -61,7 +64,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def side_by_side(
     sides: Sequence[Side], *, pairs: int, tokens: int, flops: float, rate: Rate, device: str
 ) -> str:
-    """Programs as columns: seconds, rates and memory."""
+    """Return a table with the programs as columns: seconds, rates and memory."""
     rows: list[list[str]] = []
 
     def row(name: str, values: Sequence[float | None], form: str) -> None:
@@ -88,7 +91,7 @@ def side_by_side(
 
 
 def ratios(ours: Side, theirs: Side, *, device: str) -> Mapping[str, float]:
-    """TRL over this project."""
+    """Return the ratios of TRL's seconds and memory to this project's."""
     memory = {
         name: theirs.memory(device=device, net=net) / ours.memory(device=device, net=net)
         for name, net in (("memory_ratio", False), ("memory_ratio_net", True))

@@ -1,4 +1,4 @@
-"""TRL's side as seen from the process that starts it: what is asked for, and what came of it."""
+"""Run TRL's side from the process that starts it: say what to do, and read what came of it."""
 
 import importlib.util
 import json
@@ -15,17 +15,17 @@ NOT_PRECOMPUTED = "ref model"
 
 
 def trl_name(per_device: int) -> str:
-    """What a table calls TRL with so many pairs per device."""
+    """Return what a table calls TRL with so many pairs per device."""
     return f"TRL {per_device}/device"
 
 
 def has_trl() -> bool:
-    """Whether TRL can be asked here."""
+    """Return whether TRL and the library datasets are installed here."""
     return all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
 
 
 def environment(*, threads: int, cache: Path) -> dict[str, str]:
-    """The threads that our stages have, and caches of its own.
+    """Return variables that give TRL's process the threads of our stages, and a cache of its own.
 
     Passive waiting is what the supervisor sets for our stages: on shared cores it is kind to both.
     """
@@ -50,7 +50,7 @@ def run_trl(
     """Prepare, score and train D_1 with TRL in ``folder``.
 
     Raises:
-        RuntimeError: it failed, or trained on other tokens.
+        RuntimeError: TRL failed, or trained on other tokens.
     """
     spec = trl_spec(
         workload, folder, training, rows=[workload.ordered(1)], per_device=per_device
@@ -79,7 +79,7 @@ def trl_spec(
     rows: Sequence[Path],
     per_device: int,
 ) -> dict[str, Any]:
-    """What :mod:`benchmarks.theirs` reads."""
+    """Make ``folder``, and return what :mod:`benchmarks.theirs` reads."""
     folder.mkdir(parents=True)
     settings = workload.settings
     return {

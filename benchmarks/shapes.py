@@ -1,6 +1,6 @@
-"""What is measured: the model's shape, how long pairs are, and the arithmetic that both ask for.
+"""Define what is measured: the model's shape, how long pairs are, the arithmetic that both need.
 
-Read by the process that starts the others, so it imports neither torch nor transformers.
+The process that starts the others reads it, so it imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Llama."""
+    """A shape gives the sizes of a Llama; ``tied``: its output is tied to the embedding."""
 
     vocabulary: int
     layers: int
@@ -24,7 +24,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights, norms included."""
+        """Return the number of weights, norms included."""
         head = 0 if self.tied else self.vocabulary * self.hidden
         norms = (2 * self.layers + 1) * self.hidden
         return self.layers * self._block + self.vocabulary * self.hidden + head + norms
@@ -36,11 +36,11 @@ class Shape:
         return attention + 3 * self.hidden * self.feed_forward
 
     def forward_flops(self, prompt: int, chosen: int, rejected: int) -> int:
-        """Useful operations of one forward of a pair.
+        """Return the useful operations of one forward of a pair, given its lengths in tokens.
 
-        Matrix products alone, a multiply-add counted as two: the prompt once, attention over what
-        the causal mask lets through, the head and the last block's feed-forward part on the rows
-        that predict a completion token.
+        Only matrix products count, a multiply-add as two: the prompt once, attention over what the
+        causal mask lets through, the head and the last block's feed-forward part on as many rows as
+        there are completion tokens.
         """
         tokens = prompt + chosen + rejected
         # Token i of a sequence attends to i + 1 keys; completions see the prompt and themselves.
@@ -106,12 +106,12 @@ SHAPES: Mapping[str, Shape] = {
         tied=False,
     ),
 }
-"""1B, 3B and 8B are Llama 3.2 and 3.1; 0.5B is theirs scaled down."""
+"""1B, 3B and 8B are the shapes of Llama 3.2 and 3.1; 0.5B is theirs scaled down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Mean lengths in tokens, template included, and how they spread."""
+    """Lengths are means in tokens, template included, and how they spread."""
 
     prompt: int
     chosen: int
@@ -121,10 +121,11 @@ class Lengths:
     side_correlation: float = 0.7
 
     def sample(self, pairs: int, *, seed: int, max_length: int) -> np.ndarray:
-        """Prompt, chosen, rejected of each pair, int ``[pairs, 3]``.
+        """Return the lengths of prompt, chosen and rejected of each pair, int ``[pairs, 3]``.
 
-        Lognormal; a pair's completions are about equally long; nothing is longer than
-        ``max_length`` together with its prompt. The sample's means are those asked for.
+        They are lognormal; a pair's completions are about equally long; nothing is longer than
+        ``max_length`` together with its prompt. The sample's means are those asked for, as far as
+        that limit lets them be.
         """
         rng = np.random.default_rng([seed, 11])
         normal = rng.standard_normal((pairs, 4))
@@ -156,6 +157,7 @@ LENGTHS: Mapping[str, Lengths] = {
     "toy": Lengths(prompt=14, chosen=10, rejected=10, prompt_sigma=0.3, completion_sigma=0.3),
     "short": Lengths(prompt=24, chosen=16, rejected=16, prompt_sigma=0.4, completion_sigma=0.4),
 }
-"""``ultrafeedback`` are the means of UltraFeedback in the CPU workload; ``-long`` those of whole
-texts, prompt to completion 0.42. Then Anthropic HH, Reddit TL;DR (11 to 1); ``short`` is for trials
-and ``toy`` for many pairs: no sequence of it is longer than 64 tokens."""
+"""``ultrafeedback`` has the means of UltraFeedback in the CPU workload, ``-long`` those of whole
+texts, with 0.42 tokens of a prompt for one of a completion. ``hh`` is Anthropic HH, ``tldr`` Reddit
+TL;DR (11 to 1); ``short`` is for trials, and ``toy`` for many pairs, of at most 64 tokens in
+``benchmarks.memory``."""

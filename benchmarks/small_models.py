@@ -1,4 +1,4 @@
-"""Tiny random models of the causal architectures that the installed transformers has.
+"""Make tiny random models of the causal architectures that the installed transformers has.
 
 They are made from configuration classes: of the names in :data:`SIZES` an architecture gets those
 that its configuration knows. :data:`MORE` has what some need beside or instead, :data:`LEFT_OUT`
@@ -63,10 +63,10 @@ _LONG = {
     "factor": 4.0,
 }
 _LATENT = {"num_key_value_heads": 4}
-"""Attention by compressed keys: every head has its own."""
+"""Attention by compressed keys has keys and values of its own for every head."""
 _INDEXED = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 16}
-"""Attention to some keys. Few heads give many keys a score of exactly 0, of which a kernel takes
-others in rows of other lengths."""
+"""Attention goes to the keys of the highest scores. With few heads many keys would have a score of
+exactly 0, and a kernel would choose others of them in rows of another length."""
 _LATENT_SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -175,7 +175,7 @@ MORE: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": _TWICE},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
-"""Settings of an architecture in place of those above."""
+"""An architecture has these settings in place of those above."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama+dynamic": (
@@ -189,7 +189,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon+alibi": ("falcon", {"alibi": True}),
     "phi3+longrope": ("phi3", {"original_max_position_embeddings": 24, "rope_parameters": _LONG}),
 }
-"""Further models of an architecture, with the settings that make them another kind."""
+"""These are further models of an architecture, with the settings that make them another kind."""
 
 _ENCODERS = (
     "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert "
@@ -224,16 +224,16 @@ MOST_USED = (
     "falcon",
     "gpt2",
 )
-"""Those that every test run goes through."""
+"""Every test run goes through these."""
 
 
 def names() -> list[str]:
-    """All models of the table, sorted."""
+    """Return the names of all models of the table, sorted."""
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS} - LEFT_OUT.keys())
 
 
 def small_model(name: str, **others: Any) -> Any:
-    """The model of this name in fp32 with random weights, always the same ones.
+    """Return the model of this name in fp32 with random weights, always the same ones.
 
     ``others``: settings in place of its own.
     """
@@ -246,7 +246,7 @@ def small_model(name: str, **others: Any) -> Any:
 
 
 def _settings(kind: str) -> dict[str, Any]:
-    """Those of the sizes that the configuration of ``kind`` has, by whatever name it keeps them."""
+    """Return the sizes that the configuration of ``kind`` has, by whatever name it keeps them."""
     own = AutoConfig.for_model(kind)
     accepted = inspect.signature(type(own)).parameters
     found = {}

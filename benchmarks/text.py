@@ -1,4 +1,4 @@
-"""Text of a wanted number of tokens, and a byte-level BPE tokenizer that has learnt from it."""
+"""Make text of a wanted number of tokens, and a byte-level BPE tokenizer that learns from it."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -12,7 +12,7 @@ from sdpo.inputs.demo.model import BOS, CHAT_TEMPLATE, END, PAD, ROLE_MARKS
 from sdpo.system.files import write_json
 
 PROMPT_MARKS, COMPLETION_MARKS = 4, 1
-"""Tokens of the template: BOS, user, end, assistant; end."""
+"""The template adds so many tokens: BOS, user, end, assistant to a prompt; end to a completion."""
 
 _WORDS = 50_000
 _SYLLABLES = np.array(
@@ -21,7 +21,7 @@ _SYLLABLES = np.array(
 
 
 class Writer:
-    """Draws words as people use them: few often, most seldom (Zipf), some but once."""
+    """A writer draws words as people use them: few often, most seldom (Zipf), some only once."""
 
     def __init__(self, *, seed: int) -> None:
         self._rng = np.random.default_rng([seed, 12])
@@ -35,7 +35,7 @@ class Writer:
         self._shares = [np.cumsum(row / row.sum()) for row in weights]
 
     def sample(self, words: int, *, side: int) -> str:
-        """So many words. ``side``: 0 prompt, 1 chosen, 2 rejected."""
+        """Return so many words. ``side``: 0 prompt, 1 chosen, 2 rejected."""
         return " ".join(self._draw(words, side=side))
 
     def _draw(self, words: int, *, side: int) -> list[str]:
@@ -43,9 +43,9 @@ class Writer:
         return [self.words[code] for code in codes.clip(max=len(self.words) - 1)]
 
     def text(self, tokens: int, *, side: int, cost: dict[str, int]) -> str:
-        """Words of ``tokens`` tokens together, one or two fewer where none fits any more.
+        """Return words of ``tokens`` tokens together, or of a few fewer where none fits any more.
 
-        ``cost`` is each word's tokens with a blank before it.
+        ``cost``: tokens of each word with a blank before it. There is one word at least.
         """
         kept: list[str] = []
         left = tokens
@@ -59,7 +59,7 @@ class Writer:
 
 
 def make_tokenizer(writer: Writer, *, vocabulary: int) -> Tokenizer:
-    """A tokenizer of ``vocabulary`` tokens, learnt from the writer's own text."""
+    """Return a tokenizer of at most ``vocabulary`` tokens, learnt from the writer's own text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,7 +78,7 @@ def make_tokenizer(writer: Writer, *, vocabulary: int) -> Tokenizer:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> dict[str, int]:
-    """The tokenizer's files; returns the special ids as a model configuration has them."""
+    """Write the tokenizer's files; return the special ids as a model configuration has them."""
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -98,7 +98,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> d
 
 
 def word_costs(writer: Writer, tokenizer: Tokenizer) -> dict[str, int]:
-    """Tokens of every word with a blank before it."""
+    """Return how many tokens each word has with a blank before it."""
     encoded = tokenizer.encode_batch(
         [f" {word}" for word in writer.words], add_special_tokens=False
     )
@@ -108,7 +108,7 @@ def word_costs(writer: Writer, tokenizer: Tokenizer) -> dict[str, int]:
 def write_rows(
     lengths: np.ndarray, writer: Writer, *, cost: dict[str, int]
 ) -> list[dict[str, list[dict[str, str]]]]:
-    """Preference pairs as conversations, of ``lengths`` int ``[pairs, 3]`` tokens."""
+    """Return preference pairs as conversations, of ``lengths`` int ``[pairs, 3]`` tokens."""
     rows = []
     for prompt, *sides in lengths.tolist():
         texts = [writer.text(prompt - PROMPT_MARKS, side=0, cost=cost)]

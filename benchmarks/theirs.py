@@ -1,7 +1,7 @@
-"""TRL's side: a plain script around DPOTrainer (``python -m benchmarks.theirs SPEC``).
+"""Run TRL's side: a plain script around DPOTrainer (``python -m benchmarks.theirs SPEC``).
 
-It says nothing that a user of TRL would not say, but for the order of the rows, which stands in
-the file already. What it times are the trainer's own methods.
+It sets nothing that a user of TRL would not set, except that rows are taken in the order of their
+file. It times the trainer's own methods.
 """
 
 import json
@@ -20,7 +20,7 @@ from benchmarks.workload import tokens_digest
 
 
 class StepEnds(TrainerCallback):
-    """Notes when an optimizer step has ended; logging its loss waits for the device."""
+    """This callback notes when an optimizer step ended; logging its loss waits for the device."""
 
     def __init__(self, ends: list[float]) -> None:
         self._ends = ends
@@ -30,7 +30,7 @@ class StepEnds(TrainerCallback):
 
 
 class TimedTrainer(DPOTrainer):
-    """DPOTrainer with a clock around preparation and precomputing."""
+    """A timed trainer is a DPOTrainer with a clock around preparation and precomputing."""
 
     seconds: dict[str, float]
     step_ends: list[float]
@@ -55,7 +55,7 @@ class TimedTrainer(DPOTrainer):
 
 
 def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
-    """A trainer as ``spec`` says."""
+    """Return a trainer of ``model`` on the file ``rows``, with the settings of ``spec``."""
     on_cpu = spec["device"] == "cpu"
     arguments = DPOConfig(
         output_dir=spec["out"],
@@ -90,7 +90,7 @@ def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
 
 
 def main() -> None:
-    """Train once, or twice in a row with M_1 saved between, and write what it took."""
+    """Train on each file of rows in a row, from the model saved before, and write what it took."""
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model, results = spec["model"], []
     for number, rows in enumerate(spec["rows"], start=1):

@@ -1,4 +1,4 @@
-"""Text to token ids on the same rows, both sides in processes of their own."""
+"""Measure tokenising of the same rows, both sides in processes of their own."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from benchmarks.workload import Workload
 
 
 def tokenise(options: Options, *, pairs: int) -> dict[str, Any]:
-    """Our stage, and TRL's own preparation with one process and with as many as there are cores."""
+    """Time our stage, and TRL's own preparation in one process and in one for each thread."""
     options = options.below("tokenise")
     # The model's size does not matter, but TRL's trainer wants one.
     workload = options.workload(model="5M", pairs=pairs)
@@ -47,7 +47,11 @@ def tokenise(options: Options, *, pairs: int) -> dict[str, Any]:
 
 
 def _trl(options: Options, workload: Workload, folder: Path, *, processes: int) -> float:
-    """Seconds of ``DPOTrainer._prepare_dataset``."""
+    """Return the seconds of ``DPOTrainer._prepare_dataset``.
+
+    Raises:
+        RuntimeError: TRL failed, or made other tokens.
+    """
     training = options.training(workload)
     spec = trl_spec(workload, folder, training, rows=[workload.ordered(1)], per_device=1)
     spec |= {"precompute": False, "train": False, "num_proc": processes if processes > 1 else None}

@@ -1,9 +1,9 @@
-"""This project and TRL on the same rows: ``python -m benchmarks.trl [--json FILE]``.
+"""Compare this project and TRL on the same rows: ``python -m benchmarks.trl [--json FILE]``.
 
 Every program that is measured is a process of its own, and they run in turn, so that a busy machine
-is busy for all of them. Ratios are TRL over this project. On a GPU there is no more to install than
-torch, transformers, accelerate, peft and what the project needs to read files; TRL's columns are
-there where TRL is.
+is busy for all of them. Ratios are TRL over this project. A GPU's machine needs no more than torch,
+transformers, accelerate, peft and what the project needs to read files; TRL's columns are there
+where TRL is installed.
 """
 
 import argparse
@@ -95,7 +95,13 @@ def _options(args: argparse.Namespace, folder: Path) -> Options:
 
 
 def run(options: Options, args: argparse.Namespace) -> dict[str, Any]:
-    """All sections that were asked for; the numbers of the first lengths stand on top."""
+    """Run all sections that were asked for, and return the numbers.
+
+    Those of the first lengths are at the top level, those of the others under ``lengths``.
+
+    Raises:
+        SystemExit: there is no such section.
+    """
     default = SECTIONS if options.device == "cpu" else ("compare", "warm")
     sections = args.only.split(",") if args.only else default
     if unknown := set(sections) - set(SECTIONS):

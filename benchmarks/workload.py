@@ -1,7 +1,7 @@
-"""A workload on disk: a model with random weights, pairs as text, what a step's stage reads.
+"""Make a workload on disk: a model with random weights, pairs as text, what a step's stage reads.
 
-As a program (``python -m benchmarks.workload SETTINGS``) it makes it; the process that starts the
-measured programs reads the facts alone.
+As a program (``python -m benchmarks.workload SETTINGS``) it makes one; the process that starts the
+measured programs only reads the facts.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import numpy as np
 from benchmarks.shapes import LENGTHS, SHAPES, Lengths, Shape
 
 CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
-"""The present that chat templates see."""
+"""Chat templates see this as the present."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What to make. ``steps`` partitions of ``pairs`` pairs each."""
+    """Settings say what to make: ``steps`` partitions of ``pairs`` pairs each."""
 
     folder: str
     model: str = "5M"
@@ -40,78 +40,78 @@ class Settings:
 
     @property
     def path(self) -> Path:
-        """The folder, as a path."""
+        """Return the folder, as a path."""
         return Path(self.folder)
 
     def to_json(self) -> str:
-        """For the command line."""
+        """Return the settings as JSON, for the command line."""
         return json.dumps(asdict(self))
 
     @property
     def shape(self) -> Shape:
-        """The model's shape."""
+        """Return the model's shape."""
         return SHAPES[self.model]
 
     @property
     def distribution(self) -> Lengths:
-        """How long the pairs are."""
+        """Return how long the pairs are."""
         return LENGTHS[self.lengths]
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A workload that was made."""
+    """A workload was made with these settings; ``facts`` are its digests and lengths."""
 
     settings: Settings
     facts: dict[str, Any]
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Return the folder of the workload."""
         return self.settings.path
 
     @property
     def model(self) -> Path:
-        """Folder of S."""
+        """Return the folder of S."""
         return self.folder / "model"
 
     @property
     def run(self) -> Path:
-        """A run folder with pairs, usable rows and plan, to be copied."""
+        """Return the folder of a run with pairs, usable rows and plan, to be copied."""
         return self.folder / "run"
 
     @property
     def tokens(self) -> Path:
-        """Token ids of all pairs."""
+        """Return the file with the token ids of all pairs."""
         return self.folder / "tokens.arrow"
 
     def source(self, step: int) -> Path:
-        """Pairs of a step as a file that a user could bring."""
+        """Return the file with the pairs of a step, as a user could bring it."""
         return self.folder / f"step-{step}.jsonl"
 
     def ordered(self, step: int) -> Path:
-        """The same pairs in the order in which the first epoch of the step sees them."""
+        """Return the file with the same pairs in the order in which the first epoch sees them."""
         return self.folder / f"step-{step}.ordered.jsonl"
 
     @property
     def forward_flops(self) -> int:
-        """Useful operations of one forward over the pairs of step 1."""
+        """Return the useful operations of one forward over the pairs of step 1."""
         shape = self.settings.shape
         return sum(shape.forward_flops(*row) for row in self.facts["lengths"])
 
     @property
     def flops(self) -> int:
-        """Of scoring (a forward) and training (a forward, and a backward of twice its size)."""
+        """Return those of scoring (a forward) and training (a forward, a backward of twice it)."""
         return 4 * self.forward_flops
 
     @property
     def sequence_tokens(self) -> int:
-        """Tokens of step 1, each prompt counted once."""
+        """Return the tokens of step 1, each pair's prompt counted once."""
         return int(np.sum(self.facts["lengths"]))
 
 
 def read_workload(folder: Path) -> Workload:
-    """A workload that was made before."""
+    """Return the workload that was made in ``folder``."""
     content = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
     return Workload(Settings(**content.pop("settings")), content)
 
@@ -171,7 +171,11 @@ def _write_model(settings: Settings, folder: Path, special: dict[str, int]) -> N
 
 
 def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
-    """Pairs, tokens and a plan by the project's own means; the rows in training order."""
+    """Make pairs, tokens and a plan by the project's own means, and write rows in training order.
+
+    Return the facts: the model's digest, the id that ends a completion, of step 1 the lengths int
+    ``[pairs, 3]`` and the digest of its token ids.
+    """
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
@@ -222,7 +226,7 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
 
 
 def tokens_digest(rows: Iterable[Sequence[Any]]) -> str:
-    """Over the ids of prompt, chosen and rejected, in order: both sides must train on the same."""
+    """Return the SHA-256 over ids of prompt, chosen, rejected, in order, to compare both sides."""
     digest = hashlib.sha256()
     for row in rows:
         for ids in row:
@@ -231,7 +235,7 @@ def tokens_digest(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_plan(run: Any) -> list[tuple[int, int]]:
-    """``usable.parquet`` and ``plan.parquet`` of natural steps; row and step in its order."""
+    """Write ``usable.parquet`` and ``plan.parquet`` of natural steps; return rows and steps."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,1 +1,1 @@
-"""One command that says how this project does on a GPU: ``python -m benchmarks.gpu --help``."""
+"""Say by one command how this project does on a GPU: ``python -m benchmarks.gpu --help``."""

@@ -1,4 +1,4 @@
-"""How this project does on a GPU: ``python -m benchmarks.gpu --minutes 8 --json FILE``.
+"""Say how this project does on a GPU: ``python -m benchmarks.gpu --minutes 8 --json FILE``.
 
 One call does it all. The most telling parts come first, each in a process of its own with a time
 limit of its own, and none stops the rest: layouts (values, gradients, dtypes, recompiles, masks),
@@ -9,7 +9,7 @@ training.compile gains.
 It needs this repository, torch >= 2.11, transformers >= 5.17, accelerate, peft, pyarrow, pyyaml,
 jinja2, psutil, rich and typer, as an image for training has them, and these wheels, 4.5 MB in all:
 pydantic, pydantic_core, annotated_types, typing_inspection, datasets, dill, multiprocess, and trl
-for the comparison. Neither prefect nor deepspeed. Without flash-attn its row says so.
+for the comparison. It needs neither prefect nor deepspeed. Without flash-attn its row says so.
 
 ``--device cpu --tiny`` runs the same code on a CPU.
 """
@@ -53,12 +53,13 @@ _PARTS = (
 )
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "flash-attn", "triton")
 _CPU_PATIENCE = 4.0
-"""Tiny shapes on a CPU spend their time on starting processes, of which it has few at a time."""
+"""On a CPU a part may take so many times as long: tiny shapes spend their time on starting
+processes, of which it runs few at a time."""
 
 
 @dataclass(kw_only=True)
 class _Table:
-    """What was found so far: printed row by row, and written to a file each time."""
+    """A table is what was found so far: printed row by row, and written to a file each time."""
 
     device: str
     versions: str
@@ -68,7 +69,7 @@ class _Table:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def tell(self, outcome: Outcome) -> None:
-        """Add what a part found. A full disk costs the file, and no part."""
+        """Add what a part found, and print it. A full disk costs the file, and no part."""
         self.outcomes.append(outcome)
         print(_lines(outcome, since=self.begun), flush=True)
         try:
@@ -77,7 +78,7 @@ class _Table:
             print(f"{self.path} is not written: {error}", file=sys.stderr, flush=True)
 
     def write(self) -> None:
-        """Write the file where one is asked for.
+        """Write the file, where one is asked for.
 
         Raises:
             OSError: it cannot be written.
@@ -91,13 +92,13 @@ class _Table:
             "seconds": round(time.monotonic() - self.begun, 1),
             "parts": [asdict(outcome) for outcome in self.outcomes],
         }
-        # JSON has no NaN. What is read from such text is the numbers that it has.
+        # JSON has no NaN: null takes the place of what is no number.
         whole = json.loads(json.dumps(content), parse_constant=lambda _: None)
         write_text(self.path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts, print the table, write the JSON; 1 where a part did not pass."""
+    """Run the parts, print the table, write the JSON; return 1 where a part did not pass."""
     args = _parser().parse_args(argv)
     names = [name for part in _PARTS for name in (part.name, *(p.name for p in part.beside))]
     if unknown := set(args.only.split(",") if args.only else ()) - set(names):
@@ -136,14 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """End the command, once: what it does then takes seconds."""
+    """End the command; further signals are ignored, since what it does to end takes seconds."""
     for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
 def _new_folder(path: Path) -> Path:
-    """The folder, made; what an earlier call left there would be taken for what this one found."""
+    """Make the folder and return it whole.
+
+    Raises:
+        SystemExit: it cannot be made, or is not empty: what an earlier call left there would be
+            taken for what this one found.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -184,7 +190,7 @@ def _threads(text: str) -> int:
 
 
 def _chosen(only: str | None) -> list[Part]:
-    """The parts that were asked for, with the workloads that they read."""
+    """Return the parts that were asked for, with the workloads that they read."""
     if not only:
         return list(_PARTS)
     wanted = set(only.split(","))
@@ -196,7 +202,7 @@ def _chosen(only: str | None) -> list[Part]:
 
 
 def _lines(outcome: Outcome, *, since: float) -> str:
-    """A part's rows of the table."""
+    """Return a part's rows of the table, and its fault if it has one, as text."""
     head = f"── {outcome.name} ({outcome.ended}, {outcome.seconds:.0f} s; "
     head += f"{time.monotonic() - since:.0f} s of the whole)"
     rows = [f"{f.verdict:5}{f.what}: {f.seen}" for f in outcome.findings]
@@ -205,7 +211,7 @@ def _lines(outcome: Outcome, *, since: float) -> str:
 
 
 def _judged(outcomes: Sequence[Outcome]) -> int:
-    """Say what did not pass; the exit code."""
+    """Print what did not pass; return 1 where something failed or a part is not whole, else 0."""
     failed = [f"{o.name}: {f.what}" for o in outcomes for f in o.findings if f.ok is False]
     ended = [f"{o.name} ({o.ended})" for o in outcomes if o.ended in ("failed", "time", "stopped")]
     left = [o.name for o in outcomes if o.ended == "left"]
@@ -218,7 +224,11 @@ def _judged(outcomes: Sequence[Outcome]) -> int:
 
 
 def _card(device: str) -> str:
-    """Name of the device, asked in a process of its own: this one takes no memory of it."""
+    """Return the device's name, asked in another process: this one takes no memory of it.
+
+    Raises:
+        SystemExit: no GPU answers.
+    """
     if device == "cpu":
         return f"CPU, {os.cpu_count()} cores"
     asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""Part 5, continued: an 8B model on one card, which adapters alone make possible."""
+"""Go on with part 5: train an 8B model on one card, which only adapters make possible."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from benchmarks.shapes import SHAPES
 
 
 def run(settings: Settings) -> Iterator[Finding]:
-    """Train LoRA of rank 16 on all linear modules, base weights in fp32."""
+    """Train LoRA of rank 16 on all linear modules, with base weights in fp32."""
     rate = matmul_rate(settings)
     models.reset_peak(settings.device)
     name, lengths = ("tiny", "short") if settings.tiny else ("8B", "ultrafeedback-long")

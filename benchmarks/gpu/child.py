@@ -1,4 +1,4 @@
-"""One part in a process of its own: ``python -m benchmarks.gpu.child PART SETTINGS OUT``.
+"""Run one part in a process of its own: ``python -m benchmarks.gpu.child PART SETTINGS OUT``.
 
 It imports what the part needs, waits for a line on its standard input, and runs. So the next part
 imports torch while the one before it has the device.

@@ -1,4 +1,4 @@
-"""What a part of the GPU command is told, and what it finds.
+"""Define what a part of the GPU command is told, and what it finds.
 
 Findings are written as they come, one JSON object a line, so that a part which is ended for time
 leaves what it has found.
@@ -15,7 +15,10 @@ Numbers = dict[str, float | int | str | bool | list[float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where and how large. ``tiny`` shapes are for a CPU, to see that the command works."""
+    """Settings say where parts run, and how large they are.
+
+    ``tiny`` shapes are for a CPU, to see that the command works.
+    """
 
     device: Literal["cpu", "cuda"]
     tiny: bool
@@ -25,17 +28,17 @@ class Settings:
 
     @property
     def path(self) -> Path:
-        """Folder of the whole command, which all parts share."""
+        """Return the folder of the whole command, which all parts share."""
         return Path(self.folder)
 
     def to_json(self) -> str:
-        """For the command line."""
+        """Return the settings as JSON, for the command line."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the table: what was looked at, what was seen, and whether it is right.
+    """A finding is a line of the table: what was looked at, what was seen, whether it is right.
 
     ``ok`` is None where there is nothing to pass: a speed, a number of bytes.
     """
@@ -47,7 +50,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """For the table."""
+        """Return PASS or FAIL, or nothing where there is nothing to pass."""
         return "" if self.ok is None else "PASS" if self.ok else "FAIL"
 
 
@@ -58,7 +61,7 @@ def write_finding(path: Path, finding: Finding) -> None:
 
 
 def read_findings(path: Path) -> Iterator[Finding]:
-    """All whole lines of the file; none where it does not exist."""
+    """Yield the finding of each whole line of the file; none where it does not exist."""
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):

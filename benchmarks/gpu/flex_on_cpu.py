@@ -1,7 +1,7 @@
-"""FlexAttention on a CPU, where this project uses another kernel: what a GPU computes, and slowly.
+"""Use FlexAttention on a CPU, where this project has another kernel: it is what a GPU computes.
 
-torch refuses its backward pass there. What it refuses is one that would be compiled: uncompiled it
-gives the gradients.
+It is slow there. torch refuses its backward pass on a CPU, where it cannot be compiled; uncompiled
+it gives the gradients.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from sdpo.model.layouts import attention
 
 @contextmanager
 def flex_on_cpu() -> Iterator[None]:
-    """Within it attention over rows of several sequences is FlexAttention, on a CPU too.
+    """Let attention over rows of several sequences be FlexAttention within it, on a CPU too.
 
     Rows have to be laid out as for a GPU, in whole blocks.
     """

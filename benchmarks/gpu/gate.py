@@ -1,8 +1,8 @@
-"""Part 2: what the gate sees in bf16, and whether the noise that it measures tells how much.
+"""Run part 2: see by how much log-probs differ in bf16, and whether the gate allows for it.
 
 The cache holds what scoring computed, many pairs in a forward; the gate computes pairs alone, and
 as they are trained. All are the same sums in another order, and differ by rounding, which grows
-with the root of the tokens. It is right where cached rows that are not stale pass.
+with the root of the tokens. The gate is right where cached rows that are not stale pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -89,7 +89,10 @@ def _scored(
     *,
     together: int,
 ) -> np.ndarray:
-    """Log-probs with so many pairs ``together`` in a forward, those of like length."""
+    """Return log-probs, float64 ``[sides]`` in nats.
+
+    ``together``: how many pairs, of like length, are in a forward.
+    """
     order = np.argsort([-len(g.prompt) - sum(map(len, g.completions)) for g in groups])
     found = np.empty((len(groups), 2))
     for start in range(0, len(groups), together):

@@ -1,4 +1,4 @@
-"""Part 5, continued: the output head alone, whose chunks a model's own time hides."""
+"""Go on with part 5: measure the output head alone, whose chunks a model's own time hides."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ from sdpo.model.chunked_head import target_logps
 
 _REPEATED = 3
 _MOST = {False: 1e-4, True: 2e-2}
-"""Of the norms of log-probs and gradients, by whether they are in bf16."""
+"""Log-probs and gradients may differ by such shares of their norms, by whether they are in bf16."""
 
 
 def head(settings: Settings, rate: float) -> Iterator[Finding]:
-    """Log-probs and gradients in several chunks against the whole softmax in fp32, and their time.
+    """Compare log-probs and gradients in chunks with the whole softmax in fp32, and time them.
 
     ``rate``: FLOP/s of matrix products.
     """
@@ -65,7 +65,7 @@ def _apart(
     *,
     low: bool,
 ) -> list[float]:
-    """Distances from the whole softmax of the same numbers, as shares of its norms."""
+    """Return the distances from the whole softmax of the same numbers, as shares of its norms."""
     found = _gradients(hidden, weight, targets, gradient)
     states = hidden.detach().float().requires_grad_()
     kernel = (weight.detach().bfloat16().float() if low else weight.detach()).requires_grad_()

@@ -1,6 +1,6 @@
-"""A training in this process: model on the device, synthetic pairs, the trainer as stages have it.
+"""Train in this process: model on the device, synthetic pairs, the trainer as stages have it.
 
-So that an optimizer step can be timed and profiled without loading and publishing.
+So an optimizer step can be timed and profiled without loading and publishing.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,10 @@ from sdpo.training.trainer import Trainer
 
 @dataclass(slots=True, kw_only=True)
 class Training:
-    """A trainer with its task; ``flops[i]`` are the useful operations of a forward of pair i."""
+    """A training is a trainer with its task.
+
+    ``flops[i]``: useful operations of a forward of pair i; ``events``: the file of its events.
+    """
 
     settings: Settings
     trainer: Trainer
@@ -39,7 +42,7 @@ class Training:
     losses: list[float] = field(default_factory=list)
 
     def train(self) -> None:
-        """Run the optimizer steps of the settings, and note the seconds of each."""
+        """Run the optimizer steps of the settings, and note the seconds and the loss of each."""
         device, before = self.settings.device, models.clock(self.settings.device)
 
         def on_step(_number: int, _total: int, metrics: dict[str, float]) -> None:
@@ -53,16 +56,16 @@ class Training:
 
     @property
     def steady_s(self) -> float:
-        """Median seconds of an optimizer step, the first two left out: they compile."""
+        """Return the median seconds of an optimizer step, without the first two, which compile."""
         return median(self.step_s[2:] or self.step_s)
 
     def per_step(self, values: Sequence[float] | np.ndarray) -> float:
-        """Mean sum of ``values`` (one a pair) over a global batch."""
+        """Return the mean sum of ``values`` (one a pair) over a global batch."""
         return float(np.mean(values)) * self.trainer.training.batch_size
 
     @property
     def tokens(self) -> np.ndarray:
-        """Tokens of every pair, its prompt once."""
+        """Return the tokens of every pair, its prompt once: int ``[pairs]``."""
         total: np.ndarray = self.task.prompt_tokens + self.task.completion_tokens.sum(axis=1)
         return total
 
@@ -70,7 +73,10 @@ class Training:
 def prepare(
     settings: Settings, shape: Shape, *, lengths: str, pairs: int, **changes: Any
 ) -> Training:
-    """A model of ``shape`` with a trainer over ``pairs`` synthetic pairs, its budget settled."""
+    """Return a model of ``shape`` with a trainer over synthetic ``pairs``, its budget settled.
+
+    ``changes``: training settings in place of these.
+    """
     from accelerate import Accelerator
 
     training = TrainingConfig.model_validate(
@@ -135,7 +141,7 @@ def _task(sizes: np.ndarray, shape: Shape, training: TrainingConfig) -> Preferen
 
 @torch.no_grad()
 def reference_logps(trainer: Trainer, task: PreferenceTask) -> np.ndarray:
-    """Log-probs under the model as it is, fp32 ``[items, 2]``."""
+    """Return the log-probs under the model as it is, fp32 ``[items, 2]``, in nats."""
     found = np.empty((len(task.ids), 2), dtype=np.float32)
     trainer.scorer.eval()
     for items in trainer.cut(np.arange(len(task.ids)), trainer.costs(task), step=0):

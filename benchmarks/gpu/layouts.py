@@ -1,10 +1,10 @@
-"""Part 1: every layout gives the values and gradients of plain transformers, in fp32 and bf16.
+"""Run part 1: compare values and gradients of every layout with plain transformers.
 
-Packed and shared rows go through FlexAttention on a GPU; on a CPU, whose kernel for them is another
-one, they go through both.
-Looked at besides: whether a side's log-prob depends on its neighbours, what dtypes reach the
-kernel, whether gradients are the same bits a second time, whether other shapes compile again and
-again, and what the mask of a long row takes.
+They are compared in fp32 and in bf16. Packed and shared rows go through FlexAttention on a GPU; on
+a CPU, whose kernel for them is another one, they go through both. It also looks at whether a side's
+log-prob depends on its neighbours, what dtypes reach the kernel, whether gradients are the same
+bits a second time, whether other shapes compile again and again, and what the mask of a long row
+takes.
 """
 
 import importlib.util
@@ -26,10 +26,11 @@ from sdpo.stages.repeatable import in_order
 
 _LAYOUTS = ("padded", "packed", "shared")
 _RTOL, _ATOL = 1e-5, 1e-3
-"""Of a log-prob in fp32, in nats: sums of some hundred tokens, added in another order."""
+"""A log-prob in fp32 may differ by so much, in nats: some hundred tokens are summed in another
+order."""
 _GRADIENTS = 1e-3
 _LOW_SHARE = 1.5
-"""Against plain padded rows in bf16, whose own distance from fp32 is what bf16 costs."""
+"""In bf16 a distance may be so many times that of padded rows, which is what bf16 costs."""
 
 
 def run(settings: Settings) -> Iterator[Finding]:
@@ -55,10 +56,10 @@ Result = tuple[torch.Tensor, list[torch.Tensor]]
 def _values(
     settings: Settings, model: Any, scorer: Any, groups: list[PromptGroup], *, flex: bool = False
 ) -> Iterator[Finding]:
-    """Each layout beside plain rows; ``flex``: by FlexAttention where that is not the kernel."""
+    """Compare each layout with plain rows; ``flex``: by FlexAttention where that is no default."""
     oracle = _measured(model, lambda: models.plain_logps(model, groups, device=settings.device))
     counts = models.scored_tokens(groups)
-    # In bf16 what padded rows are off by is the yardstick of the others.
+    # In bf16 the error of padded rows is the yardstick of the others.
     yardstick: tuple[float, float] | None = None
     for low in (False, True):
         for layout in _LAYOUTS:
@@ -106,7 +107,7 @@ def _logps(
 
 
 def _measured(model: Any, forward: Any) -> Result:
-    """Log-probs, and gradients of a sum in which no two of them count the same."""
+    """Return log-probs, and gradients of a sum in which each has a weight of its own."""
     parameters = list(model.parameters())
     logps = forward()
     weights = torch.linspace(1.0, -0.5, len(logps), dtype=torch.float64, device=logps.device)
@@ -115,8 +116,11 @@ def _measured(model: Any, forward: Any) -> Result:
 
 
 def _distance(found: Result, oracle: Result, counts: np.ndarray) -> tuple[float, float]:
-    """Largest difference of a log-prob over the root of its tokens, in nats, and the distance of
-    the gradients as a share of their norm."""
+    """Return how far log-probs and gradients are apart.
+
+    The first is the largest difference of a log-prob over the root of its tokens, in nats; the
+    second the distance of the gradients as a share of their norm.
+    """
     roots = torch.from_numpy(np.sqrt(counts)).to(found[0].device)
     values = float(((found[0] - oracle[0]).abs() / roots).max())
     pairs = list(zip(found[1], oracle[1], strict=True))
@@ -127,7 +131,7 @@ def _distance(found: Result, oracle: Result, counts: np.ndarray) -> tuple[float,
 
 @contextmanager
 def _spied() -> Iterator[set[str]]:
-    """The dtypes of query, key and value as FlexAttention gets them; none where it is not used."""
+    """Collect the dtypes of query, key and value that FlexAttention gets; none: it is not used."""
     seen: set[str] = set()
     real = attention._flex
 
@@ -143,8 +147,10 @@ def _spied() -> Iterator[set[str]]:
 
 
 def _again(settings: Settings, model: Any, scorer: Any, *, vocabulary: int) -> Iterator[Finding]:
-    """Gradients in bf16 of the same pairs three times over, and how far they are apart; of padded
-    rows with and without the switch that a training sets."""
+    """Compare gradients in bf16 of the same pairs, computed three times.
+
+    Those of padded rows are compared with and without the switch that a training sets.
+    """
     rng = np.random.default_rng(settings.seed + 2)
     count, longest = (1, 60) if settings.tiny else (8, 600)
     groups = models.pairs(count, shortest=40, longest=longest, vocabulary=vocabulary, rng=rng)
@@ -173,7 +179,7 @@ def _again(settings: Settings, model: Any, scorer: Any, *, vocabulary: int) -> I
 def _leaks(
     settings: Settings, scorer: Any, groups: list[PromptGroup], *, vocabulary: int
 ) -> Iterator[Finding]:
-    """A side's log-prob where the tokens of everybody else are others, lengths being the same."""
+    """See how a side's log-prob moves where all other tokens change and lengths stay the same."""
     rng = np.random.default_rng(settings.seed + 1)
     kept = groups[1]
 

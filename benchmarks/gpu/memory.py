@@ -1,4 +1,4 @@
-"""Part 4: out of memory on purpose, in a real stage, and how it goes on.
+"""Run part 4: let a real stage run out of memory, and see how it goes on.
 
 Micro-batches are asked for that the device cannot hold. The stage has to halve them, say so, keep
 the lowered budget beside the model, and publish. On a CPU the kernel's limit on a process's data
@@ -26,7 +26,7 @@ from sdpo.events import Event
 from sdpo.processes.supervisor import run_stage
 
 _SPARE_BYTES = 256e6
-"""What a stage on a CPU may take beyond the most that small micro-batches took."""
+"""A stage on a CPU may take so much more than the most that small micro-batches took."""
 
 
 def run(settings: Settings) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ class _Most:
 
 @contextmanager
 def _watched() -> Iterator[_Most]:
-    """The most private memory (VmData) of any child while this lasts."""
+    """Note the most private memory (VmData) of any child while this lasts."""
     most, ended = _Most(), threading.Event()
 
     def look() -> None:
@@ -107,7 +107,7 @@ def _watched() -> Iterator[_Most]:
 
 @contextmanager
 def _limited(data_bytes: int) -> Iterator[None]:
-    """Children that start meanwhile may have so much data and no more."""
+    """Let children that start meanwhile have so much private memory (RLIMIT_DATA) and no more."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Models with random weights on the device, pairs with random tokens, and a plain oracle."""
+"""Make models with random weights on the device, pairs with random tokens, and a plain oracle."""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ CHECKED = Shape(
     key_value_heads=8,
     tied=False,
 )
-"""Of the model whose values and gradients are compared."""
+"""The model whose values and gradients are compared has this shape."""
 
 _HEAD = 8.0
 """Random weights give flat logits. With the head scaled so, log-probs of tokens spread as those of
@@ -32,12 +32,15 @@ a trained model do, and rounding costs what it costs there."""
 
 
 def checked_shape(settings: Settings) -> Shape:
-    """The shape that is compared on this device."""
+    """Return the shape that is compared: a tiny one where the settings say so."""
     return SHAPES["tiny"] if settings.tiny else CHECKED
 
 
 def llama(shape: Shape, *, device: str, seed: int, sharp: bool = True) -> Any:
-    """A Llama of ``shape``, fp32 on ``device``, as a stage has it after loading."""
+    """Return a Llama of ``shape``, fp32 on ``device``, as a stage has it after loading.
+
+    ``sharp``: whether its logits are as sharp as those of a trained model.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -63,7 +66,10 @@ def llama(shape: Shape, *, device: str, seed: int, sharp: bool = True) -> Any:
 def pairs(
     count: int, *, shortest: int, longest: int, vocabulary: int, rng: np.random.Generator
 ) -> list[PromptGroup]:
-    """Pairs whose prompt and sides have ``shortest`` to ``longest`` random tokens each."""
+    """Return pairs of random tokens.
+
+    Each prompt and side has at least ``shortest`` and fewer than ``longest`` tokens.
+    """
 
     def tokens() -> np.ndarray:
         length = int(rng.integers(shortest, longest))
@@ -75,13 +81,13 @@ def pairs(
 def batch_of(
     layout: str, groups: Sequence[PromptGroup], *, device: str, blocks: bool = False
 ) -> Batch:
-    """``groups`` laid out on the device; ``blocks``: as for a GPU, whatever it is."""
+    """Return ``groups`` laid out on the device; ``blocks``: as for a GPU, whatever it is."""
     collated = LAYOUTS[layout].collate(groups, pad_token_id=0, device="cuda" if blocks else device)
     return collated.to(torch.device(device, 0) if device == "cuda" else torch.device(device))
 
 
 def plain_logps(model: Any, groups: Sequence[PromptGroup], *, device: str) -> torch.Tensor:
-    """Log-probs by transformers alone: one sequence a forward, log-softmax in float64.
+    """Compute log-probs by transformers alone: one sequence a forward, log-softmax in float64.
 
     Returns float64 ``[completions]``, in nats, with their graph where gradients are on.
     """
@@ -99,34 +105,34 @@ def plain_logps(model: Any, groups: Sequence[PromptGroup], *, device: str) -> to
 
 
 def scored_tokens(groups: Sequence[PromptGroup]) -> np.ndarray:
-    """Tokens of every completion, int ``[completions]``."""
+    """Return the tokens of every completion, int ``[completions]``."""
     return np.array([len(side) for group in groups for side in group.completions])
 
 
 def autocast(device: str, *, low: bool) -> torch.autocast:
-    """bf16 over fp32 weights, as a stage computes, where ``low``."""
+    """Compute within it in bf16 over fp32 weights, as a stage does, where ``low``."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def clock(device: str) -> float:
-    """Seconds, after the device has done what it was given."""
+    """Return the seconds of a clock, after the device has done what it was given."""
     wait(device)
     return time.perf_counter()
 
 
 def peak_bytes(device: str) -> int:
-    """Most memory of the device since :func:`reset_peak`; 0 on a CPU."""
+    """Return the most bytes taken of the device since :func:`reset_peak`; 0 on a CPU."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
 
 def reset_peak(device: str) -> int:
-    """Begin to count anew; returns what is allocated now."""
+    """Begin to count anew; return the bytes that are allocated now, 0 on a CPU."""
     if device != "cuda":
         return 0
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Part 5, continued: a real stage of the 1B shape and TRL with the same settings and rows."""
+"""Go on with part 5: run a real stage of the 1B shape, and TRL with the same settings and rows."""
 
 import json
 from collections.abc import Iterator
@@ -75,8 +75,11 @@ def _told(what: str, workload: Workload, side: Measurement, step_s: list[float])
 
 
 def _steps_s(events: Path, *, otherwise: float) -> list[float]:
-    """Seconds of an optimizer step, from the end of one that was told to the end of the next, so
-    that compiling is left out; ``otherwise`` where none can be told apart."""
+    """Return the seconds of optimizer steps, from one progress event to the next.
+
+    So what comes before the first one, as compiling does, is left out; ``otherwise``: the seconds
+    where there are no two events.
+    """
     lines = map(json.loads, events.read_text(encoding="utf-8").splitlines())
     ends = [e for e in lines if e["event"] == "progress" and e["phase"] == "train"]
     return [

@@ -1,7 +1,7 @@
-"""Running the parts one after another, each in a process of its own with a time limit.
+"""Run the parts one after another, each in a process of its own with a time limit.
 
 Parts that measure no time run side by side with others of their kind. The process of the next part
-is there before its turn and has imported torch by then. None outlives the command, however that
+is started before its turn and has imported torch by then. None outlives the command, however that
 ends.
 """
 
@@ -23,14 +23,14 @@ from sdpo.system.watchdog import MARK, sweep, watched
 _LEAST_S = 12.0
 """A part that has less time left is not begun."""
 _SPARE_S = 8.0
-"""Kept back of the whole time, for ending what runs and for writing."""
+"""So much of the whole time is kept back, for ending what runs and for writing."""
 _GRACE_S = 4.0
 _LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A part of the command: a module of this package with ``run(settings)``.
+    """A part of the command is a module of this package with ``run(settings)``.
 
     ``limit_s``: seconds that it may take on a GPU. ``beside``: parts that run at the same time.
     """
@@ -43,8 +43,12 @@ class Part:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a part ended: ``ok``, ``failed``, ``time`` (ended for it), ``stopped`` (with the whole
-    command) or ``left`` (no time)."""
+    """An outcome says how a part ended.
+
+    ``ended``: ``ok``, ``failed``, ``time`` (it took too long), ``stopped`` (with the whole command)
+    or ``left`` (there was no time for it). ``fault``: the end of its log, where it failed or took
+    too long.
+    """
 
     name: str
     ended: str
@@ -54,7 +58,13 @@ class Outcome:
 
 
 class Schedule:
-    """The parts of one command, and what is left of its time."""
+    """A schedule runs the parts of one command within its time.
+
+    Args:
+        settings: what the parts are told.
+        seconds: the whole time.
+        patience: how many times its limit a part may take.
+    """
 
     def __init__(self, settings: Settings, *, seconds: float, patience: float = 1.0) -> None:
         self._settings = settings
@@ -67,7 +77,7 @@ class Schedule:
     def run(self, parts: Sequence[Part], tell: Callable[[Outcome], None]) -> None:
         """Run ``parts``; ``tell`` hears of each when it has ended.
 
-        Asked to stop, it ends what runs, and tells what that has found by then.
+        Asked to stop, it ends what runs, and tells what that has found so far.
         """
         with watched(self._mark):
             try:
@@ -152,7 +162,7 @@ class Schedule:
 
 
 def _end(processes: "Collection[subprocess.Popen[bytes]]") -> None:
-    """End the processes with all that they started, whatever session that is in."""
+    """End the processes with all that they started, in whatever session that is."""
     family: list[psutil.Process] = []
     for process in processes:
         if process.poll() is None:

@@ -1,6 +1,6 @@
-"""Part 3: a real stage in bf16, from load to publication; then its replay and its resume.
+"""Run part 3: a real stage in bf16, from load to publication; then its replay and its resume.
 
-All three have the same budget. Whether M_1 is the same bit for bit is what a GPU decides: the
+All three have the same budget. Whether M_1 is the same bit for bit depends on the GPU: the
 difference is measured, in weights and in the loss.
 """
 
@@ -26,7 +26,7 @@ from sdpo.processes.supervisor import run_stage
 from sdpo.store.budget import Budget
 
 _APART = 1e-3
-"""Of a loss, where bits differ."""
+"""Losses may differ by so much where bits differ."""
 
 
 def run(settings: Settings) -> Iterator[Finding]:
@@ -83,7 +83,7 @@ def _listened(spec: StepSpec) -> tuple[StepResult, list[Event]]:
 
 
 def _stop_after_a_save(spec: StepSpec) -> int:
-    """Ask the stage to stop once it has saved a state; returns the optimizer step of the last."""
+    """Ask the stage to stop once it has saved a state; return the optimizer step of the last."""
     saved: list[int] = []
 
     def listen(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Part 5: how fast a training is by itself, without compilation, and where its time goes."""
+"""Run part 5: see how fast a training is by itself, uncompiled, and where its time goes."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _ROWS = 12
 
 
 def matmul_rate(settings: Settings) -> float:
-    """FLOP/s of matrix products: in bf16 on a GPU, in fp32 on a CPU, few of which have more."""
+    """Return the FLOP/s of matrix products: in bf16 on a GPU, in fp32 on a CPU."""
     dtype = "float32" if settings.device == "cpu" else "bfloat16"
     return rates(settings.device, dtype, seconds=0.2).wall
 
@@ -45,9 +45,9 @@ def run(settings: Settings) -> Iterator[Finding]:
 
 
 def told(training: Training, what: str, rate: float, *, operations: float) -> Finding:
-    """Tokens a second, share of the matrix products' rate, and memory.
+    """Return a finding: tokens a second, share of the matrix products' rate, and memory.
 
-    ``operations``: of an optimizer step, over those of a forward.
+    ``operations``: those of an optimizer step, as a multiple of a forward's; ``rate``: FLOP/s.
     """
     seconds = training.steady_s
     tokens = training.per_step(training.tokens) / seconds
@@ -90,8 +90,10 @@ def _scoring(training: Training, rate: float) -> Finding:
 
 
 def _waits(training: Training) -> Finding:
-    """How often the processor waits for the device in a global batch: where it does between
-    micro-batches, a thread that prepares them would gain something."""
+    """Count how often the processor waits for the device in a global batch.
+
+    Where it does between micro-batches, a thread that prepares them would gain something.
+    """
     what = "waits for the device in a global batch"
     if training.settings.device == "cpu":
         return Finding(what=what, seen="not measured: needs a GPU")
@@ -115,7 +117,7 @@ def _waits(training: Training) -> Finding:
 
 
 def _profile(training: Training) -> Iterator[Finding]:
-    """The kernels of one micro-batch, forward and backward, by their share of its time."""
+    """Yield the kernels of one micro-batch, forward and backward, by their share of its time."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = training.settings.device == "cuda"

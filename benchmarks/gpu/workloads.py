@@ -1,4 +1,4 @@
-"""The workloads of the parts that run real stages: made once, while the first parts compare.
+"""Make the workloads of the parts that run real stages, once, while the first parts compare.
 
 As a part (``workloads``) it makes them; the other parts read what is there.
 """
@@ -14,7 +14,7 @@ from benchmarks.workload import Workload, read_workload
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A workload, on a GPU and in its tiny form."""
+    """A wanted workload has one size for a GPU, and a tiny one."""
 
     model: str
     lengths: str
@@ -43,7 +43,7 @@ WANTED = {
 
 
 def run(settings: Settings) -> Iterator[Finding]:
-    """Make all of them."""
+    """Make all of the workloads, and yield a line on each."""
     for name in WANTED:
         made = bench.make(_settings(settings, name))
         done = _folder(settings, name) / "ready"
@@ -56,7 +56,7 @@ def run(settings: Settings) -> Iterator[Finding]:
 
 
 def ready(settings: Settings, name: str) -> Workload:
-    """A workload that was made.
+    """Return a workload that was made.
 
     Raises:
         FileNotFoundError: it was not, or not whole.
