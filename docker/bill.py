@@ -1,7 +1,7 @@
 """Write the bills of material of the images, in CycloneDX JSON: ``bill.py FOLDER``.
 
-They list what pip installs, with version and hashes, from the locks; what the base image and Debian
-bring is not in them.
+The bills list what pip installs, with version and hashes, from the locks. What the base image and
+Debian bring is not in them.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ DOCKER = Path(__file__).resolve().parent
 
 
 def contents(target: str) -> str:
-    """What pip installs into an image, as requirements."""
+    """Return what pip installs into an image (``cpu`` or ``cuda``), as requirements."""
     text = (DOCKER / f"requirements-{target}.lock").read_text(encoding="utf-8")
     if target == "cuda":
         return text + (DOCKER / "flash-attn.lock").read_text(encoding="utf-8")
@@ -21,7 +21,11 @@ def contents(target: str) -> str:
 
 
 def write_bill(target: str, folder: Path) -> None:
-    """Write the bill of one image; the tool validates it against the schema of CycloneDX."""
+    """Write the bill of one image to ``folder``, validated against the schema of CycloneDX.
+
+    Raises:
+        subprocess.CalledProcessError: it could not be made, or is not valid.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "-"]
     command += ["--pyproject", str(DOCKER.parent / "pyproject.toml"), "--output-reproducible"]
     command += ["--validate", "--output-format", "JSON"]

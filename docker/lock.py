@@ -1,10 +1,10 @@
-"""Write what is installed, with the hash of every file: the locks.
+"""Write the locks: what is installed, with the hash of every file.
 
     make lock
 
-``constraints.txt`` says the versions, once; the locks add the hashes, so that pip takes no other
-file, and everything that those need. Torch for CPUs alone stands in none of them: it comes from an
-index of its own with other files, and is pinned by ``constraints.txt``.
+``constraints.txt`` gives the versions, in one place. The locks add the hashes, so that pip takes no
+other file, and everything that those packages need. Torch for CPUs is in none of them: it comes
+from an index of its own with other files, and is pinned by ``constraints.txt``.
 """
 
 import re
@@ -34,7 +34,14 @@ def compile_lock(
     left_out: Iterable[str] = (),
     options: Iterable[str] = (),
 ) -> None:
-    """Resolve ``inputs`` and the project's dependencies within the constraints."""
+    """Resolve ``inputs`` and the project's dependencies within the constraints, and write ``path``.
+
+    ``left_out``: packages that are not resolved. ``options``: of ``uv pip compile``; with
+    ``--no-deps`` the project's dependencies are left out too.
+
+    Raises:
+        subprocess.CalledProcessError: there is no solution, or no index answers.
+    """
     with NamedTemporaryFile("w", suffix=".txt") as more, NamedTemporaryFile("w") as excluded:
         more.write(inputs)
         more.flush()
@@ -60,7 +67,7 @@ if __name__ == "__main__":
         extras=["deepspeed"],
     )
     of_a_gpu = _OF_A_GPU.findall(CUDA.read_text(encoding="utf-8"))
-    # What torch needs on a CPU is what it needs at all without what is of a GPU.
+    # On a CPU torch needs what it always needs, without the packages for a GPU.
     rest = [name for name in of_a_gpu if name != "torch"]
     compile_lock(CPU, "", python="3.11", left_out=rest, options=["--no-emit-package", "torch"])
     compile_lock(
