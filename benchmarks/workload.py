@@ -34,7 +34,7 @@ class Settings:
     max_length: int = 1024
     seed: int = 42
     prepared: bool = True
-    """Whether to tokenise and plan as well; else it is a model and files of pairs."""
+    """This says whether to tokenise and plan as well; else only model and pairs are made."""
     dtype: str = "float32"
     device: str = "cpu"
 

@@ -68,7 +68,7 @@ class Desk:
     folder: Path
     url: str = ""
     asks: bool = False
-    """Whether the server asks for a password; those of versions before 0.2 did not."""
+    """This says whether the server asks for a password; those of versions before 0.2 did not."""
     server: Started | None = None
     worker: Started | None = None
 

@@ -116,7 +116,7 @@ def scratch_run(config: RunConfig, *, console: Console) -> Iterator[Context]:
 def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> None:
     """Print the partition plan of a recipe and write it to ``target``, else into the run's folder.
 
-    Nothing is written where the run has a plan already, or the strategy needs gamma first.
+    Nothing is written into a run that exists already, nor where the strategy needs gamma first.
 
     Raises:
         UserError: ``target`` is a file that is no plan, or the data cannot be used.
@@ -174,7 +174,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
-    """What the table of steps does not show: the reserve, and prompts in several partitions."""
+    """Print what the table of steps does not show: the reserve, prompts in several partitions."""
     held = ", ".join(f"{name} {count}" for name, count in plan["reserve"].items())
     console.print(f"reserved: {escape(held)}", highlight=False)
     for overlap in plan["overlap"]:

@@ -285,7 +285,7 @@ class _Bar:
 
     @property
     def is_due(self) -> bool:
-        """Whether it was last shown long enough ago."""
+        """Return whether it was last shown long enough ago."""
         return time.monotonic() - self._shown_s >= _EVERY_S
 
     def show(self) -> None:
