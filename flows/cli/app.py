@@ -33,7 +33,7 @@ from flows.cli.options import (
     out,
     runs_folder,
 )
-from flows.commands.presets import printed
+from flows.recipes.presets import printed
 from partitions import PartitionError
 from sdpo import __version__
 from sdpo.config import RunConfig

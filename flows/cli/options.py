@@ -1,6 +1,5 @@
 """Define what the modules of the command line share: consoles, and options of many commands."""
 
-import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -11,9 +10,8 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from flows.commands.presets import FOLDER, find
+from flows.recipes import presets
 from sdpo.config import RunConfig, StoreConfig
-from sdpo.config.load import check_run_name, load_recipe
 from sdpo.system.streams import visible
 
 _PLAIN_COLUMNS = 120
@@ -74,11 +72,6 @@ def configured(
     recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
 ) -> RunConfig:
     """Return the recipe of a file or preset with what the options change in it."""
-    settings = list(overrides or [])
-    if name:
-        settings.append(f"name={json.dumps(check_run_name(name))}")
-    if limit:
-        settings.append(f"data.limit={limit}")
-    if runs_dir is not None:
-        settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
-    return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
+    return presets.configured(
+        recipe, overrides=overrides or [], name=name, limit=limit, runs_dir=runs_dir
+    )

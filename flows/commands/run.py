@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.commands.desk import FOLDER, Desk, environment
-from flows.commands.presets import presets
+from flows.recipes.presets import presets
 from flows.show.console import RunConsole, table
 from flows.show.tables import partition_rows
 from sdpo.chain.context import Context
@@ -60,10 +60,10 @@ def _run_flow(config: RunConfig) -> ChainResult:
         made = environment(desk.folder, desk.url, desk.credentials)
         os.environ |= {name: made[name] for name in made if name.startswith("PREFECT_")}
     # Prefect is loaded only where it is asked for: two seconds and a server.
-    from flows.align import align
+    from flows.align_full import align_full
 
     try:
-        result: ChainResult = align(
+        result: ChainResult = align_full(
             **{name: getattr(config, name) for name in RunConfig.model_fields}
         )
     except RuntimeError as error:

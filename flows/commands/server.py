@@ -169,7 +169,7 @@ def form_address(config: RunConfig, *, folder: Path) -> str:
     given = _with_absolute_places(config.model_dump(mode="json", exclude_unset=True))
     runs = Path(config.store.runs_dir).expanduser().absolute()
     given["store"] = {**given.get("store", {}), "runs_dir": str(runs)}
-    return form_url(running_desk(folder), "sdpo-align/align", given)
+    return form_url(running_desk(folder), "sdpo-align-full/align-full", given)
 
 
 def _with_absolute_places(value: Any, name: str = "") -> Any:

@@ -1,1 +1,1 @@
-"""Hold the recipes that come with the project."""
+"""Hold the recipes that come with the project, and find, list and print them."""

@@ -24,6 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
+from flows.server.migrate import has_whole_recipe, move_what_was_set
 from flows.ui.folder import VARIABLE as FOLDER
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 class Entry:
     """An entry is a flow as it can be submitted and scheduled."""
 
-    name: str
+    module: str
+    """The flow's module has this name, and so has its function there."""
     description: str
     schedules: tuple[DeploymentScheduleCreate, ...] = field(default=())
     """A new deployment begins with these."""
@@ -42,18 +44,28 @@ class Entry:
     @property
     def entrypoint(self) -> str:
         """Return the name that a worker imports the flow by; it needs no checkout."""
-        return f"flows.{self.name}.{self.name}"
+        return f"flows.{self.module}.{self.module}"
+
+    @property
+    def name(self) -> str:
+        """Return the deployment's name."""
+        return self.module.replace("_", "-")
 
     @property
     def flow(self) -> Flow[..., object]:
         """Return the flow itself, whose module is imported now."""
-        flow: Flow[..., object] = getattr(import_module(f"flows.{self.name}"), self.name)
+        flow: Flow[..., object] = getattr(import_module(f"flows.{self.module}"), self.module)
         return flow
 
 
 TAGS = ["sdpo"]
+ALIGN = Entry(
+    "align", "A run by its recipe, a preset or a file, from data to the last step's model."
+)
+ALIGN_FULL = Entry("align_full", "A run whose form is the whole recipe: every setting there is.")
 ENTRIES = (
-    Entry("align", "A whole run, from preference data to the last step's model."),
+    ALIGN,
+    ALIGN_FULL,
     Entry(
         "retrain",
         "The lineage's next step, where enough new pairs have come in.",
@@ -87,10 +99,21 @@ def deploy(pool: str, *, folder: Path | None, reset_schedules: bool) -> list[str
             if existing is None:
                 _create(client, entry, pool, folder)
                 continue
+            if entry is ALIGN and has_whole_recipe(existing):
+                said += move_what_was_set(client, existing, _whole(client, pool, folder))
             _update(client, entry, existing, folder)
             if reset_schedules:
                 said += _reset(client, entry, existing)
     return [f"deployed: {', '.join(entry.name for entry in ENTRIES)}", *said]
+
+
+def _whole(client: SyncPrefectClient, pool: str, folder: Path | None) -> DeploymentResponse:
+    """Return the deployment whose form is the whole recipe, made where it is not there yet."""
+    if (found := _existing(client, ALIGN_FULL)) is None:
+        _create(client, ALIGN_FULL, pool, folder)
+        found = _existing(client, ALIGN_FULL)
+        assert found
+    return found
 
 
 def _make_pool(client: SyncPrefectClient, pool: str) -> None:
@@ -116,7 +139,7 @@ def _create(client: SyncPrefectClient, entry: Entry, pool: str, folder: Path | N
         entry.name,
         description=entry.description,
         entrypoint=entry.entrypoint,
-        parameter_openapi_schema=_schema(entry),
+        parameter_openapi_schema=schema_of(entry),
         schedules=list(entry.schedules),
         work_pool_name=pool,
         tags=TAGS,
@@ -137,7 +160,7 @@ def _update(
         entrypoint=entry.entrypoint,
         path=None,
         pull_steps=None,
-        parameter_openapi_schema=_schema(entry),
+        parameter_openapi_schema=schema_of(entry),
     )
     if folder is not None:
         variables = dict(existing.job_variables or {})
@@ -146,7 +169,7 @@ def _update(
     client.update_deployment(existing.id, changed)
 
 
-def _schema(entry: Entry) -> dict[str, Any]:
+def schema_of(entry: Entry) -> dict[str, Any]:
     """Return the schema of the form, by which the server checks parameters too.
 
     A deployment's own parameters may be incomplete, so Prefect checks them by a schema from which
@@ -155,6 +178,9 @@ def _schema(entry: Entry) -> dict[str, Any]:
     here; the flow itself refuses them.
     """
     schema = parameter_schema(entry.flow).model_dump_for_openapi()
+    for parameter in schema["properties"].values():
+        if parameter.get("default", "") is None:
+            del parameter["default"]  # with it the server would want a value
     for group in schema.get("definitions", {}).values():
         if "required" in group.get("properties", {}):
             group.pop("additionalProperties", None)

@@ -1,30 +1,79 @@
 """Make the form of a flow in the UI: a label, a description and a place for each parameter."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic.types import StringConstraints
+from pydantic_core import CoreSchema
 
 from sdpo.config.annotations import Unit
 from sdpo.config.labels import label_of
+from sdpo.system.json_values import Json
 
 F = TypeVar("F", bound=Flow[..., Any])
 
+_SOMETHING = r"\S"
+"""A text that has more than spaces matches this."""
 
-def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
-    """Return a decorator that describes a flow's parameters; their labels come from their names.
+
+def required_text() -> StringConstraints:
+    """Mark a parameter without which its form cannot be sent.
+
+    It keeps a default all the same, by which a call from elsewhere is refused in the flow's words.
+    """
+    return StringConstraints(pattern=_SOMETHING)
+
+
+class Empty:
+    """Mark a parameter that may be left empty in the form: a number, or one of some names.
+
+    ``names`` are asked for when the schema is made, since plug-ins are looked for then.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["string", "number", "integer"],
+        *,
+        above: float | None = None,
+        least: float | None = None,
+        names: Callable[[], Sequence[str]] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._bounds = {"exclusiveMinimum": above, "minimum": least}
+        self._names = names
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Json]:
+        """Give one type and no choice of two, of which the UI would make two tabs."""
+        schema: dict[str, Json] = {"type": self._kind}
+        schema |= {name: bound for name, bound in self._bounds.items() if bound is not None}
+        return schema | ({"enum": list(self._names())} if self._names else {})
+
+
+def form(
+    descriptions: Mapping[str, str], *, labels: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[F], F]:
+    """Return a decorator that describes a flow's parameters.
+
+    Their labels come from their names, or are in ``labels``.
 
     Prefect reads a parameter's description from its default if that is a pydantic field; the
-    function itself keeps the plain default, so that it can be called as usual.
+    function itself keeps the plain default, so that it can be called as usual. One that is
+    marked by :func:`required_text` has none in the form.
     """
 
     def described(flow: F) -> F:
         signature = inspect.signature(flow.fn, eval_str=True)
         parameters = [
-            parameter.replace(default=_field(parameter, descriptions[name], position))
+            parameter.replace(
+                default=_field(parameter, descriptions[name], position, labels.get(name, ""))
+            )
             for position, (name, parameter) in enumerate(signature.parameters.items())
         ]
         flow.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -34,11 +83,13 @@ def form(descriptions: Mapping[str, str]) -> Callable[[F], F]:
     return described
 
 
-def _field(parameter: inspect.Parameter, description: str, position: int) -> Any:
+def _field(parameter: inspect.Parameter, description: str, position: int, label: str) -> Any:
     said = getattr(parameter.annotation, "__metadata__", ())
     unit = next((each.name for each in said if isinstance(each, Unit)), "")
-    title = label_of(parameter.name, unit=unit)
+    title = label_of(parameter.name, unit=unit, title=label)
     extra: dict[str, Any] = {"title": title, "position": position}
     if unit:
         extra["unit"] = unit
-    return Field(parameter.default, description=description, json_schema_extra=extra)
+    is_required = any(isinstance(each, StringConstraints) for each in said)
+    default = inspect.Parameter.empty if is_required else parameter.default
+    return Field(default, description=description, json_schema_extra=extra)

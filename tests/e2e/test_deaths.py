@@ -48,7 +48,7 @@ def stubborn_children(run: FlowRun) -> list[psutil.Process]:
 
 
 def start(desk: Desk, parameters: Values, *, environment: Values | None = None) -> FlowRun:
-    run = desk.submit("sdpo-align/align", parameters, environment=environment)
+    run = desk.submit("sdpo-align-full/align-full", parameters, environment=environment)
     run.until_training(folder_of(parameters))
     return run
 
@@ -157,7 +157,7 @@ def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(
     model = folder.model(1) / "model.safetensors"
     whole = model.read_bytes()
     flip(model, at=-100)
-    run = desk.submit("sdpo-align/align", finished_copy.values())
+    run = desk.submit("sdpo-align-full/align-full", finished_copy.values())
     assert run.wait() == "COMPLETED"
     assert model.read_bytes() == whole
     model.unlink()

@@ -71,7 +71,7 @@ def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
     desk: Desk, tiny_recipe: Values
 ) -> None:
     assert {"flows", "partitions", "prefect.yaml"} <= {path.name for path in desk.folder.iterdir()}
-    run = desk.submit("sdpo-align/align", {**tiny_recipe, "name": "landed", "steps": []})
+    run = desk.submit("sdpo-align-full/align-full", {**tiny_recipe, "name": "landed", "steps": []})
     assert run.wait() == "COMPLETED"
     assert (desk.folder / "runs" / "landed" / "step-2" / "record.json").is_file()
 
@@ -143,7 +143,7 @@ def test_what_another_process_now_has_the_id_of_is_left_alone(tmp_path: Path) ->
 
 def test_a_step_is_replayed_from_the_ui(desk: Desk, recipe, runs: Path) -> None:
     parameters: Values = recipe("played", {"partition": {"strategy": "single"}})
-    assert desk.submit("sdpo-align/align", parameters).wait() == "COMPLETED"
+    assert desk.submit("sdpo-align-full/align-full", parameters).wait() == "COMPLETED"
     store = parameters["store"]
     run = desk.submit("sdpo-replay/replay", {"run": "played", "step": 1, "store": store})
     assert run.wait() == "COMPLETED"
@@ -155,7 +155,7 @@ def test_a_step_is_replayed_from_the_ui(desk: Desk, recipe, runs: Path) -> None:
 
 def test_a_mistake_ends_in_its_own_message(desk: Desk, recipe, runs: Path) -> None:
     wrong = {"partition": {"strategy": "random", "fractions": [0.5, 0.4]}}
-    run = desk.submit("sdpo-align/align", recipe("wrong", wrong))
+    run = desk.submit("sdpo-align-full/align-full", recipe("wrong", wrong))
     assert run.wait() == "FAILED"
     message = run.read()["state"]["message"]
     assert "partition.fractions sum to 0.9, not 1: [0.5, 0.4]" in message

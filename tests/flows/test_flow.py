@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import TerminationSignal
 
-from flows.align import align
+from flows.align_full import align_full
 from flows.ui.runpage import RunPage, task_call
 from sdpo.chain.run_chain import ChainResult
 from sdpo.config import RunConfig
@@ -51,7 +51,7 @@ def flown(
     assert finished.folder.is_dir()
     bench = finished_bench.copy_to(tmp_path_factory.mktemp("flown"))
     with forked_stages():
-        result = align(**parameters(bench, name="flown_1"))
+        result = align_full(**parameters(bench, name="flown_1"))
     return result, flow_runs()[0]
 
 
@@ -175,7 +175,7 @@ def test_tasks_that_end_with_their_run_are_cancelled_and_did_not_crash(
 def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: Sdpo) -> None:
     message = "training.beta: Input should be greater than 0, got -1"
     with pytest.raises(ConfigError, match=message):
-        align(**parameters(bench) | {"training": {"beta": -1}})
+        align_full(**parameters(bench) | {"training": {"beta": -1}})
     assert message in sdpo("run", bench.write({"training": {"beta": -1}})).told
     assert not bench.runs.exists()
 
@@ -209,7 +209,7 @@ def test_a_mistake_has_the_same_message_as_on_the_command_line(
     bench: Bench, sdpo: Sdpo, partition: dict[str, Any]
 ) -> None:
     with forked_stages(), pytest.raises(ValueError, match=r"partition\.") as caught:
-        align(**parameters(bench) | {"partition": partition})
+        align_full(**parameters(bench) | {"partition": partition})
     state = flow_runs()[0].state
     assert state is not None
     assert state.is_failed()

@@ -8,7 +8,7 @@ import pytest
 from bench import Bench, DemoFiles
 from command_line import Sdpo
 
-from flows.commands.presets import FOLDER, presets, printed
+from flows.recipes.presets import FOLDER, presets, printed
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import load_recipe
 from sdpo.objectives import OBJECTIVES

@@ -8,7 +8,7 @@ import pytest
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.retrain import ApprovalSettings
-from flows.server.deploy import ENTRIES, _schema
+from flows.server.deploy import ENTRIES, schema_of
 from sdpo.config.load import checked, make_config
 from sdpo.errors import ConfigError
 
@@ -24,16 +24,20 @@ def accept(flow: str, parameters: dict[str, Any]) -> None:
     for is_of_the_deployment in (True, False):
         validate(
             parameters,
-            _schema(entry),
+            schema_of(entry),
             raise_on_error=True,
             preprocess=True,
             ignore_required=is_of_the_deployment,
         )
 
 
+NOW = {"align": "align-full"}
+"""The deployments whose parameters are of another one now."""
+
+
 @pytest.mark.parametrize("flow", sorted(OLD))
 def test_a_schedule_of_before_is_still_accepted(flow: str) -> None:
-    accept(flow, OLD[flow])
+    accept(NOW.get(flow, flow), OLD[flow])
 
 
 def test_a_run_of_before_means_the_same_settings() -> None:
@@ -42,6 +46,34 @@ def test_a_run_of_before_means_the_same_settings() -> None:
 
 def test_a_deployment_itself_can_have_a_person_asked() -> None:
     accept("retrain", {"approval": {"required": True, "timeout_minutes": 60}})
+
+
+@pytest.mark.parametrize(
+    "missing", [{}, {"recipe": ""}, {"recipe": "  "}, {"recipe": None}], ids=str
+)
+def test_an_empty_form_is_refused_before_anything_starts(missing: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        accept("align", missing)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_good"),
+    [
+        *(("beta", value, value not in (0, "much")) for value in (0.2, None, 0, "much")),
+        *(("limit", value, value not in (-1, 1.5)) for value in (8, 0, None, -1, 1.5)),
+        *(("objective", value, value != "ppo") for value in ("ipo", "ppo")),
+        *(("sources", value, value != "a.jsonl") for value in (["a.jsonl"], [], "a.jsonl")),
+    ],
+)
+def test_a_field_that_is_left_empty_is_none_and_one_that_cannot_be_is_refused(
+    field: str, value: Any, is_good: bool
+) -> None:
+    given = {"recipe": "demo", field: value}
+    if is_good:
+        accept("align", given)
+    else:
+        with pytest.raises(ValidationError):
+            accept("align", given)
 
 
 def test_what_is_no_setting_is_refused_by_the_server_or_by_the_flow() -> None:

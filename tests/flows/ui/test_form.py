@@ -5,22 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows.align import align
-from flows.server.deploy import ENTRIES
+from flows.recipes.presets import presets
+from flows.server.deploy import ALIGN, ALIGN_FULL, ENTRIES, Entry, schema_of
 from sdpo.config import RunConfig
 from sdpo.config.annotations import NO_UNIT
 
 Field = dict[str, Any]
-
-
-def schema_of(flow: Flow[..., object]) -> Field:
-    """What the server is sent for a flow."""
-    assert flow.parameters == parameter_schema(flow)
-    schema: Field = parameter_schema(flow).model_dump_for_openapi()
-    return schema
 
 
 def resolved(schema: Field, field: Field) -> Field:
@@ -46,19 +38,38 @@ def fields(schema: Field) -> Iterator[tuple[str, Field]]:
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
-def schema(request: pytest.FixtureRequest) -> Field:
-    """The schema of one deployment's flow."""
-    return schema_of(request.param.flow)
+def entry(request: pytest.FixtureRequest) -> Entry:
+    """One of the deployments."""
+    given: Entry = request.param
+    return given
 
 
-def test_every_field_has_a_label_a_description_and_a_default(schema: Field) -> None:
+@pytest.fixture
+def schema(entry: Entry) -> Field:
+    """What the server is sent for a deployment."""
+    assert entry.flow.parameters == parameter_schema(entry.flow)
+    return schema_of(entry)
+
+
+def test_every_field_has_a_label_a_description_and_a_default_or_says_what_empty_means(
+    schema: Field,
+) -> None:
     for path, field in fields(schema):
         assert re.match(r"[A-Z][^_]*$", field["title"]), path
         assert len(field["description"]) > 5, path
         is_override = path.startswith("steps.0.")
-        assert is_override or "default" in field, path
+        empty = re.search(
+            r"Empty: (as in `training`|as the recipe says|[^.]+)\.$", field["description"]
+        )
+        assert "default" in field or path in schema.get("required", []) or empty, path
         assert not is_override or field["description"].endswith("Empty: as in `training`."), path
-    assert not schema.get("required")
+
+
+REQUIRED = {"align": ["recipe"]}
+
+
+def test_what_is_required_is_required_and_nothing_else(entry: Entry, schema: Field) -> None:
+    assert schema.get("required", []) == REQUIRED.get(entry.name, [])
 
 
 def test_every_number_has_its_unit_in_the_label(schema: Field) -> None:
@@ -89,8 +100,17 @@ def test_no_field_asks_for_a_secret(schema: Field) -> None:
         ), path
 
 
-def test_the_form_of_align_is_the_recipe() -> None:
-    schema = schema_of(align)
+def test_the_form_of_align_is_short_and_names_every_preset() -> None:
+    schema = schema_of(ALIGN)
+    assert next(iter(schema["properties"])) == "recipe"
+    assert len(schema["properties"]) <= 10
+    assert not schema["definitions"]
+    for preset in presets():
+        assert f"`{preset.name}`" in schema["properties"]["recipe"]["description"]
+
+
+def test_the_form_of_align_full_is_the_recipe() -> None:
+    schema = schema_of(ALIGN_FULL)
     defaults = RunConfig().model_dump()
     assert list(schema["properties"]) == list(RunConfig.model_fields)
     for name, field in schema["properties"].items():

@@ -78,13 +78,13 @@ def test_a_recipe_names_it_and_warns_of_settings_that_it_does_not_read(site: Pat
 
 
 def test_it_is_in_the_schema_and_in_prefects_form(site: Path) -> None:
-    from flows.align import align
+    from flows.align_full import align_full
 
     add(site)
     schema = RunConfig.model_json_schema()["$defs"]
     assert schema["TrainingConfig"]["properties"]["objective"]["enum"][-1] == "half"
     assert schema["StepConfig"]["properties"]["objective"]["enum"][-1] == "half"
-    form = json.dumps(parameter_schema(align).model_dump_for_openapi())
+    form = json.dumps(parameter_schema(align_full).model_dump_for_openapi())
     assert '"half"' in form
 
 

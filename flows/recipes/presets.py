@@ -4,18 +4,20 @@ A preset's first comment says what it is; its first sentence is what the list sh
 names start with an underscore hold what several presets share, and are no presets.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from sdpo.config import describe
-from sdpo.config.load import load_recipe, read_recipe
+from sdpo.config import RunConfig, describe
+from sdpo.config.load import check_run_name, load_recipe, read_recipe
 from sdpo.errors import ConfigError
 from sdpo.system.nearby import near_name, near_path
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parent
 
 _SUFFIXES = (".yaml", ".yml")
 _PAPER = re.compile(r"arXiv (\d{4}\.\d{5})")
@@ -56,6 +58,36 @@ def find(recipe: Path) -> Path:
             f"no recipe at {recipe.absolute()}: did you mean the preset `{recipe.stem}`?"
         )
     return recipe
+
+
+def configured(
+    recipe: Path,
+    *,
+    overrides: Sequence[str] = (),
+    name: str = "",
+    limit: int = 0,
+    runs_dir: Path | None = None,
+) -> RunConfig:
+    """Return the recipe of a file or preset with what is changed in it.
+
+    Args:
+        recipe: its file, or the name of a preset.
+        overrides: settings, as ``group.key=value``.
+        name: of the run; empty: the recipe's.
+        limit: pairs per source; 0: as the recipe says.
+        runs_dir: folder of the runs; else the recipe's.
+
+    Raises:
+        ConfigError: there is no such recipe, or something in it cannot be.
+    """
+    settings = list(overrides)
+    if name:
+        settings.append(f"name={json.dumps(check_run_name(name))}")
+    if limit:
+        settings.append(f"data.limit={limit}")
+    if runs_dir is not None:
+        settings.append(f"store.runs_dir={json.dumps(str(runs_dir))}")
+    return load_recipe(find(recipe), overrides=settings, presets=FOLDER)
 
 
 def printed(name: str) -> str:
