@@ -26,13 +26,13 @@ from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
-from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.events import ResultEvent
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.model_folder import read_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
+from sdpo.store.step_data import planned
 from sdpo.system.files import read_json
 from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
 from sdpo.tokens.view import TextView
@@ -246,7 +246,7 @@ def _step_row(context: Context, tokens: TokenFile, number: int) -> Row:
     ``tokens``: those of one pass over both sequences of every pair, with the prompt in each.
     """
     training = context.config.training_of(number)
-    rows = rows_of_steps(context.run.plan, number)
+    rows = planned(context.run).rows_of(number)
     sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
     steps = optimizer_steps(
         len(rows),

@@ -117,7 +117,8 @@ class Run:
     def steps(self) -> tuple[Step, ...]:
         """Return the steps of the plan in order; none before the run is partitioned."""
         data = load_run(self.path)
-        return tuple(_step(data, entry) for entry in data.steps)
+        sizes = data.sizes
+        return tuple(_step(data, entry, pairs=sizes[entry["step"]]) for entry in data.steps)
 
     def gamma(self) -> pa.Table:
         """Return mean gamma and accuracies of every model on every reserve and partition.
@@ -262,12 +263,12 @@ def _folder_of(run: str | Path | Run, runs_dir: Path) -> RunFolder:
     return folder
 
 
-def _step(data: RunData, entry: Mapping[str, Any]) -> Step:
+def _step(data: RunData, entry: Mapping[str, Any], *, pairs: int) -> Step:
     number = int(entry["step"])
     record = data.records.get(number)
     return Step(
         step=number,
-        pairs=int(entry["pairs"]),
+        pairs=pairs,
         sources=dict(entry["sources"]),
         objective=describe(data.training(number)),
         reference=data.model_name(number, "reference"),

@@ -6,6 +6,7 @@ prompts stay reserved, prompts that were trained on can no longer become probes,
 that is left goes to one further step.
 """
 
+import re
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from sdpo.store.links import link
 from sdpo.store.origin import Carried
 from sdpo.store.records import DataOutputs, PlanOutputs
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import step_data
 from sdpo.system.files import file_digest, publish_file, read_json, temporary_folder
 from sdpo.system.json_values import Json
 
@@ -51,6 +53,8 @@ FILES = {
     "rejected_data_rows.jsonl": "nodes/rejected_data_rows.jsonl",
 }
 """The files that are carried over: the name of each in ``carried/``, and its path in the origin."""
+_OWN = re.compile(r"(pairs|usable)-(\d+)\.parquet")
+"""So are called those of what a step has of its own."""
 
 
 def carried_from(run: RunFolder, config: RunConfig) -> Carried:
@@ -60,11 +64,29 @@ def carried_from(run: RunFolder, config: RunConfig) -> Carried:
     return Carried(
         run=run.name,
         data=data.read_outputs(DataOutputs).digest,
-        files={name: file_digest(run.path / there) for name, there in FILES.items()},
+        files={name: file_digest(run.path / _path(name)) for name in (*FILES, *_own_names(run))},
         sources=[source.name for source in config.data.sources],
         steps=plan.read_outputs(PlanOutputs).steps,
         supervised=digest_of(supervised.identity) if supervised else "",
     )
+
+
+def _own_names(run: RunFolder) -> list[str]:
+    """Return the names, in ``carried/``, of what the steps of an origin have of their own."""
+    steps = [data.step for data in step_data(run)]
+    return [f"{kind}-{step}.parquet" for step in steps for kind in ("pairs", "usable")]
+
+
+def _path(name: str) -> str:
+    """Return the path in the origin of a file by its name in ``carried/``."""
+    own = _OWN.fullmatch(name)
+    return f"step-{own[2]}/{own[1]}.parquet" if own else FILES[name]
+
+
+def _carried_own(run: RunFolder, carried: Carried, kind: str) -> list[Path]:
+    """Return the ``pairs`` or ``usable`` files that the carried steps have of their own."""
+    named = [name for name in carried.files if (own := _OWN.fullmatch(name)) and own[1] == kind]
+    return [carried_folder(run) / name for name in named]
 
 
 def prepare_data(context: Context) -> Expansion:
@@ -88,7 +110,10 @@ def prepare_data(context: Context) -> Expansion:
         with temporary_folder(context.run.path) as scratch:
             new = read_new(
                 config,
-                carried_folder(context.run),
+                [
+                    carried_folder(context.run) / "pairs.parquet",
+                    *_carried_own(context.run, carried, "pairs"),
+                ],
                 default_format=default_format,
                 strata=context.config.partition.strata,
                 scratch=scratch,
@@ -128,14 +153,14 @@ def _carry(context: Context, carried: Carried) -> Node:
 
     def make(_find: Find) -> Made:
         for origin in context.origins:
-            there = {name: origin.path / path for name, path in FILES.items()}
+            there = {name: origin.path / _path(name) for name in carried.files}
             if all(
                 path.is_file() and file_digest(path) == carried.files[name]
                 for name, path in there.items()
             ):
                 for name, path in there.items():
                     link(path, folder / name)
-                return Made({"run": origin.name}, [folder / name for name in FILES])
+                return Made({"run": origin.name}, [folder / name for name in carried.files])
         raise DataError(
             f"pairs and plan of run {carried.run}, which this run extends, are not to be had: put "
             f"that run back (see `sdpo verify {carried.run}`), or make this one anew"
@@ -187,6 +212,8 @@ def reserve(context: Context) -> Node:
         keys = _keys(there.ids("prompt_key"))
         held = {key for key, step in zip(keys, steps, strict=True) if not step}
         known, ids = set(keys), _keys(pairs)
+        for path in _carried_own(context.run, carried, "usable"):
+            known.update(_keys(Columns(path).ids("prompt_key")))
         is_new = np.array([i not in step_of_pair for i in ids], dtype=bool)
         is_held = np.array([prompt in held for prompt in _keys(prompts)], dtype=bool)
         fresh = is_new & np.array([prompt not in known for prompt in _keys(prompts)], dtype=bool)

@@ -65,7 +65,7 @@ def _references(context: Context, steps: Sequence[int]) -> list[tuple[NamedModel
         if effective_reference(training) == "model":
             model = given_model(context, training)
             own = reference_tokens(context, model, step)
-            tokens = own.out if own else tokens_path(context)
+            tokens = own[0].out if own else tokens_path(context)
             found.setdefault(model.digest, (model, tokens))
     return list(found.values())
 

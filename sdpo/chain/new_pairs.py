@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -19,6 +19,7 @@ from sdpo.data.prompts import Rejection
 from sdpo.data.schema import Format
 from sdpo.errors import IntegrityError
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import data_node, step_data
 
 
 class NewRow(TypedDict):
@@ -41,9 +42,9 @@ class Origin:
     pairs: frozenset[str]
 
     @classmethod
-    def of(cls, name: str, folder: Path) -> "Origin":
-        """Return the origin whose ``pairs.parquet`` is in ``folder``."""
-        return cls(name, frozenset(read_column(folder / "pairs.parquet", "pair_id")))
+    def of(cls, name: str, files: Sequence[Path]) -> "Origin":
+        """Return the origin whose pairs are in these ``files``."""
+        return cls(name, frozenset(pair for path in files for pair in read_column(path, "pair_id")))
 
     def known(self, row: NewRow) -> Rejection | None:
         """Return why a pair is not a new one; None where it is new."""
@@ -107,15 +108,22 @@ class NewPairs:
 
 def _check_whole(origin: RunFolder) -> None:
     """Refuse an origin whose pairs or plan cannot be read, or are not those that were written."""
-    for node, path in (("data", origin.pairs), ("plan", origin.plan)):
+    own = [(data_node(data.step), data.pairs) for data in step_data(origin)]
+    for node, path in (("data", origin.pairs), ("plan", origin.plan), *own):
         record = origin.find(node)
         damage = ["it has no record"] if record is None else origin.damage(record)
-        faults = [fault for fault in damage if record is None or fault.startswith(path.name)]
+        faults = [
+            fault for fault in damage if record is None or fault.startswith(_below(origin, path))
+        ]
         if faults:
             raise IntegrityError(
                 f"{path} cannot be believed ({', '.join(faults)}), so what is new to run "
                 f"{origin.name} is not known: `sdpo resume {origin.name}` makes it again"
             )
+
+
+def _below(origin: RunFolder, path: Path) -> str:
+    return str(path.relative_to(origin.path))
 
 
 def _rows(table: pa.Table) -> list[NewRow]:
@@ -131,7 +139,7 @@ def read_column(path: Path, name: str) -> list[str]:
 
 def read_new(
     data: DataConfig,
-    folder: Path,
+    files: Sequence[Path],
     *,
     default_format: Format,
     strata: list[str],
@@ -139,7 +147,7 @@ def read_new(
     origin: str,
     rejected_as_tokens: RejectedAsTokens | None = None,
 ) -> NewPairs:
-    """Return the pairs of ``data`` that the run ``origin``, whose pairs are in ``folder``, has not.
+    """Return the pairs of ``data`` that the run ``origin``, whose pairs are in ``files``, has not.
 
     ``data.limit`` draws from those that are new, and with ``rejected_as_tokens`` from those whose
     tokens can be used, as it does in a run without an origin.
@@ -147,7 +155,7 @@ def read_new(
     Raises:
         DataError: a source cannot be read, or nothing of it can be used.
     """
-    known = Origin.of(origin, folder)
+    known = Origin.of(origin, files)
 
     def read(settings: DataConfig, where: Path, rejected: RejectedAsTokens | None) -> NewPairs:
         prepared = prepare_pairs(
@@ -188,7 +196,7 @@ def find_new_pairs(
     with tempfile.TemporaryDirectory(prefix="sdpo-") as scratch:
         new = read_new(
             data,
-            origin.path,
+            [origin.pairs, *(own.pairs for own in step_data(origin))],
             default_format=default_format,
             strata=strata,
             scratch=Path(scratch),

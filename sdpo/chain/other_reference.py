@@ -14,10 +14,10 @@ from sdpo.chain.execute import execute
 from sdpo.chain.node import Cached, Errand, Part
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import NamedModel, StepModels, given_model
-from sdpo.chain.tokens import end_token_ids, token_files, tokens_path
+from sdpo.chain.tokens import end_token_ids, token_files, token_files_up_to
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
-from sdpo.data.parquet_columns import Columns, rows_of_steps
+from sdpo.data.parquet_columns import Columns
 from sdpo.errors import DataError
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
@@ -26,8 +26,10 @@ from sdpo.identity.scoring import scoring_identities
 from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
 from sdpo.store.logp_cache import LogpCache
 from sdpo.store.records import DataOutputs
+from sdpo.store.step_data import planned, step_data
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system import machine
+from sdpo.system.files import file_digest
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -43,7 +45,7 @@ def scored_reference(
     if reference is None or models.agree:
         return []
     own = reference_tokens(context, reference, step)
-    tokens = own.out if own else tokens_path(context)
+    tokens = [spec.out for spec in own] or token_files_up_to(context, step)
 
     def score(_locks: Sequence[int]) -> None:
         spec = step_spec(
@@ -54,18 +56,23 @@ def scored_reference(
             model=reference,
             phases=("score_as_reference",),
         )
+        cut = [
+            data.model_copy(update={"tokens": path})
+            for data, path in zip(spec.own, tokens[1:], strict=True)
+        ]
         # The reference pads with a token of its own vocabulary.
-        context.stage(spec.model_copy(update={"tokens": tokens, "base": reference.folder}))
+        update = {"tokens": tokens[0], "own": tuple(cut), "base": reference.folder}
+        context.stage(spec.model_copy(update=update))
 
     def fault() -> str:
-        missing = own and token_fault(own.out)
+        missing = next(filter(None, (token_fault(spec.out) for spec in own)), "")
         return missing or why_score(context, reference, tokens, step, training)
 
     parts: list[Part] = []
     if own:
         rows = rows_of(context, step)
         parts = [
-            token_files(context, own, name=own.name),
+            *(token_files(context, spec, name=spec.name) for spec in own),
             Errand(do=lambda: check_readable(context, reference, tokens, rows, step=step)),
         ]
     given = reference.digest in context.resolved.inputs.values()
@@ -75,25 +82,49 @@ def scored_reference(
     return [*parts, Cached(name=name, inputs=inputs, fault=fault, make=score)]
 
 
-def reference_tokens(context: Context, reference: NamedModel, step: int) -> TokeniseSpec | None:
-    """Return how pairs become tokens of a reference that cuts text differently; else None."""
+def reference_tokens(context: Context, reference: NamedModel, step: int) -> list[TokeniseSpec]:
+    """Return how pairs become tokens of a reference that cuts text differently; else none.
+
+    They are the run's pairs, then those that steps up to ``step`` have of their own.
+    """
     if not reference.tokenizer:
-        return None
+        return []
+    run = context.run
+    specs = [
+        _cut_by(
+            context,
+            reference,
+            name=f"tokenise-reference-{step}",
+            pairs=run.pairs,
+            content=run.record("data").read_outputs(DataOutputs).digest,
+        )
+    ]
+    for data in step_data(run, last=step):
+        name = f"tokenise-reference-{step}-D_{data.step}"
+        content = file_digest(data.pairs)
+        specs.append(_cut_by(context, reference, name=name, pairs=data.pairs, content=content))
+    return specs
+
+
+def _cut_by(
+    context: Context, reference: NamedModel, *, name: str, pairs: Path, content: str
+) -> TokeniseSpec:
+    """Return how the file ``pairs``, whose digest is ``content``, is cut by the reference."""
     ends = end_token_ids(reference.folder)
     identity = tokens_identity(
         context.config,
-        content=context.run.record("data").read_outputs(DataOutputs).digest,
+        content=content,
         tokenizer=reference.tokenizer,
         clock=context.clock,
         ends=ends,
     )
     return TokeniseSpec(
-        name=f"tokenise-reference-{step}",
+        name=name,
         run=context.run.path,
         model=context.config.model.model_copy(update={"chat_template": ""}),
         launch=context.config.launch,
         tokenizer=reference.folder,
-        pairs=context.run.pairs,
+        pairs=pairs,
         out=cached_tokens(context.cache, digest_of(identity)[:32]),
         max_length=context.config.data.max_length,
         max_prompt_length=context.config.data.max_prompt_length,
@@ -102,16 +133,14 @@ def reference_tokens(context: Context, reference: NamedModel, step: int) -> Toke
     )
 
 
-def own_tokens(context: Context, reference: NamedModel, step: int) -> Path | None:
-    """Return the token file of a reference that cuts text differently; None where it does not.
+def own_tokens(context: Context, reference: NamedModel, step: int) -> list[Path]:
+    """Return the token files of a reference that cuts text differently; none where it does not.
 
-    The file is made where it is not in the cache.
+    They are made where they are not in the cache.
     """
-    spec = reference_tokens(context, reference, step)
-    if spec is None:
-        return None
-    execute(context, [token_files(context, spec, name=spec.name)])
-    return spec.out
+    specs = reference_tokens(context, reference, step)
+    execute(context, [token_files(context, spec, name=spec.name) for spec in specs])
+    return [spec.out for spec in specs]
 
 
 def check_references(context: Context, steps: Iterable[int]) -> None:
@@ -137,16 +166,16 @@ def _usable_rows(context: Context) -> np.ndarray:
 
 
 def check_readable(
-    context: Context, reference: NamedModel, path: Path, rows: np.ndarray, *, step: int
+    context: Context, reference: NamedModel, paths: Sequence[Path], rows: np.ndarray, *, step: int
 ) -> None:
     """Refuse a reference whose own tokenizer cannot read a step's pairs, and warn of what it means.
 
-    ``rows`` are the token rows that the step compares; ``path`` is the reference's token file.
+    ``rows`` are the token rows that the step compares; ``paths`` are the reference's token files.
 
     Raises:
         DataError: the reference cannot read some pairs of D_step or the reserve.
     """
-    tokens = TokenFile.open(path)
+    tokens = TokenFile.open(*paths)
     unusable = rows[~tokens.usable[rows]]
     if len(unusable):
         reason, detail = next((r, d) for row, r, d in tokens.rejected() if row == unusable[0])
@@ -155,7 +184,7 @@ def check_readable(
             f"{reference.name}, the reference (for example {tokens.pair_id(int(unusable[0]))}, "
             f"{reason}: {detail}). Or choose another reference"
         )
-    files = (TokenFile.open(tokens_path(context)), tokens)
+    files = (TokenFile.open(*token_files_up_to(context, step)), tokens)
     sides = [
         side[rows] for file in files for side in (file.chosen_truncated, file.rejected_truncated)
     ]
@@ -171,14 +200,18 @@ def check_readable(
 
 def rows_of(context: Context, step: int) -> np.ndarray:
     """Return the token rows that a step compares: the reserve, then D_step, in the plan's order."""
-    return rows_of_steps(context.run.plan, 0, step)
+    return planned(context.run, last=step).rows_of(0, step)
 
 
 def why_score(
-    context: Context, reference: NamedModel, tokens: Path, step: int, training: TrainingConfig
+    context: Context,
+    reference: NamedModel,
+    tokens: Sequence[Path],
+    step: int,
+    training: TrainingConfig,
 ) -> str:
     """Return why the reference has to be loaded for step ``step``; empty where it need not be."""
-    config, file = context.config, TokenFile.open(tokens)
+    config, file = context.config, TokenFile.open(*tokens)
     digests = file.digests(rows_of(context, step))
     keys = scoring_identities(
         reference.digest, training=training, launch=config.launch, model=config.model
@@ -196,6 +229,5 @@ def reference_spec(context: Context, step: int, models: StepModels) -> Reference
     """Return what the step's stage is told of a reference that is not its target; None: it is."""
     if models.reference is None or models.agree:
         return None
-    own = reference_tokens(context, models.reference, step)
-    tokens = own.out if own else None
+    tokens = tuple(spec.out for spec in reference_tokens(context, models.reference, step))
     return ReferenceSpec(name=models.reference.name, digest=models.reference.digest, tokens=tokens)

@@ -20,6 +20,7 @@ from sdpo.store.budget import Budget
 from sdpo.store.links import detach
 from sdpo.store.resume_states import stored_bytes
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import planned, step_data
 from sdpo.system.json_values import Json
 
 
@@ -66,6 +67,7 @@ def step_spec(
         pairs=run.pairs,
         usable=run.usable,
         plan=run.plan if run.plan.is_file() else None,
+        own=step_data(run, last=step),
         supervised=supervised,
         supervised_tokens=tokens_path(context, "supervised") if from_source else None,
         cache=context.cache,
@@ -135,7 +137,8 @@ def check_room(
         DiskFullError: names every disk that is short, with the numbers.
     """
     usable = pq.read_metadata(context.run.usable).num_rows
-    rows = 2 * usable  # under the model that comes in, and out
+    own = sum(planned(context.run).own_pairs().values())
+    rows = 2 * (usable + own)  # under the model that comes in, and out
     check_space(
         step_needs(model, training, run=run.path, cache=context.cache, rows=rows),
         used_bytes={run.path: stored_bytes(run.path / name)},

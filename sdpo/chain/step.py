@@ -6,19 +6,18 @@ from sdpo.chain.context import Context
 from sdpo.chain.kl import measure_kl
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
 from sdpo.chain.other_reference import reference_spec, scored_reference
-from sdpo.chain.probes import probe, record_probe
+from sdpo.chain.probes import Probe, probe, record_probe
 from sdpo.chain.start_stage import Told, train_node
 from sdpo.chain.step_models import NamedModel, StepModels, guided_training, reference_of, target_of
-from sdpo.chain.tokens import tokens_path
+from sdpo.chain.tokens import token_files_up_to
 from sdpo.chain.views import write_gamma
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
-from sdpo.data.parquet_columns import rows_of_steps
 from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import inputs_of
-from sdpo.processes.stage_specs import Phase
+from sdpo.store.step_data import data_node, planned, step_data
 from sdpo.tokens.token_file import TokenFile
 
 _ROLES = ("reference", "target")
@@ -34,28 +33,34 @@ def align_step(context: Context, step: int, pairs: int) -> Expansion:
     """
     training = resolved_training(context, step)
     node = f"step-{step}"
-    measured = {number: probe(context, number, training) for number in (step - 1, step)}
-    parts = [
-        *(_guide(context, step, training) if effective_reference(training) == "guided" else []),
-        _trained(context, step, training, measured),
-        *measured.values(),
-        Errand(do=lambda: context.settle(node)),
-        write_gamma(context, step),
-        measure_kl(context, step, training),
-    ]
+
+    def parts() -> list[Part]:
+        has_own = any(data.step == step for data in step_data(context.run, last=step))
+        own = [Probe(number, step) for number in range(step if has_own else 0)]
+        asked = [Probe(step - 1), *own, Probe(step)]
+        measured = {each: probe(context, each, training) for each in asked}
+        return [
+            *(_guide(context, step, training) if effective_reference(training) == "guided" else []),
+            _trained(context, step, training, measured),
+            *measured.values(),
+            Errand(do=lambda: context.settle(node)),
+            write_gamma(context, step),
+            measure_kl(context, step, training),
+        ]
+
     return Expansion(
         title=f"step {step}: align on D_{step} ({pairs} pairs)",
-        expand=lambda: parts,
+        expand=parts,
         foreseen=lambda: (node,),
     )
 
 
 def _trained(
-    context: Context, step: int, training: TrainingConfig, measured: Mapping[int, Node]
+    context: Context, step: int, training: TrainingConfig, measured: Mapping[Probe, Node]
 ) -> Node:
     """Return the node that trains, publishes and measures M_step.
 
-    ``measured`` are the probe nodes of M_{step-1} and M_step.
+    ``measured`` are the nodes of the probes that it may do, and of others.
     """
 
     def models() -> StepModels:
@@ -68,32 +73,31 @@ def _trained(
         target, reference = models().target, reference_spec(context, step, models())
         identity, inputs = _step_identity(context, step, training, models())
         start = ModelName.of(target.name).step
-        measure_input = start == step - 1 and find(measured[start]).record is None
-        looked: tuple[Phase, ...] = ("reference", "measure") if measure_input else ("reference",)
+        of_input = [Probe(start), Probe(start, step)] if start == step - 1 else []
+        missing = [p for p in of_input if p in measured and find(measured[p]).record is None]
         train_node(
             context,
             node=f"step-{step}",
             step=step,
-            phases=(*looked, "preference", "measure"),
+            phases=("reference", *(p.phase for p in missing), "preference", "measure"),
             training=training,
             start=target,
             told=Told(
                 reference=reference,
-                models=models().said(training, tokens=reference.tokens if reference else None),
+                models=models().said(training, tokens=reference.tokens if reference else ()),
                 identity=identity,
                 inputs=inputs,
             ),
         )
-        if measure_input:
-            record_probe(context, start)
-        record_probe(context, step)
+        for each in (*missing, Probe(step)):
+            record_probe(context, each)
 
     target = "step-0" if training.target == "base" else f"step-{step - 1}"
     compared = {"base": "step-0", "guided": f"guide-{step}", "previous": f"step-{step - 1}"}
     reference = compared.get(effective_reference(training), target)
     return Node(
         name=f"step-{step}",
-        inputs=("plan", "tokens", target, reference),
+        inputs=("plan", "tokens", data_node(step), target, reference),
         identity=identity,
         first=lambda: scored_reference(context, step, training, models()),
         make=make,
@@ -164,12 +168,17 @@ def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:
 
     target = "step-0" if of_step.target == "base" else f"step-{step - 1}"
     return [
-        Node(name=node, inputs=("plan", "tokens", target), identity=lambda: asked()[0], make=make),
+        Node(
+            name=node,
+            inputs=("plan", "tokens", data_node(step), target),
+            identity=lambda: asked()[0],
+            make=make,
+        ),
         Errand(do=lambda: context.settle(node)),
     ]
 
 
 def _partition_digest(context: Context, step: int) -> str:
     """Return the digest of D_step's token rows in the plan's order: what is trained on."""
-    rows = rows_of_steps(context.run.plan, step)
-    return rows_digest(TokenFile.open(tokens_path(context)).digests(rows))
+    rows = planned(context.run, last=step).rows_of(step)
+    return rows_digest(TokenFile.open(*token_files_up_to(context, step)).digests(rows))

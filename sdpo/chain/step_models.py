@@ -4,6 +4,7 @@ What may be chosen, and what makes no sense, is told by :mod:`sdpo.config.refere
 module says what a choice stands for in a run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +55,13 @@ class StepModels:
         return inputs | {"target": self.target.digest}
 
     def said(
-        self, training: TrainingConfig, *, tokens: Path | None = None
+        self, training: TrainingConfig, *, tokens: Sequence[Path] = ()
     ) -> dict[str, dict[str, str]]:
         """Return the choices and what they stand for, for the record.
 
-        ``tokens`` is the reference's own token file, where it has one.
+        ``tokens`` are the reference's own token files, where it has some.
         """
-        own = {"tokens": tokens.stem} if tokens else {}
+        own = {"tokens": " ".join(path.stem for path in tokens)} if tokens else {}
         return {
             "reference": {
                 "choice": effective_reference(training),

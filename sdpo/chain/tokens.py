@@ -15,6 +15,7 @@ from sdpo.identity.payloads import Payload, tokens_identity
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
 from sdpo.store.records import DataOutputs
+from sdpo.store.step_data import step_data
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import seal
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
@@ -30,6 +31,12 @@ def tokens_path(context: Context, kind: str = "pairs") -> Path:
 def tokens_of(context: Context, content: str) -> Path:
     """Return where the token ids of pairs (or examples) with this digest are cached."""
     return cached_tokens(context.cache, digest_of(rule_of_tokens(context, content))[:32])
+
+
+def token_files_up_to(context: Context, step: int) -> list[Path]:
+    """Return the token files of what steps up to ``step`` are made of, the run's first."""
+    own = step_data(context.run, last=step)
+    return [tokens_path(context), *(data.tokens for data in own)]
 
 
 def rule_of_tokens(context: Context, content: str = "") -> Payload:
@@ -88,7 +95,7 @@ def tokenise(context: Context) -> Expansion:
             "supervised": context.run.path / "supervised.parquet" if examples else None,
             "supervised_out": examples[0] if examples else None,
         }
-        return _spec(context, context.run.pairs, out=pairs).model_copy(update=own)
+        return tokenise_spec(context, context.run.pairs, out=pairs).model_copy(update=own)
 
     return Expansion(
         title="tokenise",
@@ -102,15 +109,18 @@ def tokenise(context: Context) -> Expansion:
 
 def rejected_as_tokens(context: Context, pairs: Path, digest: str) -> dict[int, Rejection]:
     """Return the rows of a file of pairs whose tokens cannot be used; the tokens stay cached."""
-    spec = _spec(context, pairs, out=tokens_of(context, digest))
+    spec = tokenise_spec(context, pairs, out=tokens_of(context, digest))
     execute(context, [token_files(context, spec, name="tokens")])
     rejected = TokenFile.open(spec.out).rejected()
     return {row: Rejection(reason, detail) for row, reason, detail in rejected}
 
 
-def _spec(context: Context, pairs: Path, *, out: Path) -> TokeniseSpec:
+def tokenise_spec(
+    context: Context, pairs: Path, *, out: Path, name: str = "tokenise"
+) -> TokeniseSpec:
+    """Return what the stage is told that cuts the pairs of a file as the run's are cut."""
     return TokeniseSpec(
-        name="tokenise",
+        name=name,
         run=context.run.path,
         model=context.config.model,
         launch=context.config.launch,

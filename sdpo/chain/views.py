@@ -2,15 +2,14 @@
 
 from typing import TypedDict
 
-import pyarrow.parquet as pq
-
 from sdpo.chain.context import Context
 from sdpo.chain.node import EVERYTHING, Find, Identity, Made, Node
 from sdpo.chain.start_stage import reads_previous
 from sdpo.identity.canonical import digest_of
 from sdpo.report import write_report as render_report
 from sdpo.stats.gamma import gamma_view
-from sdpo.system.files import file_digest, read_json, write_json
+from sdpo.store.step_data import pairs_of_steps, probes_of, read_probe
+from sdpo.system.files import file_digest, write_json
 
 
 class _Options(TypedDict):
@@ -24,7 +23,8 @@ class _Options(TypedDict):
 
 def write_gamma(context: Context, step: int) -> Node:
     """Return the node of ``gamma.json``, a view of the probes of M_0..M_step."""
-    files = {f"M_{k}": context.run.probes / f"M_{k}.parquet" for k in range(step + 1)}
+    run = context.run
+    probes = [name for k in range(step + 1) for name in probes_of(run, k, last=step)]
     options: _Options = {
         "step": step,
         "beta": context.config.training_of(step).beta if reads_previous(context, step) else None,
@@ -33,30 +33,24 @@ def write_gamma(context: Context, step: int) -> Node:
     }
 
     def identity() -> Identity:
-        probes = {name: file_digest(path) for name, path in files.items()}
         return {
             "step": step,
             "beta": options["beta"],
             "resamples": options["resamples"],
             "seed": options["seed"],
-            "probes": probes,
+            "probes": {name: file_digest(run.probes / f"{name}.parquet") for name in probes},
         }
 
     def make(_find: Find) -> Made:
-        entries = read_json(context.run.plan_file)["steps"]
-        sizes = {entry["step"]: entry["pairs"] for entry in entries}
-        target = context.run.step(step) / "gamma.json"
-        write_json(
-            target,
-            gamma_view(
-                {name: pq.read_table(path) for name, path in files.items()}, sizes=sizes, **options
-            ),
-        )
+        tables = {f"M_{k}": read_probe(run, k, last=step) for k in range(step + 1)}
+        sizes = pairs_of_steps(run)
+        target = run.step(step) / "gamma.json"
+        write_json(target, gamma_view(tables, sizes=sizes, **options))
         return Made({}, [target])
 
     return Node(
         name=f"gamma-{step}",
-        inputs=("plan", *(f"probe-{name}" for name in files)),
+        inputs=("plan", *(f"probe-{name}" for name in probes)),
         identity=identity,
         make=make,
         is_view=True,

@@ -77,13 +77,6 @@ class Columns:
         return np.frombuffer(binascii.unhexlify(digits), ">u8").reshape(-1, 2)
 
 
-def rows_of_steps(plan: Path, *steps: int) -> np.ndarray:
-    """Return the token rows of the steps in turn, each in the plan's order; 0 is the reserve."""
-    columns = Columns(plan)
-    rows, step_of = columns.numbers("token_row"), columns.numbers("step")
-    return np.concatenate([rows[step_of == step] for step in steps])
-
-
 def hex_column(ids: np.ndarray) -> pa.StringArray:
     """Return ids, uint64 ``[rows, 2]``, as a column of 32 hex digits each."""
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * np.int32(_DIGITS)

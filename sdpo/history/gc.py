@@ -338,7 +338,7 @@ def _look_at_tokens(content: _Content, needed: Needed, found: Found) -> None:
 
 
 def _look_at_rows(cache: Path, content: _Content, needed: Needed, found: Found) -> None:
-    rows = rows_of(cache, needed.tokens)
+    rows = rows_of(cache, needed)
     if rows is None:
         found.notes.append(
             f"tokens of a run are not in {cache}: of models that runs have, all rows are left alone"

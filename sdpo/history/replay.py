@@ -149,7 +149,8 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
         probes_alone = line.node == "plan" and all(
             change.startswith("probe.") for change in line.reason.split("; ")
         )
-        bears = line.node in ("carried", "data", "reserve", "plan") or line.node.startswith("step-")
+        bears = line.node in ("carried", "data", "reserve", "plan")
+        bears |= line.node.startswith(("step-", "data-"))
         if line.is_changed and bears and not probes_alone:
             raise ConfigError(
                 f"this would change what came before step {replay.step} ({line.node}: "

@@ -3,13 +3,15 @@
 What is not there is no fault: it is computed again when it is needed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sdpo.data.planned import Planned
 from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
 from sdpo.identity.canonical import digest_of
@@ -18,6 +20,7 @@ from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import LogpCache, part_is_whole, read_note
 from sdpo.store.records import NodeRecord, StepRecord, scoring_key_of
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import data_node, files_of
 from sdpo.store.stored_run import Stored
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import file_digest, read_json
@@ -38,12 +41,33 @@ class _Checked:
     records: Mapping[str, NodeRecord | StepRecord]
     findings: Findings
 
-    def token_file(self, record: StepRecord | None = None) -> Path | None:
-        """Return the token file of the run's pairs, or the reference's own where a step has one."""
+    def cached_tokens(self, record: StepRecord | None = None) -> list[Path]:
+        """Return the cached token file of the run's pairs, or the reference's own if it has some.
+
+        ``record`` is that of the step whose reference is meant.
+        """
         reserve = self.records.get("reserve")
         said = record.models.get("reference") if record else None
-        name = said.tokens if said and said.tokens else reserve and reserve.identity["tokens"]
-        return cached_tokens(self.cache, str(name)) if name else None
+        names = list(said.token_files if said else [])
+        if not names and reserve:
+            names = [str(reserve.identity["tokens"])]
+        return [cached_tokens(self.cache, name) for name in names]
+
+    def planned(self, step: int) -> Planned:
+        """Return the plan with what steps up to ``step`` have of their own, by whole records."""
+        own = (files_of(self.run, number) for number in range(1, step + 1))
+        there = tuple(data for data in own if data_node(data.step) in self.records)
+        return Planned(plan=self.run.plan, pairs=self.run.pairs, own=there)
+
+    def token_files(self, record: StepRecord) -> list[Path]:
+        """Return the token files of a step's rows, as :meth:`planned` has them; none: not whole."""
+        cached = self.cached_tokens(record)
+        if not cached or any(map(token_fault, cached)):
+            return []
+        own = self.planned(record.step).own[len(cached) - 1 :]
+        if any(self.run.damage(self.records[data_node(data.step)]) for data in own):
+            return []
+        return [*cached, *(data.tokens for data in own)]
 
     def against(self) -> Iterator[tuple[str, StepRecord]]:
         """Yield steps and guides that were trained against a reference."""
@@ -85,10 +109,8 @@ def check_cached(
 
 
 def _check_tokens(checked: _Checked) -> None:
-    own = [checked.token_file(record) for _, record in checked.against()]
-    for path in dict.fromkeys([checked.token_file(), *own]):
-        if path is None:
-            continue
+    own = [path for _, record in checked.against() for path in checked.cached_tokens(record)]
+    for path in dict.fromkeys([*checked.cached_tokens(), *own]):
         if not path.is_file():
             checked.findings.note(
                 f"the tokens are not in the cache ({path}): they are made again when needed"
@@ -105,15 +127,15 @@ def _check_reference(checked: _Checked, node: str, record: StepRecord) -> None:
     if path.is_file() and file_digest(path) != record.inputs["reference_logps"]:
         checked.findings.fault(name, "is not what the step was trained against")
         return
-    plan = _read_table(checked.run.plan, ["pair_id", "step", "token_row"])
-    table = _read_table(path, None)
+    plan, table = _read(checked.planned(record.step).table), _read(lambda: pq.read_table(path))
     if table is None or plan is None:
         return
     members = plan.filter(pa.array(plan["step"].to_numpy() == record.step))
     if table["pair_id"].to_pylist() != members["pair_id"].to_pylist():
         checked.findings.fault(name, f"has not the pairs of D_{record.step}")
-    elif (tokens := checked.token_file(record)) and not token_fault(tokens):
-        rows = TokenFile.open(tokens).digests(members["token_row"].to_numpy())
+    elif tokens := checked.token_files(record):
+        by_file = zip(tokens, checked.planned(record.step).rows_by_file(record.step), strict=True)
+        rows = np.concatenate([TokenFile.open(path).digests(rows) for path, rows in by_file])
         caches = [LogpCache(checked.cache, key) for key in checked.keys(record)]
         agreeing = [_agrees(checked, node, cache, rows, table) for cache in caches]
         if False in agreeing and True not in agreeing:
@@ -167,8 +189,8 @@ def _is_key(folder: Path) -> bool:
         return False
 
 
-def _read_table(path: Path, columns: list[str] | None) -> pa.Table | None:
+def _read(read: Callable[[], pa.Table]) -> pa.Table | None:
     try:
-        return pq.read_table(path, columns=columns)
+        return read()
     except (OSError, pa.ArrowException):
         return None  # its own digest says that it is damaged

@@ -15,6 +15,7 @@ from sdpo.config import (
     TrainingConfig,
 )
 from sdpo.config.precision import TorchName
+from sdpo.data.planned import Planned, StepData
 from sdpo.errors import Fault
 from sdpo.store.budget import Budget
 
@@ -66,18 +67,25 @@ class TokeniseSpec(Spec):
 class ReferenceSpec(BaseModel):
     """A reference that is not the model a step starts from has its log-probs in the cache already.
 
-    ``tokens``: the pairs as its own tokenizer cuts them, where that is not the run's.
+    ``tokens``: the pairs as its own tokenizer cuts them, where that is not the run's: those of the
+    run, then those that steps have of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: str
-    tokens: Path | None = None
+    tokens: tuple[Path, ...] = ()
 
 
 Phase = Literal[
-    "score_everything", "score_as_reference", "reference", "measure", "preference", "supervised"
+    "score_everything",
+    "score_as_reference",
+    "reference",
+    "measure",
+    "measure_own",
+    "preference",
+    "supervised",
 ]
 """A phase is what a stage does with the model that it has loaded.
 
@@ -85,7 +93,8 @@ Phase = Literal[
 ``score_as_reference``: score D_step and the reserve as the reference that another stage will read,
 and check the cache. ``reference``: read D_step under the stage's own reference from the cache, and
 score what is missing. ``measure``: publish the probe of the model in memory, which after training
-is M_step. ``preference``, ``supervised``: train on D_step or on examples, and publish.
+is M_step. ``measure_own``: publish its probe on what D_step has of its own. ``preference``,
+``supervised``: train on D_step or on examples, and publish.
 """
 
 
@@ -109,6 +118,8 @@ class StepSpec(Spec):
     pairs: Path
     usable: Path
     plan: Path | None = None
+    own: tuple[StepData, ...] = ()
+    """Steps up to this one have these pairs of their own beside those of the run."""
     supervised_tokens: Path | None = None
     supervised: SupervisedConfig = SupervisedConfig()
     cache: Path
@@ -156,15 +167,20 @@ class StepSpec(Spec):
         return self.phases[len(self.before) + 1 :]
 
     @property
-    def needed_plan(self) -> Path:
-        """Return the plan, for a stage that cannot do without.
+    def planned(self) -> Planned:
+        """Return the plan with what steps have of their own, for a stage that cannot do without.
 
         Raises:
             Fault: it was told of none.
         """
         if self.plan is None:
             raise Fault(f"{self.name} is to work by a plan and was told of none")
-        return self.plan
+        return Planned(plan=self.plan, pairs=self.pairs, own=self.own)
+
+    @property
+    def token_files(self) -> tuple[Path, ...]:
+        """Return the token files, whose rows together are numbered as in :attr:`planned`."""
+        return (self.tokens, *(data.tokens for data in self.own))
 
     @property
     def needed_supervised_tokens(self) -> Path:

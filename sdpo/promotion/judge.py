@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from sdpo.config import Group, ProbeConfig
@@ -34,6 +33,7 @@ from sdpo.stats.gamma import (
     split_probes,
 )
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import planned, read_probe
 
 ALL = "all"
 """The scope of all reserved pairs together; the other scopes are sources."""
@@ -153,7 +153,7 @@ def judge(
         path = run.probes / f"M_{number}.parquet"
         if not path.is_file():
             raise Fault(f"M_{number} of run {run.name} was not measured: {path} is not there")
-        tables[f"M_{number}"] = pq.read_table(path)
+        tables[f"M_{number}"] = read_probe(run, number, last=new)
     measured = [_reserved(tables[f"M_{number}"]) for number in (0, current, new)]
     resamples, seed = probe.bootstrap_resamples, probe.seed
     comparisons = compare(*measured, resamples=resamples, seed=seed)
@@ -239,7 +239,7 @@ def _compare(
 def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
     """Count the reserved pairs whose prompt a step 1..``up_to`` trained on, and all reserved
     pairs."""
-    plan = pq.read_table(run.plan, columns=["prompt_key", "step"])
+    plan = planned(run).table()
     steps = plan["step"].to_numpy()
     reserved = plan.filter(pa.array(steps == 0))["prompt_key"]
     trained = plan.filter(pa.array((steps > 0) & (steps <= up_to)))["prompt_key"]

@@ -14,6 +14,7 @@ from sdpo.objectives import objective_facts
 from sdpo.store.recorded import check_recorded
 from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import pairs_of_steps, probes_of, read_probe
 from sdpo.system.files import read_json
 
 EXAMPLES = 3
@@ -111,7 +112,7 @@ class RunData:
     @property
     def sizes(self) -> dict[int, int]:
         """Return the number of pairs of every partition."""
-        return {step["step"]: step["pairs"] for step in self.steps}
+        return pairs_of_steps(self.folder) if self.plan else {}
 
 
 def load_run(path: Path) -> RunData:
@@ -139,7 +140,7 @@ def load_run(path: Path) -> RunData:
         folder=folder,
         run=run,
         plan=plan,
-        probes={f"M_{n}": pq.read_table(folder.probes / f"M_{n}.parquet") for n in measured},
+        probes={f"M_{n}": _probe(folder, n, last=measured[-1]) for n in measured},
         completions={
             f"M_{n}": read_json(path)
             for n in measured
@@ -152,6 +153,12 @@ def load_run(path: Path) -> RunData:
         sources=tuple(prepared.read_outputs(DataOutputs).sources) if prepared else (),
         rejected=_rejected(folder.rejected),
     )
+
+
+def _probe(folder: RunFolder, model: int, *, last: int) -> pa.Table:
+    for name in probes_of(folder, model, last=last):
+        check_recorded(folder, f"probe-{name}", folder.probes / f"{name}.parquet")
+    return read_probe(folder, model, last=last)
 
 
 def _has_other_reference(record: StepRecord) -> bool:

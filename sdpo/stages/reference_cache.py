@@ -8,7 +8,6 @@ loads the target alone and reads.
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
@@ -31,7 +30,7 @@ def open_cache(spec: StepSpec, digest: str) -> LogpCache:
 
 def plan_rows(spec: StepSpec, number: int) -> pa.Table:
     """Return the plan's rows of a step; 0 is the reserve."""
-    plan = pq.read_table(spec.needed_plan)
+    plan = spec.planned.table()
     return plan.filter(pa.array(plan["step"].to_numpy() == number))
 
 
@@ -142,5 +141,5 @@ def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
 
 
 def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> Digests:
-    file = TokenFile.open(reference.tokens) if reference.tokens else tokens
+    file = TokenFile.open(*reference.tokens) if reference.tokens else tokens
     return file.digests(rows["token_row"].to_numpy())

@@ -127,7 +127,7 @@ def _publish_reference(step: StepFiles, rows: pa.Table, scored: Scored) -> None:
     logps, at = scored.logps, rows["token_row"].to_numpy()
     tokens = step.tokens
     # The policy's tokens say nothing of a reference that cuts the text into others.
-    foreign = step.spec.reference is not None and step.spec.reference.tokens is not None
+    foreign = step.spec.reference is not None and bool(step.spec.reference.tokens)
     nothing = pa.nulls(len(at), pa.int32())
     table = pa.table(
         {

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from sdpo.data.parquet_columns import Columns, append_columns, rows_of_steps
+from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import Fault
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
@@ -41,6 +40,7 @@ from sdpo.stages.train import key_of, train_preference, train_supervised
 from sdpo.store.records import ScoredRows
 from sdpo.store.resume_states import SavedState
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import own_probe
 from sdpo.system.files import publish_file
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 from sdpo.tokens.token_file import TokenFile
@@ -57,7 +57,7 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
     events.emit(WorkEvent(phases=expected_work(spec)))
     with timings.of("load"):
         session = open_session(spec, events)
-        tokens = TokenFile.open(spec.tokens)
+        tokens = TokenFile.open(*spec.token_files)
     with timings.of("check"):
         settle_layout(session, tokens, _rows_to_come(spec), events)
     with kernels_named(session.spec.training, layout=session.layout):
@@ -99,6 +99,9 @@ def _work(
             case "measure":
                 with timings.of("measure"):
                     _measure(session, tokens, events, name=name, digest=digest)
+            case "measure_own":
+                with timings.of("measure"):
+                    _measure_own(session, tokens, events, name=name, digest=digest)
             case "preference":
                 train_preference(step, _scored(reference))
             case "supervised":
@@ -111,7 +114,7 @@ def _work(
 def _rows_to_come(spec: StepSpec) -> np.ndarray:
     """Return the token rows that the stage is about: those of D_t, or all that can be used."""
     if {"preference", "score_as_reference"} & set(spec.phases) and spec.plan is not None:
-        rows = rows_of_steps(spec.plan, spec.step)
+        rows = spec.planned.rows_of(spec.step)
         if len(rows):
             return rows
     return Columns(spec.usable).numbers("token_row")
@@ -170,9 +173,9 @@ def _measure(
 ) -> None:
     """Publish the probe of the model in memory, and its completions."""
     spec = session.spec
-    plan = pq.read_table(spec.needed_plan)
     out = RunFolder(spec.run).probes
     step = ModelName.of(name).step
+    plan = spec.planned.up_to(step).table()
     measure(
         session.scorer(),
         tokens,
@@ -187,6 +190,27 @@ def _measure(
     elif spec.probe.completions and session.accelerator.is_main_process:
         prompts = completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions)
         _complete(session, prompts, events, name=name, out=out)
+    session.wait()
+
+
+def _measure_own(
+    session: Session, tokens: TokenFile, events: EventWriter, *, name: str, digest: str
+) -> None:
+    """Publish the probe of the model in memory on what D_step has of its own."""
+    spec, model = session.spec, ModelName.of(name).step
+    measure(
+        session.scorer(),
+        tokens,
+        probe_rows(
+            spec.planned.own_table(spec.step),
+            step=model,
+            next_whole=model + 1 in spec.references,
+        ),
+        name=own_probe(model, spec.step),
+        cache=open_cache(spec, digest),
+        out=RunFolder(spec.run).probes,
+        events=events,
+    )
     session.wait()
 
 

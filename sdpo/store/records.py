@@ -71,11 +71,16 @@ class NodeRecord(Record):
 class ModelSaid(Part):
     """A step's reference or target has a choice in the recipe and a model's name.
 
-    ``tokens``: the token file of a reference that has a tokenizer of its own."""
+    ``tokens``: the token files of a reference that has a tokenizer of its own, a space between."""
 
     choice: str = "previous"
     name: str = ""
     tokens: str = ""
+
+    @property
+    def token_files(self) -> list[str]:
+        """Return the names of the token files of a reference that has a tokenizer of its own."""
+        return self.tokens.split()
 
 
 class ScoredRows(Part):

@@ -379,15 +379,22 @@ class RunFolder:
     def strays(self, node: str, record: Record) -> list[str]:
         """Return what the folder of a step or guide, below the run, has and it did not publish."""
         folder, strays = self.path / node, []
+        known = {*record.files, *self._files_beside(node)}
         for path in sorted(folder.rglob("*")):
             parts, name = path.relative_to(folder).parts, str(path.relative_to(self.path))
             is_folder = path.is_dir() and not path.is_symlink()
             is_view = path.name in VIEWS and parts[:-1] in ((), ("model",))
             is_view &= path.is_file() and not path.is_symlink()
             is_working = parts[0] in WORKING or any(part.startswith(UNFINISHED) for part in parts)
-            if not (is_folder or is_view or is_working or name in record.files):
+            if not (is_folder or is_view or is_working or name in known):
                 strays.append(name)
         return strays
+
+    def _files_beside(self, node: str) -> Set[str]:
+        """Return the files that another node made in the folder of a step, as far as is known."""
+        made = node.replace("step-", "data-")
+        record = None if made == node or self.is_damaged(made) else self.find(made)
+        return set(record.files) if record else set()
 
     def damage(self, record: Record | JsonObject) -> list[str]:
         """Return files of a record that are missing or changed, each with what is wrong."""

@@ -199,12 +199,20 @@ class _Table:
         self._views: dict[tuple[int, str], tuple[Ids, Ids]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Map the file.
+    def open(cls, path: Path, *more: Path) -> Self:
+        """Map the file, and ``more`` of them whose rows are numbered on; the report is the first's.
 
         Raises:
-            IntegrityError: it is not there, is damaged or has other columns.
+            IntegrityError: one is not there, is damaged or has other columns.
         """
+        batches, metadata = cls._map(path)
+        for other in more:
+            batches += cls._map(other)[0]
+        return cls(path, batches, metadata)
+
+    @classmethod
+    def _map(cls, path: Path) -> tuple[list[pa.RecordBatch], dict[str, str]]:
+        """Return what is in a file: batches of rows, and metadata."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -215,7 +223,7 @@ class _Table:
         elif not reader.schema.equals(cls.schema):
             raise IntegrityError(f"{path} is another kind of file: it has {reader.schema.names}")
         metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
-        return cls(path, batches, metadata)
+        return batches, metadata
 
     def __len__(self) -> int:
         return int(self._starts[-1])

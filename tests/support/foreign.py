@@ -14,11 +14,13 @@ OF_A_MODEL = (
 )
 NODES = (
     *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),
-    *("probe-M_1", "kl-M_1", "reference-1"),
+    *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
 )
 STAGES = (
-    *("tokenise", "tokenise-reference-1", "reference-1", "modules", "objectives", "measure-M_0"),
-    *("base", "step-1", "probe-M_1", "kl-M_1", "export-1", "try", "view"),
+    *("tokenise", "tokenise-D_2", "tokenise-reference-1", "tokenise-reference-2-D_2"),
+    *("reference-1", "modules", "objectives", "measure-M_0"),
+    *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
+    "view",
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
@@ -27,11 +29,18 @@ OF_A_RUN = (
     *(f"nodes/{node}.json{end}" for node in NODES for end in ("", ".sha256")),
     *(f"logs/{stage}.{end}" for stage in STAGES for end in ("log", "json", "events.jsonl")),
     *("nodes/rejected_data_rows.jsonl", "logs/status.json"),
-    *("probes/M_1.parquet", "probes/M_1.completions.json", "probes/M_1.kl.json"),
+    *(
+        "probes/M_1.parquet",
+        "probes/M_1.D_2.parquet",
+        "probes/M_1.completions.json",
+        "probes/M_1.kl.json",
+    ),
     *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
+    *("carried/pairs-2.parquet", "carried/usable-2.parquet"),
     *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
     *("step-1/record.json", "step-1/record.json.sha256", "step-1/gamma.json", "step-1/kl.json"),
     *(f"step-1/model/{name}" for name in OF_A_MODEL),
+    *("step-2/pairs.parquet", "step-2/usable.parquet", "step-2/tokens/pairs.arrow"),
     *("step-1/reference.parquet", "step-1/metrics.jsonl", "step-1/budget.json"),
     *("step-1/tracking/tensorboard", "step-1/resume/00000002/state.json"),
     *("step-1/resume/00000002/metrics.jsonl", "step-1/resume/00000002/optimizer.safetensors"),

@@ -83,7 +83,7 @@ LATER = {
     "compare_rows": "the gate, of the rows of the step's own reference",
     "run_stage": "a stop that was asked for",
     "_scored": "a spec that no node gives",
-    "needed_plan": "a spec that no node gives",
+    "planned": "a spec that no node gives",
     "needed_supervised_tokens": "a spec that no node gives",
     "fp32_sums_of_ranks": "of launch.strategy deepspeed_zero3, whose processes `check` has not",
     "judge": "hands on what a stage said",
