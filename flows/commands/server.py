@@ -35,7 +35,7 @@ from flows.commands.desk import (
     running_desk,
 )
 from flows.server.guard import LOOPBACK, bracketed
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, StoreConfig
 from sdpo.errors import Fault, UserError
 from sdpo.system import ownership
 from sdpo.system.files import write_text
@@ -54,6 +54,8 @@ _NAMES = {
     *(".gitignore", ".lock", "processes.json", "prefect", PASSWORD),
     *("server.log", "worker.log", "deploy.log"),
 }
+RUNS = "runs"
+"""In a server's folder: a link to the runs whose reports it serves."""
 
 
 def up(
@@ -91,6 +93,7 @@ def up(
     with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
         url = f"http://{bracketed(_reached_at(host))}:{port}"
+        _point_at(desk.folder / RUNS, _runs_of(here))
         if "server" in desk.running:
             _check_same(desk, url, asks=asks)
         else:
@@ -194,6 +197,19 @@ def _is_proven(folder: Path) -> bool:
     return ignores and {path.name for path in folder.iterdir()} <= _NAMES
 
 
+def _runs_of(here: Path) -> Path:
+    """Return where the runs of the deployments are, unless a run names another folder."""
+    return here / StoreConfig().runs_dir
+
+
+def _point_at(link: Path, target: Path) -> None:
+    """Let a link lead to ``target``; a server that runs sees the old one or the new one."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target, target_is_directory=True)
+    new.replace(link)
+
+
 def _check_open(host: str, hosts: Sequence[str], *, asks: bool) -> None:
     """Refuse, with a UserError, a server without a password that others could reach."""
     if asks:
@@ -277,6 +293,7 @@ def _interruptible() -> Iterator[None]:
 def _start_server(desk: Desk, host: str, port: int, hosts: Sequence[str]) -> Started:
     names = [argument for name in hosts for argument in ("--allow-host", name)]
     arguments = ["flows.server", "--host", host, "--port", str(port), *names]
+    arguments += ["--runs-dir", str(desk.folder / RUNS)]
     return _start(desk, "server", arguments, cwd=desk.folder)
 
 
@@ -309,7 +326,8 @@ def _is_healthy(url: str) -> bool:
 def _deploy(desk: Desk, here: Path, console: Console, *, reset_schedules: bool) -> None:
     """Make the pool and the deployments, whose flows run in ``here``."""
     reset = ["--reset-schedules"] if reset_schedules else []
-    arguments = ["flows.server.deploy", "--pool", POOL, "--folder", str(here), *reset]
+    places = ["--folder", str(here), "--reports", str(_runs_of(here))]
+    arguments = ["flows.server.deploy", "--pool", POOL, *places, *reset]
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         stdin=subprocess.DEVNULL,

@@ -5,10 +5,13 @@ Prefect's own settings, the password among them, come from the environment.
 
 import argparse
 import os
+from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from flows.server.guard import LOOPBACK, Guard, known
+from flows.server.reports import Reports
 
 _KEEP_ALIVE_S = 5
 _AUTH = "PREFECT_SERVER_API_AUTH_STRING"
@@ -29,6 +32,9 @@ def main() -> None:
         metavar="NAME[:PORT]",
         help="a further name that it is known by, with the port that browsers see if it is another",
     )
+    parser.add_argument(
+        "--runs-dir", type=Path, help="serve the reports of the runs in this folder at /reports"
+    )
     given = parser.parse_args()
     if given.host not in LOOPBACK and not os.environ.get(_AUTH):
         parser.error(f"{given.host} is reached from other machines: set {_AUTH}=user:password")
@@ -39,8 +45,12 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
     from prefect.server.api.server import create_app  # reads the settings when it is imported
 
+    application: ASGIApp = create_app(final=True)
+    if given.runs_dir:
+        password = os.environ.get(_AUTH, "")
+        application = Reports(application, runs_dir=given.runs_dir, password=password)
     uvicorn.run(
-        Guard(create_app(final=True), hosts=guarded),
+        Guard(application, hosts=guarded),
         host=given.host,
         port=given.port,
         timeout_keep_alive=_KEEP_ALIVE_S,

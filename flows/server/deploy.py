@@ -25,6 +25,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
 from flows.server.migrate import has_whole_recipe, move_what_was_set
+from flows.ui.folder import REPORTS
 from flows.ui.folder import VARIABLE as FOLDER
 
 if TYPE_CHECKING:
@@ -83,34 +84,40 @@ approval, or outlives a restart of the server. That never two of a lineage run a
 missed slots do not pile up, is ensured by the flow."""
 
 
-def deploy(pool: str, *, folder: Path | None, reset_schedules: bool) -> list[str]:
+def deploy(
+    pool: str, *, folder: Path | None, reports: Path | None = None, reset_schedules: bool
+) -> list[str]:
     """Bring the server's pool and deployments up to date; return lines that say what was done.
 
     Args:
         pool: name of the work pool; one for processes is made where there is none.
         folder: where relative paths of flows start; none where that is the worker's matter.
+        reports: the folder of runs whose reports the server serves; none where it does not, or
+            where the worker's own environment says so.
         reset_schedules: put back the schedules and parameters that a new deployment begins with.
     """
     said = []
+    places = {FOLDER: folder, REPORTS: reports}
+    told = {name: str(place) for name, place in places.items() if place is not None}
     with get_client(sync_client=True) as client:
         _make_pool(client, pool)
         for entry in ENTRIES:
             existing = _existing(client, entry)
             if existing is None:
-                _create(client, entry, pool, folder)
+                _create(client, entry, pool, told)
                 continue
             if entry is ALIGN and has_whole_recipe(existing):
-                said += move_what_was_set(client, existing, _whole(client, pool, folder))
-            _update(client, entry, existing, folder)
+                said += move_what_was_set(client, existing, _whole(client, pool, told))
+            _update(client, entry, existing, told)
             if reset_schedules:
                 said += _reset(client, entry, existing)
     return [f"deployed: {', '.join(entry.name for entry in ENTRIES)}", *said]
 
 
-def _whole(client: SyncPrefectClient, pool: str, folder: Path | None) -> DeploymentResponse:
+def _whole(client: SyncPrefectClient, pool: str, told: dict[str, str]) -> DeploymentResponse:
     """Return the deployment whose form is the whole recipe, made where it is not there yet."""
     if (found := _existing(client, ALIGN_FULL)) is None:
-        _create(client, ALIGN_FULL, pool, folder)
+        _create(client, ALIGN_FULL, pool, told)
         found = _existing(client, ALIGN_FULL)
         assert found
     return found
@@ -133,7 +140,7 @@ def _existing(client: SyncPrefectClient, entry: Entry) -> DeploymentResponse | N
         return None
 
 
-def _create(client: SyncPrefectClient, entry: Entry, pool: str, folder: Path | None) -> None:
+def _create(client: SyncPrefectClient, entry: Entry, pool: str, told: dict[str, str]) -> None:
     client.create_deployment(
         client.create_flow(entry.flow),
         entry.name,
@@ -143,7 +150,7 @@ def _create(client: SyncPrefectClient, entry: Entry, pool: str, folder: Path | N
         schedules=list(entry.schedules),
         work_pool_name=pool,
         tags=TAGS,
-        job_variables={"env": {FOLDER: str(folder)}} if folder else {},
+        job_variables={"env": told} if told else {},
         enforce_parameter_schema=True,
     )
 
@@ -152,7 +159,7 @@ def _update(
     client: SyncPrefectClient,
     entry: Entry,
     existing: DeploymentResponse,
-    folder: Path | None,
+    told: dict[str, str],
 ) -> None:
     """Update what belongs to the code, and nothing that a person sets."""
     changed = DeploymentUpdate(
@@ -162,9 +169,9 @@ def _update(
         pull_steps=None,
         parameter_openapi_schema=schema_of(entry),
     )
-    if folder is not None:
+    if told:
         variables = dict(existing.job_variables or {})
-        variables["env"] = {**variables.get("env", {}), FOLDER: str(folder)}
+        variables["env"] = {**variables.get("env", {}), **told}
         changed = changed.model_copy(update={"job_variables": variables})
     client.update_deployment(existing.id, changed)
 
@@ -208,11 +215,17 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.server.deploy", description=__doc__)
     parser.add_argument("--pool", default="sdpo", help="work pool")
     parser.add_argument("--folder", type=Path, help="where relative paths of flows start")
+    parser.add_argument("--reports", type=Path, help="runs whose reports the server serves")
     parser.add_argument(
         "--reset-schedules", action="store_true", help="undo what was set, and say what that was"
     )
     given = parser.parse_args(arguments)
-    for line in deploy(given.pool, folder=given.folder, reset_schedules=given.reset_schedules):
+    for line in deploy(
+        given.pool,
+        folder=given.folder,
+        reports=given.reports,
+        reset_schedules=given.reset_schedules,
+    ):
         print(line)
 
 

@@ -5,11 +5,16 @@ in the current folder first: a folder of the user's that is called `flows` would
 """
 
 import os
+from pathlib import Path
 
 from sdpo.errors import UserError
 
 VARIABLE = "SDPO_FOLDER"
 """This environment variable tells a deployment's runs the folder."""
+REPORTS = "SDPO_REPORTS"
+"""This one tells them the folder of runs whose reports the server serves beside the UI."""
+REPORTS_PATH = "/reports"
+"""Reports are at this path of the server, followed by the run's name."""
 
 
 def enter_folder() -> None:
@@ -28,3 +33,11 @@ def enter_folder() -> None:
             f"({os.strerror(error.errno or 0)}): start the server from another folder "
             "(sdpo server up)"
         ) from error
+
+
+def report_link(run: Path) -> str:
+    """Return where the UI's server has the report of the run in folder ``run``; empty: nowhere."""
+    served = os.environ.get(REPORTS)
+    if not served or run.resolve().parent != Path(served).resolve():
+        return ""
+    return f"{REPORTS_PATH}/{run.name}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.show.console import Row
+from flows.ui.folder import report_link
 from sdpo.report import Summary
 from sdpo.report.tables import Table, interval, number, short
 from sdpo.store.model_card import LineageEntry, lineage
@@ -50,6 +51,7 @@ def run_card(run: Path, summary: Summary) -> str:
     done = [step for step in folder.complete_steps() if folder.read_record(f"step-{step}")]
     record = folder.find_step(f"step-{done[-1]}") if done else None
     chain = lineage(folder, record) if record else []
+    link = report_link(run)
     lines = [
         f"# Run {folder.name}",
         "",
@@ -67,6 +69,7 @@ def run_card(run: Path, summary: Summary) -> str:
         "",
         "## Where it is",
         "",
+        *([f"- [**report**]({link}), beside this UI and under its password"] if link else []),
         f"- report: `{folder.report}`",
         *(f"- {entry.name}: `{folder.model(entry.step)}`" for entry in chain[-1:]),
         f"- logs of the stages: `{run / 'logs'}`",

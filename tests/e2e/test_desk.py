@@ -12,7 +12,7 @@ from desk import Desk
 from foreign import OF_A_SERVER, OF_EVERY_FOLDER
 
 from flows.commands.desk import Desk as Processes
-from flows.commands.desk import Started
+from flows.commands.desk import Started, ask
 from sdpo.system.ownership import claim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -74,6 +74,10 @@ def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
     run = desk.submit("sdpo-align-full/align-full", {**tiny_recipe, "name": "landed", "steps": []})
     assert run.wait() == "COMPLETED"
     assert (desk.folder / "runs" / "landed" / "step-2" / "record.json").is_file()
+    report = (desk.folder / "runs" / "landed" / "report.html").read_bytes()
+    assert ask(f"{desk.url}/reports/landed", desk.password) == (200, report)
+    assert ask(f"{desk.url}/reports/landed") == (401, b"")
+    assert "(/reports/landed)" in run.artifacts()["run-landed"]["data"]
 
 
 def test_a_run_of_the_command_line_is_a_flow_run_of_the_server_that_is_up(
