@@ -1,11 +1,13 @@
 """Make what the Prefect UI shows of a run beside its log: tables, and one page about all of it."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 from flows.show.console import Row
 from flows.ui.folder import report_link
 from sdpo.report import Summary
+from sdpo.report.gamma_figures import Figure, alone
 from sdpo.report.tables import Table, interval, number, short
 from sdpo.store.model_card import LineageEntry, lineage
 from sdpo.store.run_folder import RunFolder
@@ -15,15 +17,21 @@ from sdpo.system.files import read_json
 def gamma_ref_rows(run: Path) -> list[Row]:
     """Return, per finished step and probe, gamma of the model before it: its reference in sDPO.
 
-    D_t has two rows where it is large: all of it, which the step trains against, and the sample on
-    which every model is measured. Gamma is in nats.
+    Of D_t that is all of it where the step scored it, and not the sample of it besides on which
+    every model is measured. Gamma is in nats.
     """
     rows: list[Row] = []
     folder = RunFolder(run)
     for step in folder.complete_steps():
         path = folder.step(step) / "gamma.json"
         if step and path.is_file():
-            rows += [_gamma_row(step, e) for e in read_json(path) if e["model"] == f"M_{step - 1}"]
+            entries = [e for e in read_json(path) if e["model"] == f"M_{step - 1}"]
+            whole = {entry["probe"] for entry in entries if entry.get("whole")}
+            rows += [
+                _gamma_row(step, entry)
+                for entry in entries
+                if entry.get("whole") or entry["probe"] not in whole
+            ]
     return rows
 
 
@@ -58,6 +66,8 @@ def run_card(run: Path, summary: Summary) -> str:
         f"**{summary.verdict.headline}**",
         "",
         *(f"{sentence}\n" for sentence in summary.verdict.sentences),
+        *([f"[**Open the report**]({link}), under the password of this UI.", ""] if link else []),
+        *(line for figure in summary.figures for line in _picture(figure)),
         *(["## Health of the chain", ""] if summary.health else []),
         *(f"- {sentence}" for sentence in summary.health),
         *([""] if summary.health else []),
@@ -69,7 +79,6 @@ def run_card(run: Path, summary: Summary) -> str:
         "",
         "## Where it is",
         "",
-        *([f"- [**report**]({link}), beside this UI and under its password"] if link else []),
         f"- report: `{folder.report}`",
         *(f"- {entry.name}: `{folder.model(entry.step)}`" for entry in chain[-1:]),
         f"- logs of the stages: `{run / 'logs'}`",
@@ -78,6 +87,19 @@ def run_card(run: Path, summary: Summary) -> str:
         "say more.",
     ]
     return "\n".join(lines)
+
+
+def _picture(figure: Figure) -> list[str]:
+    """Return a figure as an image that is in the text itself: a card can fetch nothing."""
+    image = base64.b64encode(alone(figure).encode()).decode()
+    return [
+        f"### {figure.title}",
+        "",
+        f"![{figure.title}](data:image/svg+xml;base64,{image})",
+        "",
+        figure.caption,
+        "",
+    ]
 
 
 def _lineage_row(entry: LineageEntry) -> str:

@@ -23,7 +23,13 @@ Verdict = Literal["bitwise identical", "same inputs, results differ", "inputs di
 
 _OF_THE_CLOCK = re.compile(r"(_s|_per_s|seconds|_bytes|throughput)$")
 """Metrics with these names tell a step's speed or memory; they differ every time."""
-_GAMMA = ("mean", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
+_GAMMA = {
+    "mean": "mean",
+    "ranking_accuracy": "ranking accuracy",
+    "accuracy_vs_S": "accuracy_vs_S",
+    "accuracy_vs_previous": "accuracy_vs_previous",
+}
+"""These numbers of a probe are compared; each has its words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,20 +133,32 @@ def _gamma(path: Path) -> list[dict[str, Any]]:
 
 
 def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) -> list[str]:
+    """Return a line per probe on which M_step has other numbers, with their 95% intervals."""
     before, after = (
-        {e["probe"]: {k: e.get(k) for k in _GAMMA} for e in side if e["model"] == f"M_{step}"}
+        {(e["probe"], bool(e.get("whole"))): e for e in side if e["model"] == f"M_{step}"}
         for side in (old, new)
     )
-    return [
-        f"gamma of M_{step} on {probe}.{name}: {_moved(before[probe][name], after[probe][name])}"
-        for probe in sorted(before.keys() & after.keys())
-        for name in _GAMMA
-        if before[probe][name] != after[probe][name]
-    ]
+    lines = []
+    for key in sorted(before.keys() & after.keys()):
+        moved = [
+            f"{words} {_moved(before[key], after[key], name)}"
+            for name, words in _GAMMA.items()
+            if before[key].get(name) != after[key].get(name)
+        ]
+        if moved:
+            lines.append(f"gamma of M_{step} on {key[0]}: {', '.join(moved)}")
+    return lines
 
 
-def _moved(before: float | None, after: float | None) -> str:
+def _moved(before: dict[str, Any], after: dict[str, Any], name: str) -> str:
     """Return two numbers as a person reads them, and their difference, however small it is."""
-    if before is None or after is None:
-        return f"{before} -> {after}"
-    return f"{before:.4g} -> {after:.4g} ({after - before:+.2g})"
+    old, new = before.get(name), after.get(name)
+    told = " -> ".join(_with_interval(entry, name) for entry in (before, after))
+    return told if old is None or new is None else f"{told} ({new - old:+.2g})"
+
+
+def _with_interval(entry: dict[str, Any], name: str) -> str:
+    value, low, high = (entry.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.3g}, {high:.3g}]"

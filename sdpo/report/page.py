@@ -6,8 +6,7 @@ style sheet and nothing else, so that even a fault in the escaping could run or 
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,12 +19,12 @@ from markupsafe import Markup, escape
 from sdpo.config import describe
 from sdpo.model_names import ModelName
 from sdpo.report import figures, health, tables, tables_of_steps
-from sdpo.report.figures import Curve, Estimate
+from sdpo.report.figures import Curve
 from sdpo.report.findings import caveats, verdict
+from sdpo.report.gamma_figures import Figure, gamma_figures
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
-from sdpo.report.tables import model_name, number, percent, probe_name
-from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.report.tables import model_name, number, percent
 from sdpo.system.files import write_text
 
 CURVES = (
@@ -53,15 +52,6 @@ CURVES = (
     ),
 )
 """These metrics are drawn: name, title, marked value and its label, caption."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure is a drawing with its title and a caption."""
-
-    title: str
-    drawing: Markup
-    caption: str
 
 
 def write_report(run: Path, *, out: Path | None = None) -> Path:
@@ -194,91 +184,10 @@ def _is_plain(data: RunData) -> bool:
 
 def _figures(data: RunData, numbers: Numbers) -> dict[str, list[Figure]]:
     return {
-        "gamma": _gamma_figures(numbers),
+        "gamma": gamma_figures(numbers),
         "histograms": _histograms(data, numbers),
         "training": _training_figures(data),
     }
-
-
-def _gamma_figures(numbers: Numbers) -> list[Figure]:
-    if not numbers.entries:
-        return []
-    reserves = [probe for probe in numbers.probes if probe.startswith(RESERVE)]
-    probes = [probe for probe in numbers.probes if probe not in reserves] + reserves
-    gamma = [(probe_name(probe), _of_probe(numbers, probe)) for probe in probes]
-    accuracy = [(probe_name(probe), _of_probe(numbers, probe)) for probe in reserves]
-    if len(reserves) > 1:
-        accuracy.insert(0, ("reserve of all sources", numbers.reserve))
-    drawn = [
-        Figure(
-            "Mean γ of every model on every probe",
-            _estimates(gamma, MEAN, number, label="mean γ, nats"),
-            "How much more likely the chosen answer is than the rejected one. The models before "
-            "M_t have not trained on D_t. Lines: 95% intervals, prompts resampled.",
-        ),
-        Figure(
-            "Ranking accuracy on the reserve",
-            _estimates(accuracy, ACCURACY, percent, label="pairs with γ > 0, %", mark=0.5),
-            "Share of pairs that a model ranks as their judges did. No model has trained on these "
-            "prompts.",
-        ),
-        Figure(
-            "Change of mean γ from S",
-            _estimates(gamma, CHANGE, _nats, label="change of mean γ, nats"),
-            "The same pairs under both models, so smaller changes show than between the means.",
-        ),
-        Figure(
-            "Change of ranking accuracy from S",
-            _estimates(accuracy, ACCURACY_CHANGE, _points, label="change, percentage points"),
-            "The same pairs under both models.",
-        ),
-    ]
-    return [figure for figure in drawn if figure.drawing]
-
-
-Groups = list[tuple[str, dict[int, Entry]]]
-"""Groups are named probes, each with the entry of every model."""
-
-MEAN = ("mean", "mean_low", "mean_high")
-ACCURACY = ("ranking_accuracy", "ranking_accuracy_low", "ranking_accuracy_high")
-CHANGE = ("mean", "low", "high")
-ACCURACY_CHANGE = tuple(f"ranking_accuracy_change{end}" for end in ("", "_low", "_high"))
-
-
-def _of_probe(numbers: Numbers, probe: str) -> dict[int, Entry]:
-    return {model: entry for (model, of), entry in numbers.entries.items() if of == probe}
-
-
-def _estimates(
-    groups: Groups,
-    keys: tuple[str, ...],
-    text: Callable[[float], str],
-    *,
-    label: str,
-    mark: float = 0.0,
-) -> Markup:
-    """Draw the models' own values, or their differences to S (from M_1 on)."""
-    change = keys in (CHANGE, ACCURACY_CHANGE)
-    rows = []
-    for title, entries in groups:
-        drawn = []
-        for model, entry in entries.items():
-            values = entry["vs_S"] if change else entry
-            if values:
-                value, low, high = (values[key] for key in keys)
-                drawn.append(Estimate(model, model_name(model), value, low, high, text(value)))
-        rows.append((title, drawn))
-    shown = [(title, drawn) for title, drawn in rows if drawn]
-    shares = keys in (ACCURACY, ACCURACY_CHANGE)
-    return figures.estimates(shown, label=label, mark=mark, shares=shares)
-
-
-def _nats(value: float) -> str:
-    return number(value, signed=True)
-
-
-def _points(value: float) -> str:
-    return number(100 * value, digits=1, signed=True)
 
 
 def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:

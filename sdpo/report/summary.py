@@ -4,24 +4,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.report.findings import Caveat, Verdict, caveats, verdict
+from sdpo.report.gamma_figures import Figure, gamma_figures
 from sdpo.report.health import health_sentences, measure_health
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
 from sdpo.report.tables import Table, reserve_table
 from sdpo.report.tables_of_steps import steps_table, training_table
 
+_ON_A_CARD = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """A summary tells each step's start and end, and each model's accuracy on the reserve.
 
-    ``health``: what the chain kept and lost, in sentences.
+    ``health``: what the chain kept and lost, in sentences. ``figures``: mean gamma and ranking
+    accuracy of every model, with intervals.
     """
 
     verdict: Verdict
     caveats: tuple[Caveat, ...]
     tables: tuple[Table, ...]
     health: tuple[str, ...]
+    figures: tuple[Figure, ...]
 
 
 def summarise(run: Path) -> Summary:
@@ -42,4 +47,5 @@ def summarise(run: Path) -> Summary:
             reserve_table(data, numbers),
         ),
         health=health_sentences(measure_health(data)),
+        figures=tuple(gamma_figures(numbers)[:_ON_A_CARD]),
     )

@@ -1,21 +1,25 @@
 """What the UI's cards, tables and log lines say of a run."""
 
+import base64
 import logging
+import re
+from xml.etree import ElementTree
 
 import pytest
-from bench import Bench
+from bench import Bench, Outcome
 
 from flows.show.comparison import comparison_lines
-from flows.ui.runcard import gamma_ref_rows
+from flows.ui.runcard import gamma_ref_rows, run_card
 from flows.ui.runpage import RunPage
 from sdpo.events import NodeEvent
 from sdpo.history.results import Comparison
+from sdpo.report import summarise
 from sdpo.store.reuse import NOT_DONE
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json, write_json
 
 
-def test_a_probe_that_stands_there_twice_says_which_pairs_each_row_is_about(
+def test_a_probe_that_was_measured_twice_has_one_row_that_of_all_its_pairs(
     finished_copy: Bench,
 ) -> None:
     run = RunFolder(finished_copy.runs / "tiny")
@@ -25,10 +29,27 @@ def test_a_probe_that_stands_there_twice_says_which_pairs_each_row_is_about(
     assert whole["whole"]
     write_json(path, [*entries, whole | {"whole": False, "pairs": 5}])
     rows = [row for row in gamma_ref_rows(run.path) if row["probe"] == "D_2" and row["step"] == 2]
-    assert [(row["pairs"], row["which pairs"]) for row in rows] == [
-        (whole["pairs"], "all"),
-        (5, "a sample"),
+    assert [(row["pairs"], row["which pairs"]) for row in rows] == [(whole["pairs"], "all")]
+    write_json(path, [e | {"whole": False, "pairs": 5} for e in entries])
+    rows = [row for row in gamma_ref_rows(run.path) if row["probe"] == "D_2" and row["step"] == 2]
+    assert [(row["pairs"], row["which pairs"]) for row in rows] == [(5, "a sample")]
+
+
+def test_the_card_has_its_figures_in_its_own_text_and_they_are_whole_images(
+    finished_bench: Bench, finished: Outcome
+) -> None:
+    card = run_card(finished.folder, summarise(finished.folder))
+    images = re.findall(r"!\[([^]]+)\]\(data:image/svg\+xml;base64,([^)]+)\)", card)
+    assert [title for title, _ in images] == [
+        "Mean γ of every model on every probe",
+        "Ranking accuracy on the reserve",
     ]
+    for title, data in images:
+        svg = ElementTree.fromstring(base64.b64decode(data))
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        texts = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"S", "M₁", "M₂"} <= set(texts), title
+        assert len(list(svg.iter("{http://www.w3.org/2000/svg}line"))) >= 3, "intervals"
 
 
 @pytest.mark.parametrize(

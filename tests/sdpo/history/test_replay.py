@@ -298,6 +298,9 @@ def test_results_that_differ_are_named_with_the_environment(
     assert found.results[1].startswith(
         "loss curve: from optimizer step 1 on, the loss by at most 1"
     )
-    (mean,) = [e["mean"] for e in gamma if (e["model"], e["probe"]) == ("M_2", "D_1")]
-    assert found.results[2] == f"gamma of M_2 on D_1.mean: {mean:.4g} -> {mean + 1:.4g} (+1)"
+    (entry,) = [e for e in gamma if (e["model"], e["probe"]) == ("M_2", "D_1")]
+    mean, bounds = entry["mean"], f"[{entry['mean_low']:.3g}, {entry['mean_high']:.3g}]"
+    assert found.results[2] == (
+        f"gamma of M_2 on D_1: mean {mean:.4g} {bounds} -> {mean + 1:.4g} {bounds} (+1)"
+    )
     assert not any(re.search(r"\d\.\d{6}", line) for line in found.results)
