@@ -54,6 +54,17 @@ CURVES = (
 """These metrics are drawn: name, title, marked value and its label, caption."""
 
 
+TERMS = (
+    "S is the model that the chain starts from, M_t the model after step t, D_t the pairs that "
+    "step t trains on. γ of a pair: the log-probability that a model gives the chosen answer less "
+    "that of the rejected one, in nats (natural logarithm); γ_ref: γ under the model that a step "
+    "is compared with, its reference. Reserve: pairs that nothing was trained on. Probe: pairs on "
+    "which every model is measured. [a, b]: 95% interval."
+)
+"""A reader is told these words before they are used."""
+_INTERVAL = re.compile(r"\[[^\[\]<>]{1,40}\]")
+
+
 def write_report(run: Path, *, out: Path | None = None) -> Path:
     """Write the report of the run in folder ``run``, as far as the run got; returns its path.
 
@@ -84,6 +95,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         style=Markup(_asset("report.css")),
         data=data,
         facts=_facts(data),
+        terms=TERMS,
         verdict=verdict(data, numbers),
         caveats=caveats(data, numbers),
         chain=_chain(data, numbers),
@@ -110,7 +122,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["math"] = _math
+    environment.filters |= {"math": _math, "unset": _unset, "count": tables.count}
     return environment
 
 
@@ -119,11 +131,17 @@ def _asset(name: str) -> str:
 
 
 def _math(text: str) -> Markup:
-    """Set M_1, D_t and γ_ref with subscripts; escape everything else."""
+    """Set M_1, D_t and γ_ref with subscripts, and keep intervals whole; escape everything else."""
     pattern = r"\b([MD])_(\d+|t)\b|(γ)_(ref)\b"
-    return Markup(
-        re.sub(pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text)))
+    set_low = re.sub(
+        pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text))
     )
+    return Markup(_INTERVAL.sub(r'<span class="whole">\g<0></span>', set_low))
+
+
+def _unset(text: str) -> str:
+    """Write D_t and γ_ref without a subscript, where there can be no markup."""
+    return re.sub(r"(?<=[MDγ])_(\d+|t|ref)\b", r" \1", text)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:
