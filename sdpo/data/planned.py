@@ -6,7 +6,7 @@ Whoever asks for the rows of a step gets both, in one numbering: the rows of ``p
 of its token file) come first, then those of every step with pairs of its own, by step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +73,14 @@ class Planned:
         files = [Columns(path) for path, _ in self._files()]
         return [file.numbers("token_row")[file.numbers("step") == step] for file in files]
 
-    def table(self) -> pa.Table:
-        """Return all rows, with the columns :data:`PLANNED`."""
-        return pa.concat_tables(_read(path, start) for path, start in self._files())
+    def table(self, columns: Sequence[str] = PLANNED) -> pa.Table:
+        """Return all rows, with these of the columns :data:`PLANNED`."""
+        return pa.concat_tables(_read(path, start, columns) for path, start in self._files())
 
     def own_table(self, step: int) -> pa.Table:
         """Return the rows that a step has of its own, likewise."""
         (table,) = (
-            _read(path, start)
+            _read(path, start, PLANNED)
             for data, (path, start) in zip(self.own, self._own_files(), strict=True)
             if data.step == step
         )
@@ -105,9 +105,9 @@ class Planned:
             start += Columns(data.pairs).rows
 
 
-def _read(path: Path, start: int) -> pa.Table:
-    table = pq.read_table(path, columns=list(PLANNED))
-    if not start:
+def _read(path: Path, start: int, columns: Sequence[str]) -> pa.Table:
+    table = pq.read_table(path, columns=list(columns))
+    if not start or "token_row" not in columns:
         return table
     rows = pa.array(table["token_row"].to_numpy() + start, pa.int64())
     return table.set_column(table.schema.get_field_index("token_row"), "token_row", rows)

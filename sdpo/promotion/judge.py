@@ -239,7 +239,7 @@ def _compare(
 def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
     """Count the reserved pairs whose prompt a step 1..``up_to`` trained on, and all reserved
     pairs."""
-    plan = planned(run).table()
+    plan = planned(run).table(("prompt_key", "step"))
     steps = plan["step"].to_numpy()
     reserved = plan.filter(pa.array(steps == 0))["prompt_key"]
     trained = plan.filter(pa.array((steps > 0) & (steps <= up_to)))["prompt_key"]
