@@ -138,16 +138,27 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New folder for the model.")],
     step: Step = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, bfloat16 or float16; also fp32, bf16, fp16.")
-    ] = "bfloat16",
+        str,
+        typer.Option(
+            "--dtype",
+            help="float32, bfloat16 or float16; also fp32, bf16, fp16. By default bfloat16, and "
+            "float32 for an adapter.",
+        ),
+    ] = "",
     runs_dir: RunsDir = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone, for peft, as it was published.")
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Weights, with the adapter merged: the default.")
+    ] = False,
 ) -> None:
-    """Write a copy of a step's model in another precision."""
-    from flows.commands.run import export_model
+    """Write a copy of a step's model in another precision, an adapter merged or by itself."""
+    from flows.commands.export import Form, export_model
 
-    export_model(
-        target, folder, step=step, dtype=dtype, runs_dir=runs_folder(runs_dir), console=out
-    )
+    form = Form(dtype=dtype, adapter=adapter, merge=merge)
+    runs = runs_folder(runs_dir)
+    export_model(target, folder, step=step, form=form, runs_dir=runs, console=out)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.events import ResultEvent
-from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.model_digest import base_entries
 from sdpo.identity.model_folder import read_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
@@ -140,7 +140,7 @@ def _check_place(context: Context, config: RunConfig, console: Console) -> None:
 def _print_memory(context: Context, console: Console) -> None:
     memory = estimate_memory(
         read_config(context.resolved.model),
-        parameters=sum(entry.elements for entry in tensor_entries(context.resolved.model)),
+        parameters=sum(entry.elements for entry in base_entries(context.resolved.model)),
         training=context.config.training,
         launch=context.config.launch,
     )

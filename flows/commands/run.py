@@ -23,19 +23,14 @@ from sdpo.chain.plan import needs_gamma, partition
 from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise
-from sdpo.config import LaunchConfig, ModelConfig, RunConfig, StoreConfig
-from sdpo.config.precision import TORCH_NAMES, torch_name
-from sdpo.errors import Fault, IntegrityError, Interrupted, SdpoError, UserError
-from sdpo.history.target import locate
+from sdpo.config import RunConfig, StoreConfig
+from sdpo.errors import Fault, IntegrityError, UserError
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
-from sdpo.processes.stage_specs import ExportSpec
-from sdpo.processes.supervisor import run_stage
-from sdpo.promotion.versions import checked_digest
 from sdpo.report import summarise, write_report
-from sdpo.store.recorded import of_known_form, whole_steps
+from sdpo.store.recorded import of_known_form
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json, remove, write_text
+from sdpo.system.files import read_json, write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
 
 
@@ -184,70 +179,6 @@ def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
             f"{steps}",
             highlight=False,
         )
-
-
-def export_model(
-    target: str, folder: Path, *, step: int | None, dtype: str, runs_dir: Path, console: Console
-) -> None:
-    """Write the model of a run's step, without ``step`` the last, to a new ``folder`` in ``dtype``.
-
-    Raises:
-        UserError: there is no such step or precision, or the new folder exists.
-        IntegrityError: the step's folder does not hold exactly what was published.
-    """
-    name = torch_name(dtype)
-    if name is None:
-        raise UserError(f"--dtype {dtype}: known are {', '.join(TORCH_NAMES)}")
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already: name a new folder")
-    found = locate(target, runs_dir=runs_dir, step=step)
-    stored, run = found.run, found.run.path
-    with of_known_form(run):
-        config = RunConfig.model_validate(stored.read_run()["config"])
-    done = whole_steps(stored)
-    number = found.step if found.step is not None else (done[-1] if done else -1)
-    if number not in done:
-        listed = ", ".join(map(str, done)) or "none"
-        if not done:
-            raise UserError(
-                f"run {stored.name} has no complete step yet: there is no model to export"
-            )
-        raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
-    with of_known_form(run):
-        digest = checked_digest(stored, number)
-    private = withholding(withheld_by_folder(run))
-    with _scratch_logs() as logs, private, RunConsole(console) as listen:
-        run_stage(
-            ExportSpec(
-                name=f"export-{number}",
-                run=logs,
-                model=ModelConfig(trust_remote_code=config.model.trust_remote_code),
-                launch=LaunchConfig(device="cpu", strategy="single", threads=1),
-                source=stored.model(number).absolute(),
-                digest=digest,
-                out=folder.absolute(),
-                dtype=name,
-            ),
-            listen=listen,
-        )
-    console.print(f"M_{number} in {name}: {escape(str(folder))}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _scratch_logs() -> Iterator[Path]:
-    """Give a stage that only reads a run a folder for its log, since the run may be read-only.
-
-    The folder is kept where the stage failed, since the message names it.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="sdpo-export-"))
-    try:
-        yield folder
-    except (UserError, Interrupted, KeyboardInterrupt):
-        remove(folder)
-        raise
-    except SdpoError:
-        raise
-    remove(folder)
 
 
 def list_recipes(*, console: Console) -> None:

@@ -22,7 +22,7 @@ from sdpo.chain.step_models import NamedModel, given_model
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import LaunchConfig
 from sdpo.config.reference_choice import effective_reference
-from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.model_digest import base_entries
 from sdpo.tokens.token_file import TokenFile
 
 _BYTES_PER_PARAMETER = 6
@@ -73,7 +73,7 @@ def _references(context: Context, steps: Sequence[int]) -> list[tuple[NamedModel
 def _why_not(context: Context, model: NamedModel) -> str:
     if context.config.model.attention == "flash_attention_2":
         return "model.attention flash_attention_2 computes on a GPU alone"
-    parameters = sum(entry.elements for entry in tensor_entries(model.folder))
+    parameters = sum(entry.elements for entry in base_entries(model.folder))
     needed, there = _BYTES_PER_PARAMETER * parameters, psutil.virtual_memory().available
     if needed <= there:
         return ""

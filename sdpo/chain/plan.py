@@ -33,7 +33,7 @@ from sdpo.config.strategies import load_strategy
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import ConfigError
 from sdpo.events import WarningEvent
-from sdpo.identity.model_digest import tensor_entries
+from sdpo.identity.model_digest import base_entries
 from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.recorded import inputs_of
@@ -138,7 +138,7 @@ def _named_modules(context: Context, plan: Plan) -> dict[int, TrainingConfig]:
 
 
 def _check_modules(context: Context, step: int, names: Sequence[str]) -> None:
-    modules = [e.name.removesuffix(".weight") for e in tensor_entries(context.resolved.model)]
+    modules = [e.name.removesuffix(".weight") for e in base_entries(context.resolved.model)]
     for name in names:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
             raise ConfigError(

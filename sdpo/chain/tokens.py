@@ -9,8 +9,9 @@ from sdpo.chain.node import Cached, Expansion, Look
 from sdpo.data.prompts import Rejection
 from sdpo.errors import ModelError
 from sdpo.events import WarningEvent
+from sdpo.identity.adapter_folder import of_base, read_object
 from sdpo.identity.canonical import digest_of
-from sdpo.identity.model_folder import read_config, read_object, text_config
+from sdpo.identity.model_folder import read_config, text_config
 from sdpo.identity.payloads import Payload, tokens_identity
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.processes.stage_specs import TokeniseSpec
@@ -76,7 +77,7 @@ def end_token_ids(folder: Path) -> list[int]:
     Raises:
         ModelError: the file has something else there than token ids.
     """
-    path = folder / "generation_config.json"
+    path = of_base(folder, "generation_config.json")
     ends = read_object(path).get("eos_token_id") if path.is_file() else None
     listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
     if any(type(end) is not int or not 0 <= end < _IDS_END for end in listed):

@@ -143,10 +143,8 @@ ELSEWHERE: dict[str, str] = {
     "adapter": "LoRA is used where `training.lora_r` is above 0",
     "lora_target": "here it is `training.lora_target_modules`",
     "lora_target_linear": "here it is `training.lora_target_modules: [all-linear]`",
-    "lora_modules_to_save": "modules beside the adapters are not trained; see "
-    "`training.lora_target_modules`",
-    "use_rslora": "here the scale is `training.lora_alpha` / `training.lora_r`",
-    "use_dora": "DoRA is not supported; see `training.lora_r`",
+    "use_rslora": "here it is `training.lora_rslora`",
+    "use_dora": "here it is `training.lora_dora`",
     # model and template
     "model_name_or_path": "here it is `model.name_or_path`",
     "base_model": "here it is `model.name_or_path`",

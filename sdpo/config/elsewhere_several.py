@@ -137,8 +137,8 @@ SEVERAL: list[tuple[str, str]] = [
         "qlora_sharded_model_loading",
     ),
     (
-        "LoRA has `training.lora_r`, `training.lora_alpha`, `training.lora_dropout` and "
-        "`training.lora_target_modules`, and is merged at a step's end",
+        "LoRA has `training.lora_r`, `lora_alpha`, `lora_dropout`, `lora_target_modules`, "
+        "`lora_rslora`, `lora_dora`, `lora_modules_to_save` and `lora_handoff`",
         "lora_target_parameters lora_task_type lora_fan_in_fan_out peft_layers_to_transform "
         "peft_layers_pattern peft_use_dora peft_use_rslora peft_init_lora_weights "
         "peft_trainable_token_indices loraplus_lr_ratio loraplus_lr_embedding pissa_init "
@@ -149,8 +149,7 @@ SEVERAL: list[tuple[str, str]] = [
         "lora_o_kernel",
     ),
     (
-        "a model is one set of tensors: merge the adapter into it (peft's merge_and_unload), and "
-        "name the folder in `model.name_or_path`",
+        "an adapter's folder is a model: name it in `model.name_or_path`",
         "adapter_name_or_path lora_model_dir adapter_folder model_adapter_name ref_adapter_name "
         "peft_config",
     ),

@@ -123,6 +123,27 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
     return problems
 
 
+_OF_THE_FORM = (
+    *("lora_handoff", "lora_r", "lora_alpha", "lora_target_modules", "lora_rslora", "lora_dora"),
+    "lora_modules_to_save",
+)
+
+
+def impossible_handoff(trainings: Mapping[str, TrainingConfig]) -> list[str]:
+    """Name steps that would have another form of adapter than the one that is handed on."""
+    if not any(training.hands_on for training in trainings.values()):
+        return []
+    common = trainings["training"]
+    return [
+        f"{where}.{name} ({getattr(training, name)}) differs from training.{name} "
+        f"({getattr(common, name)}), and with lora_handoff: continue the adapter itself goes from "
+        "step to step, so it keeps its form: set it alike everywhere, or lora_handoff: merge"
+        for where, training in trainings.items()
+        for name in _OF_THE_FORM
+        if getattr(training, name) != getattr(common, name)
+    ]
+
+
 def impossible_precision(trainings: Mapping[str, TrainingConfig]) -> list[str]:
     """Name steps whose arithmetic differs from the run's."""
     common = trainings["training"].precision

@@ -68,6 +68,7 @@ class RunConfig(Group):
             *impossible.impossible_partition(self.partition),
             *impossible.impossible_launch(self.launch, trainings),
             *impossible.impossible_precision(trainings),
+            *impossible.impossible_handoff(trainings),
             *impossible_references(trainings),
             *impossible.impossible_layouts(self.model.attention, trainings),
             *impossible.impossible_nll(trainings),

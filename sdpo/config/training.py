@@ -254,6 +254,32 @@ class TrainingConfig(Group):
     lora_target_modules: Annotated[list[str], _OF_LORA] = Field(
         ["all-linear"], description="Module names that get adapters, or `all-linear`."
     )
+    lora_rslora: Annotated[bool, _OF_LORA] = Field(
+        False, title="rsLoRA", description="Scale alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."
+    )
+    lora_dora: Annotated[bool, _OF_LORA] = Field(
+        False,
+        title="DoRA",
+        description="Train the lengths of the weights' columns beside the adapters (DoRA, arXiv "
+        "2402.09353).",
+    )
+    lora_modules_to_save: Annotated[list[str], _OF_LORA] = Field(
+        [],
+        title="Modules trained whole beside LoRA",
+        description="Names of modules of which all weights train beside the adapters (`lm_head`, "
+        "`embed_tokens`); a head that is tied to the embedding stays tied.",
+    )
+    lora_handoff: Annotated[Literal["merge", "continue"], _OF_LORA] = Field(
+        "merge",
+        title="LoRA handoff",
+        description="What a step hands on: `merge`: one set of weights, adapters merged; "
+        "`continue`: the adapter itself, over a base that stays as it is.",
+    )
+
+    @property
+    def hands_on(self) -> bool:
+        """Return whether a step publishes its adapter, and the next one goes on with it."""
+        return bool(self.lora_r) and self.lora_handoff == "continue"
 
 
 def _step_overrides() -> type[Group]:

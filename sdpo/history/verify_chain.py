@@ -16,6 +16,7 @@ from sdpo.chain.run_chain import chain
 from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
 from sdpo.hooks import Host
+from sdpo.identity.adapter_folder import ADAPTER
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.payloads import changes
@@ -87,7 +88,7 @@ class Walk:
 def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> None:
     """Follow the chain through the records of a run, adding to ``findings``."""
     base = Path(stored.config.model.name_or_path)
-    if not os.access(base / "config.json", os.R_OK):
+    if not any(os.access(base / name, os.R_OK) for name in ("config.json", ADAPTER)):
         findings.note(
             f"the base model is not at {base}, or cannot be read: whether records follow from "
             "run.yaml is not checked"

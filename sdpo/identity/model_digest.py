@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import ModelError
+from sdpo.identity.adapter_folder import (
+    adapted_digest,
+    base_folder,
+    is_adapter,
+    recorded_base,
+)
 from sdpo.identity.canonical import canonical_json
 from sdpo.identity.model_folder import CONFIG, read_config, text_config, weight_files
 
@@ -52,6 +58,8 @@ class TensorEntry:
 def tensor_entries(folder: Path) -> list[TensorEntry]:
     """Return all tensors of the safetensors files of a model folder, sorted by name.
 
+    Of an adapter they are its own: those of its base are :func:`base_entries`.
+
     Raises:
         ModelError: no safetensors file, or one that is damaged; a tensor that two files hold; or a
             configuration of more layers than there are tensors, which nothing could load.
@@ -65,8 +73,18 @@ def tensor_entries(folder: Path) -> list[TensorEntry]:
                     f"{folder}: the tensor {entry.name} is in {other.file.name} and in "
                     f"{file.name}, and programs differ in which they take: leave it in one"
                 )
-    _check_layers(folder, len(found))
+    if not is_adapter(folder):
+        _check_layers(folder, len(found))
     return [found[name] for name in sorted(found)]
+
+
+def base_entries(folder: Path) -> list[TensorEntry]:
+    """Return the tensors of the weights that belong to a model: its own, or those of its base.
+
+    Raises:
+        ModelError: as :func:`tensor_entries`; or the base of an adapter is not there.
+    """
+    return tensor_entries(base_folder(folder))
 
 
 def _check_layers(folder: Path, tensors: int) -> None:
@@ -110,9 +128,23 @@ def _entry(file: Path, base: int, name: str, entry: dict[str, Any]) -> TensorEnt
 
 
 def model_digest(folder: Path) -> str:
-    """Return the sha256 over the tensors and the configuration of the model in ``folder``."""
-    total = hashlib.sha256()
-    total.update(canonical_json(_identity_config(folder)).encode())
+    """Return the sha256 over the tensors and the configuration of the model in ``folder``.
+
+    An adapter's is over the digest of its base, which is read unless the adapter was published here
+    and records it, and over the adapter's own tensors and configuration.
+
+    Raises:
+        ModelError: the folder cannot be read as a model.
+    """
+    if not is_adapter(folder):
+        total = hashlib.sha256(canonical_json(_identity_config(folder)).encode())
+        return _with_tensors(total, folder)
+    base = recorded_base(folder) or model_digest(base_folder(folder))
+    return adapted_digest(folder, base=base, tensors=_with_tensors(hashlib.sha256(), folder))
+
+
+def _with_tensors(total: "hashlib._Hash", folder: Path) -> str:
+    """Return the digest of ``total`` and all tensors of the files in ``folder``."""
     maps: dict[Path, mmap.mmap] = {}
     try:
         for entry in tensor_entries(folder):

@@ -15,13 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdpo.errors import IntegrityError, ModelError, SdpoError
+from sdpo.identity.adapter_folder import (
+    ADAPTER,
+    ADAPTER_BASE,
+    adapter_weights,
+    base_folder,
+    is_adapter,
+    of_base,
+    read_object,
+)
 from sdpo.system.files import file_digest, read_json
 from sdpo.system.json_values import Json, JsonObject
 
 CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
 _TEMPLATES = "additional_chat_templates"
 
 _READ = (
@@ -33,6 +41,8 @@ _READ = (
     "added_tokens.json",
     "chat_template.jinja",
     f"{_TEMPLATES}/*.jinja",
+    ADAPTER,
+    ADAPTER_BASE,
 )
 """These files are read beside a model's weights. tokenizer.json is required, so vocabularies in
 other forms (tokenizer.model, vocab.json, merges.txt) decide nothing."""
@@ -54,7 +64,7 @@ _DOCUMENTS = ("README*", "LICEN[CS]E*", "NOTICE*", "*.md", ".*", "lineage.json")
 
 
 def read_config(folder: Path) -> dict[str, Json]:
-    """Read ``config.json`` of a model folder.
+    """Read ``config.json`` of a model folder; an adapter without one has that of its base.
 
     Raises:
         ModelError: it is not there, is no JSON object, or has transformers read another file.
@@ -62,6 +72,8 @@ def read_config(folder: Path) -> dict[str, Json]:
     path = folder / CONFIG
     _check_file(folder, path)
     if not path.is_file():
+        if is_adapter(folder):
+            return read_config(base_folder(folder))
         raise ModelError(f"{folder} is not a model folder: it has no {CONFIG}")
     config = read_object(path)
     versions = config.get("configuration_files")
@@ -80,29 +92,17 @@ def text_config(config: JsonObject) -> JsonObject:
     return text if isinstance(text, dict) else config
 
 
-def read_object(path: Path) -> dict[str, Json]:
-    """Read the JSON object in a file of a model folder.
-
-    Raises:
-        ModelError: it is not JSON, or no object.
-    """
-    try:
-        content = read_json(path)
-    except IntegrityError as error:
-        raise ModelError(str(error)) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged: it holds no JSON object")
-    return content
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that hold the model's weights, sorted by name.
 
-    They may be links to anywhere: their tensors are digested, and the files are never published.
+    Of an adapter that is its own file: :func:`sdpo.identity.adapter_folder.base_folder` has the
+    rest. They may be links to anywhere: their tensors are digested, and never published.
 
     Raises:
         ModelError: there are none, or transformers would load others: the message says which.
     """
+    if is_adapter(folder):
+        return [adapter_weights(folder)]
     config, index, single = read_config(folder), folder / _INDEX, folder / _WEIGHTS
     files: list[Path] = []
     if index.is_file():
@@ -117,9 +117,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = [single]
     else:
         raise ModelError(f"no safetensors weights in {folder}: {_what_instead(folder)}")
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER).exists():
         raise ModelError(
-            f"{folder} holds weights and an adapter ({_ADAPTER}), which transformers would put "
+            f"{folder} holds weights and an adapter ({ADAPTER}), which transformers would put "
             "over them. Merge it into the weights (peft's merge_and_unload), or move the adapter's "
             "files elsewhere"
         )
@@ -286,6 +286,8 @@ def view_of(folder: Path, *, weights: bool = True, code: bool = False) -> Iterat
             link = view / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
+        if is_adapter(folder) and not (view / CONFIG).exists():  # tokenizers are chosen by it
+            (view / CONFIG).symlink_to(of_base(folder, CONFIG).resolve())
         yield view
     changed = [path for path, state in zip(files, before, strict=True) if _state(path) != state]
     if changed:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import Fault, ModelError
+from sdpo.identity.adapter_folder import of_base, read_object
 from sdpo.identity.canonical import digest_of
-from sdpo.identity.model_folder import read_object
 from sdpo.system.json_values import Json
 from sdpo.system.nearby import did_you_mean
 
@@ -288,7 +288,7 @@ def _deciding_model(folder: Path, config: dict[str, Any]) -> dict[str, Json]:
 
     It is nothing where the class that tokenizer_config.json names is taken as it is: the plain one,
     or the one named like the type of the model."""
-    path = folder / "config.json"
+    path = of_base(folder, "config.json")
     model = read_object(path) if path.is_file() else {}
     of_model = model.get("model_type")
     deciding = {n: model[n] for n in ("model_type", "model_name") if model.get(n) is not None}

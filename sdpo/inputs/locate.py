@@ -11,6 +11,7 @@ from pathlib import Path
 from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
+from sdpo.identity.adapter_folder import base_folder, is_adapter
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import check_folder
 from sdpo.inputs import demo
@@ -58,7 +59,7 @@ def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
 
 
 def _check_model_folder(folder: Path, *, code: bool) -> None:
-    if not (folder / "config.json").is_file():
+    if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
     if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
         raise ModelError(
@@ -66,6 +67,8 @@ def _check_model_folder(folder: Path, *, code: bool) -> None:
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     check_folder(folder, code=code)
+    if (base := base_folder(folder)) != folder:
+        check_folder(base, code=code)
 
 
 def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:

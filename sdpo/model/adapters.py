@@ -62,13 +62,35 @@ def check_names(adapted: "PreTrainedModel", names: Sequence[str]) -> None:
     config = adapted.peft_config["default"]
     wanted = [name for name in names if name in (config.target_modules or ())]
     there: list[str] = adapted.base_model.targeted_module_names
-    missing = [n for n in wanted if not any(p == n or p.endswith(f".{n}") for p in there)]
+    missing = [n for n in wanted if not any(_is_called(p, n) for p in there)]
     if missing:
         raise ConfigError(
             f"training.lora_target_modules: no module called {' or '.join(missing)} can have an "
             "adapter in this model, so it would not be trained. Leave it out, or name modules of "
             "the model that are linear"
         )
+
+
+def check_whole(policy: "PreTrainedModel", names: Sequence[str]) -> None:
+    """Refuse ``names`` of modules to train whole of which one is no module with weights.
+
+    Raises:
+        ConfigError: the message names them.
+    """
+    there = [
+        path
+        for path, module in policy.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    if missing := [n for n in names if not any(_is_called(p, n) for p in there)]:
+        raise ConfigError(
+            f"training.lora_modules_to_save: the model has no module called "
+            f"{' or '.join(missing)} with weights of its own: leave it out"
+        )
+
+
+def _is_called(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 @torch.no_grad()

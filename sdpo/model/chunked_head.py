@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import nn
 
 from sdpo.config.automatic import head_rows
 from sdpo.model.kinds import Context, Gradients
@@ -189,7 +190,7 @@ def teach_head(model: "PreTrainedModel") -> None:
     The head stays the module it is: sharding wrappers gather a module's weights around its own
     forward and nowhere else.
     """
-    head = model.get_output_embeddings()
+    head = _trained(model.get_output_embeddings())
     if has_own_forward(head):
         return
     scale, softcap = _logit_transform(model.config)
@@ -206,6 +207,12 @@ def teach_head(model: "PreTrainedModel") -> None:
         )
 
     bind_forward(head, forward)
+
+
+def _trained(head: nn.Module) -> nn.Module:
+    """Return the copy of a head that is trained whole beside adapters, or the head itself."""
+    copies = getattr(head, "modules_to_save", None)
+    return copies["default"] if isinstance(copies, nn.ModuleDict) else head
 
 
 def _logit_transform(config: "PretrainedConfig") -> tuple[float, float]:

@@ -221,7 +221,7 @@ def _fuse_gates(model: nn.Module) -> int:
     for module in model.modules():
         own = type(module).forward
         names = ("gate_proj", "up_proj", "down_proj")
-        if not all(isinstance(getattr(module, name, None), nn.Linear) for name in names):
+        if not all(isinstance(_below(getattr(module, name, None)), nn.Linear) for name in names):
             continue
         silu = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
         if not silu or has_own_forward(module) or not parameters_within(module, names):
@@ -241,6 +241,15 @@ def _fuse_gates(model: nn.Module) -> int:
             bind_forward(module, forward)
             count += 1
     return count
+
+
+def _below(module: nn.Module | None) -> nn.Module | None:
+    """Return the module below an adapter, or that trains in its place, or ``module`` itself."""
+    copies = getattr(module, "modules_to_save", None)
+    if isinstance(copies, nn.ModuleDict):
+        return copies["default"]
+    below = getattr(module, "base_layer", module)
+    return below if isinstance(below, nn.Module) else None
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -277,7 +286,8 @@ def _same(module: nn.Module, forward: _Forward, width: int) -> bool:
 
 
 def _width(module: nn.Module) -> int:
-    return module.get_parameter("gate_proj.weight").shape[1]
+    gate = _below(module.get_submodule("gate_proj"))
+    return int(gate.in_features) if isinstance(gate, nn.Linear) else 0
 
 
 def _fuse_rotary(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ of a step's change. Adapters are merged before publication, so "M_{t-1}" means o
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,14 @@ import torch
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
+from sdpo.identity.adapter_folder import base_folder, is_adapter, recorded_base
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
-from sdpo.model.adapters import check_adapters, check_names
+from sdpo.model.adapters import check_adapters, check_names, check_whole
+from sdpo.model.handed_on import has_adapters, put_over, shape_of
 from sdpo.model.randomness import own_settings, switch_off
+from sdpo.model.sequence_scorer import inner_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +41,8 @@ def load_policy(
 ) -> "PreTrainedModel":
     """Load the causal language model in ``folder``, fp32, without randomness of its own.
 
-    It is loaded from a view of exactly the files that are digested. ``digest`` is the model's,
+    Where the folder holds an adapter, that is base + adapter, of which the adapter alone trains.
+    All is loaded from views of exactly the files that are digested. ``digest`` is the model's,
     where it is known which model this must be; the files are digested while the view watches them.
     ``warn`` gets a message on tensors that its architecture has no place for.
 
@@ -46,15 +50,44 @@ def load_policy(
         ModelError: it is not a causal language model, has another digest, its weights do not fit
             its configuration, or the folder is one that transformers would understand otherwise.
     """
+    if is_adapter(folder):
+        policy = _load_adapted(folder, model=model, digest=digest, warn=warn)
+    else:
+        policy = _load_weights(folder, model=model, digest=digest, warn=warn)
+    if gradient_checkpointing:
+        # transformers renamed it on the way to version 6.
+        inner = inner_model(policy)
+        renamed = getattr(inner, "activation_checkpointing_enable", None)
+        (renamed or inner.gradient_checkpointing_enable)({"use_reentrant": False})
+    return policy
+
+
+def _load_adapted(
+    folder: Path, *, model: ModelConfig, digest: str, warn: Callable[[str], None]
+) -> "PreTrainedModel":
+    with view_of(folder) as view:
+        _check_digest(folder, digest)
+        base = recorded_base(folder)
+        policy = _load_weights(base_folder(folder), model=model, digest=base, warn=warn)
+        return put_over(policy, folder, view)
+
+
+def _check_digest(folder: Path, digest: str) -> None:
+    """Refuse a folder that does not hold the model of ``digest``, where that is known."""
+    if digest and (found := model_digest(folder)) != digest:
+        raise ModelError(
+            f"{folder} is not the model this run was made with: its digest is {found}, not {digest}"
+        )
+
+
+def _load_weights(
+    folder: Path, *, model: ModelConfig, digest: str, warn: Callable[[str], None]
+) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
-        if digest and (found := model_digest(folder)) != digest:
-            raise ModelError(
-                f"{folder} is not the model this run was made with: its digest is {found}, not "
-                f"{digest}"
-            )
+        _check_digest(folder, digest)
         with _kernels_named(model.attention):
             policy, info = AutoModelForCausalLM.from_pretrained(
                 view,
@@ -81,10 +114,6 @@ def load_policy(
         )
     _check_tied(folder, policy)
     switch_off(policy)
-    if gradient_checkpointing:
-        # transformers renamed it on the way to version 6.
-        renamed = getattr(policy, "activation_checkpointing_enable", None)
-        (renamed or policy.gradient_checkpointing_enable)({"use_reentrant": False})
     return policy
 
 
@@ -110,9 +139,13 @@ def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:
 def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
     """Return the modules of the model in ``folder``, on the meta device: without values or memory.
 
+    Those of an adapter are over those of its base.
+
     Raises:
         ModelError: as :func:`load_policy`, but for what only the weights show.
     """
+    if is_adapter(folder):
+        return shape_of(empty_policy(base_folder(folder), model=model), folder)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     code = model.trust_remote_code
@@ -154,6 +187,8 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
     names = training.lora_target_modules
     head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
     tied = head.weight is embedding.weight
+    whole = training.lora_modules_to_save
+    check_whole(policy, whole)
     try:
         adapted = get_peft_model(
             policy,
@@ -162,11 +197,16 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
                 lora_alpha=training.lora_alpha,
                 lora_dropout=training.lora_dropout,
                 target_modules="all-linear" if names == ["all-linear"] else names,
+                use_rslora=training.lora_rslora,
+                use_dora=training.lora_dora,
+                modules_to_save=whole or None,
+                ensure_weight_tying=tied and _is_of_pair(policy, whole),
                 task_type="CAUSAL_LM",
             ),
         )
-    except ValueError as error:
-        raise ConfigError(f"training.lora_target_modules: {error}") from error
+    except (ValueError, NotImplementedError) as error:
+        setting = "lora_dora, lora_target_modules" if training.lora_dora else "lora_target_modules"
+        raise ConfigError(f"training.{setting}: {error}") from error
     # The head's log-probs are computed in chunks, past an adapter's forward.
     scored = [policy.get_output_embeddings(), *([policy.get_input_embeddings()] if tied else [])]
     if any(hasattr(module, "lora_A") for module in scored):
@@ -179,9 +219,18 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
     return adapted
 
 
+def _is_of_pair(policy: "PreTrainedModel", names: Sequence[str]) -> bool:
+    """Return whether one of ``names`` is that of the output head or of the embedding."""
+    pair = {id(policy.get_output_embeddings()), id(policy.get_input_embeddings())}
+    return any(
+        id(module) in pair and any(path == n or path.endswith(f".{n}") for n in names)
+        for path, module in policy.named_modules()
+    )
+
+
 def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
     """Return the model with its adapters merged in fp32, or as it is if it has none."""
-    return policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy
+    return policy.merge_and_unload() if has_adapters(policy) else policy
 
 
 def save_policy(
@@ -201,18 +250,11 @@ def save_policy(
     """
     with own_settings(policy):
         policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
-    copy_tokenizer(tokenizer, folder)
-    if chat_template:
-        own = folder / "chat_template.jinja"
-        if Path(chat_template).is_absolute():
-            shutil.copyfile(chat_template, own)
-        else:
-            text = given_template(tokenizer, chat_template)
-            own.write_text(text, encoding="utf-8", newline="")
+    copy_tokenizer(tokenizer, folder, chat_template=chat_template)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files byte for byte.
+def copy_tokenizer(source: Path, folder: Path, *, chat_template: str = "") -> None:
+    """Copy the tokenizer's files byte for byte; ``chat_template``: see :func:`save_policy`.
 
     Raises:
         ModelError: one is a link that leads out of ``source``, or is no file.
@@ -221,3 +263,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         copied = folder / path.relative_to(source)
         copied.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copied)
+    if chat_template:
+        own = folder / "chat_template.jinja"
+        if Path(chat_template).is_absolute():
+            shutil.copyfile(chat_template, own)
+        else:
+            text = given_template(source, chat_template)
+            own.write_text(text, encoding="utf-8", newline="")

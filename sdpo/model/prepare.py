@@ -12,7 +12,7 @@ from sdpo.model.compared import was_compared
 from sdpo.model.fused_ops import fuse
 from sdpo.model.last_block import prune
 from sdpo.model.randomness import check_training_mode
-from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
+from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate, inner_model
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def prepare(
         ModelError: the log-probs computed here are not the model's own, it is another model in
             training, or its forward is of an unknown kind.
     """
+    policy = inner_model(policy)  # adapters stand in its modules
     with forwards_known(policy):
         applied: list[str] = []
         if was_compared(policy) if fused is None else fused:

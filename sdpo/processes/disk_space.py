@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import DiskFullError
-from sdpo.identity.model_digest import TensorEntry, tensor_entries
+from sdpo.identity.model_digest import TensorEntry, base_entries
 from sdpo.system.files import NO_INODES, has_no_inodes, out_of_space
 
 _FLOAT_BYTES = 4
@@ -36,24 +36,30 @@ def step_needs(
     model: Path, training: TrainingConfig, *, run: Path, cache: Path, rows: int
 ) -> list[Need]:
     """Return what a step from ``model`` will write; ``rows`` is how many rows are scored."""
-    entries = tensor_entries(model)
+    entries = base_entries(model)
     weights = _FLOAT_BYTES * sum(entry.elements for entry in entries)
+    trained = _adapter_bytes(entries, training) if training.lora_r else weights
+    published = trained if training.hands_on else weights
     needs = [
-        Need(run, "weights", weights + _SMALL_BYTES),
+        Need(run, "weights", published + _SMALL_BYTES),
         Need(cache, "cached log-probs", rows * _ROW_BYTES),
     ]
     if training.checkpoint_minutes or training.checkpoint_every:
-        trained = _adapter_bytes(entries, training.lora_r) if training.lora_r else weights
         state = trained * (1 + _MOMENTS[training.optimizer])
         # The new one is whole before an old one goes.
         needs.append(Need(run, "resume states", state * (training.checkpoints_kept + 1)))
     return needs
 
 
-def _adapter_bytes(entries: list[TensorEntry], rank: int) -> int:
-    """Return the most bytes that adapters can take: fp32, on every matrix."""
-    matrices = [entry.shape for entry in entries if len(entry.shape) == 2]
-    return _FLOAT_BYTES * rank * sum(sum(shape) for shape in matrices)
+def _adapter_bytes(entries: list[TensorEntry], training: TrainingConfig) -> int:
+    """Return the most bytes that adapters can take, in fp32: on every matrix, and what is whole."""
+    sizes = [sum(entry.shape) for entry in entries if len(entry.shape) == 2]
+    whole = [
+        entry.elements
+        for entry in entries
+        if set(entry.name.split(".")) & set(training.lora_modules_to_save)
+    ]
+    return _FLOAT_BYTES * (training.lora_r * sum(sizes) + sum(sizes) + sum(whole))
 
 
 def check_space(needs: list[Need], *, used_bytes: Mapping[Path, int], what: str) -> None:

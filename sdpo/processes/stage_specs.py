@@ -256,7 +256,10 @@ class ObjectivesSpec(Spec):
 
 
 class ExportSpec(Spec):
-    """Write a copy of a published model in another precision."""
+    """Write a copy of a published model in another precision.
+
+    ``as_adapter``: copy the adapter that was published as it is; else it is merged into its base.
+    """
 
     kind: Literal["export"] = "export"
     source: Path
@@ -264,6 +267,7 @@ class ExportSpec(Spec):
     """The source must have this digest, where it is known which model it has to be."""
     out: Path
     dtype: TorchName
+    as_adapter: bool = False
 
     @property
     def output(self) -> Path:

@@ -18,6 +18,7 @@ import torch
 
 from sdpo.data.reserved_prompts import reserved_rows
 from sdpo.events import EventWriter
+from sdpo.model.sequence_scorer import inner_model
 from sdpo.scoring.score_rows import Scorer, score_rows
 from sdpo.store.logp_cache import LogpCache
 from sdpo.system.files import publish_file, write_json
@@ -125,7 +126,7 @@ def write_completions(
     ``prompts``: mappings with ``prompt_key``, ``source``, ``prompt`` (text to show) and
     ``prompt_ids``.
     """
-    policy.eval()
+    policy = inner_model(policy.eval())
     ends = end_tokens(policy, tokenizer)
     written: list[dict[str, str | bool]] = []
     for index, prompt in enumerate(prompts):

@@ -14,6 +14,7 @@ import torch
 
 from sdpo.config.sampler import Sampler
 from sdpo.model.patches import generating_with
+from sdpo.model.sequence_scorer import inner_model
 from sdpo.system.out_of_memory import Parts
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def sample(
         for p in prompts
     ]
     assert min(room, default=1) > 0, "every prompt leaves room for a completion"
+    policy = inner_model(policy)  # adapters stand in its modules
     found: dict[int, Completion] = {}
 
     def generated(items: np.ndarray) -> list[list[int]]:

@@ -6,7 +6,9 @@ import numpy as np
 
 from sdpo.config import TrainingConfig
 from sdpo.errors import ConfigError, ModelError
+from sdpo.identity.adapter_folder import base_folder, is_adapter
 from sdpo.model.by_length import one_set_of_frequencies, other_frequencies
+from sdpo.model.handed_on import check_form
 from sdpo.model.policy import add_adapters, empty_policy
 from sdpo.model.routers import has_routers, no_loss
 from sdpo.processes.stage_results import TrialResult
@@ -23,18 +25,31 @@ def run(spec: ModulesSpec) -> TrialResult:
         ConfigError: a module cannot have an adapter, or ZeRO-3 cannot compute the model.
         ModelError: it has no routers, whose loss a step wants. Both name the step.
     """
-    policy = empty_policy(spec.source, model=spec.model)
+    policy = _empty(spec)
     lengths = np.array(spec.lengths)
     if spec.launch.strategy == "deepspeed_zero3" and not one_set_of_frequencies(policy, lengths):
         raise ConfigError(other_frequencies(type(policy).__name__))
     for step, training in spec.trainings.items():
         try:
             _try(policy, training)
+            _try_handed_on(spec, training)
         except (ConfigError, ModelError) as error:
             raise type(error)(f"step {step}: {error}") from error
         if training.lora_r:
-            policy = empty_policy(spec.source, model=spec.model)  # without these adapters
+            policy = _empty(spec)  # without these adapters
     return TrialResult(steps=list(spec.trainings))
+
+
+def _empty(spec: ModulesSpec) -> "PreTrainedModel":
+    """Return the modules of the model that adapters of a step stand on."""
+    return empty_policy(base_folder(spec.source), model=spec.model)
+
+
+def _try_handed_on(spec: ModulesSpec, training: TrainingConfig) -> None:
+    """Compare the adapter that the run starts from, if it does, with what a step goes on with."""
+    if training.hands_on and is_adapter(spec.source):
+        start = empty_policy(spec.source, model=spec.model)
+        check_form(start, add_adapters(_empty(spec), training))
 
 
 def _try(policy: "PreTrainedModel", training: TrainingConfig) -> None:

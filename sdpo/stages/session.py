@@ -12,15 +12,24 @@ from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
 from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
+from sdpo.identity.adapter_folder import base_folder
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
+from sdpo.model.handed_on import check_form, has_adapters, save_adapter
 from sdpo.model.patches import fp32_sums_of_ranks
-from sdpo.model.policy import add_adapters, load_policy, merge_adapters, save_policy
+from sdpo.model.policy import (
+    add_adapters,
+    copy_tokenizer,
+    empty_policy,
+    load_policy,
+    merge_adapters,
+    save_policy,
+)
 from sdpo.model.prepare import prepare, reaches_all
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
-from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.model.sequence_scorer import SequenceScorer, inner_model
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.system.files import publish_folder
@@ -129,8 +138,7 @@ class Session:
         if self.is_sharded:
             model, optimizer = self.engine()
         else:
-            if training.lora_r:
-                self.policy = add_adapters(self.policy, training)
+            self.policy = self._with_adapters(training)
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, training)
             if (ddp := self.accelerator.ddp_handler) is not None:
@@ -148,8 +156,24 @@ class Session:
             lanes=lanes,
         )
 
+    def _with_adapters(self, training: TrainingConfig) -> "PreTrainedModel":
+        """Return the policy with what the step trains: the adapter that was handed on, a fresh one,
+        or all weights.
+        """
+        policy = self.policy
+        if has_adapters(policy) and training.hands_on:
+            base = base_folder(self.spec.input_model)
+            check_form(policy, add_adapters(empty_policy(base, model=self.spec.model), training))
+            return policy
+        if has_adapters(policy):
+            policy = merge_adapters(policy).requires_grad_(True)
+        return add_adapters(policy, training) if training.lora_r else policy
+
     def publish(self) -> str:
-        """Publish the policy as this step's model, adapters merged, and return its digest."""
+        """Publish the policy as this step's model and return its digest.
+
+        Adapters are merged, or published themselves where the step hands them on.
+        """
         from accelerate.utils import broadcast_object_list
 
         with short_memory_named(f"saving the model of {self.spec.name}", remedy=_TO_SAVE):
@@ -163,21 +187,28 @@ class Session:
         return digest[0]
 
     def _saved(self) -> str:
-        """Write the policy, adapters merged, and return its digest, empty on all ranks but one."""
-        self.policy = merge_adapters(self.policy)
+        """Write the model, and return its digest, empty on all ranks but one."""
+        hands_on = self.spec.training.hands_on
+        if not hands_on:
+            self.policy = merge_adapters(self.policy)
         weights = self._gathered() if self.is_sharded else None
         if not self.accelerator.is_main_process:
             return ""
         _check_finite(weights or self.policy.state_dict())
         folder = self.spec.folder / "model"
         with publish_folder(folder, replace=True) as temporary:
-            save_policy(
-                self.policy,
-                temporary,
-                tokenizer=self.spec.base,
-                weights=weights,
-                chat_template=self.spec.model.chat_template,
-            )
+            template = self.spec.model.chat_template
+            if hands_on:
+                save_adapter(self.policy, temporary, input_model=self.spec.input_model)
+                copy_tokenizer(self.spec.base, temporary, chat_template=template)
+            else:
+                save_policy(
+                    self.policy,
+                    temporary,
+                    tokenizer=self.spec.base,
+                    weights=weights,
+                    chat_template=template,
+                )
         return model_digest(folder)
 
     def wait(self) -> None:
@@ -262,9 +293,10 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         with session.arithmetic():
             prepare(policy, device=accelerator.device)
-        if not was_compared(policy):
+        inner = inner_model(policy)
+        if not was_compared(inner):
             events.note(
-                f"{type(policy).__name__} is no architecture whose optimisations were compared: "
+                f"{type(inner).__name__} is no architecture whose optimisations were compared: "
                 "its own code alone is used, with the same results and more time"
             )
         session.check_routers(SequenceScorer(policy).eval())

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
+from sdpo.model.handed_on import drop_in_adapters
 from sdpo.model.routers import asked_weight
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
@@ -136,6 +137,8 @@ def _train(
     Returns the number of optimizer steps and the record's facts.
     """
     step.folder.mkdir(parents=True, exist_ok=True)
+    # The gate saw what was handed on without it, as the reference was scored.
+    drop_in_adapters(step.session.policy, step.spec.training.lora_dropout)
     if saved:
         facts = saved.content.facts
         resumed_at = [*facts.resumed_at, saved.optimizer_step]
@@ -199,7 +202,7 @@ def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metr
     if tracked:
         settings = spec.training.model_dump()
         # TensorBoard takes numbers and text alone.
-        settings["lora_target_modules"] = " ".join(settings["lora_target_modules"])
+        settings |= {n: " ".join(v) for n, v in settings.items() if isinstance(v, list)}
         # It drops the points that were logged after the state which training goes on from.
         purge = {"tensorboard": {"purge_step": start + 1}} if start else {}
         accelerator.init_trackers(spec.tracking.project, config=settings, init_kwargs=purge)

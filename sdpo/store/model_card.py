@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, JsonValue
 
+from sdpo.identity.adapter_folder import is_adapter, recorded_base
 from sdpo.identity.model_folder import read_config
 from sdpo.objectives import objective_facts, settings_of
 from sdpo.store.records import ModelSaid, Part, StepRecord
@@ -17,6 +19,11 @@ from sdpo.system.json_values import JsonObject, number_of
 CARD_FILES = ("README.md", "lineage.json")
 _PRECISION = ", fp32. Step "
 """The card of a published model says this of its precision."""
+
+
+_LIBRARIES = ("library_name: peft", "library_name: transformers")
+_MERGED = re.compile(r"It is a LoRA adapter.*?\n(?=\n)", re.DOTALL)
+"""The card of an adapter says this of it."""
 
 
 class LineageEntry(Part):
@@ -95,6 +102,7 @@ def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, s
     They name that precision, and the digest ``model`` of the copy's own tensors, by which it can be
     checked."""
     card = files["README.md"].replace(_PRECISION, f", {dtype}. Step ", 1)
+    card = _MERGED.sub("Its adapter was merged into its base.\n", card.replace(*_LIBRARIES, 1))
     facts = json.loads(files["lineage.json"])
     copy = {"dtype": dtype, "model": model, "card": hashlib.sha256(card.encode()).hexdigest()}
     return {"lineage.json": json_text({**facts, "export": copy}), "README.md": card}
@@ -131,7 +139,7 @@ def _card(
     rate = number_of(training, "learning_rate")
     how = _how(training) if record.kind == "preference" else "supervised fine-tuning"
     return f"""---
-library_name: transformers
+{_LIBRARIES[0] if is_adapter(folder) else _LIBRARIES[1]}
 tags: [sdpo, {"preference-optimization" if record.kind == "preference" else "sft"}]
 ---
 
@@ -140,13 +148,24 @@ tags: [sdpo, {"preference-optimization" if record.kind == "preference" else "sft
 {architecture}{_PRECISION}{record.step}: {how}, learning rate {rate:g},
 {record.optimizer_steps} optimizer steps. Made by stepwise DPO (arXiv 2403.19270): by default
 every step's reference and initial target is the model of the step before.
-
+{_of_adapter(folder)}
 | model | objective | reference | target | partition | digest |
 |---|---|---|---|---|---|
 {rows}
 
 Digests cover tensors and configuration, not files; `lineage.json` has them in full.
 """
+
+
+def _of_adapter(folder: Path) -> str:
+    """Say what an adapter is of, or nothing where the folder holds weights."""
+    if not is_adapter(folder):
+        return ""
+    return (
+        "\nIt is a LoRA adapter over a base that stays as it is: base + adapter is the model, "
+        f"exactly.\nThe base has the digest `{_short(recorded_base(folder))}`, and "
+        "`adapter_config.json` says where it was.\n"
+    )
 
 
 def _row(entry: LineageEntry) -> str:

@@ -8,9 +8,10 @@ KEY, LONG = "0123456789abcdef" * 2, "0123456789abcdef" * 4
 OF_EVERY_FOLDER = (".sdpo.json", ".lock")
 OF_A_MODEL = (
     *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "lineage.json"),
-    *("chat_template.jinja", "additional_chat_templates/tools.jinja"),
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json"),
+    *("chat_template.jinja", "additional_chat_templates/tools.jinja", "adapter_base.json"),
+    "lineage.json",
 )
 NODES = (
     *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import sdpo.model
+from sdpo.model.sequence_scorer import inner_model
 from sdpo.system.json_values import JsonObject
 from sdpo.system.machine import versions
 
@@ -33,6 +34,7 @@ def conditions(
     That is the architecture with its configuration and kernel, this project's code that scores,
     versions, the device. None where it cannot be told: the code is the model folder's own.
     """
+    policy = inner_model(policy)
     config = json.loads(policy.config.to_json_string(use_diff=False))
     if "auto_map" in config:
         return None

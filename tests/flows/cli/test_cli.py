@@ -205,6 +205,8 @@ def test_export_of_one_step(finished_copy: Bench, sdpo: Sdpo) -> None:
         (["tiny", "{here}/new", "--dtype", "int8"], "known are float32, bfloat16, float16"),
         (["tiny", "{here}/new", "--step", "7"], "no complete step 7; complete: 1, 2"),
         (["nope", "{here}/new"], "runs there: tiny"),
+        (["tiny", "{here}/new", "--adapter"], "--adapter: M_2 of run tiny is weights"),
+        (["tiny", "{here}/new", "--merge"], "--merge: M_2 of run tiny is weights"),
     ],
 )
 def test_export_refuses_what_it_cannot_do(

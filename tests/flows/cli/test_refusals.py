@@ -22,10 +22,12 @@ ONLY_A_RUN = (
 )
 
 BAD_INPUT, CHECK, CLI = "test_bad_input", "test_check", "test_cli"
+ADAPTERS = "test_adapters"
+BROKEN_ADAPTER = "test_a_broken_or_unknown_adapter_is_refused_by_check"
 ARCHITECTURE = "test_an_architecture_that_a_run_would_refuse_is_refused"
 REACHED = {
     # function that refuses: test module, and the case or test there
-    "load_policy": (BAD_INPUT, "weights that lack a tensor"),
+    "_load_weights": (BAD_INPUT, "weights that lack a tensor"),
     "_check_tied": (BAD_INPUT, "head beside the embedding it is tied to"),
     "check_training_mode": (CHECK, ARCHITECTURE),
     "forwards_known": (CHECK, ARCHITECTURE),
@@ -36,6 +38,13 @@ REACHED = {
     # A part of `add_adapters`, which a look calls as it stands.
     "check_names": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "check_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
+    "put_over": (ADAPTERS, BROKEN_ADAPTER),
+    "_lora_config": (ADAPTERS, BROKEN_ADAPTER),
+    "check_whole": (ADAPTERS, "test_a_module_to_train_whole_that_is_none_is_refused_by_check"),
+    "check_form": (
+        ADAPTERS,
+        "test_an_adapter_of_another_form_than_the_recipe_asks_for_is_refused_by_check",
+    ),
     "_try": (
         CHECK,
         "test_a_router_loss_for_a_model_without_routers_is_refused_before_anything_is_trained",
@@ -63,6 +72,8 @@ REACHED = {
     "score_rows._check_finite": (BAD_INPUT, "weights that are no numbers"),
 }
 LATER = {
+    "_check_digest": "a model that was changed after the run was opened",
+    "_copy_adapter": "a model that was changed while it was exported",
     "_refuse_lost": "a run that is extended has lost its S; `check` extends nothing",
     "lock_folder": "another account's locks, where there is no folder of one's own",
     "_lower": "memory while it trains",

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from benchmarks.small_models import small_model
-from sdpo.config import TrainingConfig
+from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError
-from sdpo.model.policy import add_adapters, merge_adapters
+from sdpo.model.handed_on import save_adapter
+from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.model.prepare import prepare
 from sdpo.model.randomness import switch_off
 from sdpo.model.sequence_scorer import SequenceScorer
@@ -53,6 +56,74 @@ def test_what_is_published_is_what_the_adapters_trained(name):
         before, expected = logps(small_model(name)), logps(adapted)
         assert (expected - before).abs().max() > 0.1, "they learned something"
         torch.testing.assert_close(logps(merge_adapters(adapted)), expected, rtol=1e-6, atol=1e-4)
+
+
+FORMS = {
+    "rsLoRA": {"lora_rslora": True},
+    "DoRA": {"lora_dora": True},
+    "the head whole": {"lora_modules_to_save": ["lm_head"]},
+    "embedding, head and norms whole": {
+        "lora_modules_to_save": ["embed_tokens", "lm_head", "norm", "input_layernorm"]
+    },
+    "a projection whole": {"lora_modules_to_save": ["gate_proj"]},
+    "DoRA and the embedding whole": {"lora_dora": True, "lora_modules_to_save": ["embed_tokens"]},
+}
+
+
+def published(adapted, name: str, folder):
+    """The adapter as it is published, read by plain peft over a base of plain transformers."""
+    base = folder / "base"
+    small_model(name).save_pretrained(base)
+    out = folder / "adapter"
+    out.mkdir()
+    save_adapter(adapted, out, input_model=base)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).eval()
+
+
+def plain_logps(model) -> torch.Tensor:
+    """Log-probs of the same completions by transformers' own logits."""
+    found = []
+    for pair in pairs():
+        for completion in pair.completions:
+            ids = torch.tensor([*pair.prompt, *completion], dtype=torch.long)
+            rows = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+            at = torch.arange(len(pair.prompt) - 1, len(ids) - 1)
+            found.append(rows[at, ids[at + 1]].sum())
+    return torch.stack(found).float()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama+tied"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_scored_published_and_merged_as_plain_peft_computes_it(name, form, tmp_path):
+    adapted = trained(name, LORA.model_copy(update=FORMS[form]))
+    with torch.no_grad():
+        before, expected = logps(small_model(name)), logps(adapted)
+        assert (expected - before).abs().max() > 0.1, "it learned something"
+        torch.testing.assert_close(
+            plain_logps(published(adapted, name, tmp_path)), expected, rtol=1e-5, atol=1e-3
+        )
+        policy = load_policy(tmp_path / "adapter", model=ModelConfig())
+        prepare(policy, device=torch.device("cpu"))
+        torch.testing.assert_close(logps(policy), expected, rtol=0, atol=0)
+        merged = merge_adapters(adapted)
+        torch.testing.assert_close(logps(merged), expected, rtol=1e-6, atol=1e-3)
+        merged.save_pretrained(tmp_path / "merged")
+        loaded = load_policy(tmp_path / "merged", model=ModelConfig())
+        torch.testing.assert_close(logps(loaded), expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["nope"], "has no module called nope with weights"),
+        (["self_attn"], "has no module called self_attn with weights of its own"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_modules_that_cannot_train_whole_are_refused(names, said, device):
+    training = LORA.model_copy(update={"lora_modules_to_save": names})
+    with pytest.raises(ConfigError, match=rf"lora_modules_to_save: .*{said}"):
+        add_adapters(small_model("llama").to(device), training)
 
 
 @pytest.mark.parametrize(
