@@ -5,7 +5,8 @@
 # make server starts a Prefect server, a worker and the deployments at this desk
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
 # make bill   bills of material of both images (CycloneDX), into build/
-# make test-real   the slow tests and those that train on the real data beside the project
+# make test-real   installs what the slow tests need besides (extra `eval`), then runs them, and
+#             those that train on the real data beside the project
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 TESTED_WITH := $(VENV)/.tested-with
+WITH_EXTRAS := $(VENV)/.with-extras
 BESIDE := --numprocesses 2 --dist loadfile
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
@@ -60,7 +62,11 @@ quick: lint
 e2e: develop
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'e2e and not slow' tests/e2e
 
-test-real: develop
+$(WITH_EXTRAS): develop
+	$(PIP) --constraint constraints.txt "lm-eval>=0.4.13,<0.5"
+	touch $(WITH_EXTRAS)
+
+test-real: $(WITH_EXTRAS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 format: develop

@@ -189,6 +189,39 @@ def report(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="Suite or task: h4, mmlu@5 ...; may be given many times."),
+    ] = None,
+    names: Annotated[
+        str, typer.Option("--models", help="Models, as M_0,M_2; else all that are complete.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, help="Documents of each task; 0: all.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: evaluation.key=value.")
+    ] = None,
+    runs_dir: RunsDir = None,
+    wait: Wait = False,
+) -> None:
+    """Judge models of a run by suites of lm-evaluation-harness; what is scored is not again."""
+    from flows.commands.evaluate import evaluate as judge
+
+    settings = [*(overrides or []), *([] if limit is None else [f"evaluation.limit={limit}"])]
+    judge(
+        _run_folder(run, runs_dir),
+        suites=suite or [],
+        models=names,
+        overrides=settings,
+        wait=wait,
+        console=out,
+    )
+
+
+@app.command()
 def recipes(
     name: Annotated[str, typer.Argument(help="Preset to print; else all are listed.")] = "",
 ) -> None:

@@ -14,6 +14,7 @@ from flows.show.console import Row, table
 from flows.show.rejected import rejected_rows
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
+from sdpo.chain.evaluate import find_suites
 from sdpo.chain.examples_left import examples_left
 from sdpo.chain.execute import execute
 from sdpo.chain.model_trial import try_models
@@ -57,7 +58,7 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         _print_pair(context, tokens, console)
         _print_lengths(context, tokens, console)
         plan = foresee_plan(context)
-        execute(context, [checked(context, lambda: plan)])
+        execute(context, [checked(context, lambda: plan), *find_suites(context)])
         steps = [step.step for step in plan.steps]
         _print_supervised(context, console)
         if needs_gamma(context):

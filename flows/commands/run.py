@@ -84,7 +84,7 @@ def print_result(result: ChainResult, *, console: Console) -> None:
 def print_summary(run: Path, *, console: Console) -> None:
     """Print the report in short: its tables, what follows from them, and what to beware of."""
     summary = summarise(run)
-    for part in summary.tables:
+    for part in (*summary.tables, *summary.evaluations):
         rows = [dict(zip(part.columns, row, strict=True)) for row in part.rows]
         console.print(table(rows, title=part.title, numeric=part.columns[part.text_columns :]))
     console.print(f"[bold]{escape(summary.verdict.headline)}[/]", highlight=False)

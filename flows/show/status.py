@@ -71,7 +71,14 @@ def in_detail(status: RunStatus) -> Text:
     """Return a run's state with all that is known of it, and what can be done."""
     return Text("\n").join(
         Text(line, style=_STYLE.get(status.state or "", "") if number == 0 else "")
-        for number, line in enumerate(_lines(status))
+        for number, line in enumerate([*_lines(status), *_evaluated(status)])
+    )
+
+
+def _evaluated(status: RunStatus) -> list[str]:
+    counted = (f"{model} ({tasks})" for model, tasks in status.evaluated.items())
+    return [f"evaluated by suites, tasks in brackets: {', '.join(counted)}"] * bool(
+        status.evaluated
     )
 
 

@@ -71,6 +71,7 @@ def run_card(run: Path, summary: Summary) -> str:
         *(["## Health of the chain", ""] if summary.health else []),
         *(f"- {sentence}" for sentence in summary.health),
         *([""] if summary.health else []),
+        *(line for table in summary.evaluations for line in _markdown(table)),
         "## Lineage",
         "",
         "| model | objective | reference | target | partition | digest |",
@@ -100,6 +101,16 @@ def _picture(figure: Figure) -> list[str]:
         figure.caption,
         "",
     ]
+
+
+def _markdown(table: Table) -> list[str]:
+    """A table of the report in Markdown, with its title."""
+
+    def row(cells: tuple[str, ...]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    ruler = row(("---",) * len(table.columns)).replace(" ", "")
+    return [f"## {table.title}", "", row(table.columns), ruler, *map(row, table.rows), ""]
 
 
 def _lineage_row(entry: LineageEntry) -> str:

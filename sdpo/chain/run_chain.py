@@ -12,6 +12,7 @@ from sdpo.chain import extended
 from sdpo.chain import plan as planning
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
+from sdpo.chain.evaluate import evaluations, find_suites
 from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
 from sdpo.chain.node import Expansion, Part
@@ -84,10 +85,12 @@ def chain(context: Context) -> list[Part]:
         tokenise(context),
         extended.reserve(context) if extends else reserve(context),
         check(context),
+        *find_suites(context),
         *([supervised_step(context)] if has_s else []),
         *([measure_gamma(context)] if needs_gamma and not extends else []),
         partition(context),
         steps(context),
+        *evaluations(context),
         write_report(context),
     ]
 

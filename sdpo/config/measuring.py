@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sdpo.config.annotations import NO_UNIT, NotIdentity, ReadIf, SpelledOut, Unit
 from sdpo.config.group import Group
@@ -14,8 +14,13 @@ _TOLD = NotIdentity("KL's identity has it under a name of its own", of=("kl",))
 _WITH_KL = ReadIf(settings=("kl_prompts",), otherwise=": probe.kl_prompts is 0")
 
 
+_AFTERWARDS = NotIdentity("models are judged afterwards, by nodes that have their own identity")
+_WITH_SUITES = ReadIf(settings=("suites",), otherwise=": evaluation.suites is empty")
+
+
 class EvaluationConfig(Group):
-    """These settings say how a step is evaluated on the reserve while it trains."""
+    """These settings say how a step is evaluated on the reserve while it trains, and by which
+    suites every model is judged afterwards."""
 
     every: Annotated[int, Unit("optimizer steps")] = Field(
         0,
@@ -23,6 +28,46 @@ class EvaluationConfig(Group):
         ge=0,
         description="Optimizer steps between evaluations; 0: only at the end of a step.",
     )
+    suites: Annotated[list[str], _AFTERWARDS] = Field(
+        [],
+        description="Suites and tasks of lm-evaluation-harness that judge every model M_0..M_T: "
+        "`h4` (ARC-Challenge, HellaSwag, MMLU, TruthfulQA as in the paper) or any task or group by "
+        "name; `name@5` for five examples in the prompt. Needs the extra `eval`.",
+    )
+    task_files: Annotated[str, _AFTERWARDS, _WITH_SUITES] = Field(
+        "",
+        description="Folder of task files of your own, whose names come before the harness's. They "
+        "run code: the machine's owner has to name the folder in SDPO_TASK_FOLDERS.",
+    )
+    limit: Annotated[int, Unit("documents"), _AFTERWARDS, _WITH_SUITES] = Field(
+        0, ge=0, description="Documents of each task, its first; 0: all."
+    )
+    chat_template: Annotated[bool, _AFTERWARDS, _WITH_SUITES] = Field(
+        False,
+        description="Put prompts into the model's chat template, examples as turns before.",
+    )
+    batch_size: Annotated[int, Unit("requests"), _AFTERWARDS, _WITH_SUITES] = Field(
+        1,
+        ge=1,
+        description="Requests in a forward pass. With 1 no number depends on its neighbours.",
+    )
+    seed: Annotated[int, Unit(NO_UNIT), _AFTERWARDS, _WITH_SUITES] = Field(
+        1234, ge=0, description="Seed by which examples in prompts are drawn."
+    )
+
+    @field_validator("suites")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            task, at, shots = name.partition("@")
+            if not task.strip() or (at and not (shots.isascii() and shots.isdigit())):
+                raise ValueError(
+                    f"`{name}` is no suite or task: write `h4`, `truthfulqa_mc2` or, with five "
+                    "examples in the prompt, `mmlu@5`"
+                )
+        if twice := {name for name in value if value.count(name) > 1}:
+            raise ValueError(f"{min(twice)} stands twice")
+        return value
 
 
 class ProbeConfig(Group):

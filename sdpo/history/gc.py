@@ -23,6 +23,7 @@ from sdpo.errors import UserError
 from sdpo.history import proofs
 from sdpo.history.needs import Needed, add_needs, rows_of
 from sdpo.inputs.cache_folder import is_cache
+from sdpo.store.evaluations import KEY_FILE, RESPONSES, evaluation_fault
 from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import part_is_whole, read_note
 from sdpo.store.resume_states import states_folder
@@ -34,7 +35,10 @@ from sdpo.system.ownership import LOCK, MARKER
 
 _DAY_S = 24 * 3600.0
 """An unfinished file in the cache counts as orphaned after this: a run elsewhere may write it."""
-_OF_A_CACHE = {"logps", "tokens", "kl", "trials", "demo", LOCK, MARKER, "lost+found"}
+_OF_A_CACHE = {
+    *("logps", "tokens", "kl", "evaluations", "suites", "trials", "demo"),
+    *(LOCK, MARKER, "lost+found"),
+}
 _DIED = "left unfinished by a process that died"
 _NAMED = 20
 
@@ -253,6 +257,7 @@ def _look_at_cache(cache: Path, needed: Needed, found: Found) -> None:
     for folder in content.kl:
         if folder.name not in needed.kl:
             found.add_folder(folder, "KL and samples of no run", proofs.kl_files(folder))
+    _look_at_scores(content, needed, found)
     _look_at_tokens(content, needed, found)
     _look_at_rows(cache, content, needed, found)
 
@@ -261,13 +266,14 @@ def _look_at_cache(cache: Path, needed: Needed, found: Found) -> None:
 class _Content:
     """The content of a cache that is this project's is listed here.
 
-    It is folders of log-probs with their parts and notes, folders of KL, token files and their
-    digests. ``whole``: the parts that are not damaged.
+    It is folders of log-probs with their parts and notes, folders of KL and of scores, token files
+    and their digests. ``whole``: the parts that are not damaged.
     """
 
     parts: dict[Path, list[Path]] = field(default_factory=dict)
     notes: list[Path] = field(default_factory=list)
     kl: list[Path] = field(default_factory=list)
+    scores: list[Path] = field(default_factory=list)
     tokens: list[Path] = field(default_factory=list)
     digests: list[Path] = field(default_factory=list)
     whole: set[Path] = field(default_factory=set)
@@ -289,15 +295,19 @@ class _Content:
             content.parts[folder] = [path for path in ours if path.suffix == ".parquet"]
             content.notes += [path for path in ours if path.name.startswith("checked-")]
             content.whole |= {path for path in content.parts[folder] if part_is_whole(path)}
-        for folder in proofs.children(cache / "kl"):
-            ours, others = proofs.kl_files(folder)
-            if proofs.is_key_lock(folder):
-                found.add(folder, "a lock that nobody holds")
-            elif ours:
-                content.kl.append(folder)
-                found.foreign += _not_unfinished(others)
-            else:
-                found.foreign += _not_unfinished([folder])
+        for name, files_of, folders in (
+            ("kl", proofs.kl_files, content.kl),
+            ("evaluations", proofs.evaluation_files, content.scores),
+        ):
+            for folder in proofs.children(cache / name):
+                ours, others = files_of(folder)
+                if proofs.is_key_lock(folder):
+                    found.add(folder, "a lock that nobody holds")
+                elif ours:
+                    folders.append(folder)
+                    found.foreign += _not_unfinished(others)
+                else:
+                    found.foreign += _not_unfinished([folder])
         for path in proofs.children(cache / "tokens"):
             if proofs.is_key_lock(path):
                 found.add(path, "a lock that nobody holds")
@@ -326,6 +336,23 @@ def _look_for_damage(content: _Content, found: Found) -> None:
         if fault := cached_fault(folder):
             why = f"damaged, {fault}: it is measured again"
             found.add_folder(folder, why, proofs.kl_files(folder))
+    for folder in content.scores:
+        if (folder / KEY_FILE).is_file() and (fault := evaluation_fault(folder)):
+            why = f"damaged, {fault}: it is scored again"
+            found.add_folder(folder, why, proofs.evaluation_files(folder))
+
+
+def _look_at_scores(content: _Content, needed: Needed, found: Found) -> None:
+    """Add scores of no run; answers of an evaluation that is not done stay for a day."""
+    for folder in content.scores:
+        if folder.name in needed.kl:
+            continue
+        answers = folder / RESPONSES
+        is_open = not (folder / KEY_FILE).is_file() and proofs.is_plain(answers)
+        if is_open and time.time() - answers.lstat().st_mtime < _DAY_S:
+            found.notes.append(f"{folder} is not finished and less than a day old: left alone")
+        else:
+            found.add_folder(folder, "scores of no run", proofs.evaluation_files(folder))
 
 
 def _look_at_tokens(content: _Content, needed: Needed, found: Found) -> None:

@@ -24,6 +24,7 @@ _COLUMNS = {
     "logps": (b"row_digest", b"chosen_logps", b"rejected_logps"),
     "kl.parquet": (b"prompt_key", b"sampler", b"against", b"k1", b"k3"),
     "samples.parquet": (b"prompt_key", b"sampler", b"sample"),
+    "scores.parquet": (b"doc_id", b"doc_hash", b"prompt_hash", b"truncated"),
 }
 _TOKEN_COLUMNS = (b"prompt_ids", b"truncated", b"reason")
 _SCHEMA_BYTES = 2**16
@@ -91,6 +92,32 @@ def kl_files(folder: Path) -> tuple[list[Path], list[Path]]:
         )
         (ours if own and KEY.fullmatch(folder.name) else others).append(path)
     return ours, others
+
+
+def evaluation_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder of cached scores: this project's own, and the others."""
+    ours: list[Path] = []
+    others: list[Path] = []
+    for path in children(folder):
+        own = is_plain(path) and KEY.fullmatch(folder.name) is not None and _is_of_scores(path)
+        (ours if own else others).append(path)
+    return ours, others
+
+
+def _is_of_scores(path: Path) -> bool:
+    match path.name:
+        case "scores.parquet":
+            return _has_columns(path, _COLUMNS[path.name])
+        case "key.json":
+            words = (b'"identity"', b'"evaluation_version"', b'"files"')
+        case "summary.json":
+            words = (b'"task"', b'"metrics"', b'"documents_truncated"')
+        case "responses.jsonl":
+            words = (b'{"key": "', b'"value": ', b'"cut": ')
+        case _:
+            return False
+    content = path.read_bytes()
+    return all(word in content for word in words)
 
 
 def is_token_file(path: Path) -> bool:

@@ -16,6 +16,7 @@ from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.scoring import scoring_identities
+from sdpo.store.evaluations import evaluation_fault
 from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import LogpCache, part_is_whole, read_note
 from sdpo.store.records import NodeRecord, StepRecord, scoring_key_of
@@ -92,7 +93,7 @@ def check_cached(
     records: Mapping[str, NodeRecord | StepRecord],
     findings: Findings,
 ) -> None:
-    """Check what a run has in the caches: tokens, log-probs and KL.
+    """Check what a run has in the caches: tokens, log-probs, KL and scores.
 
     ``reference.parquet`` of its steps, which came from there, is checked too.
     """
@@ -103,9 +104,10 @@ def check_cached(
     _check_logps(checked)
     for measured in records.values():
         name = measured.outputs.get("cached")
-        folder = cache / "kl" / str(name)
-        if name and folder.is_dir() and (fault := cached_fault(folder)):
-            findings.fault(str(folder), fault, _REMEDY)
+        for kind, fault_of in (("kl", cached_fault), ("evaluations", evaluation_fault)):
+            folder = cache / kind / str(name)
+            if name and folder.is_dir() and (fault := fault_of(folder)):
+                findings.fault(str(folder), fault, _REMEDY)
 
 
 def _check_tokens(checked: _Checked) -> None:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from sdpo.config import Group, LaunchConfig, RunConfig, SourceConfig
+from sdpo.config import EvaluationConfig, Group, LaunchConfig, RunConfig, SourceConfig
 from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
@@ -21,6 +21,8 @@ from sdpo.inputs.named_models import ReferenceModel, locate_references
 from sdpo.inputs.plugins import named_plugins
 from sdpo.system import machine
 from sdpo.system.files import file_digest
+from sdpo.system.nearby import did_you_mean
+from sdpo.system.permissions import TASK_FOLDERS, may_use_tasks_of
 
 G = TypeVar("G", bound=Group)
 
@@ -83,6 +85,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
             "data": config.data.model_copy(update={"sources": sources}),
             "supervised": supervised,
             "launch": launch,
+            "evaluation": _with_folder(config.evaluation),
             "training": config.training.model_copy(
                 update={"precision": resolve_precision(precision, launch)}
             ),
@@ -90,6 +93,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     )
     _check_attention(resolved)
     _check_packages(resolved)
+    _check_evaluation(resolved)
     inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
     inputs |= data_digests(resolved, known=known) | named
     inputs |= {name: plugin.digest() for name, plugin in named_plugins(resolved).items()}
@@ -247,12 +251,33 @@ def _check_packages(config: RunConfig) -> None:
         wanted["flash_attn"] = "flash-attn"
     if config.launch.strategy.startswith("deepspeed"):
         wanted["deepspeed"] = "deepspeed"
+    if config.evaluation.suites:
+        wanted["lm_eval"] = "lm-eval"
     for module, package in wanted.items():
         if importlib.util.find_spec(module) is None:
             raise ConfigError(
                 f"the recipe wants {package}, which is not installed: pip install {package}, or "
                 "the project's extra that brings it"
             )
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    """Refuse task files that the owner of this machine has not permitted: they run code."""
+    given = config.evaluation.task_files
+    if not config.evaluation.suites or not given:
+        return
+    folder = Path(given)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"evaluation.task_files: there is no folder at {folder.absolute()}"
+            f"{did_you_mean(folder)}"
+        )
+    if not may_use_tasks_of(folder):
+        raise ConfigError(
+            f"evaluation.task_files: {folder.absolute()}: task files run code, so whoever owns "
+            "this machine has to permit the folder: start the worker, or this command, with "
+            f"{TASK_FOLDERS}={folder.absolute()} in its environment"
+        )
 
 
 def _check_attention(config: RunConfig) -> None:
@@ -274,6 +299,13 @@ def _check_sources(sources: list[SourceConfig]) -> None:
                 f"two data sources are named `{name}`: give each a name of its own "
                 "(data.sources[].name)"
             )
+
+
+def _with_folder(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Return the settings with the folder of own task files by its absolute path."""
+    if not evaluation.task_files:
+        return evaluation
+    return evaluation.model_copy(update={"task_files": str(Path(evaluation.task_files).absolute())})
 
 
 def _template_of(given: str, model: Path) -> str:

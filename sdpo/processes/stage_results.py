@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from sdpo.store.evaluations import Suites
 from sdpo.store.records import ScoredRows
 from sdpo.tokens.token_file import TokenReport
 from sdpo.tokens.view import ExampleView, PairView
@@ -58,5 +59,17 @@ class StepResult(StageResult):
 
 class KlResult(StageResult):
     """A measurement of KL tells the seconds of each phase."""
+
+    timings_s: dict[str, float]
+
+
+class SuitesResult(StageResult):
+    """A look for tasks found these."""
+
+    suites: Suites
+
+
+class EvaluateResult(StageResult):
+    """An evaluation tells the seconds of each task."""
 
     timings_s: dict[str, float]

@@ -18,6 +18,7 @@ from sdpo.config.precision import TorchName
 from sdpo.data.planned import Planned, StepData
 from sdpo.errors import Fault
 from sdpo.store.budget import Budget
+from sdpo.store.evaluations import TaskFacts
 
 
 class Spec(BaseModel):
@@ -226,6 +227,51 @@ class KlSpec(Spec):
     out: Path
 
 
+class Asked(BaseModel):
+    """What suites are asked for, and how: the same for every model that they judge.
+
+    ``names`` as in the recipe; ``task_files``: a folder of own task files, or empty.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: list[str]
+    task_files: str
+    limit: int
+    chat_template: bool
+    batch_size: int
+    seed: int
+
+
+class SuitesSpec(Spec):
+    """Find the tasks that names stand for, and what their results depend on."""
+
+    kind: Literal["suites"] = "suites"
+    asked: Asked
+
+
+class TaskToDo(BaseModel):
+    """A task that a model is to be scored on: its facts, the result's identity and its folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    facts: TaskFacts
+    identity: dict[str, JsonValue]
+    out: Path
+
+
+class EvaluateSpec(Spec):
+    """Score a model on tasks; ``base``: the folder of the tokenizer."""
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["evaluate"] = "evaluate"
+    policy: NamedFolder
+    base: Path
+    bf16: bool
+    asked: Asked
+    tasks: list[TaskToDo]
+
+
 class ViewSpec(Spec):
     """Decode one pair, or one supervised example, for a person."""
 
@@ -275,7 +321,17 @@ class ExportSpec(Spec):
         return self.out
 
 
-StageSpec = TokeniseSpec | ViewSpec | ModulesSpec | ObjectivesSpec | StepSpec | KlSpec | ExportSpec
+StageSpec = (
+    TokeniseSpec
+    | ViewSpec
+    | ModulesSpec
+    | ObjectivesSpec
+    | StepSpec
+    | KlSpec
+    | SuitesSpec
+    | EvaluateSpec
+    | ExportSpec
+)
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from sdpo.config import describe
 from sdpo.model_names import ModelName
 from sdpo.report import figures, health, tables, tables_of_steps
+from sdpo.report.evaluations import evaluation_tables, load_evaluations
 from sdpo.report.figures import Curve
 from sdpo.report.findings import caveats, verdict
 from sdpo.report.gamma_figures import Figure, gamma_figures
@@ -104,6 +105,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         gamma_tables=[table for table in summary if table.rows],
         all_numbers=tables.sources_table(numbers),
         gaps=tables.gaps_table(numbers),
+        suites=evaluation_tables(load_evaluations(data.folder)),
         health=health.health_sentences(healthy),
         health_tables=[table for table in of_health if table.rows],
         completions=_completions(data),

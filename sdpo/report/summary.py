@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdpo.report.evaluations import evaluation_tables, load_evaluations
 from sdpo.report.findings import Caveat, Verdict, caveats, verdict
 from sdpo.report.gamma_figures import Figure, gamma_figures
 from sdpo.report.health import health_sentences, measure_health
@@ -19,7 +20,8 @@ class Summary:
     """A summary tells each step's start and end, and each model's accuracy on the reserve.
 
     ``health``: what the chain kept and lost, in sentences. ``figures``: mean gamma and ranking
-    accuracy of every model, with intervals.
+    accuracy of every model, with intervals. ``evaluations``: the table of suites, where models were
+    judged by some.
     """
 
     verdict: Verdict
@@ -27,6 +29,7 @@ class Summary:
     tables: tuple[Table, ...]
     health: tuple[str, ...]
     figures: tuple[Figure, ...]
+    evaluations: tuple[Table, ...] = ()
 
 
 def summarise(run: Path) -> Summary:
@@ -48,4 +51,5 @@ def summarise(run: Path) -> Summary:
         ),
         health=health_sentences(measure_health(data)),
         figures=tuple(gamma_figures(numbers)[:_ON_A_CARD]),
+        evaluations=tuple(evaluation_tables(load_evaluations(data.folder))),
     )

@@ -19,12 +19,14 @@ from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
 from sdpo.processes.disk_space import is_disk_full, no_space_message
 from sdpo.processes.stage_results import StageResult
 from sdpo.processes.stage_specs import (
+    EvaluateSpec,
     ExportSpec,
     KlSpec,
     ModulesSpec,
     ObjectivesSpec,
     StageSpec,
     StepSpec,
+    SuitesSpec,
     TokeniseSpec,
     ViewSpec,
     read_spec,
@@ -109,6 +111,14 @@ def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
                 from sdpo.stages import kl
 
                 return partial(kl.run, spec)
+            case SuitesSpec():
+                from sdpo.stages import suites
+
+                return partial(suites.run, spec)
+            case EvaluateSpec():
+                from sdpo.stages import evaluate
+
+                return partial(evaluate.run, spec)
             case ExportSpec():
                 from sdpo.stages import export
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from pydantic import Field, JsonValue
 
 from sdpo.identity.adapter_folder import is_adapter, recorded_base
 from sdpo.identity.model_folder import read_config
 from sdpo.objectives import objective_facts, settings_of
+from sdpo.store.evaluated import Evaluation, read_evaluations
 from sdpo.store.records import ModelSaid, Part, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import json_text, write_text
@@ -92,7 +94,8 @@ def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -
     called = str(content.get("name", run.name))
     steps = [entry.model_dump(mode="json", exclude_unset=True) for entry in chain]
     facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": steps}
-    card = _card(called, record, chain, name=name, folder=folder)
+    index = "" if is_guide(record) else _model_index(run, record.step, f"{called}-{name}")
+    card = _card(called, record, chain, name=name, folder=folder, index=index)
     return {"lineage.json": json_text(facts), "README.md": card + _template_given(content)}
 
 
@@ -106,6 +109,38 @@ def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, s
     facts = json.loads(files["lineage.json"])
     copy = {"dtype": dtype, "model": model, "card": hashlib.sha256(card.encode()).hexdigest()}
     return {"lineage.json": json_text({**facts, "export": copy}), "README.md": card}
+
+
+def _model_index(run: RunFolder, step: int, name: str) -> str:
+    """Return what M_step scored on suites in the hub's metadata format; empty: nothing."""
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": each.facts.name, "type": each.facts.name},
+            "metrics": [
+                {"type": key.partition(",")[0], "value": value, "name": _how_scored(each, key)}
+                for key, value in each.summary.metrics.items()
+                if value is not None
+            ],
+        }
+        for each in read_evaluations(run, checked=False)
+        if each.model == step
+    ]
+    if not results:
+        return ""
+    index = [{"name": name, "results": results}]
+    return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+
+
+def _how_scored(evaluation: Evaluation, key: str) -> str:
+    asked, facts = evaluation.asked, evaluation.facts
+    said = [
+        key,
+        f"{facts.shots} examples",
+        f"{evaluation.summary.documents} documents" if asked.limit else "all documents",
+        *(["chat template"] if asked.chat_template else []),
+    ]
+    return "; ".join(said)
 
 
 def _template_given(content: JsonObject) -> str:
@@ -129,7 +164,13 @@ def _how(training: JsonObject) -> str:
 
 
 def _card(
-    run: str, record: StepRecord, chain: list[LineageEntry], *, name: str, folder: Path
+    run: str,
+    record: StepRecord,
+    chain: list[LineageEntry],
+    *,
+    name: str,
+    folder: Path,
+    index: str,
 ) -> str:
     named = read_config(folder).get("architectures")
     names = [str(name) for name in named] if isinstance(named, list) and named else []
@@ -141,7 +182,7 @@ def _card(
     return f"""---
 {_LIBRARIES[0] if is_adapter(folder) else _LIBRARIES[1]}
 tags: [sdpo, {"preference-optimization" if record.kind == "preference" else "sft"}]
----
+{index}---
 
 # {name} of run {run}
 

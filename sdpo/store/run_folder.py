@@ -54,7 +54,7 @@ WORKING = frozenset({"tracking", "resume"})
 """These folders in it are none either."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PUBLISHING = re.compile(r"(step|guide)-\d+")
-_FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|logs|carried|sources")
+_FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|evaluations|logs|carried|sources")
 _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
@@ -134,6 +134,11 @@ class RunFolder:
     def probes(self) -> Path:
         """Return the folder of every model's measurements."""
         return self.path / "probes"
+
+    @property
+    def evaluations(self) -> Path:
+        """Return the folder of what every model scored on suites."""
+        return self.path / "evaluations"
 
     @property
     def report(self) -> Path:

@@ -7,7 +7,10 @@ works and holds no lock was killed.
 
 import getpass
 import os
+import re
 import socket
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
@@ -23,6 +26,7 @@ from sdpo.system.locks import Held, look
 
 State = Literal["running", "waiting", "interrupted", "failed", "killed", "done"]
 _WORKS = ("running", "waiting")
+_EVALUATION = re.compile(r"eval-(M_\d+)-")
 _QUIET_S = 600.0
 """A process on another host that has said nothing for so many seconds, and whose lock is not seen
 here, is taken for killed."""
@@ -83,7 +87,8 @@ class RunStatus(BaseModel):
     ``steps`` of ``planned`` are complete (0: it has no plan yet); ``damaged`` are run.yaml, where
     it cannot be read, and nodes whose record is not the one that was written. ``word`` is None
     where no process of this version has worked on it. ``ends``: its process was killed, and the
-    stage that it had started still ends.
+    stage that it had started still ends. ``evaluated``: how many tasks of suites each model was
+    scored on, by its name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +103,7 @@ class RunStatus(BaseModel):
     damaged: tuple[str, ...] = ()
     word: Word | None = None
     ends: bool = False
+    evaluated: dict[str, int] = {}
 
     @property
     def works(self) -> bool:
@@ -129,6 +135,7 @@ def read_status(run: RunFolder) -> RunStatus:
         damaged=tuple(damaged),
         word=word,
         ends=held is not None and held.is_orphan,
+        evaluated=_evaluated(seals),
     )
 
 
@@ -166,6 +173,14 @@ def _planned(run: RunFolder) -> int:
         return plan.read_outputs(PlanOutputs).steps if plan else 0
     except IntegrityError:
         return 0
+
+
+def _evaluated(seals: Mapping[str, bool | None]) -> dict[str, int]:
+    """Return how many evaluations each model has, by the names of the nodes that are whole."""
+    models = [
+        match[1] for node, whole in seals.items() if whole and (match := _EVALUATION.match(node))
+    ]
+    return dict(sorted(Counter(models).items()))
 
 
 def _is_step(node: str) -> bool:

@@ -16,12 +16,13 @@ OF_A_MODEL = (
 NODES = (
     *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
+    "eval-M_1-mmlu_law-01234567",
 )
 STAGES = (
     *("tokenise", "tokenise-D_2", "tokenise-reference-1", "tokenise-reference-2-D_2"),
     *("reference-1", "modules", "objectives", "measure-M_0"),
     *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
-    "view",
+    *("view", "suites", "evaluate-M_1"),
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
@@ -36,6 +37,7 @@ OF_A_RUN = (
         "probes/M_1.completions.json",
         "probes/M_1.kl.json",
     ),
+    *("evaluations/M_1/mmlu_law-01234567.parquet",),
     *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
     *("carried/pairs-2.parquet", "carried/usable-2.parquet"),
     *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
@@ -53,6 +55,10 @@ OF_A_CACHE = (
     *("tokens/.mine.lock", f"tokens/.{KEY}.lock", "tokens/.tmp-mine", "logps/my-notes/notes"),
     *(f"logps/{KEY}/key.json", f"logps/{KEY}/{LONG}.parquet", f"logps/{KEY}/checked-{KEY}.json"),
     *("kl/my-notes", f"kl/{KEY}/key.json", f"kl/{KEY}/kl.parquet", f"kl/.{KEY}.lock"),
+    *("evaluations/my-notes", f"evaluations/{KEY}/scores.parquet", f"evaluations/{KEY}/key.json"),
+    *(f"evaluations/{KEY}/summary.json", f"evaluations/{KEY}/responses.jsonl"),
+    *(f"evaluations/.{KEY}.lock", f"suites/{KEY}.json", f"suites/{KEY}.json.sha256"),
+    *("suites/my-notes",),
     *(f"kl/{KEY}/samples.parquet", f"trials/{KEY}.json", f"trials/{KEY}.json.sha256"),
     *("trials/my-notes", "notes.txt", "demo/mine-v1.jsonl"),
     *(f"demo/tiny-llama-v1/{name}" for name in OF_A_MODEL),

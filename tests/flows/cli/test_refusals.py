@@ -79,6 +79,7 @@ LATER = {
     "_lower": "memory while it trains",
     "_diverged": "an update that spoiled the weights",
     "evaluate": "an update that spoiled the weights",
+    "evaluate.run": "a task that was changed between two looks at it",
     "session._check_finite": "an update that spoiled the weights",
     "_copy_into": "a damaged state of a step that was cut short",
     "_load_optimizer": "a damaged state of a step that was cut short",

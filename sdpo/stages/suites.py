@@ -1,0 +1,12 @@
+"""Find the tasks that the names in a recipe stand for; no model is loaded."""
+
+from sdpo.evaluation.tasks import load_tasks
+from sdpo.events import EventWriter
+from sdpo.processes.stage_results import SuitesResult
+from sdpo.processes.stage_specs import SuitesSpec
+
+
+def run(spec: SuitesSpec, events: EventWriter) -> SuitesResult:
+    """Return the tasks with what their results depend on."""
+    events.phase("find tasks", detail=", ".join(spec.asked.names))
+    return SuitesResult(suites=load_tasks(spec.asked).suites)
