@@ -1,6 +1,9 @@
 """What models of a chain are called: M_t is what step t publishes, M_0 what step 1 starts from."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from sdpo.errors import Fault
 
@@ -28,3 +31,18 @@ class ModelName:
     def __str__(self) -> str:
         """Return the text by which files, records and people know it."""
         return f"{_BEGINS}{self.step}"
+
+
+class NamedModel(BaseModel):
+    """A model of the run or of the recipe is known by its name, its folder and its digest.
+
+    ``tokenizer`` is the digest of its own where it cuts text into other tokens than the run's, else
+    empty. What a stage is told of a model is this, or derives from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    folder: Path
+    digest: str
+    tokenizer: str = ""

@@ -19,7 +19,7 @@ from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.model_names import ModelName
 from sdpo.processes.stage_results import SuitesResult
-from sdpo.processes.stage_specs import Asked, EvaluateSpec, NamedFolder, SuitesSpec, TaskToDo
+from sdpo.processes.stage_specs import Asked, EvaluateSpec, SuitesSpec, TaskToDo
 from sdpo.store.evaluations import (
     SCORES,
     Suites,
@@ -233,7 +233,7 @@ def _ensure_cached(context: Context, number: int, tasks: Sequence[TaskFacts]) ->
                     run=context.run.path,
                     model=config.model,
                     launch=config.launch.model_copy(update={"processes": 1, "strategy": "single"}),
-                    policy=NamedFolder(name=model.name, folder=model.folder, digest=model.digest),
+                    policy=model,
                     base=context.resolved.model,
                     bf16=config.training.precision == "bf16",
                     asked=_asked(context),

@@ -21,7 +21,7 @@ from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import Payload, changed_settings
 from sdpo.identity.scoring import scoring_identity
-from sdpo.processes.stage_specs import KlSpec, NamedFolder
+from sdpo.processes.stage_specs import KlSpec
 from sdpo.stats.kl import kl_view
 from sdpo.store.kl_cache import KEY_FILE, KL_FILES, cached_fault
 from sdpo.system.files import file_digest, publish_file, write_json
@@ -128,8 +128,8 @@ def _spec(
         run=context.run.path,
         model=config.model,
         launch=launch,
-        policy=NamedFolder(name=policy.name, folder=policy.folder, digest=policy.digest),
-        others=[NamedFolder(name=o.name, folder=o.folder, digest=o.digest) for o in others],
+        policy=policy,
+        others=others,
         base=context.resolved.model,
         tokens=tokens.path,
         plan=context.run.plan,

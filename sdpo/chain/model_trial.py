@@ -18,11 +18,12 @@ from sdpo.chain.context import Context
 from sdpo.chain.other_reference import reference_tokens
 from sdpo.chain.plan import modules_spec
 from sdpo.chain.start_stage import step_spec
-from sdpo.chain.step_models import NamedModel, given_model
+from sdpo.chain.step_models import given_model
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import LaunchConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.model_digest import base_entries
+from sdpo.model_names import NamedModel
 from sdpo.tokens.token_file import TokenFile
 
 _BYTES_PER_PARAMETER = 6

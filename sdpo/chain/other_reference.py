@@ -13,7 +13,7 @@ from sdpo.chain.context import Context
 from sdpo.chain.execute import execute
 from sdpo.chain.node import Cached, Errand, Part
 from sdpo.chain.start_stage import step_spec
-from sdpo.chain.step_models import NamedModel, StepModels, given_model
+from sdpo.chain.step_models import StepModels, given_model
 from sdpo.chain.tokens import end_token_ids, token_files, token_files_up_to
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
@@ -23,6 +23,7 @@ from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import tokens_identity
 from sdpo.identity.scoring import scoring_identities
+from sdpo.model_names import NamedModel
 from sdpo.processes.stage_specs import ReferenceSpec, TokeniseSpec
 from sdpo.store.logp_cache import LogpCache
 from sdpo.store.records import DataOutputs

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Identity
-from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.payloads import Payload
 from sdpo.identity.scoring import scoring_identity
+from sdpo.model_names import NamedModel
 from sdpo.processes.disk_space import check_space, step_needs
 from sdpo.processes.stage_specs import Phase, ReferenceSpec, StepSpec
 from sdpo.store.budget import Budget

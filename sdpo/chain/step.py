@@ -8,14 +8,14 @@ from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
 from sdpo.chain.other_reference import reference_spec, scored_reference
 from sdpo.chain.probes import Probe, probe, record_probe
 from sdpo.chain.start_stage import Told, train_node
-from sdpo.chain.step_models import NamedModel, StepModels, guided_training, reference_of, target_of
+from sdpo.chain.step_models import StepModels, guided_training, reference_of, target_of
 from sdpo.chain.tokens import token_files_up_to
 from sdpo.chain.views import write_gamma
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
-from sdpo.model_names import ModelName
+from sdpo.model_names import ModelName, NamedModel
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.step_data import data_node, planned, step_data
 from sdpo.tokens.token_file import TokenFile

@@ -11,21 +11,7 @@ from pathlib import Path
 from sdpo.chain.context import Context
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
-from sdpo.model_names import ModelName
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedModel:
-    """A model of the run or of the recipe is known by its name, folder and digest.
-
-    ``tokenizer`` is the digest of its own where it cuts text into other tokens than the run's, else
-    empty.
-    """
-
-    name: str
-    folder: Path
-    digest: str
-    tokenizer: str = ""
+from sdpo.model_names import ModelName, NamedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,22 +97,7 @@ def _guide_of(context: Context, step: int) -> NamedModel:
 
 def given_model(context: Context, training: TrainingConfig) -> NamedModel:
     """Return the model that the recipe names as the reference of a step."""
-    key = (training.reference_model, training.reference_revision)
-    reference = context.resolved.references[key]
-    return NamedModel(
-        name=_short_name(training.reference_model),
-        folder=reference.folder,
-        digest=reference.digest,
-        tokenizer=reference.tokenizer,
-    )
-
-
-def _short_name(model: str) -> str:
-    """Return a hub model's name, a folder's, or ``<run>/step-<t>`` for a model of a run."""
-    path = Path(model)
-    if not path.is_absolute():
-        return model
-    return "/".join(path.parts[-3:-1]) if path.name == "model" else path.name
+    return context.resolved.references[training.reference_model, training.reference_revision]
 
 
 def guided_training(training: TrainingConfig) -> TrainingConfig:

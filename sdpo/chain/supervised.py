@@ -5,13 +5,13 @@ from typing import NoReturn
 from sdpo.chain.context import Context
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node
 from sdpo.chain.start_stage import Told, train_node
-from sdpo.chain.step_models import NamedModel
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import SupervisedConfig, TrainingConfig
 from sdpo.config.annotations import InTraining, marked
 from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import Payload, supervised_identity
+from sdpo.model_names import NamedModel
 from sdpo.store.origin import Carried
 from sdpo.system.files import file_digest
 

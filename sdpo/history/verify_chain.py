@@ -21,8 +21,9 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.payloads import changes
 from sdpo.identity.tokenizer_digest import has_chat_template
-from sdpo.inputs.named_models import ReferenceModel, stored_references
+from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved
+from sdpo.model_names import NamedModel
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored
 
@@ -124,7 +125,7 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
             findings.fault("run.yaml", f"the chain cannot be followed: {error}")
 
 
-def _check_given(reference: ReferenceModel, findings: Findings) -> None:
+def _check_given(reference: NamedModel, findings: Findings) -> None:
     """Check a reference that the recipe names by its folder; a hub model is known by its commit."""
     folder = reference.folder
     if not folder.is_absolute():

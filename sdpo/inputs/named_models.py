@@ -5,7 +5,6 @@ another gets the text in its own tokens, which only objectives on summed log-pro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import RunConfig, TrainingConfig
@@ -14,24 +13,12 @@ from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import tokenizer_digest, vocabulary_digest
 from sdpo.inputs.locate import model_folder, model_name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceModel:
-    """A reference model is one that the recipe names.
-
-    ``tokenizer`` is the digest of its own, where it cuts text into other tokens than the run's; it
-    is empty where both have one vocabulary.
-    """
-
-    folder: Path
-    digest: str
-    tokenizer: str
+from sdpo.model_names import NamedModel
 
 
 def locate_references(
     config: RunConfig, *, model: Path, cache: Path
-) -> tuple[RunConfig, dict[tuple[str, str], ReferenceModel], dict[str, str]]:
+) -> tuple[RunConfig, dict[tuple[str, str], NamedModel], dict[str, str]]:
     """Locate the reference models that ``config`` names.
 
     Returns ``config`` with them located; the models by name and revision; and their digests by
@@ -41,7 +28,7 @@ def locate_references(
         ModelError: one is not there, or is no model folder.
         ConfigError: one has another vocabulary, and the objective needs log-probs per token.
     """
-    found: dict[tuple[str, str], ReferenceModel] = {}
+    found: dict[tuple[str, str], NamedModel] = {}
     inputs: dict[str, str] = {}
 
     def locate(training: TrainingConfig, where: str) -> dict[str, str]:
@@ -54,7 +41,9 @@ def locate_references(
         )
         folder = model_folder(given, cache=cache, where=f"{where}.reference_model")
         key = model_name(given, folder)
-        found[key["name_or_path"], key["revision"]] = reference = _reference_model(folder, model)
+        found[key["name_or_path"], key["revision"]] = reference = _reference_model(
+            key["name_or_path"], folder, model
+        )
         inputs[f"reference.{where}"] = reference.digest
         if reference.tokenizer:
             inputs[f"reference.{where}.tokenizer"] = reference.tokenizer
@@ -80,17 +69,26 @@ def locate_references(
     return located, found, inputs
 
 
-def _reference_model(folder: Path, model: Path) -> ReferenceModel:
+def _reference_model(given: str, folder: Path, model: Path) -> NamedModel:
     same = vocabulary_digest(folder) == vocabulary_digest(model)
-    return ReferenceModel(
+    return NamedModel(
+        name=_short_name(given),
         folder=folder,
         digest=model_digest(folder),
         tokenizer="" if same else tokenizer_digest(folder),
     )
 
 
+def _short_name(model: str) -> str:
+    """Return a hub model's name, a folder's, or ``<run>/step-<t>`` for a model of a run."""
+    path = Path(model)
+    if not path.is_absolute():
+        return model
+    return "/".join(path.parts[-3:-1]) if path.name == "model" else path.name
+
+
 def _check_vocabulary(
-    training: TrainingConfig, references: Mapping[tuple[str, str], ReferenceModel], where: str
+    training: TrainingConfig, references: Mapping[tuple[str, str], NamedModel], where: str
 ) -> None:
     reference = references.get((training.reference_model, training.reference_revision))
     if effective_reference(training) != "model" or reference is None or not reference.tokenizer:
@@ -106,16 +104,17 @@ def _check_vocabulary(
 
 def stored_references(
     config: RunConfig, inputs: Mapping[str, str]
-) -> dict[tuple[str, str], ReferenceModel]:
+) -> dict[tuple[str, str], NamedModel]:
     """Return the references of a stored recipe, by the digests that it keeps; none is opened."""
     groups = {"training": config.training}
     groups |= {f"steps.{index}": step for index, step in enumerate(config.steps)}
-    found: dict[tuple[str, str], ReferenceModel] = {}
+    found: dict[tuple[str, str], NamedModel] = {}
     for where, group in groups.items():
         name = f"reference.{where}"
         if name in inputs:
             model, revision = group.reference_model, group.reference_revision
-            found[model, revision] = ReferenceModel(
+            found[model, revision] = NamedModel(
+                name=_short_name(model),
                 folder=Path(model),
                 digest=inputs[name],
                 tokenizer=inputs.get(f"{name}.tokenizer", ""),

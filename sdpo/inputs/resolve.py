@@ -17,8 +17,9 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template, has_chat_template, tokenizer_digest
 from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
-from sdpo.inputs.named_models import ReferenceModel, locate_references
+from sdpo.inputs.named_models import locate_references
 from sdpo.inputs.plugins import named_plugins
+from sdpo.model_names import NamedModel
 from sdpo.system import machine
 from sdpo.system.files import file_digest
 from sdpo.system.nearby import did_you_mean
@@ -44,7 +45,7 @@ class Resolved:
     model: Path
     inputs: Mapping[str, str]
     has_template: bool
-    references: Mapping[tuple[str, str], ReferenceModel] = field(default_factory=dict)
+    references: Mapping[tuple[str, str], NamedModel] = field(default_factory=dict)
 
 
 def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:

@@ -17,6 +17,7 @@ from sdpo.config import (
 from sdpo.config.precision import TorchName
 from sdpo.data.planned import Planned, StepData
 from sdpo.errors import Fault
+from sdpo.model_names import NamedModel
 from sdpo.store.budget import Budget
 from sdpo.store.evaluations import TaskFacts
 
@@ -200,23 +201,13 @@ class StepSpec(Spec):
         return self.run / self.name
 
 
-class NamedFolder(BaseModel):
-    """A model is given by its name, its folder and the digest by which it is known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    folder: Path
-    digest: str
-
-
 class KlSpec(Spec):
     """Sample from a model, and measure KL to others along the samples."""
 
     uses_device: ClassVar[bool] = True
     kind: Literal["kl"] = "kl"
-    policy: NamedFolder
-    others: list[NamedFolder]
+    policy: NamedModel
+    others: list[NamedModel]
     base: Path
     """This is the folder of the base model, whose tokenizer is used."""
     tokens: Path
@@ -265,7 +256,7 @@ class EvaluateSpec(Spec):
 
     uses_device: ClassVar[bool] = True
     kind: Literal["evaluate"] = "evaluate"
-    policy: NamedFolder
+    policy: NamedModel
     base: Path
     bf16: bool
     asked: Asked

@@ -20,8 +20,9 @@ from sdpo.events import EventWriter
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence
+from sdpo.model_names import NamedModel
 from sdpo.processes.stage_results import KlResult
-from sdpo.processes.stage_specs import KlSpec, NamedFolder
+from sdpo.processes.stage_specs import KlSpec
 from sdpo.scoring.divergence import Divergence, divergence
 from sdpo.scoring.probes import end_tokens
 from sdpo.scoring.sampling import Completion, Prompt, sample
@@ -94,7 +95,7 @@ def run(spec: KlSpec, events: EventWriter) -> KlResult:
     return KlResult(timings_s=timings.rounded())
 
 
-def _load(spec: KlSpec, named: NamedFolder, events: EventWriter) -> "PreTrainedModel":
+def _load(spec: KlSpec, named: NamedModel, events: EventWriter) -> "PreTrainedModel":
     """Return a model of the run, known by its digest, with a head whose log-probs were checked.
 
     Raises:

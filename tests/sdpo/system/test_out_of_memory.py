@@ -15,7 +15,7 @@ from sdpo.errors import Fault, LowMemoryError
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.sequence_scorer import SequenceScorer
-from sdpo.processes.stage_specs import NamedFolder
+from sdpo.model_names import NamedModel
 from sdpo.scoring.divergence import divergence
 from sdpo.scoring.sampling import Prompt, sample
 from sdpo.stages import kl
@@ -227,7 +227,7 @@ def test_states_of_the_optimizer_that_never_fit_are_a_fault_that_says_what_helps
 
 def kl_load(folder: Path):
     tiny_llama().save_pretrained(folder)
-    named = NamedFolder(name="M_1", folder=folder, digest=model_digest(folder))
+    named = NamedModel(name="M_1", folder=folder, digest=model_digest(folder))
     spec = SimpleNamespace(launch=LaunchConfig(device="cpu"), model=ModelConfig(name_or_path="x"))
     return kl._load(spec, named, EventWriter(None))
 
