@@ -5,6 +5,7 @@
 paths are of a machine that is gone.
 """
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from sdpo.events import Event
 from sdpo.history.extend import extend_run
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
+from sdpo.stats.gamma import gamma_view
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import pairs_of_steps, read_probe
 
 ARCHIVE = Path(__file__).parent / "old_runs" / "0.1.tar.gz"
 
@@ -40,6 +43,21 @@ def test_an_old_run_is_whole(old: RunFolder) -> None:
     assert not found.faults
     assert any("the base model is not at" in note for note in found.notes)
     assert old.complete_steps() == [1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_gamma_of_an_old_run_is_what_it_wrote_field_by_field(old: RunFolder, step: int) -> None:
+    said = old.record(f"gamma-{step}").identity
+    tables = {f"M_{model}": read_probe(old, model, last=step) for model in range(step + 1)}
+    options = {name: said[name] for name in ("step", "beta", "resamples", "seed")}
+    rows = gamma_view(tables, sizes=pairs_of_steps(old), **options)
+
+    def told(text: str) -> str:
+        """Names and their order count, and numbers up to what another machine adds otherwise."""
+        return str(json.loads(text, parse_float=lambda digits: round(float(digits), 9)))
+
+    now = json.dumps([row.as_json() for row in rows])
+    assert told(now) == told((old.step(step) / "gamma.json").read_text(encoding="utf-8"))
 
 
 def test_the_replay_of_an_old_step_is_refused_in_one_line_since_rows_are_read_by_newer_rules(

@@ -17,12 +17,12 @@ from flows.show.status import doing, in_detail, in_short
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError
+from sdpo.stats.kl import KlRow
 from sdpo.store.origin import Origin
-from sdpo.store.recorded import of_known_form
+from sdpo.store.recorded import of_known_form, read_rows
 from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.store.run_status import RunStatus, read_status
-from sdpo.system.files import read_json
 from sdpo.system.streams import visible
 
 _LOOK_S = 2.0
@@ -169,19 +169,18 @@ def _origin(origin: Origin | None) -> str:
 def _made_with(run: RunFolder, record: StepRecord) -> dict[str, str]:
     """Return a step's objective, reference and target, and how far its model moved: KL in nats."""
     said = record.models
-    row = {"objective": "sft" if record.kind == "supervised" else describe(record.training)}
-    row |= {role: said[role].name if role in said else "" for role in ("reference", "target")}
+    cells = {"objective": "sft" if record.kind == "supervised" else describe(record.training)}
+    cells |= {role: said[role].name if role in said else "" for role in ("reference", "target")}
     view = run.step(record.step) / "kl.json"
-    entries = read_json(view) if view.is_file() else []
     found = {
-        entry["against"]: entry["per_sequence"]["kl"]["mean"]
-        for entry in entries
-        if entry["sampler"] == EXACT
+        row.against: row.per_sequence["kl"].mean
+        for row in read_rows(view, KlRow)
+        if row.sampler == EXACT
     }
     for title, against in (("KL previous", record.step - 1), ("KL S", 0)):
         value = found.get(f"M_{against}")
-        row[title] = "" if value is None else f"{value:.3f}"
-    return row
+        cells[title] = "" if value is None else f"{value:.3f}"
+    return cells
 
 
 def _step_row(run: RunFolder, number: int) -> Row:

@@ -6,6 +6,8 @@ from typing import Any
 
 from flows.show.console import Cell, Row
 from sdpo.promotion.judge import Judgement
+from sdpo.stats.gamma_rows import GammaRow
+from sdpo.store.recorded import read_rows
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 
@@ -37,15 +39,15 @@ def gamma_rows(run: Path) -> list[Row]:
         return []
     return [
         {
-            "model": entry["model"],
-            "probe": entry["probe"],
-            "pairs": entry["pairs"],
-            "mean gamma": _rounded(entry["mean"]),
-            "se": _rounded(entry["se"]),
-            "ranking": _rounded(entry["ranking_accuracy"]),
-            "vs S": _rounded(entry.get("accuracy_vs_S")),
+            "model": row.model,
+            "probe": row.probe,
+            "pairs": row.pairs,
+            "mean gamma": _rounded(row.mean),
+            "se": _rounded(row.se),
+            "ranking": _rounded(row.ranking_accuracy),
+            "vs S": _rounded(row.accuracy_vs_S),
         }
-        for entry in read_json(views[-1])
+        for row in read_rows(views[-1], GammaRow)
     ]
 
 

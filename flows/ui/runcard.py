@@ -2,16 +2,16 @@
 
 import base64
 from pathlib import Path
-from typing import Any
 
 from flows.show.console import Row
 from flows.ui.folder import report_link
 from sdpo.report import Summary
 from sdpo.report.gamma_figures import Figure, alone
 from sdpo.report.tables import Table, interval, number, short
+from sdpo.stats.gamma_rows import GammaRow
 from sdpo.store.model_card import LineageEntry, lineage
+from sdpo.store.recorded import read_rows
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json
 
 
 def gamma_ref_rows(run: Path) -> list[Row]:
@@ -25,26 +25,22 @@ def gamma_ref_rows(run: Path) -> list[Row]:
     for step in folder.complete_steps():
         path = folder.step(step) / "gamma.json"
         if step and path.is_file():
-            entries = [e for e in read_json(path) if e["model"] == f"M_{step - 1}"]
-            whole = {entry["probe"] for entry in entries if entry.get("whole")}
-            rows += [
-                _gamma_row(step, entry)
-                for entry in entries
-                if entry.get("whole") or entry["probe"] not in whole
-            ]
+            found = [row for row in read_rows(path, GammaRow) if row.model == f"M_{step - 1}"]
+            whole = {row.probe for row in found if row.whole}
+            rows += [_gamma_row(step, row) for row in found if row.whole or row.probe not in whole]
     return rows
 
 
-def _gamma_row(step: int, entry: dict[str, Any]) -> Row:
+def _gamma_row(step: int, row: GammaRow) -> Row:
     return {
         "step": step,
-        "model": "S" if step == 1 else entry["model"],
-        "probe": entry["probe"],
-        "pairs": entry["pairs"],
-        "which pairs": "all" if entry.get("whole") else "a sample",
-        "mean gamma (nats)": number(entry["mean"]),
-        "95% interval": interval(entry["mean_low"], entry["mean_high"]),
-        "gamma > 0": number(entry["ranking_accuracy"], digits=3),
+        "model": "S" if step == 1 else row.model,
+        "probe": row.probe,
+        "pairs": row.pairs,
+        "which pairs": "all" if row.whole else "a sample",
+        "mean gamma (nats)": number(row.mean),
+        "95% interval": interval(row.mean_low, row.mean_high),
+        "gamma > 0": number(row.ranking_accuracy, digits=3),
     }
 
 

@@ -23,10 +23,12 @@ from sdpo.report.numbers import measure_run
 from sdpo.report.summary import summarise
 from sdpo.report.tables import Table, reserve_table
 from sdpo.report.tables_of_steps import steps_table
-from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.stats.gamma import RESERVE
+from sdpo.stats.gamma_rows import GammaRow
 from sdpo.store.origin import origin_chain
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
+from sdpo.system.json_values import Json
 from sdpo.system.streams import visible
 
 if TYPE_CHECKING:
@@ -148,7 +150,7 @@ class Run:
         """
         numbers = measure_run(load_run(self.path))
         named = pa.schema([("model", pa.int64()), ("source", pa.string()), *_MEASURED])
-        rows = [
+        rows: list[dict[str, Json]] = [
             {"model": model, "source": None, **_flat(entry)}
             for model, entry in sorted(numbers.reserve.items())
         ]
@@ -278,14 +280,14 @@ def _step(data: RunData, entry: Mapping[str, Any], *, pairs: int) -> Step:
     )
 
 
-def _flat(entry: Entry) -> dict[str, Any]:
-    start = entry["vs_S"] or {}
+def _flat(row: GammaRow) -> dict[str, Json]:
+    start = row.vs_S
     change = {
-        "change_from_S": start.get("mean"),
-        "change_from_S_low": start.get("low"),
-        "change_from_S_high": start.get("high"),
+        "change_from_S": start and start.mean,
+        "change_from_S_low": start and start.low,
+        "change_from_S_high": start and start.high,
     }
-    return {name: entry[name] for name in _MEASURED.names if name not in change} | change
+    return {name: getattr(row, name) for name in _MEASURED.names if name not in change} | change
 
 
 def _html_table(table: Table) -> str:

@@ -63,7 +63,8 @@ def _nodes(context: Context, step: int, training: TrainingConfig) -> list[Node]:
         for name, target in zip(KL_FILES, targets, strict=True):
             with publish_file(target) as temporary:
                 shutil.copyfile(spec.out / name, temporary)
-        write_json(view, kl_view(pq.read_table(targets[0]), model=spec.policy.name, **options))
+        found = kl_view(pq.read_table(targets[0]), model=spec.policy.name, **options)
+        write_json(view, [row.as_json() for row in found])
         return Made({"cached": spec.out.name}, [*targets, view])
 
     models = tuple(f"step-{number}" for number in (step, step - 1, 0))

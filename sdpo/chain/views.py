@@ -45,7 +45,8 @@ def write_gamma(context: Context, step: int) -> Node:
         tables = {f"M_{k}": read_probe(run, k, last=step) for k in range(step + 1)}
         sizes = pairs_of_steps(run)
         target = run.step(step) / "gamma.json"
-        write_json(target, gamma_view(tables, sizes=sizes, **options))
+        rows = gamma_view(tables, sizes=sizes, **options)
+        write_json(target, [row.as_json() for row in rows])
         return Made({}, [target])
 
     return Node(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sdpo.errors import UserError
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
-from sdpo.store.recorded import check_recorded, whole_steps
+from sdpo.stats.gamma_rows import GammaRow
+from sdpo.store.recorded import check_recorded, read_rows, whole_steps
 from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
@@ -164,11 +165,10 @@ def _gamma(run: RunFolder, number: int) -> Flat:
     path = run.step(number) / "gamma.json"
     if not check_recorded(run, f"gamma-{number}", path):
         return {}
-    entries = read_json(path)
     return {
-        f"{entry['probe']}: {name}": _rounded(entry.get(name))
-        for entry in entries
-        if entry["model"] == f"M_{number}"
+        f"{row.probe}: {name}": _rounded(getattr(row, name))
+        for row in read_rows(path, GammaRow)
+        if row.model == f"M_{number}"
         for name in _GAMMA
     }
 

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from sdpo.errors import IntegrityError, SdpoError
 from sdpo.identity.differences import differences
 from sdpo.identity.model_digest import tensor_entries
 from sdpo.identity.payloads import changes
-from sdpo.store.recorded import check_recorded
+from sdpo.stats.gamma_rows import GammaRow
+from sdpo.store.recorded import check_recorded, read_rows
 from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json
 
 MetricLine = dict[str, float]
 """A line of ``metrics.jsonl``."""
@@ -75,7 +75,9 @@ def _results(old: RunFolder, new: RunFolder, before: StepRecord, after: StepReco
             f"{_weights(old.model(step), new.model(step))}"
         )
     lines += _curves(*(metrics_of(run.step(step) / "metrics.jsonl") for run in (old, new)))
-    lines += _gammas(*(_gamma(run.step(step) / "gamma.json") for run in (old, new)), step=step)
+    lines += _gammas(
+        *(read_rows(run.step(step) / "gamma.json", GammaRow) for run in (old, new)), step=step
+    )
     return lines
 
 
@@ -127,15 +129,10 @@ def _curves(old: list[MetricLine], new: list[MetricLine]) -> list[str]:
     ]
 
 
-def _gamma(path: Path) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-    return entries
-
-
-def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) -> list[str]:
+def _gammas(old: list[GammaRow], new: list[GammaRow], *, step: int) -> list[str]:
     """Return a line per probe on which M_step has other numbers, with their 95% intervals."""
     before, after = (
-        {(e["probe"], bool(e.get("whole"))): e for e in side if e["model"] == f"M_{step}"}
+        {(row.probe, row.whole): row for row in side if row.model == f"M_{step}"}
         for side in (old, new)
     )
     lines = []
@@ -143,22 +140,22 @@ def _gammas(old: list[dict[str, Any]], new: list[dict[str, Any]], *, step: int) 
         moved = [
             f"{words} {_moved(before[key], after[key], name)}"
             for name, words in _GAMMA.items()
-            if before[key].get(name) != after[key].get(name)
+            if getattr(before[key], name) != getattr(after[key], name)
         ]
         if moved:
             lines.append(f"gamma of M_{step} on {key[0]}: {', '.join(moved)}")
     return lines
 
 
-def _moved(before: dict[str, Any], after: dict[str, Any], name: str) -> str:
+def _moved(before: GammaRow, after: GammaRow, name: str) -> str:
     """Return two numbers as a person reads them, and their difference, however small it is."""
-    old, new = before.get(name), after.get(name)
-    told = " -> ".join(_with_interval(entry, name) for entry in (before, after))
+    old, new = getattr(before, name), getattr(after, name)
+    told = " -> ".join(_with_interval(row, name) for row in (before, after))
     return told if old is None or new is None else f"{told} ({new - old:+.2g})"
 
 
-def _with_interval(entry: dict[str, Any], name: str) -> str:
-    value, low, high = (entry.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+def _with_interval(row: GammaRow, name: str) -> str:
+    value, low, high = (getattr(row, key, None) for key in (name, f"{name}_low", f"{name}_high"))
     if value is None:
         return "none"
     return f"{value:.4g}" if low is None else f"{value:.4g} [{low:.3g}, {high:.3g}]"

@@ -23,15 +23,14 @@ from sdpo.config import Group, ProbeConfig
 from sdpo.config.annotations import SHARE, Unit
 from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
+from sdpo.stats.bootstrap import Floats, bootstrap_means
+from sdpo.stats.contamination import CONTAMINATION_NATS, contamination
 from sdpo.stats.gamma import (
-    CONTAMINATION_NATS,
     RESERVE,
-    Floats,
     Measured,
-    bootstrap_means,
-    contamination,
     split_probes,
 )
+from sdpo.stats.gamma_rows import Contamination
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import planned, read_probe
 
@@ -316,17 +315,17 @@ def _overlap_limit(overlap: tuple[int, int], settings: GateSettings) -> Check:
     )
 
 
-def _contamination_limit(gap: Mapping[str, Any] | None, settings: GateSettings) -> Check:
+def _contamination_limit(gap: Contamination | None, settings: GateSettings) -> Check:
     if gap is None:
         passed, why = True, "the current model is S, or no new pair has a source with a reserve"
     else:
-        limit = max(settings.contamination_gap_max_nats, gap["reserve_mean"])
-        surely = gap["low"] is not None and gap["low"] > 0
-        passed = not (surely and gap["gap"] > limit)
+        limit = max(settings.contamination_gap_max_nats, gap.reserve_mean)
+        surely = gap.low is not None and gap.low > 0
+        passed = not (surely and gap.gap > limit)
         why = (
-            f"before it trained on them the model had moved {gap['mean']:.3f} nats away from S on "
-            f"the new pairs and {gap['reserve_mean']:.3f} on the reserve: a gap of "
-            f"{_with_interval({'estimate': gap['gap'], 'low': gap['low'], 'high': gap['high']})}; "
+            f"before it trained on them the model had moved {gap.mean:.3f} nats away from S on "
+            f"the new pairs and {gap.reserve_mean:.3f} on the reserve: a gap of "
+            f"{_with_interval({'estimate': gap.gap, 'low': gap.low, 'high': gap.high})}; "
             f"the limit is {limit:g}"
         )
     return Check(check="contamination", scope="new pairs", passed=passed, why=why)

@@ -11,7 +11,8 @@ from typing import Literal
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
 from sdpo.report.tables import count, interval, model_name, number, percent, probe_name
-from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.stats.gamma import RESERVE
+from sdpo.stats.gamma_rows import Difference
 
 SMALL_PROBE = 200
 """Below this many pairs a probe is called small."""
@@ -49,16 +50,17 @@ def verdict(data: RunData, numbers: Numbers) -> Verdict:
     if last < 1 or not data.steps:
         return Verdict(_unfinished(data), "open", ("Nothing can be compared yet.",))
     changes = [
-        (step, entry["vs_S"])
+        (step, row.vs_S)
         for step in range(2, last + 2)
-        if (entry := numbers.entries.get((step - 1, f"D_{step}")))
+        if (row := numbers.entries.get((step - 1, f"D_{step}"))) and row.vs_S
     ]
-    sentences = [_gamma_sentence(data, numbers, step) for step, _ in changes]
-    accuracy = numbers.reserve[last]["vs_S"] if last in numbers.reserve else None
+    sentences = [_gamma_sentence(data, numbers, step, change) for step, change in changes]
+    accuracy = numbers.reserve[last].vs_S if last in numbers.reserve else None
     sentences.append(_accuracy_sentence(numbers, last, accuracy))
     if data.done < len(data.steps):
         sentences.insert(0, _unfinished(data))
-    if numbers.before.get(2, {}).get("warning"):
+    before = numbers.before.get(2)
+    if before and before.warning:
         headline = "No conclusion: M_1 may have seen D_2, so the rise of its γ_ref shows nothing."
         return Verdict(headline, "bad", tuple(sentences))
     headline, tone = _headline(changes[0][1] if changes else None, accuracy, last)
@@ -91,7 +93,7 @@ def direction(low: float | None, high: float | None, *, pairs: int) -> Direction
     return "rose" if low > 0 else "fell"
 
 
-def _headline(gamma: Entry | None, accuracy: Entry | None, last: int) -> tuple[str, Tone]:
+def _headline(gamma: Difference | None, accuracy: Difference | None, last: int) -> tuple[str, Tone]:
     on_d2 = _gamma_direction(gamma) if gamma else None
     on_reserve = _accuracy_direction(accuracy)
     accuracies: dict[Direction, str] = {
@@ -124,16 +126,15 @@ def _headline(gamma: Entry | None, accuracy: Entry | None, last: int) -> tuple[s
     return "The effect did not appear: " + both.format("and"), "bad"
 
 
-def _gamma_direction(difference: Entry) -> Direction:
-    return direction(difference["low"], difference["high"], pairs=difference["pairs"])
+def _gamma_direction(difference: Difference) -> Direction:
+    return direction(difference.low, difference.high, pairs=difference.pairs)
 
 
-def _accuracy_direction(difference: Entry | None) -> Direction:
+def _accuracy_direction(difference: Difference | None) -> Direction:
     if not difference:
         return "unknown"
-    name = "ranking_accuracy_change"
-    low, high = difference[f"{name}_low"], difference[f"{name}_high"]
-    return direction(low, high, pairs=difference["pairs"])
+    low, high = difference.ranking_accuracy_change_low, difference.ranking_accuracy_change_high
+    return direction(low, high, pairs=difference.pairs)
 
 
 def _unfinished(data: RunData) -> str:
@@ -144,12 +145,11 @@ def _unfinished(data: RunData) -> str:
     return f"Unfinished: {data.done} of {len(data.steps)} steps are complete."
 
 
-def _gamma_sentence(data: RunData, numbers: Numbers, step: int) -> str:
+def _gamma_sentence(data: RunData, numbers: Numbers, step: int, change: Difference) -> str:
     name = model_name(step - 1)
     is_reference = data.model_name(step, "reference") == name
     what = f"{name}, the {'reference of' if is_reference else 'model before'} step {step},"
     now, before = numbers.entries[step - 1, f"D_{step}"], numbers.entries[0, f"D_{step}"]
-    change = now["vs_S"]
     verb = {
         "rose": f"{what} favours the chosen answers more than S",
         "fell": f"{what} favours the chosen answers less than S",
@@ -157,25 +157,30 @@ def _gamma_sentence(data: RunData, numbers: Numbers, step: int) -> str:
         "unknown": f"Too few pairs to compare {what} with S",
     }[_gamma_direction(change)]
     return (
-        f"{verb}: mean γ on D_{step} is {number(before['mean'])} nats under S and "
-        f"{number(now['mean'])} under {name}, a change of {number(change['mean'], signed=True)} "
-        f"{interval(change['low'], change['high'])} over {count(change['pairs'])} pairs, before "
+        f"{verb}: mean γ on D_{step} is {number(before.mean)} nats under S and "
+        f"{number(now.mean)} under {name}, a change of {number(change.mean, signed=True)} "
+        f"{interval(change.low, change.high)} over {count(change.pairs)} pairs, before "
         f"step {step} trained on any of them."
     )
 
 
-def _accuracy_sentence(numbers: Numbers, last: int, difference: Entry | None) -> str:
+def _accuracy_sentence(numbers: Numbers, last: int, difference: Difference | None) -> str:
     if not difference:
         return "There is no reserve, so nothing says whether accuracy rose on unseen prompts."
     now, before = numbers.reserve[last], numbers.reserve[0]
-    name = "ranking_accuracy_change"
-    points = interval(difference[f"{name}_low"], difference[f"{name}_high"], digits=1, scale=100)
+    low, high = difference.ranking_accuracy_change_low, difference.ranking_accuracy_change_high
+    points = interval(low, high, digits=1, scale=100)
+    rise = number(_scaled(difference.ranking_accuracy_change), digits=1, signed=True)
     return (
-        f"Ranking accuracy on the reserve went from {percent(before['ranking_accuracy'])} under S "
-        f"to {percent(now['ranking_accuracy'])} under {model_name(last)}, "
-        f"{number(100 * difference[name], digits=1, signed=True)} points {points} over "
-        f"{count(difference['pairs'])} pairs; γ rose on {percent(difference['accuracy'])} of them."
+        f"Ranking accuracy on the reserve went from {percent(before.ranking_accuracy)} under S "
+        f"to {percent(now.ranking_accuracy)} under {model_name(last)}, "
+        f"{rise} points {points} over "
+        f"{count(difference.pairs)} pairs; γ rose on {percent(difference.accuracy)} of them."
     )
+
+
+def _scaled(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _lineage(data: RunData) -> Iterator[Caveat]:
@@ -218,12 +223,12 @@ def _references(data: RunData) -> Iterator[Caveat]:
 
 def _contamination(numbers: Numbers) -> Iterator[Caveat]:
     for step, gap in numbers.before.items():
-        if gap["warning"]:
+        if gap.warning:
             yield Caveat(
-                f"{gap['model']} may have seen D_{step} before step {step}",
-                f"From S it moved by {number(gap['mean'], signed=True)} nats on D_{step} but by "
-                f"{number(gap['reserve_mean'], signed=True)} on the reserve of the same sources: "
-                f"a gap of {number(gap['gap'])} {interval(gap['low'], gap['high'])} where 0 is "
+                f"{gap.model} may have seen D_{step} before step {step}",
+                f"From S it moved by {number(gap.mean, signed=True)} nats on D_{step} but by "
+                f"{number(gap.reserve_mean, signed=True)} on the reserve of the same sources: "
+                f"a gap of {number(gap.gap)} {interval(gap.low, gap.high)} where 0 is "
                 f"expected. γ_ref on D_{step} is then no evidence of a better reference.",
             )
 
@@ -256,7 +261,8 @@ def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
         step = plan["step"]
         measured, lengths = numbers.references.get(step), plan.get("lengths", {})
         sides = [lengths.get(f"{side}_truncated", 0.0) for side in ("chosen", "rejected")]
-        share = measured["truncated_share"] if measured else max(sides)
+        share = measured.truncated_share if measured else None
+        share = max(sides) if share is None else share
         if share > TRUNCATED_SHARE:
             yield Caveat(
                 f"{percent(share)} of D_{step} is truncated",
@@ -277,7 +283,7 @@ def _gates(data: RunData) -> Iterator[Caveat]:
 
 
 def _small_probes(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
-    sizes = {probe: numbers.entries[0, probe]["pairs"] for probe in numbers.probes}
+    sizes = {probe: numbers.entries[0, probe].pairs for probe in numbers.probes}
     if data.plan and sizes:
         empty = (name for name, pairs in data.plan.get("reserve", {}).items() if not pairs)
         sizes |= {f"{RESERVE}{name}": 0 for name in empty}

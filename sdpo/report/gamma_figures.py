@@ -11,7 +11,8 @@ from sdpo.report import figures
 from sdpo.report.figures import Estimate
 from sdpo.report.numbers import Numbers
 from sdpo.report.tables import model_name, number, percent, probe_name
-from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.stats.gamma import RESERVE
+from sdpo.stats.gamma_rows import Difference, GammaRow
 
 _MARGIN = 10
 """A figure that stands alone has so much free space around it."""
@@ -63,8 +64,8 @@ def gamma_figures(numbers: Numbers) -> list[Figure]:
     return [figure for figure in drawn if figure.drawing]
 
 
-Groups = list[tuple[str, dict[int, Entry]]]
-"""Groups are named probes, each with the entry of every model."""
+Groups = list[tuple[str, dict[int, GammaRow]]]
+"""Groups are named probes, each with the row of every model."""
 
 MEAN = ("mean", "mean_low", "mean_high")
 ACCURACY = ("ranking_accuracy", "ranking_accuracy_low", "ranking_accuracy_high")
@@ -72,7 +73,7 @@ CHANGE = ("mean", "low", "high")
 ACCURACY_CHANGE = tuple(f"ranking_accuracy_change{end}" for end in ("", "_low", "_high"))
 
 
-def _of_probe(numbers: Numbers, probe: str) -> dict[int, Entry]:
+def _of_probe(numbers: Numbers, probe: str) -> dict[int, GammaRow]:
     return {model: entry for (model, of), entry in numbers.entries.items() if of == probe}
 
 
@@ -90,9 +91,9 @@ def _estimates(
     for title, entries in groups:
         drawn = []
         for model, entry in entries.items():
-            values = entry["vs_S"] if change else entry
+            values: GammaRow | Difference | None = entry.vs_S if change else entry
             if values:
-                value, low, high = (values[key] for key in keys)
+                value, low, high = (getattr(values, key) for key in keys)
                 drawn.append(Estimate(model, model_name(model), value, low, high, text(value)))
         rows.append((title, drawn))
     shown = [(title, drawn) for title, drawn in rows if drawn]

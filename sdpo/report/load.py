@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.objectives import objective_facts
-from sdpo.store.recorded import check_recorded
+from sdpo.stats.kl import KlRow
+from sdpo.store.recorded import check_recorded, read_rows
 from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import pairs_of_steps, probes_of, read_probe
@@ -50,7 +51,7 @@ class RunData:
     completions: dict[str, list[JsonObject]]
     metrics: dict[int, list[JsonObject]]
     records: dict[int, StepRecord]
-    kl: dict[int, list[JsonObject]]
+    kl: dict[int, list[KlRow]]
     references: dict[int, pa.Table]
     sources: tuple[SourceFacts, ...]
     rejected: tuple[Rejected, ...]
@@ -148,7 +149,7 @@ def load_run(path: Path) -> RunData:
         },
         metrics={n: list(_json_lines(folder.step(n) / "metrics.jsonl")) for n in numbers},
         records=records,
-        kl={n: read_json(path) for n in numbers if (path := folder.step(n) / "kl.json").is_file()},
+        kl={n: rows for n in numbers if (rows := read_rows(folder.step(n) / "kl.json", KlRow))},
         references={n: pq.read_table(folder.step(n) / "reference.parquet") for n in others},
         sources=tuple(prepared.read_outputs(DataOutputs).sources) if prepared else (),
         rejected=_rejected(folder.rejected),

@@ -12,21 +12,21 @@ import pyarrow.compute as pc
 
 from sdpo.model_names import ModelName
 from sdpo.report.load import RunData
+from sdpo.stats.contamination import contamination
 from sdpo.stats.gamma import (
     RESERVE,
-    Entry,
     Measured,
-    contamination,
     gamma_view,
     other_reference_entry,
     reference_entry,
     split_probes,
 )
+from sdpo.stats.gamma_rows import Contamination, GammaRow, ProbeRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """The report's numbers are entries as in ``gamma.json``.
+    """The report's numbers are rows as in ``gamma.json``.
 
     entries: by (model number, probe), on reserves and samples. references: by step, its reference
     on D_t (M_{t-1} where it has none), whole where the step's objective reads one. reserve: by
@@ -35,11 +35,11 @@ class Numbers:
     step, prompts of D_t that are in the reserve as well.
     """
 
-    entries: dict[tuple[int, str], Entry]
-    references: dict[int, Entry]
-    reserve: dict[int, Entry]
-    before: dict[int, Entry]
-    after: dict[int, Entry]
+    entries: dict[tuple[int, str], GammaRow]
+    references: dict[int, ProbeRow]
+    reserve: dict[int, GammaRow]
+    before: dict[int, Contamination]
+    after: dict[int, Contamination]
     samples: dict[tuple[int, str], Measured]
     reserve_overlap: dict[int, int]
 
@@ -66,7 +66,7 @@ def measure_run(data: RunData) -> Numbers:
     pooled = gamma_view(_pooled(data), step=last, beta=beta, resamples=resamples, seed=seed)
     split = [split_probes(table) for table in data.probes.values()]
     steps = [step["step"] for step in data.steps]
-    references = {
+    references: dict[int, ProbeRow] = {
         step: entry
         for step in steps
         if step <= last + 1
@@ -95,7 +95,7 @@ def measure_run(data: RunData) -> Numbers:
     }
     # The view's first entry may be the reference on D_t whole; its sample comes later and stays.
     return Numbers(
-        entries={(_number(e), e["probe"]): e for e in sorted(view, key=_number)},
+        entries={(_number(e), e.probe): e for e in sorted(view, key=_number)},
         references=references,
         reserve={_number(entry): entry for entry in pooled},
         before={step: gap for (step, model), gap in gaps.items() if model < step},
@@ -109,8 +109,8 @@ def measure_run(data: RunData) -> Numbers:
     )
 
 
-def _number(entry: Entry) -> int:
-    return ModelName.of(entry["model"]).step
+def _number(row: GammaRow) -> int:
+    return ModelName.of(row.model).step
 
 
 def _pooled(data: RunData) -> dict[str, pa.Table]:

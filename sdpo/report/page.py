@@ -178,9 +178,9 @@ def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
                 "model": model,
                 "name": model_name(model),
                 "there": model <= max(data.done, data.measured),
-                "accuracy": percent(entry["ranking_accuracy"]) if entry else "",
+                "accuracy": percent(entry.ranking_accuracy) if entry else "",
                 "made_by": data.steps[model - 1] if model else None,
-                "gamma_ref": f"{number(reference['mean'])} nats" if reference else "",
+                "gamma_ref": f"{number(reference.mean)} nats" if reference else "",
                 "models": _other_models(data, model),
             }
         )

@@ -5,7 +5,8 @@ from typing import Any
 
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
-from sdpo.stats.gamma import RESERVE, Entry
+from sdpo.stats.gamma import RESERVE
+from sdpo.stats.gamma_rows import Difference, GammaRow, ProbeRow
 from sdpo.store.records import GateFacts
 
 UNKNOWN = "–"
@@ -75,16 +76,17 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
     """Show every model's accuracies and implied reward margin on the reserve of all sources."""
     rows = []
     for model, entry in numbers.reserve.items():
-        start, moved = entry["vs_S"], _from_reference(data, model, entry)
+        start, moved = entry.vs_S, _from_reference(data, model, entry)
         beta = data.beta(model) if moved else None
-        margin = beta * moved["mean"] if moved and beta is not None else None
+        mean = moved.mean if moved else None
+        margin = None if beta is None or mean is None else beta * mean
         rows.append(
             (
                 model_name(model),
-                count(entry["pairs"]),
+                count(entry.pairs),
                 _accuracy(entry),
-                percent(entry["accuracy_vs_previous"]),
-                percent(entry["accuracy_vs_S"]),
+                percent(entry.accuracy_vs_previous),
+                percent(entry.accuracy_vs_S),
                 estimate(entry, "mean"),
                 change(start),
                 number(margin, digits=3, signed=True),
@@ -110,11 +112,10 @@ def reserve_table(data: RunData, numbers: Numbers) -> Table:
     )
 
 
-def _from_reference(data: RunData, model: int, entry: Entry) -> Entry | None:
+def _from_reference(data: RunData, model: int, row: GammaRow) -> Difference | None:
     """Return the change of gamma from the reference that the model was trained against."""
-    name = {"previous": "vs_previous", "base": "vs_S"}.get(data.choice(model, "reference"), "")
-    found: Entry | None = entry.get(name) if model else None
-    return found
+    known = {"previous": row.vs_previous, "base": row.vs_S}
+    return known.get(data.choice(model, "reference")) if model else None
 
 
 def sources_table(numbers: Numbers) -> Table:
@@ -127,16 +128,16 @@ def sources_table(numbers: Numbers) -> Table:
                     (
                         probe_name(probe),
                         model_name(model),
-                        count(entry["pairs"]),
+                        count(entry.pairs),
                         estimate(entry, "mean"),
-                        number(entry["sd"]),
-                        number(entry["quantiles"]["50"]),
-                        number(entry["per_token_mean"], digits=3),
+                        number(entry.sd),
+                        number(entry.quantiles.get("50")),
+                        number(entry.per_token_mean, digits=3),
                         _accuracy(entry),
-                        percent(entry["accuracy_vs_S"]),
-                        number(entry["length_correlation"]),
-                        percent(entry["truncated_share"]),
-                        number(entry["complete"]["mean"]),
+                        percent(entry.accuracy_vs_S),
+                        number(entry.length_correlation),
+                        percent(entry.truncated_share),
+                        number(entry.complete.mean if entry.complete else None),
                     )
                 )
     return Table(
@@ -172,14 +173,13 @@ def gaps_table(numbers: Numbers) -> Table:
                 rows.append(
                     (
                         f"D_{step}",
-                        f"{gap['model']}, {'before' if gap['before_training'] else 'after'} "
-                        f"step {step}",
-                        count(gap["pairs"]),
-                        count(gap["reserve_pairs"]),
-                        number(gap["mean"], signed=True),
-                        number(gap["reserve_mean"], signed=True),
-                        f"{number(gap['gap'], signed=True)} {interval(gap['low'], gap['high'])}",
-                        number(100 * gap["share_above_gap"], digits=1, signed=True),
+                        f"{gap.model}, {'before' if gap.before_training else 'after'} step {step}",
+                        count(gap.pairs),
+                        count(gap.reserve_pairs),
+                        number(gap.mean, signed=True),
+                        number(gap.reserve_mean, signed=True),
+                        f"{number(gap.gap, signed=True)} {interval(gap.low, gap.high)}",
+                        number(100 * gap.share_above_gap, digits=1, signed=True),
                     )
                 )
     return Table(
@@ -329,26 +329,25 @@ def probe_name(probe: str) -> str:
     return f"reserve of {probe.removeprefix(RESERVE)}" if probe.startswith(RESERVE) else probe
 
 
-def estimate(entry: Entry | None, name: str) -> str:
-    """Write a value of an entry with its interval."""
-    if not entry:
+def estimate(row: ProbeRow | None, name: str) -> str:
+    """Write a value of a row with its interval."""
+    if not row:
         return UNKNOWN
-    bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"])
-    return f"{number(entry[name])} {bounds}"
+    bounds = interval(getattr(row, f"{name}_low"), getattr(row, f"{name}_high"))
+    return f"{number(getattr(row, name))} {bounds}"
 
 
-def _accuracy(entry: Entry) -> str:
-    name = "ranking_accuracy"
-    bounds = interval(entry[f"{name}_low"], entry[f"{name}_high"], digits=1, scale=100)
-    return f"{percent(entry[name])} {bounds}"
+def _accuracy(row: ProbeRow) -> str:
+    low, high = row.ranking_accuracy_low, row.ranking_accuracy_high
+    return f"{percent(row.ranking_accuracy)} {interval(low, high, digits=1, scale=100)}"
 
 
-def change(difference: Entry | None) -> str:
+def change(difference: Difference | None) -> str:
     """Write a difference with its interval."""
     if not difference:
         return UNKNOWN
-    bounds = interval(difference["low"], difference["high"])
-    return f"{number(difference['mean'], signed=True)} {bounds}"
+    bounds = interval(difference.low, difference.high)
+    return f"{number(difference.mean, signed=True)} {bounds}"
 
 
 def _lengths(lengths: dict[str, Any]) -> tuple[str, str]:

@@ -1,12 +1,11 @@
 """Make the report's tables of steps: what each was made with and what came of it."""
 
-from typing import Any
-
 from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
 from sdpo.report.tables import UNKNOWN, Table, change, count, estimate, interval, number, percent
+from sdpo.stats.kl import Estimate, KlRow
 
 
 def steps_table(data: RunData, numbers: Numbers) -> Table:
@@ -23,7 +22,7 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
                 data.model_name(step, "target"),
                 count(plan["pairs"]),
                 estimate(reference, "mean"),
-                change(reference and reference["vs_S"]),
+                change(reference.vs_S if reference else None),
                 kl_cell(data, step, step - 1),
                 kl_cell(data, step, 0),
             )
@@ -84,15 +83,15 @@ def kl_table(data: RunData) -> Table:
     """Show every estimator of every KL that was measured."""
     rows = [
         (
-            f"{entry['model']} from {_shown(entry['against'])}",
-            "T = 1" if entry["sampler"] == EXACT else "T = 0.9, top-k 40",
-            count(entry["prompts"]),
-            *(_cell(entry, "per_sequence", name) for name in _estimators(entry)),
-            _cell(entry, "per_token", "kl" if entry["sampler"] == EXACT else "k1", digits=4),
-            percent(entry["unfinished_share"]),
+            f"{row.model} from {_shown(row.against)}",
+            "T = 1" if row.sampler == EXACT else "T = 0.9, top-k 40",
+            count(row.prompts),
+            *(_cell(row.per_sequence.get(name)) for name in _estimators(row)),
+            _cell(row.per_token["kl" if row.sampler == EXACT else "k1"], digits=4),
+            percent(row.unfinished_share),
         )
-        for _, entries in sorted(data.kl.items())
-        for entry in entries
+        for _, of_step in sorted(data.kl.items())
+        for row in of_step
     ]
     return Table(
         title="KL",
@@ -119,22 +118,21 @@ def kl_table(data: RunData) -> Table:
 
 def kl_cell(data: RunData, step: int, against: int) -> str:
     """Return KL(M_step||M_against) per completion with its interval."""
-    for entry in data.kl.get(step, []):
-        if (entry["against"], entry["sampler"]) == (f"M_{against}", EXACT):
-            return _cell(entry, "per_sequence", "kl")
+    for row in data.kl.get(step, []):
+        if (row.against, row.sampler) == (f"M_{against}", EXACT):
+            return _cell(row.per_sequence["kl"])
     return UNKNOWN
 
 
-def _estimators(entry: dict[str, Any]) -> tuple[str, ...]:
-    return ("kl", "k1", "k3") if entry["sampler"] == EXACT else ("", "k1", "")
+def _estimators(row: KlRow) -> tuple[str, ...]:
+    return ("kl", "k1", "k3") if row.sampler == EXACT else ("", "k1", "")
 
 
-def _cell(entry: dict[str, Any], scale: str, name: str, *, digits: int = 3) -> str:
-    if not name:
+def _cell(found: Estimate | None, *, digits: int = 3) -> str:
+    if found is None:
         return UNKNOWN
-    found = entry[scale][name]
-    bounds = interval(found["low"], found["high"], digits=digits)
-    return f"{number(found['mean'], digits=digits)} {bounds}"
+    bounds = interval(found.low, found.high, digits=digits)
+    return f"{number(found.mean, digits=digits)} {bounds}"
 
 
 def _shown(model: str) -> str:

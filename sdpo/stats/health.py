@@ -5,7 +5,7 @@ step k's sources (arXiv 2606.19744: an average can hide pairs that changed much,
 quartile of the margin that M_k had as well). Likelihood displacement is that the chosen answers
 become less likely together with the rejected ones, while the difference grows (arXiv 2410.08847).
 Lengths are those of completions of the same prompts (arXiv 2406.11817). Everything is read from
-what the run has measured anyway; intervals are those of :mod:`sdpo.stats.gamma`.
+what the run has measured anyway; intervals are those of :mod:`sdpo.stats.bootstrap`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpo.stats.gamma import Floats, Measured, bootstrap_means
+from sdpo.stats.bootstrap import Floats, bootstrap_means
+from sdpo.stats.gamma import Measured
 
 QUARTILES = (1, 2, 3, 4)
 

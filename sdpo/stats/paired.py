@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpo.stats.gamma import Floats, bootstrap_means
+from sdpo.stats.bootstrap import Floats, bootstrap_means
 from sdpo.stats.health import Interval
 
 

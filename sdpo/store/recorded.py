@@ -8,12 +8,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from partitions import PartitionError
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.store.records import Record
+from sdpo.store.records import Record, first_fault
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import file_digest
+from sdpo.system.files import file_digest, read_json
+
+R = TypeVar("R", bound=BaseModel)
 
 
 def check_recorded(run: RunFolder, node: str, path: Path) -> bool:
@@ -54,6 +59,23 @@ def of_known_form(where: Path) -> Iterator[None]:
             f"something in {where} has a form that this version does not know ({what} at "
             f"{Path(last.filename).name}:{last.lineno}): take the run from where it was made once "
             "more, or look at it with the version that made it (run.yaml, versions)"
+        ) from error
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
+    """Return the rows of a JSON file, which are of this ``kind``; none where it is not there.
+
+    Raises:
+        IntegrityError: one has another form.
+    """
+    if not path.is_file():
+        return []
+    rows: TypeAdapter[list[R]] = TypeAdapter(list[kind])  # type: ignore[valid-type]
+    try:
+        return rows.validate_python(read_json(path))
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{path} has a form that this version does not know: {first_fault(error)}"
         ) from error
 
 

@@ -277,10 +277,10 @@ def test_of_a_foreign_reference_it_is_said_that_nothing_is_per_token(named: Outc
     said = [event["message"] for event in named.events if event["event"] == "warning"]
     assert any("statistics per token are not given" in message for message in said)
     references = measure_run(load_run(named.folder)).references
-    assert references[1]["per_token_mean"] is None
-    assert references[2]["per_token_mean"] is not None
+    assert references[1].per_token_mean is None
+    assert references[2].per_token_mean is not None
     stored = gamma_of(named.run.step(1) / "reference.parquet", "reference_")
-    assert references[1]["mean"] == pytest.approx(np.mean(list(stored.values())), abs=1e-4)
+    assert references[1].mean == pytest.approx(np.mean(list(stored.values())), abs=1e-4)
 
 
 def table_of(outcome: Outcome, title: str) -> list[dict[str, str]]:

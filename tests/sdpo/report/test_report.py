@@ -346,19 +346,19 @@ def test_the_summary_gives_the_numbers_of_the_gamma_view(make_run: MakeRun) -> N
     assert [row[0] for row in steps.rows] == ["1", "2"]
     assert [row[0] for row in reserve.rows] == ["S", "M_1", "M_2"]
     assert all(len(row) == len(t.columns) for t in (steps, training, reserve) for row in t.rows)
-    mean = numbers.references[2]["mean"]
+    mean = numbers.references[2].mean
     assert steps.rows[1][5].startswith(f"{mean:.2f}".replace("-", "−"))
-    assert numbers.references[2]["pairs"] == 700, "the reference is measured on D_2 whole"
-    accuracy = numbers.reserve[2]["ranking_accuracy"]
+    assert numbers.references[2].pairs == 700, "the reference is measured on D_2 whole"
+    accuracy = numbers.reserve[2].ranking_accuracy
     assert reserve.rows[2][2].startswith(f"{100 * accuracy:.1f}%")
-    assert numbers.reserve[2]["pairs"] == 48 + 220
+    assert numbers.reserve[2].pairs == 48 + 220
 
 
 def test_a_step_may_have_a_beta_of_its_own(make_run: MakeRun) -> None:
     run = make_run()
     edit_record(run, 2, lambda record: record["training"].update(beta=0.5))
     *_, reserve = summarise(run).tables
-    change = measure_run(load_run(run)).reserve[2]["vs_previous"]["mean"]
+    change = measure_run(load_run(run)).reserve[2].vs_previous.mean
     assert reserve.rows[2][-1] == f"{0.5 * change:+.3f}"
 
 
@@ -412,11 +412,11 @@ def test_gamma_ref_is_that_of_the_reference_which_the_step_trained_with(make_run
     edit_record(run, 2, lambda r: say_models(r, choice="model", reference="big", target="M_1"))
     write_reference(run, 2, gamma=1.5, foreign=True)
     entry = measure_run(load_run(run)).references[2]
-    assert entry["mean"] == entry["mean_low"] == entry["mean_high"] == 1.5
-    assert (entry["pairs"], entry["ranking_accuracy"]) == (700, 1.0)
-    assert entry["per_token_mean"] is None, "its tokens are not the policy's"
+    assert entry.mean == entry.mean_low == entry.mean_high == 1.5
+    assert (entry.pairs, entry.ranking_accuracy) == (700, 1.0)
+    assert entry.per_token_mean is None, "its tokens are not the policy's"
     base = measure_run(load_run(run)).entries[0, "D_2"]
-    assert entry["vs_S"]["mean"] == pytest.approx(1.5 - base["mean"])
+    assert entry.vs_S.mean == pytest.approx(1.5 - base.mean)
     assert column(run, "Steps", "Mean γ_ref on D_t")[1] == "1.50 [1.50, 1.50]"
 
 
@@ -425,7 +425,7 @@ def test_the_margin_is_counted_from_the_reference(make_run: MakeRun) -> None:
     numbers = measure_run(load_run(run))
     edit_record(run, 2, lambda r: say_models(r, choice="base", reference="M_0", target="M_1"))
     write_reference(run, 2, gamma=0.0)
-    expected = 0.1 * numbers.reserve[2]["vs_S"]["mean"]
+    expected = 0.1 * numbers.reserve[2].vs_S.mean
     assert column(run, "Reserve", "Implied margin")[2] == f"{expected:+.3f}"
     edit_record(run, 2, lambda r: say_models(r, choice="model", reference="big", target="M_1"))
     assert column(run, "Reserve", "Implied margin")[2] == "–"

@@ -12,7 +12,7 @@ from sdpo.config.sampler import EXACT, PAPER, SAMPLERS
 from sdpo.model.sequence_scorer import TokenSequence
 from sdpo.scoring.divergence import chunk_rows, divergence
 from sdpo.scoring.sampling import Prompt, pick, sample, uniforms
-from sdpo.stats.kl import kl_view
+from sdpo.stats.kl import Estimate, kl_view
 
 WORDS = 5
 """A vocabulary small enough to write down every completion of two tokens."""
@@ -289,19 +289,19 @@ def table_of(kl, tokens, keys):
 def test_the_view_gives_means_per_sequence_and_per_token_by_hand():
     table = table_of([1.0, 2.0, 6.0, 3.0], [10, 20, 60, 30], ["a", "a", "b", "c"])
     (entry,) = kl_view(table, model="M_1", resamples=200, seed=1)
-    assert (entry["model"], entry["against"], entry["sampler"]) == ("M_1", "M_0", EXACT)
-    assert (entry["prompts"], entry["sequences"], entry["tokens"]) == (3, 4, 120)
-    assert entry["unfinished_share"] == 0.25
-    assert entry["per_sequence"]["kl"]["mean"] == 3.0
-    assert entry["per_token"]["kl"]["mean"] == pytest.approx(12 / 120)
-    assert entry["per_sequence"]["k1"]["mean"] == 4.0
-    assert entry["per_sequence"]["k3"]["mean"] == 1.5
+    assert (entry.model, entry.against, entry.sampler) == ("M_1", "M_0", EXACT)
+    assert (entry.prompts, entry.sequences, entry.tokens) == (3, 4, 120)
+    assert entry.unfinished_share == 0.25
+    assert entry.per_sequence["kl"].mean == 3.0
+    assert entry.per_token["kl"].mean == pytest.approx(12 / 120)
+    assert entry.per_sequence["k1"].mean == 4.0
+    assert entry.per_sequence["k3"].mean == 1.5
     # Every sequence has the same KL per token, whichever prompts are drawn.
-    assert entry["per_token"]["kl"]["low"] == pytest.approx(entry["per_token"]["kl"]["high"])
-    low, high = entry["per_sequence"]["kl"]["low"], entry["per_sequence"]["kl"]["high"]
+    assert entry.per_token["kl"].low == pytest.approx(entry.per_token["kl"].high)
+    low, high = entry.per_sequence["kl"].low, entry.per_sequence["kl"].high
     assert 1.5 <= low < 3.0 < high <= 6.0
 
 
 def test_with_one_prompt_there_is_no_interval():
     (entry,) = kl_view(table_of([1.0, 2.0], [5, 5], ["a", "a"]), model="M", resamples=100, seed=1)
-    assert entry["per_sequence"]["kl"] == {"mean": 1.5, "low": None, "high": None}
+    assert entry.per_sequence["kl"] == Estimate(mean=1.5, low=None, high=None)

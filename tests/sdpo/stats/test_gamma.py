@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault
+from sdpo.stats.bootstrap import bootstrap_means
+from sdpo.stats.contamination import contamination
 from sdpo.stats.gamma import (
-    bootstrap_means,
-    contamination,
     gamma_view,
     paired_difference,
     reference_entry,
     split_probes,
     statistics,
 )
+from sdpo.stats.gamma_rows import GammaRow
 
 OPTIONS: dict[str, Any] = {"resamples": 400, "seed": 7}
 
@@ -56,8 +57,8 @@ def rows(gamma: Sequence[float], **options: Any) -> Any:
     return split_probes(table("D_1", gamma, **options)).get("D_1")
 
 
-def entry(view: list[dict[str, Any]], model: str, probe: str) -> dict[str, Any]:
-    (found,) = [e for e in view if (e["model"], e["probe"]) == (model, probe)]
+def entry(view: list[GammaRow], model: str, probe: str) -> GammaRow:
+    (found,) = [e for e in view if (e.model, e.probe) == (model, probe)]
     return found
 
 
@@ -72,16 +73,16 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def test_statistics_by_hand() -> None:
     found = statistics(rows([-2.0, 0.0, 5.0], tokens=[(10, 20), (10, 10), (25, 5)]))
-    assert found["pairs"] == 3
-    assert found["mean"] == 1.0
-    assert found["sd"] == pytest.approx(math.sqrt(13.0))
-    assert found["se"] == pytest.approx(math.sqrt(13.0 / 3))
-    assert found["ranking_accuracy"] == pytest.approx(1 / 3), "gamma = 0 is not above 0"
+    assert found.pairs == 3
+    assert found.mean == 1.0
+    assert found.sd == pytest.approx(math.sqrt(13.0))
+    assert found.se == pytest.approx(math.sqrt(13.0 / 3))
+    assert found.ranking_accuracy == pytest.approx(1 / 3), "gamma = 0 is not above 0"
     per_token = [-52 / 10 + 50 / 20, 0.0, -45 / 25 + 50 / 5]
-    assert found["per_token_mean"] == pytest.approx(sum(per_token) / 3)
+    assert found.per_token_mean == pytest.approx(sum(per_token) / 3)
     # gamma - 1 = (-3, -1, 4) against n_w - n_l - 10/3 = (-40, -10, 50) / 3
     expected = (3 * 40 + 1 * 10 + 4 * 50) / 3 / math.sqrt(26 * 4200 / 9)
-    assert found["length_correlation"] == pytest.approx(expected)
+    assert found.length_correlation == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(-300, 300), min_size=2, max_size=60))
@@ -89,27 +90,27 @@ def test_statistics_agree_with_plain_loops(gamma: list[float]) -> None:
     measured = rows(gamma)
     exact = measured.gamma.tolist()
     found = statistics(measured)
-    assert found["mean"] == pytest.approx(stdlib.fmean(exact), abs=1e-9)
-    assert found["sd"] == pytest.approx(stdlib.stdev(exact), rel=1e-9, abs=1e-9)
-    for name, value in found["quantiles"].items():
+    assert found.mean == pytest.approx(stdlib.fmean(exact), abs=1e-9)
+    assert found.sd == pytest.approx(stdlib.stdev(exact), rel=1e-9, abs=1e-9)
+    for name, value in found.quantiles.items():
         assert value == pytest.approx(quantile(exact, int(name) / 100), abs=1e-9)
 
 
 def test_a_single_pair_has_a_mean_but_no_spread_and_no_interval() -> None:
     (only,) = gamma_view({"M_0": table("D_1", [3.0])}, step=0, beta=0.1, **OPTIONS)
-    assert (only["pairs"], only["mean"], only["ranking_accuracy"]) == (1, 3.0, 1.0)
-    assert only["sd"] is only["se"] is only["length_correlation"] is None
-    assert only["mean_low"] is only["mean_high"] is None
-    assert only["quantiles"]["1"] == only["quantiles"]["99"] == 3.0
+    assert (only.pairs, only.mean, only.ranking_accuracy) == (1, 3.0, 1.0)
+    assert only.sd is only.se is only.length_correlation is None
+    assert only.mean_low is only.mean_high is None
+    assert only.quantiles["1"] == only.quantiles["99"] == 3.0
 
 
 def test_no_complete_pair_gives_nulls() -> None:
     (only,) = gamma_view(
         {"M_0": table("D_1", [1.0, 2.0], complete=[False, False])}, step=0, beta=0.1, **OPTIONS
     )
-    assert only["truncated_share"] == 1.0
-    nulls = {name: value for name, value in only["complete"].items() if name != "pairs"}
-    assert only["complete"]["pairs"] == 0
+    assert only.truncated_share == 1.0
+    nulls = {name: value for name, value in only.complete if name != "pairs"}
+    assert only.complete.pairs == 0
     assert set(nulls.pop("quantiles").values()) == {None}
     assert set(nulls.values()) == {None}
 
@@ -119,8 +120,8 @@ def test_complete_pairs_have_statistics_of_their_own() -> None:
         {"M_0": table("D_1", [1.0, 5.0, 100.0], complete=[True, True, False])},
         step=0, beta=0.1, **OPTIONS,
     )  # fmt: skip
-    assert only["complete"] == statistics(rows([1.0, 5.0]))
-    assert only["truncated_share"] == pytest.approx(1 / 3)
+    assert only.complete == statistics(rows([1.0, 5.0]))
+    assert only.truncated_share == pytest.approx(1 / 3)
 
 
 def test_an_empty_table_has_no_probes() -> None:
@@ -128,27 +129,25 @@ def test_an_empty_table_has_no_probes() -> None:
 
 
 def test_equal_lengths_have_no_length_correlation() -> None:
-    assert statistics(rows([1.0, 2.0, 3.0]))["length_correlation"] is None
+    assert statistics(rows([1.0, 2.0, 3.0])).length_correlation is None
 
 
 def test_ties_count_one_half_in_accuracy_and_nothing_in_share_above() -> None:
     now, before = rows([1.0, 2.0, 3.0, 4.0]), rows([0.0, 2.0, 3.0, 9.0])
     found = paired_difference(now, before, beta=0.5, **OPTIONS)
-    assert found["accuracy"] == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
-    assert found["share_above"] == pytest.approx(1 / 4)
-    assert found["mean"] == pytest.approx((1 + 0 + 0 - 5) / 4)
-    assert found["margin"] == pytest.approx(0.5 * found["mean"])
-    assert found["ranking_accuracy_change"] == pytest.approx(1 / 4), (
-        "one gamma went from 0 above it"
-    )
+    assert found.accuracy == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+    assert found.share_above == pytest.approx(1 / 4)
+    assert found.mean == pytest.approx((1 + 0 + 0 - 5) / 4)
+    assert found.margin == pytest.approx(0.5 * found.mean)
+    assert found.ranking_accuracy_change == pytest.approx(1 / 4), "one gamma went from 0 above it"
 
 
 def test_differences_are_over_the_pairs_that_both_models_have() -> None:
     before = split_probes(table("D_1", [0.0, 10.0, 20.0]).take([2, 0]))["D_1"]
     found = paired_difference(rows([1.0, 1.0, 25.0]), before, **OPTIONS)
-    assert found["pairs"] == 2
-    assert found["mean"] == pytest.approx((1 + 5) / 2)
-    assert found["margin"] is None
+    assert found.pairs == 2
+    assert found.mean == pytest.approx((1 + 5) / 2)
+    assert found.margin is None
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
@@ -223,14 +222,14 @@ def test_the_view_has_every_model_on_every_probe_and_the_reference_whole() -> No
     probes = three_models(sampled=[True, False, True, False, False])
     view = gamma_view(probes, step=2, beta=0.1, **OPTIONS)
     reference, *others = view
-    assert (reference["model"], reference["probe"], reference["whole"]) == ("M_1", "D_2", True)
-    assert reference["pairs"] == 5
-    assert reference["vs_S"]["pairs"] == 2, "S was measured on the sample alone"
-    assert [(e["model"], e["probe"]) for e in others] == [
+    assert (reference.model, reference.probe, reference.whole) == ("M_1", "D_2", True)
+    assert reference.pairs == 5
+    assert reference.vs_S.pairs == 2, "S was measured on the sample alone"
+    assert [(e.model, e.probe) for e in others] == [
         (model, probe) for model in ("M_0", "M_1", "M_2") for probe in ("reserve:web", "D_1", "D_2")
     ]
-    assert {e["probe"]: e["pairs"] for e in others} == {"reserve:web": 3, "D_1": 4, "D_2": 2}
-    assert {e["probe"]: e["whole"] for e in others} == {
+    assert {e.probe: e.pairs for e in others} == {"reserve:web": 3, "D_1": 4, "D_2": 2}
+    assert {e.probe: e.whole for e in others} == {
         "reserve:web": True, "D_1": True, "D_2": False,
     }  # fmt: skip
     assert reference == reference_entry(probes, step=2, **OPTIONS)
@@ -242,29 +241,29 @@ def test_a_reference_that_was_measured_on_a_sample_is_not_called_whole() -> None
     view = gamma_view(probes, step=2, beta=None, sizes=sizes, **OPTIONS)
     reference = reference_entry(probes, step=2, sizes=sizes, **OPTIONS)
     assert reference == entry(view, "M_1", "D_2")
-    assert (reference["pairs"], reference["whole"]) == (2, False)
-    assert entry(view, "M_1", "D_1")["whole"]
-    margin = entry(view, "M_2", "D_1")["vs_previous"]["margin"]
+    assert (reference.pairs, reference.whole) == (2, False)
+    assert entry(view, "M_1", "D_1").whole
+    margin = entry(view, "M_2", "D_1").vs_previous.margin
     assert margin is None, "its rewards are not beta times log-ratios"
 
 
 def test_a_sample_of_all_of_a_partition_is_one_entry() -> None:
     view = gamma_view(three_models(sampled=[True] * 5), step=2, beta=0.1, **OPTIONS)
     reference = entry(view, "M_1", "D_2")
-    assert reference["whole"]
+    assert reference.whole
     assert len(view) == 9
 
 
 def test_differences_are_to_the_previous_model_and_to_the_first() -> None:
     view = gamma_view(three_models(sampled=[True] * 5), step=2, beta=0.3, **OPTIONS)
     first, last = entry(view, "M_0", "D_1"), entry(view, "M_2", "D_1")
-    assert first["vs_previous"] is first["vs_S"] is first["accuracy_vs_S"] is None
-    assert (last["vs_previous"]["mean"], last["vs_S"]["mean"]) == (10.0, 20.0)
-    assert last["vs_S"]["low"] == last["vs_S"]["high"] == pytest.approx(20.0)
-    assert last["accuracy_vs_previous"] == last["accuracy_vs_S"] == 1.0
-    assert last["vs_previous"]["margin"] == pytest.approx(3.0)
+    assert first.vs_previous is first.vs_S is first.accuracy_vs_S is None
+    assert (last.vs_previous.mean, last.vs_S.mean) == (10.0, 20.0)
+    assert last.vs_S.low == last.vs_S.high == pytest.approx(20.0)
+    assert last.accuracy_vs_previous == last.accuracy_vs_S == 1.0
+    assert last.vs_previous.margin == pytest.approx(3.0)
     middle = entry(view, "M_1", "D_1")
-    assert middle["vs_previous"]["margin"] is None, "step 1 may have had another beta"
+    assert middle.vs_previous.margin is None, "step 1 may have had another beta"
 
 
 def test_a_missing_model_is_named() -> None:
@@ -309,10 +308,10 @@ def moved(
 def test_a_reference_that_has_seen_the_partition_is_warned_of() -> None:
     found = contamination(moved(20.0, 3.0), step=2, model=1, **OPTIONS)
     assert found is not None
-    assert found["warning"]
-    assert found["gap"] == pytest.approx(17.0, abs=1.5)
-    assert found["low"] < found["gap"] < found["high"]
-    assert found["low"] > 15
+    assert found.warning
+    assert found.gap == pytest.approx(17.0, abs=1.5)
+    assert found.low < found.gap < found.high
+    assert found.low > 15
 
 
 @pytest.mark.parametrize(
@@ -327,22 +326,22 @@ def test_a_reference_that_has_seen_the_partition_is_warned_of() -> None:
 def test_a_healthy_reference_is_not(on_trained: float, on_reserve: float, why: str) -> None:
     found = contamination(moved(on_trained, on_reserve), step=2, model=1, **OPTIONS)
     assert found is not None
-    assert not found["warning"], why
+    assert not found.warning, why
 
 
 def test_a_gap_that_noise_explains_is_no_warning() -> None:
     found = contamination(moved(40.0, 0.0, pairs=6, noise=60.0), step=2, model=1, **OPTIONS)
     assert found is not None
-    assert found["gap"] > max(5, found["reserve_mean"]), "large, were it not for its interval"
-    assert not found["warning"]
+    assert found.gap > max(5, found.reserve_mean), "large, were it not for its interval"
+    assert not found.warning
 
 
 def test_the_fit_gap_after_training_is_never_a_warning() -> None:
     found = contamination(moved(20.0, 2.8, partition="D_1"), step=1, model=1, **OPTIONS)
     assert found is not None
-    assert found["gap"] == pytest.approx(17.2, abs=1.5)
-    assert not found["before_training"]
-    assert not found["warning"]
+    assert found.gap == pytest.approx(17.2, abs=1.5)
+    assert not found.before_training
+    assert not found.warning
 
 
 def test_a_partition_that_was_not_measured_says_nothing() -> None:
@@ -369,9 +368,9 @@ def test_another_mixture_of_sources_is_no_contamination() -> None:
     probes = {model: pa.concat_tables(tables) for model, tables in parts.items()}
     found = contamination(probes, step=2, model=1, **OPTIONS)
     assert found is not None
-    assert found["reserve_mean"] == pytest.approx(27.0, abs=1.5)
-    assert abs(found["gap"]) < 2
-    assert not found["warning"]
+    assert found.reserve_mean == pytest.approx(27.0, abs=1.5)
+    assert abs(found.gap) < 2
+    assert not found.warning
 
 
 def test_one_reserved_prompt_is_too_few_to_tell() -> None:
@@ -381,5 +380,5 @@ def test_one_reserved_prompt_is_too_few_to_tell() -> None:
     }
     found = contamination(probes, step=2, model=1, **OPTIONS)
     assert found is not None
-    assert found["low"] is found["high"] is None
-    assert not found["warning"]
+    assert found.low is found.high is None
+    assert not found.warning
