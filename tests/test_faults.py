@@ -371,7 +371,7 @@ def test_a_base_model_that_changed_meanwhile_is_refused_with_both_digests(
     shutil.copytree(demo_files.model, model)
     named: Values = {"model": {"name_or_path": str(model)}}
     killed_while_training(warm, named)
-    before = folder_of(warm).read_run()["inputs"]["model"]
+    before = folder_of(warm).read_run().inputs["model"]
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -45,6 +45,14 @@ def test_an_old_run_is_whole(old: RunFolder) -> None:
     assert old.complete_steps() == [1, 2]
 
 
+def test_run_yaml_of_an_old_run_is_read_whole_and_written_as_it_was(old: RunFolder) -> None:
+    before = old.run_file.read_bytes()
+    said = old.read_run()
+    assert (said.name, said.origin, len(said.inputs["model"])) == ("old", None, 64)
+    old.write_run(said.as_json())
+    assert old.run_file.read_bytes() == before
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_gamma_of_an_old_run_is_what_it_wrote_field_by_field(old: RunFolder, step: int) -> None:
     said = old.record(f"gamma-{step}").identity

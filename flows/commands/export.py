@@ -79,7 +79,7 @@ def export_model(
     found = locate(target, runs_dir=runs_dir, step=step)
     stored, run = found.run, found.run.path
     with of_known_form(run):
-        config = RunConfig.model_validate(stored.read_run()["config"])
+        config = RunConfig.model_validate(stored.read_run().config)
     done = whole_steps(stored)
     number = found.step if found.step is not None else (done[-1] if done else -1)
     if number not in done:

@@ -132,7 +132,7 @@ def verify(target: str, *, runs_dir: Path, console: Console) -> int:
         checked = f"{findings.files} files"
         return _tell_findings(findings, f"model {Path(target).name}", checked, console)
     run = locate_run(target, runs_dir=runs_dir)
-    run.read_run()
+    run.check_there()
     with RunConsole(console) as listen, of_known_form(run.path):
         findings = verify_run(run, listen=listen)
     checked = f"{findings.records} records, {findings.files} files"

@@ -201,7 +201,7 @@ def render(run: Path, *, console: Console) -> None:
     """Write the report of a run anew, and print where it is."""
     folder = RunFolder(run)
     folder.check_own()
-    folder.read_run()
+    folder.check_there()
     with withholding(withheld_by_folder(run)), of_known_form(run):
         where = escape(str(write_report(run)))
     console.print(f"report: {where}", highlight=False, soft_wrap=True)

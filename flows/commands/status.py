@@ -18,9 +18,9 @@ from sdpo.config import describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import IntegrityError
 from sdpo.stats.kl import KlRow
-from sdpo.store.origin import Origin
 from sdpo.store.recorded import of_known_form, read_rows
 from sdpo.store.records import StepRecord
+from sdpo.store.run_file import Origin
 from sdpo.store.run_folder import RunFolder, runs_in
 from sdpo.store.run_status import RunStatus, read_status
 from sdpo.system.streams import visible
@@ -39,7 +39,7 @@ def show_status(
     if run is not None:
         with of_known_form(run):
             folder = RunFolder(run)
-            folder.read_run()  # refuses what is no run
+            folder.check_there()  # refuses what is no run
             if as_json:
                 print(_json(read_status(folder)))
             else:
@@ -61,7 +61,7 @@ def watch_status(
     """
     runs = [RunFolder(run)] if run is not None else []
     for it in runs:
-        it.read_run()
+        it.check_there()
     if console.is_terminal and not as_json:
         _watch_live(runs, runs_dir, console)
         return

@@ -261,7 +261,7 @@ def _folder_of(run: str | Path | Run, runs_dir: Path) -> RunFolder:
     # A path is meant as one, also where it has a single part.
     target = str(Path(run).absolute()) if isinstance(run, Path) else run
     folder = locate_run(target, runs_dir=runs_dir)
-    folder.read_run()
+    folder.check_there()
     return folder
 
 

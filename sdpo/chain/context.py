@@ -15,10 +15,10 @@ from sdpo.processes.stage_specs import Spec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.links import adopt
 from sdpo.store.model_card import refresh_card
-from sdpo.store.origin import Carried, Origin
 from sdpo.store.records import NodeRecord
 from sdpo.store.resume_states import discard
 from sdpo.store.reuse import NOT_DONE, matching, reuse
+from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import JsonObject
 

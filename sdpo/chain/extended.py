@@ -38,8 +38,8 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
-from sdpo.store.origin import Carried
 from sdpo.store.records import DataOutputs, PlanOutputs
+from sdpo.store.run_file import Carried
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import step_data
 from sdpo.system.files import file_digest, publish_file, read_json, temporary_folder

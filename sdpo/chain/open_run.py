@@ -27,12 +27,12 @@ from sdpo.inputs.resolve import (
     restore_machine,
 )
 from sdpo.plugins.recorded import check_unchanged
-from sdpo.store.origin import Carried, Origin, origin_chain
+from sdpo.store.origin import origin_chain
+from sdpo.store.run_file import Carried, Origin, RunFile
 from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system import machine
 from sdpo.system.files import checksum_path, remove, temporaries
-from sdpo.system.json_values import Json, JsonObject
 from sdpo.system.locks import share
 from sdpo.system.ownership import LOCK
 from sdpo.system.privacy import withheld, withheld_by_folder, withholding
@@ -89,7 +89,7 @@ def open_run(
                 listen(NoteEvent(message=hint))
             if hint := idle_hint(resolved.config.launch):
                 listen(WarningEvent(message=hint))
-            run.write_run(_run_file(run, resolved, origin, carried))
+            run.write_run(_run_file(run, resolved, origin, carried).as_json())
         stored = read_stored(run)
         _check_same(run, stored, resolved, origin)
         if not new and not run.record_path("report").is_file():
@@ -144,24 +144,24 @@ def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:
 
 def _run_file(
     run: RunFolder, resolved: Resolved, origin: Origin | None, carried: Carried | None
-) -> JsonObject:
-    content: dict[str, Json] = {
-        "name": run.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identity": run_identity(resolved.config, dict(resolved.inputs)),
-        "inputs": dict(resolved.inputs),
-        "config": resolved.config.model_dump(),
-        "versions": machine.versions(),
-    }
+) -> RunFile:
+    told = RunFile(
+        name=run.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        identity=run_identity(resolved.config, dict(resolved.inputs)),
+        inputs=dict(resolved.inputs),
+        config=resolved.config.model_dump(),
+        versions=machine.versions(),
+    )
+    more: dict[str, object] = {}
     if plugins := named_plugins(resolved.config):
-        content["plugins"] = {key: f"{p.distribution} {p.version}" for key, p in plugins.items()}
+        more["plugins"] = {key: f"{p.distribution} {p.version}" for key, p in plugins.items()}
     if origin:
         # A template that prints the date must print the origin's, or its tokens are not shared.
-        content["clock"] = read_stored(RunFolder(Path(origin.path))).clock
-        content["origin"] = origin.model_dump()
+        more |= {"clock": read_stored(RunFolder(Path(origin.path))).clock, "origin": origin}
     if carried:
-        content["carried"] = carried.model_dump()
-    return content
+        more["carried"] = carried
+    return told.model_copy(update=more)
 
 
 def run_folder_of(config: RunConfig) -> RunFolder:

@@ -24,8 +24,8 @@ from sdpo.chain.tokens import tokenise
 from sdpo.chain.views import write_report
 from sdpo.config import RunConfig
 from sdpo.hooks import Host
-from sdpo.store.origin import Carried, Origin
 from sdpo.store.records import PlanOutputs
+from sdpo.store.run_file import Carried, Origin
 from sdpo.system.files import read_json
 
 

@@ -12,7 +12,7 @@ from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import Payload, supervised_identity
 from sdpo.model_names import NamedModel
-from sdpo.store.origin import Carried
+from sdpo.store.run_file import Carried
 from sdpo.system.files import file_digest
 
 

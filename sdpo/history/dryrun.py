@@ -21,8 +21,9 @@ from sdpo.errors import IntegrityError
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir, resolve
 from sdpo.store.links import adopt
-from sdpo.store.origin import Carried, Origin, origin_chain
+from sdpo.store.origin import origin_chain
 from sdpo.store.reuse import matching
+from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 

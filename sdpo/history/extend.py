@@ -22,8 +22,8 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import Payload, changed_settings
 from sdpo.inputs.resolve import resolve
-from sdpo.store.origin import Carried, Origin
 from sdpo.store.records import PlanOutputs
+from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.json_values import Json, JsonObject

@@ -13,7 +13,6 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import unused_files
 from sdpo.store.model_card import lineage as chain_of
 from sdpo.store.recorded import damage_beside_weights, whole_steps
-from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest
 from sdpo.system.json_values import JsonObject
 
@@ -90,7 +89,7 @@ def _of_run(found: Checkpoint) -> Lineage:
     content = {
         "run": run.name,
         "model": f"M_{number}",
-        "inputs": _inputs(run),
+        "inputs": run.read_run().inputs,
         "steps": [entry.model_dump(mode="json") for entry in chain_of(run, record)],
     }
     faults = damage_beside_weights(run, record, run.model(number))
@@ -132,11 +131,6 @@ def _unused(folder: Path) -> list[str]:
     except (SdpoError, OSError):
         return []
     return [f"{name} is no part of the model, and was not published with it" for name in names]
-
-
-def _inputs(run: RunFolder) -> dict[str, str]:
-    inputs: dict[str, str] = run.read_run().get("inputs", {})
-    return inputs
 
 
 def _lineage(content: Mapping[str, Any], folder: Path, strays: Sequence[str]) -> Lineage:

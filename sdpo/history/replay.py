@@ -19,7 +19,7 @@ from sdpo.identity.canonical import digest_of
 from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved, resolve
 from sdpo.plugins.recorded import check_unchanged
-from sdpo.store.origin import Carried, Origin
+from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 

@@ -42,7 +42,7 @@ def locate(target: str, *, runs_dir: Path, step: int | None = None) -> Checkpoin
         found = by_lineage(Path(target), runs_dir)
     if found is None:
         found = _by_name(target, runs_dir)
-        found.run.read_run()  # says which runs there are
+        found.run.check_there()  # says which runs there are
     if step is None or found.step == step:
         return found
     if found.step is not None:

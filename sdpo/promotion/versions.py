@@ -263,7 +263,7 @@ def checked_digest(run: RunFolder, step: int) -> str:
         UserError: the step is not complete.
         IntegrityError: the folder holds something else, or something more.
     """
-    run.read_run()
+    run.check_there()
     record = run.find_step(f"step-{step}")
     if record is None:
         done = ", ".join(map(str, run.complete_steps())) or "none"

@@ -14,6 +14,7 @@ from sdpo.objectives import objective_facts
 from sdpo.stats.kl import KlRow
 from sdpo.store.recorded import check_recorded, read_rows
 from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
+from sdpo.store.run_file import RunFile
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import pairs_of_steps, probes_of, read_probe
 from sdpo.system.files import read_json
@@ -45,7 +46,7 @@ class RunData:
     """
 
     folder: RunFolder
-    run: JsonObject
+    run: RunFile
     plan: JsonObject | None
     probes: dict[str, pa.Table]
     completions: dict[str, list[JsonObject]]
@@ -59,8 +60,7 @@ class RunData:
     @property
     def config(self) -> JsonObject:
         """Return the resolved configuration."""
-        config: JsonObject = self.run["config"]
-        return config
+        return self.run.config
 
     @property
     def steps(self) -> list[JsonObject]:

@@ -114,7 +114,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         digests=tables.digests_table(data),
         timings=tables.timings_table(data),
         configuration=yaml.safe_dump(data.config, sort_keys=False, allow_unicode=True),
-        versions=data.run.get("versions", {}),
+        versions=data.run.versions,
     )
     write_text(path, text)
     return path
@@ -151,7 +151,7 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
     config, plan = data.config, data.plan
     facts = [
         ("model", str(config["model"]["name_or_path"])),
-        ("created", _date(data.run["created"])),
+        ("created", _date(data.run.created)),
     ]
     if plan:
         pairs = sum(step["pairs"] for step in plan["steps"])

@@ -266,7 +266,7 @@ def rejected_table(data: RunData) -> Table:
 
 def lineage_table(data: RunData) -> Table:
     """Show what each model was made from, by digest."""
-    inputs = data.run.get("inputs", {})
+    inputs = data.run.inputs
     base = short(inputs.get("model"))
     rows = [("base model", UNKNOWN, UNKNOWN, UNKNOWN, base, UNKNOWN, UNKNOWN)]
     for step, record in sorted(data.records.items()):
@@ -301,7 +301,7 @@ def lineage_table(data: RunData) -> Table:
 
 def digests_table(data: RunData) -> Table:
     """Show all digests in full."""
-    named = [(f"input: {key}", str(value)) for key, value in data.run.get("inputs", {}).items()]
+    named = [(f"input: {key}", str(value)) for key, value in data.run.inputs.items()]
     named += [(f"partition D_{s['step']}", str(s["digest"])) for s in data.steps]
     for step, record in sorted(data.records.items()):
         for kind, digests in (("inputs", record.inputs), ("outputs", record.outputs)):

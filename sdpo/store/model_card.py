@@ -90,13 +90,21 @@ def refresh_card(run: RunFolder, record: StepRecord, *, name: str, folder: Path)
 def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -> dict[str, str]:
     """Return ``README.md`` and ``lineage.json`` of the model of ``record``, as they should be."""
     chain = lineage(run, record)
-    content = run.read_run() if run.run_file.is_file() else {}
-    called = str(content.get("name", run.name))
+    content = run.read_run() if run.run_file.is_file() else None
+    called = content.name if content and content.name else run.name
     steps = [entry.model_dump(mode="json", exclude_unset=True) for entry in chain]
-    facts = {"run": called, "model": name, "inputs": content.get("inputs", {}), "steps": steps}
+    facts = {
+        "run": called,
+        "model": name,
+        "inputs": content.inputs if content else {},
+        "steps": steps,
+    }
     index = "" if is_guide(record) else _model_index(run, record.step, f"{called}-{name}")
     card = _card(called, record, chain, name=name, folder=folder, index=index)
-    return {"lineage.json": json_text(facts), "README.md": card + _template_given(content)}
+    return {
+        "lineage.json": json_text(facts),
+        "README.md": card + _template_given(content.config if content else {}),
+    }
 
 
 def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, str]:
@@ -143,10 +151,9 @@ def _how_scored(evaluation: Evaluation, key: str) -> str:
     return "; ".join(said)
 
 
-def _template_given(content: JsonObject) -> str:
+def _template_given(config: JsonObject) -> str:
     """Say what the chat template was given for all rows: whoever uses the model has to give it."""
-    config = content.get("config")
-    model = config.get("model") if isinstance(config, Mapping) else None
+    model = config.get("model")
     variables = model.get("chat_template_kwargs") if isinstance(model, Mapping) else None
     if not variables:
         return ""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import JsonValue, ValidationError
@@ -24,6 +24,7 @@ from sdpo.events import Listener
 from sdpo.identity.differences import _DIGEST
 from sdpo.store.record_form import form_fault
 from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
+from sdpo.store.run_file import RunFile
 from sdpo.store.run_head import picked, read_head
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
@@ -173,7 +174,7 @@ class RunFolder:
         """
         if not self.is_own:
             if _is_damaged_run(self.path):
-                self.read_run()
+                self.check_there()
             ownership.check(self.path, "run", proof=_is_proven)
         for link in self._links_out():
             raise ForeignFolderError(
@@ -206,8 +207,17 @@ class RunFolder:
         write_text(checksum_path(self.run_file), checksum_text(self.run_file, digest))
         write_text(self.run_file, text)
 
-    def read_run(self) -> dict[str, Any]:
-        """Return the content of run.yaml.
+    def read_run(self) -> RunFile:
+        """Return what run.yaml says.
+
+        Raises:
+            UserError: there is no such run, or another version of this project wrote it.
+            IntegrityError: run.yaml is not what was written.
+        """
+        return RunFile.of(self.check_there(), self.run_file)
+
+    def check_there(self) -> dict[str, JsonValue]:
+        """Check that there is a run, and return the content of its run.yaml, of whatever form.
 
         Raises:
             UserError: there is no such run.
@@ -242,7 +252,7 @@ class RunFolder:
         except IntegrityError:
             content = None
         if content is None:  # only what this project wrote has its form
-            return picked(self.read_run(), keys)
+            return picked(self.check_there(), keys)
         try:
             return read_head(content.decode(), keys)
         except ValueError as error:

@@ -18,8 +18,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.store.origin import Origin
 from sdpo.store.records import PlanOutputs
+from sdpo.store.run_file import Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import json_of, read_small, temporary_path
 from sdpo.system.locks import Held, look

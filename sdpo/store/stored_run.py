@@ -1,6 +1,5 @@
 """Read what a run's folder says of the recipe and the inputs that it was made from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,10 @@ from pydantic import JsonValue
 
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
-from sdpo.errors import PluginError, UserError
+from sdpo.errors import ConfigError
 from sdpo.plugins.recorded import check_present
-from sdpo.store.origin import Carried, Origin, carried_of, origin_of
+from sdpo.store.run_file import Carried, Origin, misfit
 from sdpo.store.run_folder import RunFolder
-from sdpo.system import machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +46,24 @@ def read_stored(run: RunFolder) -> Stored:
         IntegrityError: run.yaml is not what was written.
     """
     content = run.read_run()
-    versions = content.get("versions") or {}
+    check_present(content.inputs, content.plugins, run.name)
     try:
-        check_present(content["inputs"], content.get("plugins") or {}, run.name)
-        config = make_config(content["config"])
-        store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
-        where = {"name": run.path.name, "store": store}
-        created = str(content["created"])
-        return Stored(
-            created=created,
-            clock=str(content.get("clock", created)),
-            identity=dict(content["identity"]),
-            inputs=dict(content["inputs"]),
-            config=_with_own_sources(config.model_copy(update=where), run),
-            versions=dict(versions),
-            plugins=dict(content.get("plugins") or {}),
-            origin=origin_of(content),
-            carried=carried_of(content),
-        )
-    except PluginError:
-        raise
-    # ConfigError is a ValueError.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        wrote = versions.get("sdpo", "unknown") if isinstance(versions, Mapping) else "unknown"
-        raise UserError(
-            f"{run.run_file} does not fit this version of the project "
-            f"({machine.versions()['sdpo']}; it was written by {wrote}): {_why(error)}. Take the "
-            "run up with that version, or start a new one"
-        ) from error
+        config = make_config(content.config)
+    except ConfigError as error:
+        raise misfit(run.run_file, content.versions, str(error)) from error
+    store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
+    where = {"name": run.path.name, "store": store}
+    return Stored(
+        created=content.created,
+        clock=content.clock or content.created,
+        identity=content.identity,
+        inputs=content.inputs,
+        config=_with_own_sources(config.model_copy(update=where), run),
+        versions=content.versions,
+        plugins=content.plugins,
+        origin=content.origin,
+        carried=content.carried,
+    )
 
 
 def _with_own_sources(config: RunConfig, run: RunFolder) -> RunConfig:
@@ -96,7 +84,3 @@ def _with_own_sources(config: RunConfig, run: RunFolder) -> RunConfig:
             "supervised": supervised.model_copy(update={"path": moved(supervised.path)}),
         }
     )
-
-
-def _why(error: Exception) -> str:
-    return f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)

@@ -54,7 +54,7 @@ def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path
     record = folder.read_record("step-2")
     assert record is not None
     assert record["training"]["beta"] == 0.2
-    assert folder.read_run()["config"]["partition"]["strategy"] == "random"
+    assert folder.read_run().config["partition"]["strategy"] == "random"
 
     names = list(run.tasks())
     # Rows that an earlier run has scored are in the cache: then there is no scoring to show.

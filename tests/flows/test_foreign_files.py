@@ -321,7 +321,7 @@ def test_the_log_of_a_stage_is_not_written_through_a_link(bench: Bench, sdpo: Sd
 def test_a_cache_that_a_received_run_names_is_not_cleaned(finished_copy: Bench, sdpo: Sdpo) -> None:
     run = origin(finished_copy)
     victim = fill(finished_copy.folder / "victim", OF_A_CACHE)
-    content = run.read_run()
+    content = run.read_run().as_json()
     content["config"]["store"]["cache_dir"] = str(finished_copy.folder / "victim")
     run.write_run(content)
     said = sdpo("gc", "--yes", "--runs-dir", finished_copy.runs)

@@ -68,6 +68,7 @@ def _write_run_file(folder: RunFolder, *, supervised: bool) -> None:
         {
             "name": folder.name,
             "created": "2025-01-02T03:04:05+00:00",
+            "identity": {},
             "config": config.model_dump(),
             "versions": {"sdpo": "0.1.0", "torch": "2.13.0"},
             "inputs": {"model": digest_of("base"), "tokenizer": digest_of("tokenizer")},

@@ -81,7 +81,7 @@ def test_settings_name_limit_and_folder_come_from_the_command_line(
     called = sdpo("run", *arguments)
     assert called.code == 0, called.told
     assert plan_of(run.plan_file) == planned, "a name that was planned can be run"
-    config = run.read_run()["config"]
+    config = run.read_run().config
     assert config["name"] == "smoke"
     assert config["data"]["limit"] == 20
     pairs = pq.read_table(run.pairs)["source"].to_pylist()

@@ -197,7 +197,7 @@ def test_a_record_says_what_made_the_model(finished: Outcome) -> None:
 
 
 def test_resolved_settings_are_what_a_run_stores(finished: Outcome, finished_bench: Bench) -> None:
-    stored = finished.run.read_run()
+    stored = finished.run.read_run().as_json()
     resolved = resolve(make_config(finished_bench.values()))
     assert stored["inputs"] == dict(resolved.inputs)
     assert stored["config"]["training"]["precision"] == "fp32"

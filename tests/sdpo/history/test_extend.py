@@ -170,7 +170,7 @@ def test_a_run_that_was_extended_is_extended_again(
     _, twice = extended(grown[1].run, write(same_name / "new.jsonl", rows + more), name="twice")
     assert twice.result.steps == 4
     assert {"step-1", "step-2", "step-3"} <= set(twice.result.shared)
-    assert [s["name"] for s in twice.run.read_run()["config"]["data"]["sources"]][2:] == [
+    assert [s["name"] for s in twice.run.read_run().config["data"]["sources"]][2:] == [
         "new",
         "new-2",
     ]

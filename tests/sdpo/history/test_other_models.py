@@ -249,7 +249,7 @@ def test_a_given_reference_that_changed_is_refused_with_its_digests(
     copy: Bench, recipe: Values
 ) -> None:
     weights = given_model(recipe) / "model.safetensors"
-    was = origin(copy, NAME).read_run()["inputs"]["reference.steps.1"]
+    was = origin(copy, NAME).read_run().inputs["reference.steps.1"]
     flip(weights)
     try:
         with pytest.raises(ModelError, match=f"reference model at .* has changed .* not {was}"):

@@ -51,8 +51,9 @@ def test_a_shared_record_says_from_where(finished_copy: Bench) -> None:
     shared = again.record("step-1")["shared_from"]
     assert (shared["run"], shared["links"]) == ("tiny", "hard")
     assert "shared_from" not in again.record("step-2")
-    stored = again.run.read_run()["origin"]
-    assert (stored["kind"], stored["run"], stored["step"]) == ("replay", "tiny", 2)
+    stored = again.run.read_run().origin
+    assert stored is not None
+    assert (stored.kind, stored.run, stored.step) == ("replay", "tiny", 2)
 
 
 def test_a_second_call_of_the_new_run_does_nothing(finished_copy: Bench) -> None:
@@ -97,7 +98,7 @@ def test_another_setting_makes_no_scoring_forward_and_the_later_step_follows(
     first, second = again.record("step-1"), again.record("step-2")
     assert first["scored_rows"]["computed"] == 0
     assert first["training"][field] == float(override.partition("=")[2])
-    assert second["training"][field] == again.run.read_run()["config"]["training"][field]
+    assert second["training"][field] == again.run.read_run().config["training"][field]
     assert second["inputs"]["reference"] == first["outputs"]["model"]
     assert {"step-1", "step-2"} <= set(again.result.executed)
 
@@ -114,7 +115,7 @@ def test_a_setting_of_the_second_step_leaves_the_first_shared(finished_copy: Ben
     _, again = replayed(origin(finished_copy), "training.beta=0.3", step=2)
     assert "step-1" in again.result.shared
     assert again.record("step-2")["scored_rows"]["computed"] == 0
-    assert [s["beta"] for s in again.run.read_run()["config"]["steps"]] == [None, 0.3]
+    assert [s["beta"] for s in again.run.read_run().config["steps"]] == [None, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +260,9 @@ def test_a_base_model_that_has_changed_is_refused_with_its_digests(
     finished_copy: Bench, finished: Outcome
 ) -> None:
     base = finished_copy.folder / "base"
-    shutil.copytree(finished.run.read_run()["config"]["model"]["name_or_path"], base)
+    shutil.copytree(finished.run.read_run().config["model"]["name_or_path"], base)
     flip(base / "model.safetensors")
-    was = finished.run.read_run()["inputs"]["model"]
+    was = finished.run.read_run().inputs["model"]
     with pytest.raises(ModelError, match=f"has changed since run tiny was made.* not {was}"):
         replayed(origin(finished_copy), f"model.name_or_path={base}", step=1)
 

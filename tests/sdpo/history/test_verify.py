@@ -138,7 +138,7 @@ def test_a_run_yaml_with_a_matching_digest_but_other_settings_is_a_fault(
     finished_copy: Bench,
 ) -> None:
     run = origin(finished_copy)
-    content = run.read_run()
+    content = run.read_run().as_json()
     content["config"]["training"]["beta"] = 0.7
     run.write_run(content)
     assert "was made from something else: training.beta: 0.1 -> 0.7" in named(verify_run(run))
@@ -164,7 +164,7 @@ def test_a_base_model_that_changed_is_named_and_one_that_is_gone_is_a_note(
     finished_copy: Bench, finished: Outcome
 ) -> None:
     run = origin(finished_copy)
-    content = run.read_run()
+    content = run.read_run().as_json()
     base = finished_copy.folder / "base"
     shutil.copytree(content["config"]["model"]["name_or_path"], base)
     content["config"]["model"]["name_or_path"] = str(base)
@@ -201,7 +201,7 @@ def test_a_run_that_is_not_finished_is_whole_so_far(finished_copy: Bench) -> Non
 
 def test_a_run_yaml_of_another_version_is_refused_with_a_message(finished_copy: Bench) -> None:
     run = origin(finished_copy)
-    content = run.read_run()
+    content = run.read_run().as_json()
     content["config"]["training"]["old_setting"] = 1
     del content["config"]["probe"]
     run.write_run(content)

@@ -173,7 +173,7 @@ def check_missing(package: Package, sdpo: Any, bench: Bench) -> None:
 
 def check_identities(run: RunFolder, digest: Mapping[str, str]) -> None:
     """Each has the digest in the identity of what it decides, and the run has all three."""
-    content = run.read_run()
+    content = run.read_run().as_json()
     assert digest.items() <= content["inputs"].items()
     assert content["plugins"] == dict.fromkeys(digest, "sdpo-example 0.1")
     for node, key in (

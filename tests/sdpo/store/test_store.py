@@ -120,7 +120,7 @@ def test_run_yaml_comes_back_as_it_was_written(run):
     content = {"name": "trial", "config": {"learning_rate": 5e-7, "text": "1e5", "empty": ""}}
     run.path.mkdir(parents=True)
     run.write_run(content)
-    assert run.read_run() == content
+    assert run.check_there() == content
 
 
 def test_the_head_of_run_yaml_is_what_the_whole_of_it_says(run):
