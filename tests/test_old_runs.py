@@ -17,11 +17,13 @@ from histories import replayed, write_new_pairs
 from sdpo.errors import ConfigError
 from sdpo.events import Event
 from sdpo.history.extend import extend_run
+from sdpo.history.target import read_lineage
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
 from sdpo.stats.gamma import gamma_view
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import pairs_of_steps, read_probe
+from sdpo.system.files import json_text
 
 ARCHIVE = Path(__file__).parent / "old_runs" / "0.1.tar.gz"
 
@@ -51,6 +53,14 @@ def test_run_yaml_of_an_old_run_is_read_whole_and_written_as_it_was(old: RunFold
     assert (said.name, said.origin, len(said.inputs["model"])) == ("old", None, 64)
     old.write_run(said.as_json())
     assert old.run_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_lineage_of_an_old_model_is_read_whole(old: RunFolder, step: int) -> None:
+    said = read_lineage(old.model(step))
+    written = (old.model(step) / "lineage.json").read_text(encoding="utf-8")
+    assert json_text(said.as_json()) == written
+    assert [entry.name for entry in said.steps] == [f"M_{n}" for n in range(1, step + 1)]
 
 
 @pytest.mark.parametrize("step", [1, 2])

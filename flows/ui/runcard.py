@@ -9,7 +9,8 @@ from sdpo.report import Summary
 from sdpo.report.gamma_figures import Figure, alone
 from sdpo.report.tables import Table, interval, number, short
 from sdpo.stats.gamma_rows import GammaRow
-from sdpo.store.model_card import LineageEntry, lineage
+from sdpo.store.lineage_file import LineageEntry
+from sdpo.store.model_card import lineage
 from sdpo.store.recorded import read_rows
 from sdpo.store.run_folder import RunFolder
 

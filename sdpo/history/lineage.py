@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -11,6 +10,8 @@ from sdpo.errors import SdpoError, UserError
 from sdpo.history.target import Checkpoint, locate, read_lineage
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import unused_files
+from sdpo.model_names import ModelName
+from sdpo.store.lineage_file import LineageEntry, LineageFile
 from sdpo.store.model_card import lineage as chain_of
 from sdpo.store.recorded import damage_beside_weights, whole_steps
 from sdpo.system.files import file_digest
@@ -86,33 +87,15 @@ def _of_run(found: Checkpoint) -> Lineage:
         raise UserError(f"run {run.name} has no complete step {number}; complete: {listed}")
     node = f"step-{number}"
     record = run.step_record(node)
-    content = {
-        "run": run.name,
-        "model": f"M_{number}",
-        "inputs": run.read_run().inputs,
-        "steps": [entry.model_dump(mode="json") for entry in chain_of(run, record)],
-    }
+    content = LineageFile(
+        run=run.name,
+        model=str(ModelName(number)),
+        inputs=run.read_run().inputs,
+        steps=chain_of(run, record),
+    )
     faults = damage_beside_weights(run, record, run.model(number))
     faults += [f"{name} was not published by this run" for name in run.strays(node, record)]
     return _lineage(content, run.model(number), faults)
-
-
-def export_of(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the lineage of a copy in another precision says of the copy.
-
-    It is ``dtype``, and the digests of ``model`` and ``card``; nothing for a model as it was
-    published.
-
-    Raises:
-        UserError: the entry has another form.
-    """
-    copy = content.get("export")
-    if copy is None:
-        return {}
-    names = ("dtype", "model", "card")
-    if not isinstance(copy, Mapping) or not all(isinstance(copy.get(n), str) for n in names):
-        raise UserError("lineage.json is not that of an exported model: its `export` is damaged")
-    return {name: copy[name] for name in names}
 
 
 def digest_of_card(folder: Path) -> str:
@@ -133,50 +116,44 @@ def _unused(folder: Path) -> list[str]:
     return [f"{name} is no part of the model, and was not published with it" for name in names]
 
 
-def _lineage(content: Mapping[str, Any], folder: Path, strays: Sequence[str]) -> Lineage:
-    try:
-        links = tuple(map(_link, content["steps"]))
-        inputs = dict(content.get("inputs") or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / 'lineage.json'} is not the lineage of a model") from error
+def _lineage(content: LineageFile, folder: Path, strays: Sequence[str]) -> Lineage:
+    links = tuple(map(_link, content.steps))
     try:
         digest, faults = model_digest(folder), []
     except (SdpoError, OSError) as error:
         digest, faults = "", [f"the model cannot be read: {error}"]
-    wanted, what = links[-1].model, str(content.get("model", "the model"))
-    if copy := export_of(content):
-        wanted, what = copy["model"], f"the copy of {what} in {copy['dtype']}"
+    wanted, what, copy = links[-1].model, content.model, content.export
+    if copy:
+        wanted, what = copy.model, f"the copy of {what} in {copy.dtype}"
     if digest and digest != wanted:
         faults.append(
             f"the folder does not hold {what}: its digest is {digest[:16]}, not {wanted[:16]}"
         )
-    if copy and digest_of_card(folder) != copy["card"]:
+    if copy and digest_of_card(folder) != copy.card:
         faults.append("README.md is not the card that was exported with the model")
     return Lineage(
-        run=str(content.get("run", "?")),
-        model=str(content.get("model", "?")),
+        run=content.run,
+        model=content.model,
         folder=str(folder.absolute()),
-        inputs=inputs,
+        inputs=content.inputs,
         links=links,
         digest=digest,
-        faults=(*_gaps(links, inputs), *faults, *strays),
+        faults=(*_gaps(links, content.inputs), *faults, *strays),
     )
 
 
-def _link(step: Mapping[str, Any]) -> Link:
-    inputs, number = step["inputs"], int(step["step"])
-    base = inputs.get("base", "")
-    said = step.get("models") or {}
+def _link(entry: LineageEntry) -> Link:
+    inputs, training = entry.inputs, entry.identity.get("training")
     return Link(
-        step=number,
-        name=str(step.get("name", f"M_{number}")),
-        kind=str(step["kind"]),
-        models={role: str(model["name"]) for role, model in said.items()},
-        reference=str(inputs.get("reference", "")),
-        target=str(inputs.get("target", base)),
-        data=str(inputs.get("partition", inputs.get("examples", ""))),
-        model=str(step["outputs"]["model"]),
-        settings=dict(step["identity"].get("training", {})),
+        step=entry.step,
+        name=entry.name or str(ModelName(entry.step)),
+        kind=entry.kind,
+        models={role: model.name for role, model in entry.models.items()},
+        reference=inputs.get("reference", ""),
+        target=inputs.get("target", inputs.get("base", "")),
+        data=inputs.get("partition", inputs.get("examples", "")),
+        model=entry.outputs["model"],
+        settings=training if isinstance(training, dict) else {},
     )
 
 

@@ -3,10 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from sdpo.config.load import check_run_name
 from sdpo.errors import IntegrityError, UserError
+from sdpo.store.lineage_file import LineageFile
+from sdpo.store.records import first_fault
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json
 from sdpo.system.nearby import near_path
@@ -106,8 +109,8 @@ def _at(path: Path) -> Checkpoint | None:
     return None
 
 
-def read_lineage(folder: Path) -> dict[str, Any]:
-    """Return the content of ``lineage.json`` of a model folder.
+def read_lineage(folder: Path) -> LineageFile:
+    """Return what ``lineage.json`` of a model folder says.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -120,13 +123,16 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     except IntegrityError as error:
         raise UserError(str(error)) from error
     try:
-        last = content["steps"][-1]
-        whole = isinstance(last["outputs"]["model"], str) and type(last["step"]) is int
-    except (KeyError, IndexError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is not the lineage of a model")
-    return dict(content)
+        said = LineageFile.model_validate(content)
+    except ValidationError as error:
+        if error.errors()[0]["loc"][:1] == ("export",):
+            raise UserError(
+                f"{path} is not that of an exported model: `export` is damaged"
+            ) from error
+        raise UserError(f"{path} is not the lineage of a model: {first_fault(error)}") from error
+    if not all(entry.outputs.get("model") for entry in said.steps):
+        raise UserError(f"{path} is not the lineage of a model: it names no model of a step")
+    return said
 
 
 def by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
@@ -136,14 +142,14 @@ def by_lineage(folder: Path, runs_dir: Path) -> Checkpoint:
         UserError: no run there has made it.
     """
     content = read_lineage(folder)
-    last = content["steps"][-1]
+    last = content.steps[-1]
     runs = sorted(path.parent for path in runs_dir.glob("*/run.yaml"))
-    for path in sorted(runs, key=lambda path: path.name != content.get("run")):
-        run, node = RunFolder(path), f"step-{last['step']}"
+    for path in sorted(runs, key=lambda path: path.name != content.run):
+        run, node = RunFolder(path), f"step-{last.step}"
         record = None if run.is_damaged(node) else run.find_step(node)
-        if record and record.model == last["outputs"]["model"]:
-            return Checkpoint(run, last["step"])
+        if record and record.model == last.outputs["model"]:
+            return Checkpoint(run, last.step)
     raise UserError(
-        f"{folder} is {content.get('model', 'a model')} of run {content.get('run', '?')}, and no "
+        f"{folder} is {content.model} of run {content.run}, and no "
         f"run in {runs_dir.absolute()} has made it: give --runs-dir, or the run itself"
     )

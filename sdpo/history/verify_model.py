@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdpo.errors import UserError
 from sdpo.history.faults import Findings
-from sdpo.history.lineage import export_of, lineage_of
+from sdpo.history.lineage import lineage_of
 from sdpo.history.target import by_lineage, read_lineage
 from sdpo.store.model_card import card_files, exported
 
@@ -21,7 +21,7 @@ def verify_model(folder: Path, *, runs_dir: Path) -> Findings:
         UserError: it has no lineage.
     """
     findings = Findings()
-    content = read_lineage(folder)
+    copy = read_lineage(folder).export
     for fault in lineage_of(str(folder), runs_dir=runs_dir).faults:
         findings.fault(folder.name, fault, _REMEDY)
     findings.files = sum(path.is_file() for path in folder.rglob("*"))
@@ -33,8 +33,8 @@ def verify_model(folder: Path, *, runs_dir: Path) -> Findings:
     step = found.step if found.step is not None else 0
     record = found.run.step_record(f"step-{step}")
     wanted = card_files(found.run, record, name=f"M_{step}", folder=found.run.model(step))
-    if copy := export_of(content):
-        wanted = exported(wanted, dtype=copy["dtype"], model=copy["model"])
+    if copy:
+        wanted = exported(wanted, dtype=copy.dtype, model=copy.model)
     for name, text in wanted.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != text.encode():

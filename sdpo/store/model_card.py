@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from pydantic import Field, JsonValue
 
 from sdpo.identity.adapter_folder import is_adapter, recorded_base
 from sdpo.identity.model_folder import read_config
 from sdpo.objectives import objective_facts, settings_of
 from sdpo.store.evaluated import Evaluation, read_evaluations
-from sdpo.store.records import ModelSaid, Part, StepRecord
+from sdpo.store.lineage_file import LineageEntry, LineageFile
+from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import json_text, write_text
 from sdpo.system.json_values import JsonObject, number_of
@@ -26,20 +26,6 @@ _PRECISION = ", fp32. Step "
 _LIBRARIES = ("library_name: peft", "library_name: transformers")
 _MERGED = re.compile(r"It is a LoRA adapter.*?\n(?=\n)", re.DOTALL)
 """The card of an adapter says this of it."""
-
-
-class LineageEntry(Part):
-    """An entry says what a model was made from: it is an excerpt of its step's record."""
-
-    step: int
-    name: str = ""
-    kind: str = ""
-    objective: str = ""
-    models: dict[str, ModelSaid] = Field(default_factory=dict)
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    identity: dict[str, JsonValue] = Field(default_factory=dict)
-    identity_digest: str = ""
 
 
 def lineage(run: RunFolder, record: StepRecord) -> list[LineageEntry]:
@@ -92,17 +78,12 @@ def card_files(run: RunFolder, record: StepRecord, *, name: str, folder: Path) -
     chain = lineage(run, record)
     content = run.read_run() if run.run_file.is_file() else None
     called = content.name if content and content.name else run.name
-    steps = [entry.model_dump(mode="json", exclude_unset=True) for entry in chain]
-    facts = {
-        "run": called,
-        "model": name,
-        "inputs": content.inputs if content else {},
-        "steps": steps,
-    }
+    inputs = content.inputs if content else {}
+    facts = LineageFile(run=called, model=name, inputs=inputs, steps=chain)
     index = "" if is_guide(record) else _model_index(run, record.step, f"{called}-{name}")
     card = _card(called, record, chain, name=name, folder=folder, index=index)
     return {
-        "lineage.json": json_text(facts),
+        "lineage.json": json_text(facts.as_json()),
         "README.md": card + _template_given(content.config if content else {}),
     }
 

@@ -68,7 +68,10 @@ def test_a_chain_whose_links_do_not_meet_is_told(finished: Outcome, tmp_path: Pa
     assert "M_2 starts from" in found.faults[0]
 
 
-@pytest.mark.parametrize("text", ["{}", "no json", '{"steps": [1]}'])
+NAMELESS = '{"steps": [{"step": 1, "inputs": {}, "outputs": {}}]}'
+
+
+@pytest.mark.parametrize("text", ["{}", "no json", '{"steps": [1]}', '{"steps": []}', NAMELESS])
 def test_what_is_no_lineage_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "lineage.json").write_text(text)
     with pytest.raises(UserError, match=r"lineage"):
