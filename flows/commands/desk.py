@@ -7,6 +7,7 @@ else's by now.
 import base64
 import json
 import os
+import re
 import secrets
 import urllib.error
 import urllib.parse
@@ -128,7 +129,7 @@ def credentials(folder: Path) -> str:
     """Return the `user:password` that is asked for: the environment's, or what the folder keeps.
 
     Raises:
-        UserError: there is neither, or the environment's is of another form.
+        UserError: there is neither, or what there is has another form.
     """
     if AUTH in os.environ:
         user, _, password = os.environ[AUTH].partition(":")
@@ -141,7 +142,13 @@ def credentials(folder: Path) -> str:
             f"{path} is not there: the server of {folder} was started with a password of "
             f"{AUTH}; set it to the same again{did_you_mean(folder)}"
         )
-    return path.read_text(encoding="ascii").strip()
+    kept = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[!-~]+:[!-~]+", kept):
+        raise UserError(
+            f"{path} holds no password (user:password): put the original back, or name another "
+            "folder (--folder)"
+        )
+    return kept
 
 
 def make_password(folder: Path) -> None:

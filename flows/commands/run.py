@@ -24,13 +24,14 @@ from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise
 from sdpo.config import RunConfig, StoreConfig
-from sdpo.errors import Fault, IntegrityError, UserError
+from sdpo.errors import Fault, UserError
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
 from sdpo.report import summarise, write_report
 from sdpo.store.recorded import of_known_form
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json, write_text
+from sdpo.store.run_start import is_plan
+from sdpo.system.files import write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
 
 
@@ -158,13 +159,7 @@ def _check_replaceable(path: Path) -> None:
     Raises:
         UserError: something else is there.
     """
-    if not os.path.lexists(path):
-        return
-    try:
-        content = read_json(path) if path.is_file() and not path.is_symlink() else None
-    except IntegrityError:
-        content = None
-    if not isinstance(content, dict) or not {"strategy", "steps", "reserve"} <= content.keys():
+    if os.path.lexists(path) and not is_plan(path):
         raise UserError(f"{path} exists and is no plan: name another file (--out)")
 
 

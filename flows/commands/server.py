@@ -36,9 +36,9 @@ from flows.commands.desk import (
 )
 from flows.server.guard import LOOPBACK, bracketed
 from sdpo.config import RunConfig, StoreConfig
-from sdpo.errors import Fault, UserError
+from sdpo.errors import Fault, ForeignFolderError, UserError
 from sdpo.system import ownership
-from sdpo.system.files import write_text
+from sdpo.system.files import temporary_path, write_text
 from sdpo.system.interrupts import GRACE_S
 from sdpo.system.locks import hold
 
@@ -56,6 +56,8 @@ _NAMES = {
 }
 RUNS = "runs"
 """In a server's folder: a link to the runs whose reports it serves."""
+_OF_A_SERVER = {"prefect", "processes.json"}
+"""One of these is there where a server has run; logs and a ``.gitignore`` many folders have."""
 
 
 def up(
@@ -88,8 +90,10 @@ def up(
     _check_open(host, hosts, asks=asks)
     folder, here = folder.absolute(), Path.cwd()
     ownership.claim(folder, "server", proof=_is_proven)
+    _check_begun(folder)
     folder.chmod(0o700)  # parameters and logs of runs are in it
-    write_text(folder / ".gitignore", _IGNORED)
+    if not (folder / ".gitignore").exists():
+        write_text(folder / ".gitignore", _IGNORED)
     with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
         url = f"http://{bracketed(_reached_at(host))}:{port}"
@@ -191,10 +195,33 @@ def _with_absolute_places(value: Any, name: str = "") -> Any:
 
 
 def _is_proven(folder: Path) -> bool:
-    """Return whether a folder holds nothing but a server's files, as made before markers were."""
-    ignore = folder / ".gitignore"
-    ignores = ignore.is_file() and ignore.read_text(encoding="utf-8", errors="replace") == _IGNORED
-    return ignores and {path.name for path in folder.iterdir()} <= _NAMES
+    """Whether a folder is a server's of before there were markers."""
+    names = {path.name for path in folder.iterdir()}
+    return _ignores_all(folder) and names <= _NAMES and bool(names & _OF_A_SERVER)
+
+
+def _ignores_all(folder: Path) -> bool:
+    path = folder / ".gitignore"
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == _IGNORED
+
+
+def _check_begun(folder: Path) -> None:
+    """Refuse a marked folder in which no server has run, with more in it than of a first start.
+
+    A marker can be copied to where somebody's own files are.
+
+    Raises:
+        ForeignFolderError: it is such a folder; what is there is named.
+    """
+    names = {path.name for path in folder.iterdir()}
+    known = {ownership.MARKER, ownership.LOCK, PASSWORD, "processes.json", "lost+found"}
+    known |= {".gitignore", "server.log"} if _ignores_all(folder) else set()
+    known |= {RUNS} if (folder / RUNS).is_symlink() else set()
+    if not (folder / "prefect").is_dir() and (others := sorted(names - known)):
+        raise ForeignFolderError(
+            f"{folder} has the marker of a server's folder, and no server has run in it; it holds "
+            f"{', '.join(others)}: nothing in it is touched. Name another folder (--folder)"
+        )
 
 
 def _runs_of(here: Path) -> Path:
@@ -203,9 +230,17 @@ def _runs_of(here: Path) -> Path:
 
 
 def _point_at(link: Path, target: Path) -> None:
-    """Let a link lead to ``target``; a server that runs sees the old one or the new one."""
-    new = link.with_name(f".{link.name}.new")
-    new.unlink(missing_ok=True)
+    """Let a link lead to ``target``; a server that runs sees the old one or the new one.
+
+    Raises:
+        ForeignFolderError: what is there is no link.
+    """
+    if os.path.lexists(link) and not link.is_symlink():
+        raise ForeignFolderError(
+            f"{link} stands where a link to the runs belongs, and is none: it stays as it is. Move "
+            "it away, or name another folder (--folder)"
+        )
+    new = temporary_path(link)
     new.symlink_to(target, target_is_directory=True)
     new.replace(link)
 

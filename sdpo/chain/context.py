@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import RunConfig
-from sdpo.errors import LowMemoryError
+from sdpo.errors import LowMemoryError, UserError
 from sdpo.events import Listener, ResultEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.payloads import changes
@@ -21,6 +21,7 @@ from sdpo.store.reuse import NOT_DONE, matching, reuse
 from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import JsonObject
+from sdpo.system.locks import is_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,20 @@ class Context:
     def last_step(self) -> int | None:
         """Return the step after which the chain ends; None: after the plan's last."""
         return self.origin.step if self.origin and self.origin.only else None
+
+    def check_in_place(self) -> None:
+        """Check that the run's folder is where it was: its lock, which this process holds, is.
+
+        What is written under the old name would begin another folder there.
+
+        Raises:
+            UserError: it was moved or removed.
+        """
+        if self.locks and not is_at(self.locks[0], self.run.lock_file):
+            raise UserError(
+                f"{self.run.path} was moved or removed while the run was at work. What was "
+                "complete stands where the folder is now: `sdpo resume` with its new name goes on"
+            )
 
     def find(self, node: str, identity: JsonObject) -> Found:
         """Return the node's record if it stands here or in an origin, which then shares it.

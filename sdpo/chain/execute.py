@@ -45,7 +45,12 @@ class Execution:
                 self.do(part)
 
     def do(self, part: Part) -> None:
-        """Do a part, unless it is a result that stands."""
+        """Do a part, unless it is a result that stands.
+
+        Raises:
+            UserError: the run's folder was moved meanwhile.
+        """
+        self.context.check_in_place()
         match part:
             case Node():
                 self._node(part)

@@ -16,7 +16,7 @@ from sdpo.events import InterruptedEvent, NoteEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
-from sdpo.inputs.cache_folder import check_cache, claim_cache
+from sdpo.inputs.cache_folder import check_beside, check_cache, claim_cache
 from sdpo.inputs.plugins import named_plugins
 from sdpo.inputs.resolve import (
     Resolved,
@@ -63,6 +63,7 @@ def open_run(
     listen, run = host.listen, run_folder_of(config)
     run.check_own()
     check_cache(cache_dir(config))
+    check_beside(cache_dir(config), run=run.path)
     if run.run_file.is_file():
         stored = read_stored(run)
         check_unchanged(stored.inputs, stored.plugins, run.name)
@@ -112,8 +113,9 @@ def open_run(
         try:
             with telling(run, host) as heard:
                 yield replace(context, host=heard)
-        except (UserError, PartitionError):
-            if new and not run.complete_steps():
+        except Exception as error:
+            context.check_in_place()
+            if isinstance(error, UserError | PartitionError) and new and not run.complete_steps():
                 run.clear(keep=there)
             raise
 

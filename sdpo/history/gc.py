@@ -223,7 +223,7 @@ def _look_into(run: RunFolder, found: Found) -> None:
 def _note_other_caches(named: Iterable[str], cache: Path, found: Found) -> None:
     """Note the caches that runs name and that are not looked at."""
     for given in sorted(named):
-        if Path(given).absolute() != cache:
+        if Path(given).resolve() != cache.resolve():
             found.notes.append(
                 f"a run names the cache {given}, which is not looked at: `sdpo gc --cache-dir` "
                 "does so"

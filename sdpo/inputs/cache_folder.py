@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdpo.errors import Fault
+from sdpo.errors import Fault, ForeignFolderError
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs import demo
 from sdpo.system import ownership
@@ -17,6 +17,7 @@ from sdpo.system.files import checksum_path, is_vouched_for, read_json
 from sdpo.system.locks import is_lock
 
 KEY = re.compile(r"[0-9a-f]{32}")
+_ELSEWHERE = "caches outlast runs, so name a folder beside them (store.cache_dir)"
 _PARTS = ("logps", "tokens", "kl", "trials", "demo")
 
 
@@ -29,17 +30,48 @@ def check_cache(folder: Path) -> None:
     """Refuse a ``folder`` that is no cache and not free to become one; nothing is written.
 
     Raises:
-        ForeignFolderError: something else is there.
+        ForeignFolderError: something else is there, or it cannot be there.
     """
+    _check_place(folder)
     ownership.check(folder, "cache", proof=_is_proven)
+
+
+def check_beside(cache: Path, *, run: Path) -> None:
+    """Refuse a cache that would be a run, lie in one, or be the folder that runs lie in.
+
+    Raises:
+        ForeignFolderError: it would.
+    """
+    if run.resolve() in (cache.resolve(), *cache.resolve().parents):
+        raise ForeignFolderError(f"{cache} is in the folder of the run {run}: {_ELSEWHERE}")
+    if cache.resolve() == run.parent.resolve():
+        raise ForeignFolderError(f"{cache} is the folder of the runs: {_ELSEWHERE}")
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a cache in a run of this project, and one whose parts are links to elsewhere.
+
+    Whoever moves or deletes that run would take the caches of others with it.
+    """
+    for parent in folder.resolve().parents:
+        if ownership.is_marked(parent, "run"):
+            raise ForeignFolderError(f"{folder} is in the folder of the run {parent}: {_ELSEWHERE}")
+    for part in (folder / name for name in _PARTS):
+        if part.is_symlink() and not part.resolve().is_relative_to(folder.resolve()):
+            raise ForeignFolderError(
+                f"{part} is a link that leads out of the cache, to {part.readlink()}: what is "
+                "cached stays in its own folder. Put a folder in the link's place, or name one on "
+                "that disk (store.cache_dir)"
+            )
 
 
 def claim_cache(folder: Path) -> None:
     """Make the folder of a cache, or take up the one that is there.
 
     Raises:
-        ForeignFolderError: something else is there.
+        ForeignFolderError: something else is there, or it cannot be there.
     """
+    _check_place(folder)
     ownership.claim(folder, "cache", proof=_is_proven)
 
 

@@ -34,6 +34,7 @@ from sdpo.events import (
 from sdpo.hooks import Call, plain_call
 from sdpo.processes.disk_space import is_full, no_space_message
 from sdpo.processes.stage_specs import Spec
+from sdpo.store.links import detach
 from sdpo.system.files import write_text
 from sdpo.system.interrupts import GRACE_S
 from sdpo.system.own_modules import module_path
@@ -68,6 +69,7 @@ def run_stage(
     path = spec.run / "logs" / f"{spec.name}.json"
     if spec.log.is_symlink():
         raise UserError(f"{spec.log} is a link: a log is added to, so it must be a file of the run")
+    detach(spec.log)
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
     outcome, mark = _Ending(spec, listen), uuid.uuid4().hex

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from sdpo.errors import ConfigError, Fault, UserError
+from sdpo.errors import ConfigError, Fault, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import effective_overrides, extend_run, new_pairs_of
 from sdpo.history.target import Checkpoint
@@ -32,6 +33,7 @@ from sdpo.promotion.versions import (
     promote,
     read_registry,
 )
+from sdpo.store.records import first_fault
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.system.files import read_json, write_json
@@ -77,6 +79,23 @@ class Retrained:
     run: Path | None = None
     judgement: Judgement | None = None
     version: Version | None = None
+
+
+class _Rules(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    overrides: list[str]
+
+
+class _Decision(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    run: str
+    status: str
+    reason: str
+    start: dict[str, JsonValue] = Field(alias="from")
+    rules: _Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,11 +236,26 @@ def _tried(
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
         if not RunFolder(path.parent).is_own:
             continue
-        decision = read_json(path)
+        decision = _read_decision(path)
         same = decision["name"] == named.name and _effective(decision["rules"], run) == rules
         if same and decision["from"] == _start(named.in_use) and decision["status"] in _FINAL:
             pairs = path.parent / "pairs.parquet"
             yield decision, set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
+
+
+def _read_decision(path: Path) -> dict[str, Any]:
+    """Return what was decided about a run.
+
+    Raises:
+        IntegrityError: the file is something else.
+    """
+    try:
+        return _Decision.model_validate(read_json(path)).model_dump(by_alias=True)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{path} is no decision of a retraining ({first_fault(error)}): move it away, or put "
+            "the original back"
+        ) from error
 
 
 def _effective(rules: dict[str, Any], run: RunFolder) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from pydantic import JsonValue, ValidationError
 
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.events import Listener
-from sdpo.identity.differences import _DIGEST
 from sdpo.store.record_form import form_fault
 from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
 from sdpo.store.run_file import RunFile
 from sdpo.store.run_head import picked, read_head
+from sdpo.store.run_start import foreign_to_a_start, is_seal_of
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
 from sdpo.system.files import (
@@ -176,6 +176,14 @@ class RunFolder:
             if _is_damaged_run(self.path):
                 self.check_there()
             ownership.check(self.path, "run", proof=_is_proven)
+        elif others := foreign_to_a_start(
+            self.path, run_file=self.run_file, plan_file=self.plan_file, sources=self.sources
+        ):
+            named = ", ".join(others[:_MOST_NAMED])
+            raise ForeignFolderError(
+                f"{self.path} has the marker of a run and no run.yaml, and holds {named}: nothing "
+                "in it is touched. Put run.yaml back, or give the run another name (--name)"
+            )
         for link in self._links_out():
             raise ForeignFolderError(
                 f"{link} is a link that leads out of the run, to {link.readlink()}: what a run "
@@ -450,11 +458,7 @@ def _is_proven(folder: Path) -> bool:
 def _is_damaged_run(folder: Path) -> bool:
     """Return whether a digest of this project's form says that run.yaml beside it was another."""
     run_file = RunFolder(folder).run_file
-    beside = checksum_path(run_file)
-    if not run_file.is_file() or not beside.is_file() or is_vouched_for(run_file):
-        return False
-    form = rf"{_DIGEST.pattern}  {re.escape(run_file.name)}\n"
-    return re.fullmatch(form.encode(), beside.read_bytes()) is not None
+    return run_file.is_file() and is_seal_of(run_file) and not is_vouched_for(run_file)
 
 
 def _names(folder: Path) -> list[str]:

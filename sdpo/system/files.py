@@ -135,6 +135,11 @@ def unfinished(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(ours), sorted(others)
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a path has the name of something unfinished that this module made."""
+    return _OURS.fullmatch(path.name) is not None
+
+
 @contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
     """Yield a folder within ``place`` that is removed at the end of the block."""

@@ -70,15 +70,33 @@ def hold(
         InUseError: another process holds it, and ``wait`` is not set; the message says which.
         UserError: the file is something else than a lock.
     """
-    handle = _locked(path, lambda it: _lock(it, what, otherwise, wait=wait, listen=listen))
+    handle = _own(path, lambda it: _lock(it, what, otherwise, wait=wait, listen=listen))
     try:
-        _check_note(handle, path)
         left = _holder(handle)
         if left:
             listen(WarningEvent(message=_taken_over(what, left)))
         with _noted(handle, run):
             yield handle
     finally:
+        os.close(handle)
+
+
+def _own(path: Path, lock: Callable[[int], None]) -> int:
+    """Lock a file that has no other name: its holder writes a note into it.
+
+    Another name is a copy of the folder by hard links, or a file of the user's. While the lock is
+    held nobody else holds it, so the file can be replaced; whoever waits for it notices.
+    """
+    while True:
+        handle = _locked(path, lock)
+        try:
+            _check_note(handle, path)
+            if os.fstat(handle).st_nlink <= 1:
+                return handle
+            path.unlink(missing_ok=True)
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 
@@ -120,7 +138,7 @@ def _locked(path: Path, lock: Callable[[int], None]) -> int:
             continue  # the folder was removed after it was made
         try:
             lock(handle)
-            if _is_at(handle, path):
+            if is_at(handle, path):
                 return handle
         except BaseException:
             os.close(handle)
@@ -136,7 +154,7 @@ def _open(path: Path) -> int:
             raise _no_lock(path)
     except FileNotFoundError:
         pass
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def _check_note(handle: int, path: Path) -> None:
@@ -220,7 +238,8 @@ def look(path: Path) -> Held | None:
     return None
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def is_at(handle: int, path: Path) -> bool:
+    """Return whether the file of a descriptor is the one at ``path`` now."""
     try:
         there = path.stat()
     except FileNotFoundError:

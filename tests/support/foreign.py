@@ -64,7 +64,7 @@ OF_A_CACHE = (
     *(f"demo/tiny-llama-v1/{name}" for name in OF_A_MODEL),
 )
 OF_A_SERVER = (
-    *("processes.json", ".gitignore", "password", "server.log", "worker.log", "deploy.log"),
+    *("processes.json", ".gitignore", "password", "server.log", "worker.log", "deploy.log", "runs"),
     *("prefect/prefect.db", "prefect/profiles.toml"),
 )
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")
