@@ -30,10 +30,11 @@ install: $(STAMP)
 
 develop: $(TESTED_WITH)
 
-$(STAMP): pyproject.toml constraints.txt docker/requirements-cpu.lock
+$(STAMP): pyproject.toml docker/requirements-cpu.lock docker/torch-cpu.lock docker/torch.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps --require-hashes --requirement docker/requirements-cpu.lock
-	$(PIP) --constraint constraints.txt torch
+	$(PIP) --no-deps --require-hashes --requirement docker/torch-cpu.lock \
+		|| $(PIP) --no-deps --require-hashes --requirement docker/torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 

@@ -3,8 +3,9 @@
     make lock
 
 ``constraints.txt`` gives the versions, in one place. The locks add the hashes, so that pip takes no
-other file, and everything that those packages need. Torch for CPUs is in none of them: it comes
-from an index of its own with other files, and is pinned by ``constraints.txt``.
+other file, and everything that those packages need. Torch is in locks of its own:
+``torch-cpu.lock`` has its builds for CPUs, which come from another index than all else, and
+``torch.lock`` the usual ones with what they need on a GPU.
 """
 
 import re
@@ -13,15 +14,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
 CPU, CUDA = DOCKER / "requirements-cpu.lock", DOCKER / "requirements-cuda.lock"
 FLASH_ATTN = DOCKER / "flash-attn.lock"
+TORCH, TORCH_CPU = DOCKER / "torch.lock", DOCKER / "torch-cpu.lock"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 DEVELOPMENT = ROOT / "requirements.lock"
 FLASH_ATTN_VERSION = "2.8.3"
 EXTRAS = ("test", "deepspeed", "e2e")
 _OF_A_GPU = re.compile(r"^(cuda-[\w-]+|nvidia-[\w-]+|triton|torch)==", re.MULTILINE)
+_TORCH = re.compile(r"^torch==(\S+)", re.MULTILINE)
 _HEAD = "# Written by `make lock`; versions come from constraints.txt.\n"
 
 
@@ -58,6 +63,34 @@ def compile_lock(
     path.write_text(_HEAD + path.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def lock_torch(cuda: str) -> str:
+    """Return the lock of torch as the usual index has it, and of what its build for GPUs needs.
+
+    Args:
+        cuda: the lock of the CUDA image, in which they are.
+    """
+    entries = re.findall(r"^\S.*(?:\n {4}--hash=.*)*", cuda, re.MULTILINE)
+    return _HEAD + "".join(f"{entry}\n" for entry in entries if _OF_A_GPU.match(entry))
+
+
+def lock_torch_cpu(version: str, page: str) -> str:
+    """Return the lock of torch's builds for CPUs.
+
+    Args:
+        version: which one.
+        page: the page on which their index lists its files, each with its hash.
+
+    Raises:
+        ValueError: the page has no file of this version for Linux and a Python that is served.
+    """
+    name = rf"torch-{re.escape(version)}(?:%2B|\+)cpu-cp3(?:11|12|13)-cp3\d\d-manylinux\w+\.whl"
+    found = re.findall(rf"{name}#sha256=([0-9a-f]{{64}})", page)
+    if not found:
+        raise ValueError(f"{CPU_INDEX} lists no build of torch {version} for CPUs")
+    hashes = "".join(f" \\\n    --hash=sha256:{each}" for each in sorted(set(found)))
+    return f"{_HEAD}torch=={version}+cpu{hashes}\n"
+
+
 if __name__ == "__main__":
     # flash-attn is compiled with these.
     compile_lock(
@@ -66,6 +99,11 @@ if __name__ == "__main__":
         python="3.12",
         extras=["deepspeed"],
     )
+    with urlopen(CPU_INDEX) as page:
+        listed = page.read().decode()
+    TORCH.write_text(lock_torch(CUDA.read_text(encoding="utf-8")), encoding="utf-8")
+    (version,) = _TORCH.findall(CUDA.read_text(encoding="utf-8"))
+    TORCH_CPU.write_text(lock_torch_cpu(version, listed), encoding="utf-8")
     of_a_gpu = _OF_A_GPU.findall(CUDA.read_text(encoding="utf-8"))
     # On a CPU torch needs what it always needs, without the packages for a GPU.
     rest = [name for name in of_a_gpu if name != "torch"]

@@ -1,5 +1,6 @@
 """The container files, as far as they can be checked without an engine."""
 
+import importlib.util
 import json
 import os
 import re
@@ -167,12 +168,8 @@ def test_dependencies_have_a_layer_of_their_own_before_the_source_and_are_known_
     ]
     for command in (words[i][1] for i in installs if i < source):
         assert "--no-deps" in command, "a lock is whole"
-        if command.endswith(" torch"):
-            assert target == "cpu"
-            assert "--constraint /opt/constraints.txt" in command
-        else:
-            assert "--require-hashes" in command
-            assert re.search(r"--requirement /opt/[\w-]+\.lock$", command)
+        assert "--require-hashes" in command
+        assert re.search(r"--requirement /opt/[\w-]+\.lock$", command)
     (after,) = [words[i][1] for i in installs if i > source]
     assert after.startswith("pip install --no-deps --no-build-isolation .")
 
@@ -257,9 +254,10 @@ def made(target: str, folder: Path) -> list[str]:
         command, capture_output=True, text=True, cwd=folder, env=clean, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return done.stdout.replace("\\\n", " ").splitlines()
 
 
+OF_INSTALL = [f"docker/{name}.lock" for name in ("requirements-cpu", "torch-cpu", "torch")]
 OF_TESTS = {"pytest", "trl", "deepspeed", "playwright", "ruff", "mypy", "hypothesis", "tensorboard"}
 
 
@@ -268,8 +266,8 @@ def test_what_shows_and_serves_installs_no_tools_of_tests(tmp_path: Path) -> Non
     assert not OF_TESTS & set(needed)
     for target in ("install", "demo", "server"):
         commands = made(target, tmp_path)
-        (lock,) = [line.split()[-1] for line in commands if "--require-hashes" in line]
-        assert lock == "docker/requirements-cpu.lock"
+        locks = re.findall(r"--require-hashes --requirement (\S+)", "\n".join(commands))
+        assert locks == OF_INSTALL
 
 
 def test_what_tests_installs_them_beside_the_same_versions(tmp_path: Path) -> None:
@@ -280,8 +278,8 @@ def test_what_tests_installs_them_beside_the_same_versions(tmp_path: Path) -> No
         assert development[package] == found
     for target in ("develop", "lint", "test", "quick", "e2e", "test-real", "format"):
         commands = made(target, tmp_path)
-        locks = [line.split()[-1] for line in commands if "--require-hashes" in line]
-        assert locks == ["docker/requirements-cpu.lock", "requirements.lock"]
+        locks = re.findall(r"--require-hashes --requirement (\S+)", "\n".join(commands))
+        assert locks == [*OF_INSTALL, "requirements.lock"]
 
 
 def test_flash_attn_has_its_hash_and_make_install_asks_for_hashes() -> None:
@@ -289,13 +287,43 @@ def test_flash_attn_has_its_hash_and_make_install_asks_for_hashes() -> None:
     assert "deepspeed" in locked(DOCKER / "requirements-cuda.lock")
     assert "deepspeed" not in locked(DOCKER / "requirements-cpu.lock")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert makefile.count("$(PIP) --no-deps --require-hashes --requirement") == 2
+    assert makefile.count("$(PIP) ") == makefile.count("$(PIP) --no-deps --require-hashes ") + 1
+    assert "$(PIP) --no-deps --no-build-isolation --editable ." in makefile
+
+
+PAGE = (
+    '<a href="/whl/cpu/torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl#sha256={right}">'
+    '<a href="/whl/cpu/torch-2.13.0%2Bcpu-cp311-cp311-win_amd64.whl#sha256={other}">'
+    '<a href="/whl/cpu/torch-2.12.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl#sha256={other}">'
+    '<a href="/whl/cpu/torch-2.13.0%2Bcpu-cp310-cp310-manylinux_2_28_x86_64.whl#sha256={other}">'
+)
+
+
+def test_torch_is_known_by_its_hashes_on_whichever_index_it_is_found() -> None:
+    """The builds for CPUs where an index has them, else the usual one with what a GPU needs."""
+    found = importlib.util.spec_from_file_location("lock", DOCKER / "lock.py")
+    assert found is not None
+    assert found.loader is not None
+    lock = importlib.util.module_from_spec(found)
+    found.loader.exec_module(lock)
+    cuda = LOCKS["cuda"][0]
+    of_a_gpu = {name: e for name, e in locked(cuda).items() if OF_A_GPU.fullmatch(name)}
+    assert locked(DOCKER / "torch.lock") == of_a_gpu
+    text = (DOCKER / "torch.lock").read_text(encoding="utf-8")
+    assert text == lock.lock_torch(cuda.read_text(encoding="utf-8"))
+    version, hashes = locked(DOCKER / "torch-cpu.lock")["torch"]
+    assert version == f"{pins()['torch']}+cpu"
+    assert len(set(hashes) - set(of_a_gpu["torch"][1])) == len(hashes) == 6
+    right, other = "a" * 64, "b" * 64
+    made = lock.lock_torch_cpu("2.13.0", PAGE.format(right=right, other=other))
+    assert (right in made, other in made) == (True, False)
+    with pytest.raises(ValueError, match=r"no build of torch 2\.14\.0"):
+        lock.lock_torch_cpu("2.14.0", PAGE)
 
 
 def in_place(command: str) -> list[str]:
     """An install command of the CPU image, its paths those of this machine."""
-    text = command.replace("/opt/constraints.txt", str(ROOT / "constraints.txt"))
-    text = text.replace("/opt/requirements", str(DOCKER / "requirements"))
+    text = re.sub(r"/opt/(?=[\w-]+\.lock)", f"{DOCKER}/", command)
     # A mirror may have the CPU build already; the image asks the index that is for it.
     return shlex.split(text.replace("${TORCH_ARGS}", os.environ.get("TORCH_ARGS", "")))
 
