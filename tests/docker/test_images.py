@@ -504,12 +504,19 @@ def test_the_server_of_the_compose_file_asks_for_the_secret_and_its_clients_have
         assert entered(*asked, **known).returncode == 0
 
 
+SCHEDULED = (
+    *("deployment", "schedule", "create", "sdpo-retrain/retrain", "--cron", "17 5 * * *"),
+    *("--timezone", "Asia/Seoul", "--accept-yes"),
+)
+"""A schedule as a person sets it by Prefect's own command."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> None:
     with server(tmp_path) as base:
         known = base | {"PREFECT_AUTH_FILE": str(tmp_path / "auth")}
-        for _ in range(2):  # a second start changes nothing
+        for start in range(2):  # a second start changes nothing, and nothing that a person set
             port = free_port()
             with started(
                 str(DOCKER / "worker.sh"),
@@ -521,7 +528,15 @@ def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> No
                 **known,
             ):
                 there = entered("prefect", "deployment", "ls", **known)
-            assert there.stdout.count("sdpo-align/align") == 1, there.stdout
+                if not start:
+                    set_there = entered("prefect", *SCHEDULED, **known)
+                    assert set_there.returncode == 0, set_there.stderr
+                told = entered("prefect", "deployment", "inspect", "sdpo-retrain/retrain", **known)
+            # Names that begin so are those of other deployments.
+            names = re.findall(r"sdpo-align/align(?![\w-])", there.stdout)
+            assert len(names) == 1, there.stdout
+            assert "17 5 * * *" in told.stdout, told.stdout
+            assert "Asia/Seoul" in told.stdout, told.stdout
 
 
 # --- compose and Kubernetes

@@ -1,14 +1,17 @@
 """What the server makes of the parameters of deployments and schedules, without a server."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from flows.replay import replay
 from flows.retrain import ApprovalSettings
 from flows.server.deploy import ENTRIES, schema_of
+from sdpo.config import StoreConfig
 from sdpo.config.load import checked, make_config
 from sdpo.errors import ConfigError
 
@@ -42,6 +45,15 @@ def test_a_schedule_of_before_is_still_accepted(flow: str) -> None:
 
 def test_a_run_of_before_means_the_same_settings() -> None:
     assert make_config(OLD["align"]) == make_config({"name": OLD["align"]["name"]})
+
+
+def test_a_replay_of_before_means_the_same_and_every_parameter_of_it_is_still_there() -> None:
+    old = OLD["replay"]
+    here = signature(replay.fn).parameters
+    assert {name: here[name].default for name in old if name != "store"} == {
+        name: value for name, value in old.items() if name != "store"
+    }
+    assert checked(StoreConfig, old["store"], name="store") == StoreConfig()
 
 
 def test_a_deployment_itself_can_have_a_person_asked() -> None:
