@@ -16,6 +16,31 @@ LONG = {
 """One step of 300 optimizer steps, whose state is saved on the way."""
 
 
+LONGEST = (
+    *("test_a_slot_makes_one_step", "test_a_paused_approval", "test_a_run_that_is_suspended"),
+    *("test_a_killed_worker", "test_cancel_and_retry", "test_training_outlives"),
+    *("test_a_flipped_byte", "test_a_form_becomes", "test_a_step_is_replayed"),
+)
+"""Tests that take a minute or more, the longest first."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let every process begin with one of the longest tests, so that none is left with one at the
+    end: xdist gives each a part of the list to begin with, one after another."""
+    here = Path(__file__).parent
+    if not all(item.path.is_relative_to(here) for item in items):
+        return
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONGEST) if item.name.startswith(name)), 99)
+
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    ordered = sorted(items, key=place)
+    parts = [ordered[start::processes] for start in range(processes)]
+    items[:] = [item for part in sorted(parts, key=len) for item in part]
+
+
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """It runs for the whole session; a test that ends a part of it starts it again."""

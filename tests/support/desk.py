@@ -26,8 +26,12 @@ from flows.commands.desk import Started, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 10
-_QUICK = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
-"""A schedule that was made is looked at after seconds, where it would be a minute."""
+_QUICK = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
+}
+"""A schedule that was made, and a run that was submitted, are looked at soon, not after a minute
+and three seconds."""
 _TOKENS: dict[str, str] = {}
 """Of the servers by their addresses; each is good for an hour."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
