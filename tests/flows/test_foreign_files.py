@@ -97,7 +97,7 @@ IN_TEMPORARIES = ("scratch", "all", "drawn", "rejected.jsonl", "rows.parquet", "
 ONLY_READ = (
     *("data", "dataset_dict.json", "state.json"),  # data sets as `datasets` saves them
     *("blobs", "refs", "datasets--mine"),  # a folder of the hub's
-    *("recipes", "losses.py"),  # of the package itself
+    *("recipes", "losses.py", "report.css"),  # of the package itself
 )
 """Names of what others write."""
 BY_USERS = ("cache", ".sdpo-server", "runs")
