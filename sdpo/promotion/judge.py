@@ -7,7 +7,8 @@ worse than the current one by more than a tolerance: the 95% interval of the pai
 which resamples prompts, ends above -tolerance (non-inferiority). Of a single source, which seldom
 has pairs enough for that, it must not be shown to be worse: an interval below -tolerance refuses.
 
-The numbers come from the probes of the run that holds both models; nothing is measured here.
+The numbers come from the probes of the run that holds both models, and where suites count
+(:mod:`sdpo.promotion.judge_suites`) from its evaluations; nothing is measured here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from sdpo.config import Group, ProbeConfig
-from sdpo.config.annotations import SHARE, Unit
+from sdpo.config.annotations import NO_UNIT, SHARE, Unit
 from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
+from sdpo.promotion.judge_suites import SuiteVerdict, judge_suites
 from sdpo.stats.bootstrap import Floats, bootstrap_means
 from sdpo.stats.contamination import CONTAMINATION_NATS, contamination
 from sdpo.stats.gamma import (
@@ -34,6 +36,7 @@ from sdpo.stats.gamma_rows import Contamination
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import planned, read_probe
 
+_SUITES = "evaluations"
 ALL = "all"
 """The scope of all reserved pairs together; the other scopes are sources."""
 
@@ -96,6 +99,19 @@ class GateSettings(Group):
         description="How much more than on the reserve the current model may have moved away from "
         "S on the new pairs, before it trained on them: more says that it has seen them.",
     )
+    evaluations: Annotated[dict[str, float], Unit(NO_UNIT)] = Field(
+        {},
+        title="Suites",
+        description="By task or suite, the least that its score may change from the current model: "
+        "`truthfulqa_mc2: -0.01` tolerates a point less. It has to be in evaluation.suites.",
+    )
+
+    def rules(self) -> dict[str, Any]:
+        """Return the settings as a decision keeps them; what came later only where it is used."""
+        rules = self.model_dump()
+        if not self.evaluations:
+            del rules["evaluations"]
+        return rules
 
 
 def judgement_settings(given: Sequence[str]) -> GateSettings:
@@ -104,12 +120,20 @@ def judgement_settings(given: Sequence[str]) -> GateSettings:
     Raises:
         ConfigError: an unknown key or an impossible value.
     """
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--gate {text}: write it as key=value")
-        values[key] = value
+        group, dot, task = key.partition(".")
+        if group == _SUITES and dot:
+            values.setdefault(_SUITES, {})[task] = value
+        elif group == _SUITES:
+            raise ConfigError(
+                f"--gate {text}: write a limit for each task: --gate {_SUITES}.truthfulqa_mc2=-0.01"
+            )
+        else:
+            values[key] = value
     return checked(GateSettings, values, name="gate")
 
 
@@ -146,6 +170,7 @@ def judge(
 
     Raises:
         Fault: a model was not measured.
+        UserError: a model was not evaluated on a suite that the settings name.
     """
     tables = {}
     for number in sorted({0, current, new - 1, new}):
@@ -160,13 +185,21 @@ def judge(
     overlap = prompt_overlap(run, up_to=new)
     pairs = comparisons[0]["pairs"]
     few = pairs < settings.min_pairs
+    suites = judge_suites(
+        run,
+        settings.evaluations,
+        new=new,
+        current=current,
+        min_documents=settings.min_pairs,
+    )
     checks = [
         *_not_worse(comparisons, settings, few=few),
         _gamma_limits(comparisons[0], settings),
         _overlap_limit(overlap, settings),
         _contamination_limit(gap, settings),
+        *(Check(check="suite", scope=s.name, passed=s.passed, why=s.why) for s in suites),
     ]
-    outcome, reason = _outcome(checks, pairs, settings, few=few)
+    outcome, reason = _outcome(checks, pairs, suites, settings, few=few)
     return Judgement(
         outcome=outcome,
         reason=reason,
@@ -332,16 +365,27 @@ def _contamination_limit(gap: Contamination | None, settings: GateSettings) -> C
 
 
 def _outcome(
-    checks: list[Check], pairs: int, settings: GateSettings, *, few: bool
+    checks: list[Check],
+    pairs: int,
+    suites: Sequence[SuiteVerdict],
+    settings: GateSettings,
+    *,
+    few: bool,
 ) -> tuple[Outcome, str]:
-    hold = few and settings.when_too_few == "hold"
-    comparing = ("accuracy_vs_S", "margin")
-    failed = [c for c in checks if not c.passed and not (hold and c.check in comparing)]
+    hold = settings.when_too_few == "hold"
+    unsure = {("suite", verdict.name) for verdict in suites if verdict.few}
+    unsure |= {(c.check, c.scope) for c in checks if few and c.check in ("accuracy_vs_S", "margin")}
+    failed = [c for c in checks if not c.passed and not (hold and (c.check, c.scope) in unsure)]
     if failed:
         return "refused", "; ".join(f"{c.check} ({c.scope}): {c.why}" for c in failed)
-    if hold:
-        return "too few to tell", (
-            f"{pairs} reserved pairs are too few to tell, {settings.min_pairs} are needed"
-        )
-    kind = "by estimates alone, since the pairs are few: " if few else ""
-    return "passed", f"{kind}not worse than the current model on {pairs} reserved pairs"
+    counted = [
+        *([f"{pairs} reserved pairs"] if few else []),
+        *(f"{v.documents} documents of {v.name}" for v in suites if v.few),
+    ]
+    if counted and hold:
+        needed = f"{settings.min_pairs} are needed"
+        return "too few to tell", f"{' and '.join(counted)} are too few to tell, {needed}"
+    which = "the pairs are few" if few else "the documents are few"
+    kind = f"by estimates alone, since {which}: " if counted else ""
+    on = "".join(f" and on {verdict.name}" for verdict in suites)
+    return "passed", f"{kind}not worse than the current model on {pairs} reserved pairs{on}"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, Fault, IntegrityError, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import effective_overrides, extend_run, new_pairs_of
@@ -139,7 +140,8 @@ def retrain(
         start = named.in_use
         run = _checked_start(named, runs_dir)
         settings = effective_overrides(run, overrides)
-        rules = {"overrides": settings, "gate": gate.model_dump(), "asked": ask is not None}
+        _check_suites(run, overrides, gate)
+        rules = {"overrides": settings, "gate": gate.rules(), "asked": ask is not None}
         found = new_pairs_of(run, sources, overrides=overrides)
         tried = list(_tried(named, run, rules, runs_dir))
         fresh = found.difference(*(ids for _, ids in tried))
@@ -208,6 +210,23 @@ def _alone(name: str, *, runs_dir: Path, wait: bool, listen: Listener) -> Iterat
     lock = runs_dir / f".{known}.retrain.lock"
     with hold(lock, what=f"the lineage {known}", wait=wait, listen=listen):
         yield find_named(known, runs_dir=runs_dir)
+
+
+def _check_suites(run: RunFolder, overrides: Sequence[str], gate: GateSettings) -> None:
+    """Refuse a gate that asks for suites by which the new model would not be judged.
+
+    Raises:
+        ConfigError: the recipe names no suites; said before anything is trained.
+    """
+    if not gate.evaluations:
+        return
+    config = make_config(read_stored(run).config.model_dump(), overrides=overrides)
+    if not config.evaluation.suites:
+        names = ", ".join(gate.evaluations)
+        raise ConfigError(
+            f"gate.evaluations asks for {names}, and the run's recipe names no suites: add "
+            f"--set evaluation.suites=[{names}]"
+        )
 
 
 def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:

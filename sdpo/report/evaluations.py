@@ -196,6 +196,11 @@ def _members(evaluations: Sequence[Evaluation], weights: Weights) -> tuple[Membe
     return tuple(members)
 
 
+def difference_of(now: Score, before: Score) -> Difference | None:
+    """Return how two models' scores on a line differ; None where its number is no mean."""
+    return _difference(now.members, before.members)
+
+
 def _difference(now: Sequence[Member], before: Sequence[Member]) -> Difference | None:
     parts = []
     for mine, theirs in zip(now, before, strict=True):

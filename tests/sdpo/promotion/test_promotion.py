@@ -8,10 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scored import write_scores
 
 from sdpo.config import ProbeConfig
-from sdpo.errors import Fault
-from sdpo.promotion.judge import GateSettings, Judgement, judge, prompt_overlap
+from sdpo.errors import ConfigError, Fault, UserError
+from sdpo.promotion.judge import (
+    GateSettings,
+    Judgement,
+    judge,
+    judgement_settings,
+    prompt_overlap,
+)
 from sdpo.store.run_folder import RunFolder
 
 PROBE = ProbeConfig(bootstrap_resamples=400)
@@ -210,3 +217,73 @@ def test_the_overlap_counts_steps_up_to_the_new_one_alone(tmp_path: Path) -> Non
     pq.write_table(pa.table({"prompt_key": ["p", "q", "q", "p"], "step": [0, 0, 1, 3]}), run.plan)
     assert prompt_overlap(run, up_to=2) == (1, 2)
     assert prompt_overlap(run, up_to=3) == (2, 2)
+
+
+BETTER: Sequence[Gammas] = ({"a": spread(300, 0)}, {"a": spread(300, 1)}, {"a": spread(300, 3)})
+"""S, the current and the new model, each better than the one before."""
+
+
+def quizzed(tmp_path: Path, right: Sequence[float], *, count: int = 400) -> None:
+    """Both models were asked ``count`` questions: M_1 is right in half of them."""
+    run = RunFolder(tmp_path / "run")
+    for model, share in enumerate(right, start=1):
+        values = [float(i % 100 < 100 * share) for i in range(count)]
+        write_scores(run, model, "quiz", values)
+
+
+@pytest.mark.parametrize(
+    ("right", "limit", "outcome"),
+    [
+        ((0.50, 0.50), -0.01, "passed"),
+        ((0.50, 0.60), -0.01, "passed"),
+        ((0.50, 0.49), -0.01, "refused"),  # by its estimate not, by its interval
+        ((0.50, 0.49), -0.03, "passed"),
+        ((0.50, 0.40), -0.03, "refused"),
+        ((0.50, 0.60), 0.02, "passed"),
+        ((0.50, 0.50), 0.02, "refused"),  # a limit above 0 asks for a gain
+    ],
+)
+def test_a_suite_counts_as_accuracy_does_by_the_end_of_its_interval(
+    gate: Judge, tmp_path: Path, right: tuple[float, float], limit: float, outcome: str
+) -> None:
+    quizzed(tmp_path, right)
+    found = gate(BETTER, evaluations={"quiz": limit})
+    assert found.outcome == outcome
+    (check,) = (check for check in found.checks if check.check == "suite")
+    assert check.scope == "quiz"
+    assert "over 400 documents" in check.why
+    assert f"the limit is {limit:+g}" in check.why
+    assert gate(BETTER).outcome == "passed", "without it nothing but the reserve counts"
+
+
+def test_few_documents_are_too_few_to_tell_unless_the_settings_say_otherwise(
+    gate: Judge, tmp_path: Path
+) -> None:
+    quizzed(tmp_path, (0.5, 0.49), count=100)
+    held = gate(BETTER, evaluations={"quiz": -0.02})
+    assert held.outcome == "too few to tell"
+    assert held.reason == "100 documents of quiz are too few to tell, 200 are needed"
+    told = gate(BETTER, evaluations={"quiz": -0.02}, when_too_few="estimate")
+    assert told.outcome == "passed"
+    assert told.reason.startswith("by estimates alone, since the documents are few")
+    assert gate(BETTER, evaluations={"quiz": -0.001}, when_too_few="estimate").outcome == "refused"
+
+
+def test_a_suite_that_nobody_asked_the_models_is_told_with_the_command(
+    gate: Judge, tmp_path: Path
+) -> None:
+    quizzed(tmp_path, (0.5,))
+    with pytest.raises(UserError, match="sdpo evaluate run --suite quiz --models M_1,M_2"):
+        gate(BETTER, evaluations={"quiz": -0.01})
+
+
+def test_limits_of_suites_are_given_one_by_one_on_the_command_line() -> None:
+    given = ["evaluations.quiz=-0.01", "evaluations.mmlu=0.02", "min_pairs=50"]
+    settings = judgement_settings(given)
+    assert settings.evaluations == {"quiz": -0.01, "mmlu": 0.02}
+    assert settings.min_pairs == 50
+    with pytest.raises(ConfigError, match="write a limit for each task"):
+        judgement_settings(["evaluations={quiz: -0.01}"])
+    with pytest.raises(ConfigError, match="should be a finite number"):
+        judgement_settings(["evaluations.quiz=nan"])
+    assert "evaluations" not in GateSettings().rules(), "decisions on disk have none"

@@ -246,3 +246,12 @@ def test_a_current_model_with_a_flipped_byte_is_not_gone_on_from(promoted: Bench
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(IntegrityError, match="does not hold M_2 of run tiny"):
         retrained(promoted, write_new_pairs(promoted.folder / "new.jsonl", *range(20)))
+
+
+def test_a_gate_that_asks_for_suites_which_the_recipe_does_not_name_is_refused_before_it_trains(
+    promoted: Bench,
+) -> None:
+    news, before = write_new_pairs(promoted.folder / "new.jsonl", *range(20)), runs(promoted)
+    with pytest.raises(ConfigError, match=r"--set evaluation\.suites=\[quiz\]"):
+        retrained(promoted, news, gate=GateSettings(evaluations={"quiz": -0.01}))
+    assert runs(promoted) == before
