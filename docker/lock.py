@@ -24,7 +24,7 @@ TORCH, TORCH_CPU = DOCKER / "torch.lock", DOCKER / "torch-cpu.lock"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 DEVELOPMENT = ROOT / "requirements.lock"
 FLASH_ATTN_VERSION = "2.8.3"
-EXTRAS = ("test", "deepspeed", "e2e")
+EXTRAS = ("test", "deepspeed", "quantisation", "e2e")
 _OF_A_GPU = re.compile(r"^(cuda-[\w-]+|nvidia-[\w-]+|triton|torch)==", re.MULTILINE)
 _TORCH = re.compile(r"^torch==(\S+)", re.MULTILINE)
 _HEAD = "# Written by `make lock`; versions come from constraints.txt.\n"
@@ -97,7 +97,7 @@ if __name__ == "__main__":
         CUDA,
         "ninja\npackaging\npsutil\nsetuptools\nwheel\neinops\n",
         python="3.12",
-        extras=["deepspeed"],
+        extras=["deepspeed", "quantisation"],
     )
     with urlopen(CPU_INDEX) as page:
         listed = page.read().decode()

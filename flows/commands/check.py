@@ -29,7 +29,7 @@ from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.events import ResultEvent
 from sdpo.identity.model_digest import base_entries
-from sdpo.identity.model_folder import read_config, unused_files
+from sdpo.identity.model_folder import read_config, text_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
@@ -139,11 +139,16 @@ def _check_place(context: Context, config: RunConfig, console: Console) -> None:
 
 
 def _print_memory(context: Context, console: Console) -> None:
+    config, entries = read_config(context.resolved.model), base_entries(context.resolved.model)
+    words = text_config(config).get("vocab_size")
     memory = estimate_memory(
-        read_config(context.resolved.model),
-        parameters=sum(entry.elements for entry in base_entries(context.resolved.model)),
+        config,
+        parameters=sum(entry.elements for entry in entries),
         training=context.config.training,
         launch=context.config.launch,
+        # All matrices but those of a row for each word.
+        held=sum(e.elements for e in entries if len(e.shape) == 2 and words not in e.shape),
+        base_precision=context.config.model.base_precision,
     )
     console.print(table(memory.rows(), title="Memory per device, estimated"))
 

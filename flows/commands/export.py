@@ -98,7 +98,10 @@ def export_model(
             ExportSpec(
                 name=f"export-{number}",
                 run=logs,
-                model=ModelConfig(trust_remote_code=config.model.trust_remote_code),
+                model=ModelConfig(
+                    trust_remote_code=config.model.trust_remote_code,
+                    base_precision=config.model.base_precision,
+                ),
                 launch=LaunchConfig(device="cpu", strategy="single", threads=1),
                 source=stored.model(number).absolute(),
                 digest=digest,

@@ -23,6 +23,10 @@ _RECOMPUTED_BYTES = 4
 """A layer whose activations are recomputed keeps so many bytes per hidden width: the fp32 residual.
 """
 
+_HELD_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5625}
+"""A weight of a base under adapters takes so many bytes where its layer is held in this precision:
+NF4 has an fp32 scale for 64 weights."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
@@ -34,6 +38,7 @@ class MemoryEstimate:
     """
 
     parameters: int
+    precision: str
     trained: int
     weights_bytes: int
     copies_bytes: int
@@ -57,7 +62,7 @@ class MemoryEstimate:
     def rows(self) -> list[dict[str, str]]:
         """Return a row for each part that takes memory, and one for the sum, in GiB."""
         parts: dict[str, int | None] = {
-            f"weights ({self.parameters:,} parameters, fp32)": self.weights_bytes,
+            f"weights ({self.parameters:,} parameters, {self.precision})": self.weights_bytes,
             "their copies in bf16": self.copies_bytes,
             f"gradients ({self.trained:,} trained)": self.gradients_bytes,
             "optimizer state": self.optimizer_bytes,
@@ -75,14 +80,21 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: JsonObject, *, parameters: int, training: TrainingConfig, launch: LaunchConfig
+    config: JsonObject,
+    *,
+    parameters: int,
+    training: TrainingConfig,
+    launch: LaunchConfig,
+    held: int = 0,
+    base_precision: str = "fp32",
 ) -> MemoryEstimate:
     """Estimate what training takes on one device.
 
     ``config`` is the model's ``config.json``, ``launch`` is resolved. Weights, gradients and the
     optimizer's state are fp32. In bf16 autocast keeps a copy of what trains. DDP's gradients are
     views of its buckets, which take nothing more. On a CPU a small model computes several
-    micro-batches at a time.
+    micro-batches at a time. ``held`` is the number of weights in linear layers, which a base under
+    adapters has in ``base_precision``.
     """
     text = text_config(config)
     hidden, layers = _number(text, _HIDDEN), _number(text, _LAYERS)
@@ -91,6 +103,7 @@ def estimate_memory(
     if training.lora_r:
         # all-linear: q, k, v, o and three feed-forward matrices of each layer
         trained = layers * training.lora_r * (8 * hidden + 3 * (hidden + inner))
+    weights = 4 * (parameters - held) + _HELD_BYTES[base_precision] * held
     processes, device = launch.processes, str(launch.device)
     lanes = lane_count(parameters, threads=launch.threads, device=device, processes=processes)
     lanes = training_lanes(training, lanes)
@@ -103,8 +116,9 @@ def estimate_memory(
         activations = math.ceil(tokens * _kept_bytes(training, device, hidden, inner, layers))
     return MemoryEstimate(
         parameters=parameters,
+        precision=base_precision if held else "fp32",
         trained=trained,
-        weights_bytes=4 * parameters // (processes if sharded == 3 else 1),
+        weights_bytes=math.ceil(weights / (processes if sharded == 3 else 1)),
         copies_bytes=2 * trained if training.precision == "bf16" else 0,
         gradients_bytes=4 * trained * _sums(lanes) // (processes if sharded else 1),
         optimizer_bytes=4 * states * trained // (processes if sharded else 1),

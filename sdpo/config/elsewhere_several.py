@@ -18,8 +18,8 @@ LOG = "every optimizer step is in metrics.jsonl; other trackers are chosen by `t
 PRECISION = "here it is `training.precision`, bf16 (over fp32 master weights) or fp32"
 LAUNCH = "how processes share the work is `launch.strategy`, with `launch.processes`"
 QUANTISED = (
-    "weights are not quantised: M_t is published in fp32 and the next step starts from exactly "
-    "those tensors; for less memory see `training.lora_r` and `training.gradient_checkpointing`"
+    "a base under adapters (`training.lora_r`) is held in fewer bits by `model.base_precision`: "
+    "bf16, int8 or nf4; weights that train are fp32"
 )
 REFERENCE = (
     "references are chosen by `training.reference` (and `training.reference_model`); their "

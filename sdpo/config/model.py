@@ -39,6 +39,11 @@ class ModelConfig(Group):
     attention: Annotated[
         Literal["sdpa", "eager", "flash_attention_2"], SpelledOut(of=("step",))
     ] = Field("sdpa", description="Attention kernel, for scoring and training alike.")
+    base_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
+        "fp32",
+        description="Precision in which the linear layers of the base under adapters are held; "
+        "int8 and nf4 by bitsandbytes. M_0 is then the rounded model.",
+    )
     trust_remote_code: Annotated[
         bool,
         NotIdentity("a model is known by its content; this is of how it is loaded", of=("step",)),

@@ -1,5 +1,6 @@
 """Define the whole recipe: the groups together, and what they rule out together."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -57,6 +58,19 @@ class RunConfig(Group):
             f"steps.{index}": self.training_of(index + 1) for index in range(len(self.steps))
         }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hands_on_over_a_rounded_base(cls, given: object) -> object:
+        """Let a recipe with a base of another precision hand adapters on, where it does not say."""
+        if not isinstance(given, Mapping):
+            return given
+        model, training = given.get("model"), given.get("training", {})
+        if not isinstance(model, Mapping) or not isinstance(training, Mapping):
+            return given
+        if model.get("base_precision", "fp32") == "fp32" or "lora_handoff" in training:
+            return given
+        return {**given, "training": {**training, "lora_handoff": "continue"}}
+
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":
         trainings = self.trainings
@@ -69,6 +83,7 @@ class RunConfig(Group):
             *impossible.impossible_launch(self.launch, trainings),
             *impossible.impossible_precision(trainings),
             *impossible.impossible_handoff(trainings),
+            *impossible.impossible_base(self.model.base_precision, trainings),
             *impossible_references(trainings),
             *impossible.impossible_layouts(self.model.attention, trainings),
             *impossible.impossible_nll(trainings),

@@ -98,7 +98,7 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
     _check_base(base, stored, findings)
     references = stored_references(stored.config, stored.inputs)
     for reference in references.values():
-        _check_given(reference, findings)
+        _check_given(reference, findings, precision=stored.config.model.base_precision)
     context = Context(
         run=run,
         resolved=Resolved(
@@ -125,13 +125,13 @@ def follow(run: RunFolder, stored: Stored, cache: Path, findings: Findings) -> N
             findings.fault("run.yaml", f"the chain cannot be followed: {error}")
 
 
-def _check_given(reference: NamedModel, findings: Findings) -> None:
+def _check_given(reference: NamedModel, findings: Findings, *, precision: str) -> None:
     """Check a reference that the recipe names by its folder; a hub model is known by its commit."""
     folder = reference.folder
     if not folder.is_absolute():
         return
     try:
-        found = model_digest(folder)
+        found = model_digest(folder, precision=precision)
     except (SdpoError, OSError):
         findings.note(f"the reference model is not at {folder}, or cannot be read")
         return
@@ -146,7 +146,7 @@ def _check_given(reference: NamedModel, findings: Findings) -> None:
 
 def _check_base(base: Path, stored: Stored, findings: Findings) -> None:
     try:
-        found = model_digest(base)
+        found = model_digest(base, precision=stored.config.model.base_precision)
     except (SdpoError, OSError) as error:
         findings.fault(str(base), str(error), "put the base model back")
         return

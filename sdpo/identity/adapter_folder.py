@@ -7,6 +7,7 @@ transformers read it.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.errors import IntegrityError, ModelError
@@ -16,6 +17,8 @@ from sdpo.system.json_values import Json
 
 ADAPTER = "adapter_config.json"
 ADAPTER_BASE = "adapter_base.json"
+FULL = "fp32"
+"""A base is held in this precision unless ``model.base_precision`` says another."""
 ADAPTER_FILES = (ADAPTER, ADAPTER_BASE)
 """A published adapter has these beside its tensors: what it is, and the digest of its base."""
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -148,19 +151,55 @@ def _in_hub_cache(name: str, revision: str) -> Path | None:
         return None
 
 
-def recorded_base(folder: Path) -> str:
-    """Return the digest of the base that an adapter's own note has; empty where it has none.
+@dataclass(frozen=True, slots=True)
+class RecordedBase:
+    """An adapter's own note says this of its base; all is empty where there is no note.
+
+    ``digest`` is that of the base's weights, ``precision`` the one in which its layers were held
+    while the adapter was trained.
+    """
+
+    digest: str = ""
+    precision: str = ""
+
+    def as_held(self, precision: str) -> str:
+        """Return the digest of the base held in ``precision``, empty where it is not known."""
+        return held_digest(self.digest, precision) if self.digest else ""
+
+
+def recorded_base(folder: Path) -> RecordedBase:
+    """Return what an adapter's own note says of its base.
 
     Raises:
         ModelError: the note is damaged.
     """
     note = folder / ADAPTER_BASE
     if not note.is_file():
-        return ""
-    digest = read_object(note).get("digest")
-    if not isinstance(digest, str):
+        return RecordedBase()
+    said = read_object(note)
+    digest, precision = said.get("digest"), said.get("precision", FULL)
+    if not isinstance(digest, str) or not isinstance(precision, str):
         raise ModelError(f"{note} is damaged: it does not say which base the adapter is of")
-    return digest
+    return RecordedBase(digest, precision)
+
+
+def check_precision(folder: Path, precision: str) -> None:
+    """Refuse an adapter that was trained over a base held in another precision.
+
+    Raises:
+        ModelError: the message says in which.
+    """
+    recorded = recorded_base(folder).precision if is_adapter(folder) else ""
+    if recorded and recorded != precision:
+        raise ModelError(
+            f"{folder} is an adapter of a base in {recorded}, and model.base_precision is "
+            f"{precision}, over which it is another model: set model.base_precision: {recorded}"
+        )
+
+
+def held_digest(base: str, precision: str) -> str:
+    """Return the digest of weights of digest ``base`` whose layers are held in ``precision``."""
+    return base if precision == FULL else digest_of({"base": base, "precision": precision})
 
 
 def adapter_identity(folder: Path) -> dict[str, Json]:
@@ -187,7 +226,7 @@ def _in_order(value: Json) -> Json:
 def adapted_digest(folder: Path, *, base: str, tensors: str) -> str:
     """Return the digest of base + adapter.
 
-    ``base`` is that of the base, ``tensors`` that of the adapter's tensors.
+    ``base`` is that of the base as it is held, ``tensors`` that of the adapter's tensors.
     """
     return digest_of(
         {"base": base, "adapter": {"config": adapter_identity(folder), "tensors": tensors}}

@@ -16,8 +16,10 @@ from typing import Any
 
 from sdpo.errors import ModelError
 from sdpo.identity.adapter_folder import (
+    FULL,
     adapted_digest,
     base_folder,
+    held_digest,
     is_adapter,
     recorded_base,
 )
@@ -127,19 +129,23 @@ def _entry(file: Path, base: int, name: str, entry: dict[str, Any]) -> TensorEnt
     return TensorEntry(name, str(dtype), tuple(entry["shape"]), file, base + start, base + end)
 
 
-def model_digest(folder: Path) -> str:
+def model_digest(folder: Path, *, precision: str = FULL) -> str:
     """Return the sha256 over the tensors and the configuration of the model in ``folder``.
 
     An adapter's is over the digest of its base, which is read unless the adapter was published here
-    and records it, and over the adapter's own tensors and configuration.
+    and records it, and over the adapter's own tensors and configuration. ``precision`` is that in
+    which the linear layers of a base are held; a published adapter has its own.
 
     Raises:
         ModelError: the folder cannot be read as a model.
     """
     if not is_adapter(folder):
         total = hashlib.sha256(canonical_json(_identity_config(folder)).encode())
-        return _with_tensors(total, folder)
-    base = recorded_base(folder) or model_digest(base_folder(folder))
+        return held_digest(_with_tensors(total, folder), precision)
+    recorded = recorded_base(folder)
+    base = held_digest(
+        recorded.digest or model_digest(base_folder(folder)), recorded.precision or precision
+    )
     return adapted_digest(folder, base=base, tensors=_with_tensors(hashlib.sha256(), folder))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
-from sdpo.identity.adapter_folder import base_folder, is_adapter
+from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import check_folder
 from sdpo.inputs import demo
@@ -44,11 +44,11 @@ def model_folder(given: ModelConfig, *, cache: Path, where: str = "model.name_or
         return demo.materialise(name, cache / "demo")
     local = Path(name).expanduser()
     if local.is_dir():
-        _check_model_folder(local, code=given.trust_remote_code)
+        _check_model_folder(local, given)
         return Path(os.path.normpath(local.absolute()))
     if is_path(name):
         raise ModelError(f"{where}: no folder at {local.absolute()}{did_you_mean(local)}")
-    return _hub_model(name, revision=given.revision, code=given.trust_remote_code, where=where)
+    return _hub_model(given, where=where)
 
 
 def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
@@ -58,7 +58,9 @@ def model_name(given: ModelConfig, folder: Path) -> dict[str, str]:
     return {"name_or_path": given.name_or_path, "revision": folder.name}
 
 
-def _check_model_folder(folder: Path, *, code: bool) -> None:
+def _check_model_folder(folder: Path, given: ModelConfig) -> None:
+    code = given.trust_remote_code
+    check_precision(folder, given.base_precision)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
         raise ModelError(f"{folder.absolute()} is not a model folder: it has no config.json")
     if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
@@ -71,7 +73,8 @@ def _check_model_folder(folder: Path, *, code: bool) -> None:
         check_folder(base, code=code)
 
 
-def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
+def _hub_model(given: ModelConfig, *, where: str) -> Path:
+    name, revision, code = given.name_or_path, given.revision, given.trust_remote_code
     # huggingface_hub takes half a second and most runs use local folders.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -86,7 +89,7 @@ def _hub_model(name: str, *, revision: str, code: bool, where: str) -> Path:
         ) from error
     except Exception as error:  # the hub's HTTP library has errors of its own
         raise ModelError(f"{where}: {name}: not to be had: {error}") from error
-    _check_model_folder(folder, code=code)
+    _check_model_folder(folder, given)
     return folder
 
 

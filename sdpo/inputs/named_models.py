@@ -42,7 +42,7 @@ def locate_references(
         folder = model_folder(given, cache=cache, where=f"{where}.reference_model")
         key = model_name(given, folder)
         found[key["name_or_path"], key["revision"]] = reference = _reference_model(
-            key["name_or_path"], folder, model
+            key["name_or_path"], folder, model, precision=config.model.base_precision
         )
         inputs[f"reference.{where}"] = reference.digest
         if reference.tokenizer:
@@ -69,12 +69,12 @@ def locate_references(
     return located, found, inputs
 
 
-def _reference_model(given: str, folder: Path, model: Path) -> NamedModel:
+def _reference_model(given: str, folder: Path, model: Path, *, precision: str) -> NamedModel:
     same = vocabulary_digest(folder) == vocabulary_digest(model)
     return NamedModel(
         name=_short_name(given),
         folder=folder,
-        digest=model_digest(folder),
+        digest=model_digest(folder, precision=precision),
         tokenizer="" if same else tokenizer_digest(folder),
     )
 

@@ -95,7 +95,9 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     _check_attention(resolved)
     _check_packages(resolved)
     _check_evaluation(resolved)
-    inputs = {"model": model_digest(model), "tokenizer": _tokenizer_digest(model, template)}
+    held = config.model.base_precision
+    digest = model_digest(model, precision=held)
+    inputs = {"model": digest, "tokenizer": _tokenizer_digest(model, template)}
     inputs |= data_digests(resolved, known=known) | named
     inputs |= {name: plugin.digest() for name, plugin in named_plugins(resolved).items()}
     return Resolved(
@@ -254,6 +256,8 @@ def _check_packages(config: RunConfig) -> None:
         wanted["deepspeed"] = "deepspeed"
     if config.evaluation.suites:
         wanted["lm_eval"] = "lm-eval"
+    if config.model.base_precision in ("int8", "nf4"):
+        wanted["bitsandbytes"] = "bitsandbytes"
     for module, package in wanted.items():
         if importlib.util.find_spec(module) is None:
             raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdpo.errors import ConfigError
+from sdpo.model.held import HeldLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,9 @@ def check_adapters(adapted: "PreTrainedModel") -> None:
             continue
         base, name = layer.get_base_layer(), path.removeprefix("base_model.model.")
         # Experts are one tensor: their adapter names its parameter.
-        weight = getattr(base, getattr(layer, "parameter_name", "weight"), layer)
+        is_held = isinstance(base, HeldLinear)  # its weight is made when it is asked for
+        name_of = getattr(layer, "parameter_name", "weight")
+        weight = base if is_held else getattr(base, name_of, layer)
         other = owners.setdefault(id(weight), name)
         if other != name:
             raise ConfigError(
@@ -43,7 +46,7 @@ def check_adapters(adapted: "PreTrainedModel") -> None:
                 "have an adapter each: merged, it would be another model than the one that was "
                 f"trained. {_REMEDY}"
             )
-        if isinstance(base, nn.Linear) and not _is_product(base):
+        if isinstance(base, nn.Linear) and not is_held and not _is_product(base):
             raise ConfigError(
                 f"training.lora_target_modules: {name} is a {type(base).__name__}, which does more "
                 f"with its weight than to multiply: an adapter does not fit it. {_REMEDY}"

@@ -16,6 +16,7 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.adapter_folder import (
     ADAPTER,
     ADAPTER_BASE,
+    FULL,
     adapter_weights,
     base_folder,
     read_adapter_config,
@@ -178,12 +179,15 @@ def drop_in_adapters(policy: nn.Module, rate: float) -> None:
             drops[name] = nn.Dropout(rate) if rate else nn.Identity()
 
 
-def save_adapter(adapted: "PreTrainedModel", folder: Path, *, input_model: Path) -> None:
+def save_adapter(
+    adapted: "PreTrainedModel", folder: Path, *, input_model: Path, precision: str = FULL
+) -> None:
     """Write the adapter of ``adapted`` into the existing ``folder``, in peft's own format.
 
     ``input_model`` is the folder of the model that the step started from: its base, or an adapter
-    of that base. Beside the adapter stands which base it is of, by digest. A config.json must
-    not: transformers would take the folder for one with weights.
+    of that base; ``precision`` the one in which that is held. Beside the adapter stands which base
+    it is of, by digest. A config.json must not: transformers would take the folder for one with
+    weights.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -191,9 +195,10 @@ def save_adapter(adapted: "PreTrainedModel", folder: Path, *, input_model: Path)
     whole = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     base = base_folder(input_model)
-    digest = recorded_base(input_model) or model_digest(base)
+    said = {"digest": recorded_base(input_model).digest or model_digest(base)}
+    said |= {} if precision == FULL else {"precision": precision}
     write_text(folder / ADAPTER, json_text(_published_config(adapted, base)))
-    write_text(folder / ADAPTER_BASE, json_text({"digest": digest}))
+    write_text(folder / ADAPTER_BASE, json_text(said))
 
 
 def _published_config(adapted: "PreTrainedModel", base: Path) -> dict[str, Json]:

@@ -15,12 +15,13 @@ import torch
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
-from sdpo.identity.adapter_folder import base_folder, is_adapter, recorded_base
+from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter, recorded_base
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.adapters import check_adapters, check_names, check_whole
 from sdpo.model.handed_on import has_adapters, put_over, shape_of
+from sdpo.model.held import hold_base, let_go
 from sdpo.model.randomness import own_settings, switch_off
 from sdpo.model.sequence_scorer import inner_model
 
@@ -38,13 +39,15 @@ def load_policy(
     digest: str = "",
     gradient_checkpointing: bool = False,
     warn: Callable[[str], None] = lambda _: None,
+    before_held: "Callable[[PreTrainedModel], None]" = lambda _: None,
 ) -> "PreTrainedModel":
     """Load the causal language model in ``folder``, fp32, without randomness of its own.
 
     Where the folder holds an adapter, that is base + adapter, of which the adapter alone trains.
     All is loaded from views of exactly the files that are digested. ``digest`` is the model's,
     where it is known which model this must be; the files are digested while the view watches them.
-    ``warn`` gets a message on tensors that its architecture has no place for.
+    ``warn`` gets a message on tensors that its architecture has no place for; ``before_held`` the
+    exact model, before its layers are held as ``model.base_precision`` says.
 
     Raises:
         ModelError: it is not a causal language model, has another digest, its weights do not fit
@@ -54,6 +57,8 @@ def load_policy(
         policy = _load_adapted(folder, model=model, digest=digest, warn=warn)
     else:
         policy = _load_weights(folder, model=model, digest=digest, warn=warn)
+        before_held(policy)
+        policy = hold_base(policy, model.base_precision)
     if gradient_checkpointing:
         # transformers renamed it on the way to version 6.
         inner = inner_model(policy)
@@ -65,16 +70,18 @@ def load_policy(
 def _load_adapted(
     folder: Path, *, model: ModelConfig, digest: str, warn: Callable[[str], None]
 ) -> "PreTrainedModel":
+    precision = model.base_precision
+    check_precision(folder, precision)
     with view_of(folder) as view:
-        _check_digest(folder, digest)
-        base = recorded_base(folder)
+        _check_digest(folder, digest, precision)
+        base = recorded_base(folder).as_held(precision)
         policy = _load_weights(base_folder(folder), model=model, digest=base, warn=warn)
-        return put_over(policy, folder, view)
+        return put_over(hold_base(policy, precision), folder, view)
 
 
-def _check_digest(folder: Path, digest: str) -> None:
+def _check_digest(folder: Path, digest: str, precision: str) -> None:
     """Refuse a folder that does not hold the model of ``digest``, where that is known."""
-    if digest and (found := model_digest(folder)) != digest:
+    if digest and (found := model_digest(folder, precision=precision)) != digest:
         raise ModelError(
             f"{folder} is not the model this run was made with: its digest is {found}, not {digest}"
         )
@@ -87,7 +94,7 @@ def _load_weights(
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
-        _check_digest(folder, digest)
+        _check_digest(folder, digest, model.base_precision)
         with _kernels_named(model.attention):
             policy, info = AutoModelForCausalLM.from_pretrained(
                 view,
@@ -229,8 +236,14 @@ def _is_of_pair(policy: "PreTrainedModel", names: Sequence[str]) -> bool:
 
 
 def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
-    """Return the model with its adapters merged in fp32, or as it is if it has none."""
-    return policy.merge_and_unload() if has_adapters(policy) else policy
+    """Return the model with its adapters merged in fp32, or as it is if it has none.
+
+    A base in another precision is fp32 then, with its rounded values.
+    """
+    if not has_adapters(policy):
+        return policy
+    let_go(policy)
+    return policy.merge_and_unload()
 
 
 def save_policy(

@@ -17,6 +17,7 @@ from sdpo.evaluation.tasks import load_tasks
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.policy import load_policy
+from sdpo.model.sequence_scorer import inner_model
 from sdpo.processes.stage_results import EvaluateResult
 from sdpo.processes.stage_specs import EvaluateSpec, TaskToDo
 from sdpo.stages.timings import Timings
@@ -71,7 +72,7 @@ def _load(spec: EvaluateSpec, events: EventWriter) -> Policy:
         tokenizer.chat_template = text or given_template(spec.base, given)
     autocast = torch.bfloat16 if spec.bf16 else None
     return Policy(
-        policy.requires_grad_(False),
+        inner_model(policy).requires_grad_(False),  # adapters stand in its modules
         tokenizer,
         batch_size=spec.asked.batch_size,
         autocast=autocast,

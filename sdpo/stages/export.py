@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from sdpo.config import ModelConfig
 from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.identity.adapter_folder import ADAPTER_FILES, adapter_weights, is_adapter
@@ -38,7 +37,7 @@ def run(spec: ExportSpec, events: EventWriter) -> ExportResult:
 def _write_weights(spec: ExportSpec, folder: Path) -> None:
     policy = load_policy(
         spec.source,
-        model=ModelConfig(trust_remote_code=spec.model.trust_remote_code),
+        model=spec.model,
         digest=spec.digest,
     )
     policy = merge_adapters(policy).to(getattr(torch, spec.dtype))

@@ -12,7 +12,7 @@ from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
 from sdpo.errors import DivergedError, Fault
 from sdpo.events import EventWriter
-from sdpo.identity.adapter_folder import base_folder
+from sdpo.identity.adapter_folder import FULL, base_folder, is_adapter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
@@ -32,6 +32,8 @@ from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer, inner_model
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
+from sdpo.stages.rounding import RoundingProbe
+from sdpo.store.records import Rounding
 from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
@@ -62,6 +64,7 @@ class Session:
 
     ``published_digest`` is that of M_t once :meth:`publish` was called, empty before. ``waiting``
     is the process group in which ranks wait for one that works alone, None with one process.
+    ``rounding`` says what holding the base in another precision changed, where that was measured.
     """
 
     spec: StepSpec
@@ -69,6 +72,7 @@ class Session:
     policy: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     waiting: torch.distributed.ProcessGroup | None = None
+    rounding: Rounding | None = None
     published_digest: str = field(default="", init=False)
     _sharded: "tuple[SequenceScorer, torch.optim.Optimizer] | None" = field(
         default=None, init=False
@@ -199,7 +203,8 @@ class Session:
         with publish_folder(folder, replace=True) as temporary:
             template = self.spec.model.chat_template
             if hands_on:
-                save_adapter(self.policy, temporary, input_model=self.spec.input_model)
+                held, start = self.spec.model.base_precision, self.spec.input_model
+                save_adapter(self.policy, temporary, input_model=start, precision=held)
                 copy_tokenizer(self.spec.base, temporary, chat_template=template)
             else:
                 save_policy(
@@ -274,6 +279,8 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     events.phase("load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
     accelerator = _accelerator(spec)
+    rounds = spec.trains and spec.model.base_precision != FULL and not is_adapter(spec.input_model)
+    probe = RoundingProbe(spec) if rounds and accelerator.is_main_process else None
     with short_memory_named(f"loading {spec.input_name}", remedy=_TO_LOAD):
         policy = load_policy(
             spec.input_model,
@@ -281,7 +288,10 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
             digest=spec.input_digest if accelerator.is_main_process else "",
             gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
             warn=events.warning,
-        ).to(accelerator.device)
+            before_held=probe.see if probe else lambda _: None,
+        )
+        rounding = probe.compare(policy) if probe else None
+        policy = policy.to(accelerator.device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(
         spec=spec,
@@ -289,7 +299,15 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
         policy=policy,
         tokenizer=tokenizer,
         waiting=_waiting_group(accelerator),
+        rounding=rounding,
     )
+    if rounding:
+        events.note(
+            f"the base is held in {rounding.precision}: on {rounding.pairs} reserved pairs its "
+            f"log-probs are {rounding.nats_per_token:.3g} nats a token from those of fp32, a "
+            f"completion's at most {rounding.largest_nats:.3g}, a pair's margin "
+            f"{rounding.gamma_nats:.3g} on average"
+        )
     if not session.is_sharded:  # a sharded model can only be asked through its engine
         with session.arithmetic():
             prepare(policy, device=accelerator.device)

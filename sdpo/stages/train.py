@@ -187,7 +187,8 @@ def _train(
     budget = trainer.progress.budget
     # All fields are written, also those at their default.
     settled = {"budget": Budget(**budget.model_dump())} if budget != Budget() else {}
-    said = {"compiled": compiled} if compiled else {}
+    said = {"compiled": compiled, "base_rounding": step.session.rounding}
+    said = {name: fact for name, fact in said.items() if fact}
     return done, facts.model_copy(update=settled | said)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from sdpo.identity.adapter_folder import is_adapter, recorded_base
+from sdpo.identity.adapter_folder import FULL, is_adapter, recorded_base
 from sdpo.identity.model_folder import read_config
 from sdpo.objectives import objective_facts, settings_of
 from sdpo.store.evaluated import Evaluation, read_evaluations
@@ -190,10 +190,12 @@ def _of_adapter(folder: Path) -> str:
     """Say what an adapter is of, or nothing where the folder holds weights."""
     if not is_adapter(folder):
         return ""
+    base = recorded_base(folder)
+    held = "" if base.precision == FULL else f" Its linear layers are held in {base.precision}."
     return (
         "\nIt is a LoRA adapter over a base that stays as it is: base + adapter is the model, "
-        f"exactly.\nThe base has the digest `{_short(recorded_base(folder))}`, and "
-        "`adapter_config.json` says where it was.\n"
+        f"exactly.\nThe base has the digest `{_short(base.digest)}`, and "
+        f"`adapter_config.json` says where it was.{held}\n"
     )
 
 

@@ -113,12 +113,27 @@ class Compiled(Part):
     left: str = ""
 
 
+class Rounding(Part):
+    """Log-probs under a base held in ``precision`` differ so much from those under the exact one.
+
+    On ``pairs`` reserved pairs: the mean per token, the largest of a completion, and the mean of a
+    pair's margin, in nats, without sign.
+    """
+
+    precision: str
+    pairs: int
+    nats_per_token: float
+    largest_nats: float
+    gamma_nats: float
+
+
 class StepFacts(Part):
     """Only the training itself can say this of a step.
 
     ``gate`` is None where the objective reads no reference; then ``gate_skipped`` says so, and
     ``as_trained_nats`` is the comparison that was made instead. ``resumed_at``: optimizer steps
     from whose states it resumed. ``budget``: given where the settings did not decide it.
+    ``base_rounding``: where the step starts from a base that is held in another precision.
     """
 
     gate: GateFacts | None = None
@@ -128,6 +143,7 @@ class StepFacts(Part):
     resumed_at: list[int] = []
     budget: Budget | None = None
     compiled: Compiled | None = None
+    base_rounding: Rounding | None = None
 
 
 class StepRecord(Record, StepFacts):

@@ -178,8 +178,8 @@ def test_dependencies_have_a_layer_of_their_own_before_the_source_and_are_known_
 
 LOCKS = {
     "cpu": (DOCKER / "requirements-cpu.lock", ()),
-    "cuda": (DOCKER / "requirements-cuda.lock", ("deepspeed",)),
-    "development": (ROOT / "requirements.lock", ("test", "deepspeed", "e2e")),
+    "cuda": (DOCKER / "requirements-cuda.lock", ("deepspeed", "quantisation")),
+    "development": (ROOT / "requirements.lock", ("test", "deepspeed", "quantisation", "e2e")),
 }
 OF_A_GPU = re.compile(r"torch|triton|(cuda|nvidia)-.+")
 BUILT_WITH = {"setuptools", "wheel"}

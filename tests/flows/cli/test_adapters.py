@@ -1,5 +1,6 @@
 """A run that hands adapters on is verified, replayed, exported, grown and used like any other."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def test_the_model_in_use_is_a_folder_that_transformers_loads(adapted: Bench, sd
 
 @pytest.mark.parametrize("handoff", ["continue", "merge"])
 def test_a_run_starts_from_an_adapter(adapted: Bench, sdpo: Sdpo, handoff: str) -> None:
+    """From the adapter alone, as it was saved, without a merge (torchtune#2272)."""
     start = adapted.folder / "start"
     runs = ("--runs-dir", adapted.runs)
     assert sdpo("export", "tiny", start, "--adapter", *runs).code == 0
@@ -205,6 +207,29 @@ def test_a_module_to_train_whole_that_is_none_is_refused_by_check(
     assert "lora_modules_to_save: the model has no module called nope" in " ".join(
         called.told.split()
     )
+
+
+def test_an_adapter_of_a_base_in_another_precision_is_refused_by_check(
+    adapted: Bench, sdpo: Sdpo
+) -> None:
+    start = {"name_or_path": str(origin(adapted).model(2)), "base_precision": "bf16"}
+    called = sdpo("check", adapted.write({"model": start}))
+    assert called.code == 2
+    assert "is an adapter of a base in fp32, and model.base_precision is bf16" in " ".join(
+        called.told.split()
+    )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is there"
+)
+def test_without_bitsandbytes_its_precisions_are_refused(
+    adapted_bench: Bench, tmp_path: Path, sdpo: Sdpo
+) -> None:
+    bench = Bench(tmp_path, adapted_bench.recipe)
+    called = sdpo("check", bench.write({"model": {"base_precision": "nf4"}}))
+    assert called.code == 2
+    assert "the recipe wants bitsandbytes, which is not installed" in called.told
 
 
 def test_steps_of_a_recipe_hand_on_one_form(adapted_bench: Bench, tmp_path: Path, sdpo) -> None:

@@ -33,7 +33,7 @@ REFUSED = {
 }
 
 
-def checked(bench: Bench, sdpo: Sdpo, folder: Path, name: str, training: Values):
+def checked(bench: Bench, sdpo: Sdpo, folder: Path, name: str, training: Values, **own: str):
     """`sdpo check` of a small model of this name with the demo's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(bench.recipe["model"]["name_or_path"])
     model = folder / "model"
@@ -50,7 +50,7 @@ def checked(bench: Bench, sdpo: Sdpo, folder: Path, name: str, training: Values)
             "data": {"max_length": 64, "sources": [{"name": "mine", "path": str(rows)}]},
             "partition": {"strategy": "natural"},
             "steps": [],
-            "model": {"name_or_path": str(model), "attention": attention},
+            "model": {"name_or_path": str(model), "attention": attention, **own},
             "training": bench.recipe.get("training", {}) | training,
         }
     )
@@ -63,6 +63,12 @@ def test_what_a_run_could_not_train_or_publish_is_refused(case, bench, sdpo, tmp
     called = checked(bench, sdpo, tmp_path, name, training)
     assert called.code == 2, called.told
     assert message in " ".join(called.err.split())
+
+
+def test_a_base_that_has_no_layers_to_hold_is_refused(bench, sdpo, tmp_path) -> None:
+    called = checked(bench, sdpo, tmp_path, "gpt2", {"lora_r": 2}, base_precision="bf16")
+    assert called.code == 2, called.told
+    assert "has no linear layers of torch's own" in " ".join(called.err.split())
 
 
 @pytest.mark.slow

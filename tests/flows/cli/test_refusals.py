@@ -39,6 +39,10 @@ REACHED = {
     "check_names": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "check_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "put_over": (ADAPTERS, BROKEN_ADAPTER),
+    "hold_base": (
+        "test_check_architectures",
+        "test_a_base_that_has_no_layers_to_hold_is_refused",
+    ),
     "_lora_config": (ADAPTERS, BROKEN_ADAPTER),
     "check_whole": (ADAPTERS, "test_a_module_to_train_whole_that_is_none_is_refused_by_check"),
     "check_form": (

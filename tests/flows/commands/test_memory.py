@@ -9,6 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from flows.commands.memory import estimate_memory
 from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.model.fused_ops import fuse
+from sdpo.model.held import hold_base
 from sdpo.model.last_block import prune
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.sequence_scorer import SequenceScorer
@@ -96,6 +97,22 @@ def test_full_training_in_bf16_takes_18_bytes_a_parameter():
     )
     without = estimate.total_bytes - (estimate.activations_bytes or 0) - estimate.head_bytes
     assert without == 18_000_000
+
+
+def test_a_base_in_another_precision_takes_what_its_parameters_take():
+    model = llama(448)
+    held = sum(p.numel() for n, p in model.named_parameters() if "_proj" in n)
+    estimate = estimate_memory(
+        model.config.to_dict(),
+        parameters=sum(p.numel() for p in model.parameters()),
+        training=TrainingConfig(lora_r=4, lora_handoff="continue"),
+        launch=LaunchConfig(device="cuda", processes=1, strategy="single", threads=1),
+        held=held,
+        base_precision="bf16",
+    )
+    kept = hold_base(model, "bf16").parameters()
+    assert estimate.weights_bytes == sum(p.numel() * p.element_size() for p in kept)
+    assert any("bf16" in row["what"] for row in estimate.rows())
 
 
 def test_recomputation_keeps_the_residual_and_one_block():

@@ -226,6 +226,32 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
             "lora_r with launch.strategy deepspeed is not supported",
         ),
         (
+            {"training": {"lora_r": 4, "lora_handoff": "continue"}, "steps": [{}, {"lora_r": 8}]},
+            r"steps\.1\.lora_r \(8\) differs from training\.lora_r \(4\), and with lora_handoff",
+        ),
+        (
+            {"training": {"lora_r": 4}, "steps": [{"lora_handoff": "continue"}]},
+            r"steps\.0\.lora_handoff \(continue\) differs from training\.lora_handoff \(merge\)",
+        ),
+        (
+            {"model": {"base_precision": "nf4"}},
+            r"model\.base_precision nf4 is of a base under adapters, and training\.lora_r is 0",
+        ),
+        (
+            {
+                "model": {"base_precision": "bf16"},
+                "training": {"lora_r": 4, "lora_handoff": "merge"},
+            },
+            r"bf16 with training\.lora_handoff: merge .*`sdpo export --merge`",
+        ),
+        (
+            {
+                "model": {"base_precision": "int8"},
+                "training": {"lora_r": 4, "compile": True},
+            },
+            r"int8 with training\.compile is not supported",
+        ),
+        (
             {"training": {"objective": "sft", "rpo_alpha": 1}},
             r"training\.rpo_alpha adds the negative .* to objective sft, which has it",
         ),
@@ -234,6 +260,13 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
 def test_an_impossible_combination_is_refused_with_what_to_do(values, message):
     with pytest.raises(ConfigError, match=message):
         make_config(values)
+
+
+def test_over_a_base_of_another_precision_the_adapter_is_handed_on_unless_the_recipe_says():
+    over = {"model": {"base_precision": "bf16"}, "training": {"lora_r": 4}}
+    assert make_config(over).training.hands_on
+    assert make_config(over, overrides=["training.lora_r=2"]).training.hands_on
+    assert not make_config({"training": {"lora_r": 4}}).training.hands_on
 
 
 def test_fractions_need_not_sum_to_one_where_nothing_uses_them():

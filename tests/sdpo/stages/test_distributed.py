@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from benchmarks.small_models import small_model
-from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
+from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, TrainingConfig
 from sdpo.errors import Fault
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
@@ -169,6 +169,28 @@ def test_routers_loss_is_of_the_tokens_of_both_processes(tmp_path, adapters):
     moved = [line["aux_loss"] for line in curves[0]]
     assert max(moved) - min(moved) > 1e-2, "what a rank alone would have is another number"
     torch.testing.assert_close(models[0], models[1], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "nf4"])
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_an_adapter_is_handed_on_by_two_processes_as_by_one(tmp_path, kind, dora):
+    if kind in ("int8", "nf4"):
+        pytest.importorskip("bitsandbytes", reason="the extra `quantisation` is not installed")
+    settings = {"lora_r": 4, "lora_handoff": "continue", "lora_dora": dora, "learning_rate": 1e-2}
+    training = TRAINING.model_copy(update=settings)
+    models = []
+    for launch in (LAUNCH, TWO):
+        run = prepare_run(tmp_path / f"{launch.processes}", pairs=PAIRS)
+        held = ModelConfig(name_or_path=str(run.model), base_precision=kind)
+        digest = model_digest(run.model, precision=kind)
+        run_step(run, launch=launch, training=training, model=held, input_digest=digest)
+        run_stage(run.spec(2, training, launch=launch, model=held))
+        record = run.record(2)
+        assert record["gate"]["max_abs_difference_nats"] < 1e-3
+        assert record["scored_rows"] == {"computed": 0, "cached": 6}
+        models.append(load_file(run.folder.model(2) / "adapter_model.safetensors"))
+    torch.testing.assert_close(models[0], models[1], rtol=1e-2, atol=5e-3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -90,6 +90,7 @@ def test_what_is_published_is_the_adapter_in_pefts_own_format(chain: PreparedRun
 
 
 def test_the_second_steps_reference_is_base_and_adapter_from_the_cache(chain: PreparedRun) -> None:
+    """Not the base with the adapter switched off (LlamaFactory#8459, trl#4723)."""
     record = chain.record(2)
     assert record["scored_rows"] == {"computed": 0, "cached": 6}
     assert record["gate"]["max_abs_difference_nats"] < 1e-3
@@ -108,8 +109,13 @@ def test_transformers_loads_the_folder_as_the_model_that_was_measured(chain: Pre
 
 
 def test_a_step_goes_on_with_the_adapter_that_it_got(copied: PreparedRun) -> None:
+    """Its losses begin at ln 2, not at 0 with every pair right (LlamaFactory#8974)."""
     shutil.rmtree(copied.folder.step(2))
-    copied.run_step(2, CONTINUE.model_copy(update={"learning_rate": 1e-12}))
+    copied.run_step(2, CONTINUE.model_copy(update={"learning_rate": 1e-12, "lora_dropout": 0.0}))
+    for line in copied.metrics(2):
+        if "loss" in line:
+            assert line["loss"] == pytest.approx(np.log(2), abs=1e-4)
+            assert line["rewards/margins"] == pytest.approx(0, abs=1e-3)
     first, second = (
         load_file(copied.folder.model(step) / "adapter_model.safetensors") for step in (1, 2)
     )
@@ -145,6 +151,7 @@ def test_what_is_handed_on_keeps_its_form(copied: PreparedRun, change, said) -> 
 
 
 def test_a_step_that_merges_starts_from_the_same_model(copied: PreparedRun) -> None:
+    """Going on over the base or from merged weights is one model (ms-swift#8047)."""
     shutil.rmtree(copied.folder.step(2))
     full = CONTINUE.model_copy(update={"lora_r": 0, "learning_rate": 1e-4})
     copied.run_step(2, full)
@@ -155,6 +162,54 @@ def test_a_step_that_merges_starts_from_the_same_model(copied: PreparedRun) -> N
     base = load_file(copied.model / "model.safetensors")
     assert {n: t.shape for n, t in merged.items()} == {n: t.shape for n, t in base.items()}
     assert all(not torch.equal(merged[name], base[name]) for name in base), "all weights train"
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
+    """A step in fp32, then two over the same base held in bf16, with one cache."""
+    run = prepare_run(tmp_path_factory.mktemp("held"), pairs={0: 4, 1: 8, 2: 6})
+    run.run_step(1, CONTINUE, measure_input=True)
+    shutil.rmtree(run.folder.step(1))
+    model = ModelConfig(name_or_path=str(run.model), base_precision="bf16")
+    digest = model_digest(run.model, precision="bf16")
+    options = {"model": model, "input_digest": digest}
+    run.run_step(1, CONTINUE, measure_input=True, measure_output=True, **options)
+    run.run_step(2, CONTINUE, model=model)
+    return run
+
+
+def test_rows_of_the_exact_base_never_serve_one_that_is_rounded(held: PreparedRun) -> None:
+    assert held.record(1)["scored_rows"] == {"computed": 8, "cached": 0}
+    assert held.record(2)["scored_rows"] == {"computed": 0, "cached": 6}
+    for step in (1, 2):
+        assert held.record(step)["gate"]["max_abs_difference_nats"] < 1e-3
+    assert model_digest(held.model, precision="bf16") != model_digest(held.model)
+    note = json.loads((held.folder.model(2) / "adapter_base.json").read_text())
+    assert note == {"digest": model_digest(held.model), "precision": "bf16"}
+
+
+def test_the_reference_is_the_rounded_base_and_its_adapter(held: PreparedRun) -> None:
+    base = AutoModelForCausalLM.from_pretrained(held.model)
+    exact, reserve = plain_logps(held, base, 1), plain_logps(held, base, 0)
+    with torch.no_grad():
+        for name, module in base.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight.copy_(module.weight.bfloat16().float())
+    rounded = plain_logps(held, base, 1)
+    differences = np.abs(plain_logps(held, base, 0) - reserve)
+    np.testing.assert_allclose(reference_of(held, 1), rounded, atol=1e-3)
+    adapted = plain_logps(held, PeftModel.from_pretrained(base, held.folder.model(1)), 2)
+    np.testing.assert_allclose(reference_of(held, 2), adapted, atol=1e-3)
+    found = held.record(1)["base_rounding"]
+    assert (found["precision"], found["pairs"]) == ("bf16", 4)
+    tokens, counts = held.token_file(), []
+    for row in held.rows_of(0):
+        pair = tokens.row(row["token_row"])
+        counts += [len(pair.chosen_ids), len(pair.rejected_ids)]
+    assert found["nats_per_token"] == pytest.approx(differences.sum() / sum(counts), rel=0.05)
+    assert found["largest_nats"] == pytest.approx(differences.max(), rel=0.05)
+    assert np.abs(exact - rounded).max() > 1e-3
+    assert "base_rounding" not in held.record(2)
 
 
 def with_base_at(folder, where) -> None:
