@@ -32,6 +32,9 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no faul
 settings.load_profile("untimed")
 
 
+FEW = 300
+
+
 @pytest.fixture
 def quick_stages() -> Iterator[None]:
     """``forked_stages`` for a whole test."""
@@ -41,10 +44,15 @@ def quick_stages() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
-    """Made once; tests only read them."""
+    """Made once, of each file the first rows (a chain reads all of them); tests only read them."""
     folder = tmp_path_factory.mktemp("demo")
-    names = ("tiny-llama", "questions", "requests", "dialogues")
-    return DemoFiles(*(demo.materialise(f"demo:{name}", folder) for name in names))
+    few = tmp_path_factory.mktemp("few")
+    for name in ("questions", "requests", "dialogues"):
+        rows = demo.materialise(f"demo:{name}", folder).read_text(encoding="utf-8").splitlines(True)
+        (few / f"{name}.jsonl").write_text("".join(rows[:FEW]), encoding="utf-8")
+    names = ("questions", "requests", "dialogues")
+    model = demo.materialise("demo:tiny-llama", folder)
+    return DemoFiles(model, *(few / f"{name}.jsonl" for name in names))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdpo.config.load import make_config
 from sdpo.errors import RunExistsError
 from sdpo.identity.model_digest import model_digest
+from sdpo.inputs import demo
 from sdpo.inputs.resolve import resolve
 from sdpo.tokens.token_file import TokenFile
 
@@ -156,11 +157,16 @@ def test_metrics_have_trls_names_and_end_with_an_evaluation(finished: Outcome) -
         assert last["step"] == 6
 
 
-def test_the_loss_curves_are_the_golden_ones(finished: Outcome) -> None:
+def test_the_loss_curves_are_the_golden_ones(bench: Bench, tmp_path: Path) -> None:
     """Bitwise on one machine (see the twin); on another CPU the last digits are others."""
     golden = json.loads((Path(__file__).parents[2] / "golden" / "tiny_losses.json").read_text())
+    sources = [
+        {"name": name, "path": str(demo.materialise(f"demo:{name}", tmp_path))}
+        for name in ("questions", "requests")
+    ]
+    outcome = bench.run({"data": {"sources": sources}})
     for step in (1, 2):
-        losses = [line["loss"] for line in finished.metrics(step)[:-1]]
+        losses = [line["loss"] for line in outcome.metrics(step)[:-1]]
         assert losses == pytest.approx(golden[f"step-{step}"], abs=2e-5)
 
 

@@ -18,7 +18,7 @@ from sdpo.model.sequence_scorer import SequenceScorer
 
 from ...training_helpers.layouts import pairs, small_model
 
-SHAPES = [(1, 1, 4), (1, 10, 30), (3, 1, 200), (5, 20, 90), (7, 100, 400), (12, 1, 60)]
+SHAPES = [(1, 1, 4), (1, 10, 30), (3, 1, 200), (5, 20, 90), (4, 100, 400), (12, 1, 60)]
 
 
 def groups(count: int, shortest: int, longest: int, *, seed: int, sides: int = 2):
