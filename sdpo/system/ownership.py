@@ -36,7 +36,7 @@ _REMEDY: dict[Kind, str] = {
     "server": "name another folder (--folder)",
 }
 _NAMED = 4
-_WRITTEN_S = 1.0
+_WRITTEN_S = 5.0
 """Another process may take so long between making a marker and writing its content."""
 
 
@@ -67,7 +67,7 @@ def check(folder: Path, kind: Kind, *, proof: Proof) -> None:
     if not os.path.lexists(folder):
         return
     # Looked at twice: between the two another process may have begun the same run.
-    free = is_own(folder, kind, proof=proof) or _is_vacant(folder) or is_marked(folder, kind)
+    free = is_own(folder, kind, proof=proof) or _is_vacant(folder) or _is_marked_soon(folder, kind)
     if not free:
         raise ForeignFolderError(
             f"{folder} {_description(folder, kind)}: nothing in it is touched. "
@@ -95,13 +95,8 @@ def _mark(folder: Path, kind: Kind) -> None:
     path = folder / MARKER
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        end = time.monotonic() + _WRITTEN_S
-        while not is_marked(folder, kind):  # another process has made it just now
-            if time.monotonic() > end:
-                check(folder, kind, proof=lambda _: False)
-                return
-            time.sleep(0.01)
+    except FileExistsError:  # another process has made it just now
+        check(folder, kind, proof=lambda _: False)
         return
     try:
         os.write(handle, _content(kind))
@@ -111,6 +106,26 @@ def _mark(folder: Path, kind: Kind) -> None:
         raise
     finally:
         os.close(handle)
+
+
+def _is_marked_soon(folder: Path, kind: Kind) -> bool:
+    """Return :func:`is_marked`, waiting while a marker is empty: another process is writing it."""
+    end = time.monotonic() + _WRITTEN_S
+    while not is_marked(folder, kind):
+        if time.monotonic() > end or not _is_empty(folder / MARKER):
+            return is_marked(folder, kind)
+        time.sleep(0.01)
+    return True
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        if is_no_file(error):
+            return False
+        raise
+    return stat.S_ISREG(found.st_mode) and not found.st_size
 
 
 @cache
