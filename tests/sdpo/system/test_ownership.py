@@ -1,4 +1,4 @@
-"""A folder that several processes begin at once is everybody's, and an unfinished marker nobody's."""
+"""A folder that several processes begin at once is theirs; an unfinished marker is nobody's."""
 
 import threading
 import time
