@@ -81,7 +81,8 @@ def open_run(
         run.claim()
         lock = held.enter_context(run_lock(run, wait=wait, listen=listen))
         run.claim()  # again: who had the lock may have given the name up
-        cache_lock = held.enter_context(share(cache / LOCK))
+        shared = share(cache / LOCK, what=f"the cache {cache}", listen=listen)
+        cache_lock = held.enter_context(shared)
         for path in temporaries(run.path):
             remove(path)
         new = not run.run_file.is_file()

@@ -115,13 +115,27 @@ def _noted(handle: int, run: str) -> Iterator[None]:
 
 
 @contextmanager
-def share(path: Path) -> Iterator[int]:
-    """Hold ``path`` together with others; who wants it alone waits or is refused."""
-    handle = _locked(path, lambda it: fcntl.flock(it, fcntl.LOCK_SH))
+def share(path: Path, *, what: str, listen: Listener = lambda event: None) -> Iterator[int]:
+    """Hold ``path`` together with others, and yield a descriptor that holds it.
+
+    Who wants it alone waits or is refused; where somebody has it alone this waits, and tells so of
+    ``what`` it guards.
+    """
+    handle = _locked(path, lambda it: _join(it, what, listen))
     try:
         yield handle
     finally:
         os.close(handle)
+
+
+def _join(handle: int, what: str, listen: Listener) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        message = f"waiting for {what}, in use by {_in_use_by(_holder(handle))}"
+        listen(WaitEvent(event="waiting", what=what, message=message))
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        listen(WaitEvent(event="waited", what=what))
 
 
 def _locked(path: Path, lock: Callable[[int], None]) -> int:

@@ -5,17 +5,25 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bench import Bench
+from desk import wait_until
+from forked_stages import forked_stages
 from histories import contents, flip, origin, replayed
 
+from sdpo.chain.run_chain import run_chain
+from sdpo.config.load import make_config
+from sdpo.events import Event
 from sdpo.history.gc import Found, collect, delete
 from sdpo.history.verify import verify_run
+from sdpo.hooks import Host
 from sdpo.store.logp_cache import LogpCache
 from sdpo.store.resume_states import seal, state_folder
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import checksum_path, checksum_text, temporary_path
 from sdpo.system.locks import share
 
@@ -109,7 +117,7 @@ def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Be
     arguments = [sys.executable, "-c", code, str(run.path)]
     with (
         subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
-        share(cache / ".lock"),
+        share(cache / ".lock", what="the cache"),
     ):
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
@@ -118,6 +126,33 @@ def test_a_run_in_use_and_the_cache_it_works_on_are_left_alone(finished_copy: Be
     assert [w.path for w in found.waste] == [(finished_copy.runs / "other" / half.name).absolute()]
     assert any(f"process {holder.pid}" in note for note in found.notes)
     assert any("the cache" in note for note in found.notes)
+
+
+def test_a_run_that_starts_while_a_cache_is_cleaned_waits_and_makes_again_what_went(
+    finished_copy: Bench,
+) -> None:
+    """Also while it scores and fills the cache nothing of it goes, however often that is tried."""
+    shutil.rmtree(finished_copy.runs / "tiny")
+    small = {"partition": {"strategy": "single"}, "training": {"max_steps": 1}}
+    config, events = make_config(finished_copy.values(small)), list[Event]()
+
+    def waits() -> bool:
+        return any(event["event"] == "waiting" for event in events)
+
+    with forked_stages(), ThreadPoolExecutor(1) as beside:
+        with collect(finished_copy.runs) as found:
+            running = beside.submit(run_chain, config, host=Host(listen=events.append))
+            wait_until(waits, 30, "a run that waits for the cache")
+            delete(found)
+        in_use = 0
+        while not running.done():
+            in_use += any("in use by a run" in note for note in swept(finished_copy).notes)
+            time.sleep(0.05)
+    assert found.waste
+    assert in_use
+    run = RunFolder(running.result().run)
+    assert not verify_run(run).faults
+    assert swept(finished_copy).waste == []
 
 
 @pytest.mark.parametrize("name", ["run.yaml", "nodes/reserve.json"])

@@ -27,8 +27,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 from sdpo.system.locks import hold, share
-take = share if sys.argv[2:] == ["shared"] else lambda path: hold(path, what="it")
-with take(Path(sys.argv[1])):
+take = share if sys.argv[2:] == ["shared"] else hold
+with take(Path(sys.argv[1]), what="it"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -167,7 +167,7 @@ def test_who_shares_a_lock_whose_holder_removes_it_keeps_the_next_holder_out(
     held = threading.Event()
 
     def sharing() -> None:
-        with share(lock):
+        with share(lock, what="it"):
             held.set()
             done.wait(30)
 
@@ -212,7 +212,7 @@ def test_a_run_that_is_cleared_while_another_process_waits_is_the_others_then(
 def test_those_who_share_do_not_keep_each_other_out_but_keep_out_one_who_wants_it_alone(
     tmp_path: Path,
 ) -> None:
-    with start(HOLDER, tmp_path / "lock", "shared") as other, share(tmp_path / "lock"):
+    with start(HOLDER, tmp_path / "lock", "shared") as other, share(tmp_path / "lock", what="it"):
         assert line_of(other) == b"held\n"
         with (
             pytest.raises(UserError, match="in use by another process"),
