@@ -110,8 +110,7 @@ def base_folder(folder: Path) -> Path:
     """
     if not is_adapter(folder):
         return folder
-    config = read_adapter_config(folder)
-    base = _located(folder, str(config.get("base_model_name_or_path") or ""), config)
+    base = _located(folder, *named_base(folder))
     if is_adapter(base):
         raise ModelError(
             f"{folder} is an adapter of {base}, which is an adapter itself: merge that one into "
@@ -120,17 +119,25 @@ def base_folder(folder: Path) -> Path:
     return base
 
 
+def named_base(folder: Path) -> tuple[str, str]:
+    """Return how an adapter's configuration names its base: a folder or a hub name, a revision."""
+    config = read_adapter_config(folder)
+    named = (config.get(key) for key in ("base_model_name_or_path", "revision"))
+    name, revision = (str(value or "") for value in named)
+    return name, revision
+
+
 def of_base(folder: Path, name: str) -> Path:
     """Return the file ``name`` of a model, which an adapter that has none shares with its base."""
     path = folder / name
     return base_folder(folder) / name if is_adapter(folder) and not path.is_file() else path
 
 
-def _located(folder: Path, name: str, config: dict[str, Json]) -> Path:
+def _located(folder: Path, name: str, revision: str) -> Path:
     for path in (folder / Path(name).expanduser(), Path(name).expanduser()):
         if name and path.is_dir():
             return Path(os.path.normpath(path.absolute()))
-    if found := _in_hub_cache(name, str(config.get("revision") or "")):
+    if found := _in_hub_cache(name, revision):
         return found
     raise ModelError(
         f"{folder} is an adapter, and its base is not at {name or '(nowhere)'}, nor in the local "

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdpo.config import ModelConfig, SourceConfig
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
-from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter
+from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter, named_base
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_folder import check_folder
 from sdpo.inputs import demo
@@ -69,19 +69,29 @@ def _check_model_folder(folder: Path, given: ModelConfig) -> None:
             "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
         )
     check_folder(folder, code=code)
-    if (base := base_folder(folder)) != folder:
-        check_folder(base, code=code)
+    if is_adapter(folder):
+        name, revision = named_base(folder)
+        if name and not is_path(name) and not any(p.is_dir() for p in (folder / name, Path(name))):
+            _snapshot(name, revision, code=code, where=f"base_model_name_or_path of {folder}")
+        check_folder(base_folder(folder), code=code)
 
 
 def _hub_model(given: ModelConfig, *, where: str) -> Path:
-    name, revision, code = given.name_or_path, given.revision, given.trust_remote_code
+    code = given.trust_remote_code
+    folder = _snapshot(given.name_or_path, given.revision, code=code, where=where)
+    _check_model_folder(folder, given)
+    return folder
+
+
+def _snapshot(name: str, revision: str, *, code: bool, where: str) -> Path:
+    """Return the folder of a hub model in the local cache, into which it is brought if need be."""
     # huggingface_hub takes half a second and most runs use local folders.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [*_MODEL_FILES, "*.py"] if code else _MODEL_FILES
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{where}: {name} is not a local folder ({Path(name).absolute()}), not in "
@@ -89,8 +99,6 @@ def _hub_model(given: ModelConfig, *, where: str) -> Path:
         ) from error
     except Exception as error:  # the hub's HTTP library has errors of its own
         raise ModelError(f"{where}: {name}: not to be had: {error}") from error
-    _check_model_folder(folder, given)
-    return folder
 
 
 def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:

@@ -169,6 +169,15 @@ def _scales(adapted: "PreTrainedModel") -> dict[str, float]:
     }
 
 
+def idle_adapters(unreached: list[str]) -> list[str]:
+    """Return the modules whose adapters are among the parameters ``unreached`` by any loss.
+
+    Experts are left out: few tokens reach only some of them.
+    """
+    names = [name.rpartition(".lora_A.")[0] for name in unreached if ".lora_A." in name]
+    return [n.removeprefix("model.base_model.model.") for n in names if ".experts" not in n]
+
+
 def drop_in_adapters(policy: nn.Module, rate: float) -> None:
     """Let the adapters of ``policy`` drop this share of their inputs in training, 0 for none."""
     for module in policy.modules():

@@ -45,21 +45,22 @@ def prepare(
     return applied
 
 
-def reaches_all(scorer: SequenceScorer, *, device: torch.device) -> bool:
-    """Return whether the log-prob of a few tokens has a gradient for every parameter that trains.
+def unreached(scorer: SequenceScorer, *, device: torch.device) -> list[str]:
+    """Return the parameters that train of which the log-prob of a few tokens does not depend.
 
-    Parts for images have none, nor has an indexer whose scores are only ranked: processes that add
-    up gradients have to be told, or wait for them.
+    Parts for images are among them, and an indexer whose scores are only ranked: processes that add
+    up gradients have to be told, or wait for them. So are adapters of a module whose weight the
+    model's code reads past the module.
     """
     ids = np.arange(8, dtype=np.int32) * 7 % scorer.model.config.get_text_config().vocab_size
     batch = collate([TokenSequence(ids, 1)], pad_token_id=0).to(device)
-    trained = [p for p in scorer.parameters() if p.requires_grad]
+    trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
     mode = scorer.training
     scorer.eval()
     with torch.enable_grad():
-        found = torch.autograd.grad(scorer(batch).sum(), trained, allow_unused=True)
+        found = torch.autograd.grad(scorer(batch).sum(), list(trained.values()), allow_unused=True)
     scorer.train(mode)
-    return all(gradient is not None for gradient in found)
+    return [name for name, gradient in zip(trained, found, strict=True) if gradient is None]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from sdpo.model.policy import (
     merge_adapters,
     save_policy,
 )
-from sdpo.model.prepare import prepare, reaches_all
+from sdpo.model.prepare import prepare, unreached
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer, inner_model
@@ -64,6 +64,7 @@ class Session:
 
     ``published_digest`` is that of M_t once :meth:`publish` was called, empty before. ``waiting``
     is the process group in which ranks wait for one that works alone, None with one process.
+    ``unreached`` are the parameters that no loss reaches, once a trainer was asked for.
     ``rounding`` says what holding the base in another precision changed, where that was measured.
     """
 
@@ -74,6 +75,7 @@ class Session:
     waiting: torch.distributed.ProcessGroup | None = None
     rounding: Rounding | None = None
     published_digest: str = field(default="", init=False)
+    unreached: list[str] = field(default_factory=list, init=False)
     _sharded: "tuple[SequenceScorer, torch.optim.Optimizer] | None" = field(
         default=None, init=False
     )
@@ -145,9 +147,12 @@ class Session:
             self.policy = self._with_adapters(training)
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, training)
-            if (ddp := self.accelerator.ddp_handler) is not None:
+            ddp = self.accelerator.ddp_handler
+            if ddp is not None or training.lora_r:
                 with self.arithmetic():
-                    ddp.find_unused_parameters = not reaches_all(scorer, device=self.device)
+                    self.unreached = unreached(scorer, device=self.device)
+            if ddp is not None:
+                ddp.find_unused_parameters = bool(self.unreached)
             model, optimizer = self.accelerator.prepare(scorer, optimizer)
         lanes = 1 if draws_at_random(self.policy) else training_lanes(training, self._lanes())
         return Trainer(

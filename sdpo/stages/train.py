@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from sdpo.identity.canonical import digest_of
 from sdpo.model.batching import global_batch
-from sdpo.model.handed_on import drop_in_adapters
+from sdpo.model.handed_on import drop_in_adapters, idle_adapters
 from sdpo.model.routers import asked_weight
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.stages.compiling import compiled_blocks
@@ -28,6 +28,9 @@ from sdpo.training import gate
 from sdpo.training.sums import Metrics
 from sdpo.training.tasks import PreferenceTask, Task
 from sdpo.training.trainer import Trainer
+
+_NAMED = 3
+"""So many modules are named in a message."""
 
 
 def train_preference(step: StepFiles, reference: Reference) -> None:
@@ -59,6 +62,12 @@ def _say_what_differs(step: StepFiles) -> None:
             f"the model's configuration has router_aux_loss_coef {weight:g}, and the routers' "
             "load-balancing loss is not added to the objective, where TRL would add it: experts "
             f"may come to be used less evenly. Set training.router_aux_loss: {weight:g} to add it"
+        )
+    if idle := idle_adapters(step.session.unreached):
+        step.events.warning(
+            f"the adapters on {len(idle)} modules never train, since the model's code reads the "
+            f"weights of these modules past them: {', '.join(idle[:_NAMED])}"
+            f"{', ...' if len(idle) > _NAMED else ''}. Name others in training.lora_target_modules"
         )
     if training.lora_r and training.lora_dropout:
         step.events.note(

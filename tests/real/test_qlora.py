@@ -24,6 +24,7 @@ MODEL = Path(os.environ.get("SDPO_SMOLLM2", "nowhere"))
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(not PREFERENCES.is_dir(), reason="needs the data beside the project"),
     pytest.mark.skipif(not MODEL.is_dir(), reason="SDPO_SMOLLM2 names no model folder"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -42,8 +43,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
             "model": {"name_or_path": str(MODEL), "base_precision": "nf4"},
             "data": {
                 "sources": [{"name": n, "path": str(PREFERENCES / f)} for n, f in names.items()],
-                "limit": 10,
-                "max_length": 192,
+                "limit": 6,
+                "max_length": 160,
             },
             "training": {"lora_r": 8, "learning_rate": 1e-4, "batch_size": 4, "max_steps": 2},
             "launch": {"device": "cpu", "threads": 1},

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from sdpo.config import LaunchConfig, RunConfig
 from sdpo.config.load import make_config
@@ -144,6 +146,39 @@ def test_a_hub_model_in_the_local_cache_is_used_while_offline(configure, offline
     resolved = resolve(configure(model={"name_or_path": "org/model"}))
     assert resolved.model == repository / "snapshots" / COMMIT
     assert resolved.inputs == resolve(configure()).inputs
+
+
+def adapter_of(name: str, folder: Path, tokenizer: Path) -> Path:
+    """An adapter as peft saves it, whose base is called so."""
+    config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": name, "revision": None}
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"lora_A": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    shutil.copy(tokenizer / "tokenizer.json", folder)
+    return folder
+
+
+def test_the_base_of_an_adapter_is_a_folder_or_a_model_of_the_hub(configure, offline, tmp_path):
+    repository = offline / "models--org--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(tmp_path / "model", repository / "snapshots" / COMMIT)
+    digests = []
+    for index, name in enumerate(("org/model", str(tmp_path / "model"), "../model")):
+        folder = adapter_of(name, tmp_path / f"adapter-{index}", tmp_path / "model")
+        resolved = resolve(configure(model={"name_or_path": str(folder)}))
+        assert resolved.model == folder
+        digests.append(resolved.inputs["model"])
+    assert len(set(digests)) == 1, "one base by its content"
+    assert digests[0] != resolve(configure()).inputs["model"]
+
+
+def test_a_base_that_is_neither_here_nor_to_be_had_is_one_clear_message(
+    configure, offline, tmp_path
+):
+    folder = adapter_of("org/other", tmp_path / "adapter", tmp_path / "model")
+    with pytest.raises(ModelError, match=r"base_model_name_or_path of .*org/other is not a local"):
+        resolve(configure(model={"name_or_path": str(folder)}))
 
 
 def test_a_hub_that_does_not_answer_is_one_clear_message(configure, offline, monkeypatch):

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.small_models import small_model
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError
-from sdpo.model.handed_on import save_adapter
+from sdpo.model.handed_on import idle_adapters, save_adapter
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters
-from sdpo.model.prepare import prepare
+from sdpo.model.prepare import prepare, unreached
 from sdpo.model.randomness import switch_off
 from sdpo.model.sequence_scorer import SequenceScorer
 
@@ -124,6 +124,15 @@ def test_modules_that_cannot_train_whole_are_refused(names, said, device):
     training = LORA.model_copy(update={"lora_modules_to_save": names})
     with pytest.raises(ConfigError, match=rf"lora_modules_to_save: .*{said}"):
         add_adapters(small_model("llama").to(device), training)
+
+
+def test_adapters_on_weights_that_the_code_reads_past_the_module_are_told():
+    adapted = add_adapters(small_model("jamba"), LORA)
+    found = idle_adapters(unreached(SequenceScorer(adapted), device=torch.device("cpu")))
+    assert found
+    assert all(name.endswith("mamba.dt_proj") for name in found)
+    others = add_adapters(small_model("llama"), LORA)
+    assert not unreached(SequenceScorer(others), device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

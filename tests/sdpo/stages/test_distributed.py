@@ -185,7 +185,7 @@ def test_an_adapter_is_handed_on_by_two_processes_as_by_one(tmp_path, kind, dora
         held = ModelConfig(name_or_path=str(run.model), base_precision=kind)
         digest = model_digest(run.model, precision=kind)
         run_step(run, launch=launch, training=training, model=held, input_digest=digest)
-        run_stage(run.spec(2, training, launch=launch, model=held))
+        run_stage(run.spec(2, training, launch=launch, model=held), listen=lambda _: None)
         record = run.record(2)
         assert record["gate"]["max_abs_difference_nats"] < 1e-3
         assert record["scored_rows"] == {"computed": 0, "cached": 6}
