@@ -13,6 +13,7 @@ from sdpo.identity.model_folder import unused_files
 from sdpo.model_names import ModelName
 from sdpo.store.lineage_file import LineageEntry, LineageFile
 from sdpo.store.model_card import lineage as chain_of
+from sdpo.store.published_files import strays
 from sdpo.store.recorded import damage_beside_weights, whole_steps
 from sdpo.system.files import file_digest
 from sdpo.system.json_values import JsonObject
@@ -94,7 +95,7 @@ def _of_run(found: Checkpoint) -> Lineage:
         steps=chain_of(run, record),
     )
     faults = damage_beside_weights(run, record, run.model(number))
-    faults += [f"{name} was not published by this run" for name in run.strays(node, record)]
+    faults += [f"{name} was not published by this run" for name in strays(run, node, record)]
     return _lineage(content, run.model(number), faults)
 
 
@@ -116,7 +117,7 @@ def _unused(folder: Path) -> list[str]:
     return [f"{name} is no part of the model, and was not published with it" for name in names]
 
 
-def _lineage(content: LineageFile, folder: Path, strays: Sequence[str]) -> Lineage:
+def _lineage(content: LineageFile, folder: Path, others: Sequence[str]) -> Lineage:
     links = tuple(map(_link, content.steps))
     try:
         digest, faults = model_digest(folder), []
@@ -138,7 +139,7 @@ def _lineage(content: LineageFile, folder: Path, strays: Sequence[str]) -> Linea
         inputs=content.inputs,
         links=links,
         digest=digest,
-        faults=(*_gaps(links, content.inputs), *faults, *strays),
+        faults=(*_gaps(links, content.inputs), *faults, *others),
     )
 
 

@@ -20,6 +20,7 @@ from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import cache_dir
 from sdpo.store.model_card import card_files
 from sdpo.store.origin import origin_chain
+from sdpo.store.published_files import strays
 from sdpo.store.records import NodeRecord, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
@@ -182,7 +183,7 @@ def _ancestors(record: StepRecord) -> dict[str, str]:
 
 
 def _check_model(run: RunFolder, node: str, record: StepRecord, findings: Findings) -> None:
-    for stray in run.strays(node, record):
+    for stray in strays(run, node, record):
         findings.fault(stray, "was not published by this run", "move it elsewhere")
     try:
         found = model_digest(run.path / node / "model")

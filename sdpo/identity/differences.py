@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from itertools import zip_longest
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:
@@ -26,6 +26,6 @@ def differences(old: object, new: object, where: str = "") -> list[str]:
 
 def _short(value: object) -> str:
     text = "nothing" if value is None else str(value)
-    if _DIGEST.fullmatch(text):
+    if DIGEST.fullmatch(text):
         return text[:16]
     return text if len(text) <= 60 else f"{text[:57]}..."

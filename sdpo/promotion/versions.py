@@ -20,6 +20,7 @@ from sdpo.events import Listener
 from sdpo.history.target import Checkpoint
 from sdpo.identity.model_digest import model_digest
 from sdpo.store.origin import origin_chain
+from sdpo.store.published_files import strays
 from sdpo.store.recorded import damage_beside_weights
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_folder import RunFolder
@@ -280,9 +281,9 @@ def checked_digest(run: RunFolder, step: int) -> str:
             f"{run.model(step)} does not hold what was published with M_{step} of run {run.name}: "
             f"{damage[0]} (`sdpo verify {run.name}` says more)"
         )
-    if strays := run.strays(f"step-{step}", record):
+    if unknown := strays(run, f"step-{step}", record):
         raise IntegrityError(
-            f"{run.path / strays[0]} was not published with M_{step} of run {run.name}, so that "
+            f"{run.path / unknown[0]} was not published with M_{step} of run {run.name}, so that "
             "another program may take the folder for another model: move it elsewhere"
         )
     return found

@@ -11,10 +11,10 @@ from sdpo.stages.session import Session
 from sdpo.stages.step_context import StepFiles
 from sdpo.store import resume_states
 from sdpo.store.model_card import write_card
+from sdpo.store.published_files import published_files
 from sdpo.store.records import StepFacts, StepRecord
-from sdpo.store.run_folder import VIEWS, WORKING, RunFolder
+from sdpo.store.run_folder import RunFolder
 from sdpo.system import machine
-from sdpo.system.files import UNFINISHED
 from sdpo.system.json_values import JsonObject
 
 
@@ -56,10 +56,7 @@ def publish(
     }
     record = StepRecord.model_validate(content)
     write_card(run, record, name=name, folder=step.folder / "model")
-    files = [path for path in step.folder.rglob("*") if path.is_file()]
-    files = [f for f in files if f.name not in VIEWS and not WORKING & set(f.parts)]
-    files = [f for f in files if not any(part.startswith(UNFINISHED) for part in f.parts)]
-    run.write_record(node, record.as_json(), files=files)
+    run.write_record(node, record.as_json(), files=published_files(run, node))
     resume_states.discard(step.folder)
     step.events.emit(PublishedEvent(name=name, model=digest))
 

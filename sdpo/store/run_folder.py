@@ -25,11 +25,18 @@ from sdpo.store.record_form import form_fault
 from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
 from sdpo.store.run_file import RunFile
 from sdpo.store.run_head import picked, read_head
-from sdpo.store.run_start import foreign_to_a_start, is_seal_of
+from sdpo.store.run_proof import (
+    MOST_NAMED,
+    RUN_FILE,
+    folders_of_runs,
+    is_damaged_run,
+    is_proven,
+    known_runs,
+)
+from sdpo.store.run_start import foreign_to_a_start
 from sdpo.system import ownership
 from sdpo.system.bounded_yaml import load_yaml
 from sdpo.system.files import (
-    UNFINISHED,
     checksum_path,
     checksum_text,
     file_digest,
@@ -43,26 +50,15 @@ from sdpo.system.files import (
 )
 from sdpo.system.json_values import JsonObject
 from sdpo.system.locks import hold
-from sdpo.system.nearby import did_you_mean, near_name
 
 R = TypeVar("R", bound=Record)
 
-VIEWS = frozenset(
-    {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
-)
-"""These files of a step's folder are no outputs of its training."""
-WORKING = frozenset({"tracking", "resume"})
-"""These folders in it are none either."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PUBLISHING = re.compile(r"(step|guide)-\d+")
 _FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|evaluations|logs|carried|sources")
 _FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
-_MOST_NAMED = 20
-"""A message names so many runs at most."""
-_OF_RUN_FILE = {"name", "created", "identity", "inputs", "config", "versions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ class RunFolder:
     @property
     def run_file(self) -> Path:
         """Return run.yaml: resolved configuration, inputs, versions."""
-        return self.path / "run.yaml"
+        return self.path / RUN_FILE
 
     @property
     def sources(self) -> Path:
@@ -163,7 +159,7 @@ class RunFolder:
     @property
     def is_own(self) -> bool:
         """Return whether this project made the folder as a run."""
-        return ownership.is_own(self.path, "run", proof=_is_proven)
+        return ownership.is_own(self.path, "run", proof=is_proven)
 
     def check_own(self) -> None:
         """Check that the folder is a run, or free to become one. Nothing is written.
@@ -173,13 +169,13 @@ class RunFolder:
             IntegrityError: it is a run of before there were markers, and run.yaml was changed.
         """
         if not self.is_own:
-            if _is_damaged_run(self.path):
+            if is_damaged_run(self.path):
                 self.check_there()
-            ownership.check(self.path, "run", proof=_is_proven)
+            ownership.check(self.path, "run", proof=is_proven)
         elif others := foreign_to_a_start(
             self.path, run_file=self.run_file, plan_file=self.plan_file, sources=self.sources
         ):
-            named = ", ".join(others[:_MOST_NAMED])
+            named = ", ".join(others[:MOST_NAMED])
             raise ForeignFolderError(
                 f"{self.path} has the marker of a run and no run.yaml, and holds {named}: nothing "
                 "in it is touched. Put run.yaml back, or give the run another name (--name)"
@@ -197,7 +193,7 @@ class RunFolder:
             ForeignFolderError, IntegrityError: as :meth:`check_own`.
         """
         self.check_own()
-        ownership.claim(self.path, "run", proof=_is_proven)
+        ownership.claim(self.path, "run", proof=is_proven)
 
     def _links_out(self) -> Iterator[Path]:
         """Yield folders that nodes write to and that are links to elsewhere."""
@@ -232,7 +228,7 @@ class RunFolder:
             IntegrityError: run.yaml is not what was written.
         """
         if not self.run_file.is_file():
-            raise UserError(f"no run at {self.path.absolute()}{_known_runs(self.path)}")
+            raise UserError(f"no run at {self.path.absolute()}{known_runs(self.path)}")
         if _is_changed(self.run_file):
             raise IntegrityError(
                 f"{self.run_file} was changed after it was written, or "
@@ -399,26 +395,6 @@ class RunFolder:
             with suppress(OSError):  # another process may be starting a run of this name
                 self.path.rmdir()
 
-    def strays(self, node: str, record: Record) -> list[str]:
-        """Return what the folder of a step or guide, below the run, has and it did not publish."""
-        folder, strays = self.path / node, []
-        known = {*record.files, *self._files_beside(node)}
-        for path in sorted(folder.rglob("*")):
-            parts, name = path.relative_to(folder).parts, str(path.relative_to(self.path))
-            is_folder = path.is_dir() and not path.is_symlink()
-            is_view = path.name in VIEWS and parts[:-1] in ((), ("model",))
-            is_view &= path.is_file() and not path.is_symlink()
-            is_working = parts[0] in WORKING or any(part.startswith(UNFINISHED) for part in parts)
-            if not (is_folder or is_view or is_working or name in known):
-                strays.append(name)
-        return strays
-
-    def _files_beside(self, node: str) -> Set[str]:
-        """Return the files that another node made in the folder of a step, as far as is known."""
-        made = node.replace("step-", "data-")
-        record = None if made == node or self.is_damaged(made) else self.find(made)
-        return set(record.files) if record else set()
-
     def damage(self, record: Record | JsonObject) -> list[str]:
         """Return files of a record that are missing or changed, each with what is wrong."""
         faults: list[str] = []
@@ -439,28 +415,6 @@ def is_publishing(node: str) -> bool:
     return node.startswith(("step-", "guide-"))
 
 
-def _is_proven(folder: Path) -> bool:
-    """Return whether a folder is a run from before there were markers.
-
-    Then run.yaml says what ran, and the digest beside it is its own."""
-    run = RunFolder(folder)
-    if run.run_file.is_symlink() or not run.run_file.is_file() or not is_vouched_for(run.run_file):
-        return False
-    try:
-        text = run.run_file.read_text(encoding="utf-8")
-        versions = run.read_head("versions").get("versions")
-    except (UnicodeDecodeError, IntegrityError):
-        return False
-    has_all = all(re.search(rf"^{key}:", text, re.MULTILINE) for key in _OF_RUN_FILE)
-    return has_all and isinstance(versions, dict) and "sdpo" in versions
-
-
-def _is_damaged_run(folder: Path) -> bool:
-    """Return whether a digest of this project's form says that run.yaml beside it was another."""
-    run_file = RunFolder(folder).run_file
-    return run_file.is_file() and is_seal_of(run_file) and not is_vouched_for(run_file)
-
-
 def _names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
@@ -470,29 +424,7 @@ def _names(folder: Path) -> list[str]:
 
 def runs_in(folder: Path) -> list[RunFolder]:
     """Return runs in a folder by name: those with a run.yaml, or that cannot be looked into."""
-    found: list[RunFolder] = []
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        if not _NAME.fullmatch(path.name) or not path.is_dir():
-            continue
-        try:
-            RunFolder(path).run_file.lstat()
-        except PermissionError:
-            pass
-        except OSError:
-            continue
-        found.append(RunFolder(path))
-    return found
-
-
-def _known_runs(path: Path) -> str:
-    names = [run.name for run in runs_in(path.parent)]
-    if not names:
-        return f" (that folder holds no runs){did_you_mean(path.parent)}"
-    near = near_name(path.name, names)
-    hint = f" (did you mean {near}?)" if near else ""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"{hint}; runs there: {', '.join(names[:_MOST_NAMED])}{more}"
+    return [RunFolder(path) for path in folders_of_runs(folder)]
 
 
 def _is_changed(path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo.errors import Fault
-from sdpo.identity.differences import _DIGEST
+from sdpo.identity.differences import DIGEST
 from sdpo.system import ownership
 from sdpo.system.files import checksum_path, file_digest, is_temporary, read_json
 
@@ -40,7 +40,7 @@ def foreign_to_a_start(
 def is_seal_of(run_file: Path) -> bool:
     """Return whether the file beside ``run_file`` has the form of the digest of one."""
     beside = checksum_path(run_file)
-    form = rf"{_DIGEST.pattern}  {re.escape(run_file.name)}\n"
+    form = rf"{DIGEST.pattern}  {re.escape(run_file.name)}\n"
     return beside.is_file() and re.fullmatch(form.encode(), beside.read_bytes()) is not None
 
 

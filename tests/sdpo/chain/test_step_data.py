@@ -156,6 +156,9 @@ def test_a_step_trains_on_the_plan_s_pairs_and_then_on_its_own(made: Outcome, st
     assert reference["pair_id"].to_pylist() == wanted
     assert made.record(f"step-{step}")["pairs"] == len(wanted) == len(set(wanted))
     assert len(own_pairs(made.run, step)) == MADE
+    own = {f"step-{step}/{name}" for name in ("pairs.parquet", "usable.parquet")}
+    assert own < made.record(f"data-{step}")["files"].keys()
+    assert own.isdisjoint(made.record(f"step-{step}")["files"]), "no outputs of its training"
 
 
 def test_a_step_with_pairs_of_its_own_starts_where_policy_and_reference_agree(
