@@ -35,7 +35,8 @@ from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
 from sdpo.store.step_data import planned
 from sdpo.system.files import read_json
-from sdpo.tokens.token_file import LengthSummary, SupervisedTokenFile, TokenFile
+from sdpo.tokens.lengths import LengthSummary, length_summary
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.view import TextView
 
 _SHOWN_CHARS = 1200
@@ -94,7 +95,7 @@ def _print_unused_files(context: Context, console: Console) -> None:
 
 
 def _print_lengths(context: Context, tokens: TokenFile, console: Console) -> None:
-    lengths = tokens.length_summary()
+    lengths = length_summary(tokens)
     console.print(table(_length_rows(lengths), title="Lengths, in tokens"))
     console.print(
         f"truncated: {lengths.chosen_truncated:.1%} of the chosen, "

@@ -41,7 +41,7 @@ from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
 from sdpo.store.records import ReserveOutputs, scored_model
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.system.json_values import Json
-from sdpo.tokens.lengths import ends_of_lengths
+from sdpo.tokens.lengths import ends_of_lengths, length_summary
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
 
@@ -394,7 +394,7 @@ def _plan_summary(
     if cut := tokens.report.notes.get("prompt_cut"):
         content["cut_prompts"] = cut
     for entry in content["steps"]:
-        lengths = tokens.length_summary(token_rows[step_of == entry["step"]])
+        lengths = length_summary(tokens, token_rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
     return content
 

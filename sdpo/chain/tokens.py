@@ -19,7 +19,8 @@ from sdpo.store.records import DataOutputs
 from sdpo.store.step_data import step_data
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import seal
-from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile, TokenReport
+from sdpo.tokens.report import TokenReport
+from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
 
 def tokens_path(context: Context, kind: str = "pairs") -> Path:

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdpo.store.evaluations import Suites
 from sdpo.store.records import ScoredRows
-from sdpo.tokens.token_file import TokenReport
+from sdpo.tokens.report import TokenReport
 from sdpo.tokens.view import ExampleView, PairView
 
 

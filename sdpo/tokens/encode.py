@@ -43,7 +43,8 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Ragged:
         """Return the ids of every text, without special tokens in front or behind."""
-        if self._backend is None:
+        backend, words = self._backend, self._words
+        if backend is None:
             batch = self._tokenizer(
                 list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
             )
@@ -55,7 +56,7 @@ class TextEncoder:
             before = len(stretches)
             stretches += [at.setdefault(stretch, len(at)) for stretch in self._stretches(text)]
             counts[index] = len(stretches) - before
-        distinct = self._words_of(list(at)) if self._words else self._backend_of(list(at))
+        distinct = self._by_words(words, list(at)) if words else _by_backend(backend, list(at))
         return distinct.take(np.array(stretches, dtype=np.int64)).merged(counts)
 
     def encode_parts(self, literals: Sequence[str], texts: Sequence[str]) -> list[int] | None:
@@ -65,7 +66,8 @@ class TextEncoder:
         It can where a piece has the same ids wherever it is, so that the literals' own tokens can
         be put between the rest.
         """
-        if not self._pieces_stand_alone:
+        backend = self._backend
+        if backend is None or not self._pieces_stand_alone:
             return None
         stretches, order, text = list[str](), list[int | None](), ""
         for index, literal in enumerate(literals):
@@ -79,20 +81,11 @@ class TextEncoder:
             text += texts[index] if index < len(texts) else ""
         stretches.append(text)
         order.append(None)
-        encoded = iter(self._without_special_tokens(stretches))
+        encoded = iter(_without_special_tokens(backend, stretches))
         ids: list[int] = []
         for token in order:
             ids += next(encoded) if token is None else [token]
         return ids
-
-    def _without_special_tokens(self, stretches: list[str]) -> list[list[int]]:
-        assert self._backend is not None
-        self._backend.encode_special_tokens = True
-        try:
-            encoded = self._backend.encode_batch_fast(stretches, add_special_tokens=False)
-        finally:
-            self._backend.encode_special_tokens = False
-        return [encoding.ids for encoding in encoded]
 
     def _pieces(self, text: str) -> list[str]:
         """Return ``text`` cut on both sides of every added token."""
@@ -118,10 +111,9 @@ class TextEncoder:
     def _split(self, cut: re.Pattern[str], piece: str) -> list[str]:
         return [piece] if piece in self._added else cut.split(piece)
 
-    def _words_of(self, stretches: list[str]) -> Ragged:
-        assert self._words is not None
+    def _by_words(self, words: Words, stretches: list[str]) -> Ragged:
         is_text = np.array([stretch not in self._added for stretch in stretches], dtype=np.bool_)
-        texts = self._words.encode([s for s in stretches if s not in self._added])
+        texts = words.encode([s for s in stretches if s not in self._added])
         marks = Ragged.of([[self._added[s]] for s in stretches if s in self._added])
         order = np.empty(len(stretches), dtype=np.int64)
         order[is_text] = np.arange(len(texts))
@@ -130,10 +122,19 @@ class TextEncoder:
         lengths = np.concatenate([texts.lengths, marks.lengths])
         return Ragged.of_lengths(ids, lengths).take(order)
 
-    def _backend_of(self, stretches: list[str]) -> Ragged:
-        assert self._backend is not None
-        encoded = self._backend.encode_batch_fast(stretches, add_special_tokens=False)
-        return Ragged.of([encoding.ids for encoding in encoded])
+
+def _by_backend(backend: "Tokenizer", stretches: list[str]) -> Ragged:
+    encoded = backend.encode_batch_fast(stretches, add_special_tokens=False)
+    return Ragged.of([encoding.ids for encoding in encoded])
+
+
+def _without_special_tokens(backend: "Tokenizer", stretches: list[str]) -> list[list[int]]:
+    backend.encode_special_tokens = True
+    try:
+        encoded = backend.encode_batch_fast(stretches, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    return [encoding.ids for encoding in encoded]
 
 
 def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":

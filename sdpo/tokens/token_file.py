@@ -6,7 +6,7 @@ It reads what :mod:`sdpo.tokens.tokenise` writes, and imports neither torch nor 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdpo.errors import Fault, IntegrityError
-from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
+from sdpo.tokens.report import TokenReport
 
 Ids = NDArray[np.int32]
 """Token ids or lengths are int32 ``[n]``."""
@@ -76,55 +76,6 @@ def _with_details(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenReport:
-    """A report says what tokenising found.
-
-    ``truncated`` counts usable rows by side; ``moved_rows`` those whose boundary is before the end
-    of the prompt's own ids; ``end_appended`` the sides of conversations that got an end token since
-    the template closed with none. ``notes`` counts usable rows by
-    :data:`~sdpo.tokens.reasons.Note`; ``examples`` has the first row of each.
-    """
-
-    rows: int
-    usable: int
-    reasons: dict[str, int]
-    truncated: dict[str, int]
-    moved_rows: int
-    most_moved_tokens: int
-    end_tokens: list[str]
-    end_appended: int
-    notes: dict[str, int]
-    examples: dict[str, str]
-
-    def warnings(self, what: str) -> list[str]:
-        """Return what a person should know at once about ``what``.
-
-        It is about what is used, and about what is not used because of the template or the text.
-        """
-        told = []
-        if self.end_appended:
-            told.append(
-                f"{self.end_appended} completions of {what} got an end token: the template closes "
-                "with none"
-            )
-        for note, meaning in NOTES.items():
-            if count := self.notes.get(note):
-                told.append(f"{count} {what}: {meaning} (first: {self.examples[note]})")
-        if count := self.reasons.get("template_refuses"):
-            told.append(
-                f"{count} {what} are not used, as the chat template refuses them: "
-                f"{self.examples['template_refuses']}"
-            )
-        for reason in NOT_AS_GIVEN:
-            if count := self.reasons.get(reason):
-                told.append(
-                    f"{count} {what} are not used ({reason}), as their tokens would not hold what "
-                    f"was given: {self.examples[reason]}"
-                )
-        return told
-
-
-@dataclass(frozen=True, slots=True)
 class TokenRow:
     """A token row is a usable pair: ids int32 ``[P]``, ``[C]``, ``[R]``, views of the file."""
 
@@ -145,32 +96,6 @@ class SupervisedRow:
     prompt_ids: Ids
     completion_ids: Ids
     truncated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Quantiles:
-    """Quantiles describe a length, in tokens."""
-
-    median: float
-    p95: float
-    maximum: int
-
-
-@dataclass(frozen=True, slots=True)
-class LengthSummary:
-    """A summary has the lengths of the usable pairs in tokens.
-
-    ``sequence`` is prompt plus the longer completion. ``*_truncated`` are shares of the usable
-    pairs.
-    """
-
-    pairs: int
-    prompt: Quantiles
-    chosen: Quantiles
-    rejected: Quantiles
-    sequence: Quantiles
-    chosen_truncated: float
-    rejected_truncated: float
 
 
 def row_digest(prompt_ids: Ids, chosen_ids: Ids, rejected_ids: Ids) -> bytes:
@@ -391,28 +316,6 @@ class TokenFile(_Table):
             row_digest=columns["row_digest"][row].as_py(),
         )
 
-    def length_summary(self, rows: Sequence[int] | np.ndarray | None = None) -> LengthSummary:
-        """Summarise lengths and truncation of the usable pairs, all or those among ``rows``.
-
-        Raises:
-            Fault: none of them is usable.
-        """
-        chosen_rows = np.flatnonzero(self.usable) if rows is None else np.asarray(rows)
-        kept = chosen_rows[self.usable[chosen_rows]]
-        if not len(kept):
-            raise Fault(f"no usable pair to summarise in {self.path}")
-        prompt, chosen = self.prompt_lengths[kept], self.chosen_lengths[kept]
-        rejected = self.rejected_lengths[kept]
-        return LengthSummary(
-            pairs=len(kept),
-            prompt=_quantiles(prompt),
-            chosen=_quantiles(chosen),
-            rejected=_quantiles(rejected),
-            sequence=_quantiles(self.sequence_lengths[kept]),
-            chosen_truncated=float(self.chosen_truncated[kept].mean()),
-            rejected_truncated=float(self.rejected_truncated[kept].mean()),
-        )
-
 
 class SupervisedTokenFile(_Table):
     """A supervised token file has the tokens of the supervised examples."""
@@ -460,8 +363,3 @@ def _bools(columns: list[pa.BooleanArray]) -> Flags:
     # pyarrow takes bits apart with pandas, whose import takes a third of a second.
     parts = [column.cast(pa.uint8()).to_numpy().astype(np.bool_) for column in columns]
     return np.concatenate([np.empty(0, dtype=np.bool_), *parts])
-
-
-def _quantiles(lengths: Ids) -> Quantiles:
-    median, p95 = np.quantile(lengths, [0.5, 0.95])
-    return Quantiles(float(median), float(p95), int(lengths.max()))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from sdpo.tokens.boundary import Cut, boundaries_of, cut, left_cut
 from sdpo.tokens.forked import Message, Send, divide
 from sdpo.tokens.ragged import Counts, Ragged
 from sdpo.tokens.render import Row, describe
+from sdpo.tokens.report import TokenReport
 from sdpo.tokens.template import Encoded, Encoder
-from sdpo.tokens.token_file import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA, TokenReport
+from sdpo.tokens.token_file import SUPERVISED_TOKENS_SCHEMA, TOKENS_SCHEMA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -197,17 +199,14 @@ class _Job:
         )
 
     def _read(self, units: Sequence[_Unit]) -> Iterator[tuple[_Unit, list[Row]]]:
-        last, table = -1, None
         with pq.ParquetFile(self.path) as file:
             there = file.schema_arrow.names
             columns = [name for name in self.kind.columns if name in there or name != INPUTS]
-            for unit in units:
-                if unit.group != last:
-                    # One thread: each thread keeps buffers of its own.
-                    table = file.read_row_group(unit.group, columns=columns, use_threads=False)
-                    last = unit.group
-                assert table is not None, "a unit is in a group"
-                yield unit, table.slice(unit.start, unit.rows).to_pylist()
+            for group, of_group in groupby(units, key=lambda unit: unit.group):
+                # One thread: each thread keeps buffers of its own.
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                for unit in of_group:
+                    yield unit, table.slice(unit.start, unit.rows).to_pylist()
 
     def _batch(self, rows: list[Row]) -> tuple[pa.RecordBatch, _Found]:
         sides = self.kind.sides

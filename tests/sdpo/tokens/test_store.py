@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.errors import Fault, IntegrityError
+from sdpo.tokens.lengths import length_summary
 from sdpo.tokens.token_file import TOKENS_SCHEMA, TokenFile, row_digest
 
 ROWS = [
@@ -73,7 +74,7 @@ def test_a_row_without_tokens_is_not_handed_out(file):
 
 
 def test_the_summary_covers_usable_pairs_only(file):
-    summary = file.length_summary()
+    summary = length_summary(file)
     assert summary.pairs == 3
     assert (summary.prompt.median, summary.prompt.maximum) == (3.0, 5)
     assert summary.prompt.p95 == pytest.approx(4.8)  # between 3 and 5, at 0.9
@@ -81,12 +82,12 @@ def test_the_summary_covers_usable_pairs_only(file):
     assert (summary.sequence.median, summary.sequence.maximum) == (5.0, 8)
     assert summary.chosen_truncated == pytest.approx(1 / 3)
     assert summary.rejected_truncated == pytest.approx(2 / 3)
-    assert file.length_summary([1, 2]).sequence.maximum == 5
+    assert length_summary(file, [1, 2]).sequence.maximum == 5
 
 
 def test_a_summary_of_nothing_usable_is_refused(file):
     with pytest.raises(Fault, match="no usable pair"):
-        file.length_summary([1])
+        length_summary(file, [1])
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1\0\0 and then nothing"])
