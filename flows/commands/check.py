@@ -32,9 +32,9 @@ from sdpo.identity.model_digest import base_entries
 from sdpo.identity.model_folder import read_config, text_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
+from sdpo.store.plan_file import read_plan
 from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
 from sdpo.store.step_data import planned
-from sdpo.system.files import read_json
 from sdpo.tokens.lengths import LengthSummary, length_summary
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.view import TextView
@@ -116,7 +116,7 @@ def _print_steps(
 ) -> None:
     rows = [_step_row(context, tokens, number) for number in steps]
     console.print(table(rows, title="Steps"))
-    print_plan_notes(read_json(context.run.plan_file), console=console)
+    print_plan_notes(read_plan(context.run), console=console)
 
 
 def _try_models(context: Context, steps: Sequence[int], console: Console) -> None:

@@ -1,12 +1,10 @@
 """Run the commands about a recipe or its run: run, partition, export, recipes, report."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +26,7 @@ from sdpo.errors import Fault, UserError
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import cache_dir
 from sdpo.report import summarise, write_report
+from sdpo.store.plan_file import PlanFile, read_plan
 from sdpo.store.recorded import of_known_form
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.run_start import is_plan
@@ -135,9 +134,10 @@ def plan_recipe(config: RunConfig, *, console: Console, target: Path | None) -> 
         execute(context, [tokenise(context), reserve(context), partition(context)])
         rows = partition_rows(context.run.path)
         content = context.run.plan_file.read_text(encoding="utf-8")
+        plan = read_plan(context.run)
         bits = withheld_for(context.run, context.resolved)
     console.print(table(rows, title=f"Partition plan: {config.partition.strategy}"))
-    print_plan_notes(json.loads(content), console=console)
+    print_plan_notes(plan, console=console)
     if target is None and run.run_file.is_file():
         console.print(
             f"run {run.name} keeps its own plan: {escape(str(run.plan_file))}", soft_wrap=True
@@ -163,14 +163,14 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"{path} exists and is no plan: name another file (--out)")
 
 
-def print_plan_notes(plan: dict[str, Any], *, console: Console) -> None:
+def print_plan_notes(plan: PlanFile, *, console: Console) -> None:
     """Print what the table of steps does not show: the reserve, prompts in several partitions."""
-    held = ", ".join(f"{name} {count}" for name, count in plan["reserve"].items())
+    held = ", ".join(f"{name} {count}" for name, count in plan.reserve.items())
     console.print(f"reserved: {escape(held)}", highlight=False)
-    for overlap in plan["overlap"]:
-        steps = " and ".join(f"D_{step}" for step in overlap["steps"])
+    for overlap in plan.overlap:
+        steps = " and ".join(f"D_{step}" for step in overlap.steps)
         console.print(
-            f"[yellow]warning:[/] {overlap['prompts']} prompts ({overlap['pairs']} pairs) occur in "
+            f"[yellow]warning:[/] {overlap.prompts} prompts ({overlap.pairs} pairs) occur in "
             f"{steps}",
             highlight=False,
         )

@@ -7,25 +7,24 @@ from typing import Any
 from flows.show.console import Cell, Row
 from sdpo.promotion.judge import Judgement
 from sdpo.stats.gamma_rows import GammaRow
+from sdpo.store.plan_file import read_plan
 from sdpo.store.recorded import read_rows
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json
 
 
 def partition_rows(run: Path) -> list[Row]:
     """Return a row per step: pairs, those of each source, tokens of prompt + longer completion."""
-    plan = read_json(RunFolder(run).plan_file)
     return [
         {
-            "step": entry["step"],
-            "pairs": entry["pairs"],
-            "sources": ", ".join(f"{name} {count}" for name, count in entry["sources"].items()),
-            "tokens median": round(lengths["median"]),
-            "tokens p95": round(lengths["p95"]),
-            "tokens max": lengths["maximum"],
+            "step": step.step,
+            "pairs": step.pairs,
+            "sources": ", ".join(f"{name} {count}" for name, count in step.sources.items()),
+            "tokens median": round(step.lengths.sequence.median),
+            "tokens p95": round(step.lengths.sequence.p95),
+            "tokens max": step.lengths.sequence.maximum,
         }
-        for entry in plan["steps"]
-        for lengths in [entry["lengths"]["sequence"]]
+        for step in read_plan(RunFolder(run)).steps
+        if step.lengths.sequence
     ]
 
 

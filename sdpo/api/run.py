@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -26,6 +26,7 @@ from sdpo.report.tables_of_steps import steps_table
 from sdpo.stats.gamma import RESERVE
 from sdpo.stats.gamma_rows import GammaRow
 from sdpo.store.origin import origin_chain
+from sdpo.store.plan_file import PlannedStep
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.system.json_values import Json
@@ -120,7 +121,7 @@ class Run:
         """Return the steps of the plan in order; none before the run is partitioned."""
         data = load_run(self.path)
         sizes = data.sizes
-        return tuple(_step(data, entry, pairs=sizes[entry["step"]]) for entry in data.steps)
+        return tuple(_step(data, step, pairs=sizes[step.step]) for step in data.steps)
 
     def gamma(self) -> pa.Table:
         """Return mean gamma and accuracies of every model on every reserve and partition.
@@ -265,13 +266,13 @@ def _folder_of(run: str | Path | Run, runs_dir: Path) -> RunFolder:
     return folder
 
 
-def _step(data: RunData, entry: Mapping[str, Any], *, pairs: int) -> Step:
-    number = int(entry["step"])
+def _step(data: RunData, planned: PlannedStep, *, pairs: int) -> Step:
+    number = planned.step
     record = data.records.get(number)
     return Step(
         step=number,
         pairs=pairs,
-        sources=dict(entry["sources"]),
+        sources=planned.sources,
         objective=describe(data.training(number)),
         reference=data.model_name(number, "reference"),
         target=data.model_name(number, "target"),

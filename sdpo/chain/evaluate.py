@@ -31,7 +31,8 @@ from sdpo.store.evaluations import (
     suites_path,
     write_suites,
 )
-from sdpo.system.files import publish_file, read_json
+from sdpo.store.plan_file import read_plan
+from sdpo.system.files import publish_file
 from sdpo.system.json_values import Json, JsonObject
 from sdpo.system.locks import hold
 
@@ -113,7 +114,7 @@ def evaluations(context: Context, models: Sequence[int] | None = None) -> list[P
 
 
 def _of_plan(context: Context) -> list[int]:
-    steps = [entry["step"] for entry in read_json(context.run.plan_file)["steps"]]
+    steps = [step.step for step in read_plan(context.run).steps]
     return [0, *steps[: context.last_step]]
 
 

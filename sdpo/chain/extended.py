@@ -38,6 +38,7 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
+from sdpo.store.plan_file import PlanFile
 from sdpo.store.records import DataOutputs, PlanOutputs
 from sdpo.store.run_file import Carried
 from sdpo.store.run_folder import RunFolder
@@ -278,7 +279,7 @@ def _carried_features(
 
     Features are float64 per row of ``usable``; new pairs, for which nothing was measured, have NaN.
     """
-    said = read_json(carried_folder(run) / "plan.json").get("features", {})
+    said = _carried_plan(run).features
     plan = Columns(carried_folder(run) / "plan.parquet")
     row_of = {pair: row for row, pair in enumerate(_keys(plan.ids("pair_id")))}
     rows = np.array([row_of.get(pair, -1) for pair in _keys(usable.ids("pair_id"))])
@@ -287,19 +288,32 @@ def _carried_features(
     return features, {name: entry["scorer"] for name, entry in said.items()}
 
 
+def _carried_plan(run: RunFolder) -> PlanFile:
+    path = carried_folder(run) / "plan.json"
+    return PlanFile.of(read_json(path), path)
+
+
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
     """Return the plan, and the rows of ``usable`` that it assigns: those that are trained on."""
-    there = read_json(carried_folder(context.run) / "plan.json")
+    there = _carried_plan(context.run)
     pairs, trained = pairs_of(context, usable, {})
     carried_rows, carried_step = _carried_entries(context.run, pairs.ids)
-    fields = ("step", "contents", "pairs", "sources", "digest")
     plan = extend_plan(
         pairs,
         partition_settings(context),
         carried_rows=carried_rows,
         carried_step=carried_step,
-        carried=[StepPlan(**{name: step[name] for name in fields}) for step in there["steps"]],
-        measured=there["measured"],
+        carried=[
+            StepPlan(
+                step=step.step,
+                contents=step.contents,
+                pairs=step.pairs,
+                sources=step.sources,
+                digest=step.digest,
+            )
+            for step in there.steps
+        ],
+        measured=there.measured,
     )
     return plan, trained
 

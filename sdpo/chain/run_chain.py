@@ -24,9 +24,9 @@ from sdpo.chain.tokens import tokenise
 from sdpo.chain.views import write_report
 from sdpo.config import RunConfig
 from sdpo.hooks import Host
+from sdpo.store.plan_file import read_plan
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_file import Carried, Origin
-from sdpo.system.files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ def steps(context: Context) -> Expansion:
     """Return the steps of the plan, which are known once the plan is there."""
 
     def expand() -> list[Part]:
-        planned = read_json(context.run.plan_file)["steps"][: context.last_step]
-        return [align_step(context, entry["step"], entry["pairs"]) for entry in planned]
+        planned = read_plan(context.run).steps[: context.last_step]
+        return [align_step(context, step.step, step.pairs) for step in planned]
 
     def foreseen() -> list[str]:
         for origin in context.origins:

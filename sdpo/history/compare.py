@@ -7,11 +7,11 @@ from sdpo.errors import UserError
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
 from sdpo.stats.gamma_rows import GammaRow
+from sdpo.store.plan_file import read_plan
 from sdpo.store.recorded import check_recorded, read_rows, whole_steps
 from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
-from sdpo.system.files import read_json
 from sdpo.system.json_values import Json
 
 Flat = dict[str, Json]
@@ -119,12 +119,12 @@ def _data(run: RunFolder, stored: Stored) -> Flat:
         found[f"{source.name}: pairs kept"] = source.kept
     if not check_recorded(run, "plan", run.plan_file):
         return found
-    plan = read_json(run.plan_file)
-    for name, count in plan.get("reserve", {}).items():
+    plan = read_plan(run)
+    for name, count in plan.reserve.items():
         found[f"{name}: reserved"] = count
-    for step in plan["steps"]:
-        found[f"D_{step['step']}: pairs"] = step["pairs"]
-        found[f"D_{step['step']}: digest"] = step["digest"][:16]
+    for step in plan.steps:
+        found[f"D_{step.step}: pairs"] = step.pairs
+        found[f"D_{step.step}: digest"] = step.digest[:16]
     return found
 
 

@@ -234,11 +234,11 @@ def _contamination(numbers: Numbers) -> Iterator[Caveat]:
 
 
 def _overlaps(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
-    for overlap in (data.plan or {}).get("overlap", []):
-        names = " and ".join(f"D_{step}" for step in overlap["steps"])
+    for overlap in data.plan.overlap if data.plan else []:
+        names = " and ".join(f"D_{step}" for step in overlap.steps)
         yield Caveat(
             f"Prompts in common: {names}",
-            f"{count(overlap['prompts'])} prompts with {count(overlap['pairs'])} pairs occur in "
+            f"{count(overlap.prompts)} prompts with {count(overlap.pairs)} pairs occur in "
             f"each of them, so a later partition is not wholly new to the model that meets it.",
         )
     for step, prompts in numbers.reserve_overlap.items():
@@ -250,7 +250,7 @@ def _overlaps(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
 
 
 def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
-    if cut := (data.plan or {}).get("cut_prompts"):
+    if data.plan and (cut := data.plan.cut_prompts):
         yield Caveat(
             f"Prompts of {count(cut)} pairs are cut",
             f"They keep their last {count(data.config['data']['max_prompt_length'])} tokens "
@@ -258,9 +258,9 @@ def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
             "trained and measured on those.",
         )
     for plan in data.steps:
-        step = plan["step"]
-        measured, lengths = numbers.references.get(step), plan.get("lengths", {})
-        sides = [lengths.get(f"{side}_truncated", 0.0) for side in ("chosen", "rejected")]
+        step = plan.step
+        measured, lengths = numbers.references.get(step), plan.lengths
+        sides = [lengths.chosen_truncated or 0.0, lengths.rejected_truncated or 0.0]
         share = measured.truncated_share if measured else None
         share = max(sides) if share is None else share
         if share > TRUNCATED_SHARE:
@@ -285,7 +285,7 @@ def _gates(data: RunData) -> Iterator[Caveat]:
 def _small_probes(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
     sizes = {probe: numbers.entries[0, probe].pairs for probe in numbers.probes}
     if data.plan and sizes:
-        empty = (name for name, pairs in data.plan.get("reserve", {}).items() if not pairs)
+        empty = (name for name, pairs in data.plan.reserve.items() if not pairs)
         sizes |= {f"{RESERVE}{name}": 0 for name in empty}
     small = [f"{probe_name(p)} ({n} pairs)" for p, n in sizes.items() if n < SMALL_PROBE]
     if small:

@@ -52,8 +52,8 @@ def measure_health(data: RunData) -> Health:
     split = [split_probes(table) for table in data.probes.values()]
     kept: list[Retention] = []
     for step in data.steps:
-        names = [f"{RESERVE}{source}" for source in step["sources"]]
-        k = step["step"]
+        names = [f"{RESERVE}{source}" for source in step.sources]
+        k = step.step
         for later in range(k + 1, len(split)):
             rows = [_together(split[model], names) for model in (0, k, later)]
             if all(found is not None for found in rows):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sdpo.objectives import objective_facts
 from sdpo.stats.kl import KlRow
+from sdpo.store.plan_file import PlanFile, PlannedStep, read_plan
 from sdpo.store.recorded import check_recorded, read_rows
 from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
 from sdpo.store.run_file import RunFile
@@ -47,7 +48,7 @@ class RunData:
 
     folder: RunFolder
     run: RunFile
-    plan: JsonObject | None
+    plan: PlanFile | None
     probes: dict[str, pa.Table]
     completions: dict[str, list[JsonObject]]
     metrics: dict[int, list[JsonObject]]
@@ -63,9 +64,9 @@ class RunData:
         return self.run.config
 
     @property
-    def steps(self) -> list[JsonObject]:
+    def steps(self) -> list[PlannedStep]:
         """Return the plan's steps; none before the run is partitioned."""
-        return list(self.plan["steps"]) if self.plan else []
+        return self.plan.steps if self.plan else []
 
     @property
     def measured(self) -> int:
@@ -75,7 +76,7 @@ class RunData:
     @property
     def done(self) -> int:
         """Return how many steps are complete, counted from step 1."""
-        numbers = (step["step"] for step in self.steps)
+        numbers = (step.step for step in self.steps)
         return next((n - 1 for n in numbers if n not in self.records), len(self.steps))
 
     def training(self, step: int) -> JsonObject:
@@ -126,8 +127,8 @@ def load_run(path: Path) -> RunData:
     folder = RunFolder(path)
     run = folder.read_run()
     check_recorded(folder, "plan", folder.plan_file)
-    plan = read_json(folder.plan_file) if folder.plan_file.is_file() else None
-    numbers = [0, *(step["step"] for step in plan["steps"])] if plan else [0]
+    plan = read_plan(folder) if folder.plan_file.is_file() else None
+    numbers = [0, *(step.step for step in plan.steps)] if plan else [0]
     records = {n: record for n in numbers if (record := folder.find_step(f"step-{n}"))}
     prepared = folder.find("data")
     check_recorded(folder, "reserve", folder.rejected)

@@ -65,7 +65,7 @@ def measure_run(data: RunData) -> Numbers:
     )
     pooled = gamma_view(_pooled(data), step=last, beta=beta, resamples=resamples, seed=seed)
     split = [split_probes(table) for table in data.probes.values()]
-    steps = [step["step"] for step in data.steps]
+    steps = [step.step for step in data.steps]
     references: dict[int, ProbeRow] = {
         step: entry
         for step in steps

@@ -154,8 +154,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         ("created", _date(data.run.created)),
     ]
     if plan:
-        pairs = sum(step["pairs"] for step in plan["steps"])
-        facts.append(("partitions", f"{plan['strategy']}, {tables.count(pairs)} pairs"))
+        pairs = sum(step.pairs for step in plan.steps)
+        facts.append(("partitions", f"{plan.strategy}, {tables.count(pairs)} pairs"))
     training = data.training(1)
     method = f"{describe(training)}, learning rate {training['learning_rate']:g}"
     facts.append(("training", method))
@@ -168,7 +168,7 @@ def _date(iso: str) -> str:
 
 def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
     """Show the models in order, each with the step that made it and what is known of it."""
-    last = len(data.steps)
+    last, sizes = len(data.steps), data.sizes
     nodes = []
     for model in range(last + 1):
         entry = numbers.reserve.get(model)
@@ -179,7 +179,7 @@ def _chain(data: RunData, numbers: Numbers) -> list[dict[str, Any]]:
                 "name": model_name(model),
                 "there": model <= max(data.done, data.measured),
                 "accuracy": percent(entry.ranking_accuracy) if entry else "",
-                "made_by": data.steps[model - 1] if model else None,
+                "made_by": sizes.get(model),
                 "gamma_ref": f"{number(reference.mean)} nats" if reference else "",
                 "models": _other_models(data, model),
             }
@@ -199,7 +199,7 @@ def _other_models(data: RunData, step: int) -> str:
 
 def _is_plain(data: RunData) -> bool:
     """Return whether every step's reference and target is the model before."""
-    return not any(_other_models(data, step["step"]) for step in data.steps)
+    return not any(_other_models(data, step.step) for step in data.steps)
 
 
 def _figures(data: RunData, numbers: Numbers) -> dict[str, list[Figure]]:
@@ -212,7 +212,7 @@ def _figures(data: RunData, numbers: Numbers) -> dict[str, list[Figure]]:
 
 def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:
     drawn = []
-    for step in (plan["step"] for plan in data.steps):
+    for step in (plan.step for plan in data.steps):
         rows = [
             (model, model_name(model), rows.gamma)
             for (model, probe), rows in numbers.samples.items()
@@ -232,7 +232,7 @@ def _histograms(data: RunData, numbers: Numbers) -> list[Figure]:
 
 def _training_figures(data: RunData) -> list[Figure]:
     drawn = []
-    steps = [step["step"] for step in data.steps]
+    steps = [step.step for step in data.steps]
     for name, title, mark, mark_label, caption in _marked(data):
         series = [c for step in steps if (c := _curve(data, step, name))]
         if series:

@@ -1,12 +1,12 @@
 """Make the report's tables of plain text cells; the command line prints the first two as well."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo.report.load import Rejected, RunData
 from sdpo.report.numbers import Numbers
 from sdpo.stats.gamma import RESERVE
 from sdpo.stats.gamma_rows import Difference, GammaRow, ProbeRow
+from sdpo.store.plan_file import StepLengths
 from sdpo.store.records import GateFacts
 
 UNKNOWN = "–"
@@ -203,16 +203,15 @@ def gaps_table(numbers: Numbers) -> Table:
 
 def partition_table(data: RunData) -> Table:
     """Show the pairs per step and source, with the lengths that the plan knows."""
-    steps, plan = data.steps, data.plan or {}
-    reserve = plan.get("reserve", {})
-    sources = list(dict.fromkeys([name for s in steps for name in s["sources"]] + list(reserve)))
+    steps, reserve = data.steps, data.plan.reserve if data.plan else {}
+    sources = list(dict.fromkeys([name for s in steps for name in s.sources] + list(reserve)))
     rows = [
         (
-            f"D_{step['step']}",
-            *(count(step["sources"].get(source, 0)) for source in sources),
-            count(step["pairs"]),
-            *_lengths(step.get("lengths", {})),
-            short(step["digest"]),
+            f"D_{step.step}",
+            *(count(step.sources.get(source, 0)) for source in sources),
+            count(step.pairs),
+            *_lengths(step.lengths),
+            short(step.digest),
         )
         for step in steps
     ]
@@ -302,7 +301,7 @@ def lineage_table(data: RunData) -> Table:
 def digests_table(data: RunData) -> Table:
     """Show all digests in full."""
     named = [(f"input: {key}", str(value)) for key, value in data.run.inputs.items()]
-    named += [(f"partition D_{s['step']}", str(s["digest"])) for s in data.steps]
+    named += [(f"partition D_{s.step}", str(s.digest)) for s in data.steps]
     for step, record in sorted(data.records.items()):
         for kind, digests in (("inputs", record.inputs), ("outputs", record.outputs)):
             named += [(f"step {step}, {kind}: {k}", v) for k, v in digests.items()]
@@ -350,14 +349,14 @@ def change(difference: Difference | None) -> str:
     return f"{number(difference.mean, signed=True)} {bounds}"
 
 
-def _lengths(lengths: dict[str, Any]) -> tuple[str, str]:
+def _lengths(lengths: StepLengths) -> tuple[str, str]:
     """Write the lengths of prompt plus longer side, and the truncated share of each side."""
     quantiles, truncated = UNKNOWN, UNKNOWN
-    if "sequence" in lengths:
-        names = ("median", "p95", "maximum")
-        quantiles = " / ".join(count(round(lengths["sequence"][name])) for name in names)
-    if "chosen_truncated" in lengths:
-        sides = (lengths[f"{side}_truncated"] for side in ("chosen", "rejected"))
+    if found := lengths.sequence:
+        values = (found.median, found.p95, found.maximum)
+        quantiles = " / ".join(count(round(value)) for value in values)
+    if lengths.chosen_truncated is not None:
+        sides = (lengths.chosen_truncated, lengths.rejected_truncated)
         truncated = " / ".join(percent(share) for share in sides)
     return quantiles, truncated
 

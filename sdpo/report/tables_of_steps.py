@@ -10,9 +10,9 @@ from sdpo.stats.kl import Estimate, KlRow
 
 def steps_table(data: RunData, numbers: Numbers) -> Table:
     """Show objective, reference and target, gamma_ref on D_t, and how far the model moved."""
-    rows = []
+    rows, sizes = [], data.sizes
     for plan in data.steps:
-        step = plan["step"]
+        step = plan.step
         reference = numbers.references.get(step)
         rows.append(
             (
@@ -20,7 +20,7 @@ def steps_table(data: RunData, numbers: Numbers) -> Table:
                 describe(data.training(step)),
                 data.model_name(step, "reference"),
                 data.model_name(step, "target"),
-                count(plan["pairs"]),
+                count(sizes[step]),
                 estimate(reference, "mean"),
                 change(reference.vs_S if reference else None),
                 kl_cell(data, step, step - 1),
@@ -60,7 +60,7 @@ def training_table(data: RunData) -> Table:
             number(_final(data, step, "eval_rewards/margins"), digits=3, signed=True),
             percent(_final(data, step, "eval_rewards/accuracies")),
         )
-        for step in (plan["step"] for plan in data.steps)
+        for step in (plan.step for plan in data.steps)
     ]
     return Table(
         title="Training",

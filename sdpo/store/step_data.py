@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from sdpo.data.planned import Planned, StepData
 from sdpo.identity.canonical import digest_of
+from sdpo.store.plan_file import read_plan
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.files import read_json
 
 _NODE = re.compile(r"data-([1-9]\d*)")
 
@@ -67,8 +67,7 @@ def own_digests(run: RunFolder, steps: tuple[StepData, ...]) -> dict[str, str]:
 def pairs_of_steps(run: RunFolder) -> dict[int, int]:
     """Return how many pairs every step has: those of the plan, and what it has of its own."""
     own = planned(run).own_pairs()
-    steps = read_json(run.plan_file)["steps"]
-    return {step["step"]: step["pairs"] + own.get(step["step"], 0) for step in steps}
+    return {step.step: step.pairs + own.get(step.step, 0) for step in read_plan(run).steps}
 
 
 def probes_of(run: RunFolder, model: int, *, last: int) -> list[str]:
