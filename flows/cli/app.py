@@ -5,12 +5,10 @@ Exit codes: 0 done, 1 a fault or an answer that the command's help explains, 2 t
 anything, and Prefect is loaded only where it is asked for.
 """
 
-import errno
 import json
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -18,6 +16,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import models, server
+from flows.cli.exits import exit_code, tell
 from flows.cli.help import Application
 from flows.cli.options import (
     Limit,
@@ -29,29 +28,16 @@ from flows.cli.options import (
     Target,
     Wait,
     configured,
-    err,
     out,
     runs_folder,
 )
 from flows.recipes.presets import printed
-from partitions import PartitionError
 from sdpo import __version__
 from sdpo.config import RunConfig
 from sdpo.config.load import check_run_name
-from sdpo.errors import Interrupted, SdpoError, UserError
+from sdpo.errors import Interrupted
 from sdpo.system.streams import lost, make_lasting
 from sdpo.system.swallowed import send_again
-
-_INTERRUPTED = 130
-
-_USERS_PATHS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    *(errno.ELOOP, errno.ENXIO, errno.EILSEQ),
-}
-"""These errors are faults of a path that the user gave, and not of the machine."""
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 app = Application(
     help="Stepwise DPO: align a model in steps, each step's model the next step's reference.",
@@ -401,7 +387,7 @@ def main() -> None:
     send_again(_signal_of)
     code = run_app(sys.argv[1:])
     if not code and (why := lost()):
-        code = _tell("failed", f"standard output was cut short: {os.strerror(why)}", code=1)
+        code = tell("failed", f"standard output was cut short: {os.strerror(why)}", code=1)
     sys.exit(code)
 
 
@@ -410,50 +396,7 @@ def run_app(arguments: list[str]) -> int:
 
     Errors that are neither the user's nor of a known kind are raised, with their traceback.
     """
-    try:
-        code = app(args=arguments, prog_name="sdpo", standalone_mode=False)
-    except (KeyboardInterrupt, Interrupted) as error:
-        return _interrupted(error)
-    except (UserError, PartitionError) as error:
-        return _tell("error", str(error), code=2)
-    except typer.TyperException as error:
-        if not (message := error.format_message()):
-            return 2  # no command was given: the help was shown
-        where = context.command_path if (context := getattr(error, "ctx", None)) else "sdpo"
-        return _tell("error", f"{message} (see `{where} --help`)", code=2)
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            return _tell("failed", _no_space(error), code=1, notes=error)
-        if error.errno not in _USERS_PATHS:
-            raise
-        return _tell("error", f"{error.filename or 'a file'}: {error.strerror}", code=2)
-    except SdpoError as error:
-        return _tell("failed", str(error), code=1, notes=error)
-    if code == _INTERRUPTED:  # typer turns a KeyboardInterrupt into this code
-        return _interrupted()
-    return code if isinstance(code, int) else 0
-
-
-def _no_space(error: OSError) -> str:
-    from sdpo.processes.disk_space import no_space_message
-
-    return no_space_message(error, [Path.cwd(), Path(tempfile.gettempdir())])
-
-
-def _tell(what: str, message: str, *, code: int, notes: BaseException | None = None) -> int:
-    from rich.markup import escape
-
-    err.print(f"[red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    for note in getattr(notes, "__notes__", ()):
-        err.print(escape(note), highlight=False, soft_wrap=True)
-    return code
-
-
-def _interrupted(error: BaseException | None = None) -> int:
-    notes = getattr(error, "__notes__", ())
-    how = "; ".join(notes) or "run the same command to go on"
-    err.print(f"interrupted: what was complete stands; {how}", highlight=False, soft_wrap=True)
-    return _INTERRUPTED
+    return exit_code(lambda: app(args=arguments, prog_name="sdpo", standalone_mode=False))
 
 
 if __name__ == "__main__":

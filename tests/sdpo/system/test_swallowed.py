@@ -31,12 +31,12 @@ interrupts.listen()
 """
 COMMAND = """
 import sys
-from flows.cli import app
+from flows.cli import app, exits
 def wait_instead(arguments):
     try:
         work()
     except BaseException as error:
-        sys.exit(app._interrupted(error))
+        sys.exit(exits.interrupted(error))
 app.run_app = wait_instead
 """
 WAIT = """
