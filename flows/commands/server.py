@@ -97,11 +97,12 @@ def up(
     with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
         url = f"http://{bracketed(_reached_at(host))}:{port}"
-        _point_at(desk.folder / RUNS, _runs_of(here))
         if "server" in desk.running:
             _check_same(desk, url, asks=asks)
         else:
             _check_free(host, port)
+        _point_at(desk.folder / RUNS, _runs_of(here))
+        if "server" not in desk.running:
             if asks:
                 make_password(folder)
             desk = Desk(folder, url, asks, worker=desk.worker)

@@ -97,6 +97,17 @@ def test_a_copied_marker_makes_no_cache_and_no_server_of_what_is_in_a_users_fold
                 assert "nothing in it is touched" in called.told, (name, called.told)
 
 
+def test_a_server_that_is_refused_goes_on_showing_the_runs_that_it_showed(
+    tmp_path: Path, sdpo: Sdpo
+) -> None:
+    folder = marked(tmp_path / "server", "server")
+    (folder / "runs").symlink_to(tmp_path / "shown")
+    with closing(socket.create_server(("127.0.0.1", 0))) as used:
+        port = used.getsockname()[1]
+        assert sdpo("server", "up", "--folder", folder, "--port", port).code == 2
+    assert (folder / "runs").readlink() == tmp_path / "shown"
+
+
 def test_the_marker_of_another_kind_says_what_the_folder_is(bench: Bench, sdpo: Sdpo) -> None:
     cache, run = marked(bench.folder / "kept", "cache"), marked(bench.runs / "tiny", "run")
     refused = sdpo("run", bench.write(FEW), "--set", f"store.cache_dir={run}")
