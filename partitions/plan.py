@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from partitions.errors import PartitionError
 from partitions.pairs import Ids, Pairs, argsort_ids, ids_to_bytes, run_starts
+from partitions.rehearse import rehearsed
 from partitions.strategy import Assignment, PartitionSettings, Strategy, get
 
 _CHUNK = 1 << 20
@@ -58,6 +59,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan without its rows, of JSON types, independent of the rows' order."""
         settings = asdict(self.settings)
+        del settings["rehearse"]  # it came later: a plan without it says nothing of it
         return {
             "strategy": settings.pop("strategy"),
             "settings": {
@@ -65,6 +67,7 @@ class Plan:
                 "groups": [list(group) for group in self.settings.groups],
                 "fractions": list(self.settings.fractions),
                 "strata": list(self.settings.strata),
+                **({"rehearse": self.settings.rehearse} if self.settings.rehearse else {}),
             },
             "ignored_settings": list(self.ignored_settings),
             "measured": {name: dict(values) for name, values in self.measured.items()},
@@ -92,6 +95,10 @@ def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
     assignment = strategy.assign(pairs, settings)
     rows, step_of = _entries(assignment, pairs, strategy)
     counts = _counts(rows, step_of, assignment.contents, pairs, strategy)
+    contents = list(assignment.contents)
+    if settings.rehearse:
+        rows, step_of, contents = _rehearsed(pairs, settings, rows, step_of, contents)
+        counts = _counts(rows, step_of, contents, pairs, strategy)
     return Plan(
         settings=settings,
         rows=rows,
@@ -99,7 +106,7 @@ def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
         steps=tuple(
             StepPlan(
                 step=step,
-                contents=assignment.contents[step - 1],
+                contents=contents[step - 1],
                 pairs=int(row.sum()),
                 sources={
                     name: int(count)
@@ -113,8 +120,35 @@ def make_plan(pairs: Pairs, settings: PartitionSettings) -> Plan:
             )
         ),
         measured=assignment.measured,
-        ignored_settings=tuple(name for name in settings.changed() if name not in strategy.uses),
+        ignored_settings=tuple(
+            name
+            for name in settings.changed()
+            if name not in strategy.uses and not (name == "rehearse" and len(contents) > 1)
+        ),
     )
+
+
+def _rehearsed(
+    pairs: Pairs,
+    settings: PartitionSettings,
+    rows: NDArray[np.intp],
+    step_of: NDArray[np.int32],
+    contents: Sequence[str],
+    *,
+    steps: Sequence[int] | None = None,
+) -> tuple[NDArray[np.intp], NDArray[np.int32], list[str]]:
+    """Return entries and contents with the earlier pairs that ``steps`` meet again; all by
+    default."""
+    all_rows, all_steps, said = [rows], [step_of], list(contents)
+    for step in steps or range(2, len(contents) + 1):
+        again = rehearsed(
+            pairs.ids, rows, step_of, step=step, share=settings.rehearse, seed=settings.seed
+        )
+        all_rows.append(again)
+        all_steps.append(np.full(len(again), step, dtype=np.int32))
+        if len(again):
+            said[step - 1] += f" + {len(again)} earlier pairs"
+    return *in_order(np.concatenate(all_rows), np.concatenate(all_steps)), said
 
 
 Entries = tuple[NDArray[np.intp], NDArray[np.int32]]
@@ -176,6 +210,12 @@ def _counts(
             f"{strategy.when_empty}"
         )
     return counts
+
+
+def _by_source(pairs: Pairs, rows: NDArray[np.intp]) -> dict[str, int]:
+    """Count the pairs of each source that has some of ``rows``, in the recipe's order."""
+    counts = np.bincount(pairs.source[rows], minlength=len(pairs.source_names))
+    return {name: int(n) for name, n in zip(pairs.source_names, counts, strict=True) if n}
 
 
 def _digests(ids: Ids, step_of: NDArray[np.int32], n_steps: int) -> list[str]:
@@ -241,6 +281,7 @@ def extend_plan(
     carried_rows, carried_step: intp[m] and int32[m], pair and step of each entry of the plan that
     is carried; a pair without an entry is new.
     carried: the steps of that plan; ``measured``: the summaries that it rests on.
+    ``settings.rehearse`` adds earlier pairs to the new step.
 
     Raises :class:`PartitionError` where no pair is new, and where a carried step would not have
     the pairs that it had.
@@ -255,6 +296,11 @@ def extend_plan(
         np.concatenate([carried_rows, new_rows]),
         np.concatenate([carried_step, np.full(len(new_rows), number, dtype=np.int32)]),
     )
+    contents = [*(step.contents for step in carried), ""]
+    if settings.rehearse:
+        rows, step_of, contents = _rehearsed(
+            pairs, settings, rows, step_of, contents, steps=[number]
+        )
     digests = _digests(pairs.ids[rows], step_of, number)
     for step, digest in zip(carried, digests, strict=False):
         if step.digest != digest:
@@ -262,12 +308,12 @@ def extend_plan(
                 f"step {step.step} would not have the pairs that it was trained on: its digest is "
                 f"{digest[:12]}, not {step.digest[:12]}"
             )
-    counts = np.bincount(pairs.source[is_new], minlength=len(pairs.source_names))
-    sources = {name: int(n) for name, n in zip(pairs.source_names, counts, strict=True) if n}
+    members = rows[step_of == number]
+    news, sources = (_by_source(pairs, found) for found in (new_rows, members))
     new = StepPlan(
         step=number,
-        contents=f"new pairs of {' + '.join(sources)}",
-        pairs=int(is_new.sum()),
+        contents=f"new pairs of {' + '.join(news)}{contents[-1]}",
+        pairs=len(members),
         sources=sources,
         digest=digests[-1],
     )

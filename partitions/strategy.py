@@ -29,6 +29,8 @@ class PartitionSettings:
     strata: columns whose values are spread evenly over the steps.
     per_token: whether a margin is counted per token and not summed over the completion.
     seed: the seed of the draw, 0 to 2**64 - 1.
+    rehearse: how many pairs of earlier steps a step meets again, as a share of its own; whatever
+        the strategy.
     """
 
     strategy: str = "natural"
@@ -38,6 +40,7 @@ class PartitionSettings:
     strata: tuple[str, ...] = ("source",)
     per_token: bool = False
     seed: int = 42
+    rehearse: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(tuple(group) for group in self.groups))
@@ -47,6 +50,8 @@ class PartitionSettings:
             raise PartitionError(f"partition.order: {unknown(self.order, ORDERS)}")
         if not 0 <= self.seed < 2**64:
             raise PartitionError(f"partition.seed must be from 0 to 2**64 - 1, not {self.seed}")
+        if not 0 <= self.rehearse <= 1:
+            raise PartitionError(f"partition.rehearse must be from 0 to 1, not {self.rehearse}")
 
     def changed(self) -> list[str]:
         """Return the names of the settings that differ from their default, ``strategy`` aside."""

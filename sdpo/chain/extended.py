@@ -255,7 +255,7 @@ def partition(context: Context) -> Expansion:
     Expanding it raises a PartitionError where nothing is new, or where a carried step would not
     have the pairs that it had.
     """
-    carried = carried_by(context)
+    carried, rehearse = carried_by(context), context.config.partition.rehearse
 
     def decide() -> Decision:
         usable = Columns(context.run.usable)
@@ -267,6 +267,7 @@ def partition(context: Context) -> Expansion:
             "usable": file_digest(context.run.usable),
             "carried": carried.files["plan.parquet"],
             "probe": sampling(context),
+            **({"rehearse": rehearse} if rehearse else {}),
         }
 
     return planned(context, decide, identity)

@@ -351,7 +351,7 @@ def publish_plan(context: Context, decision: Decision) -> None:
     features = sorted(decision.features.items())
     columns = {
         "step": step_of,
-        "sampled": _sampled(context, usable.ids("pair_id")[rows], step_of, steps=len(plan.steps)),
+        "sampled": _sampled(context, usable, rows, step_of, steps=len(plan.steps)),
         **{f"feature:{name}": values[rows] for name, values in features},
     }
     with publish_file(context.run.plan) as temporary:
@@ -372,13 +372,24 @@ def _scorer(context: Context, feature: str) -> str:
     return str(context.resolved.inputs["tokenizer"]) if feature == "length" else ""
 
 
-def _sampled(context: Context, ids: np.ndarray, step_of: np.ndarray, *, steps: int) -> np.ndarray:
-    """Return which entries every model is measured on, bool ``[entries]``: reserve and a draw."""
+def _sampled(
+    context: Context, usable: Columns, rows: np.ndarray, step_of: np.ndarray, *, steps: int
+) -> np.ndarray:
+    """Return which entries every model is measured on, bool ``[entries]``: reserve and a draw.
+
+    With rehearsal the draw is of pairs that the step is the first to have: the others are measured
+    where they are new, and would look as if the model before had seen the step's data.
+    """
     probe = context.config.probe
-    order = np.argsort(ordering_key(ids, probe.seed))
+    order = np.argsort(ordering_key(usable.ids("pair_id")[rows], probe.seed))
     sampled: np.ndarray = step_of == 0
+    is_again = np.zeros(len(rows), dtype=bool)
+    if context.config.partition.rehearse:
+        is_again[1:] = rows[1:] == rows[:-1]  # entries are by pair, then by step
     for number in range(1, steps + 1):
         members = order[step_of[order] == number]
+        first = members[~is_again[members]]
+        members = first if len(first) else members
         sampled[members[: probe.max_pairs]] = True
     return sampled
 

@@ -60,6 +60,13 @@ class PartitionConfig(Group):
     per_token: bool = Field(
         False, description="`reference_margin`: gamma per token, not summed over the completion."
     )
+    rehearse: Annotated[float, Unit(SHARE)] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Pairs of earlier steps that each step meets again, against forgetting, as a "
+        "share of the step's own pairs: 0.1 adds a tenth. Drawn by the seed; as many as there are.",
+    )
     seed: Annotated[int, Unit(NO_UNIT), _FROM_THE_FIRST] = Field(
         42, ge=0, lt=2**63, description="Seed of the draw."
     )

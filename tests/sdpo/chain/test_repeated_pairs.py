@@ -9,8 +9,11 @@ from bench import Bench, Outcome, Values
 from forked_stages import forked_stages
 from histories import replayed, write_new_pairs
 
+from sdpo.data.parquet_columns import Columns
 from sdpo.history.extend import extend_run
 from sdpo.history.verify import verify_run
+from sdpo.store.run_folder import RunFolder
+from sdpo.system.files import read_json
 
 GROUPS = [["questions"], ["requests"], ["requests", "questions"]]
 
@@ -96,3 +99,36 @@ def test_a_chain_that_grows_keeps_what_was_repeated(repeated: Outcome, tmp_path:
     ]
     assert len(entries(more)[4]) > 20
     assert verify_run(more.run).faults == []
+
+
+@pytest.mark.slow
+def test_a_chain_with_rehearsal_is_whole_measures_new_pairs_alone_and_grows_the_same_way(
+    tmp_path: Path, tiny_recipe: Values
+) -> None:
+    bench = Bench(tmp_path, tiny_recipe)
+    run = bench.run(
+        {
+            "partition": {"rehearse": 0.25},
+            "training": {"max_steps": 2},
+            "probe": {"completions": 0, "max_pairs": 64},
+        }
+    )
+    of_step = entries(run)
+    again = set(of_step[1]) & set(of_step[2])
+    assert len(again) == round(0.25 * (len(of_step[2]) - len(again)))
+    plan = Columns(run.run.plan)
+    table = pq.read_table(run.run.plan, columns=["pair_id", "step", "sampled"]).to_pylist()
+    drawn = {row["pair_id"] for row in table if row["step"] == 2 and row["sampled"]}
+    assert drawn == set(of_step[2]) - again
+    assert plan.rows == sum(map(len, of_step.values()))
+    reference = pq.read_table(run.folder / "step-2" / "reference.parquet")
+    assert reference["pair_id"].to_pylist() == of_step[2]
+    assert verify_run(run.run).faults == []
+    new = write_new_pairs(tmp_path / "new.jsonl", *range(20))
+    with forked_stages():
+        grown = extend_run(run.run, [str(new)], name="grown")
+    assert grown.chain is not None
+    (step,) = (s for s in read_json(grown.chain.run / "plan.json")["steps"] if s["step"] == 3)
+    earlier = int(step["contents"].split(" + ")[1].removesuffix(" earlier pairs"))
+    assert earlier == round(0.25 * (step["pairs"] - earlier)) > 0
+    assert verify_run(RunFolder(grown.chain.run)).faults == []
