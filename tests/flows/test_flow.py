@@ -8,6 +8,7 @@ import pytest
 from bench import Bench, Outcome
 from command_line import Sdpo
 from flow_runs import artifacts_of, tasks_of
+from foreign import fill, state_of
 from forked_stages import forked_stages
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -15,11 +16,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import TerminationSignal
 
 from flows.align_full import align_full
+from flows.replay import replay
 from flows.ui.runpage import RunPage, task_call
 from sdpo.chain.run_chain import ChainResult
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
-from sdpo.errors import ConfigError, Interrupted
+from sdpo.errors import ConfigError, ForeignFolderError, Interrupted, UserError
 from sdpo.events import event_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -178,6 +180,19 @@ def test_a_value_that_cannot_be_fails_before_anything_runs(bench: Bench, sdpo: S
         align_full(**parameters(bench) | {"training": {"beta": -1}})
     assert message in sdpo("run", bench.write({"training": {"beta": -1}})).told
     assert not bench.runs.exists()
+
+
+def test_flows_refuse_a_users_folder_as_the_command_line_does(bench: Bench, sdpo: Sdpo) -> None:
+    state = fill(bench.runs / "tiny") | fill(bench.folder / "mine")
+    elsewhere = {"name": "new", "store": {"cache_dir": str(bench.folder / "mine")}}
+    for changes in ({}, elsewhere):
+        with pytest.raises(ForeignFolderError, match="nothing in it is touched") as refused:
+            align_full(**parameters(bench, **changes))
+        assert str(refused.value) in sdpo("run", bench.write(changes)).told
+    with pytest.raises(UserError, match="no run at"):
+        replay(run="tiny", store={"runs_dir": str(bench.folder / "mine")})
+    assert state_of(state) == state
+    assert not (bench.runs / "new").exists()
 
 
 def test_a_table_that_somebody_deleted_is_made_again() -> None:
