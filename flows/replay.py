@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.show.comparison import comparison_lines
 from flows.ui.folder import enter_folder
-from flows.ui.form import form
+from flows.ui.form import form, required_text
 from flows.ui.runpage import RunPage, slug
 from sdpo.config import StoreConfig
 from sdpo.config.annotations import NO_UNIT, Unit
@@ -30,7 +30,7 @@ _DESCRIPTIONS = {
 @form(_DESCRIPTIONS)
 @flow(name="sdpo-replay", flow_run_name="{run}/step-{step}", validate_parameters=False)
 def replay(
-    run: str = "",
+    run: Annotated[str, required_text()] = "",
     step: Annotated[int, Unit(NO_UNIT)] = 1,
     overrides: list[str] = [],  # noqa: B006 - never mutated
     only: bool = False,

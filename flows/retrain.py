@@ -19,13 +19,13 @@ from pydantic import Field
 from flows.ui.approval import ask_in_ui
 from flows.ui.folder import enter_folder
 from flows.ui.form import form
-from flows.ui.runpage import RunPage
+from flows.ui.runpage import RunPage, judgement_key
 from sdpo.config import Group
 from sdpo.config.annotations import Unit
 from sdpo.config.load import checked
 from sdpo.errors import InUseError
 from sdpo.promotion.judge import GateSettings, Judgement
-from sdpo.promotion.retrain import Answer, Retrained
+from sdpo.promotion.retrain import Answer, Retrained, find_named
 from sdpo.promotion.retrain import retrain as retrain_named
 from sdpo.store.run_folder import RunFolder
 
@@ -126,8 +126,15 @@ def retrain(
     with RunPage(lineage.name) as page:
 
         def ask(judgement: Judgement, run: RunFolder) -> Answer:
-            page.judged(judgement)
-            return ask_in_ui(judgement, run, timeout_s=approval.timeout_minutes * 60)
+            page.judged(judgement, run.path)
+            in_use = find_named(lineage.name, runs_dir=Path(lineage.runs_dir)).in_use
+            return ask_in_ui(
+                judgement,
+                run,
+                page=judgement_key(lineage.name),
+                can_roll_back=bool(in_use.replaced),
+                timeout_s=approval.timeout_minutes * 60,
+            )
 
         try:
             found = retrain_named(
@@ -142,8 +149,8 @@ def retrain(
             )
         except InUseError as error:
             return Cancelled(message=f"left out: {error.what} is in use by {error.by}"[:1000])
-        if found.judgement:
-            page.judged(found.judgement)
+        if found.judgement and found.run:
+            page.judged(found.judgement, found.run)
         if found.run:
             page.finish(found.run)
     # Where no step was made, the reason says so itself.

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
+from flows.commands.foresight import foresee, without_update
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
 from flows.show.console import Row, table
@@ -71,6 +72,7 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         _try_models(context, steps, console)
         _print_memory(context, console)
         _check_place(context, config, console)
+        _print_verdict(context, tokens, steps, console)
 
 
 def _print_data(context: Context, data: NodeRecord, record: NodeRecord, console: Console) -> None:
@@ -152,6 +154,17 @@ def _print_memory(context: Context, console: Console) -> None:
         base_precision=context.config.model.base_precision,
     )
     console.print(table(memory.rows(), title="Memory per device, estimated"))
+
+
+def _print_verdict(context: Context, tokens: TokenFile, steps: list[int], console: Console) -> None:
+    verdict = "verdict"
+    if not needs_gamma(context) and (idle := without_update(context, steps)):
+        verdict, said = "[red]verdict[/]", f"not ready: {idle}"
+    elif needs_gamma(context):
+        said = "ready; time and disk depend on the partition, which `sdpo run` makes"
+    else:
+        said = foresee(context, tokens, steps).sentence()
+    console.print(f"[bold]{verdict}:[/] {escape(said)}", highlight=False, soft_wrap=True)
 
 
 def _source_rows(data: DataOutputs, reserved: ReserveOutputs) -> list[Row]:

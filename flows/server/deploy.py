@@ -6,7 +6,7 @@ each time it is called.
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class Entry:
     description: str
     schedules: tuple[DeploymentScheduleCreate, ...] = field(default=())
     """A new deployment begins with these."""
+    suffix: str = ""
+    """The deployment's name ends in this."""
 
     @property
     def entrypoint(self) -> str:
@@ -50,7 +52,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Return the deployment's name."""
-        return self.module.replace("_", "-")
+        return self.module.replace("_", "-") + self.suffix
 
     @property
     def flow(self) -> Flow[..., object]:
@@ -78,6 +80,11 @@ ENTRIES = (
         ),
     ),
     Entry("replay", "A step of a finished run made again, as it was or with a setting changed."),
+    Entry("extend", "A finished run grows by a step over what is new in the data."),
+    Entry("promote", "A finished run's model is put in use under a name."),
+    Entry("rollback", "An earlier version of a model is put back in use."),
+    Entry("verify", "A run is checked against its records: every file and digest."),
+    Entry("report", "A run's report is written anew."),
 )
 """These flows are deployed, without a concurrency limit: it would end a run that pauses for an
 approval, or outlives a restart of the server. That never two of a lineage run at once, and that
@@ -85,7 +92,12 @@ missed slots do not pile up, is ensured by the flow."""
 
 
 def deploy(
-    pool: str, *, folder: Path | None, reports: Path | None = None, reset_schedules: bool
+    pool: str,
+    *,
+    folder: Path | None,
+    reports: Path | None = None,
+    suffix: str = "",
+    reset_schedules: bool,
 ) -> list[str]:
     """Bring the server's pool and deployments up to date; return lines that say what was done.
 
@@ -94,24 +106,27 @@ def deploy(
         folder: where relative paths of flows start; none where that is the worker's matter.
         reports: the folder of runs whose reports the server serves; none where it does not, or
             where the worker's own environment says so.
+        suffix: what the names of the deployments end in, where those of several pools are on one
+            server; a deployment belongs to one pool.
         reset_schedules: put back the schedules and parameters that a new deployment begins with.
     """
     said = []
     places = {FOLDER: folder, REPORTS: reports}
     told = {name: str(place) for name, place in places.items() if place is not None}
+    entries = [replace(entry, suffix=suffix) for entry in ENTRIES]
     with get_client(sync_client=True) as client:
         _make_pool(client, pool)
-        for entry in ENTRIES:
+        for entry in entries:
             existing = _existing(client, entry)
             if existing is None:
                 _create(client, entry, pool, told)
                 continue
-            if entry is ALIGN and has_whole_recipe(existing):
+            if entry == ALIGN and has_whole_recipe(existing):
                 said += move_what_was_set(client, existing, _whole(client, pool, told))
             _update(client, entry, existing, told)
             if reset_schedules:
                 said += _reset(client, entry, existing)
-    return [f"deployed: {', '.join(entry.name for entry in ENTRIES)}", *said]
+    return [f"deployed: {', '.join(entry.name for entry in entries)}", *said]
 
 
 def _whole(client: SyncPrefectClient, pool: str, told: dict[str, str]) -> DeploymentResponse:
@@ -216,6 +231,7 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
     parser.add_argument("--pool", default="sdpo", help="work pool")
     parser.add_argument("--folder", type=Path, help="where relative paths of flows start")
     parser.add_argument("--reports", type=Path, help="runs whose reports the server serves")
+    parser.add_argument("--suffix", default="", help="what the deployments' names end in")
     parser.add_argument(
         "--reset-schedules", action="store_true", help="undo what was set, and say what that was"
     )
@@ -224,6 +240,7 @@ def main(arguments: "Sequence[str] | None" = None) -> None:
         given.pool,
         folder=given.folder,
         reports=given.reports,
+        suffix=given.suffix,
         reset_schedules=given.reset_schedules,
     ):
         print(line)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
 from threading import Thread
+from typing import Literal
 from uuid import UUID
 
 import httpx
@@ -30,23 +31,47 @@ _MARGIN_S = 3600
 
 
 class Approval(RunInput):
-    """The form of a paused run asks whether the new model is put in use."""
+    """The form of a paused run asks what becomes of the new model, where none stood before it."""
 
-    approve: bool = Field(
-        False, title="Promote it", description="Put the new model in use; otherwise the old stays."
+    decision: Literal["hold", "promote"] = Field(
+        "hold",
+        title="Decision",
+        description="`promote`: the new model is put in use. `hold`: the model in use stays, and "
+        "these pairs are not tried again by the same rules.",
     )
     reason: str = Field("", title="Why", description="Kept in the registry and in the run.")
 
 
-def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answer:
+class Judging(RunInput):
+    """The form of a paused run where the model in use replaced another one, and can go back."""
+
+    decision: Literal["hold", "promote", "roll back"] = Field(
+        "hold",
+        title="Decision",
+        description="`promote`: the new model is put in use. `hold`: the model in use stays, and "
+        "these pairs are not tried again by the same rules. `roll back`: neither of the two; the "
+        "version that the model in use replaced is in use again.",
+    )
+    reason: str = Field("", title="Why", description="Kept in the registry and in the run.")
+
+
+_Form = Approval | Judging
+
+
+def ask_in_ui(
+    judgement: Judgement, run: RunFolder, *, page: str, can_roll_back: bool, timeout_s: float
+) -> Answer:
     """Pause the flow run until somebody answers its form, at most for ``timeout_s`` seconds.
 
-    Where nobody has answered, ``approved`` is None.
+    ``page``: the key of the artifact by which a person judges. Where nobody has answered,
+    ``approved`` is None.
     """
     step = judgement.new
-    form = Approval.with_initial_data(
+    kind: type[_Form] = Judging if can_roll_back else Approval
+    form = kind.with_initial_data(
         description=f"M_{step} of run {run.name} passed the gate: {judgement.reason}. Is it to "
-        f"replace M_{judgement.current}? Its numbers are among the artifacts and in "
+        f"replace M_{judgement.current}? [The numbers of both, and what both write]"
+        f"(/artifacts/key/{page}) are among the artifacts; the decision is kept in "
         f"{run.path / 'promotion.json'}."
     )
     run_id = flow_run.get_id()
@@ -55,10 +80,14 @@ def ask_in_ui(judgement: Judgement, run: RunFolder, *, timeout_s: float) -> Answ
         said = _said(form, UUID(run_id), timeout_s=timeout_s)
     if over.is_set():
         return Answer(approved=None, why=said.reason)
-    return Answer(approved=said.approve, why=said.reason)
+    return Answer(
+        approved=said.decision == "promote",
+        why=said.reason,
+        roll_back=said.decision == "roll back",
+    )
 
 
-def _said(form: type[Approval], run_id: UUID, *, timeout_s: float) -> Approval:
+def _said(form: type[_Form], run_id: UUID, *, timeout_s: float) -> _Form:
     """Return what the form was answered with, however long the server is away meanwhile."""
     # One pause an attempt: under the key of an earlier one Prefect would not pause again.
     key = f"approval-{flow_run.run_count}"
@@ -109,7 +138,7 @@ def _answer_in_time(run_id: UUID, timeout_s: float) -> Iterator[Flag]:
         while not over.is_set() and not answered.wait(1):
             try:
                 over.set()
-                resume_flow_run(run_id, run_input={"approve": False, "reason": reason})
+                resume_flow_run(run_id, run_input={"decision": "hold", "reason": reason})
             except NotPausedError:
                 over.clear()  # somebody did at the last moment
                 return

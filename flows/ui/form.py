@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from annotated_types import MinLen
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field, GetJsonSchemaHandler
@@ -17,6 +18,8 @@ from sdpo.system.json_values import Json
 
 F = TypeVar("F", bound=Flow[..., Any])
 
+RUNS_DIR = "Folder of the runs, and of the registry of models in use."
+"""Short forms say this of their parameter ``runs_dir``."""
 _SOMETHING = r"\S"
 """A text that has more than spaces matches this."""
 
@@ -27,6 +30,11 @@ def required_text() -> StringConstraints:
     It keeps a default all the same, by which a call from elsewhere is refused in the flow's words.
     """
     return StringConstraints(pattern=_SOMETHING)
+
+
+def required_list() -> MinLen:
+    """Mark a list without an entry of which its form cannot be sent."""
+    return MinLen(1)
 
 
 class Empty:
@@ -65,7 +73,7 @@ def form(
 
     Prefect reads a parameter's description from its default if that is a pydantic field; the
     function itself keeps the plain default, so that it can be called as usual. One that is
-    marked by :func:`required_text` has none in the form.
+    marked by :func:`required_text` or :func:`required_list` has none in the form.
     """
 
     def described(flow: F) -> F:
@@ -90,6 +98,6 @@ def _field(parameter: inspect.Parameter, description: str, position: int, label:
     extra: dict[str, Any] = {"title": title, "position": position}
     if unit:
         extra["unit"] = unit
-    is_required = any(isinstance(each, StringConstraints) for each in said)
+    is_required = any(isinstance(each, StringConstraints | MinLen) for each in said)
     default = inspect.Parameter.empty if is_required else parameter.default
     return Field(default, description=description, json_schema_extra=extra)

@@ -32,8 +32,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
 from flows.show.console import Cell, Row, interruption, reason_of, where_it_stands
-from flows.show.tables import judgement_rows, partition_rows
+from flows.show.tables import partition_rows
 from flows.ui.guardian import RUN_ID, guarded
+from flows.ui.judgement import judgement_page
 from flows.ui.runcard import gamma_ref_rows, run_card, table_rows
 from flows.ui.slots import device_slot
 from flows.ui.suspension import Suspension
@@ -58,6 +59,7 @@ from sdpo.processes.pace import StageProgress
 from sdpo.processes.supervisor import terminate_with_parent
 from sdpo.promotion.judge import Judgement
 from sdpo.report import summarise
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.streams import visible
 
 T = TypeVar("T")
@@ -125,6 +127,7 @@ class RunPage:
         self._made: dict[str, _Bar] = {}
         self._tables: dict[str, UUID] = {}
         self._suspension = Suspension()
+        self._is_judged = False
 
     @property
     def host(self) -> Host:
@@ -189,10 +192,15 @@ class RunPage:
         key = f"run-{self._slug}"
         self._show(lambda: create_markdown_artifact(text, key=key, description=what))
 
-    def judged(self, judgement: Judgement) -> None:
-        """Show the gate's numbers, as a table."""
-        told = f"{judgement.outcome}: {judgement.reason}"
-        self._table("gate", judgement_rows(judgement), told)
+    def judged(self, judgement: Judgement, run: Path) -> None:
+        """Put the page there by which a person judges the new model; once."""
+        if self._is_judged:
+            return
+        self._is_judged = True
+        text = judgement_page(judgement, RunFolder(run))
+        key = judgement_key(self._slug)
+        what = f"M_{judgement.new} against M_{judgement.current}: {judgement.outcome}"
+        self._show(lambda: create_markdown_artifact(text, key=key, description=what))
 
     def _stage(self, event: StageEvent) -> None:
         name = event.stage
@@ -306,6 +314,11 @@ class _Bar:
             self.artifact = cast(UUID, made)  # a coroutine only where there is an event loop
         else:
             update_progress_artifact(self.artifact, percent, description=words)
+
+
+def judgement_key(name: str) -> str:
+    """Return the key of the page by which a new model of the lineage ``name`` is judged."""
+    return f"judgement-{slug(name)}"
 
 
 def slug(name: str) -> str:

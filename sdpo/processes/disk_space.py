@@ -110,6 +110,11 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that has, or would have, ``folder``."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
 def in_units(size_bytes: float) -> str:
     """Return bytes as a person reads them."""
     for unit in ("B", "KB", "MB", "GB"):

@@ -33,6 +33,7 @@ from sdpo.promotion.versions import (
     last_step,
     promote,
     read_registry,
+    rollback,
 )
 from sdpo.store.records import first_fault
 from sdpo.store.run_folder import RunFolder
@@ -50,19 +51,24 @@ Status = Literal[
     "refused",
     "too few to tell",
     "rejected",
+    "rolled back",
     "unanswered",
     "waiting",
 ]
-_FINAL = ("promoted", "refused", "too few to tell", "rejected")
+_FINAL = ("promoted", "refused", "too few to tell", "rejected", "rolled back")
 """After these the same pairs are not tried again under the same rules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer is what a person said; ``approved`` is None where nobody answered in time."""
+    """An answer is what a person said; ``approved`` is None where nobody answered in time.
+
+    ``roll_back``: neither model is wanted, but the version that the one in use replaced.
+    """
 
     approved: bool | None
     why: str = ""
+    roll_back: bool = False
 
 
 Ask = Callable[[Judgement, RunFolder], Answer]
@@ -352,6 +358,15 @@ def _decide(
             listen=host.listen,
         )
 
+    def rolled_back(why: str) -> RegisteredModel:
+        return rollback(
+            attempt.name,
+            runs_dir=runs_dir,
+            why=why,
+            expected=attempt.start.version,
+            listen=host.listen,
+        )
+
     def ended(status: Status, reason: str, version: Version | None = None) -> Retrained:
         _write(attempt, found, status, reason)
         return Retrained(
@@ -376,6 +391,9 @@ def _decide(
         if answer.approved is None:
             return ended("unanswered", answer.why or "nobody answered")
         said = f": {answer.why}" if answer.why else ""
+        if answer.roll_back:
+            back = host.call("roll back", rolled_back, f"a person rolled it back{said}")
+            return ended("rolled back", f"a person rolled {attempt.name} back{said}", back.in_use)
         if not answer.approved:
             return ended("rejected", f"a person rejected it{said}")
         why = f"approved by a person{said}; {why}"

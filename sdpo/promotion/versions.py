@@ -182,15 +182,24 @@ def rollback(
     runs_dir: Path,
     to: int | None = None,
     why: str = "",
+    expected: int | None = None,
     listen: Listener = lambda event: None,
 ) -> RegisteredModel:
     """Make an earlier version current again: ``to``, else the one that the current one replaced.
 
+    ``expected``: the version that must still be the current one.
+
     Raises:
-        UserError: nothing stood before it, or there is no such version.
+        UserError: nothing stood before it, there is no such version, or `current` was moved by
+            somebody else meanwhile.
         IntegrityError: its model is not what it was.
     """
     there = current(name, runs_dir=runs_dir)
+    if expected is not None and there.current != expected:
+        raise UserError(
+            f"{name} is at version {there.current} now and was at {expected}: somebody moved it "
+            f"meanwhile. Look at `sdpo current {name}`, then roll back by hand"
+        )
     target = there.in_use.replaced if to is None else to
     if not target:
         raise UserError(

@@ -13,6 +13,7 @@ from foreign import OF_A_SERVER, OF_EVERY_FOLDER
 
 from flows.commands.desk import Desk as Processes
 from flows.commands.desk import Started, ask
+from flows.server.deploy import ENTRIES
 from sdpo.system.ownership import claim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -97,7 +98,7 @@ def test_a_run_of_the_command_line_is_a_flow_run_of_the_server_that_is_up(
 
 def test_deployments_are_those_of_this_version_on_a_process_pool(desk: Desk) -> None:
     found = {d["name"]: d for d in desk.api("/deployments/filter", {})}
-    assert found.keys() == {"align", "retrain", "replay"}
+    assert found.keys() == {entry.name for entry in ENTRIES}
     assert {d["work_pool_name"] for d in found.values()} == {"sdpo"}
     assert desk.api("/work_pools/sdpo")["type"] == "process"
     retrain = found["retrain"]

@@ -100,7 +100,9 @@ def test_an_approval_is_heard_longer_after_than_any_lease_of_prefect_lasts(
     assert run.wait(states=("PAUSED", *FINAL)) == "PAUSED"
     time.sleep(LEASE_S + 30)
     assert run.state == "PAUSED"
-    desk.api(f"/flow_runs/{run.id}/resume", {"run_input": {"approve": True, "reason": "at last"}})
+    desk.api(
+        f"/flow_runs/{run.id}/resume", {"run_input": {"decision": "promote", "reason": "at last"}}
+    )
     assert run.wait() == "COMPLETED"
     assert current("tiny", runs_dir=promoted.runs).in_use.why.startswith(
         "approved by a person: at last"

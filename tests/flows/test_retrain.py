@@ -57,9 +57,11 @@ def test_one_step_of_new_pairs_is_promoted_and_the_next_slot_makes_none(promoted
     nodes = ("step 3: align on D_3 (18 pairs)", "report", "gate", "promote")
     assert [task.name for task in tasks_of(run) if task.name in nodes] == list(nodes)
     found_there = artifacts_of(run)
-    table = found_there["gate-tiny"]
+    page = str(found_there["judgement-tiny"].data)
     assert {"partition-tiny", "gamma-ref-tiny", "reserve-tiny", "run-tiny"} <= found_there.keys()
-    assert "M_3 accuracy vs S" in str(table.data)
+    assert "| M_2, in use | M_3, new | change |" in page
+    assert "accuracy against S" in page
+    assert not [line for line in page.splitlines() if re.search(r"\d\.\d{5}", line)]
     assert current("tiny", runs_dir=promoted.runs).in_use.step == 3
 
     assert flown(promoted).status == "nothing new"
@@ -125,14 +127,14 @@ def test_a_paused_run_holds_no_device_and_goes_on_with_what_the_person_says(
 ) -> None:
     monkeypatch.setenv(LOCK_DIR, str(promoted.folder / "locks"))
     monkeypatch.setenv(SHARE, "")
-    person = Person({"approve": False, "reason": "too wordy"})
+    person = Person({"decision": "hold", "reason": "too wordy"})
     person.start()
     found = flown(promoted, approval={"required": True, "timeout_minutes": 3})
     person.join()
     assert person.found_free
     assert (lock_folder() / "cpu.lock").exists(), "it was held while the step trained"
     assert (found.status, found.reason) == ("rejected", "a person rejected it: too wordy")
-    assert "gate-tiny" in artifacts_of(last_run())
+    assert "judgement-tiny" in artifacts_of(last_run())
     assert current("tiny", runs_dir=promoted.runs).current == 1
     state = last_run().state
     assert state is not None

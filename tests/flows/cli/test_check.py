@@ -401,3 +401,27 @@ def test_a_reference_with_a_tokenizer_of_its_own_is_tried_on_its_own_tokens(
     assert called.code == 0, called.told
     assert "M_0 loads, and scores the shortest and the longest pair" in called.out
     assert f"{foreign_model.name} loads, and scores the shortest and the longest pair" in called.out
+
+
+def test_the_last_line_is_a_verdict_with_time_and_disk(recipe, sdpo: Sdpo) -> None:
+    called = sdpo("check", recipe(PAIRS))
+    assert called.code == 0, called.told
+    last = called.out.strip().splitlines()[-1]
+    assert re.match(r"verdict: ready: 1 step; roughly .* on this CPU", last)
+    assert re.search(r"[\d.]+ [KMG]B of disk, of which [\d.]+ [KMGT]B are free", last)
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [("training.max_steps=1", "a larger max_steps"), ("training.batch_size=64", "a smaller batch")],
+)
+def test_a_step_whose_only_update_has_rate_0_is_foreseen(
+    recipe, sdpo: Sdpo, setting: str, remedy: str
+) -> None:
+    called = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0.1")
+    assert called.code == 0
+    told = called.out.strip().splitlines()[-1]
+    assert told.startswith("verdict: not ready: step 1 would change nothing")
+    assert remedy in told
+    again = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0")
+    assert again.out.strip().splitlines()[-1].startswith("verdict: ready")

@@ -10,7 +10,7 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.replay import replay
 from flows.retrain import ApprovalSettings
-from flows.server.deploy import ENTRIES, schema_of
+from flows.server.deploy import ENTRIES, Entry, schema_of
 from sdpo.config import StoreConfig
 from sdpo.config.load import checked, make_config
 from sdpo.errors import ConfigError
@@ -63,9 +63,28 @@ def test_a_deployment_itself_can_have_a_person_asked() -> None:
 @pytest.mark.parametrize(
     "missing", [{}, {"recipe": ""}, {"recipe": "  "}, {"recipe": None}], ids=str
 )
-def test_an_empty_form_is_refused_before_anything_starts(missing: dict[str, Any]) -> None:
+def test_an_empty_recipe_is_refused_before_anything_starts(missing: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         accept("align", missing)
+
+
+SHORT = [entry for entry in ENTRIES if schema_of(entry).get("required")]
+
+
+@pytest.mark.parametrize("entry", SHORT, ids=lambda entry: entry.name)
+def test_the_empty_form_is_refused_before_anything_starts(entry: Entry) -> None:
+    schema = schema_of(entry)
+    sent = {
+        name: field["default"] for name, field in schema["properties"].items() if "default" in field
+    }
+    for name in schema["required"]:
+        with pytest.raises(ValidationError):
+            accept(entry.name, sent)
+        empty = [] if name == "sources" else " "
+        with pytest.raises(ValidationError):
+            accept(entry.name, sent | {name: empty})
+        sent[name] = ["a.jsonl"] if name == "sources" else "tiny"
+    accept(entry.name, sent)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,15 @@ def test_every_field_has_a_label_a_description_and_a_default_or_says_what_empty_
         assert not is_override or field["description"].endswith("Empty: as in `training`."), path
 
 
-REQUIRED = {"align": ["recipe"]}
+REQUIRED = {
+    "align": ["recipe"],
+    "extend": ["run", "sources"],
+    "promote": ["run"],
+    "replay": ["run"],
+    "report": ["run"],
+    "rollback": ["name"],
+    "verify": ["run"],
+}
 
 
 def test_what_is_required_is_required_and_nothing_else(entry: Entry, schema: Field) -> None:
@@ -90,7 +98,8 @@ def test_fields_are_in_order_and_flat(schema: Field) -> None:
         if "enum" in field:
             assert field["type"] == "string", path
         if field.get("type") == "array" and not path.startswith("steps.0."):
-            assert isinstance(field["default"], list), path
+            is_required = path in schema.get("required", [])
+            assert is_required or isinstance(field["default"], list), path
 
 
 def test_no_field_asks_for_a_secret(schema: Field) -> None:

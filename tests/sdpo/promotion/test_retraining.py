@@ -219,6 +219,22 @@ def test_a_pointer_that_was_moved_meanwhile_stays_where_it_is(promoted: Bench) -
     assert current("tiny", runs_dir=promoted.runs).in_use.why == "by hand"
 
 
+def test_a_person_can_roll_the_model_in_use_back_instead(promoted: Bench) -> None:
+    news = write_new_pairs(promoted.folder / "new.jsonl", *range(20))
+    promote(Checkpoint(origin(promoted), 1), runs_dir=promoted.runs)
+    promote(Checkpoint(origin(promoted)), runs_dir=promoted.runs)
+    answer = Answer(approved=False, why="worse than before", roll_back=True)
+    found, _ = retrained(promoted, news, ask=lambda _judgement, _run: answer)
+    assert (found.status, found.reason) == (
+        "rolled back",
+        "a person rolled tiny back: worse than before",
+    )
+    there = current("tiny", runs_dir=promoted.runs)
+    assert (there.current, there.in_use.step) == (2, 1)
+    assert there.moves[-1].why == "a person rolled it back: worse than before"
+    assert found.version == there.in_use
+
+
 def test_what_cannot_be_gone_on_from_is_told_and_nothing_is_made(finished_copy: Bench) -> None:
     news = write_new_pairs(finished_copy.folder / "new.jsonl", *range(20))
     with pytest.raises(UserError, match=r"not promoted yet.*`sdpo promote tiny` makes it"):
