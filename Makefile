@@ -4,6 +4,7 @@
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
+# make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
 # make bill   bills of material of both images (CycloneDX), into build/
 # make test-real   installs what the slow tests need besides (extra `eval`), then runs them, and
 #             those that train on the real data beside the project
@@ -24,7 +25,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install develop demo server test quick e2e test-real lint format lock bill clean
+.PHONY: install develop demo server test quick e2e test-real lint check-docker format lock bill clean
 
 install: $(STAMP)
 
@@ -69,6 +70,10 @@ $(WITH_EXTRAS): develop
 
 test-real: $(WITH_EXTRAS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
+
+check-docker: $(TOOLS)
+	$(TOOLS)/bin/hadolint docker/Dockerfile
+	$(TOOLS)/bin/python docker/validate.py
 
 format: develop
 	$(BIN)/ruff format .

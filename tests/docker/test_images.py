@@ -6,32 +6,23 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import stat
 import subprocess
-import sys
-import time
 import tomllib
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 import yaml
+from containers import DOCKER, ENTRYPOINT, ROOT, compose, entered, free_port, started
 from docker.utils.build import exclude_paths
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from prefect.utilities.templating import find_placeholders
 
-ROOT = Path(__file__).resolve().parents[2]
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-"""As in an image: the environment that runs the tests has the commands."""
-DOCKER = ROOT / "docker"
-ENTRYPOINT = DOCKER / "entrypoint.sh"
 TARGETS = ("cpu", "cuda")
 
 
@@ -85,8 +76,8 @@ def test_there_are_two_images_that_run_as_a_user_of_their_own() -> None:
     assert {word for _, word, _ in words} <= known
     for target in TARGETS:
         mine = [(word, rest) for stage, word, rest in words if stage == target]
-        assert ("USER", "sdpo") in mine
-        after = mine[mine.index(("USER", "sdpo")) :]
+        assert ("USER", "1000") in mine
+        after = mine[mine.index(("USER", "1000")) :]
         assert not any(word in ("RUN", "COPY", "USER") for word, _ in after[1:])
         (entry,) = [json.loads(rest) for word, rest in mine if word == "ENTRYPOINT"]
         assert (ROOT / Path(entry[0]).relative_to("/opt/sdpo")) == ENTRYPOINT
@@ -376,6 +367,19 @@ def test_the_bills_of_material_list_what_the_locks_have(clean: Path) -> None:
         assert all(c["purl"].startswith("pkg:pypi/") for c in bill["components"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_dockerfile_is_clean_and_the_manifests_are_valid_by_the_schemas_of_the_api(
+    clean: Path,
+) -> None:
+    tools = ["-m", "pip", "install", "--quiet", "--requirement", str(DOCKER / "tools.txt")]
+    python(clean, tools)
+    hadolint = str(clean / "venv" / "bin" / "hadolint")
+    checked = [hadolint, "--no-color", str(DOCKER / "Dockerfile")]
+    assert subprocess.run(checked, capture_output=True, text=True, check=False).stdout == ""
+    assert "10 manifests, 0 not valid" in python(clean, [str(DOCKER / "validate.py")])
+
+
 # --- entry point
 
 
@@ -386,13 +390,6 @@ def test_the_scripts_parse_and_may_be_executed() -> None:
         assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
         assert script.stat().st_mode & stat.S_IXUSR
         subprocess.run(["sh", "-n", str(script)], check=True)
-
-
-def entered(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    kept = {"PATH": PATH, **environment}
-    return subprocess.run(
-        [str(ENTRYPOINT), *command], capture_output=True, text=True, env=kept, check=False
-    )
 
 
 def test_secrets_come_from_files_and_one_serves_server_and_clients(tmp_path: Path) -> None:
@@ -433,37 +430,6 @@ def test_arguments_pass_through_and_so_does_the_exit_code() -> None:
     assert (done.stdout, done.returncode) == ("two words\n", 7)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
-@contextmanager
-def started(*command: str, log: Path, cwd: Path = ROOT, **environment: str) -> Iterator[None]:
-    """A container's process, once it is well at ``HEALTH``."""
-    health = environment.pop("HEALTH")
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [str(ENTRYPOINT), *command],
-            env={"PATH": PATH, **environment},
-            cwd=cwd,
-            stdout=file,
-            stderr=file,
-        )
-        try:
-            deadline = time.monotonic() + 300
-            while not is_well(health):
-                assert process.poll() is None, log.read_text(encoding="utf-8")
-                assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
-                time.sleep(0.5)
-            yield
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 @contextmanager
 def server(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The Prefect server as the compose file starts it, with a database of its own; yields the
@@ -482,14 +448,6 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         **home,
     ):
         yield {"PREFECT_API_URL": url, **home}
-
-
-def is_well(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 def test_the_server_of_the_compose_file_asks_for_the_secret_and_its_clients_have_it(
@@ -542,11 +500,6 @@ def test_the_worker_makes_the_deployments_once_and_is_well(tmp_path: Path) -> No
 # --- compose and Kubernetes
 
 
-def compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
-    return content
-
-
 def test_the_compose_file_has_its_services_healthy_in_order_and_their_volumes_declared() -> None:
     content = compose()
     services = content["services"]
@@ -572,6 +525,26 @@ def test_the_compose_file_has_its_services_healthy_in_order_and_their_volumes_de
     worker = services["worker"]["command"][0]
     assert (ROOT / Path(worker).relative_to("/opt/sdpo")) == DOCKER / "worker.sh"
     assert int(services["worker"]["stop_grace_period"].removesuffix("s")) > 25
+
+
+def test_the_workers_have_pools_of_their_own_and_deployments_that_say_which() -> None:
+    services = compose()["services"]
+    told = [services[name]["environment"] for name in ("worker", "worker-cuda")]
+    assert [each["SDPO_WORK_POOL"] for each in told] == ["sdpo", "sdpo-cuda"]
+    assert [each.get("SDPO_DEPLOYMENT_SUFFIX", "") for each in told] == ["", "-cuda"]
+    assert told[1] | told[0] | {"SDPO_DEPLOYMENT_SUFFIX": "-cuda"} == told[1] | told[0]
+
+
+def test_the_containers_write_to_their_volumes_alone_and_may_nothing_more() -> None:
+    services = compose()["services"]
+    for name in ("server", "worker", "worker-cuda"):
+        assert services[name]["read_only"], name
+        assert services[name]["cap_drop"] == ["ALL"], name
+        assert services[name]["security_opt"] == ["no-new-privileges:true"], name
+    (runs,) = [v for v in services["server"]["volumes"] if v.startswith("runs:")]
+    assert runs == "runs:/opt/sdpo/runs:ro"
+    assert services["server"]["command"][-2:] == ["--runs-dir", "/opt/sdpo/runs"]
+    assert services["worker"]["environment"]["SDPO_REPORTS"] == "/opt/sdpo/runs"
 
 
 def test_no_secret_is_in_the_compose_file_and_none_in_an_environment() -> None:
@@ -615,3 +588,46 @@ def test_the_kubernetes_template_declares_what_it_uses_and_uses_what_it_declares
     assert pod["terminationGracePeriodSeconds"] > 25
     mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def manifests() -> list[dict[str, Any]]:
+    """All documents of docker/kubernetes."""
+    files = sorted((DOCKER / "kubernetes").glob("*.yaml"))
+    return [each for file in files for each in yaml.safe_load_all(file.read_text("utf-8"))]
+
+
+def test_the_pods_are_confined_and_get_their_passwords_from_a_secret() -> None:
+    found = manifests()
+    claims = {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    accounts = {d["metadata"]["name"] for d in found if d["kind"] == "ServiceAccount"}
+    template = json.loads((DOCKER / "kubernetes-work-pool.json").read_text(encoding="utf-8"))
+    declared = template["variables"]["properties"]
+    assert declared["volume_claim"]["default"] in claims
+    assert declared["service_account_name"]["default"] in accounts
+    job = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    pods = [d["spec"]["template"]["spec"] for d in found if d["kind"] == "Deployment"]
+    assert len(pods) == 2
+    for pod in (*pods, job):
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+    for pod in pods:
+        (container,) = pod["containers"]
+        secret = [each for each in container["env"] if re.search("AUTH|PASSWORD", each["name"])]
+        assert secret
+        assert all(each["valueFrom"]["secretKeyRef"]["name"] == "sdpo" for each in secret)
+        for volume in pod["volumes"]:
+            assert volume.get("persistentVolumeClaim", {"claimName": "sdpo"})["claimName"] in claims
+
+
+def test_the_guide_names_files_and_keys_that_are_there() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    for name in re.findall(r"docker/[\w./-]+\.(?:yaml|json)", guide):
+        assert (ROOT / name).is_file(), name
+    assert {p.name for p in (DOCKER / "kubernetes").iterdir()} == {
+        *re.findall(r"docker/kubernetes/([\w-]+\.yaml)", guide)
+    }
+    pool = (DOCKER / "kubernetes-work-pool.json").read_text(encoding="utf-8")
+    assert '"default": "sdpo:cuda"' in pool, "the guide replaces it"

@@ -38,7 +38,7 @@ def recipe(bench: Bench, tmp_path: Path):
 
 
 def supervised(path: str) -> Values:
-    return {"enabled": True, "examples": "source", "path": path}
+    return {"enabled": True, "examples": "source", "path": path, "warmup_ratio": 0}
 
 
 def test_supervised_data_is_shown_with_its_counts_and_an_example(
