@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from bench import Bench, Values
+import yaml
+from bench import Bench, Values, merged
 from desk import FINAL, Desk, wait_until
 from processes import is_free, stages_of
 from retraining import parameters
@@ -76,6 +77,54 @@ def test_a_form_becomes_a_run_with_its_page(browser: Browser, recipe, runs: Path
     browser.picture("card")
 
 
+def test_an_empty_form_is_refused_and_a_recipe_becomes_a_run_with_its_report_beside_the_ui(
+    browser: Browser, desk: Desk, tiny_recipe: Values
+) -> None:
+    small = {"partition": {"strategy": "single"}, "training": {"warmup_ratio": 0}}
+    path = desk.folder / "small.yaml"
+    path.write_text(yaml.safe_dump(merged(tiny_recipe, small) | {"steps": []}), encoding="utf-8")
+    before = len(desk.runs())
+    browser.short_form()
+    browser.submit()
+    page = browser.page
+    page.get_by_text("'recipe' is a required property").first.wait_for()
+    assert len(desk.runs()) == before
+    browser.own_field("Recipe").locator("textarea").fill("small.yaml")
+    browser.own_field("Beta").locator("input").fill("0.2")
+    browser.own_field("Name of the run's folder").locator("textarea").fill("by_recipe")
+    overrides = browser.own_field("Overrides")
+    overrides.get_by_role("button", name="Add item").click()
+    overrides.locator("textarea").fill("training.max_steps=1")
+    browser.own_field("Recipe").scroll_into_view_if_needed()
+    browser.picture("short_form")
+    run = browser.submitted()
+    assert run.wait() == "COMPLETED"
+    assert run.read()["name"] == "by_recipe"
+    record = RunFolder(desk.folder / "runs" / "by_recipe").read_record("step-1")
+    assert record is not None
+    assert (record["training"]["beta"], record["training"]["max_steps"]) == (0.2, 1)
+
+    browser.open(f"/artifacts/artifact/{run.artifacts()['run-by-recipe']['id']}")
+    link = page.get_by_role("link", name="Open the report")
+    link.wait_for()
+    drawn = "[...document.images].filter(i => i.src.startsWith('data:') && i.naturalWidth).length"
+    page.wait_for_function(f"{drawn} === 2")
+    address = f"{desk.url}{link.get_attribute('href')}"
+    user, _, password = desk.password.partition(":")
+    assert page.context.browser is not None
+    for given, status in ((None, 401), ({"username": user, "password": password}, 200)):
+        context = page.context.browser.new_context(http_credentials=given)
+        shown = context.new_page()
+        answer = shown.goto(address)
+        assert answer is not None
+        assert answer.status == status
+        is_there = shown.get_by_role("heading", name="by_recipe").count()
+        assert bool(is_there) == (status == 200)
+        if is_there:
+            assert shown.evaluate("() => self.origin") == "null", "the sandbox"
+        context.close()
+
+
 def test_a_value_that_cannot_be_is_refused_by_the_form(browser: Browser, recipe, runs) -> None:
     before = len(browser.desk.runs())
     browser.form(recipe("refused"))
@@ -131,13 +180,18 @@ def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_me
     wait_until(lambda: "still waiting" in log.read_text(errors="replace"), 60)
     desk.restart("server")
     page = browser.page
+    browser.open("/artifacts/key/judgement-tiny")
+    page.get_by_text("M_3 against M_2, which is in use").first.wait_for()
+    page.get_by_role("cell", name="accuracy against S").first.wait_for()
+    page.get_by_role("columnheader", name="M_3, new").first.wait_for()
+    browser.picture("judgement")
     browser.run_page(run)
     page.get_by_role("button", name="Resume").first.click()
     form = page.locator(".p-modal")
-    form.get_by_text("Promote it").first.wait_for()
-    browser.picture("approval")
-    form.get_by_role("switch").first.click()
+    form.get_by_text("Decision").first.wait_for()
+    browser.choose(form, "promote")
     form.locator("textarea").first.fill("looks right")
+    browser.picture("approval")
     submit = form.get_by_role("button", name="Submit")
     submit.click()
     with suppress(TimeoutError):  # a press is lost while the form takes in the last field

@@ -1,5 +1,6 @@
 """The Prefect UI in a real browser: what a person does in it."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -51,6 +52,17 @@ class Browser:
         self.page.goto(done.stdout.strip())
         self.page.get_by_role("button", name="Submit").wait_for()
         self.page.locator(".schema-form-property").first.wait_for()
+
+    def short_form(self) -> None:
+        """Open the form of a run by its recipe, empty."""
+        found = self.desk.api("/deployments/name/sdpo-align/align")
+        self.open(f"/deployments/deployment/{found['id']}/run")
+        self.page.get_by_role("button", name="Submit").wait_for()
+        self.page.locator(".schema-form-property").first.wait_for()
+
+    def own_field(self, label: str) -> Locator:
+        """The field that stands in no group, by its label."""
+        return _labelled(self.page.locator("body"), label)
 
     def field(self, group: str, label: str) -> Locator:
         """The field of a group in the form, by its label."""
@@ -105,7 +117,8 @@ class Browser:
 def _labelled(within: Locator, label: str) -> Locator:
     """The property of the form whose own label is ``label``."""
     own = within.page.locator(":scope > .p-label__header .schema-form-property__label")
-    exact = own.filter(has_text=label).get_by_text(f"{label} (Optional)", exact=True)
+    whole = re.compile(rf"^\s*{re.escape(label)}( \(Optional\))?\s*$")
+    exact = own.filter(has_text=label).get_by_text(whole)
     return within.locator(".schema-form-property").filter(has=exact).first
 
 
