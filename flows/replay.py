@@ -30,7 +30,7 @@ _DESCRIPTIONS = {
 @form(_DESCRIPTIONS)
 @flow(name="sdpo-replay", flow_run_name="{run}/step-{step}", validate_parameters=False)
 def replay(
-    run: Annotated[str, required_text()] = "",
+    run: Annotated[str, required_text(may_be_empty=True)] = "",
     step: Annotated[int, Unit(NO_UNIT)] = 1,
     overrides: list[str] = [],  # noqa: B006 - never mutated
     only: bool = False,

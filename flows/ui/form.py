@@ -24,12 +24,13 @@ _SOMETHING = r"\S"
 """A text that has more than spaces matches this."""
 
 
-def required_text() -> StringConstraints:
-    """Mark a parameter without which its form cannot be sent.
+def required_text(*, may_be_empty: bool = False) -> StringConstraints:
+    """Mark a text without which its form cannot be sent.
 
     It keeps a default all the same, by which a call from elsewhere is refused in the flow's words.
+    ``may_be_empty``: parameters of before have an empty one, which the flow alone refuses.
     """
-    return StringConstraints(pattern=_SOMETHING)
+    return StringConstraints(pattern=None if may_be_empty else _SOMETHING)
 
 
 def required_list() -> MinLen:
