@@ -63,7 +63,7 @@ def run_card(run: Path, summary: Summary) -> str:
         f"**{summary.verdict.headline}**",
         "",
         *(f"{sentence}\n" for sentence in summary.verdict.sentences),
-        *([f"[**Open the report**]({link}), under the password of this UI.", ""] if link else []),
+        *([f"[Open the report]({link}), under the password of this UI.", ""] if link else []),
         *(line for figure in summary.figures for line in _picture(figure)),
         *(["## Health of the chain", ""] if summary.health else []),
         *(f"- {sentence}" for sentence in summary.health),
