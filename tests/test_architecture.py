@@ -102,7 +102,10 @@ def test_the_engine_imports_where_prefect_is_not_installed() -> None:
     code = (
         "import sys; sys.modules['prefect'] = None\n"
         "import importlib\n"
-        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        if error.name not in ('lm_eval',): raise  # of the extra `eval`\n"
         "from flows.cli import app as cli; print(cli.run_app(['--version']))"
     )
     engine = [name for name in NAMES if not name.startswith("flows")]
