@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sdpo.errors import DataError
 
+_ZEROS = 4096
 _UNPACK = "unpack it, or compress it with gzip (.gz)"
 _MAGIC: dict[bytes, tuple[str, tuple[str, ...], str]] = {
     b"\x1f\x8b": ("compressed with gzip", (".gz",), "give it the ending .gz, or unpack it"),
@@ -24,6 +25,24 @@ _MAGIC: dict[bytes, tuple[str, tuple[str, ...], str]] = {
     b"%PDF": ("a PDF document", (), "save its table as JSONL, CSV or Parquet"),
 }
 """First bytes tell what a file is, with which endings it is read, and what to do."""
+
+
+def check_written(path: Path) -> None:
+    """Refuse a file that begins with nothing but zero bytes, before it is read to its end.
+
+    A copy that was broken off, or a disk after a crash, leaves such a file: of any size, and with
+    none of it on the disk.
+
+    Raises:
+        DataError: it is such a file.
+    """
+    with path.open("rb") as file:
+        start = file.read(_ZEROS)
+    if len(start) == _ZEROS and not any(start):
+        raise DataError(
+            f"{path} begins with {_ZEROS:,} zero bytes, as a file that was never written to its "
+            "end does: copy it again from where it came"
+        )
 
 
 def check_first_bytes(path: Path) -> None:

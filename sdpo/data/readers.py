@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo.data.first_bytes import check_first_bytes
+from sdpo.data.first_bytes import check_first_bytes, check_written
 from sdpo.data.json_array import json_rows
 from sdpo.data.lines import LONGEST_LINE, bounded_lines, names_once
 from sdpo.data.separated import csv_rows
@@ -157,6 +157,7 @@ def _file_rows(path: Path) -> Rows:
             "Parquet"
         )
     if suffix in _KNOWN:
+        check_written(path)
         check_first_bytes(path)
     if suffix in _ARROW:
         return _arrow_rows(path, suffix)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from sdpo.config import ModelConfig, SourceConfig
+from sdpo.data.first_bytes import check_written
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
 from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter, named_base
@@ -147,10 +148,11 @@ def data_digest(path: str, revision: str) -> str:
     """Return the digest of a located source: of its content, or of a hub name with its commit.
 
     Raises:
-        DataError: nothing is at the path.
+        DataError: nothing is at the path, or a file that was never written.
     """
     local = Path(path)
     if local.is_file():
+        check_written(local)
         return file_digest(local)
     if local.is_dir():
         return digest_of(folder_digests(local))

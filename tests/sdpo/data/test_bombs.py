@@ -12,6 +12,7 @@ import pytest
 from sdpo.data import readers
 from sdpo.data.readers import read_rows
 from sdpo.errors import DataError
+from sdpo.inputs.locate import data_digest
 
 MIB = 2**20
 
@@ -62,6 +63,18 @@ def test_a_small_file_that_grows_is_refused_in_bounded_time_and_memory(
     tracemalloc.stop()
     assert time.process_time() - start < 20
     assert peak < 400 * MIB
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "arrow", "jsonl.gz"])
+def test_a_file_that_is_a_hole_of_a_terabyte_is_refused_before_it_is_read(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"sparse.{ending}"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    for read in (lambda: data_digest(str(path), ""), lambda: next(iter(read_rows(str(path))))):
+        with pytest.raises(DataError, match=r"begins with 4,096 zero bytes"):
+            read()
 
 
 def test_a_gzip_file_of_ordinary_text_is_read(tmp_path: Path) -> None:
