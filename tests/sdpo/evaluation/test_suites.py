@@ -80,7 +80,9 @@ def judged(
     return run, events
 
 
-def by_hand(model: Path, evals: Path, *, shots: dict[str, int | None]) -> dict[str, Any]:
+def by_hand(
+    model: Path, evals: Path, *, shots: dict[str, int | None], **options: Any
+) -> dict[str, Any]:
     """What the harness itself says of a folder."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -95,7 +97,7 @@ def by_hand(model: Path, evals: Path, *, shots: dict[str, int | None]) -> dict[s
         for name, examples in shots.items():
             found[name] = simple_evaluate(
                 model=lm, tasks=[name], num_fewshot=examples, limit=LIMIT,
-                task_manager=manager, bootstrap_iters=0,
+                task_manager=manager, bootstrap_iters=0, **options,
             )  # fmt: skip
         return found
     finally:
@@ -140,6 +142,23 @@ def test_every_number_is_the_harness_s_own_document_by_document(
     own = found["local_mmlu"]["results"]["local_mmlu"]["acc,none"]
     assert score.value == pytest.approx(own, abs=1e-12)
     assert group.shots == "2"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_prompts_in_the_chat_template_are_those_of_the_harness(
+    permitted: Path, finished_copy: Bench
+) -> None:
+    run = RunFolder(finished_copy.runs / "tiny")
+    suites, settings = ["local_mmlu_formal_logic@2"], ["evaluation.chat_template=true"]
+    evaluate(run, permitted, suites=suites, models=["M_2"], overrides=settings)
+    name = "local_mmlu_formal_logic"
+    found = by_hand(run.model(2), permitted, shots={name: 2}, apply_chat_template=True)[name]
+    rows = pq.read_table(of_model(run, 2)[name].table).to_pylist()
+    samples = found["samples"][name]
+    assert [row["prompt_hash"] for row in rows] == [each["prompt_hash"] for each in samples]
+    assert [json.loads(row["responses"]) for row in rows] == [
+        json.loads(json.dumps(each["resps"])) for each in samples
+    ]
 
 
 def test_what_was_scored_is_not_scored_again(
