@@ -75,8 +75,8 @@ module.Trainer._optimizer_step = die
     "with a resume state half written": """
 import sdpo.stages.training_state as state
 import sdpo.stages.resume_states as module
-def die(trainer, folder, *, sharded):
-    names = state.save_training(trainer, folder, sharded=sharded)
+def die(trainer, folder, *, held):
+    names = state.save_training(trainer, folder, held=held)
     return names if trainer.progress.step < 4 else kill()
 module.save_training = die
 """,

@@ -46,7 +46,7 @@ def try_models(context: Context, steps: Sequence[int]) -> Iterator[tuple[str, st
     weight = max(context.config.training_of(step).router_aux_loss for step in steps)
     for model, tokens in models:
         reason = _why_not(context, model)
-        if context.config.launch.strategy == "deepspeed_zero3" and model is not start:
+        if context.config.launch.shares_weights and model is not start:
             context.stage(modules_spec(context, model.folder, tokens, {}))
         if not reason:
             # A reference needs no routers.

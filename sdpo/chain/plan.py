@@ -163,7 +163,7 @@ def _try_modules(context: Context, plan: Plan) -> None:
         if (training.lora_r or training.router_aux_loss)
         and context.run.read_record(f"step-{step}") is None
     }
-    if trainings or context.config.launch.strategy == "deepspeed_zero3":
+    if trainings or context.config.launch.shares_weights:
         context.stage(
             modules_spec(context, context.resolved.model, tokens_path(context), trainings)
         )

@@ -99,27 +99,29 @@ def impossible_partition(partition: PartitionConfig) -> list[str]:
 
 def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConfig]) -> list[str]:
     """Name processes that the strategy, or what they train, cannot use."""
+    strategy = launch.strategy
     problems: list[str] = []
-    sharded = launch.strategy.startswith("deepspeed")
-    if launch.strategy == "single" and launch.processes > 1:
+    if strategy == "single" and launch.processes > 1:
         problems.append(
             f"launch.strategy is `single` with launch.processes {launch.processes}: use `ddp`"
         )
-    if sharded and launch.processes == 1:
+    if launch.by_engine and launch.processes == 1:
         problems.append(
-            f"launch.strategy {launch.strategy} shares weights among processes, and "
+            f"launch.strategy {strategy} shares weights among processes, and "
             "launch.processes is 1: use `single`"
         )
-    if sharded and any(training.lora_r for training in trainings.values()):
+    if launch.by_engine and any(training.lora_r for training in trainings.values()):
         problems.append(
-            "training.lora_r with launch.strategy deepspeed is not supported: adapters are small, "
-            "use `ddp`"
+            f"training.lora_r with launch.strategy {_kind(launch)} is not supported: adapters are "
+            "small, use `ddp`"
         )
-    if sharded and any(training.compile for training in trainings.values()):
+    if launch.by_engine and any(training.compile for training in trainings.values()):
         problems.append(
-            "training.compile with launch.strategy deepspeed is not supported: its hooks gather "
-            "the weights between the blocks' parts; use `ddp`"
+            f"training.compile with launch.strategy {_kind(launch)} is not supported: its hooks "
+            "gather the weights between the blocks' parts; use `ddp`"
         )
+    if offload := impossible_offload(launch):
+        problems.append(offload)
     return problems
 
 
@@ -165,6 +167,43 @@ def impossible_base(precision: str, trainings: Mapping[str, TrainingConfig]) -> 
         elif training.compile:
             problems.append(f"{what} with {where}.compile is not supported: leave out one of them")
     return problems
+
+
+def _kind(launch: LaunchConfig) -> str:
+    return "deepspeed" if launch.zero_stage else launch.strategy
+
+
+_OFFLOADS = {
+    "fsdp2": ("all",),
+    "deepspeed_zero1": ("optimizer",),
+    "deepspeed_zero2": ("optimizer",),
+    "deepspeed_zero3": ("optimizer", "all"),
+}
+_NO_OFFLOAD = {
+    "fsdp2": "FSDP2 moves weights, gradients and the optimizer's states together: set `all`",
+    "deepspeed_zero1": "each process computes with whole weights: set `optimizer`",
+    "deepspeed_zero2": "each process computes with whole weights: set `optimizer`",
+}
+
+
+def impossible_offload(launch: LaunchConfig) -> str:
+    """Return why ``launch.offload`` is not possible; empty where it is, or there is none.
+
+    On a CPU it is known once the device is.
+    """
+    if launch.offload == "none":
+        return ""
+    where = f"launch.offload is `{launch.offload}`"
+    if launch.device == "cpu":
+        return f"{where}, and launch.device is cpu, whose memory is the machine's: set `none`"
+    if launch.offload in _OFFLOADS.get(launch.strategy, ()):
+        return ""
+    why = _NO_OFFLOAD.get(
+        launch.strategy,
+        "nothing is moved under it. Set launch.strategy to deepspeed_zero1, deepspeed_zero2, "
+        "deepspeed_zero3 or fsdp2, or launch.offload to `none`",
+    )
+    return f"{where} with launch.strategy {launch.strategy}: {why}"
 
 
 def impossible_precision(trainings: Mapping[str, TrainingConfig]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdpo.config.annotations import BY_CONTENT, NotIdentity, SpelledOut
+from sdpo.config.annotations import BY_CONTENT, NotIdentity, SpelledOut, Unit
 from sdpo.config.group import Group
 from sdpo.config.variables import Variables
 
@@ -43,6 +43,15 @@ class ModelConfig(Group):
         "fp32",
         description="Precision in which the linear layers of the base under adapters are held; "
         "int8 and nf4 by bitsandbytes. M_0 is then the rounded model.",
+    )
+    max_shard_size: Annotated[
+        float, Unit("GB"), NotIdentity("the same tensors, in one file or in several")
+    ] = Field(
+        50.0,
+        title="Largest file of weights",
+        gt=0,
+        description="M_t is published in safetensors files of at most this size, with an index "
+        "where there are several.",
     )
     trust_remote_code: Annotated[
         bool,

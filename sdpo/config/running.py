@@ -7,7 +7,10 @@ from pydantic import Field
 from sdpo.config.annotations import NotIdentity, SpelledOut, Unit
 from sdpo.config.group import Group
 
-LaunchStrategy = Literal["auto", "single", "ddp", "deepspeed_zero2", "deepspeed_zero3"]
+LaunchStrategy = Literal[
+    "auto", "single", "ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"
+]
+Offload = Literal["none", "optimizer", "all"]
 
 
 class LaunchConfig(Group):
@@ -20,7 +23,13 @@ class LaunchConfig(Group):
     )
     strategy: Annotated[LaunchStrategy, SpelledOut(of=("step",))] = Field(
         "auto",
-        description="How processes share the work; `auto`: single for one process, else ddp.",
+        description="How processes share the work; `auto`: single for one process, else ddp. "
+        "docs/strategies.md says what each shares, and what goes with what.",
+    )
+    offload: Offload = Field(
+        "none",
+        description="What waits in the machine's memory while a GPU computes: the optimizer's "
+        "states, or all weights too.",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], SpelledOut(of=("step",))] = Field(
         "auto", description="Device of the stages."
@@ -35,6 +44,22 @@ class LaunchConfig(Group):
             "waits until the device is free.",
         )
     )
+
+    @property
+    def zero_stage(self) -> int:
+        """Return the stage of DeepSpeed's ZeRO; 0 under another strategy."""
+        name = "deepspeed_zero"
+        return int(self.strategy[-1]) if self.strategy.startswith(name) else 0
+
+    @property
+    def shares_weights(self) -> bool:
+        """Return whether each process holds a share of the weights alone."""
+        return self.strategy in ("fsdp2", "deepspeed_zero3")
+
+    @property
+    def by_engine(self) -> bool:
+        """Return whether another library holds the weights: then it scores as well as trains."""
+        return self.strategy == "fsdp2" or self.zero_stage > 0
 
 
 class StoreConfig(Group):

@@ -20,7 +20,7 @@ from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
-from sdpo.identity.payloads import Payload, changed_settings
+from sdpo.identity.payloads import Payload, changed_settings, launch_settings
 from sdpo.inputs.resolve import resolve
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_file import Carried, Origin
@@ -232,6 +232,6 @@ def _bearing(config: RunConfig, steps: int) -> Payload:
         "data": changed_settings(config.data, "tokens"),
         "supervised": config.supervised.model_dump(),
         "partition": config.partition.model_dump(),
-        "launch": changed_settings(config.launch, "step"),
+        "launch": launch_settings(config.launch, "step"),
         "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
     }

@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sdpo.identity.adapter_folder import (
 )
 from sdpo.identity.canonical import canonical_json
 from sdpo.identity.model_folder import CONFIG, read_config, text_config, weight_files
+from sdpo.system import machine
 
 _NOT_IDENTITY = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
 """A save rewrites these keys of config.json without changing what the model computes: the weights
@@ -150,17 +152,25 @@ def model_digest(folder: Path, *, precision: str = FULL) -> str:
 
 
 def _with_tensors(total: "hashlib._Hash", folder: Path) -> str:
-    """Return the digest of ``total`` and all tensors of the files in ``folder``."""
-    maps: dict[Path, mmap.mmap] = {}
+    """Return the digest of ``total`` and all tensors of the files in ``folder``.
+
+    They are hashed several at a time, one a core, whichever file they are in; what is made of their
+    digests has their order.
+    """
+    entries, maps = tensor_entries(folder), dict[Path, mmap.mmap]()
     try:
-        for entry in tensor_entries(folder):
-            if entry.file not in maps:
-                with entry.file.open("rb") as handle:
-                    maps[entry.file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            view = memoryview(maps[entry.file])[entry.start : entry.end]
-            content = hashlib.sha256(view).hexdigest()
-            view.release()
-            total.update(canonical_json([entry.name, entry.dtype, entry.shape, content]).encode())
+        for file in {entry.file for entry in entries}:
+            with file.open("rb") as handle:
+                maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+        def content(entry: TensorEntry) -> str:
+            with memoryview(maps[entry.file])[entry.start : entry.end] as view:
+                return hashlib.sha256(view).hexdigest()  # lets other threads run meanwhile
+
+        with ThreadPoolExecutor(machine.cores(), "digest") as pool:
+            for entry, found in zip(entries, pool.map(content, entries), strict=True):
+                told = [entry.name, entry.dtype, entry.shape, found]
+                total.update(canonical_json(told).encode())
     finally:
         for mapped in maps.values():
             mapped.close()

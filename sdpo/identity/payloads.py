@@ -86,7 +86,24 @@ def _spelled_out(identity: JsonObject, other: JsonObject) -> JsonObject:
 def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:
     """Return the identity by which a run of the same name is known to be the same."""
     sources = [source.name for source in config.data.sources]
-    return {"settings": changed_settings(config), "sources": sources, "inputs": inputs}
+    settings = changed_settings(config)
+    if launch := launch_settings(config.launch):
+        settings["launch"] = launch
+    else:
+        settings.pop("launch", None)
+    return {"settings": settings, "sources": sources, "inputs": inputs}
+
+
+def launch_settings(launch: LaunchConfig, node: Node | None = None) -> Payload:
+    """Return what :func:`changed_settings` does of ``launch``, but the number of ranks of FSDP2.
+
+    A training that it holds in shares goes on with another number of them. Those of other
+    strategies have counted from the first: their results keep their identities.
+    """
+    payload = changed_settings(launch, node)
+    if launch.strategy == "fsdp2":
+        payload.pop("processes", None)
+    return payload
 
 
 def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
@@ -145,7 +162,7 @@ def step_identity(
 ) -> Payload:
     """Return the identity of a step's model; ``inputs``: digests of reference, target,
     partition."""
-    arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
+    arithmetic = changed_settings(model, "step") | launch_settings(launch, "step")
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,

@@ -16,9 +16,14 @@ def scoring_key(
     processes: int,
     attention: str,
     layout: str,
+    weights: str = "fp32",
 ) -> dict[str, str | int]:
-    """Return what a row's log-probs depend on besides the row itself."""
-    return {
+    """Return what a row's log-probs depend on besides the row itself.
+
+    ``weights``: the precision of those that are computed with, where that is not by operation.
+    """
+    low: dict[str, str | int] = {} if weights == "fp32" else {"weights": weights}
+    return low | {
         "model": model_digest,
         "precision": precision,
         "device": device,
@@ -44,6 +49,7 @@ def scoring_identity(
         processes=launch.processes,
         attention=model.attention,
         layout=resolve_layout(training.layout, attention=model.attention),
+        weights=training.precision if launch.strategy == "fsdp2" else "fp32",
     )
 
 

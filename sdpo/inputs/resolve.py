@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdpo.config import EvaluationConfig, Group, LaunchConfig, RunConfig, SourceConfig
+from sdpo.config.impossible import impossible_offload
 from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
@@ -138,7 +139,8 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
     """Replace ``auto`` and 0 by what this machine has.
 
     Raises:
-        ConfigError: this machine has no such device, or fewer devices than processes.
+        ConfigError: this machine has no such device, or fewer devices than processes; or there is
+            nothing to offload.
     """
     gpus = len(machine.cuda_capabilities())
     device = launch.device
@@ -154,7 +156,11 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
     if strategy == "auto":
         strategy = "single" if launch.processes == 1 else "ddp"
     threads = launch.threads or max(1, machine.cores() // launch.processes)
-    return launch.model_copy(update={"device": device, "strategy": strategy, "threads": threads})
+    update = {"device": device, "strategy": strategy, "threads": threads}
+    resolved = launch.model_copy(update=update)
+    if problem := impossible_offload(resolved):
+        raise ConfigError(problem)
+    return resolved
 
 
 def resolve_precision(precision: str, launch: LaunchConfig) -> str:

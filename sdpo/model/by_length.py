@@ -42,15 +42,15 @@ def one_set_of_frequencies(model: nn.Module, lengths: np.ndarray) -> bool:
     return frequencies(model, int(lengths.min())) == frequencies(model, int(lengths.max()))
 
 
-def other_frequencies(kind: str) -> str:
-    """Return the refusal of a model of this ``kind`` under ZeRO-3.
+def other_frequencies(kind: str, strategy: str) -> str:
+    """Return the refusal of a model of this ``kind`` where ranks share its weights.
 
-    Each process would run as many forwards as its own rows need, and ZeRO-3 needs equally many of
+    Each process would run as many forwards as its own rows need, and sharing needs equally many of
     all.
     """
     return (
         f"{kind} has other rotary frequencies for long sequences than for short ones, which "
-        "deepspeed_zero3 cannot compute apart: set launch.strategy to ddp or deepspeed_zero2, or "
+        f"{strategy} cannot compute apart: set launch.strategy to ddp or deepspeed_zero2, or "
         "data.max_length so that all sequences are short"
     )
 

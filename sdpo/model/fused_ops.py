@@ -9,7 +9,7 @@ model's own code.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from sdpo.model.patches import (
     parameters_within,
     replace_function,
 )
+from sdpo.model.shares import is_divided, whole
 from sdpo.system.out_of_memory import is_out_of_memory
 
 _SIZES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -180,11 +181,17 @@ def fuse(model: nn.Module) -> list[str]:
     A module keeps its parameters and its place, so adapters, wrappers and publication do not
     notice.
     """
-    return [
-        name
-        for name, apply in (("norm", _fuse_norms), ("gate", _fuse_gates), ("rotary", _fuse_rotary))
-        if apply(model)
-    ]
+    groups = [module for module in model.modules() if is_divided(module)]
+    within = {module for group in groups for module in group.modules()}
+    norms = gates = 0
+    for group in groups:
+        with whole(group):
+            norms += _fuse_norms(group.modules())
+            gates += _fuse_gates(group.modules())
+    others = [module for module in model.modules() if module not in within]
+    norms, gates = norms + _fuse_norms(others), gates + _fuse_gates(others)
+    found = {"norm": norms, "gate": gates, "rotary": _fuse_rotary(model)}
+    return [name for name, count in found.items() if count]
 
 
 def _plain(x: torch.Tensor) -> bool:
@@ -197,9 +204,9 @@ def _plain(x: torch.Tensor) -> bool:
     )
 
 
-def _fuse_norms(model: nn.Module) -> int:
+def _fuse_norms(modules: Iterable[nn.Module]) -> int:
     count = 0
-    for module in model.modules():
+    for module in modules:
         own = type(module).forward
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         known = type(module).__name__.endswith("RMSNorm") and isinstance(eps, float)
@@ -216,9 +223,9 @@ def _fuse_norms(model: nn.Module) -> int:
     return count
 
 
-def _fuse_gates(model: nn.Module) -> int:
+def _fuse_gates(modules: Iterable[nn.Module]) -> int:
     count = 0
-    for module in model.modules():
+    for module in modules:
         own = type(module).forward
         names = ("gate_proj", "up_proj", "down_proj")
         if not all(isinstance(_below(getattr(module, name, None)), nn.Linear) for name in names):

@@ -6,7 +6,7 @@ of a step's change. Adapters are merged before publication, so "M_{t-1}" means o
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from sdpo.model.handed_on import has_adapters, put_over, shape_of
 from sdpo.model.held import hold_base, let_go
 from sdpo.model.randomness import own_settings, switch_off
 from sdpo.model.sequence_scorer import inner_model
+from sdpo.model.shard_files import GB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,10 +61,7 @@ def load_policy(
         before_held(policy)
         policy = hold_base(policy, model.base_precision)
     if gradient_checkpointing:
-        # transformers renamed it on the way to version 6.
-        inner = inner_model(policy)
-        renamed = getattr(inner, "activation_checkpointing_enable", None)
-        (renamed or inner.gradient_checkpointing_enable)({"use_reentrant": False})
+        recompute(inner_model(policy))
     return policy
 
 
@@ -73,13 +71,13 @@ def _load_adapted(
     precision = model.base_precision
     check_precision(folder, precision)
     with view_of(folder) as view:
-        _check_digest(folder, digest, precision)
+        check_digest(folder, digest, precision)
         base = recorded_base(folder).as_held(precision)
         policy = _load_weights(base_folder(folder), model=model, digest=base, warn=warn)
         return put_over(hold_base(policy, precision), folder, view)
 
 
-def _check_digest(folder: Path, digest: str, precision: str) -> None:
+def check_digest(folder: Path, digest: str, precision: str = "fp32") -> None:
     """Refuse a folder that does not hold the model of ``digest``, where that is known."""
     if digest and (found := model_digest(folder, precision=precision)) != digest:
         raise ModelError(
@@ -94,8 +92,8 @@ def _load_weights(
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
-        _check_digest(folder, digest, model.base_precision)
-        with _kernels_named(model.attention):
+        check_digest(folder, digest, model.base_precision)
+        with known_kernels(model.attention):
             policy, info = AutoModelForCausalLM.from_pretrained(
                 view,
                 dtype=torch.float32,
@@ -106,22 +104,47 @@ def _load_weights(
                 output_loading_info=True,
             )
     policy.name_or_path = policy.config.name_or_path = str(folder)
-    missing = sorted(info["missing_keys"])
+    check_complete(
+        folder, policy, missing=info["missing_keys"], unused=info["unexpected_keys"], warn=warn
+    )
+    _check_tied(folder, policy)
+    switch_off(policy)
+    return policy
+
+
+def check_complete(
+    folder: Path,
+    policy: "PreTrainedModel",
+    *,
+    missing: Collection[str],
+    unused: Collection[str],
+    warn: Callable[[str], None],
+) -> None:
+    """Refuse weights that lack tensors of the architecture; warn of those it has no place for.
+
+    Raises:
+        ModelError: ``missing`` names any.
+    """
     if missing:
+        named = ", ".join(sorted(missing)[:_MOST_NAMED])
         raise ModelError(
-            f"the weights in {folder} lack {len(missing)} tensors of its architecture "
-            f"({', '.join(missing[:3])} ...): they would be random"
+            f"the weights in {folder} lack {len(missing)} tensors of its architecture ({named} "
+            "...): they would be random"
         )
-    if unused := sorted(info["unexpected_keys"]):
+    if unused:
         more = ", ..." if len(unused) > _MOST_NAMED else ""
         warn(
             f"{folder}: {len(unused)} tensors of the weights are not loaded, as "
             f"{type(policy).__name__} has no place for them by {folder.name}/config.json, and no "
-            f"M_t will have them: {', '.join(unused[:_MOST_NAMED])}{more}"
+            f"M_t will have them: {', '.join(sorted(unused)[:_MOST_NAMED])}{more}"
         )
-    _check_tied(folder, policy)
-    switch_off(policy)
-    return policy
+
+
+def recompute(policy: "PreTrainedModel") -> None:
+    """Let the blocks of ``policy`` compute their activations again in the backward pass."""
+    # transformers renamed it on the way to version 6.
+    renamed = getattr(policy, "activation_checkpointing_enable", None)
+    (renamed or policy.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:
@@ -136,11 +159,16 @@ def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:
     )
     weights = [getattr(module, "weight", None) for module in (head, embedding)]
     if is_said and None not in weights and weights[0] is not weights[1]:
-        raise ModelError(
-            f"{folder} has an output head of its own (lm_head.weight), and its config.json ties it "
-            "to the embedding (tie_word_embeddings): set that to false, or take the head out of "
-            "the weights"
-        )
+        raise ModelError(two_heads(folder))
+
+
+def two_heads(folder: Path) -> str:
+    """Return the refusal of an output head that is not the embedding that it is tied to."""
+    return (
+        f"{folder} has an output head of its own (lm_head.weight), and its config.json ties it "
+        "to the embedding (tie_word_embeddings): set that to false, or take the head out of "
+        "the weights"
+    )
 
 
 def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
@@ -165,7 +193,7 @@ def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
 
 
 @contextmanager
-def _kernels_named(attention: str) -> Iterator[None]:
+def known_kernels(attention: str) -> Iterator[None]:
     """Replace errors on a missing attention kernel of an architecture by this project's message."""
     try:
         yield
@@ -253,16 +281,23 @@ def save_policy(
     tokenizer: Path,
     weights: dict[str, torch.Tensor] | None = None,
     chat_template: str = "",
+    max_shard_size: float = 50.0,
 ) -> None:
     """Write ``policy`` into the existing ``folder``: safetensors, with S's tokenizer files.
 
     The tokenizer's files are copied byte for byte from ``tokenizer``: a re-save would rewrite them.
     A template that the recipe gave in place of the tokenizer's own, or chose among them, is saved
     with the model as its default.
-    ``weights`` are given where the policy itself holds only a share of them.
+    ``weights`` are given where the policy itself holds only a share of them; none of them where
+    they are there. Files have ``max_shard_size`` GB at most, but for a tensor that is larger.
     """
     with own_settings(policy):
-        policy.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        policy.save_pretrained(
+            folder,
+            state_dict=weights,
+            safe_serialization=True,
+            max_shard_size=int(max_shard_size * GB),
+        )
     copy_tokenizer(tokenizer, folder, chat_template=chat_template)
 
 

@@ -13,6 +13,7 @@ from sdpo.model.fused_ops import fuse
 from sdpo.model.last_block import prune
 from sdpo.model.randomness import check_training_mode
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate, inner_model
+from sdpo.model.shares import whole
 from sdpo.system.out_of_memory import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -20,25 +21,29 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    policy: "PreTrainedModel", *, device: torch.device, fused: bool | None = None
+    policy: "PreTrainedModel",
+    *,
+    device: torch.device,
+    fused: bool | None = None,
+    scorer: SequenceScorer | None = None,
 ) -> list[str]:
     """Let ``policy`` use what is faster where it gives the same; return the names of what it uses.
 
     Call it under the training's autocast: a kernel may take no other dtype. ``fused``: whether
     anything faster may stand in for the model's own code; None: where the architecture is one that
-    was compared.
+    was compared. ``scorer``: that of ``policy``, where ranks share its weights; each calls this.
 
     Raises:
         ModelError: the log-probs computed here are not the model's own, it is another model in
             training, or its forward is of an unknown kind.
     """
     policy = inner_model(policy)  # adapters stand in its modules
-    with forwards_known(policy):
+    scorer = scorer or SequenceScorer(policy)
+    with forwards_known(policy), whole(scorer):
         applied: list[str] = []
         if was_compared(policy) if fused is None else fused:
             applied = fuse(policy)
             applied += ["last block"] if prune(policy) else []
-        scorer = SequenceScorer(policy)
         vocabulary = policy.config.get_text_config().vocab_size
         scorer.check_head(vocabulary=vocabulary, device=device)
         check_training_mode(scorer, device=device)

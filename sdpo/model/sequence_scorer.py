@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,14 @@ class SequenceScorer(nn.Module):
     """A scorer is a causal language model that answers with summed log-probs of completions.
 
     It is one module, so that data-parallel and sharding wrappers see every parameter that is used.
-    ``attention`` is the kernel for rows of one sequence; rows of several have their own.
+    ``attention`` is the kernel for rows of one sequence; rows of several have their own. ``low``:
+    it computes in bf16 by itself, whoever calls it.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel", *, low: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.low = low
         inner = inner_model(model)
         teach_head(inner)
         register()
@@ -72,9 +75,11 @@ class SequenceScorer(nn.Module):
         Raises:
             ModelError: ``routers`` is set, and the model has none, or makes no loss of them.
         """
-        logps, load = (
-            self._by_length(batch, routers) if self.by_length else self._of(batch, routers)
-        )
+        device = batch.input_ids.device.type
+        with torch.autocast(device, torch.bfloat16) if self.low else nullcontext():
+            logps, load = (
+                self._by_length(batch, routers) if self.by_length else self._of(batch, routers)
+            )
         return logps if load is None else (logps, load)
 
     def _by_length(self, batch: Batch, routers: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -174,7 +179,8 @@ def decoder_blocks(model: "PreTrainedModel") -> list[nn.Module]:
     """Return the layers of a model that repeat, by the names that its architecture gives."""
     inner = inner_model(model)
     names = set(inner._no_split_modules or ())
-    return [module for module in inner.modules() if type(module).__name__ in names]
+    # A wrapper may have put a class of its own before the architecture's.
+    return [m for m in inner.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
 
 
 def plain_attention(model: "PreTrainedModel") -> None:

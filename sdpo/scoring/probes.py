@@ -118,10 +118,10 @@ def write_completions(
     name: str,
     max_new_tokens: int,
     device: torch.device,
-    out: Path,
+    out: Path | None,
     events: EventWriter,
 ) -> None:
-    """Publish greedy completions as ``out/<name>.completions.json``.
+    """Publish greedy completions as ``out/<name>.completions.json``; nowhere without ``out``.
 
     ``prompts``: mappings with ``prompt_key``, ``source``, ``prompt`` (text to show) and
     ``prompt_ids``.
@@ -155,7 +155,8 @@ def write_completions(
             }
         )
         events.progress(f"completions of {name}", index + 1, len(prompts), unit="prompts")
-    write_json(out / f"{name}.completions.json", written)
+    if out is not None:
+        write_json(out / f"{name}.completions.json", written)
 
 
 def end_tokens(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 
 from sdpo.config.automatic import micro_batch_tokens
 from sdpo.errors import Fault
@@ -36,7 +35,7 @@ class Scorer:
     """A scorer is a model that is ready to score.
 
     ``module`` is a :class:`~sdpo.model.sequence_scorer.SequenceScorer`. For more than one of
-    ``lanes`` see :mod:`sdpo.model.lanes`.
+    ``lanes`` see :mod:`sdpo.model.lanes`. ``in_step``: ranks wait for each other in every forward.
     """
 
     accelerator: "Accelerator"
@@ -45,6 +44,7 @@ class Scorer:
     micro_batch_tokens: int
     layout: str = "padded"
     lanes: int = 1
+    in_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _compute(
     parts = Parts(
         what=f"the scoring of {phase}",
         cost=lambda batch: float(lengths[batch].sum()),
-        in_step=scorer.accelerator.distributed_type == DistributedType.DEEPSPEED,
+        in_step=scorer.in_step,
     )
 
     def forward(batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -40,7 +40,8 @@ def settle_layout(
 
     Raises:
         ModelError: not even the plain one works.
-        ConfigError: sequences have to be computed apart by length, which ZeRO-3 cannot.
+        ConfigError: sequences have to be computed apart by length, which ranks
+            that share weights cannot.
     """
     supervised = session.spec.supervised_tokens
     examples = None if supervised is None else SupervisedTokenFile.open(supervised)
@@ -73,8 +74,8 @@ def settle_layout(
 def _compute_by_length(session: Session, events: EventWriter) -> None:
     """Compute sequences with other rotary frequencies in forwards of their own."""
     kind = type(session.policy).__name__
-    if session.spec.launch.strategy == "deepspeed_zero3":
-        raise ConfigError(other_frequencies(kind))
+    if session.spec.launch.shares_weights:
+        raise ConfigError(other_frequencies(kind, session.spec.launch.strategy))
     events.note(
         f"{kind} has other rotary frequencies for long sequences than for short ones: "
         "they are computed apart, in padded rows",

@@ -10,6 +10,7 @@ from sdpo.identity.adapter_folder import base_folder, is_adapter
 from sdpo.model.by_length import one_set_of_frequencies, other_frequencies
 from sdpo.model.handed_on import check_form
 from sdpo.model.policy import add_adapters, empty_policy
+from sdpo.model.published_tensors import other_tensors, reads_as_it_is
 from sdpo.model.routers import has_routers, no_loss
 from sdpo.processes.stage_results import TrialResult
 from sdpo.processes.stage_specs import ModulesSpec
@@ -22,13 +23,16 @@ def run(spec: ModulesSpec) -> TrialResult:
     """Try each step's adapters on the model in ``spec.source``, its routers, and the launch.
 
     Raises:
-        ConfigError: a module cannot have an adapter, or ZeRO-3 cannot compute the model.
+        ConfigError: a module cannot have an adapter, or ranks cannot share the model's weights.
         ModelError: it has no routers, whose loss a step wants. Both name the step.
     """
     policy = _empty(spec)
     lengths = np.array(spec.lengths)
-    if spec.launch.strategy == "deepspeed_zero3" and not one_set_of_frequencies(policy, lengths):
-        raise ConfigError(other_frequencies(type(policy).__name__))
+    kind, strategy = type(policy).__name__, spec.launch.strategy
+    if spec.launch.shares_weights and not one_set_of_frequencies(policy, lengths):
+        raise ConfigError(other_frequencies(kind, strategy))
+    if strategy == "fsdp2" and not reads_as_it_is(policy):
+        raise ModelError(other_tensors(kind))
     for step, training in spec.trainings.items():
         try:
             _try(policy, training)

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 
 from sdpo.events import EventWriter
 from sdpo.model.randomness import Generators
+from sdpo.model.shares import is_divided
 from sdpo.stages.ranks import fault_of_any
 from sdpo.system.out_of_memory import first_line
 from sdpo.training.tasks import Task
@@ -42,6 +43,7 @@ def repeatable(
     """
     accelerator = trainer.accelerator
     sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
+    sharded = sharded or is_divided(trainer.scorer)
     device = accelerator.device.type
     if sharded or not needs_an_order(device=device, attention=attention, layout=trainer.layout):
         yield

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from sdpo.config import TrainingConfig
 from sdpo.errors import Interrupted
 from sdpo.events import EventWriter, StateEvent
-from sdpo.stages.training_state import load_training, save_training
+from sdpo.stages.training_state import Held, load_training, save_training
 from sdpo.store import resume_states
 from sdpo.store.records import StepFacts
 from sdpo.store.resume_states import SavedState
@@ -87,7 +87,7 @@ class Checkpoints:
     facts: StepFacts
     timings_s: Callable[[], Mapping[str, float]]
     events: EventWriter
-    sharded: bool
+    held: Held
     wait: Callable[[], None] = lambda: None
     _saved_at: int = field(default=0, init=False)
     _saved_s: float = field(default_factory=time.monotonic, init=False)
@@ -105,7 +105,12 @@ class Checkpoints:
 
     def restore(self, saved: SavedState) -> None:
         """Put the training and ``metrics.jsonl`` back to where ``saved`` was written."""
-        load_training(self.trainer, saved.folder, sharded=self.sharded)
+        ranks = load_training(self.trainer, saved.folder, held=self.held)
+        if ranks != self._accelerator.num_processes:
+            self.events.note(
+                f"{self.folder.name} goes on with {self._accelerator.num_processes} processes from "
+                f"a state of {ranks}: the same training, but for the last bits of its sums"
+            )
         progress: Progress = self.trainer.progress
         progress.step = self._saved_at = saved.optimizer_step
         if self._accelerator.is_main_process:
@@ -219,7 +224,7 @@ class Checkpoints:
             share = folder
         else:
             try:
-                names = save_training(self.trainer, folder, sharded=self.sharded)
+                names = save_training(self.trainer, folder, held=self.held)
                 share = {name: file_digest(folder / name) for name in names}
             except (OSError, SafetensorError) as error:
                 share = str(error)

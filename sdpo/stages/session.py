@@ -1,23 +1,20 @@
 """Hold the model of a stage: loaded once, scored, trained, published."""
 
-import os
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
-from sdpo.errors import DivergedError, Fault
+from sdpo.errors import DivergedError
 from sdpo.events import EventWriter
 from sdpo.identity.adapter_folder import FULL, base_folder, is_adapter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
+from sdpo.model.fully_sharded import load_in_shares
 from sdpo.model.handed_on import check_form, has_adapters, save_adapter
-from sdpo.model.patches import fp32_sums_of_ranks
 from sdpo.model.policy import (
     add_adapters,
     copy_tokenizer,
@@ -27,12 +24,17 @@ from sdpo.model.policy import (
     save_policy,
 )
 from sdpo.model.prepare import prepare, unreached
+from sdpo.model.published_tensors import reads_as_it_is
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer, inner_model
+from sdpo.model.shares import whole
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
+from sdpo.stages.accelerators import make_accelerator, waiting_group
+from sdpo.stages.publish_shares import diverged, publish_shares
 from sdpo.stages.rounding import RoundingProbe
+from sdpo.stages.training_state import Held
 from sdpo.store.records import Rounding
 from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import short_memory_named
@@ -41,13 +43,9 @@ from sdpo.training.optimizer import make_optimizer
 from sdpo.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PATIENCE = timedelta(minutes=30)
-"""A collective of a training that takes longer than this is taken to hang."""
-_LONG_PATIENCE = timedelta(hours=12)
-"""Other ranks wait this long while the main one saves a large model or writes completions."""
 _TO_LOAD = "take a device that has 4 bytes for each of its weights free, or a smaller model"
 _TO_SAVE = (
     "each of its weights takes 4 bytes of the machine's memory there, and of the device's where "
@@ -66,12 +64,14 @@ class Session:
     is the process group in which ranks wait for one that works alone, None with one process.
     ``unreached`` are the parameters that no loss reaches, once a trainer was asked for.
     ``rounding`` says what holding the base in another precision changed, where that was measured.
+    ``shares`` is the scorer of a policy that FSDP2 holds, else None.
     """
 
     spec: StepSpec
     accelerator: "Accelerator"
     policy: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    shares: SequenceScorer | None = None
     waiting: torch.distributed.ProcessGroup | None = None
     rounding: Rounding | None = None
     published_digest: str = field(default="", init=False)
@@ -104,13 +104,15 @@ class Session:
 
     @property
     def is_sharded(self) -> bool:
-        """Return whether DeepSpeed holds the weights: then its engine scores as well as trains."""
-        return self.spec.launch.strategy.startswith("deepspeed")
+        """Return whether DeepSpeed or FSDP2 holds the weights: it scores as well as trains."""
+        return self.spec.launch.by_engine
 
     @property
-    def can_generate(self) -> bool:
-        """Return whether one process alone has the whole model."""
-        return self.spec.launch.strategy != "deepspeed_zero3"
+    def held(self) -> Held:
+        """Return how the ranks hold the weights and the optimizer's states."""
+        if self.shares is not None:
+            return "rows"
+        return "zero" if self.is_sharded else "whole"
 
     def scorer(self) -> Scorer:
         """Return the policy as it is now, ready to score; without gradient synchronisation."""
@@ -126,6 +128,7 @@ class Session:
             micro_batch_tokens=self.spec.training.micro_batch_tokens,
             layout=self.layout,
             lanes=self._lanes(),
+            in_step=self.is_sharded,
         )
 
     def _lanes(self) -> int:
@@ -191,8 +194,10 @@ class Session:
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
         self.published_digest = digest[0]
-        if not self.is_sharded:
-            self.accelerator.free_memory()  # the optimizer's state: M_t is measured next
+        if self.shares is not None:
+            self.engine()[1].state.clear()  # M_t is measured next
+        elif not self.is_sharded:
+            self.accelerator.free_memory()
         return digest[0]
 
     def _saved(self) -> str:
@@ -200,6 +205,15 @@ class Session:
         hands_on = self.spec.training.hands_on
         if not hands_on:
             self.policy = merge_adapters(self.policy)
+        if self.spec.launch.shares_weights and reads_as_it_is(self.policy):
+            self.reshard()
+            return publish_shares(
+                self.policy,
+                self.spec.folder / "model",
+                spec=self.spec,
+                accelerator=self.accelerator,
+                wait=self.wait,
+            )
         weights = self._gathered() if self.is_sharded else None
         if not self.accelerator.is_main_process:
             return ""
@@ -218,8 +232,14 @@ class Session:
                     tokenizer=self.spec.base,
                     weights=weights,
                     chat_template=template,
+                    max_shard_size=self.spec.model.max_shard_size,
                 )
         return model_digest(folder)
+
+    def reshard(self) -> None:
+        """Let every weight be a share again, where FSDP2 has kept one whole after a forward."""
+        if self.shares is not None:
+            self.shares.reshard()  # type: ignore[operator]
 
     def wait(self) -> None:
         """Wait for the other ranks, hours if need be: one of them may be saving a large model."""
@@ -237,7 +257,14 @@ class Session:
         self.accelerator.state.destroy_process_group()
 
     def engine(self) -> tuple[SequenceScorer, torch.optim.Optimizer]:
-        """Return DeepSpeed's engine and optimizer, made once: they take the weights over."""
+        """Return the module that ranks compute with together, and its optimizer, made once.
+
+        DeepSpeed's take the weights over.
+        """
+        if self._sharded is None and self.shares is not None:
+            self.reshard()
+            optimizer = make_optimizer(self.shares, self.spec.training)
+            self._sharded = self.shares, self.accelerator.prepare_optimizer(optimizer)
         if self._sharded is None:
             scorer = SequenceScorer(self.policy)
             optimizer = make_optimizer(scorer, self.spec.training)
@@ -283,27 +310,17 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     """
     events.phase("load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
-    accelerator = _accelerator(spec)
-    rounds = spec.trains and spec.model.base_precision != FULL and not is_adapter(spec.input_model)
-    probe = RoundingProbe(spec) if rounds and accelerator.is_main_process else None
+    accelerator = make_accelerator(spec)
     with short_memory_named(f"loading {spec.input_name}", remedy=_TO_LOAD):
-        policy = load_policy(
-            spec.input_model,
-            model=spec.model,
-            digest=spec.input_digest if accelerator.is_main_process else "",
-            gradient_checkpointing=spec.training.gradient_checkpointing and spec.trains is not None,
-            warn=events.warning,
-            before_held=probe.see if probe else lambda _: None,
-        )
-        rounding = probe.compare(policy) if probe else None
-        policy = policy.to(accelerator.device)
+        policy, shares, rounding = _loaded(spec, accelerator, events)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
     session = Session(
         spec=spec,
         accelerator=accelerator,
         policy=policy,
         tokenizer=tokenizer,
-        waiting=_waiting_group(accelerator),
+        shares=shares,
+        waiting=waiting_group(accelerator),
         rounding=rounding,
     )
     if rounding:
@@ -313,93 +330,57 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
             f"completion's at most {rounding.largest_nats:.3g}, a pair's margin "
             f"{rounding.gamma_nats:.3g} on average"
         )
-    if not session.is_sharded:  # a sharded model can only be asked through its engine
-        with session.arithmetic():
-            prepare(policy, device=accelerator.device)
-        inner = inner_model(policy)
-        if not was_compared(inner):
-            events.note(
-                f"{type(inner).__name__} is no architecture whose optimisations were compared: "
-                "its own code alone is used, with the same results and more time"
-            )
-        session.check_routers(SequenceScorer(policy).eval())
+    if spec.launch.zero_stage:  # DeepSpeed's model can only be asked through its engine
+        return session
+    scorer = shares or SequenceScorer(policy)
+    with session.arithmetic():
+        prepare(policy, device=accelerator.device, scorer=shares)
+    inner = inner_model(policy)
+    if not was_compared(inner):
+        events.note(
+            f"{type(inner).__name__} is no architecture whose optimisations were compared: "
+            "its own code alone is used, with the same results and more time"
+        )
+    with whole(scorer):
+        session.check_routers(scorer.eval())
     return session
 
 
-def _waiting_group(accelerator: "Accelerator") -> torch.distributed.ProcessGroup | None:
-    """Return a group over gloo, whose barrier may last; NCCL would end everything much sooner."""
-    if accelerator.num_processes == 1:
-        return None
-    group: torch.distributed.ProcessGroup = torch.distributed.new_group(
-        backend="gloo", timeout=_LONG_PATIENCE
-    )
-    return group
-
-
-def _accelerator(spec: StepSpec) -> "Accelerator":
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    on_cpu = spec.launch.device == "cpu"
-    tracking = spec.tracking.tools if spec.trains else []
-    folder = spec.folder / "tracking"
-    sharded = spec.launch.strategy.startswith("deepspeed")
-    backend = "gloo" if on_cpu and sharded else None
-    group = InitProcessGroupKwargs(backend=backend, timeout=_PATIENCE)
-    # Gradients are views of the buckets that travel, not copies of them.
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    made = partial(
-        Accelerator,
-        kwargs_handlers=[group, ddp] if sharded or spec.launch.processes > 1 else None,
-        log_with=list(tracking) or None,
-        project_dir=str(folder) if tracking else None,
-    )
-    if sharded:
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        accelerator = made(deepspeed_plugin=_deepspeed(spec))
-    else:
-        bf16 = spec.training.precision == "bf16"
-        accelerator = made(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no")
-    if accelerator.num_processes != spec.launch.processes:
-        # Processes that do not find each other would each train alone and write over each other.
-        raise Fault(
-            f"this stage wants {spec.launch.processes} processes and is one of "
-            f"{accelerator.num_processes}: accelerate did not set up {spec.launch.strategy}"
+def _loaded(
+    spec: StepSpec, accelerator: "Accelerator", events: EventWriter
+) -> "tuple[PreTrainedModel, SequenceScorer | None, Rounding | None]":
+    """Return the input model, its scorer where FSDP2 holds it, and what holding its base in another
+    precision changed."""
+    digest = spec.input_digest if accelerator.is_main_process else ""
+    recomputes = spec.training.gradient_checkpointing and spec.trains is not None
+    if spec.launch.strategy == "fsdp2":
+        shares = load_in_shares(
+            spec.input_model,
+            model=spec.model,
+            device=accelerator.device,
+            bf16=spec.training.precision == "bf16",
+            offload=spec.launch.offload == "all",
+            digest=digest,
+            gradient_checkpointing=recomputes,
+            warn=events.warning,
         )
-    return accelerator
+        return shares.model, shares, None
+    rounds = spec.trains and spec.model.base_precision != FULL and not is_adapter(spec.input_model)
+    probe = RoundingProbe(spec) if rounds and accelerator.is_main_process else None
+    policy = load_policy(
+        spec.input_model,
+        model=spec.model,
+        digest=digest,
+        gradient_checkpointing=recomputes,
+        warn=events.warning,
+        before_held=probe.see if probe else lambda _: None,
+    )
+    rounding = probe.compare(policy) if probe else None
+    return policy.to(accelerator.device), None, rounding
 
 
 def _check_finite(weights: dict[str, torch.Tensor]) -> None:
     """Refuse to publish a model that the last update spoiled."""
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise DivergedError(
-                f"after training, {name} has values that are NaN or infinite: nothing of this step "
-                "is published. Lower the learning rate"
-            )
-
-
-def _deepspeed(spec: StepSpec) -> "DeepSpeedPlugin":
-    """Return ZeRO over fp32 weights: bf16 is autocast in the engine, what is published is exact."""
-    from accelerate import DeepSpeedPlugin
-
-    bf16, stage = spec.training.precision == "bf16", 3 if spec.launch.strategy[-1] == "3" else 2
-    autocast: dict[str, bool | str | list[str]] = {"enabled": bf16, "dtype": "bfloat16"}
-    # Gradients of several ranks are added in fp32, as DDP's are.
-    if stage == 2:
-        autocast["lower_precision_safe_modules"] = []
-    elif bf16:
-        fp32_sums_of_ranks()
-    return DeepSpeedPlugin(
-        hf_ds_config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": spec.training.max_grad_norm,
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {
-                "stage": stage,
-                "stage3_gather_16bit_weights_on_model_save": True,
-            },
-            "torch_autocast": autocast,
-        }
-    )
+            raise DivergedError(diverged(name))

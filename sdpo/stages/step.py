@@ -15,6 +15,7 @@ from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import Fault
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
+from sdpo.model.shares import whole
 from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.stage_results import StepResult
@@ -185,9 +186,8 @@ def _measure(
         out=out,
         events=events,
     )
-    if spec.probe.completions and not session.can_generate:
-        events.warning("no completions: under ZeRO-3 no process has the whole model")
-    elif spec.probe.completions and session.accelerator.is_main_process:
+    shared = spec.launch.shares_weights  # then every rank computes every token with the others
+    if spec.probe.completions and (shared or session.accelerator.is_main_process):
         prompts = completion_prompts(plan, tokens, spec.pairs, count=spec.probe.completions)
         _complete(session, prompts, events, name=name, out=out)
     session.wait()
@@ -227,8 +227,9 @@ def _complete(
     A model that was trained is worth more than what is shown of it.
     """
     plain_attention(session.policy)
+    writes = session.accelerator.is_main_process
     try:
-        with session.arithmetic():
+        with session.arithmetic(), whole(session.shares or session.policy):
             write_completions(
                 session.policy,
                 session.tokenizer,
@@ -236,12 +237,12 @@ def _complete(
                 name=name,
                 max_new_tokens=session.spec.probe.completion_tokens,
                 device=session.device,
-                out=out,
+                out=out if writes else None,
                 events=events,
             )
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        if not is_out_of_memory(error) or session.spec.launch.shares_weights:
+            raise  # the other ranks wait for this one
         events.warning(
             f"no completions of {name}: out of memory with one of them ({first_line(error)}). "
             "Lower probe.completion_tokens, or set probe.completions: 0"

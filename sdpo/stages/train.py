@@ -160,7 +160,7 @@ def _train(
         facts=facts,
         timings_s=step.timings.rounded,
         events=step.events,
-        sharded=step.session.is_sharded,
+        held=step.session.held,
         wait=step.session.wait,
     )
     if saved:

@@ -1,7 +1,7 @@
 """Move the tensors and generators of a training from memory to files and back, bit for bit.
 
 Tensors go to safetensors, generators to JSON. Every rank writes its own files: one process and DDP
-hold everything on the main rank, DeepSpeed's ZeRO holds a share on each. ZeRO's flat fp32
+hold everything on the main rank, FSDP2 and DeepSpeed's ZeRO hold a share on each. ZeRO's flat fp32
 partitions and their optimizer state are written here, since DeepSpeed's own checkpoints are pickles
 that it loads with ``weights_only=False``.
 """
@@ -10,31 +10,38 @@ import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo.errors import IntegrityError
+from sdpo.stages.row_states import load_rows, row_file, row_tensors
 from sdpo.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 Tensors = dict[str, torch.Tensor]
+Held = Literal["whole", "rows", "zero"]
+"""Weights and optimizer states are whole on the main rank, or on each rank rows of them (FSDP2), or
+flat parts (ZeRO)."""
 
 
-def save_training(trainer: Trainer, folder: Path, *, sharded: bool) -> list[str]:
+def save_training(trainer: Trainer, folder: Path, *, held: Held) -> list[str]:
     """Write this rank's share of the training into ``folder``, and return the files' names."""
     rank = trainer.accelerator.process_index
     files: dict[str, Tensors] = {}
-    if sharded:
+    if held == "zero":
         files[f"zero-{rank}.safetensors"] = _zero_tensors(trainer)
+    if held == "rows":
+        files[row_file(rank)] = row_tensors(trainer)
     if trainer.accelerator.is_main_process:
         module = trainer.accelerator.unwrap_model(trainer.scorer)
-        files["model.safetensors"] = _buffers(module) | ({} if sharded else _trained(module))
-        if not sharded:
+        whole = held == "whole"
+        files["model.safetensors"] = _buffers(module) | (_trained(module) if whole else {})
+        if whole:
             files["optimizer.safetensors"] = _optimizer_tensors(trainer, module)
     for name, tensors in files.items():
         save_file(tensors, folder / name)
@@ -45,23 +52,29 @@ def save_training(trainer: Trainer, folder: Path, *, sharded: bool) -> list[str]
     return [*files, generators]
 
 
-def load_training(trainer: Trainer, folder: Path, *, sharded: bool) -> None:
+def load_training(trainer: Trainer, folder: Path, *, held: Held) -> int:
     """Put the training back to what :func:`save_training` wrote; generators last.
+
+    Returns the number of ranks that wrote it. A rank that was not among them keeps its generators.
 
     Raises:
         IntegrityError: the tensors are not those of this training.
     """
-    rank = trainer.accelerator.process_index
+    rank, ranks = trainer.accelerator.process_index, len(list(folder.glob("generators-*.json")))
     module = trainer.accelerator.unwrap_model(trainer.scorer)
     stored = load_file(folder / "model.safetensors")
     _copy_into(_buffers(module, copy=False), stored, prefix=_BUFFER)
-    if sharded:
+    if held == "rows":
+        load_rows(trainer, folder, ranks=ranks)
+    elif held == "zero":
         _load_zero(trainer, load_file(folder / f"zero-{rank}.safetensors"))
     else:
         _copy_into(_trained(module, copy=False), stored, prefix=_PARAMETER)
         _load_optimizer(trainer, module, load_file(folder / "optimizer.safetensors"))
-    text = (folder / f"generators-{rank}.json").read_text(encoding="utf-8")
-    restore_generators(GeneratorStates(**json.loads(text)), trainer.accelerator.device)
+    if rank < ranks:
+        text = (folder / f"generators-{rank}.json").read_text(encoding="utf-8")
+        restore_generators(GeneratorStates(**json.loads(text)), trainer.accelerator.device)
+    return ranks
 
 
 _PARAMETER, _BUFFER = "parameter.", "buffer."

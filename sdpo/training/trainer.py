@@ -370,6 +370,8 @@ class Trainer:
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), limit)
+        if norm is not None and hasattr(norm, "full_tensor"):  # every rank has a part of FSDP2's
+            norm = norm.full_tensor()
         return 0.0 if norm is None else float(norm)
 
     def _check_finite(self, metrics: Mapping[str, float], task: Task, batch: np.ndarray) -> None:

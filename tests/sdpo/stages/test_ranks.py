@@ -1,12 +1,9 @@
 """Ranks that try something each for itself go on the same way, whichever of them it failed on."""
 
 import os
-import socket
-from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
-from forked_stages import STARTER
 
 from sdpo.config import LaunchConfig, TrainingConfig
 
@@ -15,48 +12,10 @@ from ..training_helpers.models import (
     preference_task,
     tiny_llama,
 )
+from ..training_helpers.ranks import RANKS, on_ranks
 from ..training_helpers.runs import PreparedRun, prepare_run
 
-RANKS = 2
 TWO = LaunchConfig(processes=RANKS, strategy="ddp", device="cpu", threads=1)
-
-
-def on_ranks(function, *arguments) -> list:
-    """What ``function(rank, tell, *arguments)`` tells on two processes that share a gloo group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ends, processes = [], []
-    for rank in range(RANKS):
-        here, there = STARTER.Pipe()
-        process = STARTER.Process(target=_rank, args=(rank, port, there, function, arguments))
-        process.start()
-        there.close()
-        ends.append(here)
-        processes.append(process)
-    try:
-        return [end.recv() for end in ends]  # one that died has closed its end
-    finally:
-        for process in processes:
-            process.join(timeout=5)
-            process.kill()
-
-
-def _rank(rank: int, port: int, answer: Connection, function, arguments) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-
-    def tell(found) -> None:
-        answer.send(found)
-        os._exit(0)  # a group of gloo whose destructor waits for its threads can wait for ever
-
-    function(rank, tell, *arguments)
 
 
 def settled(rank: int, tell, run: PreparedRun, failing: int) -> None:
