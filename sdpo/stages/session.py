@@ -32,6 +32,7 @@ from sdpo.model.shares import whole
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.stages.accelerators import make_accelerator, waiting_group
+from sdpo.stages.extension_locks import free_extension_locks
 from sdpo.stages.publish_shares import diverged, publish_shares
 from sdpo.stages.rounding import RoundingProbe
 from sdpo.stages.training_state import Held
@@ -310,6 +311,8 @@ def open_session(spec: StepSpec, events: EventWriter) -> Session:
     """
     events.phase("load", detail=f"{spec.input_name} from {spec.input_model}")
     torch.set_num_threads(spec.launch.threads)
+    if spec.launch.zero_stage:
+        free_extension_locks(warn=events.warning)
     accelerator = make_accelerator(spec)
     with short_memory_named(f"loading {spec.input_name}", remedy=_TO_LOAD):
         policy, shares, rounding = _loaded(spec, accelerator, events)

@@ -353,6 +353,9 @@ def test_several_processes_share_the_cores(cpu_only, monkeypatch):
     assert (launch.strategy, launch.threads) == ("ddp", 2)
     assert resolve_launch(LaunchConfig(processes=16)).threads == 1
     assert resolve_launch(LaunchConfig(threads=5)).threads == 5
+    moved = LaunchConfig(processes=2, strategy="deepspeed_zero2", offload="optimizer")
+    with pytest.raises(ConfigError, match="whose memory is the machine's: set `none`"):
+        resolve_launch(moved)
 
 
 @pytest.mark.parametrize(

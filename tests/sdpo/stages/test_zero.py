@@ -1,11 +1,18 @@
 """ZeRO on two CPU processes (gloo), with a tracker running, is the step of one process."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 
-from sdpo.config import EvaluationConfig, LaunchConfig, TrackingConfig, TrainingConfig
+from sdpo.config import (
+    EvaluationConfig,
+    LaunchConfig,
+    ProbeConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.resume_states import states_folder
@@ -23,7 +30,8 @@ TRAINING = TrainingConfig(
 def run_step(folder, *, strategy: str, processes: int, **fields) -> PreparedRun:
     run = fields.pop("run", None) or prepare_run(folder, pairs={0: 4, 1: 13, 2: 4})
     launch = LaunchConfig(processes=processes, strategy=strategy, device="cpu", threads=1)
-    fields = {"measure_input": True, "measure_output": True} | fields
+    probe = ProbeConfig(completions=1, completion_tokens=4)
+    fields = {"measure_input": True, "measure_output": True, "probe": probe} | fields
     evaluation = EvaluationConfig(every=2)
     spec = run.spec(1, TRAINING, launch=launch, evaluation=evaluation, **fields)
     run_stage(spec, listen=lambda event: None)
@@ -49,7 +57,12 @@ def whole(tmp_path_factory) -> Callable[[str], PreparedRun]:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["deepspeed_zero3", pytest.param("deepspeed_zero2", marks=pytest.mark.slow)]
+    "strategy",
+    [
+        "deepspeed_zero3",
+        pytest.param("deepspeed_zero2", marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero1", marks=pytest.mark.slow),
+    ],
 )
 def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, strategy):
     run = whole(strategy)
@@ -62,6 +75,9 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, stra
     assert names == [entry.name for entry in tensor_entries(single.folder.model(1))]
     assert run.record(1)["outputs"]["model"] == model_digest(published)
     assert list((run.folder.step(1) / "tracking").rglob("events*"))
+    for name in ("M_0.completions.json", "M_1.completions.json"):
+        said = [json.loads((r.folder.probes / name).read_text()) for r in (single, run)]
+        assert said[0] == said[1], "ranks that share weights write them together"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +86,7 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, stra
         ("deepspeed_zero3", False),
         pytest.param("deepspeed_zero3", True, marks=pytest.mark.slow),
         pytest.param("deepspeed_zero2", False, marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero1", False, marks=pytest.mark.slow),
     ],
 )
 def test_zero_goes_on_where_it_stopped(whole, tmp_path, strategy, killed):
