@@ -69,6 +69,15 @@ SHAPES: Mapping[str, Shape] = {
     "toy": Shape(
         vocabulary=512, layers=1, hidden=16, feed_forward=32, heads=2, key_value_heads=2, tied=True
     ),
+    "0.2B": Shape(
+        vocabulary=32000,
+        layers=16,
+        hidden=1024,
+        feed_forward=2816,
+        heads=16,
+        key_value_heads=8,
+        tied=True,
+    ),
     "0.5B": Shape(
         vocabulary=128256,
         layers=24,

@@ -57,9 +57,9 @@ def whole_tensors(
             whole: torch.Tensor = tensor.full_tensor()
             yield name, whole.detach()
         elif hasattr(tensor, "ds_id"):  # a weight that ZeRO-3 holds in shares
-            from deepspeed.zero import GatheredParameters
+            import deepspeed
 
-            with GatheredParameters([tensor]):
+            with deepspeed.zero.GatheredParameters([tensor]):
                 yield name, tensor.detach()
         else:
             yield name, tensor.detach()

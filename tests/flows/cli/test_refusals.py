@@ -27,7 +27,6 @@ BROKEN_ADAPTER = "test_a_broken_or_unknown_adapter_is_refused_by_check"
 ARCHITECTURE = "test_an_architecture_that_a_run_would_refuse_is_refused"
 REACHED = {
     # function that refuses: test module, and the case or test there
-    "_load_weights": (BAD_INPUT, "weights that lack a tensor"),
     "check_complete": (BAD_INPUT, "weights that lack a tensor"),
     "_check_tied": (BAD_INPUT, "head beside the embedding it is tied to"),
     "check_training_mode": (CHECK, ARCHITECTURE),
@@ -77,7 +76,7 @@ REACHED = {
     "score_rows._check_finite": (BAD_INPUT, "weights that are no numbers"),
 }
 LATER = {
-    "_check_digest": "a model that was changed after the run was opened",
+    "check_digest": "a model that was changed after the run was opened",
     "_copy_adapter": "a model that was changed while it was exported",
     "_refuse_lost": "a run that is extended has lost its S; `check` extends nothing",
     "lock_folder": "another account's locks, where there is no folder of one's own",
