@@ -1,9 +1,9 @@
 """Measure each rank's own memory as a model is loaded, scored, trained and published.
 
-``python -m benchmarks.shares [--model 0.2B] [--processes 1,2,4] [--json FILE]`` takes the real stage
-of a step, one process under `single` and several under `fsdp2`. Sampled is the anonymous memory of
-every rank (``Anonymous`` of ``smaps_rollup``): mapped files are not counted, whose memory the kernel
-takes back at will.
+``python -m benchmarks.shares [--model 0.2B] [--processes 1,2,4] [--json FILE]`` takes the real
+stage of a step, one process under `single` and several under `fsdp2`. Sampled is the anonymous
+memory of every rank (``Anonymous`` of ``smaps_rollup``): mapped files are not counted, whose memory
+the kernel takes back at will.
 """
 
 import argparse

@@ -121,12 +121,13 @@ class ResultEvent(AnyEvent):
 
 class ErrorEvent(AnyEvent):
     """A stage has failed. ``user``: by a mistake of who gave it its work; ``again``: it can be run
-    again, with less."""
+    again, with less; ``killed``: one of its processes was, which the others do not know."""
 
     event: Literal["error"] = "error"
     user: bool
     message: str
     again: bool = False
+    killed: bool = False
 
 
 class InterruptedEvent(AnyEvent):

@@ -159,6 +159,8 @@ class _Ending:
                 self._result = event
             case InterruptedEvent():
                 self._interrupted = True
+            case ErrorEvent() if event.killed:
+                self._error, self._interrupted = event, False
             case ErrorEvent():
                 self._error = self._error or event
             case _:

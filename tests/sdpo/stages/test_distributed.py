@@ -1,6 +1,7 @@
 """A step under ``accelerate launch`` with two CPU processes (gloo) is the step of one process."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stage_processes, stop_step
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 19, 2: 6}
@@ -129,6 +130,28 @@ def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
     with pytest.raises(Fault, match="nothing of this step is published"):
         run_step(run, launch=TWO, training=wild)
     assert run.folder.read_record("step-1") is None
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp_path):
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 13})
+    training = TRAINING.model_copy(update={"checkpoint_every": 1})
+    spec = run.spec(1, training, launch=TWO)
+    ended_s: list[float] = []
+
+    def listen(event) -> None:
+        if event.event == "checkpoint" and not ended_s:
+            ended_s.append(time.monotonic())
+            ranks = [p for p in stage_processes(spec) if p.environ().get("RANK") == "1"]
+            assert len(ranks) == 1
+            ranks[0].kill()
+
+    with pytest.raises(Fault, match=r"process 1 was killed from outside \(SIGKILL\)"):
+        run_stage(spec, listen=listen)
+    assert time.monotonic() - ended_s[0] < 60
+    assert not stage_processes(spec)
+    run_stage(spec, listen=lambda event: None)
+    assert run.record(1)["resumed_at"]
 
 
 def mixture_beside(tokenizer: Path, folder: Path) -> Path:
