@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from sdpo.config import LaunchConfig, TrackingConfig, TrainingConfig
-from sdpo.stages import session as model
+from sdpo.stages import accelerators as model
 from sdpo.stages.session import Session
 
 
@@ -33,7 +33,7 @@ def patience(group: object) -> timedelta:
 
 
 def test_ranks_wait_for_one_that_saves_longer_than_for_each_other(one_rank):
-    waiting = model._waiting_group(SimpleNamespace(num_processes=2))
+    waiting = model.waiting_group(SimpleNamespace(num_processes=2))
     assert patience(distributed.group.WORLD) == timedelta(minutes=30)
     assert patience(waiting) == timedelta(hours=12)
     session = Session(spec=None, accelerator=None, policy=None, tokenizer=None, waiting=waiting)
@@ -57,20 +57,20 @@ def test_groups_of_a_training_have_the_shorter_patience_and_gradients_are_views_
         folder=tmp_path,
         training=TrainingConfig(precision="fp32"),
     )
-    model._accelerator(spec)
+    model.make_accelerator(spec)
     group, ddp = made["kwargs_handlers"]
     assert group.timeout == timedelta(minutes=30)
     assert ddp.gradient_as_bucket_view, "else each gradient has a copy: 4 bytes a parameter"
 
 
 def test_one_process_waits_for_nobody():
-    assert model._waiting_group(SimpleNamespace(num_processes=1)) is None
+    assert model.waiting_group(SimpleNamespace(num_processes=1)) is None
     Session(spec=None, accelerator=None, policy=None, tokenizer=None).wait()
 
 
 def test_the_groups_of_ranks_that_have_parted_are_not_freed(one_rank, monkeypatch):
     kept: list[object] = []
-    monkeypatch.setattr(model, "_PARTED", kept)
+    monkeypatch.setattr("sdpo.stages.session._PARTED", kept)
     waiting, world = distributed.new_group(backend="gloo"), distributed.group.WORLD
     accelerator = SimpleNamespace(
         state=SimpleNamespace(destroy_process_group=lambda: None)  # the fixture destroys it
