@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import stat
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,23 +18,39 @@ mount --make-rprivate /
 mount --bind "$WORK" "$WORK"
 mount -t tmpfs tmpfs /mnt
 mount -o remount,bind,ro /
-exec setpriv --reuid 1000 --regid 1000 --clear-groups --no-new-privs "$@"
+exec setpriv $AS --no-new-privs "$@"
 """
-"""As the containers: a user of their own, a root that is read-only, one folder to write in."""
+"""As the containers: a root that is read-only, one folder to write in, no way to more rights."""
+AS_USER = "--reuid 1000 --regid 1000 --clear-groups"
+WITHOUT_RIGHTS = "--bounding-set=-all --inh-caps=-all"
+"""Where the Python of the tests is its owner's alone, root without any of root's rights."""
+
+
+def whom() -> str:
+    """Whom the processes run as: a user of their own, where that user may run this Python."""
+    folders = Path(sys.executable).resolve().parents
+    may = all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
+    return AS_USER if may else WITHOUT_RIGHTS
 
 
 @pytest.fixture
-def data_base(tmp_path: Path) -> Iterator[dict[str, str]]:
+def place() -> Iterator[Path]:
+    """A folder that other accounts may enter, which they may not those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="sdpo-confined-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def data_base(place: Path) -> Iterator[dict[str, str]]:
     """A PostgreSQL of Debian's; yields the server's variables, as the compose file names them."""
     if POSTGRES is None or os.geteuid() or not shutil.which("setpriv"):
         pytest.skip("Debian's PostgreSQL and root are needed: apt-get install postgresql")
-    folder, port = tmp_path / "pg", free_port()
+    folder, port = place / "pg", free_port()
     folder.mkdir()
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o755)
     shutil.chown(folder, "postgres")
-    (tmp_path / "pg_password").write_text("a secret of the data base\n")
-    (tmp_path / "pg_password").chmod(0o644)
+    (place / "pg_password").write_text("a secret of the data base\n")
+    (place / "pg_password").chmod(0o644)
 
     def as_postgres(*command: str) -> None:
         done = subprocess.run(
@@ -42,7 +61,7 @@ def data_base(tmp_path: Path) -> Iterator[dict[str, str]]:
 
     as_postgres(
         *(f"{POSTGRES}/initdb", "-D", f"{folder}/db", "-U", "sdpo", "-A", "scram-sha-256"),
-        *("--pwfile", f"{tmp_path}/pg_password"),
+        *("--pwfile", f"{place}/pg_password"),
     )
     as_postgres(
         *(f"{POSTGRES}/pg_ctl", "-D", f"{folder}/db", "-w", "-l", f"{folder}/log", "start"),
@@ -55,7 +74,7 @@ def data_base(tmp_path: Path) -> Iterator[dict[str, str]]:
             "PREFECT_SERVER_DATABASE_PORT": str(port),
             "PREFECT_SERVER_DATABASE_USER": "sdpo",
             "PREFECT_SERVER_DATABASE_NAME": "postgres",
-            "PREFECT_SERVER_DATABASE_PASSWORD_FILE": str(tmp_path / "pg_password"),
+            "PREFECT_SERVER_DATABASE_PASSWORD_FILE": str(place / "pg_password"),
         }
     finally:
         as_postgres(f"{POSTGRES}/pg_ctl", "-D", f"{folder}/db", "-m", "fast", "stop")
@@ -64,11 +83,13 @@ def data_base(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_server_and_worker_run_confined_over_postgresql_and_a_flow_run_ends_in_words(
-    tmp_path: Path, data_base: dict[str, str]
+    place: Path, data_base: dict[str, str]
 ) -> None:
-    work, auth, port = tmp_path / "work", tmp_path / "auth", free_port()
+    work, auth, port = place / "work", place / "auth", free_port()
     work.mkdir()
-    os.chown(work, 1000, 1000)
+    run_as = whom()
+    if run_as == AS_USER:
+        os.chown(work, 1000, 1000)
     auth.write_text("sdpo:secret\n")
     auth.chmod(0o644)
     url = f"http://127.0.0.1:{port}/api"
@@ -76,6 +97,7 @@ def test_server_and_worker_run_confined_over_postgresql_and_a_flow_run_ends_in_w
         "PREFECT_AUTH_FILE": str(auth),
         "PREFECT_API_URL": url,
         "WORK": str(work),
+        "AS": run_as,
         "TMPDIR": str(work),
         "HOME": str(work),
         "PREFECT_HOME": str(work / "prefect"),
@@ -88,7 +110,7 @@ def test_server_and_worker_run_confined_over_postgresql_and_a_flow_run_ends_in_w
     server_command = [*compose()["services"]["server"]["command"][:-1], str(work)]
     with started(
         *server_command,
-        log=tmp_path / "server.log",
+        log=place / "server.log",
         before=confined,
         HEALTH=f"{url}/health",
         PREFECT_SERVER_API_PORT=str(port),
@@ -99,7 +121,7 @@ def test_server_and_worker_run_confined_over_postgresql_and_a_flow_run_ends_in_w
         health = free_port()
         with started(
             str(DOCKER / "worker.sh"),
-            log=tmp_path / "worker.log",
+            log=place / "worker.log",
             cwd=work,
             before=confined,
             HEALTH=f"http://127.0.0.1:{health}/health",
