@@ -6,9 +6,7 @@ from typing import Any
 
 from flows.show.console import Cell, Row
 from sdpo.promotion.judge import Judgement
-from sdpo.stats.gamma_rows import GammaRow
 from sdpo.store.plan_file import read_plan
-from sdpo.store.recorded import read_rows
 from sdpo.store.run_folder import RunFolder
 
 
@@ -26,32 +24,6 @@ def partition_rows(run: Path) -> list[Row]:
         for step in read_plan(RunFolder(run)).steps
         if step.lengths.sequence
     ]
-
-
-def gamma_rows(run: Path) -> list[Row]:
-    """Return a row per model and probe after the last finished step.
-
-    A row has the mean gamma and its standard error, in nats, and the accuracies.
-    """
-    views = sorted(run.glob("step-*/gamma.json"), key=lambda path: int(path.parent.name[5:]))
-    if not views:
-        return []
-    return [
-        {
-            "model": row.model,
-            "probe": row.probe,
-            "pairs": row.pairs,
-            "mean gamma": _rounded(row.mean),
-            "se": _rounded(row.se),
-            "ranking": _rounded(row.ranking_accuracy),
-            "vs S": _rounded(row.accuracy_vs_S),
-        }
-        for row in read_rows(views[-1], GammaRow)
-    ]
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
 
 
 def judgement_rows(judgement: Judgement) -> list[Row]:
