@@ -25,7 +25,7 @@ from sdpo.config.annotations import NO_UNIT, SHARE, Unit
 from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
 from sdpo.promotion.judge_suites import SuiteVerdict, judge_suites
-from sdpo.stats.bootstrap import Floats, bootstrap_means
+from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.contamination import CONTAMINATION_NATS, contamination
 from sdpo.stats.gamma import (
     RESERVE,
@@ -251,19 +251,18 @@ def _compare(
     for number in ("accuracy_vs_S", "margin"):
         columns[f"difference.{number}"] = columns[f"new.{number}"] - columns[f"current.{number}"]
     values = np.stack(list(columns.values()), axis=1)
-    drawn = bootstrap_means(values, start.prompt_key, resamples=resamples, seed=seed)
+    found = intervals(values, start.prompt_key, resamples=resamples, seed=seed)
     entry: dict[str, Any] = {
         "scope": scope,
         "pairs": len(base),
         "prompts": len(np.unique(start.prompt_key)),
     }
-    for index, (name, column) in enumerate(columns.items()):
+    for (name, column), (low, high) in zip(columns.items(), found, strict=True):
         group, number = name.split(".")
-        low, high = (None, None) if drawn is None else np.percentile(drawn[:, index], [2.5, 97.5])
         entry.setdefault(group, {})[number] = {
             "estimate": float(column.mean()),
-            "low": None if low is None else float(low),
-            "high": None if high is None else float(high),
+            "low": low,
+            "high": high,
         }
     return entry
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpo.stats.bootstrap import Floats, bootstrap_means
+from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.gamma import Measured
 
 QUARTILES = (1, 2, 3, 4)
@@ -190,12 +190,8 @@ def _same_pairs(*models: Measured) -> list[Measured]:
 def _intervals(
     columns: Sequence[Floats], prompts: NDArray[np.str_], *, resamples: int, seed: int
 ) -> list[Interval]:
-    values = np.stack(columns, axis=1)
-    drawn = bootstrap_means(values, prompts, resamples=resamples, seed=seed)
-    found = []
-    for index, column in enumerate(columns):
-        low, high = (None, None)
-        if drawn is not None:
-            low, high = (float(b) for b in np.percentile(drawn[:, index], [2.5, 97.5]))
-        found.append(Interval(mean=float(column.mean()), low=low, high=high))
-    return found
+    found = intervals(np.stack(columns, axis=1), prompts, resamples=resamples, seed=seed)
+    return [
+        Interval(mean=float(column.mean()), low=low, high=high)
+        for column, (low, high) in zip(columns, found, strict=True)
+    ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpo.stats.bootstrap import Floats, bootstrap_means
+from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.health import Interval
 
 
@@ -76,10 +76,9 @@ def paired(parts: Sequence[Part], *, resamples: int, seed: int) -> Difference | 
     values = np.concatenate(
         [d * (part.weight * total / len(d)) for d, part in zip(differences, parts, strict=True)]
     )
-    drawn = bootstrap_means(values[:, None], np.concatenate(names), resamples=resamples, seed=seed)
-    low, high = (None, None)
-    if drawn is not None:
-        low, high = (float(bound) for bound in np.percentile(drawn[:, 0], [2.5, 97.5]))
+    ((low, high),) = intervals(
+        values[:, None], np.concatenate(names), resamples=resamples, seed=seed
+    )
     return Difference(
         change=Interval(mean=float(values.mean()), low=low, high=high),
         documents=total,

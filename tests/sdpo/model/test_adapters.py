@@ -14,7 +14,8 @@ from sdpo.model.prepare import prepare, unreached
 from sdpo.model.randomness import switch_off
 from sdpo.model.sequence_scorer import SequenceScorer
 
-from ..training_helpers.layouts import batch, pairs
+from ..training_helpers.adapted import logps, with_trained_adapters
+from ..training_helpers.layouts import pairs
 
 LORA = TrainingConfig(lora_r=4, lora_alpha=8)
 
@@ -31,19 +32,7 @@ def trained(name: str, training: TrainingConfig = LORA):
     model = small_model(name)
     switch_off(model)
     prepare(model, device=torch.device("cpu"))
-    torch.manual_seed(0)
-    adapted = add_adapters(model, training)
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(2):
-        chosen, rejected = logps(adapted).view(-1, 2).T
-        (rejected - chosen).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return adapted
-
-
-def logps(model) -> torch.Tensor:
-    return SequenceScorer(model).train()(batch("padded", pairs()))
+    return with_trained_adapters(model, training)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ModelError
 from sdpo.model.handed_on import save_adapter
 from sdpo.model.held import HeldLinear, hold_base, let_go
-from sdpo.model.policy import add_adapters, load_policy, merge_adapters
+from sdpo.model.policy import load_policy, merge_adapters
 from sdpo.model.prepare import prepare
-from sdpo.model.sequence_scorer import SequenceScorer
 
-from ..training_helpers.layouts import batch, pairs
+from ..training_helpers.adapted import logps, with_trained_adapters
 
 KINDS = ["bf16", "int8", "nf4"]
 BYTES = {"bf16": 2, "int8": 1 + 4 / 64, "nf4": 0.5 + 4 / 64}
@@ -100,19 +99,7 @@ def test_its_product_and_gradient_are_those_of_the_rounded_weight(kind) -> None:
 def trained(name: str, kind: str, **settings):
     model = hold_base(small_model(name), kind)
     prepare(model, device=torch.device("cpu"))
-    torch.manual_seed(0)
-    adapted = add_adapters(model, TrainingConfig(lora_r=4, lora_alpha=8, **settings))
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(2):
-        chosen, rejected = logps(adapted).view(-1, 2).T
-        (rejected - chosen).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return adapted
-
-
-def logps(model) -> torch.Tensor:
-    return SequenceScorer(model).train()(batch("padded", pairs()))
+    return with_trained_adapters(model, TrainingConfig(lora_r=4, lora_alpha=8, **settings))
 
 
 @pytest.mark.parametrize("kind", KINDS)
