@@ -18,8 +18,8 @@ from pydantic import Field
 
 from flows.ui.approval import ask_in_ui
 from flows.ui.folder import enter_folder
-from flows.ui.form import form
-from flows.ui.runpage import RunPage, judgement_key
+from flows.ui.form import Asks, form
+from flows.ui.runpage import RunPage
 from sdpo.config import Group
 from sdpo.config.annotations import Unit
 from sdpo.config.load import checked
@@ -90,11 +90,11 @@ class ApprovalSettings(Group):
 
 
 _GROUPS = {
-    "lineage": "Which model is to grow.",
-    "data": "Where new pairs come from, and how many make a step.",
-    "step": "How the new step trains.",
-    "gate": "What the new model must hold before it replaces the current one.",
-    "approval": "Whether a person has the last word.",
+    "lineage": "These settings say which model is to grow.",
+    "data": "These settings say where new pairs come from, and how many make a step.",
+    "step": "These settings say how the new step trains.",
+    "gate": "These settings say what the new model must hold before it replaces the current one.",
+    "approval": "These settings say whether a person has the last word.",
 }
 
 
@@ -109,8 +109,8 @@ def _run_name() -> str:
 @form(_GROUPS)
 @flow(name="sdpo-retrain", flow_run_name=_run_name, validate_parameters=False)
 def retrain(
-    lineage: LineageSettings = LineageSettings(),
-    data: NewDataSettings = NewDataSettings(),
+    lineage: Annotated[LineageSettings, Asks("name")] = LineageSettings(),
+    data: Annotated[NewDataSettings, Asks("sources")] = NewDataSettings(),
     step: NewStepSettings = NewStepSettings(),
     gate: GateSettings = GateSettings(),
     approval: ApprovalSettings = ApprovalSettings(),
@@ -131,7 +131,7 @@ def retrain(
             return ask_in_ui(
                 judgement,
                 run,
-                page=judgement_key(lineage.name),
+                page=page.judgement,
                 can_roll_back=bool(in_use.replaced),
                 timeout_s=approval.timeout_minutes * 60,
             )

@@ -59,19 +59,25 @@ _Form = Approval | Judging
 
 
 def ask_in_ui(
-    judgement: Judgement, run: RunFolder, *, page: str, can_roll_back: bool, timeout_s: float
+    judgement: Judgement,
+    run: RunFolder,
+    *,
+    page: UUID | None,
+    can_roll_back: bool,
+    timeout_s: float,
 ) -> Answer:
     """Pause the flow run until somebody answers its form, at most for ``timeout_s`` seconds.
 
-    ``page``: the key of the artifact by which a person judges. Where nobody has answered,
-    ``approved`` is None.
+    ``page``: the artifact by which a person judges, None where the server did not take it. Where
+    nobody has answered, ``approved`` is None.
     """
     step = judgement.new
     kind: type[_Form] = Judging if can_roll_back else Approval
+    both = "The numbers of both, and what both write"
+    shown = f"[{both}](/artifacts/artifact/{page})" if page else both
     form = kind.with_initial_data(
         description=f"M_{step} of run {run.name} passed the gate: {judgement.reason}. Is it to "
-        f"replace M_{judgement.current}? [The numbers of both, and what both write]"
-        f"(/artifacts/key/{page}) are among the artifacts; the decision is kept in "
+        f"replace M_{judgement.current}? {shown} are among the artifacts; the decision is kept in "
         f"{run.path / 'promotion.json'}."
     )
     run_id = flow_run.get_id()

@@ -38,6 +38,27 @@ def required_list() -> MinLen:
     return MinLen(1)
 
 
+class Asks:
+    """Mark a group of settings without some of which its form cannot be sent.
+
+    The group keeps their defaults, by which a call from elsewhere is refused in the flow's words.
+    Empty ones are that flow's to refuse as well: parameters of before have them.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Json]:
+        """Give the group's schema, in which these settings are required and have no default."""
+        schema = dict(handler.resolve_ref_schema(handler(core_schema)))
+        properties = {name: dict(field) for name, field in schema["properties"].items()}
+        for name in self._names:
+            del properties[name]["default"]
+        return schema | {"properties": properties, "required": list(self._names)}
+
+
 class Empty:
     """Mark a parameter that may be left empty in the form: a number, or one of some names.
 
@@ -74,7 +95,7 @@ def form(
 
     Prefect reads a parameter's description from its default if that is a pydantic field; the
     function itself keeps the plain default, so that it can be called as usual. One that is
-    marked by :func:`required_text` or :func:`required_list` has none in the form.
+    marked by :func:`required_text`, :func:`required_list` or :class:`Asks` has none in the form.
     """
 
     def described(flow: F) -> F:
@@ -99,6 +120,6 @@ def _field(parameter: inspect.Parameter, description: str, position: int, label:
     extra: dict[str, Any] = {"title": title, "position": position}
     if unit:
         extra["unit"] = unit
-    is_required = any(isinstance(each, StringConstraints | MinLen) for each in said)
+    is_required = any(isinstance(each, StringConstraints | MinLen | Asks) for each in said)
     default = inspect.Parameter.empty if is_required else parameter.default
     return Field(default, description=description, json_schema_extra=extra)

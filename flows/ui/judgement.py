@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpo.promotion.judge import ALL, Judgement
+from sdpo.promotion.retrain import READ_BY_A_PERSON
 from sdpo.report.load import load_run
 from sdpo.report.tables import interval, number, percent
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.streams import visible
 
-_MOST_PROMPTS = 10
 _LONGEST = 700
 """A text is cut after so many characters: a cell is read at a glance."""
 _COMPARED = ("accuracy_vs_S", "margin")
@@ -80,7 +80,7 @@ def _answers(judgement: Judgement, run: RunFolder) -> list[str]:
     models = [f"M_{judgement.current}", f"M_{judgement.new}"]
     written = load_run(run.path).completions
     old, new = ({item["prompt_key"]: item for item in written.get(model, [])} for model in models)
-    both = [key for key in old if key in new][:_MOST_PROMPTS]
+    both = [key for key in old if key in new][:READ_BY_A_PERSON]
     if not both:
         return ["No completions were made (probe.completions): there is nothing to read."]
     return [
@@ -96,7 +96,7 @@ def _answers(judgement: Judgement, run: RunFolder) -> list[str]:
         "",
         *(
             ["`probe.completions` of the run says how many there are."]
-            if len(both) < _MOST_PROMPTS
+            if len(both) < READ_BY_A_PERSON
             else []
         ),
     ]

@@ -128,6 +128,8 @@ class RunPage:
         self._tables: dict[str, UUID] = {}
         self._suspension = Suspension()
         self._is_judged = False
+        self.judgement: UUID | None = None
+        """The artifact by which a person judges the new model, once it is there."""
 
     @property
     def host(self) -> Host:
@@ -198,9 +200,14 @@ class RunPage:
             return
         self._is_judged = True
         text = judgement_page(judgement, RunFolder(run))
-        key = judgement_key(self._slug)
+        key = f"judgement-{self._slug}"
         what = f"M_{judgement.new} against M_{judgement.current}: {judgement.outcome}"
-        self._show(lambda: create_markdown_artifact(text, key=key, description=what))
+
+        def show() -> None:
+            made = create_markdown_artifact(text, key=key, description=what)
+            self.judgement = cast(UUID, made)  # a coroutine only where there is an event loop
+
+        self._show(show)
 
     def _stage(self, event: StageEvent) -> None:
         name = event.stage
@@ -314,11 +321,6 @@ class _Bar:
             self.artifact = cast(UUID, made)  # a coroutine only where there is an event loop
         else:
             update_progress_artifact(self.artifact, percent, description=words)
-
-
-def judgement_key(name: str) -> str:
-    """Return the key of the page by which a new model of the lineage ``name`` is judged."""
-    return f"judgement-{slug(name)}"
 
 
 def slug(name: str) -> str:

@@ -7,22 +7,25 @@ of the new run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sdpo.config.load import make_config
-from sdpo.errors import ConfigError, Fault, IntegrityError, UserError
+from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import effective_overrides, extend_run, new_pairs_of
 from sdpo.history.target import Checkpoint
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
+from sdpo.promotion.decisions import (
+    Attempt,
+    Decision,
+    Status,
+    taken_out,
+    tried_before,
+    write_decision,
+)
 from sdpo.promotion.judge import GateSettings, Judgement, judge
 from sdpo.promotion.versions import (
     RegisteredModel,
@@ -35,28 +38,14 @@ from sdpo.promotion.versions import (
     read_registry,
     rollback,
 )
-from sdpo.store.records import first_fault
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
-from sdpo.system.files import read_json, write_json
+from sdpo.system.json_values import JsonObject
 from sdpo.system.locks import hold
-from sdpo.system.privacy import withheld_by_folder, withholding
 
-DECISION = "promotion.json"
-"""This file of a run holds what was decided about it."""
-
-Status = Literal[
-    "nothing new",
-    "promoted",
-    "refused",
-    "too few to tell",
-    "rejected",
-    "rolled back",
-    "unanswered",
-    "waiting",
-]
-_FINAL = ("promoted", "refused", "too few to tell", "rejected", "rolled back")
-"""After these the same pairs are not tried again under the same rules."""
+_COMPLETIONS = "probe.completions"
+READ_BY_A_PERSON = 10
+"""A person who judges a new model reads its answers to so many reserved prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,33 +75,6 @@ class Retrained:
     run: Path | None = None
     judgement: Judgement | None = None
     version: Version | None = None
-
-
-class _Rules(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    overrides: list[str]
-
-
-class _Decision(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-    run: str
-    status: str
-    reason: str
-    start: dict[str, JsonValue] = Field(alias="from")
-    rules: _Rules
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attempt:
-    """An attempt is a new run of a name: what it starts from, and the rules that judge it."""
-
-    name: str
-    start: Version
-    run: RunFolder
-    rules: dict[str, Any]
 
 
 def retrain(
@@ -147,9 +109,9 @@ def retrain(
         run = _checked_start(named, runs_dir)
         settings = effective_overrides(run, overrides)
         _check_suites(run, overrides, gate)
-        rules = {"overrides": settings, "gate": gate.rules(), "asked": ask is not None}
+        rules: JsonObject = {"overrides": settings, "gate": gate.rules(), "asked": ask is not None}
         found = new_pairs_of(run, sources, overrides=overrides)
-        tried = list(_tried(named, run, rules, runs_dir))
+        tried = list(tried_before(named, run, rules, runs_dir))
         fresh = found.difference(*(ids for _, ids in tried))
         if len(fresh) < max(1, min_new_pairs):
             return Retrained(
@@ -158,9 +120,10 @@ def retrain(
                 reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
                 new_pairs=len(fresh),
             )
-        key = {"from": start.digest, "pairs": sorted(found), "overrides": settings}
+        made = [*settings, *_more_to_read(run, overrides, ask)]
+        key = {"from": start.digest, "pairs": sorted(found), "overrides": made}
         new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
-        if out := _taken_out(named, new_name):
+        if out := taken_out(named, new_name):
             return Retrained(
                 name=named.name,
                 status="refused",
@@ -172,17 +135,29 @@ def retrain(
         extension = extend_run(
             run,
             sources,
-            overrides=overrides,
+            overrides=[*overrides, *_more_to_read(run, overrides, ask)],
             name=new_name,
             host=host,
             wait=wait,
         )
         if extension.chain is None:
             raise UserError("the data changed while it was read: call it again")
-        attempt = _Attempt(
+        attempt = Attempt(
             name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
         )
         return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, host=host)
+
+
+def _more_to_read(run: RunFolder, overrides: Sequence[str], ask: Ask | None) -> list[str]:
+    """Return the override by which a person who is asked has enough answers to read.
+
+    A recipe that makes no completions, and overrides that name their number, are obeyed.
+    """
+    said = any(each.partition("=")[0].strip() == _COMPLETIONS for each in overrides)
+    made = read_stored(run).config.probe.completions
+    if ask is None or said or not 0 < made < READ_BY_A_PERSON:
+        return []
+    return [f"{_COMPLETIONS}={READ_BY_A_PERSON}"]
 
 
 def find_named(name: str, *, runs_dir: Path) -> RegisteredModel:
@@ -254,69 +229,18 @@ def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
     return run
 
 
-def _tried(
-    named: RegisteredModel, run: RunFolder, rules: dict[str, Any], runs_dir: Path
-) -> Iterator[tuple[dict[str, Any], set[str]]]:
-    """Yield decisions about runs from the current model by the same rules, and their pairs."""
-    for path in sorted(runs_dir.glob(f"*/{DECISION}")):
-        if not RunFolder(path.parent).is_own:
-            continue
-        decision = _read_decision(path)
-        same = decision["name"] == named.name and _effective(decision["rules"], run) == rules
-        if same and decision["from"] == _start(named.in_use) and decision["status"] in _FINAL:
-            pairs = path.parent / "pairs.parquet"
-            yield decision, set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
-
-
-def _read_decision(path: Path) -> dict[str, Any]:
-    """Return what was decided about a run.
-
-    Raises:
-        IntegrityError: the file is something else.
-    """
-    try:
-        return _Decision.model_validate(read_json(path)).model_dump(by_alias=True)
-    except ValidationError as error:
-        raise IntegrityError(
-            f"{path} is no decision of a retraining ({first_fault(error)}): move it away, or put "
-            "the original back"
-        ) from error
-
-
-def _effective(rules: dict[str, Any], run: RunFolder) -> dict[str, Any]:
-    """Spell the overrides of rules alike; those from before 0.2 are left as they were given."""
-    with suppress(ConfigError):
-        return rules | {"overrides": effective_overrides(run, rules["overrides"])}
-    return rules
-
-
-def _start(version: Version) -> dict[str, Any]:
-    return {"run": version.run, "step": version.step, "digest": version.digest}
-
-
-def _nothing_new(
-    named: RegisteredModel, fresh: int, wanted: int, tried: Sequence[dict[str, Any]]
-) -> str:
+def _nothing_new(named: RegisteredModel, fresh: int, wanted: int, tried: Sequence[Decision]) -> str:
     what = f"{fresh} new pairs" if fresh else "nothing new"
     few = f", and {wanted} are wanted" if fresh else ""
     past = "".join(
-        f". Run {decision['run']} was made from what came before and "
+        f". Run {decision.run} was made from what came before and "
         + (
-            _taken_out(named, decision["run"])
-            or f"is not in use ({decision['status']}: {decision['reason']})"
+            taken_out(named, decision.run)
+            or f"is not in use ({decision.status}: {decision.reason})"
         )
         for decision in tried
     )
     return f"{what} for {named.name}, which is at version {named.current}{few}{past}"
-
-
-def _taken_out(named: RegisteredModel, run: str) -> str:
-    """Say what became of a run that was in use under the name and no longer is; else ""."""
-    found = next((v for v in reversed(named.versions) if v.run == run), None)
-    if found is None or found.version == named.current:
-        return ""
-    move = next(m for m in reversed(named.moves) if m.from_version == found.version)
-    return f"was version {found.version} of {named.name} and was taken out of use ({move.why})"
 
 
 def _was_in_use(name: str, digest: str, runs_dir: Path) -> str:
@@ -325,11 +249,11 @@ def _was_in_use(name: str, digest: str, runs_dir: Path) -> str:
     same = [version for version in named.versions if version.digest == digest]
     if not same or named.in_use in same:
         return ""
-    return f"its digest is that of run {same[-1].run}, which {_taken_out(named, same[-1].run)}"
+    return f"its digest is that of run {same[-1].run}, which {taken_out(named, same[-1].run)}"
 
 
 def _decide(
-    attempt: _Attempt,
+    attempt: Attempt,
     pairs: frozenset[str],
     gate: GateSettings,
     *,
@@ -368,7 +292,7 @@ def _decide(
         )
 
     def ended(status: Status, reason: str, version: Version | None = None) -> Retrained:
-        _write(attempt, found, status, reason)
+        write_decision(attempt, found, status, reason)
         return Retrained(
             name=attempt.name,
             status=status,
@@ -379,6 +303,14 @@ def _decide(
             version=version,
         )
 
+    if checked_digest(run, step) == attempt.start.digest:
+        found = judged()
+        return ended(
+            "refused",
+            f"the step changed nothing: M_{step} is M_{step - 1}, weight for weight. Its pairs "
+            "made one optimizer step, and warmup begins at rate 0: set training.warmup_ratio=0, a "
+            "smaller training.batch_size, or wait for more pairs (data.min_new_pairs)",
+        )
     found = host.call("gate", judged)
     if out := _was_in_use(attempt.name, checked_digest(run, step), runs_dir):
         return ended("refused", out)
@@ -386,7 +318,7 @@ def _decide(
         return ended(found.outcome, found.reason)
     why = f"gate: {found.reason}"
     if ask:
-        _write(attempt, found, "waiting", "the gate agrees; a person is asked")
+        write_decision(attempt, found, "waiting", "the gate agrees; a person is asked")
         answer = ask(found, run)
         if answer.approved is None:
             return ended("unanswered", answer.why or "nobody answered")
@@ -399,18 +331,3 @@ def _decide(
         why = f"approved by a person{said}; {why}"
     named = host.call("promote", moved, why)
     return ended("promoted", why, named.in_use)
-
-
-def _write(attempt: _Attempt, found: Judgement, status: Status, reason: str) -> None:
-    content = {
-        "name": attempt.name,
-        "run": attempt.run.name,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": status,
-        "reason": reason,
-        "from": _start(attempt.start),
-        "rules": attempt.rules,
-        "judgement": asdict(found),
-    }
-    with withholding(withheld_by_folder(attempt.run.path)):
-        write_json(attempt.run.path / DECISION, content)

@@ -98,12 +98,9 @@ def test_a_killed_engine_is_crashed_at_once_and_leaves_nothing_not_even_such_chi
 
 def test_a_killed_worker_takes_its_runs_with_it(desk: Desk, long: Values) -> None:
     run = start(desk, long)
-    desk.kill(desk.processes.worker)
-    try:
+    with desk.without_worker():
         assert run.wait(30) == "CRASHED"
         assert_nothing_is_left(run, long, within_s=15)
-    finally:
-        desk.restart("worker")
     run.retry()
     assert run.wait() == "COMPLETED"
 

@@ -71,16 +71,16 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     desk: Desk, promoted: Bench, firing: Any
 ) -> None:
     given = parameters(promoted)
-    desk.kill(desk.processes.worker)
-    firing(given, every_s=15)
-    wait_until(lambda: len(slots(desk)) >= 2, 240, "missed slots")
-    desk.restart("worker")
-    wait_until(lambda: messages(desk), 240, "a step")
+    with desk.without_worker():
+        firing(given, every_s=15)
+        wait_until(lambda: len(slots(desk)) >= 2, 240, "missed slots", every_s=1)
+    wait_until(lambda: messages(desk), 240, "a step", every_s=1)
     firing(given, every_s=15)
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
         240,
         "a slot without new pairs",
+        every_s=1,
     )
     said = messages(desk)
     assert len([message for message in said if message.startswith("promoted")]) == 1

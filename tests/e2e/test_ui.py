@@ -181,8 +181,13 @@ def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_me
     wait_until(lambda: "still waiting" in log.read_text(errors="replace"), 60)
     desk.restart("server")
     page = browser.page
-    browser.open(f"/artifacts/artifact/{run.artifacts()['judgement-tiny']['id']}")
+    browser.run_page(run)
+    page.get_by_role("button", name="Resume").first.click()
+    both = page.get_by_role("link", name="The numbers of both, and what both write").first
+    shown = both.get_attribute("href")
+    browser.open(str(shown))
     page.get_by_text("M_3 against M_2, which is in use").first.wait_for()
+    page.get_by_role("heading", name="10 reserved prompts").wait_for()
     page.get_by_role("cell", name="accuracy against S").first.wait_for()
     page.get_by_role("columnheader", name="M_3, new").first.wait_for()
     browser.picture("judgement")

@@ -21,8 +21,9 @@ from flows.commands.desk import PASSWORD, credentials
 from sdpo.errors import ForeignFolderError, IntegrityError, UserError
 from sdpo.history.extend import effective_overrides, new_pairs_of
 from sdpo.identity.canonical import digest_of
+from sdpo.promotion.decisions import DECISION
 from sdpo.promotion.judge import GateSettings
-from sdpo.promotion.retrain import DECISION, retrain
+from sdpo.promotion.retrain import retrain
 from sdpo.promotion.versions import current
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.locks import hold

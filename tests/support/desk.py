@@ -26,6 +26,8 @@ from flows.commands.desk import Started, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 _TRIES = 10
+_ANSWER_S = 60
+"""A server answers within so long, while browsers and models have the processors."""
 _QUICK = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -44,12 +46,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(happened: Callable[[], Any], timeout_s: float, what: str = "that") -> Any:
-    """Wait until something is true; returns it."""
+def wait_until(
+    happened: Callable[[], Any], timeout_s: float, what: str = "that", *, every_s: float = 0.2
+) -> Any:
+    """Wait until something is true; returns it. A server is asked once a second, not oftener: it
+    needs the processors for other things."""
     end = time.monotonic() + timeout_s
     while not (found := happened()):
         assert time.monotonic() < end, f"{what} did not happen in {timeout_s} s"
-        time.sleep(0.2)
+        time.sleep(every_s)
     return found
 
 
@@ -125,12 +130,15 @@ class Desk:
         )
         for _ in range(_TRIES):
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
                     return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:  # its data base is busy
                 if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
                     raise
-                time.sleep(1)
+            except TimeoutError:
+                if changes:  # the server may have done it
+                    raise
+            time.sleep(1)
         raise AssertionError(f"{path}: the server stays unavailable")
 
     def _token(self, password: str | None) -> dict[str, str]:
@@ -165,6 +173,15 @@ class Desk:
         """All flow runs, the latest first."""
         found = self.api("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
         return [FlowRun(self, run["id"]) for run in found]
+
+    @contextmanager
+    def without_worker(self) -> Iterator[None]:
+        """The worker is killed, and started again whatever becomes of the test meanwhile."""
+        self.kill(self.processes.worker)
+        try:
+            yield
+        finally:
+            self.restart("worker")
 
     def restart(self, role: str) -> None:
         """Start again what has ended."""
@@ -207,7 +224,7 @@ class FlowRun:
         stamp = self.read()["state"]["timestamp"]
         return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
-    def wait(self, timeout_s: float = 240, states: Sequence[str] = FINAL) -> str:
+    def wait(self, timeout_s: float = 400, states: Sequence[str] = FINAL) -> str:
         """Its state, once that is one of ``states``."""
 
         def state() -> str:
@@ -215,7 +232,7 @@ class FlowRun:
                 return found if (found := self.state) in states else ""
             return ""
 
-        return str(wait_until(state, timeout_s, f"one of {states}"))
+        return str(wait_until(state, timeout_s, f"one of {states}", every_s=1))
 
     def set_state(self, **state: Any) -> None:
         """What the UI's buttons do."""
@@ -266,14 +283,17 @@ class FlowRun:
         body = {"logs": {"flow_run_id": {"any_": [self.id]}}, "sort": "TIMESTAMP_ASC"}
         return [line["message"] for line in self.desk.api("/logs/filter", body)]
 
-    def until_training(self, run: Path, *, timeout_s: float = 240) -> None:
+    def until_training(self, run: Path, *, timeout_s: float = 400) -> None:
         """Wait until a step has saved a state from which it can go on."""
-
-        def saved() -> bool:
-            assert self.state not in FINAL, self.read()["state"]
-            return any(run.glob("step-*/resume/*"))
-
-        wait_until(saved, timeout_s, "a resume state")
+        end = time.monotonic() + timeout_s
+        while not any(run.glob("step-*/resume/*")):
+            found = self.read()["state"]
+            assert found["type"] not in FINAL, found
+            assert time.monotonic() < end, f"no resume state in {timeout_s} s: {found}"
+            for _ in range(10):
+                if any(run.glob("step-*/resume/*")):
+                    break
+                time.sleep(0.2)
         assert stages_of(run)
 
 

@@ -12,7 +12,7 @@ def parameters(bench: Bench, **groups: Any) -> Values:
     return {
         "lineage": {"name": "tiny", "runs_dir": str(bench.runs)},
         "data": {"sources": [str(news)], "min_new_pairs": 10},
-        "step": {"overrides": ["training.max_steps=1"]},
+        "step": {"overrides": ["training.max_steps=1", "training.warmup_ratio=0"]},
         "gate": {
             "when_too_few": "estimate",
             "accuracy_tolerance": 1,

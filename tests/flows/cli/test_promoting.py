@@ -49,7 +49,8 @@ def test_what_cannot_be_promoted_or_rolled_back_is_told(finished_copy: Bench, sd
 
 def test_retrain_on_the_command_line(finished_copy: Bench, sdpo: Sdpo) -> None:
     news = write_new_pairs(finished_copy.folder / "new.jsonl", *range(20))
-    options = ("--source", news, "--set", "training.max_steps=1", "--runs-dir", finished_copy.runs)
+    quick = ("--set", "training.max_steps=1", "--set", "training.warmup_ratio=0")
+    options = ("--source", news, *quick, "--runs-dir", finished_copy.runs)
     called = sdpo("retrain", "tiny", *options)
     assert called.code == 2
     assert "`sdpo promote tiny` makes it the first one" in called.err

@@ -56,8 +56,21 @@ def test_a_replay_of_before_means_the_same_and_every_parameter_of_it_is_still_th
     assert checked(StoreConfig, old["store"], name="store") == StoreConfig()
 
 
+NAMED: dict[str, Any] = {"lineage": {"name": "chat"}, "data": {"sources": ["a.jsonl"]}}
+
+
 def test_a_deployment_itself_can_have_a_person_asked() -> None:
-    accept("retrain", {"approval": {"required": True, "timeout_minutes": 60}})
+    accept("retrain", NAMED | {"approval": {"required": True, "timeout_minutes": 60}})
+
+
+@pytest.mark.parametrize("left_out", ["lineage", "data"])
+@pytest.mark.parametrize("given", [{}, None], ids=["an empty group", "no group"])
+def test_a_retraining_of_nothing_is_refused_before_anything_starts(
+    left_out: str, given: dict[str, Any] | None
+) -> None:
+    sent = {name: value for name, value in NAMED.items() if name != left_out}
+    with pytest.raises(ValidationError):
+        accept("retrain", sent if given is None else sent | {left_out: given})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +81,7 @@ def test_an_empty_recipe_is_refused_before_anything_starts(missing: dict[str, An
         accept("align", missing)
 
 
-SHORT = [entry for entry in ENTRIES if schema_of(entry).get("required")]
+SHORT = [e for e in ENTRIES if schema_of(e).get("required") and e.name != "retrain"]
 
 
 @pytest.mark.parametrize("entry", SHORT, ids=lambda entry: entry.name)
@@ -111,7 +124,7 @@ def test_a_field_that_is_left_empty_is_none_and_one_that_cannot_be_is_refused(
 def test_what_is_no_setting_is_refused_by_the_server_or_by_the_flow() -> None:
     with pytest.raises(ValidationError):
         accept("retrain", {"lineage": {"nmae": "chat"}})
-    accept("retrain", {"approval": {"requird": True}})
+    accept("retrain", NAMED | {"approval": {"requird": True}})
     with pytest.raises(ConfigError, match="did you mean `required`"):
         checked(ApprovalSettings, {"requird": True}, name="approval")
     with pytest.raises(ValidationError):

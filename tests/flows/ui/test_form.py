@@ -37,6 +37,13 @@ def fields(schema: Field) -> Iterator[tuple[str, Field]]:
     return walk("", schema)
 
 
+def required(schema: Field) -> list[str]:
+    """Dotted names of the fields without which the form cannot be sent."""
+    found = list(schema.get("required", []))
+    groups = schema["properties"].items()
+    return found + [f"{name}.{each}" for name, g in groups for each in g.get("required", [])]
+
+
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
 def entry(request: pytest.FixtureRequest) -> Entry:
     """One of the deployments."""
@@ -61,7 +68,7 @@ def test_every_field_has_a_label_a_description_and_a_default_or_says_what_empty_
         empty = re.search(
             r"Empty: (as in `training`|as the recipe says|[^.]+)\.$", field["description"]
         )
-        assert "default" in field or path in schema.get("required", []) or empty, path
+        assert "default" in field or path in required(schema) or empty, path
         assert not is_override or field["description"].endswith("Empty: as in `training`."), path
 
 
@@ -71,13 +78,14 @@ REQUIRED = {
     "promote": ["run"],
     "replay": ["run"],
     "report": ["run"],
+    "retrain": ["lineage", "data", "lineage.name", "data.sources"],
     "rollback": ["name"],
     "verify": ["run"],
 }
 
 
 def test_what_is_required_is_required_and_nothing_else(entry: Entry, schema: Field) -> None:
-    assert schema.get("required", []) == REQUIRED.get(entry.name, [])
+    assert required(schema) == REQUIRED.get(entry.name, [])
 
 
 def test_every_number_has_its_unit_in_the_label(schema: Field) -> None:
@@ -98,7 +106,7 @@ def test_fields_are_in_order_and_flat(schema: Field) -> None:
         if "enum" in field:
             assert field["type"] == "string", path
         if field.get("type") == "array" and not path.startswith("steps.0."):
-            is_required = path in schema.get("required", [])
+            is_required = path in required(schema)
             assert is_required or isinstance(field["default"], list), path
 
 

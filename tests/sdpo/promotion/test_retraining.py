@@ -14,8 +14,9 @@ from sdpo.events import Event
 from sdpo.history.target import Checkpoint
 from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
+from sdpo.promotion.decisions import DECISION
 from sdpo.promotion.judge import GateSettings
-from sdpo.promotion.retrain import DECISION, Answer, Retrained, _was_in_use, retrain
+from sdpo.promotion.retrain import Answer, Retrained, _was_in_use, retrain
 from sdpo.promotion.versions import current, promote, rollback
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
@@ -27,13 +28,15 @@ LENIENT = GateSettings(
     gamma_change_min_nats=-1000,
 )
 """Passes whatever six optimizer steps of a tiny model come to."""
+QUICK = ["training.max_steps=1", "training.warmup_ratio=0"]
+"""One optimizer step that moves the weights."""
 STRICT = LENIENT.model_copy(update={"gamma_change_min_nats": 1000.0})
 
 
 def retrained(bench: Bench, source: Path, **options: Any) -> tuple[Retrained, list[str]]:
     """What came of it, and the nodes that were executed."""
     events: list[Event] = []
-    options = {"gate": LENIENT, "overrides": ["training.max_steps=1"]} | options
+    options = {"gate": LENIENT, "overrides": QUICK} | options
     with forked_stages():
         found = retrain(
             "tiny", [str(source)], runs_dir=bench.runs, host=Host(listen=events.append), **options
@@ -125,9 +128,9 @@ def test_a_step_that_was_rolled_back_is_not_promoted_again_by_any_rules(promoted
     # Overrides that say the same otherwise, or what holds anyway, make no other model.
     beta = read_stored(RunFolder(found.run)).config.training.beta
     for same in (
-        ["training.max_steps=1", f"training.beta={beta}"],
-        [f"training.beta={beta:.6f}", "training.max_steps=2", "training.max_steps=1"],
-        ["steps.2.max_steps=1"],
+        [*QUICK, f"training.beta={beta}"],
+        [f"training.beta={beta:.6f}", "training.max_steps=2", *QUICK],
+        ["steps.2.max_steps=1", "steps.2.warmup_ratio=0"],
     ):
         again, made = retrained(promoted, news, overrides=same)
         assert (again.status, made) == ("nothing new", []), same
@@ -146,6 +149,25 @@ def test_whatever_makes_the_same_model_again_it_is_the_one_that_was_taken_out(
     assert out in _was_in_use("chat", second.digest, runs)
     assert not _was_in_use("chat", first.digest, runs), "it is in use"
     assert not _was_in_use("chat", "0" * 64, runs), "it is new"
+
+
+def test_a_step_that_changes_no_weight_is_refused_with_what_would_change_one(
+    promoted: Bench,
+) -> None:
+    news = write_new_pairs(promoted.folder / "new.jsonl", *range(20))
+    asked: list[str] = []
+
+    def ask(judgement: Any, run: RunFolder) -> Answer:
+        asked.append(run.name)
+        return Answer(approved=True)
+
+    found, made = retrained(promoted, news, overrides=["training.max_steps=1"], ask=ask)
+    assert ("step-3" in made, found.status, asked) == (True, "refused", [])
+    assert found.reason.startswith("the step changed nothing: M_3 is M_2, weight for weight")
+    assert "set training.warmup_ratio=0" in found.reason
+    assert decision(found)["status"] == "refused"
+    assert current("tiny", runs_dir=promoted.runs).current == 1
+    assert retrained(promoted, news)[0].status == "promoted", "by settings that change something"
 
 
 def test_the_tiny_reserve_is_too_few_to_tell_and_does_not_promote(promoted: Bench) -> None:
