@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import models, server
+from flows.cli import models, server, studies
 from flows.cli.exits import exit_code, tell
 from flows.cli.help import Application
 from flows.cli.options import (
@@ -46,6 +46,7 @@ app = Application(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models.app)
+app.add_typer(studies.app)
 app.add_typer(server.app, name="server", no_args_is_help=True)
 
 

@@ -33,12 +33,14 @@ _GPU_FLOPS = 4e14
 class Foresight:
     """A foresight has what a run would take: seconds, bytes below the run's folder, free bytes.
 
-    ``flops``: operations of scoring, training and measuring. ``on_gpu``: the seconds are those of
-    a GPU that this machine was not asked about.
+    ``flops``: operations of scoring, training and measuring. ``tokens``: those that are trained on,
+    with every pass over them. ``on_gpu``: the seconds are those of a GPU that this machine was not
+    asked about.
     """
 
     steps: int
     flops: float
+    tokens: float
     seconds: float
     on_gpu: bool
     disk_bytes: int
@@ -86,9 +88,11 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
     all_tokens = _tokens(tokens, np.flatnonzero(tokens.usable))
     measured = min(all_tokens, 2 * context.config.probe.max_pairs * _mean(tokens) * len(steps))
     flops = forward * measured * (len(steps) + 1)
+    trained = 0.0
     for step in steps:
         training, rows = context.config.training_of(step), plan.rows_of(step)
         passes = _steps_of(training, len(rows)) * training.batch_size / max(1, len(rows))
+        trained += _tokens(tokens, rows) * passes
         flops += forward * _tokens(tokens, rows) * (1 + _TRAINING * passes)
     if left := examples_left(context):
         supervised = context.config.supervised
@@ -100,6 +104,7 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
     return Foresight(
         steps=len(steps),
         flops=flops,
+        tokens=trained,
         seconds=flops / (speed * (1 if on_gpu else _USEFUL_SHARE)) + _STAGE_S * (len(steps) + 1),
         on_gpu=on_gpu,
         disk_bytes=_disk(context, run, steps),

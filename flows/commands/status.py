@@ -162,6 +162,8 @@ def _without_empty(rows: list[Row], columns: tuple[str, ...]) -> list[Row]:
 def _origin(origin: Origin | None) -> str:
     if origin is None:
         return ""
+    if origin.kind == "arm":
+        return f"arm of a study, beside {origin.run}"
     what = "replay of" if origin.kind == "replay" else "extends"
     return f"{what} {origin.run}, step {origin.step}"
 

@@ -68,9 +68,9 @@ def open_run(
         stored = read_stored(run)
         check_unchanged(stored.inputs, stored.plugins, run.name)
         config = restore_machine(config, stored.config)
-        known = stored.data_inputs if stored.origin else {}
+        known = _known_data(stored.origin, stored)
     else:
-        known = _known_data(run, origin)
+        known = _known_data(origin)
     resolved = resolve(config, known=known)
     cache = cache_dir(config)
     there = set(run.path.glob("*")) if run.path.is_dir() else set()
@@ -138,11 +138,15 @@ def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = Non
     return bits
 
 
-def _known_data(run: RunFolder, origin: Origin | None) -> dict[str, str]:
-    """Return the digests of the origin's data: its normalised pairs stay, its files may change."""
-    if origin is None:
+def _known_data(origin: Origin | None, stored: Stored | None = None) -> dict[str, str]:
+    """Return the digests of the origin's data: its normalised pairs stay, its files may change.
+
+    An arm of a study may have other data than the one before it. ``stored``: the run itself, where
+    it is there already.
+    """
+    if origin is None or origin.kind == "arm":
         return {}
-    return read_stored(RunFolder(Path(origin.path))).data_inputs
+    return (stored or read_stored(RunFolder(Path(origin.path)))).data_inputs
 
 
 def _run_file(

@@ -27,7 +27,7 @@ from sdpo.store.evaluations import KEY_FILE, RESPONSES, evaluation_fault
 from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import part_is_whole, read_note
 from sdpo.store.resume_states import states_folder
-from sdpo.store.run_folder import RunFolder, run_lock, runs_in
+from sdpo.store.run_folder import RunFolder, run_lock, runs_in, runs_of_studies
 from sdpo.system.files import UNFINISHED, read_json, unfinished
 from sdpo.system.locks import hold
 from sdpo.system.nearby import did_you_mean
@@ -117,7 +117,7 @@ def collect(runs_dir: Path, *, cache: Path | None = None) -> Iterator[Found]:
             f"{did_you_mean(runs_dir)}"
         )
     found = Found()
-    runs = runs_in(runs_dir)
+    runs = [*runs_in(runs_dir), *runs_of_studies(runs_dir)]
     folder = (cache or runs_dir.absolute().parent / "cache").absolute()
     with ExitStack() as held:
         is_held = _hold_cache(folder, held, found, is_named=cache is not None)

@@ -27,11 +27,7 @@ from sdpo.errors import ConfigError, Fault
 from sdpo.promotion.judge_suites import SuiteVerdict, judge_suites
 from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.contamination import CONTAMINATION_NATS, contamination
-from sdpo.stats.gamma import (
-    RESERVE,
-    Measured,
-    split_probes,
-)
+from sdpo.stats.gamma import Measured, whole_reserve
 from sdpo.stats.gamma_rows import Contamination
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import planned, read_probe
@@ -280,14 +276,9 @@ def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
 
 def _reserved(table: pa.Table) -> Measured:
     """Return a model's measurements on the reserves of all sources, by pair id."""
-    reserve = table.filter(pc.starts_with(table["probe"], RESERVE))
-    together = pa.array(["reserve"] * len(reserve), pa.string())
-    probes = split_probes(
-        reserve.set_column(reserve.schema.get_field_index("probe"), "probe", together)
-    )
-    if not probes:
+    found = whole_reserve(table)
+    if found is None:
         raise Fault("the run has no reserve: nothing can be compared (data.reserve)")
-    (found,) = probes.values()
     return found
 
 

@@ -3,7 +3,8 @@
 Each module imports only those before it: ``load`` reads the run folder, ``numbers`` measures
 gamma from the probes, ``tables`` puts numbers in words, ``findings`` draws the conclusions,
 ``health`` those on what the chain keeps and loses, ``evaluations`` shows what suites say,
-``figures`` draws, ``page`` writes the file, ``summary`` is its short form.
+``figures`` draws, ``template`` fills pages, ``page`` writes the file, ``summary`` is its short
+form.
 """
 
 from sdpo.report.page import write_report

@@ -1,20 +1,12 @@
-"""Write ``report.html``: one file, no script, nothing fetched, everything escaped.
-
-Completions and data are other people's text. The page's content security policy allows its own
-style sheet and nothing else, so that even a fault in the escaping could run or load nothing.
-"""
+"""Write ``report.html``: one file, no script, nothing fetched, everything escaped."""
 
 import math
-import re
 from collections.abc import Iterator
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup, escape
 
 from sdpo.config import describe
 from sdpo.model_names import ModelName
@@ -26,6 +18,7 @@ from sdpo.report.gamma_figures import Figure, gamma_figures
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
 from sdpo.report.tables import model_name, number, percent
+from sdpo.report.template import rendered
 from sdpo.system.files import write_text
 
 CURVES = (
@@ -63,7 +56,6 @@ TERMS = (
     "which every model is measured. [a, b]: 95% interval."
 )
 """A reader is told these words before they are used."""
-_INTERVAL = re.compile(r"\[[^\[\]<>]{1,40}\]")
 
 
 def write_report(run: Path, *, out: Path | None = None) -> Path:
@@ -78,7 +70,6 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     data = load_run(run)
     numbers = measure_run(data)
     path = out or data.folder.report
-    template = _environment().from_string(_asset("report.html.j2"))
     summary = (
         tables_of_steps.steps_table(data, numbers),
         tables_of_steps.training_table(data),
@@ -92,8 +83,8 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         health.lengths_table(healthy),
     )
     counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
-    text = template.render(
-        style=Markup(_asset("report.css")),
+    text = rendered(
+        "report.html.j2",
         data=data,
         facts=_facts(data),
         terms=TERMS,
@@ -118,32 +109,6 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     )
     write_text(path, text)
     return path
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"math": _math, "unset": _unset, "count": tables.count}
-    return environment
-
-
-def _asset(name: str) -> str:
-    return files("sdpo.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _math(text: str) -> Markup:
-    """Set M_1, D_t and γ_ref with subscripts, and keep intervals whole; escape everything else."""
-    pattern = r"\b([MD])_(\d+|t)\b|(γ)_(ref)\b"
-    set_low = re.sub(
-        pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text))
-    )
-    return Markup(_INTERVAL.sub(r'<span class="whole">\g<0></span>', set_low))
-
-
-def _unset(text: str) -> str:
-    """Write D_t and γ_ref without a subscript, where there can be no markup."""
-    return re.sub(r"(?<=[MDγ])_(\d+|t|ref)\b", r" \1", text)
 
 
 def _facts(data: RunData) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdpo.errors import Fault
@@ -72,6 +73,17 @@ def split_probes(table: pa.Table) -> dict[str, Measured]:
             raise Fault(f"probe {name} has log-probs that are not finite, or of no token: {listed}")
         probes[name] = rows
     return probes
+
+
+def whole_reserve(table: pa.Table) -> Measured | None:
+    """Return a model's measurements on the reserves of all sources together, by pair id.
+
+    ``table``: as of :func:`split_probes`. None where there is no reserve.
+    """
+    reserve = table.filter(pc.starts_with(table["probe"], RESERVE))
+    together = pa.array([RESERVE] * len(reserve), pa.string())
+    column = reserve.schema.get_field_index("probe")
+    return split_probes(reserve.set_column(column, "probe", together)).get(RESERVE)
 
 
 def statistics(rows: Measured) -> Statistics:

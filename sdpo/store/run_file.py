@@ -14,12 +14,13 @@ from sdpo.system.json_values import JsonObject
 class Origin(BaseModel):
     """An origin is the run that this one replays from step ``step``, or extends by step ``step``.
 
-    ``identity`` is the digest of its identity. ``only``: the chain ends after the step.
+    ``identity`` is the digest of its identity. ``only``: the chain ends after the step. The origin
+    of an arm of a study is the arm before it, which shares what both have; then ``step`` is 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["replay", "extend"]
+    kind: Literal["replay", "extend", "arm"]
     run: str
     path: str
     identity: str

@@ -427,6 +427,12 @@ def runs_in(folder: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in folders_of_runs(folder)]
 
 
+def runs_of_studies(folder: Path) -> list[RunFolder]:
+    """Return the runs of the studies that lie among the runs in a folder, by name."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [run for path in inner if ownership.is_marked(path, "study") for run in runs_in(path)]
+
+
 def _is_changed(path: Path) -> bool:
     """Return whether a file is not what the digest beside it says; without one it is believed."""
     return checksum_path(path).is_file() and not is_vouched_for(path)

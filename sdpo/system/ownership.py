@@ -20,7 +20,7 @@ from sdpo.errors import ForeignFolderError
 from sdpo.system.files import is_no_file, read_small
 from sdpo.system.locks import is_lock
 
-Kind = Literal["run", "cache", "server"]
+Kind = Literal["run", "cache", "server", "study"]
 Proof = Callable[[Path], bool]
 """A proof tells whether the content of a folder without a marker shows that it is ours."""
 
@@ -29,11 +29,17 @@ MARKER = ".sdpo.json"
 LOCK = ".lock"
 """The process that works in a folder holds this lock of it."""
 
-_WHAT: dict[Kind, str] = {"run": "run", "cache": "cache", "server": "server's folder"}
+_WHAT: dict[Kind, str] = {
+    "run": "run",
+    "cache": "cache",
+    "server": "server's folder",
+    "study": "study",
+}
 _REMEDY: dict[Kind, str] = {
     "run": "give the run another name (--name), or its folder another place (--runs-dir)",
     "cache": "name another folder (store.cache_dir)",
     "server": "name another folder (--folder)",
+    "study": "give the study another name (--name), or its folder another place (--runs-dir)",
 }
 _NAMED = 4
 _WRITTEN_S = 5.0

@@ -44,6 +44,8 @@ REFUSED = (
     ("replay", "{data}/step-2", "--runs-dir", "{runs}"),
     ("extend", "tiny", "--source", "{new}", "--name", "{data}", "--runs-dir", "{runs}"),
     ("extend", "{data}", "--source", "{new}", "--name", "new", "--runs-dir", "{runs}"),
+    ("compare", "{recipe}", "--name", "{data}"),
+    ("compare", "{recipe}", "--arms", "sdpo,{data}"),
     ("diff", "tiny", "{data}", "--runs-dir", "{runs}"),
     ("lineage", "{data}/step-1", "--runs-dir", "{runs}"),
     ("server", "up", "--folder", "{mine}"),
@@ -85,6 +87,7 @@ DONE = (
     ("gc", "--yes", "--runs-dir", "{runs}"),
     ("resume", "new", "--runs-dir", "{runs}"),
     ("verify", "new", "--runs-dir", "{runs}"),
+    ("compare", "{recipe}", "--arms", "new,sdpo", "--set", "training.max_steps=1"),
     ("diff", "tiny", "new", "--runs-dir", "{runs}"),
     ("lineage", "new/step-2", "--runs-dir", "{runs}"),
 )
@@ -187,7 +190,8 @@ def unlisted(place: Place, made: set[Path]) -> set[str]:
     for path in made - users - set(place.state):
         parts = path.relative_to(bench.folder).parts
         if parts[0] == "runs" and len(parts) > 1 and (bench.runs / parts[1]).is_dir():
-            parts = parts[2:]  # a run
+            is_inner = len(parts) > 2 and (bench.runs / parts[1] / parts[2] / "run.yaml").is_file()
+            parts = parts[3:] if is_inner else parts[2:]  # a run, of a study or not
         elif parts[0] in ("runs", "cache") and len(parts) > 1:
             parts = parts[1:]
         elif parts[0] == "exported":

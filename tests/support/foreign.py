@@ -67,8 +67,12 @@ OF_A_SERVER = (
     *("processes.json", ".gitignore", "password", "server.log", "worker.log", "deploy.log", "runs"),
     *("prefect/prefect.db", "prefect/profiles.toml"),
 )
+OF_A_STUDY = (
+    *("study.json", "comparison.html", "comparison.json", "results/mine"),
+    *(f"results/sdpo.{end}" for end in ("json", "parquet", "before.json")),
+)
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")
-NAMES = tuple(dict.fromkeys((*OF_A_RUN, *OF_A_CACHE, *OF_A_SERVER, *BESIDE_RUNS)))
+NAMES = tuple(dict.fromkeys((*OF_A_RUN, *OF_A_CACHE, *OF_A_SERVER, *OF_A_STUDY, *BESIDE_RUNS)))
 """What this project writes has one of these names, and below a folder of its own one that begins
 with them: :mod:`test_foreign_files` compares them with what the code says and with what it does."""
 PARENTS = {str(parent) for name in NAMES for parent in Path(name).parents}

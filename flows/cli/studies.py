@@ -1,0 +1,79 @@
+"""Define the commands of ``sdpo`` about several recipes at once: compare."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from flows.cli.help import Application
+from flows.cli.options import Limit, Overrides, Recipe, RunsDir, Wait, configured, out
+
+app = Application()
+
+
+class Keep(StrEnum):
+    """What stays of the runs of a study once their numbers are known."""
+
+    MODELS = "models"
+    NONE = "none"
+
+
+StudyName = Annotated[
+    str, typer.Option("--name", help="Name of the study; else the recipe's and what it is.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would take; train nothing.")]
+Kept = Annotated[
+    Keep,
+    typer.Option("--keep", help="`models`: runs stay whole; `none`: their numbers alone stay."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
+
+
+@app.command()
+def compare(
+    recipe: Recipe,
+    arms: Annotated[
+        str,
+        typer.Option(
+            "--arms",
+            help="Arms, the first of which the others are compared with: sdpo, dpo, stratified, "
+            "random, easy_first, hard_first, target_base, reference_base, or runs that are there.",
+        ),
+    ] = "sdpo,dpo",
+    arm: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="Arm of your own, name:key=value; may be given many times."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Training seeds of each arm.")] = 1,
+    partition_seeds: Annotated[
+        bool, typer.Option("--partition-seeds", help="Draw the partition anew with each seed too.")
+    ] = False,
+    overrides: Overrides = None,
+    name: StudyName = "",
+    limit: Limit = 0,
+    runs_dir: RunsDir = None,
+    keep: Kept = Keep.MODELS,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    wait: Wait = False,
+) -> None:
+    """Train a recipe in several ways and say, with intervals, which is better.
+
+    Exit code 0: all arms are compared; 1: an arm failed.
+    """
+    from flows.commands.compare import compare_arms
+
+    code = compare_arms(
+        configured(recipe, overrides, "", limit, runs_dir),
+        arms=arms,
+        own=arm or [],
+        seeds=seeds,
+        partition_seeds=partition_seeds,
+        name=name,
+        keep=keep.value,
+        dry_run=dry_run,
+        as_json=as_json,
+        wait=wait,
+        console=out,
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,162 @@
+"""Make the tables of a comparison, as the report's: arms as rows."""
+
+from sdpo.report.tables import UNKNOWN, Table, count, duration, interval, number, percent
+from sdpo.stats.kl import Estimate
+from sdpo.study.comparison import ArmLine, Comparison, Contrast
+from sdpo.study.conclusions import size
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """Return the tables of a comparison, first the paper's Table 2 for this data."""
+    tables = [arms_table(found), differences_table(found), suites_table(found), work_table(found)]
+    return [table for table in tables if table.rows]
+
+
+def arms_table(found: Comparison) -> Table:
+    """Show what every arm came to."""
+    return Table(
+        title="Arms",
+        columns=(
+            "Arm",
+            "Partition",
+            "Pairs per step",
+            "Ranking accuracy",
+            "γ rose, from S",
+            "Mean γ",
+            "KL from S",
+            "Length",
+            "Win rate",
+            "Training",
+        ),
+        rows=tuple(
+            (
+                line.arm,
+                line.strategy or UNKNOWN,
+                " + ".join(map(count, line.pairs)),
+                _share(line.accuracy),
+                _share(line.rose),
+                _estimate(line.gamma),
+                _estimate(line.kl, digits=3),
+                number(line.characters, digits=0),
+                UNKNOWN,
+                duration(line.seconds),
+            )
+            for line in found.arms
+        ),
+        text_columns=3,
+        note=f"Table 2 of arXiv 2403.19270 for this data, on {count(found.pairs)} reserved pairs "
+        f"of {count(found.prompts)} prompts that no arm was trained on; [a, b]: 95% interval over "
+        "pairs, prompts resampled. Ranking accuracy: share of pairs with γ > 0. γ and KL in nats; "
+        "KL of the last model per completion (probe.kl_prompts). Length: characters of greedy "
+        "completions (probe.completions). Win rate: not measured. Training: time of all steps, of "
+        "all seeds, those that are shared with another arm included.",
+    )
+
+
+def differences_table(found: Comparison) -> Table:
+    """Show how every arm differs from the first, pair by pair."""
+    first = found.arms[0].arm
+    several = found.seeds > 1
+    by_arm: dict[str, list[Contrast]] = {}
+    for contrast in found.contrasts:
+        by_arm.setdefault(contrast.arm, []).append(contrast)
+    columns: list[str] = ["Arm"]
+    for name, short in (("Ranking accuracy, points", "accuracy"), ("γ, nats", "γ")):
+        seeds = [f"{short}, over seeds"] if several else []
+        columns += [name, *seeds, f"{short}: corrected p", f"{short}: could be shown"]
+    return Table(
+        title=f"Differences from {first}",
+        columns=(*columns, "Shown"),
+        rows=tuple(
+            (arm, *(cell for c in contrasts for cell in _cells(c, several)), _what(contrasts))
+            for arm, contrasts in by_arm.items()
+        ),
+        note="Paired, pair by pair"
+        + (", of means over seeds" if several else "")
+        + "; [a, b]: 95% interval over pairs, prompts resampled. "
+        + ("Over seeds: Student's t of the differences of single seeds. " if several else "")
+        + f"p: two-sided, corrected by Holm for {found.tests} differences. Could be shown: the "
+        "smallest difference that these pairs would have shown in 80% of all tries.",
+    )
+
+
+def _cells(contrast: Contrast, several: bool) -> tuple[str, ...]:
+    scale, digits = (100, 1) if contrast.measure == "ranking_accuracy" else (1, 2)
+    paired, over = contrast.found, contrast.found.over_seeds
+    mean = number(scale * paired.mean, digits=digits, signed=True)
+    seeds = (
+        interval(over.low, over.high, digits=digits, scale=scale)
+        if over is not None and over.seeds > 1
+        else UNKNOWN
+    )
+    bounds = interval(paired.low, paired.high, digits=digits, scale=scale)
+    return (
+        f"{mean} {bounds if paired.varies else '(no pair differs)'}",
+        *([seeds] if several else []),
+        UNKNOWN if contrast.corrected is None else f"{contrast.corrected:.3f}",
+        UNKNOWN if contrast.smallest is None else size(contrast.measure, contrast.smallest),
+    )
+
+
+def _what(contrasts: list[Contrast]) -> str:
+    names = {"ranking_accuracy": "accuracy", "gamma": "γ"}
+    shown = [
+        f"{names[c.measure]} {'higher' if c.found.mean > 0 else 'lower'}"
+        for c in contrasts
+        if c.is_shown
+    ]
+    return ", ".join(shown) or "nothing"
+
+
+def suites_table(found: Comparison) -> Table:
+    """Show what every arm scored on suites."""
+    rows = tuple(
+        (line.arm, score.name, score.metric, score.asked, number(score.value, digits=4))
+        for line in found.arms
+        for score in line.suites
+    )
+    return Table(
+        title="Suites",
+        columns=("Arm", "Task", "Metric", "Asked", "Score"),
+        rows=rows,
+        text_columns=4,
+        note="By lm-evaluation-harness, of the last model; means over seeds. Without intervals: "
+        "the report of each run has its own.",
+    )
+
+
+def work_table(found: Comparison) -> Table:
+    """Show what had to be computed for every arm, and what it shares."""
+    return Table(
+        title="What was computed",
+        columns=(
+            "Arm",
+            "Runs",
+            "Steps trained",
+            "Steps shared",
+            "References scored",
+            "Rows scored",
+        ),
+        rows=tuple(_work(line) for line in found.arms),
+        text_columns=2,
+        note="In the order in which arms were run. References scored: a step's reference on its "
+        "D_t, where log-probs had to be computed. Rows scored: pairs whose log-probs under some "
+        "model had to be computed, measurements included; all others came from the cache.",
+    )
+
+
+def _work(line: ArmLine) -> tuple[str, ...]:
+    numbers = (line.trained, line.shared, line.scorings, line.rows_scored)
+    return (line.arm, ", ".join(line.trials), *map(count, numbers))
+
+
+def _share(found: Estimate) -> str:
+    return f"{percent(found.mean)} {interval(found.low, found.high, digits=1, scale=100)}"
+
+
+def _estimate(found: Estimate | None, *, digits: int = 2) -> str:
+    if found is None:
+        return UNKNOWN
+    if found.low is None:
+        return number(found.mean, digits=digits)
+    return f"{number(found.mean, digits=digits)} {interval(found.low, found.high, digits=digits)}"
