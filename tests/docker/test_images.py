@@ -381,6 +381,9 @@ def test_the_dockerfile_is_clean_and_the_manifests_are_valid_by_the_schemas_of_t
     checked = [hadolint, "--no-color", str(DOCKER / "Dockerfile")]
     assert subprocess.run(checked, capture_output=True, text=True, check=False).stdout == ""
     assert "10 manifests, 0 not valid" in python(clean, [str(DOCKER / "validate.py")])
+    script = "import validate; print(validate.vendor() == json.loads(validate.SCHEMAS.read_text()))"
+    path = f"import json, sys; sys.path.insert(0, {str(DOCKER)!r}); "
+    assert python(clean, ["-c", path + script]) == "True\n", "they are those of the package"
 
 
 # --- entry point
