@@ -98,7 +98,8 @@ def check(
     """Show before training what a run works with: data, a decoded pair, lengths, steps, memory."""
     from flows.commands.check import check_recipe
 
-    check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out)
+    if not check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out):
+        raise typer.Exit(1)
 
 
 @app.command()

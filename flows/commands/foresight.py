@@ -71,9 +71,9 @@ def without_update(context: Context, steps: list[int]) -> str:
         if _steps_of(settings, items) == 1 and _warmup(settings, 1) >= 1:
             more = "a larger max_steps" if settings.max_steps == 1 else "a smaller batch_size"
             return (
-                f"{stage} would change nothing, and the run would stop there: its {items} items "
-                f"make one optimizer step ({group}.batch_size {settings.batch_size}, max_steps "
-                f"{settings.max_steps}), and warmup begins at rate 0. Set "
+                f"{stage} would change nothing: its {items} items make one optimizer step "
+                f"({group}.batch_size {settings.batch_size}, max_steps {settings.max_steps}), and "
+                "warmup begins at rate 0. Set "
                 f"{group}.warmup_ratio=0 and {group}.warmup_steps=0, or {more}"
             )
     return ""

@@ -389,14 +389,15 @@ def test_frequencies_that_zero_3_cannot_compute_apart_are_refused(
     called = sdpo("check", recipe(PAIRS, model=model, launch=launch))
     assert called.code == 2, called.told
     assert "which deepspeed_zero3 cannot compute apart" in " ".join(called.err.split())
-    called = sdpo("check", recipe(PAIRS[:6], model=model_of("llama"), launch=launch))
+    one = {"warmup_ratio": 0}  # of the one optimizer step that so few pairs make
+    called = sdpo("check", recipe(PAIRS[:6], model=model_of("llama"), launch=launch, training=one))
     assert called.code == 0, called.told
 
 
 def test_a_reference_with_a_tokenizer_of_its_own_is_tried_on_its_own_tokens(
     recipe, sdpo: Sdpo, foreign_model: Path
 ) -> None:
-    training = {"reference": "model", "reference_model": str(foreign_model), "max_steps": 1}
+    training = {"reference": "model", "reference_model": str(foreign_model), "max_steps": 2}
     called = sdpo("check", recipe(PAIRS, training=training))
     assert called.code == 0, called.told
     assert "M_0 loads, and scores the shortest and the longest pair" in called.out
@@ -419,7 +420,7 @@ def test_a_step_whose_only_update_has_rate_0_is_foreseen(
     recipe, sdpo: Sdpo, setting: str, remedy: str
 ) -> None:
     called = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0.1")
-    assert called.code == 0
+    assert called.code == 1
     told = called.out.strip().splitlines()[-1]
     assert told.startswith("verdict: not ready: step 1 would change nothing")
     assert remedy in told
