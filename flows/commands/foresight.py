@@ -21,7 +21,7 @@ from sdpo.tokens.token_file import TokenFile
 _TRAINING = 3
 """Forward and backward pass together take so many times a forward pass."""
 _USEFUL_SHARE = 0.5
-"""Of a CPU's matrix products training gets so much; README's table of speed has 49% to 57%."""
+"""Of a CPU's matrix products training gets so much: 49% to 57% in docs/benchmarks.md."""
 _STAGE_S = 8.0
 """A stage takes so long to start, load and publish a small model."""
 _SIDE = 768

@@ -402,13 +402,11 @@ def test_a_notebook_shows_progress_and_the_result(finished_copy: Bench, tmp_path
 
 
 @pytest.mark.usefixtures("quick_stages")
-def test_the_example_in_the_readme_runs(
+def test_the_example_of_python_in_the_docs_runs(
     bench: Bench, demo_files: DemoFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = (
-        (ROOT / "README.md").read_text("utf-8").split("\n## From Python\n")[1].split("\n## ")[0]
-    )
-    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code) == 1
     bench.write(name="recipe.yaml")
     monkeypatch.chdir(bench.folder)

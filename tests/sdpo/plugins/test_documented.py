@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of a package of plug-ins, followed to the letter."""
+"""What docs/plugins.md says of a package of plug-ins, followed to the letter."""
 
 import json
 import re
@@ -26,8 +26,8 @@ PLUGINS = ("objective `half_dpo`", "partition strategy `halves`", "data layout `
 
 
 def files() -> Mapping[str, str]:
-    """The files that CONTRIBUTING.md shows, by the name in their first line."""
-    return dict(BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    """The files that docs/plugins.md shows, by the name in their first line."""
+    return dict(BLOCK.findall((ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def pip_install(*arguments: object) -> None:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The package's source and the folder that it was installed to; tests only read both."""
-    place = tmp_path_factory.mktemp("contributing")
+    place = tmp_path_factory.mktemp("plugins")
     source = write_package(place / "source")
     pip_install("--target", place / "site", source)
     return source, place / "site"
