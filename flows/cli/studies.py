@@ -1,4 +1,4 @@
-"""Define the commands of ``sdpo`` about several recipes at once: compare."""
+"""Define the commands of ``sdpo`` about several recipes at once: compare, sweep."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.help import Application
-from flows.cli.options import Limit, Overrides, Recipe, RunsDir, Wait, configured, out
+from flows.cli.options import Limit, Overrides, Recipe, RunsDir, Wait, configured, err, out
 
 app = Application()
 
@@ -75,5 +75,45 @@ def compare(
         as_json=as_json,
         wait=wait,
         console=out,
+        progress=err if as_json else out,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def sweep(
+    recipe: Recipe,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over", help="Setting and its values, key=0.03,0.1,0.3; may be given many times."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    name: StudyName = "",
+    limit: Limit = 0,
+    runs_dir: RunsDir = None,
+    keep: Kept = Keep.MODELS,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    wait: Wait = False,
+) -> None:
+    """Train a recipe with every combination of settings, and choose the best.
+
+    One part of the reserve chooses, the other one reports. Exit code 0: all trials are compared; 1:
+    a trial failed.
+    """
+    from flows.commands.compare import sweep_settings
+
+    code = sweep_settings(
+        configured(recipe, overrides, "", limit, runs_dir),
+        over=over or [],
+        name=name,
+        keep=keep.value,
+        dry_run=dry_run,
+        as_json=as_json,
+        wait=wait,
+        console=out,
+        progress=err if as_json else out,
     )
     raise typer.Exit(code)

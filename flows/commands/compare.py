@@ -1,4 +1,4 @@
-"""Run the command `compare`: what it would take, how it goes, what came of it."""
+"""Run the commands `compare` and `sweep`: what they would take, how it goes, what came of it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,13 @@ from sdpo.errors import Interrupted, UserError
 from sdpo.hooks import Host
 from sdpo.report.findings import Verdict
 from sdpo.report.tables import Table
-from sdpo.study.compare import Compared, Keep, check_plan, plan_comparison, run_comparison
+from sdpo.study.before import check_trials
+from sdpo.study.compare import Keep, check_plan, plan_comparison, run_comparison
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
-from sdpo.study.run_trials import failures
+from sdpo.study.run_trials import Failed, failures
+from sdpo.study.sweep import plan_sweep, run_sweep
+from sdpo.study.sweep_page import conclude_sweep, sweep_tables
 from sdpo.study.tables import comparison_tables
 
 
@@ -35,8 +38,11 @@ def compare_arms(
     as_json: bool,
     wait: bool,
     console: Console,
+    progress: Console,
 ) -> int:
     """Compare arms of a recipe and print the comparison; return 1 where an arm failed, else 0.
+
+    ``progress``: where it is shown how the runs go.
 
     Raises:
         UserError: an arm cannot be, or nothing can be compared.
@@ -53,32 +59,63 @@ def compare_arms(
         check_plan(plan, keep=keep)
         foresee_study(plan.study, plan.trials, keeps_models=keep == "models", console=console)
         return 0
-    shown = Console(stderr=True) if as_json else console
-    with going_on(plan.study, "sdpo compare"), RunConsole(shown) as listen:
+    with going_on(plan.study, "sdpo compare"), RunConsole(progress) as listen:
         compared = run_comparison(plan, keep=keep, host=Host(listen=listen), wait=wait)
     if as_json:
         print(json.dumps(compared.found.as_json(), indent=2))
     else:
-        print_comparison(compared, console=console)
-    if compared.failed:
-        shown.print(
-            f"[red]failed:[/] {escape(failures(compared.failed, plan.study))}",
-            highlight=False,
-            soft_wrap=True,
+        _tell_ran(compared.ran, console)
+        tables, verdict = comparison_tables(compared.found), conclude(compared.found)
+        print_study(tables, verdict, plan.study, console=console)
+    return _tell_failed(compared.failed, plan.study, progress)
+
+
+def sweep_settings(
+    config: RunConfig,
+    *,
+    over: Sequence[str],
+    name: str,
+    keep: Keep,
+    dry_run: bool,
+    as_json: bool,
+    wait: bool,
+    console: Console,
+    progress: Console,
+) -> int:
+    """Sweep settings of a recipe and print what came of it; return 1 where a trial failed, else 0.
+
+    Raises:
+        UserError: a setting cannot be swept so, or nothing can be compared.
+    """
+    plan = plan_sweep(config, over=over, name=name)
+    if dry_run:
+        check_trials(plan.study, plan.trials, keeps_models=keep == "models")
+        foresee_study(plan.study, plan.trials, keeps_models=keep == "models", console=console)
+        return 0
+    with going_on(plan.study, "sdpo sweep"), RunConsole(progress) as listen:
+        done = run_sweep(plan, keep=keep, host=Host(listen=listen), wait=wait)
+    if as_json:
+        print(json.dumps(done.swept.as_json(), indent=2))
+    else:
+        _tell_ran(done.ran, console)
+        print_study(
+            sweep_tables(done.swept), conclude_sweep(done.swept), plan.study, console=console
         )
-    return 1 if compared.failed else 0
+        console.print(f"recipe: {escape(str(done.recipe))}", highlight=False, soft_wrap=True)
+    return _tell_failed(done.failed, plan.study, progress)
 
 
-def print_comparison(compared: Compared, *, console: Console) -> None:
-    """Print the tables of a comparison, what follows from them, and where the page is."""
-    if not compared.ran:
-        console.print("every arm is complete: nothing to run", highlight=False)
-    print_study(
-        comparison_tables(compared.found),
-        conclude(compared.found),
-        compared.study,
-        console=console,
-    )
+def _tell_ran(ran: Sequence[str], console: Console) -> None:
+    if not ran:
+        console.print("every run is complete: nothing to run", highlight=False)
+
+
+def _tell_failed(failed: Sequence[Failed], study: StudyFolder, console: Console) -> int:
+    if not failed:
+        return 0
+    said = escape(failures(failed, study))
+    console.print(f"[red]failed:[/] {said}", highlight=False, soft_wrap=True)
+    return 1
 
 
 def print_study(

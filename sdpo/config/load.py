@@ -183,6 +183,18 @@ def parse_recipe(text: str) -> dict[str, Any]:
     return values
 
 
+def parse_value(text: str) -> Any:
+    """Return the value that a text is as an override's: ``0.1``, ``true``, ``[a, b]``.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    try:
+        return _parse(text)
+    except MalformedError as error:
+        raise ConfigError(f"the value {text} is not YAML ({error})") from error
+
+
 def make_config(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunConfig:
     """Check ``values`` (groups of settings) with ``key=value`` overrides applied.
 

@@ -83,21 +83,21 @@ def estimates(
     if not rows:
         return Markup("")
     ends = [x for e in rows for x in (e.value, e.low, e.high) if x is not None]
-    scale = _padded([*ends, mark], start=34, end=WIDTH - 78)
+    scale = padded([*ends, mark], start=34, end=WIDTH - 78)
     parts: list[Markup] = []
     y = 14
     for name, members in groups:
-        parts.append(_text(0, y, _cut(name, 56), "group"))
+        parts.append(words(0, y, _cut(name, 56), "group"))
         for e in members:
             y += 17
-            parts.append(_text(26, y + 4, e.label, f"end f{_tone(e.model)}"))
+            parts.append(words(26, y + 4, e.label, f"end f{tone_of(e.model)}"))
             parts.append(_estimate(e, scale, y))
-            parts.append(_text(WIDTH - 2, y + 4, e.text, "end num"))
+            parts.append(words(WIDTH - 2, y + 4, e.text, "end num"))
         y += 27
     bottom = y - 14
     axis = _x_axis(scale, top=4, bottom=bottom, mark=mark, shares=shares)
-    title = _text((34 + WIDTH - 78) / 2, bottom + 30, label, "middle muted")
-    return _svg([axis, *parts, title], height=bottom + 36, label=label)
+    title = words((34 + WIDTH - 78) / 2, bottom + 30, label, "middle muted")
+    return svg([axis, *parts, title], height=bottom + 36, label=label)
 
 
 def histograms(
@@ -106,7 +106,7 @@ def histograms(
     """Draw a histogram per model over the same bins, its mean marked; outer bins hold outliers."""
     pooled = np.concatenate([gamma for _, _, gamma in rows])
     low, high = np.percentile(pooled, [0.5, 99.5])
-    scale = _padded([float(low), float(high), 0.0], start=34, end=WIDTH - 16)
+    scale = padded([float(low), float(high), 0.0], start=34, end=WIDTH - 16)
     edges = np.linspace(scale.low, scale.high, bins + 1)
     counts = [np.histogram(np.clip(g, edges[0], edges[-1]), edges)[0] / len(g) for _, _, g in rows]
     tallest = max(float(c.max()) for c in counts)
@@ -119,17 +119,17 @@ def histograms(
         )
         mean = float(gamma.mean())
         parts += [
-            Markup('<path class="fill f{}" d="{}V{}Z"/>').format(_tone(model), path, base),
+            Markup('<path class="fill f{}" d="{}V{}Z"/>').format(tone_of(model), path, base),
             Markup('<line class="rule" x1="34" x2="{}" y1="{}" y2="{}"/>').format(
                 WIDTH - 16, base, base
             ),
             _mean_line(f"{name}: mean {mean:.2f} nats", model, scale(mean), base, height - 10),
-            _text(26, base - 4, name, f"end f{_tone(model)}"),
+            words(26, base - 4, name, f"end f{tone_of(model)}"),
         ]
     bottom = 12 + len(rows) * height
     axis = _x_axis(scale, top=8, bottom=bottom, mark=0.0)
-    title = _text((18 + WIDTH) / 2, bottom + 30, label, "middle muted")
-    return _svg([axis, *parts, title], height=bottom + 36, label=label)
+    title = words((18 + WIDTH) / 2, bottom + 30, label, "middle muted")
+    return svg([axis, *parts, title], height=bottom + 36, label=label)
 
 
 def curves(
@@ -137,7 +137,7 @@ def curves(
 ) -> Markup:
     """Draw the steps' curves one after the other along the chain; circles are the reserve."""
     values = [v for c in series for v in (*c.values, *c.eval_values)]
-    y = _padded(values if mark is None else [*values, mark], start=176, end=22)
+    y = padded(values if mark is None else [*values, mark], start=176, end=22)
     total = sum(max([*c.steps, *c.eval_steps]) for c in series)
     x = Scale(0, max(total, 1), 44, WIDTH - 6)
     parts = [_y_axis(y)]
@@ -147,7 +147,7 @@ def curves(
                 WIDTH - 6, y(mark), y(mark)
             )
         )
-        parts.append(_text(WIDTH - 8, y(mark) - 4, mark_label, "end muted"))
+        parts.append(words(WIDTH - 8, y(mark) - 4, mark_label, "end muted"))
     offset = 0.0
     for curve in series:
         length = max([*curve.steps, *curve.eval_steps])
@@ -156,24 +156,24 @@ def curves(
                 Markup('<line class="rule" x1="{0}" x2="{0}" y1="10" y2="176"/>').format(x(offset))
             )
         middle = x(offset + length / 2)
-        parts.append(_text(middle, 12, f"step {curve.step}", f"middle f{_tone(curve.step)}"))
+        parts.append(words(middle, 12, f"step {curve.step}", f"middle f{tone_of(curve.step)}"))
         parts.append(_line(curve, x, y, offset))
         offset += length
     for tick in x.ticks():
         if tick == int(tick):
-            parts.append(_text(x(tick), 191, f"{int(tick)}", "middle num muted"))
-    parts.append(_text((44 + WIDTH) / 2, 207, "optimizer steps along the chain", "middle muted"))
-    return _svg(parts, height=213, label=label)
+            parts.append(words(x(tick), 191, f"{int(tick)}", "middle num muted"))
+    parts.append(words((44 + WIDTH) / 2, 207, "optimizer steps along the chain", "middle muted"))
+    return svg(parts, height=213, label=label)
 
 
 def _mean_line(title: str, model: int, x: float, base: float, height: float) -> Markup:
     return Markup(
         '<line class="mean s{0}" x1="{1}" x2="{1}" y1="{2}" y2="{3}"><title>{4}</title></line>'
-    ).format(_tone(model), x, base - height, base, title)
+    ).format(tone_of(model), x, base - height, base, title)
 
 
 def _line(curve: Curve, x: Scale, y: Scale, offset: float) -> Markup:
-    tone = _tone(curve.step)
+    tone = tone_of(curve.step)
     points = zip(_averaged(curve.steps), _averaged(curve.values), strict=True)
     path = " ".join(f"{x(offset + step)},{y(value)}" for step, value in points)
     dots = [
@@ -194,7 +194,7 @@ def _averaged(values: Sequence[float]) -> list[float]:
 
 
 def _estimate(e: Estimate, scale: Scale, y: float) -> Markup:
-    tone, whisker = _tone(e.model), Markup("")
+    tone, whisker = tone_of(e.model), Markup("")
     if e.low is not None and e.high is not None:
         whisker = Markup('<line class="whisker s{}" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
             tone, scale(e.low), scale(e.high), y, y
@@ -218,9 +218,9 @@ def _x_axis(
             scale(mark), top, bottom
         )
     )
-    texts = _tick_texts([100 * tick for tick in ticks] if shares else ticks)
+    texts = tick_texts([100 * tick for tick in ticks] if shares else ticks)
     parts += [
-        _text(scale(tick), bottom + 14, text, "middle num muted")
+        words(scale(tick), bottom + 14, text, "middle num muted")
         for tick, text in zip(ticks, texts, strict=True)
     ]
     return Markup("").join(parts)
@@ -232,19 +232,19 @@ def _y_axis(scale: Scale) -> Markup:
         Markup('<line class="grid" x1="44" x2="{}" y1="{}" y2="{}"/>').format(
             WIDTH - 6, scale(tick), scale(tick)
         )
-        + _text(38, scale(tick) + 4, text, "end num muted")
-        for tick, text in zip(ticks, _tick_texts(ticks), strict=True)
+        + words(38, scale(tick) + 4, text, "end num muted")
+        for tick, text in zip(ticks, tick_texts(ticks), strict=True)
     )
 
 
-def _tick_texts(ticks: Sequence[float]) -> list[str]:
+def tick_texts(ticks: Sequence[float]) -> list[str]:
     """Write all ticks with the digits that tell neighbours apart."""
     gap = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     digits = max(0, -math.floor(math.log10(gap) + 1e-9))
     return [f"{tick + 0.0:.{digits}f}".replace("-", "−") for tick in ticks]
 
 
-def _padded(values: Iterable[float], *, start: float, end: float) -> Scale:
+def padded(values: Iterable[float], *, start: float, end: float) -> Scale:
     """Return a scale over the values with 5% to spare; of width 1 where they are all the same."""
     inside = list(values)
     low, high = min(inside), max(inside)
@@ -252,7 +252,7 @@ def _padded(values: Iterable[float], *, start: float, end: float) -> Scale:
     return Scale(low - spare, high + spare, start, end)
 
 
-def _tone(model: int) -> int:
+def tone_of(model: int) -> int:
     """Return the colour of a model: S is grey, later models run through six tones."""
     return 1 + (model - 1) % 6 if model else 0
 
@@ -261,13 +261,14 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, css: str) -> Markup:
+def words(x: float, y: float, text: str, css: str) -> Markup:
     """Write a label in which M_1 and D_1 get real subscripts."""
     lowered = re.sub(r"(?<=\b[MD])_(\d+)\b", lambda m: m[1].translate(_SUBSCRIPTS), text)
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(css, round(x, 1), y, lowered)
 
 
-def _svg(parts: Sequence[Markup], *, height: float, label: str) -> Markup:
+def svg(parts: Sequence[Markup], *, height: float, label: str) -> Markup:
+    """Return a figure of these parts, ``WIDTH`` units wide; ``label`` says what it shows."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, round(height), label, Markup("").join(parts)
     )

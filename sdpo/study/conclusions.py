@@ -8,7 +8,7 @@ from sdpo.stats.differences import POWER, PairedDifference
 from sdpo.study.comparison import Comparison, Contrast, Measure
 
 _VERBS = {
-    "ranking_accuracy": ("ranks more reserved pairs right than", "ranks fewer of them right than"),
+    "ranking_accuracy": ("ranks more pairs right than", "ranks fewer pairs right than"),
     "gamma": ("prefers the chosen answers more than", "prefers the chosen answers less than"),
 }
 _NAMES: dict[Measure, str] = {"ranking_accuracy": "ranking accuracy", "gamma": "mean γ"}

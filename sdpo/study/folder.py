@@ -62,6 +62,11 @@ class StudyFolder:
         """Return the path of the same as JSON."""
         return self.path / "comparison.json"
 
+    @property
+    def best(self) -> Path:
+        """Return the path of the best recipe of a sweep."""
+        return self.path / "best.yaml"
+
     def run(self, trial: str) -> RunFolder:
         """Return the folder of a trial's run."""
         return RunFolder(self.path / trial)

@@ -56,7 +56,7 @@ def write_comparison(study: StudyFolder, found: Comparison, arms: Sequence[Arm])
         verdict=conclude(found),
         failed=found.failed,
         sections=[
-            Section("arms", "Arms on one reserve", _arm_figures(found), tables[0]),
+            Section("arms", "Arms on one reserve", arm_figures(found), tables[0]),
             Section("differences", f"Against {found.arms[0].arm}", _differences(found), tables[1]),
             Section("work", "What it took", [], tables[2]),
         ],
@@ -74,7 +74,8 @@ def _tables(found: Comparison) -> list[list[Table]]:
     ]
 
 
-def _arm_figures(found: Comparison) -> list[Figure]:
+def arm_figures(found: Comparison) -> list[Figure]:
+    """Return accuracy and mean gamma of every arm, drawn."""
     accuracy = [(line.arm, line.accuracy) for line in found.arms]
     gamma = [(line.arm, line.gamma) for line in found.arms]
     return [

@@ -25,7 +25,6 @@ def arms_table(found: Comparison) -> Table:
             "Mean γ",
             "KL from S",
             "Length",
-            "Win rate",
             "Training",
         ),
         rows=tuple(
@@ -38,7 +37,6 @@ def arms_table(found: Comparison) -> Table:
                 _estimate(line.gamma),
                 _estimate(line.kl, digits=3),
                 number(line.characters, digits=0),
-                UNKNOWN,
                 duration(line.seconds),
             )
             for line in found.arms
@@ -48,29 +46,20 @@ def arms_table(found: Comparison) -> Table:
         f"of {count(found.prompts)} prompts that no arm was trained on; [a, b]: 95% interval over "
         "pairs, prompts resampled. Ranking accuracy: share of pairs with γ > 0. γ and KL in nats; "
         "KL of the last model per completion (probe.kl_prompts). Length: characters of greedy "
-        "completions (probe.completions). Win rate: not measured. Training: time of all steps, of "
-        "all seeds, those that are shared with another arm included.",
+        "completions (probe.completions). Win rates are not measured. Training: time of all steps, "
+        "of all seeds, those that are shared with another arm included.",
     )
 
 
 def differences_table(found: Comparison) -> Table:
     """Show how every arm differs from the first, pair by pair."""
-    first = found.arms[0].arm
-    several = found.seeds > 1
-    by_arm: dict[str, list[Contrast]] = {}
-    for contrast in found.contrasts:
-        by_arm.setdefault(contrast.arm, []).append(contrast)
-    columns: list[str] = ["Arm"]
-    for name, short in (("Ranking accuracy, points", "accuracy"), ("γ, nats", "γ")):
-        seeds = [f"{short}, over seeds"] if several else []
-        columns += [name, *seeds, f"{short}: corrected p", f"{short}: could be shown"]
+    first, several = found.arms[0].arm, found.seeds > 1
+    seeds = ("Over seeds",) if several else ()
     return Table(
         title=f"Differences from {first}",
-        columns=(*columns, "Shown"),
-        rows=tuple(
-            (arm, *(cell for c in contrasts for cell in _cells(c, several)), _what(contrasts))
-            for arm, contrasts in by_arm.items()
-        ),
+        columns=("Arm", "In", "Difference", *seeds, "Corrected p", "Could be shown", "Shown"),
+        rows=tuple(_contrast(contrast, several) for contrast in found.contrasts),
+        text_columns=2,
         note="Paired, pair by pair"
         + (", of means over seeds" if several else "")
         + "; [a, b]: 95% interval over pairs, prompts resampled. "
@@ -80,15 +69,22 @@ def differences_table(found: Comparison) -> Table:
     )
 
 
+def _contrast(contrast: Contrast, several: bool) -> tuple[str, ...]:
+    names = {"ranking_accuracy": "ranking accuracy", "gamma": "mean γ"}
+    return (contrast.arm, names[contrast.measure], *_cells(contrast, several), _what(contrast))
+
+
 def _cells(contrast: Contrast, several: bool) -> tuple[str, ...]:
     scale, digits = (100, 1) if contrast.measure == "ranking_accuracy" else (1, 2)
     paired, over = contrast.found, contrast.found.over_seeds
-    mean = number(scale * paired.mean, digits=digits, signed=True)
+    known = over is not None and over.seeds > 1
     seeds = (
         interval(over.low, over.high, digits=digits, scale=scale)
-        if over is not None and over.seeds > 1
+        if over is not None and known
         else UNKNOWN
     )
+    unit = "points" if contrast.measure == "ranking_accuracy" else "nats"
+    mean = f"{number(scale * paired.mean, digits=digits, signed=True)} {unit}"
     bounds = interval(paired.low, paired.high, digits=digits, scale=scale)
     return (
         f"{mean} {bounds if paired.varies else '(no pair differs)'}",
@@ -98,14 +94,10 @@ def _cells(contrast: Contrast, several: bool) -> tuple[str, ...]:
     )
 
 
-def _what(contrasts: list[Contrast]) -> str:
-    names = {"ranking_accuracy": "accuracy", "gamma": "γ"}
-    shown = [
-        f"{names[c.measure]} {'higher' if c.found.mean > 0 else 'lower'}"
-        for c in contrasts
-        if c.is_shown
-    ]
-    return ", ".join(shown) or "nothing"
+def _what(contrast: Contrast) -> str:
+    if not contrast.is_shown:
+        return "no"
+    return "higher" if contrast.found.mean > 0 else "lower"
 
 
 def suites_table(found: Comparison) -> Table:

@@ -46,6 +46,7 @@ REFUSED = (
     ("extend", "{data}", "--source", "{new}", "--name", "new", "--runs-dir", "{runs}"),
     ("compare", "{recipe}", "--name", "{data}"),
     ("compare", "{recipe}", "--arms", "sdpo,{data}"),
+    ("sweep", "{recipe}", "--over", "training.beta=0.1,0.2", "--name", "{data}"),
     ("diff", "tiny", "{data}", "--runs-dir", "{runs}"),
     ("lineage", "{data}/step-1", "--runs-dir", "{runs}"),
     ("server", "up", "--folder", "{mine}"),
@@ -88,6 +89,7 @@ DONE = (
     ("resume", "new", "--runs-dir", "{runs}"),
     ("verify", "new", "--runs-dir", "{runs}"),
     ("compare", "{recipe}", "--arms", "new,sdpo", "--set", "training.max_steps=1"),
+    ("sweep", "{recipe}", "--over", "training.beta=0.1,0.2", "--dry-run"),
     ("diff", "tiny", "new", "--runs-dir", "{runs}"),
     ("lineage", "new/step-2", "--runs-dir", "{runs}"),
 )

@@ -68,7 +68,7 @@ OF_A_SERVER = (
     *("prefect/prefect.db", "prefect/profiles.toml"),
 )
 OF_A_STUDY = (
-    *("study.json", "comparison.html", "comparison.json", "results/mine"),
+    *("study.json", "comparison.html", "comparison.json", "best.yaml", "results/mine"),
     *(f"results/sdpo.{end}" for end in ("json", "parquet", "before.json")),
 )
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")

@@ -141,7 +141,7 @@ def test_a_comparison_that_is_made_already_runs_nothing_and_says_the_same(
     before = contents(study.folder / "sdpo")
     said = sdpo("compare", study.bench.write(), "--arms", ARMS)
     assert said.code == 0
-    assert "every arm is complete: nothing to run" in said.told
+    assert "every run is complete: nothing to run" in said.told
     assert "Differences from sdpo" in said.told
     assert contents(study.folder / "sdpo") == before
     numbers = sdpo("compare", study.bench.write(), "--arms", ARMS, "--json")
@@ -257,7 +257,12 @@ def test_the_page_says_what_it_shows_and_escapes_what_is_anybodys(
     page = (copied.runs / "tiny-compare" / "comparison.html").read_text(encoding="utf-8")
     assert "<b>nobody" not in page
     assert "&lt;b&gt;nobody" in page
-    for said in ("Table 2 of arXiv 2403.19270", "Holm", "Win rate: not measured", "Rows scored"):
+    for said in (
+        "Table 2 of arXiv 2403.19270",
+        "Holm",
+        "Win rates are not measured",
+        "Rows scored",
+    ):
         assert said in page
     assert page.count("<svg") == 4
     assert "default-src 'none'" in page

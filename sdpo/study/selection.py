@@ -1,0 +1,115 @@
+"""Choose the best trial of a sweep on one part of the reserve, and report it on the other."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from sdpo.errors import UserError
+from sdpo.stats.bootstrap import intervals
+from sdpo.stats.differences import RESAMPLES
+from sdpo.stats.kl import Estimate
+from sdpo.study.comparison import Comparison, compare
+from sdpo.study.results import PairValues, TrialResult
+from sdpo.study.split import split
+
+
+class Scored(BaseModel):
+    """A trial scored so on the selection part: by ranking accuracy, then by mean gamma."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trial: str
+    settings: str
+    accuracy: Estimate
+    gamma: float
+
+
+class Swept(BaseModel):
+    """A sweep came to this: trials by their score, best first, and what the report part says.
+
+    ``found`` compares them on the report part with the best, which stands first. ``pairs`` and
+    ``prompts`` are those of the selection part. ``scorings`` counts, by step, how often a reference
+    had to be scored on the step's pairs. ``importance`` is by setting, where it can be told.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    over: list[str]
+    selection: list[Scored]
+    pairs: int
+    prompts: int
+    found: Comparison
+    scorings: dict[int, int]
+    importance: dict[str, float] = {}
+    pruned: dict[str, str] = {}
+
+    @property
+    def best(self) -> str:
+        """Return the name of the best trial's run."""
+        return self.selection[0].trial
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return what the file has."""
+        return self.model_dump(mode="json")
+
+
+def select(
+    study: str,
+    results: Sequence[TrialResult],
+    values: Mapping[str, PairValues],
+    *,
+    over: Sequence[str],
+    seed: int,
+    failed: Mapping[str, str] = {},
+) -> Swept:
+    """Choose by ranking accuracy on the selection part and compare on the report part.
+
+    ``values``: gamma of the reserved pairs by trial. ``seed``: of the bootstrap.
+
+    Raises:
+        UserError: fewer than two trials came to a result, or a part of the reserve is empty.
+    """
+    chosen = {result.trial: split(values[result.trial], "selection") for result in results}
+    reported = {result.trial: split(values[result.trial], "report") for result in results}
+    for part, found in (("selection", chosen), ("report", reported)):
+        if not all(len(each.pair_id) for each in found.values()):
+            raise UserError(
+                f"the part of the reserve for {part} is empty, so nothing can be chosen without "
+                "being reported on as well: set more pairs aside (data.reserve)"
+            )
+    scored = sorted(
+        (_score(result, chosen[result.trial], seed=seed) for result in results),
+        key=lambda each: (-(each.accuracy.mean or 0.0), -each.gamma),
+    )
+    by_trial = {result.trial: result for result in results}
+    first = chosen[scored[0].trial]
+    return Swept(
+        over=list(over),
+        selection=scored,
+        pairs=len(first.pair_id),
+        prompts=len(np.unique(first.prompt_key)),
+        found=compare(
+            study, [by_trial[each.trial] for each in scored], reported, seed=seed, failed=failed
+        ),
+        scorings=scorings(results),
+    )
+
+
+def _score(result: TrialResult, values: PairValues, *, seed: int) -> Scored:
+    right = (values.gamma > 0).astype(np.float64)
+    ((low, high),) = intervals(right[:, None], values.prompt_key, resamples=RESAMPLES, seed=seed)
+    return Scored(
+        trial=result.trial,
+        settings=result.arm,
+        accuracy=Estimate(mean=float(right.mean()), low=low, high=high),
+        gamma=float(values.gamma.mean()),
+    )
+
+
+def scorings(results: Sequence[TrialResult]) -> dict[int, int]:
+    """Return, by step, how often the log-probs of a reference on its pairs had to be computed."""
+    counted = Counter(step.step for r in results for step in r.steps if step.is_scored)
+    steps = sorted({step.step for result in results for step in result.steps})
+    return {step: counted[step] for step in steps}
