@@ -9,6 +9,8 @@ from flows.show.console import Row, table
 from partitions import OWN
 from sdpo.config.strategies import strategy_uses
 from sdpo.errors import PluginError
+from sdpo.judges import OWN as OWN_JUDGES
+from sdpo.judges import check_rule
 from sdpo.layouts import OWN as OWN_LAYOUTS
 from sdpo.layouts import layout_facts
 from sdpo.objectives import OBJECTIVES, objective_facts
@@ -18,6 +20,7 @@ _OWN: Mapping[Kind, Mapping[str, object] | tuple[str, ...]] = {
     "objectives": OBJECTIVES,
     "strategies": OWN,
     "layouts": OWN_LAYOUTS,
+    "judges": OWN_JUDGES,
 }
 
 
@@ -48,6 +51,8 @@ def fault_of(plugin: Plugin) -> str:
             strategy_uses(plugin.name)
         if plugin.kind == "layouts":
             layout_facts(plugin.name)
+        if plugin.kind == "judges":
+            check_rule(plugin.name)
         plugin.digest()
     except PluginError as error:
         return str(error)

@@ -1,6 +1,7 @@
-"""Find what other installed packages add: objectives, partition strategies, data layouts.
+"""Find what other installed packages add: objectives, partition strategies, data layouts, judges.
 
-A package names them as entry points (``sdpo.objectives``, ``sdpo.strategies``, ``sdpo.layouts``).
+A package names them as entry points (``sdpo.objectives``, ``sdpo.strategies``, ``sdpo.layouts``,
+``sdpo.judges``).
 The facts about one are read from the text of its source, so that a list of all of them, the schema
 and the form execute nothing; only one that a recipe names is imported. Its identity is a digest
 over all files of its package.

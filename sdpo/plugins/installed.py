@@ -13,13 +13,19 @@ from sdpo.errors import PluginError
 from sdpo.plugins.facts import NOTHING_STATED, Stated, stated
 from sdpo.plugins.package import digest_of_files, is_of_one, module_file, package_roots
 
-Kind = Literal["objectives", "strategies", "layouts"]
-KINDS: dict[Kind, str] = {"objectives": "objective", "strategies": "Strategy", "layouts": "layout"}
+Kind = Literal["objectives", "strategies", "layouts", "judges"]
+KINDS: dict[Kind, str] = {
+    "objectives": "objective",
+    "strategies": "Strategy",
+    "layouts": "layout",
+    "judges": "rule",
+}
 """Each kind is here with what states its facts."""
 _ONE: dict[Kind, str] = {
     "objectives": "objective",
     "strategies": "partition strategy",
     "layouts": "data layout",
+    "judges": "rule of a judge",
 }
 
 

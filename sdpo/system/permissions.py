@@ -6,9 +6,13 @@ out is permitted by an environment variable of the process that works, and by no
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 TASK_FOLDERS = "SDPO_TASK_FOLDERS"
 """The folders whose task files may be used, as PATH has them."""
+JUDGE_ENDPOINTS = "SDPO_JUDGE_ENDPOINTS"
+"""The addresses of servers that may be asked for verdicts, with spaces between them."""
+_PORTS = {"http": 80, "https": 443}
 
 
 def may_use_tasks_of(folder: Path) -> bool:
@@ -16,3 +20,31 @@ def may_use_tasks_of(folder: Path) -> bool:
     given = [Path(entry) for entry in os.environ.get(TASK_FOLDERS, "").split(os.pathsep) if entry]
     real = folder.resolve()
     return any(real.is_relative_to(entry.resolve()) for entry in given if entry.is_absolute())
+
+
+def may_ask(endpoint: str) -> bool:
+    """Return whether this machine may send prompts and answers to a judge at ``endpoint``.
+
+    A permitted address covers what is below its path, on the same host and port alone.
+    """
+    asked = _place(endpoint)
+    given = [_place(each) for each in os.environ.get(JUDGE_ENDPOINTS, "").split()]
+    return asked is not None and any(
+        each is not None and asked[:3] == each[:3] and asked[3][: len(each[3])] == each[3]
+        for each in given
+    )
+
+
+def _place(address: str) -> tuple[str, str, int, list[str]] | None:
+    """Return scheme, host, port and path of a plain address; None for any other text."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError:
+        return None
+    path = [each for each in parts.path.split("/") if each]
+    # What programs read differently (a user before the host, dots, escapes) is no plain address.
+    is_plain = not set(address) & set("@?#%\\ ") and not {".", ".."} & set(path)
+    if not is_plain or parts.scheme not in _PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, port, path
