@@ -39,6 +39,7 @@ REFUSED = (
     ("partition", "{recipe}", "--out", "{mine}/plan.json"),
     ("export", "tiny", "{mine}", "--runs-dir", "{runs}"),
     ("report", "{data}", "--runs-dir", "{runs}"),
+    ("from-trl", "{mine}"),
     ("evaluate", "{data}", "--suite", "h4", "--runs-dir", "{runs}"),
     ("replay", "tiny/step-2", "--name", "{data}", "--runs-dir", "{runs}"),
     ("replay", "{data}/step-2", "--runs-dir", "{runs}"),

@@ -1,0 +1,20 @@
+"""Print a recipe that is made of another tool's settings."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from sdpo.migration import Migrated, recipe_text
+
+
+def print_recipe(made: Migrated, *, origin: str, console: Console) -> None:
+    """Print the recipe to standard output, for a file, and to ``console`` what it came to."""
+    print(recipe_text(made, origin=origin), end="")
+    notes = made.notes
+    console.print(
+        escape(
+            f"{len(notes.absent)} settings of {made.tool} have no counterpart, "
+            f"{len(notes.differs)} mean something else here: read the recipe's first lines"
+        )
+    )
+    for each in notes.to_fill_in:
+        console.print(escape(f"fill in: {each}"))
