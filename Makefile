@@ -3,6 +3,7 @@
 # make quick  linters, types, and in a minute what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
+# make docs   the documentation's site into build/site; broken links fail
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
 # make bill   bills of material of both images (CycloneDX), into build/
@@ -20,12 +21,13 @@ BESIDE := --numprocesses 2 --dist loadfile
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
 TOOLS := build/tools
+DOCS_TOOLS := build/docs-tools
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install develop demo server test quick e2e test-real lint check-docker format lock bill clean
+.PHONY: install develop demo server test quick e2e test-real lint check-docker docs format lock bill clean
 
 install: $(STAMP)
 
@@ -74,6 +76,16 @@ test-real: $(WITH_EXTRAS)
 check-docker: $(TOOLS)
 	$(TOOLS)/bin/hadolint docker/Dockerfile
 	$(TOOLS)/bin/python docker/validate.py
+
+$(DOCS_TOOLS): docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS_TOOLS)
+	$(DOCS_TOOLS)/bin/pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	touch $(DOCS_TOOLS)
+
+docs: install $(DOCS_TOOLS)
+	$(BIN)/python -m docs.site build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_TOOLS)/bin/mkdocs build --quiet --strict \
+		--config-file build/docs/mkdocs.yml --site-dir ../site
 
 format: develop
 	$(BIN)/ruff format .

@@ -26,6 +26,7 @@ class StepEnds(TrainerCallback):
         self._ends = ends
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the time at which a step's numbers were logged."""
         self._ends.append(time.perf_counter())
 
 

@@ -1,4 +1,4 @@
-"""The engine of stepwise DPO: data, log-probs, objectives, trainer, run store, report.
+"""This is the engine of stepwise DPO: data, log-probs, objectives, trainer, run store, report.
 
 What a Python program or a notebook uses of it is named here and loaded when it is first asked for:
 `import sdpo` alone loads nothing and sets nothing.

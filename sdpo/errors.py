@@ -1,4 +1,4 @@
-"""The errors this project raises: one root, and beneath it whose mistake it was.
+"""Define the errors that this project raises: one root, and beneath it whose mistake it was.
 
 A :class:`UserError` ends the command line with exit code 2 and its message alone; a :class:`Fault`
 ends it with exit code 1. Each is also the stdlib error that a library user would catch.
@@ -6,7 +6,7 @@ ends it with exit code 1. Each is also the stdlib error that a library user woul
 
 
 class SdpoError(Exception):
-    """Root of every error raised on purpose."""
+    """This is the root of every error that is raised on purpose."""
 
 
 class UserError(SdpoError, ValueError):
@@ -14,19 +14,19 @@ class UserError(SdpoError, ValueError):
 
 
 class ConfigError(UserError):
-    """A recipe, an override or a combination of settings that is not possible."""
+    """A recipe, an override or a combination of settings is not possible."""
 
 
 class DataError(UserError):
-    """Preference data that cannot be read or used."""
+    """Preference data cannot be read or used."""
 
 
 class ModelError(UserError):
-    """A model or tokenizer that cannot be used."""
+    """A model or tokenizer cannot be used."""
 
 
 class PluginError(UserError):
-    """A plug-in of another package that cannot be used; names it and its distribution."""
+    """A plug-in of another package cannot be used; the message names it and its distribution."""
 
 
 class RunExistsError(UserError):

@@ -1,4 +1,4 @@
-"""What a stage tells the process that started it, and the chain whoever listens to it.
+"""Define what a stage tells the process that started it, and the chain whoever listens to it.
 
 A stage writes one JSON object per line to a file, which outlives both processes and needs no pipe
 that could fill up or break. Each kind of event is a model of its own, told from the others by
@@ -19,8 +19,11 @@ _PROGRESS_EVERY_S = 0.2
 
 
 class AnyEvent(BaseModel):
-    """Common to all events. ``stage``: the stage that told it, empty for the chain's own; ``time``:
-    seconds since the epoch, 0 where it did not come from a file."""
+    """All events have this in common.
+
+    ``stage``: the stage that told it, empty for the chain's own; ``time``: seconds since the epoch,
+    0 where it did not come from a file.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +47,7 @@ class AnyEvent(BaseModel):
 
 
 class PhaseEvent(AnyEvent):
-    """A phase begins that has no steps to count."""
+    """This says that a phase begins which has no steps to count."""
 
     event: Literal["phase"] = "phase"
     phase: str
@@ -52,15 +55,18 @@ class PhaseEvent(AnyEvent):
 
 
 class WorkEvent(AnyEvent):
-    """What a stage has before it: its phases in order, with their cost in pairs times forwards."""
+    """This gives a stage's phases in order, with their cost in pairs times forwards."""
 
     event: Literal["work"] = "work"
     phases: dict[str, int]
 
 
 class ProgressEvent(AnyEvent):
-    """How far a phase is. ``total`` is None where nobody knows; ``size``: how much it is for a
-    person, who does not count in ``unit``."""
+    """This says how far a phase is.
+
+    ``total`` is None where nobody knows; ``size``: how much it is for a person, who does not count
+    in ``unit``.
+    """
 
     event: Literal["progress"] = "progress"
     phase: str
@@ -72,21 +78,21 @@ class ProgressEvent(AnyEvent):
 
 
 class WarningEvent(AnyEvent):
-    """Something that belongs in front of a person and into the report."""
+    """This says something that belongs in front of a person and into the report."""
 
     event: Literal["warning"] = "warning"
     message: str
 
 
 class NoteEvent(AnyEvent):
-    """Something that is good to know."""
+    """This says something that is good to know."""
 
     event: Literal["note"] = "note"
     message: str
 
 
 class PublishedEvent(AnyEvent):
-    """A step or guide is complete: ``name`` of its model, and the model's digest."""
+    """This says that a step or guide is complete: ``name`` of its model, and the model's digest."""
 
     event: Literal["published"] = "published"
     name: str
@@ -94,7 +100,7 @@ class PublishedEvent(AnyEvent):
 
 
 class StateEvent(AnyEvent):
-    """A resume state was saved, or is where the training of ``step`` goes on."""
+    """This says that a resume state was saved, or is where the training of ``step`` goes on."""
 
     event: Literal["checkpoint", "resume"]
     step: str
@@ -103,7 +109,7 @@ class StateEvent(AnyEvent):
 
 
 class ResultEvent(AnyEvent):
-    """A stage has done its work; further fields are those of the stage's own result."""
+    """This says that a stage has done its work; further fields are those of its own result."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -120,8 +126,11 @@ class ResultEvent(AnyEvent):
 
 
 class ErrorEvent(AnyEvent):
-    """A stage has failed. ``user``: by a mistake of who gave it its work; ``again``: it can be run
-    again, with less; ``killed``: one of its processes was, which the others do not know."""
+    """This says that a stage has failed.
+
+    ``user``: by a mistake of who gave it its work; ``again``: it can be run again, with less;
+    ``killed``: one of its processes was, which the others do not know.
+    """
 
     event: Literal["error"] = "error"
     user: bool
@@ -131,8 +140,10 @@ class ErrorEvent(AnyEvent):
 
 
 class InterruptedEvent(AnyEvent):
-    """A stage was asked to stop, or a run was found that had stopped before its end: then ``run``
-    is its name, and ``complete`` are its steps that are."""
+    """This says that a stage was asked to stop, or that a run was found which had stopped before.
+
+    Of such a run ``run`` is the name, and ``complete`` are its steps that are.
+    """
 
     event: Literal["interrupted"] = "interrupted"
     message: str = ""
@@ -141,7 +152,7 @@ class InterruptedEvent(AnyEvent):
 
 
 class StageEvent(AnyEvent):
-    """A stage was started or has done its work; ``log`` is where everything goes that it prints."""
+    """This says that a stage was started or has done its work; ``log`` has all that it prints."""
 
     event: Literal["stage"] = "stage"
     status: Literal["started", "completed"]
@@ -149,8 +160,10 @@ class StageEvent(AnyEvent):
 
 
 class WaitEvent(AnyEvent):
-    """What another process has is waited for, or waited for no longer. ``what`` it is; ``message``:
-    that, by whom it is held, and how not to wait."""
+    """This says that something which another process has is waited for, or no longer.
+
+    ``what`` it is; ``message``: that, by whom it is held, and how not to wait.
+    """
 
     event: Literal["waiting", "waited"]
     what: str
@@ -158,7 +171,7 @@ class WaitEvent(AnyEvent):
 
 
 class NodeEvent(AnyEvent):
-    """A node of the chain has to be done, or stands; and why."""
+    """This says that a node of the chain has to be done, or stands; and why."""
 
     event: Literal["node"] = "node"
     node: str
@@ -196,7 +209,7 @@ def event_of(fields: Mapping[str, object]) -> Event:
 
 
 class EventWriter:
-    """Appends events to a file; a writer without a path (other ranks) stays silent."""
+    """It appends events to a file; a writer without a path (other ranks) stays silent."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -244,14 +257,14 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads the events that came since the last look."""
+    """It reads the events that came since the last look."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def read(self) -> Iterator[Event]:
-        """New events; a line that is not finished is left for the next look."""
+        """Yield new events; a line that is not finished is left for the next look."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:

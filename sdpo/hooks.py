@@ -1,4 +1,4 @@
-"""How the engine's named parts are called: plainly, or by whoever wants to know of each of them."""
+"""Define how the engine's named parts are called: plainly, or by who wants to know of each."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """Runs ``function(*args)`` under a name that a person understands."""
+    """It runs ``function(*args)`` under a name that a person understands."""
 
     def __call__(self, name: str, function: Callable[..., T], /, *args: object) -> T:
-        """The function's result."""
+        """Return the function's result."""
 
 
 def plain_call(_name: str, function: Callable[..., T], /, *args: object) -> T:
@@ -23,21 +23,21 @@ def plain_call(_name: str, function: Callable[..., T], /, *args: object) -> T:
 
 
 Occupy = Callable[[Sequence[str]], AbstractContextManager[object]]
-"""Holds what else limits the use of these devices, for as long as its context lasts."""
+"""It holds what else limits the use of these devices, for as long as its context lasts."""
 
 
 def unlimited(_devices: Sequence[str]) -> AbstractContextManager[object]:
-    """Nothing else limits them."""
+    """Return a context that holds nothing: nothing else limits the devices."""
     return nullcontext()
 
 
 def unheard(_event: Event) -> None:
-    """Nobody listens."""
+    """Do nothing: nobody listens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Who runs the chain, and what it has for the engine.
+    """A host runs the chain, and has this for the engine.
 
     ``call`` runs what has a name of its own: a part of the chain, a phase of a stage. ``listen``
     hears of what happens. ``occupy`` holds what limits the use of devices besides the machine's

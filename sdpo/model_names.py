@@ -1,4 +1,4 @@
-"""What models of a chain are called: M_t is what step t publishes, M_0 what step 1 starts from."""
+"""Name the models of a chain: M_t is what step t publishes, M_0 what step 1 starts from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ _BEGINS = "M_"
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """The name of the model after ``step``, which knows its step: ``M_2``."""
+    """A name is of the model after ``step``, and knows its step: ``M_2``."""
 
     step: int
 

@@ -133,6 +133,7 @@ def _rows(table: pa.Table) -> list[NewRow]:
 
 
 def read_column(path: Path, name: str) -> list[str]:
+    """Return the texts of one column of a Parquet file, row by row."""
     values: list[str] = pq.read_table(path, columns=[name])[name].to_pylist()
     return values
 

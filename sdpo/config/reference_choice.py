@@ -27,13 +27,20 @@ class ChoosesModels(Protocol):
     """These rules read this part of a step's training settings."""
 
     @property
-    def objective(self) -> str: ...
+    def objective(self) -> str:
+        """Return `training.objective` of the step."""
+
     @property
-    def reference(self) -> str: ...
+    def reference(self) -> str:
+        """Return `training.reference` of the step."""
+
     @property
-    def reference_model(self) -> str: ...
+    def reference_model(self) -> str:
+        """Return `training.reference_model` of the step."""
+
     @property
-    def reference_revision(self) -> str: ...
+    def reference_revision(self) -> str:
+        """Return `training.reference_revision` of the step."""
 
 
 def needs_reference(objective: str) -> bool:

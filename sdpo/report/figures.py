@@ -56,6 +56,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
+        """Return where ``value`` is drawn."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 

@@ -118,6 +118,10 @@ class Renderer:
     def apply(
         self, conversations: Sequence[Messages], inputs: str = "", *, generation_prompt: bool
     ) -> list[str]:
+        """Return each conversation as the template prints it, with ``inputs`` (JSON) of the row.
+
+        Raises what the template does, and where it takes too long or prints too much.
+        """
         with self._bounded(len(conversations)):
             return self._apply(conversations, inputs, generation_prompt)
 
@@ -156,6 +160,7 @@ class Renderer:
         return texts
 
     def print_one(self, messages: Messages, opening: bool, inputs: str = "") -> str:
+        """Return one conversation as the template prints it; as :meth:`apply`."""
         [text] = self.apply([messages], inputs, generation_prompt=opening)
         return text
 
@@ -179,6 +184,7 @@ def words_of(error: jinja2.TemplateError) -> str:
 
 
 def inputs_of(row: Row) -> str:
+    """Return what the template is given besides messages, as JSON; empty where nothing is."""
     return row.get("template_inputs") or ""
 
 
