@@ -306,6 +306,8 @@ def test_the_space_of_a_step_is_counted_in_fp32_with_moments_and_one_state_more(
 
     assert needs()["resume states"] == 4 * 3 * 4 * numbers, "four of them, of weights and moments"
     assert needs(optimizer="rmsprop")["resume states"] == 4 * 2 * 4 * numbers
+    in_bytes = needs(optimizer="adamw_8bit")["resume states"]
+    assert in_bytes == 4 * round((4 + 2 + 2 * 4 / 256) * numbers), "weights, moments, scales"
     assert needs()["weights"] >= 4 * numbers
     assert "resume states" not in needs(checkpoint_minutes=0.0)
     assert needs(lora_r=2)["resume states"] < needs()["resume states"]

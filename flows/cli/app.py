@@ -99,8 +99,7 @@ def check(
     """Show before training what a run works with: data, a decoded pair, lengths, steps, memory."""
     from flows.commands.check import check_recipe
 
-    if not check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out):
-        raise typer.Exit(1)
+    check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out)
 
 
 @app.command()

@@ -44,10 +44,8 @@ _SHOWN_CHARS = 1200
 _TRIED = "loads, and scores the shortest and the longest pair"
 
 
-def check_recipe(config: RunConfig, *, console: Console) -> bool:
+def check_recipe(config: RunConfig, *, console: Console) -> None:
     """Prepare and tokenise the data in a scratch run and print what a run would work with.
-
-    Returns whether the run would be of use: one whose only update has rate 0 would not.
 
     Raises:
         UserError: what the run itself would refuse before its first optimizer step.
@@ -74,7 +72,7 @@ def check_recipe(config: RunConfig, *, console: Console) -> bool:
         _try_models(context, steps, console)
         _print_memory(context, console)
         _check_place(context, config, console)
-        return _print_verdict(context, tokens, steps, console)
+        _print_verdict(context, tokens, steps, console)
 
 
 def _print_data(context: Context, data: NodeRecord, record: NodeRecord, console: Console) -> None:
@@ -158,16 +156,15 @@ def _print_memory(context: Context, console: Console) -> None:
     console.print(table(memory.rows(), title="Memory per device, estimated"))
 
 
-def _print_verdict(context: Context, tokens: TokenFile, steps: list[int], console: Console) -> bool:
-    verdict, idle = "verdict", ""
+def _print_verdict(context: Context, tokens: TokenFile, steps: list[int], console: Console) -> None:
+    verdict = "verdict"
     if not needs_gamma(context) and (idle := without_update(context, steps)):
-        verdict, said = "[red]verdict[/]", f"not ready: {idle}"
+        verdict, said = "[yellow]verdict[/]", f"ready, but {idle}"
     elif needs_gamma(context):
         said = "ready; time and disk depend on the partition, which `sdpo run` makes"
     else:
         said = foresee(context, tokens, steps).sentence()
     console.print(f"[bold]{verdict}:[/] {escape(said)}", highlight=False, soft_wrap=True)
-    return not idle
 
 
 def _source_rows(data: DataOutputs, reserved: ReserveOutputs) -> list[Row]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.config.automatic import head_rows, lane_count, micro_batch_tokens, training_lanes
+from sdpo.config.training import MOMENT_BYTES
 from sdpo.identity.model_folder import text_config
 from sdpo.system.json_values import JsonObject
 
@@ -110,7 +111,7 @@ def estimate_memory(
     tokens = lanes * micro_batch_tokens(training.micro_batch_tokens, device=device)
     vocabulary = _number(text, ("vocab_size",)) or _number(config, ("vocab_size",))
     sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
-    states = 2 if training.optimizer == "adamw" else 1
+    moments = math.ceil(MOMENT_BYTES[training.optimizer] * trained)
     activations = None
     if hidden and layers:
         activations = math.ceil(tokens * _kept_bytes(training, device, hidden, inner, layers))
@@ -121,7 +122,7 @@ def estimate_memory(
         weights_bytes=math.ceil(weights / (processes if sharded == 3 else 1)),
         copies_bytes=2 * trained if training.precision == "bf16" else 0,
         gradients_bytes=4 * trained * _sums(lanes) // (processes if sharded else 1),
-        optimizer_bytes=4 * states * trained // (processes if sharded else 1),
+        optimizer_bytes=moments // (processes if sharded else 1),
         activations_bytes=activations,
         head_bytes=lanes * 3 * 4 * vocabulary * head_rows(vocabulary or 1, device=device),
     )

@@ -43,20 +43,22 @@ class OfFormula:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadIf:
-    """The setting is read where one of the group's ``settings`` is ``equal_to``, or is on at all.
+    """The setting is read where one of the group's ``settings`` is ``equal_to``, or one of these,
+    or is on at all.
 
     ``otherwise`` says why it is not: what follows "has no effect", its space or colon included;
     ``{value}`` in it is the first of these settings.
     """
 
     settings: tuple[str, ...]
-    equal_to: str | int | None = None
+    equal_to: str | int | tuple[str, ...] | None = None
     otherwise: str
 
     def why_not(self, group: BaseModel) -> str:
         """Return why nothing reads the setting of ``group``; empty where something does."""
         values = [getattr(group, name) for name in self.settings]
-        is_read = any(v if self.equal_to is None else v == self.equal_to for v in values)
+        wanted = self.equal_to if isinstance(self.equal_to, tuple) else (self.equal_to,)
+        is_read = any(v if self.equal_to is None else v in wanted for v in values)
         return "" if is_read else self.otherwise.format(value=values[0])
 
 

@@ -12,7 +12,7 @@ from sdpo.config.partition import PartitionConfig
 from sdpo.config.running import LaunchConfig
 from sdpo.config.strategies import strategy_uses
 from sdpo.config.supervised import SupervisedConfig
-from sdpo.config.training import TrainingConfig
+from sdpo.config.training import IN_8_BITS, TrainingConfig
 from sdpo.objectives import objective_facts
 
 _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
@@ -120,6 +120,17 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
             f"training.compile with launch.strategy {_kind(launch)} is not supported: its hooks "
             "gather the weights between the blocks' parts; use `ddp`"
         )
+    for where, training in trainings.items():
+        if training.optimizer not in IN_8_BITS:
+            continue
+        what = f"{where}.optimizer {training.optimizer}"
+        if launch.by_engine:
+            problems.append(
+                f"{what} with launch.strategy {_kind(launch)} is not supported: the moments are "
+                "shared among the processes there, which makes them small; use `adamw`, or `ddp`"
+            )
+        elif training.optimizer == "paged_adamw_8bit" and launch.device == "cpu":
+            problems.append(f"{what} moves moments from a GPU to the host: on a CPU use adamw_8bit")
     if offload := impossible_offload(launch):
         problems.append(offload)
     return problems

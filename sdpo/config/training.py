@@ -1,5 +1,7 @@
 """Define how a step trains, and how single steps differ."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model
@@ -62,7 +64,18 @@ Precision = Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(_known_pr
 _OF_PAIRS = NotIdentity("the supervised stage has a loss of its own", of=("supervised",))
 _BY_DIGEST = NotIdentity("the digest of the model bears identity, not the word", of=("step",))
 _RESUMED = NotIdentity("what a resume goes on from is exact: it changes no result")
-_OF_ADAMW = ReadIf(settings=("optimizer",), equal_to="adamw", otherwise=" on optimizer {value}")
+Optimizer = Literal["adamw", "rmsprop", "adamw_8bit", "paged_adamw_8bit"]
+IN_8_BITS = ("adamw_8bit", "paged_adamw_8bit")
+"""These optimizers keep their two moments in a byte each, by blocks (arXiv 2110.02861)."""
+_BYTES = 2 + 2 * 4 / 256
+MOMENT_BYTES: Mapping[Optimizer, float] = MappingProxyType(
+    {"adamw": 8, "rmsprop": 4, "adamw_8bit": _BYTES, "paged_adamw_8bit": _BYTES}
+)
+"""An optimizer keeps so many bytes for each weight that trains; two of 8 bits have a scale
+a block of 256."""
+_OF_ADAMW = ReadIf(
+    settings=("optimizer",), equal_to=("adamw", *IN_8_BITS), otherwise=" on optimizer {value}"
+)
 _OF_LORA = ReadIf(settings=("lora_r",), otherwise=" because lora_r is 0")
 _WITH_STATES = ReadIf(
     settings=("checkpoint_minutes", "checkpoint_every"),
@@ -149,7 +162,12 @@ class TrainingConfig(Group):
     learning_rate: Annotated[float, Unit(NO_UNIT)] = Field(
         5e-7, gt=0, description="Peak learning rate."
     )
-    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="Optimizer. `adamw_8bit` keeps its moments in a byte each instead of four "
+        "(bitsandbytes, extra `quantisation`); `paged_adamw_8bit` moves them to the host where a "
+        "GPU is full.",
+    )
     adam_beta1: Annotated[float, Unit(SHARE), _OF_ADAMW] = Field(
         0.9, ge=0, lt=1, description="AdamW: decay of the first moment."
     )

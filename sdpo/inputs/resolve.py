@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sdpo.config import EvaluationConfig, Group, LaunchConfig, RunConfig, SourceConfig
 from sdpo.config.impossible import impossible_offload
+from sdpo.config.training import IN_8_BITS
 from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
@@ -262,7 +263,10 @@ def _check_packages(config: RunConfig) -> None:
         wanted["deepspeed"] = "deepspeed"
     if config.evaluation.suites:
         wanted["lm_eval"] = "lm-eval"
-    if config.model.base_precision in ("int8", "nf4"):
+    optimizers = {config.training_of(step + 1).optimizer for step in range(len(config.steps))}
+    if config.model.base_precision in ("int8", "nf4") or (
+        {config.training.optimizer, *optimizers} & {*IN_8_BITS}
+    ):
         wanted["bitsandbytes"] = "bitsandbytes"
     for module, package in wanted.items():
         if importlib.util.find_spec(module) is None:

@@ -4,18 +4,19 @@ Needs are estimated from shapes alone: fp32 weights to publish, resume states wi
 moments, cache rows. This takes no torch.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import TrainingConfig
+from sdpo.config.training import MOMENT_BYTES
 from sdpo.errors import DiskFullError
 from sdpo.identity.model_digest import TensorEntry, base_entries
 from sdpo.system.files import NO_INODES, has_no_inodes, out_of_space
 
 _FLOAT_BYTES = 4
-_MOMENTS = {"adamw": 2, "rmsprop": 1}
 _ROW_BYTES = 96
 """A cached row and its copies in reference and probe take so many bytes: ids, log-probs, counts."""
 _LINES_BYTES = 4096
@@ -45,7 +46,7 @@ def step_needs(
         Need(cache, "cached log-probs", rows * _ROW_BYTES),
     ]
     if training.checkpoint_minutes or training.checkpoint_every:
-        state = trained * (1 + _MOMENTS[training.optimizer])
+        state = math.ceil(trained * (1 + MOMENT_BYTES[training.optimizer] / _FLOAT_BYTES))
         # The new one is whole before an old one goes.
         needs.append(Need(run, "resume states", state * (training.checkpoints_kept + 1)))
     return needs

@@ -108,6 +108,13 @@ def _copy_into(tensors: Tensors, stored: Tensors, *, prefix: str) -> None:
             tensor.copy_(stored[name])
 
 
+_STATES = (
+    *("step", "exp_avg", "exp_avg_sq", "square_avg"),
+    *("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"),
+)
+"""An optimizer keeps some of these of each parameter; the second line's are those in 8 bits."""
+
+
 def _optimized(trainer: Trainer, module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Return the parameters in the optimizer's order, with their names."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -118,7 +125,7 @@ def _optimized(trainer: Trainer, module: torch.nn.Module) -> list[tuple[str, tor
 def _optimizer_tensors(trainer: Trainer, module: torch.nn.Module) -> Tensors:
     states = trainer.optimizer.optimizer.state
     return {
-        f"{key}.{name}": _plain(value)
+        f"{key}.{name}": _plain(torch.as_tensor(value))
         for name, parameter in _optimized(trainer, module)
         for key, value in states.get(parameter, {}).items()
     }
@@ -126,14 +133,16 @@ def _optimizer_tensors(trainer: Trainer, module: torch.nn.Module) -> Tensors:
 
 def _load_optimizer(trainer: Trainer, module: torch.nn.Module, stored: Tensors) -> None:
     optimizer = trainer.optimizer.optimizer
-    states: dict[int, Tensors] = {}
+    states: dict[int, dict[str, torch.Tensor | int]] = {}
     for index, (name, _) in enumerate(_optimized(trainer, module)):
         suffix = f".{name}"
-        of_parameter = {
-            key.removesuffix(suffix): value.clone()
-            for key in ("step", "exp_avg", "exp_avg_sq", "square_avg")
+        of_parameter: dict[str, torch.Tensor | int] = {
+            key: value.clone()
+            for key in _STATES
             if (value := stored.pop(key + suffix, None)) is not None
         }
+        if "state1" in of_parameter:  # bitsandbytes counts in plain numbers
+            of_parameter["step"] = int(of_parameter["step"])
         if of_parameter:
             states[index] = of_parameter
     if stored:

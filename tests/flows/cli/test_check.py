@@ -389,8 +389,7 @@ def test_frequencies_that_zero_3_cannot_compute_apart_are_refused(
     called = sdpo("check", recipe(PAIRS, model=model, launch=launch))
     assert called.code == 2, called.told
     assert "which deepspeed_zero3 cannot compute apart" in " ".join(called.err.split())
-    one = {"warmup_ratio": 0}  # of the one optimizer step that so few pairs make
-    called = sdpo("check", recipe(PAIRS[:6], model=model_of("llama"), launch=launch, training=one))
+    called = sdpo("check", recipe(PAIRS[:6], model=model_of("llama"), launch=launch))
     assert called.code == 0, called.told
 
 
@@ -420,9 +419,9 @@ def test_a_step_whose_only_update_has_rate_0_is_foreseen(
     recipe, sdpo: Sdpo, setting: str, remedy: str
 ) -> None:
     called = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0.1")
-    assert called.code == 1
+    assert called.code == 0
     told = called.out.strip().splitlines()[-1]
-    assert told.startswith("verdict: not ready: step 1 would change nothing")
+    assert told.startswith("verdict: ready, but step 1 would change nothing")
     assert remedy in told
     again = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0")
-    assert again.out.strip().splitlines()[-1].startswith("verdict: ready")
+    assert again.out.strip().splitlines()[-1].startswith("verdict: ready: ")

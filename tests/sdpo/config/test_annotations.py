@@ -122,7 +122,8 @@ def readers(name: str, field: FieldInfo) -> dict[str, Any]:
     if next(markers(field, OfFormula), None):
         found["objective"] = next(o for o, facts in OBJECTIVES.items() if name in facts.settings)
     for where in markers(field, ReadIf):
-        found[where.settings[0]] = 4 if where.equal_to is None else where.equal_to
+        wanted = where.equal_to[0] if isinstance(where.equal_to, tuple) else where.equal_to
+        found[where.settings[0]] = 4 if wanted is None else wanted
     return found
 
 

@@ -147,6 +147,7 @@ def test_what_no_objective_can_use_is_refused_by_name(training, message):
                 "training.lora_alpha has no effect because lora_r is 0",
             ],
         ),
+        ({"training": {"optimizer": "adamw_8bit", "adam_beta2": 0.9}}, []),
     ],
 )
 def test_a_setting_that_nothing_reads_is_named(values, lines):

@@ -226,6 +226,17 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
             "lora_r with launch.strategy deepspeed is not supported",
         ),
         (
+            {
+                "launch": {"strategy": "fsdp2", "processes": 2},
+                "steps": [{}, {"optimizer": "adamw_8bit"}],
+            },
+            r"steps\.1\.optimizer adamw_8bit with launch\.strategy fsdp2 .* use `adamw`, or `ddp`",
+        ),
+        (
+            {"launch": {"device": "cpu"}, "training": {"optimizer": "paged_adamw_8bit"}},
+            r"training\.optimizer paged_adamw_8bit .* on a CPU use adamw_8bit",
+        ),
+        (
             {"training": {"lora_r": 4, "lora_handoff": "continue"}, "steps": [{}, {"lora_r": 8}]},
             r"steps\.1\.lora_r \(8\) differs from training\.lora_r \(4\), and with lora_handoff",
         ),

@@ -32,6 +32,7 @@ TRAINING = TrainingConfig(
 """Ten optimizer steps in two epochs, states after 3, 6 and 9."""
 LORA = TRAINING.model_copy(update={"lora_r": 4, "lora_dropout": 0.3, "learning_rate": 1e-2})
 RMSPROP = TRAINING.model_copy(update={"optimizer": "rmsprop"})
+BYTES = TRAINING.model_copy(update={"optimizer": "adamw_8bit"})
 EVALUATION = EvaluationConfig(every=2)
 TOTAL = 10
 
@@ -137,6 +138,20 @@ def test_adapters_dropout_and_every_optimizer_go_on_exactly(whole_runs, fresh, n
     assert events.of("resume")[0]["optimizer_step"] == 6
     assert_same_step(fresh, whole_runs[name])
     assert fresh.record(1)["resumed_at"] == [3, 6]
+
+
+def test_moments_in_8_bits_go_on_exactly_and_make_a_smaller_state(whole_runs, fresh, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="the extra `quantisation` is not installed")
+    whole = copy_of(whole_runs["full"], tmp_path / "whole")
+    assert not run_step(whole, BYTES).of("resume")
+    run_step(fresh, BYTES, dies_at=5)
+    state, _ = find_state(fresh.folder.step(1), key={})
+    assert state is not None
+    sizes = {path.name: path.stat().st_size for path in state.folder.iterdir()}
+    assert sizes["optimizer.safetensors"] < sizes["model.safetensors"]
+    events = run_step(fresh, BYTES)
+    assert events.of("resume")[0]["optimizer_step"] == 3
+    assert_same_step(fresh, whole)
 
 
 def test_a_state_with_adapters_holds_the_adapters_alone(fresh):

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import fields, replace
 from itertools import groupby
@@ -9,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_scheduler
 
 from sdpo.config import ModelConfig, TrainingConfig
-from sdpo.errors import DivergedError
+from sdpo.errors import ConfigError, DivergedError
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.objectives.losses import PairLogps, dpo
 from sdpo.training.optimizer import learning_rate, make_optimizer
@@ -115,6 +116,36 @@ def test_rmsprop_takes_the_step_that_its_formula_says():
     average = 0.01 * gradient**2  # alpha = 0.99, from zero
     expected = before - 0.01 * gradient / (average.sqrt() + 1e-3)
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_adamw_in_8_bits_is_adamw_but_for_the_rounding_of_its_moments():
+    pytest.importorskip("bitsandbytes", reason="the extra `quantisation` is not installed")
+    torch.manual_seed(0)
+    start = torch.nn.Linear(96, 64)
+    target = torch.randn(64, 96)
+    moved: dict[str, torch.Tensor] = {}
+    for name in ("adamw", "adamw_8bit"):
+        layer = copy.deepcopy(start)
+        training = TrainingConfig(optimizer=name, learning_rate=0.01, weight_decay=0.1)
+        optimizer = make_optimizer(layer, training)
+        for _ in range(20):
+            optimizer.zero_grad()
+            ((layer.weight - target) ** 2).sum().backward()
+            optimizer.step()
+        moved[name] = (layer.weight - start.weight).detach()
+        decays = {g["weight_decay"]: len(g["params"]) for g in optimizer.param_groups}
+        assert decays == {0.1: 1, 0.0: 1}
+    moments = optimizer.state[layer.weight]
+    assert (moments["state1"].dtype, moments["state2"].dtype) == (torch.uint8, torch.uint8)
+    difference = (moved["adamw_8bit"] - moved["adamw"]).norm() / moved["adamw"].norm()
+    assert 0 < difference < 0.1
+
+
+def test_moments_are_paged_on_a_gpu_alone():
+    pytest.importorskip("bitsandbytes", reason="the extra `quantisation` is not installed")
+    training = TrainingConfig(optimizer="paged_adamw_8bit")
+    with pytest.raises(ConfigError, match="on a CPU use adamw_8bit"):
+        make_optimizer(torch.nn.Linear(3, 1), training)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
