@@ -105,10 +105,12 @@ def compare(
     *,
     seed: int,
     failed: Mapping[str, str] = {},
+    measures: Sequence[Measure] = MEASURES,
 ) -> Comparison:
     """Compare the arms that ``results`` are of with the first of them.
 
-    ``values``: gamma of the reserved pairs by trial. ``seed``: of the bootstrap.
+    ``values``: gamma of the reserved pairs by trial. ``seed``: of the bootstrap. ``measures``: what
+    is tested.
 
     Raises:
         UserError: fewer than two arms came to a result, or they have no reserved pair in common.
@@ -125,7 +127,7 @@ def compare(
     everything = reduce(np.union1d, (values[r.trial].pair_id for r in results))
     at = {result.trial: values[result.trial].at(common) for result in results}
     prompts = at[results[0].trial].prompt_key
-    contrasts = _contrasts(arms, at, prompts, seed=seed)
+    contrasts = _contrasts(arms, at, prompts, measures, seed=seed)
     return Comparison(
         study=study,
         pairs=len(common),
@@ -158,6 +160,7 @@ def _contrasts(
     arms: Mapping[str, Sequence[TrialResult]],
     at: Mapping[str, PairValues],
     prompts: np.ndarray,
+    measures: Sequence[Measure],
     *,
     seed: int,
 ) -> list[Contrast]:
@@ -166,7 +169,7 @@ def _contrasts(
     found: list[tuple[str, Measure, PairedDifference]] = []
     for arm, trials in others:
         seeds = [[trial.seed for trial in each] for each in (trials, of_first)]
-        for measure in MEASURES:
+        for measure in measures:
             now, before = (
                 np.stack([_of(measure, at[trial.trial]) for trial in each])
                 for each in (trials, of_first)

@@ -95,8 +95,8 @@ def _of_tests(found: Comparison) -> Iterator[str]:
 def _of_seeds(found: Comparison) -> Iterator[str]:
     if found.seeds == 1:
         yield (
-            "Each arm was trained with one seed: intervals are over pairs, and say nothing of how "
-            "another seed would have come out (--seeds 3)."
+            "Each was trained with one seed: intervals are over pairs, and say nothing of how "
+            "another seed would have come out."
         )
     else:
         yield (

@@ -4,6 +4,7 @@ As figure 3 of arXiv 2502.01237. The front is drawn through the trials that no o
 both: none of them is as near to S and ranks as many pairs right.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from sdpo.study.comparison import Comparison
 
 _TOP, _BOTTOM, _LEFT, _RIGHT = 14, 236, 48, WIDTH - 8
 _LEGEND_ROW = 16
+_FAR_APART = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def pareto_figure(points: Sequence[Point]) -> Markup:
     """Draw the points with their intervals, the front as a line; nothing for fewer than two."""
     if len(points) < 2:
         return Markup("")
-    x = padded([v for p in points for v in _ends(p.kl)], start=_LEFT, end=_RIGHT)
+    x = _Across.over([v for p in points for v in _ends(p.kl)])
     y = padded([v for p in points for v in _ends(p.quality)], start=_BOTTOM, end=_TOP)
     series = list(dict.fromkeys(point.series for point in points))
     tones = {name: tone_of(number_) for number_, name in enumerate(series, start=1)}
@@ -60,7 +62,7 @@ def pareto_figure(points: Sequence[Point]) -> Markup:
         _axes(x, y),
         Markup('<polyline class="curve s0" points="{}"/>').format(path),
         *(_point(point, x, y, tones[point.series]) for point in points),
-        words((_LEFT + _RIGHT) / 2, _BOTTOM + 30, "KL from S, nats per completion", "middle muted"),
+        words((_LEFT + _RIGHT) / 2, _BOTTOM + 30, x.title, "middle muted"),
         words(_LEFT, 9, "ranking accuracy, %", "muted"),
     ]
     bottom = _BOTTOM + 46
@@ -75,13 +77,46 @@ def pareto_figure(points: Sequence[Point]) -> Markup:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Across:
+    """This scale is of KL: logarithmic where values are far apart."""
+
+    scale: Scale
+    is_log: bool
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "_Across":
+        """Return the scale over these values."""
+        is_log = min(values) > 0 and max(values) / min(values) > _FAR_APART
+        inside = [math.log10(value) for value in values] if is_log else values
+        return cls(padded(inside, start=_LEFT, end=_RIGHT), is_log)
+
+    def __call__(self, value: float) -> float:
+        return self.scale(math.log10(value) if self.is_log else value)
+
+    @property
+    def title(self) -> str:
+        """Return what is written below it."""
+        return "KL from S, nats per completion" + ", log scale" * self.is_log
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return the values that are marked, each with its text."""
+        if not self.is_log:
+            found = self.scale.ticks()
+            return list(zip(found, tick_texts(found), strict=True))
+        powers = range(math.floor(self.scale.low), math.ceil(self.scale.high) + 1)
+        values = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+        inside = [v for v in values if self.scale.low <= math.log10(v) <= self.scale.high]
+        return [(value, f"{value:g}") for value in inside]
+
+
 def _ends(found: Estimate) -> list[float]:
     return [value for value in (found.mean, found.low, found.high) if value is not None]
 
 
-def _axes(x: Scale, y: Scale) -> Markup:
+def _axes(x: _Across, y: Scale) -> Markup:
     lines = []
-    for tick, said in zip(x.ticks(), tick_texts(x.ticks()), strict=True):
+    for tick, said in x.ticks():
         lines.append(_grid(x(tick), x(tick), _TOP, _BOTTOM))
         lines.append(words(x(tick), _BOTTOM + 14, said, "middle num muted"))
     shares = tick_texts([100 * tick for tick in y.ticks()])
@@ -95,7 +130,7 @@ def _grid(x1: float, x2: float, y1: float, y2: float) -> Markup:
     return Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(x1, x2, y1, y2)
 
 
-def _point(point: Point, x: Scale, y: Scale, colour: int) -> Markup:
+def _point(point: Point, x: _Across, y: Scale, colour: int) -> Markup:
     kl, quality = point.kl, point.quality
     across, up = x(kl.mean or 0.0), y(quality.mean or 0.0)
     said = (

@@ -91,7 +91,13 @@ def select(
         pairs=len(first.pair_id),
         prompts=len(np.unique(first.prompt_key)),
         found=compare(
-            study, [by_trial[each.trial] for each in scored], reported, seed=seed, failed=failed
+            study,
+            [by_trial[each.trial] for each in scored],
+            reported,
+            seed=seed,
+            failed=failed,
+            # Of gamma more is not better: it grows with every step away from S.
+            measures=("ranking_accuracy",),
         ),
         scorings=scorings(results),
     )

@@ -131,9 +131,10 @@ def work_table(found: Comparison) -> Table:
         ),
         rows=tuple(_work(line) for line in found.arms),
         text_columns=2,
-        note="In the order in which arms were run. References scored: a step's reference on its "
-        "D_t, where log-probs had to be computed. Rows scored: pairs whose log-probs under some "
-        "model had to be computed, measurements included; all others came from the cache.",
+        note="What is shared counts with the one that ran first. References scored: a step's "
+        "reference on its D_t, where log-probs had to be computed. Rows scored: pairs whose "
+        "log-probs under some model had to be computed, measurements included; all others came "
+        "from the cache.",
     )
 
 

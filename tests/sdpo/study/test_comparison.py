@@ -75,7 +75,7 @@ def test_an_arm_that_is_better_is_said_to_be_so_and_one_that_is_not_is_not() -> 
     assert "better prefers the chosen answers more than sdpo: +1.5" in text
     assert "No difference in ranking accuracy from sdpo was shown for alike, which does not" in text
     assert "6 differences were tested together; p-values are corrected for that (Holm)" in text
-    assert "Each arm was trained with one seed" in text
+    assert "Each was trained with one seed" in text
     assert "win rates are not measured" in text
 
 

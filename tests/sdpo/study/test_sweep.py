@@ -1,6 +1,9 @@
 """A sweep of settings: its grid, what it chooses on, what it reports on."""
 
+import itertools
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +190,27 @@ def estimate(mean: float) -> Estimate:
 
 
 def test_the_front_has_the_trials_that_no_other_beats_in_both() -> None:
-    at = {"near": (0.1, 0.6), "beaten": (0.5, 0.55), "best": (0.9, 0.8), "far": (2.0, 0.8)}
+    at = {"near": (0.3, 0.6), "beaten": (0.5, 0.55), "best": (0.9, 0.8), "far": (2.0, 0.8)}
     points = [Point(n, n, estimate(kl), estimate(quality)) for n, (kl, quality) in at.items()]
     assert [point.label for point in front(points)] == ["near", "best"]
     drawing = str(pareto_figure(points))
     assert drawing.count("<circle") == 2 * len(points)  # the marks, and a legend
     assert drawing.count('class="whisker') == 2 * len(points)
     assert "far: KL 2.000 [" in drawing
+    assert "log scale" not in drawing
     assert str(pareto_figure(points[:1])) == ""
+
+
+def test_trials_that_are_far_apart_are_drawn_on_a_log_scale() -> None:
+    points = [Point(f"{kl}", "a", estimate(kl), estimate(0.5)) for kl in (0.1, 1.0, 50.0)]
+    drawing = str(pareto_figure(points))
+    assert "log scale" in drawing
+    places = [
+        float(x)
+        for x in re.findall(r'<circle class="f1" cx="([\d.]+)" cy="[\d.]+" r="4.5"', drawing)
+    ]
+    steps = [later - earlier for earlier, later in itertools.pairwise(places)]
+    assert steps[1] / steps[0] == pytest.approx(math.log10(50) / math.log10(10), rel=0.01)
 
 
 def test_a_reserve_that_cannot_be_split_is_refused(sweep: Sweep) -> None:
