@@ -86,9 +86,17 @@ def sweep(
     over: Annotated[
         list[str] | None,
         typer.Option(
-            "--over", help="Setting and its values, key=0.03,0.1,0.3; may be given many times."
+            "--over",
+            help="Setting and its values, key=0.03,0.1,0.3; with --trials also a range, "
+            "key=0.01..0.3 or key=log:0.01..0.3; may be given many times.",
         ),
     ] = None,
+    trials: Annotated[
+        int, typer.Option("--trials", help="Let Optuna propose so many; 0: every combination.")
+    ] = 0,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="With --trials: end trials early that fall behind.")
+    ] = False,
     overrides: Overrides = None,
     name: StudyName = "",
     limit: Limit = 0,
@@ -98,7 +106,7 @@ def sweep(
     as_json: AsJson = False,
     wait: Wait = False,
 ) -> None:
-    """Train a recipe with every combination of settings, and choose the best.
+    """Train a recipe with other settings, each combination or as Optuna proposes; choose the best.
 
     One part of the reserve chooses, the other one reports. Exit code 0: all trials are compared; 1:
     a trial failed.
@@ -108,6 +116,8 @@ def sweep(
     code = sweep_settings(
         configured(recipe, overrides, "", limit, runs_dir),
         over=over or [],
+        trials=trials,
+        prune=prune,
         name=name,
         keep=keep.value,
         dry_run=dry_run,

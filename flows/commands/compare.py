@@ -15,13 +15,15 @@ from sdpo.errors import Interrupted, UserError
 from sdpo.hooks import Host
 from sdpo.report.findings import Verdict
 from sdpo.report.tables import Table
+from sdpo.study.arms import Trial, placed
 from sdpo.study.before import check_trials
 from sdpo.study.compare import Keep, check_plan, plan_comparison, run_comparison
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
 from sdpo.study.run_trials import Failed, failures
-from sdpo.study.sweep import plan_sweep, run_sweep
+from sdpo.study.sweep import plan_sweep
 from sdpo.study.sweep_page import conclude_sweep, sweep_tables
+from sdpo.study.sweeping import planned_sweep
 from sdpo.study.tables import comparison_tables
 
 
@@ -74,6 +76,8 @@ def sweep_settings(
     config: RunConfig,
     *,
     over: Sequence[str],
+    trials: int,
+    prune: bool,
     name: str,
     keep: Keep,
     dry_run: bool,
@@ -87,22 +91,51 @@ def sweep_settings(
     Raises:
         UserError: a setting cannot be swept so, or nothing can be compared.
     """
-    plan = plan_sweep(config, over=over, name=name)
+    study, run = planned_sweep(
+        config, over=over, trials=trials, prune=prune, name=name, keep=keep, wait=wait
+    )
     if dry_run:
-        check_trials(plan.study, plan.trials, keeps_models=keep == "models")
-        foresee_study(plan.study, plan.trials, keeps_models=keep == "models", console=console)
+        _foresee_sweep(study, config, over=over, trials=trials, keep=keep, console=console)
         return 0
-    with going_on(plan.study, "sdpo sweep"), RunConsole(progress) as listen:
-        done = run_sweep(plan, keep=keep, host=Host(listen=listen), wait=wait)
+    with going_on(study, "sdpo sweep"), RunConsole(progress) as listen:
+        done = run(Host(listen=listen))
     if as_json:
         print(json.dumps(done.swept.as_json(), indent=2))
     else:
         _tell_ran(done.ran, console)
-        print_study(
-            sweep_tables(done.swept), conclude_sweep(done.swept), plan.study, console=console
-        )
+        print_study(sweep_tables(done.swept), conclude_sweep(done.swept), study, console=console)
         console.print(f"recipe: {escape(str(done.recipe))}", highlight=False, soft_wrap=True)
-    return _tell_failed(done.failed, plan.study, progress)
+    return _tell_failed(done.failed, study, progress)
+
+
+def _foresee_sweep(
+    study: StudyFolder,
+    config: RunConfig,
+    *,
+    over: Sequence[str],
+    trials: int,
+    keep: Keep,
+    console: Console,
+) -> None:
+    """Print what a sweep would take; of a search what one trial takes, of which the rest are like
+    it."""
+    keeps = keep == "models"
+    if not trials:
+        planned = plan_sweep(config, over=over, name=study.name).trials
+        check_trials(study, planned, keeps_models=keeps)
+        foresee_study(study, planned, keeps_models=keeps, console=console)
+        return
+    one = [
+        Trial(
+            arm="a trial",
+            name="a-trial",
+            seed=config.training.seed,
+            config=placed(config, name="a-trial", folder=study.path),
+        )
+    ]
+    check_trials(study, one, keeps_models=keeps, more=trials - 1)
+    foresee_study(study, one, keeps_models=keeps, console=console)
+    console.print(f"that is one trial, with the recipe's own settings, of {trials}")
 
 
 def _tell_ran(ran: Sequence[str], console: Console) -> None:

@@ -17,8 +17,12 @@ from sdpo.system.privacy import withheld_by_folder
 _STATES = "resume states"
 
 
-def check_trials(study: StudyFolder, trials: Sequence[Trial], *, keeps_models: bool) -> None:
+def check_trials(
+    study: StudyFolder, trials: Sequence[Trial], *, keeps_models: bool, more: int = 0
+) -> None:
     """Refuse what would fail or be refused later; nothing is written.
+
+    ``more``: so many runs like the last one are to follow.
 
     Raises:
         UserError: something that a recipe names is not there, or a run of the study was made from
@@ -39,13 +43,16 @@ def check_trials(study: StudyFolder, trials: Sequence[Trial], *, keeps_models: b
         if said := objection(run, resolved):
             raise UserError(f"in study {study.name}: {said} (the study's)")
     missing = [config for name, config in configs if not study.result(name).is_file()]
+    runs = len(missing) + more
     needed = needed_bytes(missing, folder=study.path, keeps_models=keeps_models)
+    if more and keeps_models:
+        needed += more * needed_bytes([configs[-1][1]], folder=study.path, keeps_models=True)
     free = free_bytes(study.path)
     if needed > free:
         less = ", let runs go once they are measured (--keep none)" if keeps_models else ""
         raise DiskFullError(
-            f"the study is not started, since the disk is too small for it: {len(missing)} runs "
-            f"need {in_units(needed)} in {study.path}, and {in_units(free)} are free. Make room, "
+            f"the study is not started, since the disk is too small for it: {runs} runs need "
+            f"{in_units(needed)} in {study.path}, and {in_units(free)} are free. Make room, "
             f"name another disk (--runs-dir){less}, or compare less"
         )
 

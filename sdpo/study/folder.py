@@ -67,6 +67,11 @@ class StudyFolder:
         """Return the path of the best recipe of a sweep."""
         return self.path / "best.yaml"
 
+    @property
+    def journal(self) -> Path:
+        """Return the path of Optuna's journal, where a sweep is a search."""
+        return self.path / "optuna.journal"
+
     def run(self, trial: str) -> RunFolder:
         """Return the folder of a trial's run."""
         return RunFolder(self.path / trial)

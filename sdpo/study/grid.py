@@ -136,16 +136,16 @@ def grid_trials(config: RunConfig, overs: Sequence[Over], *, folder: Path) -> li
 
 
 def trials_at(
-    config: RunConfig, points: Sequence[Mapping[str, Json]], *, folder: Path
+    config: RunConfig, points: Sequence[Mapping[str, Json]], *, folder: Path, prefix: str = ""
 ) -> list[Trial]:
-    """Return a trial with the settings of each of ``points``.
+    """Return a trial with the settings of each of ``points``; ``prefix`` begins their names.
 
     Raises:
         ConfigError: a setting is unknown or cannot be, or two trials would train the same.
     """
     made: dict[str, tuple[RunConfig, str]] = {}
     for point in points:
-        label, name = label_of(point), name_of(point)
+        label, name = label_of(point), prefix + name_of(point)
         lines = [f"{key}={json.dumps(value)}" for key, value in point.items()]
         try:
             changed = make_config(config.model_dump(), overrides=lines)

@@ -74,16 +74,39 @@ def run_trials(
     outcome = Outcome()
     for number, trial in enumerate(trials):
         own = host_of(trial.name) if host_of else host
-        try:
-            host.call(f"arm {trial.name}", _do, study, trials[:number], trial, own, wait, outcome)
-        except (Interrupted, KeyboardInterrupt):
-            raise
-        except (SdpoError, PartitionError, OSError) as error:
-            outcome.failed.append(Failed(trial.name, str(error) or type(error).__name__))
-            host.listen(WarningEvent(message=f"{trial.name} failed: {outcome.failed[-1].why}"))
+        run_trial(study, trials[:number], trial, host=host, own=own, wait=wait, outcome=outcome)
         if not keeps_models:
-            _let_go(study, trials[: number + 1], trials[number + 1 :])
+            let_go(study, trials[: number + 1], trials[number + 1 :])
     return outcome
+
+
+def run_trial(
+    study: StudyFolder,
+    before: Sequence[Trial],
+    trial: Trial,
+    *,
+    host: Host,
+    own: Host,
+    wait: bool,
+    outcome: Outcome,
+) -> bool:
+    """Bring a trial to its end, add what came of it, and return whether it came to a result.
+
+    ``before``: the trials that may have made something alike. ``host`` calls the trial, ``own`` is
+    the host of its chain.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: somebody asked to stop.
+    """
+    try:
+        host.call(f"arm {trial.name}", _do, study, before, trial, own, wait, outcome)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except (SdpoError, PartitionError, OSError) as error:
+        outcome.failed.append(Failed(trial.name, str(error) or type(error).__name__))
+        host.listen(WarningEvent(message=f"{trial.name} failed: {outcome.failed[-1].why}"))
+        return False
+    return True
 
 
 def _do(
@@ -177,7 +200,7 @@ def _origin(study: StudyFolder, before: Sequence[Trial], trial: Trial) -> Origin
     return None
 
 
-def _let_go(study: StudyFolder, done: Sequence[Trial], to_come: Sequence[Trial]) -> None:
+def let_go(study: StudyFolder, done: Sequence[Trial], to_come: Sequence[Trial]) -> None:
     """Remove runs whose numbers are kept and of which no later trial shares a step."""
     later = [trial.config for trial in to_come if trial.config is not None]
     for trial in done:

@@ -95,7 +95,7 @@ def run_sweep(
             seed=plan.config.probe.seed,
             failed={each.trial: each.why for each in outcome.failed},
         )
-        recipe = _write_best(plan, swept)
+        recipe = write_best(plan.study, plan.config, plan.trials, swept)
         write_sweep(plan.study, swept, recipe)
     return SweepDone(
         study=plan.study,
@@ -106,9 +106,11 @@ def run_sweep(
     )
 
 
-def _write_best(plan: SweepPlan, swept: Swept) -> Path:
-    """Write the recipe of the best trial as a file, whose runs are beside the study."""
-    best = next(trial for trial in plan.trials if trial.name == swept.best)
+def write_best(
+    study: StudyFolder, config: RunConfig, trials: Sequence[Trial], swept: Swept
+) -> Path:
+    """Write the recipe of the best trial as a file and return its path."""
+    best = next(trial for trial in trials if trial.name == swept.best)
     assert best.config is not None  # a sweep has no existing runs
-    write_text(plan.study.best, recipe_text(best.config, name=f"{plan.config.name}-best"))
-    return plan.study.best
+    write_text(study.best, recipe_text(best.config, name=f"{config.name}-best"))
+    return study.best

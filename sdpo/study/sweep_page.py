@@ -21,6 +21,7 @@ def write_sweep(study: StudyFolder, swept: Swept, recipe: Path) -> None:
     found = swept.found
     pareto = pareto_figures(swept)
     others = [suites_table(found), differences_table(found)]
+    weights = importance_table(swept)
     text = rendered(
         "comparison.html.j2",
         name=study.name,
@@ -43,6 +44,7 @@ def write_sweep(study: StudyFolder, swept: Swept, recipe: Path) -> None:
                 [],
                 [table for table in others if table.rows],
             ),
+            *([Section("importance", "What matters", [], [weights])] if weights.rows else []),
             Section("work", "What it took", [], [work_table(found)]),
         ],
         recipes=[(f"The best recipe: {recipe.name}", recipe.read_text(encoding="utf-8"))],
@@ -54,8 +56,23 @@ def write_sweep(study: StudyFolder, swept: Swept, recipe: Path) -> None:
 def sweep_tables(swept: Swept) -> list[Table]:
     """Return the tables of a sweep, best trial first."""
     found = swept.found
-    tables = [trials_table(swept), differences_table(found), suites_table(found), work_table(found)]
+    tables = [
+        *(trials_table(swept), differences_table(found), suites_table(found)),
+        *(importance_table(swept), work_table(found)),
+    ]
     return [table for table in tables if table.rows]
+
+
+def importance_table(swept: Swept) -> Table:
+    """Show how much each setting matters, where Optuna can tell."""
+    shares = sorted(swept.importance.items(), key=lambda item: -item[1])
+    return Table(
+        title="Importance",
+        columns=("Setting", "Share"),
+        rows=tuple((key, percent(share)) for key, share in shares),
+        note="Share of what settings explain of the accuracy on the selection part, as Optuna "
+        "estimates it from the trials (PED-ANOVA); of few trials it is a guess.",
+    )
 
 
 def trials_table(swept: Swept) -> Table:
@@ -129,6 +146,7 @@ def conclude_sweep(swept: Swept) -> Verdict:
         f"On {count(swept.found.pairs)} other pairs, on which nothing was chosen, it ranks "
         f"{_share(line.accuracy)} right: that is the number to report.",
         _work(swept),
+        *(f"{settings} {how}." for settings, how in swept.pruned.items()),
         *on_others.sentences,
         *_of_kl(swept),
     ]

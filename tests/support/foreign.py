@@ -69,6 +69,7 @@ OF_A_SERVER = (
 )
 OF_A_STUDY = (
     *("study.json", "comparison.html", "comparison.json", "best.yaml", "results/mine"),
+    *("optuna.journal", "optuna.journal.lock"),
     *(f"results/sdpo.{end}" for end in ("json", "parquet", "before.json")),
 )
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")
