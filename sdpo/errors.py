@@ -61,6 +61,10 @@ class DiskFullError(Fault):
     """There is not enough space on a disk."""
 
 
+class StoreError(Fault):
+    """A remote store does not answer, refuses, or is full."""
+
+
 class LowMemoryError(Fault):
     """Memory was short; a smaller budget is published, and the same stage can be run again."""
 

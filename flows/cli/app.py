@@ -35,7 +35,7 @@ from flows.recipes.presets import printed
 from sdpo import __version__
 from sdpo.config import RunConfig
 from sdpo.config.load import check_run_name
-from sdpo.errors import Interrupted
+from sdpo.errors import ConfigError, Interrupted
 from sdpo.system.streams import lost, make_lasting
 from sdpo.system.swallowed import send_again
 
@@ -79,14 +79,33 @@ def run(
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="Run, by name.")],
+    run: Annotated[
+        str, typer.Argument(help="Run, by name; or URL/NAME, as a remote store keeps it.")
+    ],
     runs_dir: RunsDir = None,
     wait: Wait = False,
 ) -> None:
-    """Go on with a run that stopped, with the recipe it was made from."""
-    from flows.commands.resume import resume_run
+    """Go on with a run that stopped, here or on another machine, with the recipe it was made
+    from."""
+    from flows.commands.resume import resume_kept, resume_run
 
-    resume_run(_run_folder(run, runs_dir), console=out, wait=wait)
+    if "://" in run:
+        resume_kept(run, runs_dir=runs_folder(runs_dir), console=out, wait=wait)
+    else:
+        resume_run(_run_folder(run, runs_dir), console=out, wait=wait)
+
+
+@app.command()
+def pull(
+    run: Annotated[str, typer.Argument(help="URL/NAME, or the URL of the store.")],
+    name: Annotated[str, typer.Argument(help="Name of the run, where the URL has none.")] = "",
+    runs_dir: RunsDir = None,
+) -> None:
+    """Receive a run that a remote store keeps; what is here already is not received again."""
+    from flows.commands import resume as commands
+
+    target = f"{run.rstrip('/')}/{name}" if name else run
+    commands.pull(target, runs_dir=runs_folder(runs_dir), console=out)
 
 
 @app.command()
@@ -298,12 +317,25 @@ def extend(
 def verify(
     run: Annotated[str, typer.Argument(help="Run, by name, or an exported model's folder.")],
     runs_dir: RunsDir = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="What a store keeps of it; URL/NAME serves as well.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="With --remote: download every file and hash it.")
+    ] = False,
 ) -> None:
     """Check every file, record and link of a run, or an exported model; exit code 1 where there is
     a fault."""
     from flows.commands import finished_runs
 
-    raise typer.Exit(finished_runs.verify(run, runs_dir=runs_folder(runs_dir), console=out))
+    folder = runs_folder(runs_dir)
+    if deep and not remote:
+        raise ConfigError("--deep says how --remote looks: give both")
+    if remote:
+        code = finished_runs.verify_kept(run, runs_dir=folder, deep=deep, console=out)
+    else:
+        code = finished_runs.verify(run, runs_dir=folder, console=out)
+    raise typer.Exit(code)
 
 
 @app.command()

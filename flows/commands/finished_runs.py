@@ -22,6 +22,7 @@ from sdpo.history.results import Comparison
 from sdpo.history.target import locate, locate_run
 from sdpo.history.verify import verify_run
 from sdpo.history.verify_model import verify_model
+from sdpo.history.verify_remote import PROOFS, verify_remote
 from sdpo.hooks import Host
 from sdpo.store.recorded import of_known_form
 
@@ -137,6 +138,20 @@ def verify(target: str, *, runs_dir: Path, console: Console) -> int:
         findings = verify_run(run, listen=listen)
     checked = f"{findings.records} records, {findings.files} files"
     return _tell_findings(findings, f"run {run.name}", checked, console)
+
+
+def verify_kept(target: str, *, runs_dir: Path, deep: bool, console: Console) -> int:
+    """Print by which proof each file that a remote store has of a run is whole, and every fault.
+
+    Returns 1 if there is a fault, else 0.
+    """
+    with RunConsole(console) as listen:
+        found = verify_remote(target, runs_dir=runs_dir, deep=deep, listen=listen)
+    for path, proof in sorted(found.proofs.items()):
+        console.print(f"{PROOFS[proof]}: {escape(path)}", highlight=False, soft_wrap=True)
+    counts = [f"{n} {PROOFS[p]}" for p in PROOFS if (n := list(found.proofs.values()).count(p))]
+    checked = f"{found.findings.files} files: {', '.join(counts) or 'none whole'}"
+    return _tell_findings(found.findings, found.url, checked, console)
 
 
 def _tell_findings(findings: Findings, name: str, checked: str, console: Console) -> int:

@@ -1,18 +1,39 @@
-"""Resume a run: take its stored recipe through the same chain."""
+"""Resume a run, here or from a remote store: take its stored recipe through the same chain."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.commands.run import run_recipe
+from flows.show.console import RunConsole
 from flows.show.status import how_to_go_on
 from partitions import PartitionError
 from sdpo.config import RunConfig
 from sdpo.errors import Interrupted, UserError
+from sdpo.history.pull import pull_run
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
+
+
+def resume_kept(target: str, *, runs_dir: Path, console: Console, wait: bool = False) -> None:
+    """Bring a run that a remote store keeps to its last step, in ``runs_dir``."""
+    with RunConsole(console) as listen:
+        run = pull_run(target, runs_dir=runs_dir, start_only=True, listen=listen)
+    resume_run(run.path, console=console, wait=wait)
+
+
+def pull(target: str, *, runs_dir: Path, console: Console) -> None:
+    """Receive a run from a remote store, and print where it is."""
+    with RunConsole(console) as listen:
+        run = pull_run(target, runs_dir=runs_dir, listen=listen)
+    steps = run.complete_steps()
+    done = f"steps {', '.join(map(str, steps))} complete" if steps else "no step complete"
+    console.print(
+        f"run {run.name} is in {escape(str(run.path))}: {done}", highlight=False, soft_wrap=True
+    )
 
 
 def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from partitions import PartitionError
 from sdpo.chain.context import Context
+from sdpo.chain.remote import kept
 from sdpo.chain.telling import telling
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import check_run_name
@@ -112,8 +113,11 @@ def open_run(
             origins=tuple(origins),
         )
         try:
-            with telling(run, host) as heard:
-                yield replace(context, host=heard)
+            with (
+                telling(run, host) as heard,
+                kept(run, config.store, host=heard, cache=cache, wait=wait) as keeping,
+            ):
+                yield replace(context, host=keeping)
         except Exception as error:
             context.check_in_place()
             if isinstance(error, UserError | PartitionError) and new and not run.complete_steps():

@@ -5,7 +5,9 @@ files, models or the hub to be refused is :mod:`sdpo.inputs.resolve`; references
 :mod:`sdpo.config.reference_choice`.
 """
 
+import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig
 from sdpo.config.partition import PartitionConfig
@@ -15,6 +17,7 @@ from sdpo.config.supervised import SupervisedConfig
 from sdpo.config.training import IN_8_BITS, TrainingConfig
 from sdpo.objectives import objective_facts
 
+_STORE = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _NO_LAYOUT = {"eager": ("shared", "packed"), "flash_attention_2": ("shared",)}
 
 
@@ -280,3 +283,25 @@ def impossible_supervised(supervised: SupervisedConfig) -> list[str]:
     if bool(columns.prompt) != bool(columns.completion):
         problems.append("supervised.columns.prompt and .completion are set together or not at all")
     return problems
+
+
+def impossible_remote(url: str) -> list[str]:
+    """Return why ``url`` cannot be a store of runs; what may be a secret in it is not repeated."""
+    if not url:
+        return []
+    shown = re.sub(r"[?#].*", "?...", re.sub(r"//[^/@]*@", "//...@", url))
+    if not _STORE.fullmatch(url) or "::" in url:
+        return [
+            f"store.remote `{shown}` is no URL of a store: write s3://bucket/prefix or, for a "
+            "folder, file:///path"
+        ]
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return [
+            f"store.remote `{shown}`: a URL is recorded in run.yaml, so it may name no user, "
+            "password, key or option. Give credentials where the library of the store looks for "
+            "them, as in AWS_PROFILE or ~/.aws/credentials"
+        ]
+    if not (parts.netloc + parts.path).strip("/"):
+        return [f"store.remote `{shown}` names no bucket or folder: write s3://bucket/prefix"]
+    return []

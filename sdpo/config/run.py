@@ -89,6 +89,7 @@ class RunConfig(Group):
             *impossible.impossible_nll(trainings),
             *impossible.impossible_routers(trainings),
             *impossible.impossible_supervised(self.supervised),
+            *impossible.impossible_remote(self.store.remote),
         ]
         if problems:
             raise ValueError(problems[0])

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdpo.config.annotations import NotIdentity, SpelledOut, Unit
+from sdpo.config.annotations import NotIdentity, ReadIf, SpelledOut, Unit
 from sdpo.config.group import Group
 
 LaunchStrategy = Literal[
     "auto", "single", "ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"
 ]
 Offload = Literal["none", "optimizer", "all"]
+_NO_REMOTE = ": store.remote is empty"
 
 
 class LaunchConfig(Group):
@@ -72,6 +73,28 @@ class StoreConfig(Group):
         "",
         title="Folder of the caches",
         description="Folder of the caches; empty: `cache` beside the runs.",
+    )
+    remote: str = Field(
+        "",
+        title="Remote store",
+        description="URL of a store that every run is uploaded to while it goes on, so that "
+        "another machine can take it up: s3://bucket/prefix, file:///path; empty: none. "
+        "docs/remote.md has the rest.",
+    )
+    remote_states: Annotated[bool, ReadIf(settings=("remote",), otherwise=_NO_REMOTE)] = Field(
+        False,
+        title="Upload resume states",
+        description="Upload the newest resume state of a step too: another machine loses no more "
+        "than what was done since, and not the step.",
+    )
+    remote_silence_s: Annotated[
+        float, Unit("seconds"), ReadIf(settings=("remote",), otherwise=_NO_REMOTE)
+    ] = Field(
+        60.0,
+        ge=2,
+        title="Silence of a dead owner",
+        description="A machine that has told the store nothing for so long has lost its run to "
+        "who takes it up.",
     )
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from sdpo.store.records import Record
-from sdpo.store.run_folder import RunFolder
+from sdpo.store.run_folder import RunFolder, is_publishing
 from sdpo.store.step_data import data_node
 from sdpo.system.files import UNFINISHED
 
-_VIEWS = frozenset(
-    {"gamma.json", "kl.json", "record.json", "record.json.sha256", "README.md", "lineage.json"}
-)
+_CARD = ("README.md", "lineage.json")
+_VIEWS = frozenset({"gamma.json", "kl.json", "record.json", "record.json.sha256", *_CARD})
 _WORKING = frozenset({"tracking", "resume"})
 _STEP = "step-"
 
@@ -42,6 +41,13 @@ def strays(run: RunFolder, node: str, record: Record) -> list[str]:
         if not (is_folder or is_view or _name(run, path) in known):
             found.append(_name(run, path))
     return found
+
+
+def card_files_of(run: RunFolder, node: str) -> list[Path]:
+    """Return card and lineage in the model of a step or guide, where they are there."""
+    folder = run.path / node / "model"
+    found = [folder / name for name in _CARD] if is_publishing(node) else []
+    return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
 def _finished(folder: Path) -> Iterator[Path]:

@@ -132,6 +132,11 @@ def discard(step: Path) -> None:
         states.rmdir()
 
 
+def newest_state(step: Path) -> Path | None:
+    """Return the folder of the newest state of a step's folder, whole or not; None: it has none."""
+    return next(iter(_folders(step)), None)
+
+
 def _folders(step: Path) -> list[Path]:
     """Return the folders of a step's states, the newest first."""
     found = states_folder(step).glob("[0-9]*")

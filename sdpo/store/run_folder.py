@@ -56,7 +56,7 @@ R = TypeVar("R", bound=Record)
 _PUBLISHING = re.compile(r"(step|guide)-\d+")
 _FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|evaluations|logs|carried|sources")
 _FILES = re.compile(
-    r"(run\.yaml|plan\.json|promotion\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
+    r"(run\.yaml|plan\.json|promotion\.json|remote\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
 )
 
@@ -413,6 +413,17 @@ class RunFolder:
 def is_publishing(node: str) -> bool:
     """Return whether a node of this name publishes a model: a step or a guide."""
     return node.startswith(("step-", "guide-"))
+
+
+def is_part(path: str) -> bool:
+    """Return whether a path below a run, ``/`` between its parts, begins as one of a run's does.
+
+    What only this machine has is no part: the logs, the lock, the marker, ``remote.json``.
+    """
+    first, _, rest = path.partition("/")
+    if rest:
+        return first != "logs" and _FOLDERS.fullmatch(first) is not None
+    return not first.startswith("remote.json") and _FILES.fullmatch(first) is not None
 
 
 def _names(folder: Path) -> list[str]:

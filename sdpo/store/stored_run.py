@@ -5,10 +5,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sdpo.config import RunConfig
+from sdpo.config import RunConfig, StoreConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
 from sdpo.plugins.recorded import check_present
+from sdpo.store.kept_files import read_remote
 from sdpo.store.run_file import Carried, Origin, misfit
 from sdpo.store.run_folder import RunFolder
 
@@ -51,8 +52,7 @@ def read_stored(run: RunFolder) -> Stored:
         config = make_config(content.config)
     except ConfigError as error:
         raise misfit(run.run_file, content.versions, str(error)) from error
-    store = config.store.model_copy(update={"runs_dir": str(run.path.absolute().parent)})
-    where = {"name": run.path.name, "store": store}
+    where = {"name": run.path.name, "store": _store_now(config.store, run)}
     return Stored(
         created=content.created,
         clock=content.clock or content.created,
@@ -64,6 +64,18 @@ def read_stored(run: RunFolder) -> Stored:
         origin=content.origin,
         carried=content.carried,
     )
+
+
+def _store_now(store: StoreConfig, run: RunFolder) -> StoreConfig:
+    """Return where runs and caches are now.
+
+    Of a run that was received, the folder of caches is another machine's: what it names here is not
+    written to.
+    """
+    update = {"runs_dir": str(run.path.absolute().parent)}
+    if said := read_remote(run):
+        update |= {"remote": said.url} | ({"cache_dir": ""} if said.received else {})
+    return store.model_copy(update=update)
 
 
 def _with_own_sources(config: RunConfig, run: RunFolder) -> RunConfig:

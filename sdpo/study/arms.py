@@ -210,10 +210,18 @@ def trials_of(
 def placed(
     config: RunConfig, overrides: Sequence[str] = (), *, name: str, folder: Path
 ) -> RunConfig:
-    """Return a recipe as a run of the study in ``folder``, which shares the recipe's own cache."""
+    """Return a recipe as a run of the study in ``folder``, which shares the recipe's own cache.
+
+    In a remote store, too, it is kept under the study's name.
+    """
     values = config.model_dump()
     values["name"] = name
-    values["store"] = {"runs_dir": str(folder), "cache_dir": str(cache_dir(config))}
+    remote = config.store.remote
+    values["store"] |= {
+        "runs_dir": str(folder),
+        "cache_dir": str(cache_dir(config)),
+        "remote": f"{remote.rstrip('/')}/{folder.name}" if remote else "",
+    }
     return make_config(values, overrides=overrides)
 
 

@@ -281,7 +281,7 @@ def test_flash_attn_has_its_hash_and_make_install_asks_for_hashes() -> None:
     installs = [line.strip() for line in makefile.splitlines() if "$(PIP) " in line]
     assert [line for line in installs if "--no-deps --require-hashes " not in line] == [
         "$(PIP) --no-deps --no-build-isolation --editable .",
-        '$(PIP) --constraint constraints.txt "lm-eval>=0.4.13,<0.5"',  # for the slow tests alone
+        "$(PIP) --constraint constraints.txt $(OF_SLOW_TESTS)",
     ]
 
 

@@ -34,7 +34,11 @@ REFUSED = (
     ("run", "{recipe}", "--name", "new", "--set", "store.cache_dir={mine}"),
     ("resume", "{data}", "--runs-dir", "{runs}"),
     ("resume", "{mine}"),
+    ("pull", "{store}", "{data}", "--runs-dir", "{runs}"),
+    ("resume", "{store}/{data}", "--runs-dir", "{runs}"),
     ("check", "{recipe}", "--set", "store.cache_dir={mine}"),
+    ("run", "{recipe}", "--name", "{mine_name}", "--set", "store.remote=file://{folder}"),
+    ("pull", "file://{mine}", "--runs-dir", "{runs}"),
     ("partition", "{recipe}", "--name", "{data}"),
     ("partition", "{recipe}", "--out", "{mine}/plan.json"),
     ("export", "tiny", "{mine}", "--runs-dir", "{runs}"),
@@ -91,6 +95,18 @@ DONE = (
     ("verify", "new", "--runs-dir", "{runs}"),
     ("compare", "{recipe}", "--arms", "new,sdpo", "--set", "training.max_steps=1"),
     ("sweep", "{recipe}", "--over", "training.beta=0.1,0.2", "--dry-run"),
+    (
+        "run",
+        "{recipe}",
+        "--name",
+        "new",
+        "--set",
+        "training.max_steps=1",
+        "--set",
+        "store.remote={store}",
+    ),
+    ("pull", "{store}/new", "--runs-dir", "{folder}/runs"),
+    ("verify", "new", "--remote", "--runs-dir", "{runs}"),
     ("diff", "tiny", "new", "--runs-dir", "{runs}"),
     ("lineage", "new/step-2", "--runs-dir", "{runs}"),
 )
@@ -98,7 +114,15 @@ DONE = (
 OF_A_REGISTRY = ("registry.json", ".registry.lock", ".tiny.retrain.lock")
 VARIANTS = range(0, 9, 3)
 """With which of the contents the first of the names begins."""
-IN_TEMPORARIES = ("scratch", "all", "drawn", "rejected.jsonl", "rows.parquet", "part-1.arrow")
+IN_TEMPORARIES = (
+    "scratch",
+    "all",
+    "drawn",
+    "rejected.jsonl",
+    "rows.parquet",
+    "part-1.arrow",
+    "object",
+)
 """What is only ever below a name that nobody can guess."""
 ONLY_READ = (
     *("data", "dataset_dict.json", "state.json"),  # data sets as `datasets` saves them
@@ -145,6 +169,7 @@ def called(
 ) -> tuple[int, str]:
     words = {
         "recipe": bench.write(),
+        "store": f"file://{bench.folder}/store",
         "folder": bench.folder,
         "runs": bench.runs,
         "mine": bench.folder / f"mine-{variant}",
@@ -197,6 +222,8 @@ def unlisted(place: Place, made: set[Path]) -> set[str]:
             parts = parts[3:] if is_inner else parts[2:]  # a run, of a study or not
         elif parts[0] in ("runs", "cache") and len(parts) > 1:
             parts = parts[1:]
+        elif parts[0] == "store":
+            parts = parts[2:]  # a run that is kept there
         elif parts[0] == "exported":
             parts = ("step-1", "model", *parts[1:])
         shapes = [shape(part) for part in parts]

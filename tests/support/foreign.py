@@ -26,6 +26,7 @@ STAGES = (
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
+    "remote.json",
     *("pairs.parquet", "usable.parquet", "plan.parquet", "plan.json", "features.parquet"),
     *("supervised.parquet", "rejected_rows.jsonl", "rejected_supervised_rows.jsonl"),
     *(f"nodes/{node}.json{end}" for node in NODES for end in ("", ".sha256")),
@@ -72,8 +73,14 @@ OF_A_STUDY = (
     *("optuna.journal", "optuna.journal.lock"),
     *(f"results/sdpo.{end}" for end in ("json", "parquet", "before.json")),
 )
+OF_A_STORE = (
+    *("lease/00000001.json", "lease/00000001.beat.json", f"files/{LONG}"),
+    "index/00000001-00000001.json",
+)
 BESIDE_RUNS = ("registry.json", ".registry.lock", ".tiny.retrain.lock", "plan.json")
-NAMES = tuple(dict.fromkeys((*OF_A_RUN, *OF_A_CACHE, *OF_A_SERVER, *OF_A_STUDY, *BESIDE_RUNS)))
+NAMES = tuple(
+    dict.fromkeys((*OF_A_RUN, *OF_A_CACHE, *OF_A_SERVER, *OF_A_STUDY, *OF_A_STORE, *BESIDE_RUNS))
+)
 """What this project writes has one of these names, and below a folder of its own one that begins
 with them: :mod:`test_foreign_files` compares them with what the code says and with what it does."""
 PARENTS = {str(parent) for name in NAMES for parent in Path(name).parents}
