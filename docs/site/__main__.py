@@ -34,7 +34,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
 
 NAV: Mapping[str, tuple[str, ...]] = {
     "Start": ("index.md", "quickstart.md", "concepts.md", "troubleshooting.md", "limits.md"),
-    "Data": ("data.md", "migrate.md"),
+    "Data": ("data.md", "migrate.md", "from-trl.md"),
     "How to": (
         *("objectives.md", "references.md", "ablations.md", "curricula.md", "on-policy.md"),
         *("recipes.md", "compare.md", "adapters.md", "strategies.md", "browser.md"),
