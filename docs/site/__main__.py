@@ -37,8 +37,15 @@ NAV: Mapping[str, tuple[str, ...]] = {
     "Data": ("data.md", "migrate.md", "from-trl.md"),
     "How to": (
         *("objectives.md", "references.md", "ablations.md", "curricula.md", "on-policy.md"),
-        *("recipes.md", "compare.md", "adapters.md", "strategies.md", "browser.md"),
-        *("retraining.md", "containers.md", "kubernetes.md", "remote.md", "running.md"),
+        *("recipes.md", "compare.md", "adapters.md", "strategies.md", "hardware.md"),
+        *(
+            "browser.md",
+            "retraining.md",
+            "containers.md",
+            "kubernetes.md",
+            "remote.md",
+            "running.md",
+        ),
         *("replay.md", "evaluation.md", "kl.md", "python.md", "plugins.md"),
     ),
     "Reference": (*GENERATED, "files.md"),

@@ -114,11 +114,17 @@ def check(
     overrides: Overrides = None,
     limit: Limit = 0,
     runs_dir: RunsDir = None,
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="Devices to plan for, as 8xH100; need not be here.")
+    ] = "",
 ) -> None:
     """Show before training what a run works with: data, a decoded pair, lengths, steps, memory."""
     from flows.commands.check import check_recipe
+    from flows.commands.hardware import hardware_of
 
-    check_recipe(configured(recipe, overrides, "", limit, runs_dir), console=out)
+    devices = hardware_of(hardware) if hardware else None
+    config = configured(recipe, overrides, "", limit, runs_dir)
+    check_recipe(config, console=out, hardware=devices)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from flows.commands.foresight import foresee, without_update
+from flows.commands.hardware import Hardware, advice, choices
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
 from flows.show.console import Row, table
@@ -29,13 +30,14 @@ from sdpo.config import RunConfig, describe
 from sdpo.config.automatic import optimizer_steps
 from sdpo.config.reference_choice import effective_reference
 from sdpo.events import ResultEvent
-from sdpo.identity.model_digest import base_entries
+from sdpo.identity.model_digest import TensorEntry, base_entries
 from sdpo.identity.model_folder import read_config, text_config, unused_files
 from sdpo.processes.stage_results import ExampleViewResult, PairViewResult
 from sdpo.processes.stage_specs import ViewSpec
 from sdpo.store.plan_file import read_plan
 from sdpo.store.records import DataOutputs, NodeRecord, ReserveOutputs
 from sdpo.store.step_data import planned
+from sdpo.system.json_values import JsonObject
 from sdpo.tokens.lengths import LengthSummary, length_summary
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 from sdpo.tokens.view import TextView
@@ -44,8 +46,10 @@ _SHOWN_CHARS = 1200
 _TRIED = "loads, and scores the shortest and the longest pair"
 
 
-def check_recipe(config: RunConfig, *, console: Console) -> None:
+def check_recipe(config: RunConfig, *, console: Console, hardware: Hardware | None = None) -> None:
     """Prepare and tokenise the data in a scratch run and print what a run would work with.
+
+    With ``hardware``, also what it would take of devices that need not be here.
 
     Raises:
         UserError: what the run itself would refuse before its first optimizer step.
@@ -73,6 +77,8 @@ def check_recipe(config: RunConfig, *, console: Console) -> None:
         _print_memory(context, console)
         _check_place(context, config, console)
         _print_verdict(context, tokens, steps, console)
+        if hardware:
+            _print_hardware(hardware, context, config, tokens, steps, console)
 
 
 def _print_data(context: Context, data: NodeRecord, record: NodeRecord, console: Console) -> None:
@@ -143,17 +149,42 @@ def _check_place(context: Context, config: RunConfig, console: Console) -> None:
 
 def _print_memory(context: Context, console: Console) -> None:
     config, entries = read_config(context.resolved.model), base_entries(context.resolved.model)
-    words = text_config(config).get("vocab_size")
     memory = estimate_memory(
         config,
-        parameters=sum(entry.elements for entry in entries),
+        parameters=_count(entries),
         training=context.config.training,
         launch=context.config.launch,
-        # All matrices but those of a row for each word.
-        held=sum(e.elements for e in entries if len(e.shape) == 2 and words not in e.shape),
+        held=_held(config, entries),
         base_precision=context.config.model.base_precision,
     )
     console.print(table(memory.rows(), title="Memory per device, estimated"))
+
+
+def _print_hardware(
+    hardware: Hardware,
+    context: Context,
+    config: RunConfig,
+    tokens: TokenFile,
+    steps: list[int],
+    console: Console,
+) -> None:
+    model, entries = read_config(context.resolved.model), base_entries(context.resolved.model)
+    found = choices(hardware, config, model, parameters=_count(entries), held=_held(model, entries))
+    title = f"What {hardware} would take, of each device's {hardware.device.memory_gib:.0f} GiB"
+    console.print(table([choice.row() for choice in found], title=title))
+    flops = None if needs_gamma(context) else foresee(context, tokens, steps).flops
+    said = advice(hardware, found, config, flops=flops)
+    console.print(f"[bold]hardware:[/] {escape(said)}", highlight=False, soft_wrap=True)
+
+
+def _count(entries: Sequence[TensorEntry]) -> int:
+    return sum(entry.elements for entry in entries)
+
+
+def _held(config: JsonObject, entries: Sequence[TensorEntry]) -> int:
+    """Return the weights of all matrices but those of a row for each word."""
+    words = text_config(config).get("vocab_size")
+    return _count([e for e in entries if len(e.shape) == 2 and words not in e.shape])
 
 
 def _print_verdict(context: Context, tokens: TokenFile, steps: list[int], console: Console) -> None:

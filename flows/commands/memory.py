@@ -29,13 +29,30 @@ _HELD_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5625}
 NF4 has an fp32 scale for 64 weights."""
 
 
+_SHARED: dict[str, tuple[str, ...]] = {
+    "deepspeed_zero1": ("states",),
+    "deepspeed_zero2": ("gradients", "states"),
+    "deepspeed_zero3": ("weights", "gradients", "states"),
+    "fsdp2": ("weights", "gradients", "states"),
+}
+"""Of these each process holds its share alone."""
+_AWAY: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "optimizer": ("states",),
+    "all": ("weights", "gradients", "states"),
+}
+"""These wait in the machine's memory, by ``launch.offload``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
     """An estimate says what training takes of one device's memory.
 
     Activations are a rule of thumb, the rest is counted. ``parameters`` and ``trained`` are numbers
     of weights, all and those that train. ``activations_bytes`` is None where the configuration does
-    not name its layers in a way that is known here.
+    not name its layers in a way that is known here. ``gathered_bytes`` are of what is whole on a
+    device for a block's time, where each has a share; ``host_bytes`` of the machine's memory, for
+    this device.
     """
 
     parameters: int
@@ -47,6 +64,8 @@ class MemoryEstimate:
     optimizer_bytes: int
     activations_bytes: int | None
     head_bytes: int
+    gathered_bytes: int = 0
+    host_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -58,6 +77,7 @@ class MemoryEstimate:
             + self.optimizer_bytes
             + (self.activations_bytes or 0)
             + self.head_bytes
+            + self.gathered_bytes
         )
 
     def rows(self) -> list[dict[str, str]]:
@@ -69,6 +89,7 @@ class MemoryEstimate:
             "optimizer state": self.optimizer_bytes,
             "activations": self.activations_bytes,
             "head, in chunks": self.head_bytes,
+            "blocks that are whole for a moment": self.gathered_bytes,
             "in all" if self.activations_bytes is not None else "in all, but for activations": (
                 self.total_bytes
             ),
@@ -88,6 +109,7 @@ def estimate_memory(
     launch: LaunchConfig,
     held: int = 0,
     base_precision: str = "fp32",
+    device_bytes: int = 0,
 ) -> MemoryEstimate:
     """Estimate what training takes on one device.
 
@@ -95,7 +117,7 @@ def estimate_memory(
     optimizer's state are fp32. In bf16 autocast keeps a copy of what trains. DDP's gradients are
     views of its buckets, which take nothing more. On a CPU a small model computes several
     micro-batches at a time. ``held`` is the number of weights in linear layers, which a base under
-    adapters has in ``base_precision``.
+    adapters has in ``base_precision``; ``device_bytes`` are a device's own, 0 unknown.
     """
     text = text_config(config)
     hidden, layers = _number(text, _HIDDEN), _number(text, _LAYERS)
@@ -110,22 +132,62 @@ def estimate_memory(
     lanes = training_lanes(training, lanes)
     tokens = lanes * micro_batch_tokens(training.micro_batch_tokens, device=device)
     vocabulary = _number(text, ("vocab_size",)) or _number(config, ("vocab_size",))
-    sharded = {"deepspeed_zero2": 2, "deepspeed_zero3": 3}.get(launch.strategy, 0)
-    moments = math.ceil(MOMENT_BYTES[training.optimizer] * trained)
     activations = None
     if hidden and layers:
         activations = math.ceil(tokens * _kept_bytes(training, device, hidden, inner, layers))
+    here, host_bytes = _divided(
+        {
+            "weights": weights,
+            "gradients": 4 * trained * _sums(lanes),
+            "states": MOMENT_BYTES[training.optimizer] * trained,
+        },
+        launch,
+    )
+    low = training.precision == "bf16"
+    words = vocabulary * hidden * (1 if text.get("tie_word_embeddings") else 2)
+    rows = head_rows(vocabulary or 1, device=device, memory=device_bytes)
     return MemoryEstimate(
         parameters=parameters,
         precision=base_precision if held else "fp32",
         trained=trained,
-        weights_bytes=math.ceil(weights / (processes if sharded == 3 else 1)),
-        copies_bytes=2 * trained if training.precision == "bf16" else 0,
-        gradients_bytes=4 * trained * _sums(lanes) // (processes if sharded else 1),
-        optimizer_bytes=moments // (processes if sharded else 1),
+        weights_bytes=here["weights"],
+        # FSDP2 makes the copies of a block when it makes the block whole.
+        copies_bytes=2 * trained if low and launch.strategy != "fsdp2" else 0,
+        gradients_bytes=here["gradients"],
+        optimizer_bytes=here["states"],
         activations_bytes=activations,
-        head_bytes=lanes * 3 * 4 * vocabulary * head_rows(vocabulary or 1, device=device),
+        head_bytes=lanes * 3 * 4 * vocabulary * rows,
+        gathered_bytes=_gathered(
+            parameters,
+            words=min(parameters, words),
+            layers=layers or 1,
+            width=2 if low and launch.strategy == "fsdp2" else 4,
+        )
+        if launch.shares_weights
+        else 0,
+        host_bytes=host_bytes,
     )
+
+
+def _divided(sizes: dict[str, float], launch: LaunchConfig) -> tuple[dict[str, int], int]:
+    """Return what one device has of these bytes, by part, and what the machine has for it."""
+    shared, away = _SHARED.get(launch.strategy, ()), _AWAY[launch.offload]
+    own = {
+        part: math.ceil(size / (launch.processes if part in shared else 1))
+        for part, size in sizes.items()
+    }
+    return own | dict.fromkeys(away, 0), sum(own[part] for part in away)
+
+
+def _gathered(parameters: int, *, words: int, layers: int, width: int) -> int:
+    """Return the bytes of what is whole on a device at a time.
+
+    Those are the embedding and the head, with ``words`` weights, a block that computes and the one
+    that comes next, with ``width`` bytes a weight, and the fp32 gradients of a block and of the
+    former.
+    """
+    block = (parameters - words) // layers
+    return (2 * block + words) * width + (block + words) * 4
 
 
 def _number(config: JsonObject, names: tuple[str, ...]) -> int:
