@@ -25,6 +25,10 @@ _CHUNK_BYTES = 64 * 2**20
 """S3 gets an object in parts of this size, and one of less than two parts in one request."""
 _MEMORY = threading.Lock()
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
+}
+"""A store that does not answer is tried again by who asks, so that nobody waits long for it."""
 _USE = "Use s3://, gs://, abfs:// or, for a folder, file://"
 
 
@@ -234,7 +238,8 @@ def open_place(url: str, name: str) -> Place:
             f"condition that there is none, so that two machines could own one run. {_USE}"
         )
     try:
-        fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+        more = _OPTIONS.get(protocol, {})
+        fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"store.remote {url} cannot be opened: {error}") from error
     where = f"{root.rstrip('/')}/{name}".rstrip("/")

@@ -19,7 +19,8 @@ from sdpo.system.files import file_digest
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _UPLOAD, _SAY = "upload", "say"
-_TURN_S = 5.0
+_TURN_S = 10.0
+"""A last word to the store is waited for so long."""
 _BEATS = 3
 """An owner says so many times, in the time after which it counts as dead, that it lives."""
 
@@ -104,15 +105,18 @@ class Uploads:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        has_turn = self._saying.acquire(timeout=_TURN_S)  # not while a last word is under way
-        try:
-            if self.lost is None:
-                self.lease.say(ended=True)
-        except (LostRunError, StoreError) as error:
-            self._tell(str(error))
-        finally:
-            if has_turn:
-                self._saying.release()
+        # In a thread of its own: a store that hangs does not keep the end of the work.
+        saying = threading.Thread(target=self._say_ended, name="sdpo_say_ended", daemon=True)
+        saying.start()
+        saying.join(_TURN_S)
+
+    def _say_ended(self) -> None:
+        with self._saying:  # not while another word is under way
+            try:
+                if self.lost is None:
+                    self.lease.say(ended=True)
+            except (LostRunError, StoreError) as error:
+                self._tell(str(error))
 
     def _upload_on(self) -> None:
         pause_s = _FIRST_PAUSE_S

@@ -1,6 +1,7 @@
 """Uploads bring what is there to a store, however it behaves, and never more than is whole."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,26 @@ def test_a_group_counts_when_all_of_it_is_there(place: Place, store: Store, tmp_
     up.close()
     told = up.said()
     assert len(told) == 2, "once that it fails, once that it answers again"
+
+
+def test_a_slow_store_keeps_nobody_and_has_everything_in_the_end(
+    place: Place, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdpo.remote.upload._TURN_S", 0.5)
+    wanted = {name: {name: file(tmp_path / name, name.encode())} for name in "abcd"}
+    up = uploads(place, wanted)
+    store.delay_s, began = 0.1, time.monotonic()
+    up.ask()
+    assert time.monotonic() - began < 0.1
+    assert up.finish(patience_s=10, at_most_s=0.3) == "the store takes too long"
+    assert time.monotonic() - began < 1
+    assert up.finish(patience_s=5) == "", "as long as something moves it is waited for"
+    assert groups(place) == list("abcd")
+    store.delay_s = 30
+    began = time.monotonic()
+    up.close()
+    assert time.monotonic() - began < 5, "a store that hangs does not keep the end"
+    store.delay_s = 0
 
 
 def test_equal_contents_are_uploaded_once(place: Place, store: Store, tmp_path: Path) -> None:
