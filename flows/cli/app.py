@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import migrating, models, server, studies
+from flows.cli import migrating, models, publishing, server, studies
 from flows.cli.exits import exit_code, tell
 from flows.cli.help import Application
 from flows.cli.options import (
@@ -48,6 +48,7 @@ app = Application(
 app.add_typer(models.app)
 app.add_typer(studies.app)
 app.add_typer(migrating.app)
+app.add_typer(publishing.app)
 app.add_typer(server.app, name="server", no_args_is_help=True)
 
 
@@ -143,35 +144,6 @@ def partition(
 
     config = configured(recipe, overrides, name, limit, runs_dir)
     plan_recipe(config, console=out, target=target)
-
-
-@app.command()
-def export(
-    target: Target,
-    folder: Annotated[Path, typer.Argument(help="New folder for the model.")],
-    step: Step = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            help="float32, bfloat16 or float16; also fp32, bf16, fp16. By default bfloat16, and "
-            "float32 for an adapter.",
-        ),
-    ] = "",
-    runs_dir: RunsDir = None,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="The adapter alone, for peft, as it was published.")
-    ] = False,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Weights, with the adapter merged: the default.")
-    ] = False,
-) -> None:
-    """Write a copy of a step's model in another precision, an adapter merged or by itself."""
-    from flows.commands.export import Form, export_model
-
-    form = Form(dtype=dtype, adapter=adapter, merge=merge)
-    runs = runs_folder(runs_dir)
-    export_model(target, folder, step=step, form=form, runs_dir=runs, console=out)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from sdpo.processes.stage_specs import ExportSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.promotion.versions import checked_digest
 from sdpo.store.recorded import of_known_form, whole_steps
+from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import remove
 from sdpo.system.privacy import withheld_by_folder, withholding
 
@@ -76,19 +77,10 @@ def export_model(
     name = form.precision()
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: name a new folder")
-    found = locate(target, runs_dir=runs_dir, step=step)
-    stored, run = found.run, found.run.path
+    stored, number = exported_step(target, step=step, runs_dir=runs_dir)
+    run = stored.path
     with of_known_form(run):
         config = RunConfig.model_validate(stored.read_run().config)
-    done = whole_steps(stored)
-    number = found.step if found.step is not None else (done[-1] if done else -1)
-    if number not in done:
-        listed = ", ".join(map(str, done)) or "none"
-        if not done:
-            raise UserError(
-                f"run {stored.name} has no complete step yet: there is no model to export"
-            )
-        raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
     with of_known_form(run):
         digest = checked_digest(stored, number)
     form.check(stored.model(number), what=f"M_{number} of run {stored.name}")
@@ -113,6 +105,26 @@ def export_model(
         )
     what = f"the adapter of M_{number}" if form.adapter else f"M_{number}"
     console.print(f"{what} in {name}: {escape(str(folder))}", highlight=False, soft_wrap=True)
+
+
+def exported_step(target: str, *, step: int | None, runs_dir: Path) -> tuple[RunFolder, int]:
+    """Return the run that ``target`` names and the step that is meant, without ``step`` the last.
+
+    Raises:
+        UserError: there is no such run, or no such complete step.
+    """
+    found = locate(target, runs_dir=runs_dir, step=step)
+    stored = found.run
+    with of_known_form(stored.path):
+        RunConfig.model_validate(stored.read_run().config)
+    done = whole_steps(stored)
+    number = found.step if found.step is not None else (done[-1] if done else -1)
+    if number in done:
+        return stored, number
+    if not done:
+        raise UserError(f"run {stored.name} has no complete step yet: there is no model to export")
+    listed = ", ".join(map(str, done))
+    raise UserError(f"run {stored.name} has no complete step {number}; complete: {listed}")
 
 
 @contextmanager

@@ -213,8 +213,8 @@ ELSEWHERE: dict[str, str] = {
     "with_tracking": LOG,
     "wandb_project": "here it is `tracking.project`, with `tracking.tools`",
     "plot_loss": "the report shows the loss of every step",
-    "push_to_hub": "nothing is uploaded; `sdpo export` writes a folder that can be",
-    "hub_model_id": "nothing is uploaded; `sdpo export` writes a folder that can be",
+    "push_to_hub": "`sdpo push` uploads the model of a step, when it is asked to",
+    "hub_model_id": "`sdpo push` uploads the model of a step, when it is asked to",
     "data_seed": "the draw of pairs is by `data.seed`, their order by `training.seed`",
 }
 """The key is the last part of the setting's name."""

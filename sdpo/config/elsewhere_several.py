@@ -68,7 +68,7 @@ SEVERAL: list[tuple[str, str]] = [
         "keep_last_n_checkpoints",
     ),
     (
-        "nothing is uploaded; `sdpo export` writes a folder that can be",
+        "`sdpo push` uploads the model of a step, when it is asked to",
         "hub_token hub_private_repo hub_strategy hub_always_push hub_revision push_dataset_to_hub "
         "hf_entity hf_repo_id hf_repo_revision hf_repo_url hf_use_auth_token hub_model_revision",
     ),

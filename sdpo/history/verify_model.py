@@ -1,5 +1,6 @@
 """Verify a model folder that stands alone: an export, or a copy of what was published."""
 
+import json
 from pathlib import Path
 
 from sdpo.errors import UserError
@@ -7,6 +8,7 @@ from sdpo.history.faults import Findings
 from sdpo.history.lineage import lineage_of
 from sdpo.history.target import by_lineage, read_lineage
 from sdpo.store.model_card import card_files, exported
+from sdpo.system.files import json_text
 
 _REMEDY = "export the model again, or take the copy from where it was whole"
 
@@ -33,7 +35,10 @@ def verify_model(folder: Path, *, runs_dir: Path) -> Findings:
     step = found.step if found.step is not None else 0
     record = found.run.step_record(f"step-{step}")
     wanted = card_files(found.run, record, name=f"M_{step}", folder=found.run.model(step))
-    if copy:
+    if copy and copy.hub:  # its card has the hub's metadata, and is known by its digest
+        facts = json.loads(wanted["lineage.json"])
+        wanted = {"lineage.json": json_text({**facts, "export": copy.model_dump(mode="json")})}
+    elif copy:
         wanted = exported(wanted, dtype=copy.dtype, model=copy.model)
     for name, text in wanted.items():
         path = folder / name

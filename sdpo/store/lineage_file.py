@@ -20,11 +20,15 @@ class LineageEntry(Part):
 
 
 class ExportedAs(Part):
-    """A copy in another precision has a digest of its own tensors, ``model``, and of its card."""
+    """A copy in another precision has a digest of its own tensors, ``model``, and of its card.
+
+    ``hub``: the name on the hub of a copy that went there, whose card says more than a run's.
+    """
 
     dtype: str
     model: str
     card: str
+    hub: str = ""
 
 
 class LineageFile(Part):

@@ -102,6 +102,24 @@ def test_forms_of_a_copy_that_contradict_each_other_are_refused(
     assert told in " ".join(called.told.split())
 
 
+def test_an_adapter_goes_to_the_hub_with_the_name_of_its_base_there(
+    adapted: Bench, sdpo: Sdpo
+) -> None:
+    folder, runs = adapted.folder / "would-go", ("--runs-dir", adapted.runs)
+    words = ("push", "tiny", "mine/tiny", "--adapter", "--dry-run")
+    nameless = sdpo(*words, folder, *runs)
+    assert (nameless.code, "--base-model ORG/NAME" in nameless.told) == (2, True)
+    assert not folder.exists()
+    assert sdpo(*words, folder, "--base-model", "org/base", *runs).code == 0
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/base"
+    assert "base_model_relation: adapter" in (folder / "README.md").read_text()
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not any(str(adapted.folder) in file.read_text() for file in folder.glob("*.json"))
+    for runs_dir in (adapted.runs, folder / "none"):
+        assert sdpo("verify", folder, "--runs-dir", runs_dir).code == 0
+
+
 def test_the_model_in_use_is_a_folder_that_transformers_loads(adapted: Bench, sdpo: Sdpo) -> None:
     runs = ("--runs-dir", adapted.runs)
     assert sdpo("promote", "tiny", *runs).code == 0
