@@ -36,6 +36,13 @@ _SCHEDULES = {
     "constant_with_warmup": "constant",
     "cosine_with_min_lr": "cosine_with_min_lr",
 }
+_OPTIMIZERS = {
+    "adamw": "adamw",
+    "rmsprop": "rmsprop",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 _TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
@@ -67,11 +74,12 @@ def carry_trainer(reading: Reading, *, devices: int) -> None:
 def carry_optimizer(reading: Reading, name: str) -> None:
     """Put the optimizer into the recipe; one that is not here leaves AdamW, with a note."""
     optimizer = reading.text(name)
-    kind = "rmsprop" if optimizer.startswith("rmsprop") else "adamw"
-    reading.put("training.optimizer", kind, name)
-    plain = optimizer in ("rmsprop", "adamw", "adamw_hf") or optimizer.startswith("adamw_torch")
-    if not plain or optimizer.endswith("bit"):
-        reading.lack(name, f"training.optimizer is adamw or rmsprop, in fp32; here {kind}")
+    plain = optimizer == "adamw_hf" or optimizer.startswith("adamw_torch")
+    found = "adamw" if plain and not optimizer.endswith("bit") else _OPTIMIZERS.get(optimizer)
+    reading.put("training.optimizer", found or "adamw", name)
+    if found is None:
+        known = ", ".join(dict.fromkeys(_OPTIMIZERS.values()))
+        reading.lack(name, f"training.optimizer is one of {known}; here adamw")
 
 
 def carry_schedule(reading: Reading, name: str) -> None:
