@@ -46,7 +46,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
             "remote.md",
             "running.md",
         ),
-        *("replay.md", "evaluation.md", "kl.md", "python.md", "plugins.md"),
+        *("replay.md", "evaluation.md", "kl.md", "push.md", "python.md", "plugins.md"),
     ),
     "Reference": (*GENERATED, "files.md"),
     "About": (

@@ -1,5 +1,6 @@
 """Define the commands of ``sdpo`` that hand a model on: export, push."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,22 @@ import typer
 
 from flows.cli.help import Application
 from flows.cli.options import RunsDir, Step, Target, out, runs_folder
+from sdpo.errors import UserError
 
 app = Application()
+
+
+class Format(StrEnum):
+    """Copies of a model are written in these formats."""
+
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
 
 
 @app.command()
 def export(
     target: Target,
-    folder: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the model; a new file, for GGUF.")],
     step: Step = None,
     dtype: Annotated[
         str,
@@ -31,12 +40,27 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Weights, with the adapter merged: the default.")
     ] = False,
+    format_: Annotated[
+        Format, typer.Option("--format", help="`gguf` needs llama.cpp's converter.")
+    ] = Format.SAFETENSORS,
+    converter: Annotated[
+        Path | None, typer.Option("--converter", help="llama.cpp's convert_hf_to_gguf.py.")
+    ] = None,
 ) -> None:
     """Write a copy of a step's model in another precision, an adapter merged or by itself."""
     from flows.commands.export import Form, export_model
 
     form = Form(dtype=dtype, adapter=adapter, merge=merge)
     runs = runs_folder(runs_dir)
+    if format_ is Format.GGUF:
+        from flows.commands.gguf import export_gguf
+
+        export_gguf(
+            target, folder, converter=converter, step=step, form=form, runs_dir=runs, console=out
+        )
+        return
+    if converter is not None:
+        raise UserError("--converter has no effect without --format gguf: leave it out")
     export_model(target, folder, step=step, form=form, runs_dir=runs, console=out)
 
 

@@ -214,7 +214,16 @@ def test_every_name_that_the_code_joins_to_a_path_is_among_the_users() -> None:
 def unlisted(place: Place, made: set[Path]) -> set[str]:
     """What was made under names that no file of the user's has, in the words of `shape`."""
     bench, known = place.bench, set(map(shape, PARENTS | set(NAMES)))
-    given = {".", "runs", "cache", "exported", "recipe.yaml", "new.jsonl", "newer.jsonl"}
+    given = {
+        ".",
+        "runs",
+        "cache",
+        "exported",
+        "would-go",
+        "recipe.yaml",
+        "new.jsonl",
+        "newer.jsonl",
+    }
     found = set()
     users = {path for folder in place.folders for path in (folder, *below(folder))}
     for path in made - users - set(place.state):
@@ -226,7 +235,7 @@ def unlisted(place: Place, made: set[Path]) -> set[str]:
             parts = parts[1:]
         elif parts[0] == "store":
             parts = parts[2:]  # a run that is kept there
-        elif parts[0] == "exported":
+        elif parts[0] in ("exported", "would-go"):
             parts = ("step-1", "model", *parts[1:])
         shapes = [shape(part) for part in parts]
         if TEMPORARY in shapes:
