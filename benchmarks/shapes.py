@@ -151,7 +151,8 @@ class Lengths:
 
 
 def _clipped(raw: Any, max_length: int) -> np.ndarray:
-    lengths: np.ndarray = np.rint(raw).astype(np.int64)
+    # A mean that the limit lets nobody meet is asked for ever more, up to infinity.
+    lengths: np.ndarray = np.rint(np.minimum(raw, max_length)).astype(np.int64)
     lengths[:, 0] = lengths[:, 0].clip(8, max_length // 2)
     for side in (1, 2):
         lengths[:, side] = np.clip(lengths[:, side], 4, max_length - lengths[:, 0])

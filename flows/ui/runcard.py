@@ -37,9 +37,8 @@ def _gamma_row(step: int, row: GammaRow) -> Row:
         "step": step,
         "model": "S" if step == 1 else row.model,
         "probe": row.probe,
-        "pairs": row.pairs,
-        "which pairs": "all" if row.whole else "a sample",
-        "mean gamma (nats)": number(row.mean),
+        "pairs": f"{row.pairs}" if row.whole else f"{row.pairs}, a sample",
+        "gamma, nats": number(row.mean),
         "95% interval": interval(row.mean_low, row.mean_high),
         "gamma > 0": number(row.ranking_accuracy, digits=3),
     }

@@ -247,6 +247,11 @@ def _environment(spec: Spec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":
+        if spec.launch.by_engine:
+            # Weights that are gathered for a block's time leave holes in the heap otherwise, half
+            # a model in all: from this size on each has pages of its own, which it gives back.
+            own_pages = os.environ.get("MALLOC_MMAP_THRESHOLD_", "1048576")
+            environment["MALLOC_MMAP_THRESHOLD_"] = own_pages
         return environment | {"CUDA_VISIBLE_DEVICES": ""}
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         # Micro-batches differ in size: blocks that cannot grow leave holes that nothing fits.

@@ -107,7 +107,7 @@ def test_its_tables_its_progress_and_its_card_are_artifacts(
     gamma = json.loads(str(found["gamma-ref-flown-1"].data))
     assert {(row["step"], row["model"]) for row in gamma} == {(1, "S"), (2, "M_1")}
     assert {row["probe"] for row in gamma} >= {"D_1", "D_2", "reserve:requests"}
-    shown = [(row["model"], row["probe"], row["which pairs"]) for row in gamma]
+    shown = [(row["model"], row["probe"], row["pairs"]) for row in gamma]
     assert len(set(shown)) == len(shown)
     reserve = json.loads(str(found["reserve-flown-1"].data))
     assert [row["Model"] for row in reserve] == ["S", "M_1", "M_2"]

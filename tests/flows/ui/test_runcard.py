@@ -29,10 +29,10 @@ def test_a_probe_that_was_measured_twice_has_one_row_that_of_all_its_pairs(
     assert whole["whole"]
     write_json(path, [*entries, whole | {"whole": False, "pairs": 5}])
     rows = [row for row in gamma_ref_rows(run.path) if row["probe"] == "D_2" and row["step"] == 2]
-    assert [(row["pairs"], row["which pairs"]) for row in rows] == [(whole["pairs"], "all")]
+    assert [row["pairs"] for row in rows] == [str(whole["pairs"])]
     write_json(path, [e | {"whole": False, "pairs": 5} for e in entries])
     rows = [row for row in gamma_ref_rows(run.path) if row["probe"] == "D_2" and row["step"] == 2]
-    assert [(row["pairs"], row["which pairs"]) for row in rows] == [(5, "a sample")]
+    assert [row["pairs"] for row in rows] == ["5, a sample"]
 
 
 def test_the_card_has_its_figures_in_its_own_text_and_they_are_whole_images(

@@ -430,6 +430,17 @@ def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
     assert supervisor._environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
 
 
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "deepspeed_zero3"])
+def test_weights_that_are_gathered_for_a_blocks_time_have_pages_of_their_own(
+    broken, strategy, monkeypatch
+):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    launch = LaunchConfig(device="cpu", threads=1, strategy=strategy, processes=2)
+    environment = supervisor._environment(broken.model_copy(update={"launch": launch}))
+    gathers = strategy in ("fsdp2", "deepspeed_zero3")
+    assert environment.get("MALLOC_MMAP_THRESHOLD_") == ("1048576" if gathers else None)
+
+
 @pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_memory_of_a_gpu_comes_in_segments_that_grow_unless_the_user_says_otherwise(
     broken, monkeypatch, own
