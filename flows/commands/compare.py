@@ -17,7 +17,7 @@ from sdpo.report.findings import Verdict
 from sdpo.report.tables import Table
 from sdpo.study.arms import Trial, placed
 from sdpo.study.before import check_trials
-from sdpo.study.compare import Keep, check_plan, plan_comparison, run_comparison
+from sdpo.study.compare import Keep, check_plan, keeps_models, plan_comparison, run_comparison
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
 from sdpo.study.run_trials import Failed, failures
@@ -59,7 +59,7 @@ def compare_arms(
     )
     if dry_run:
         check_plan(plan, keep=keep)
-        foresee_study(plan.study, plan.trials, keeps_models=keep == "models", console=console)
+        foresee_study(plan.study, plan.trials, keeps_models=keeps_models(keep), console=console)
         return 0
     with going_on(plan.study, "sdpo compare"), RunConsole(progress) as listen:
         compared = run_comparison(plan, keep=keep, host=Host(listen=listen), wait=wait)
@@ -119,7 +119,7 @@ def _foresee_sweep(
 ) -> None:
     """Print what a sweep would take; of a search what one trial takes, of which the rest are like
     it."""
-    keeps = keep == "models"
+    keeps = keeps_models(keep)
     if not trials:
         planned = plan_sweep(config, over=over, name=study.name).trials
         check_trials(study, planned, keeps_models=keeps)

@@ -79,6 +79,8 @@ ENTRIES = (
             ),
         ),
     ),
+    Entry("compare", "A recipe trained in several ways, and which is better, with intervals."),
+    Entry("sweep", "A recipe trained with other settings, the best chosen and reported."),
     Entry("replay", "A step of a finished run made again, as it was or with a setting changed."),
     Entry("extend", "A finished run grows by a step over what is new in the data."),
     Entry("promote", "A finished run's model is put in use under a name."),

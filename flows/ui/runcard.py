@@ -63,11 +63,11 @@ def run_card(run: Path, summary: Summary) -> str:
         "",
         *(f"{sentence}\n" for sentence in summary.verdict.sentences),
         *([f"[Open the report]({link}), under the password of this UI.", ""] if link else []),
-        *(line for figure in summary.figures for line in _picture(figure)),
+        *(line for figure in summary.figures for line in picture(figure)),
         *(["## Health of the chain", ""] if summary.health else []),
         *(f"- {sentence}" for sentence in summary.health),
         *([""] if summary.health else []),
-        *(line for table in summary.evaluations for line in _markdown(table)),
+        *(line for table in summary.evaluations for line in markdown(table)),
         "## Lineage",
         "",
         "| model | objective | reference | target | partition | digest |",
@@ -86,8 +86,8 @@ def run_card(run: Path, summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _picture(figure: Figure) -> list[str]:
-    """Return a figure as an image that is in the text itself: a card can fetch nothing."""
+def picture(figure: Figure) -> list[str]:
+    """Return the lines of a figure as an image in the text itself: a card can fetch nothing."""
     image = base64.b64encode(alone(figure).encode()).decode()
     return [
         f"### {figure.title}",
@@ -99,8 +99,8 @@ def _picture(figure: Figure) -> list[str]:
     ]
 
 
-def _markdown(table: Table) -> list[str]:
-    """A table of the report in Markdown, with its title."""
+def markdown(table: Table) -> list[str]:
+    """Return the lines of a table of the report in Markdown, with its title."""
 
     def row(cells: tuple[str, ...]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

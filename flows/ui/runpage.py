@@ -59,6 +59,7 @@ from sdpo.processes.pace import StageProgress
 from sdpo.processes.supervisor import terminate_with_parent
 from sdpo.promotion.judge import Judgement
 from sdpo.report import summarise
+from sdpo.report.tables import Table
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.streams import visible
 
@@ -136,6 +137,13 @@ class RunPage:
         """Return what the flow gives the engine: its tasks, this page, the slots of its devices."""
         return Host(call=self.call, listen=self.listen, occupy=device_slot)
 
+    def host_of(self, name: str) -> Host:
+        """Return the host of one of several runs that the flow run makes: its artifacts have keys
+        of their own."""
+        inner = RunPage(f"{self._slug}-{name}")
+        inner._suspension = self._suspension
+        return inner.host
+
     def __enter__(self) -> "RunPage":
         if RUN_ID in os.environ:  # a worker that was killed ends nothing itself
             terminate_with_parent()
@@ -193,6 +201,14 @@ class RunPage:
         what = f"Run {run.name}: outcome, lineage, files"
         key = f"run-{self._slug}"
         self._show(lambda: create_markdown_artifact(text, key=key, description=what))
+
+    def studied(self, card: str, tables: Sequence[Table], headline: str) -> None:
+        """Show what a study came to: its card, and its tables as artifacts of their own."""
+        for table in tables:
+            if rows := table_rows(table):
+                self._table(f"study-{slug(table.title.split()[0])}", rows, table.note)
+        key = f"study-{self._slug}"
+        self._show(lambda: create_markdown_artifact(card, key=key, description=headline))
 
     def judged(self, judgement: Judgement, run: Path) -> None:
         """Put the page there by which a person judges the new model; once."""

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sdpo.config import RunConfig
+from sdpo.errors import ConfigError
 from sdpo.hooks import Host
 from sdpo.study.arms import Arm, Trial, check_steps_there, named_arms, trials_of
 from sdpo.study.before import check_trials, withheld_from
@@ -16,6 +17,17 @@ from sdpo.study.run_trials import Failed, run_trials
 from sdpo.system.privacy import withholding
 
 Keep = Literal["models", "none"]
+
+
+def keeps_models(keep: Keep) -> bool:
+    """Return whether runs stay whole once their numbers are known.
+
+    Raises:
+        ConfigError: it is neither `models` nor `none`.
+    """
+    if keep not in get_args(Keep):
+        raise ConfigError(f"keep is `{keep}`: give `models` or `none`")
+    return keep == "models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +93,7 @@ def check_plan(plan: Plan, *, keep: Keep) -> None:
             something else.
         DiskFullError: the disk is too small for the runs that are still to be made.
     """
-    check_trials(plan.study, plan.trials, keeps_models=keep == "models")
+    check_trials(plan.study, plan.trials, keeps_models=keeps_models(keep))
 
 
 def run_comparison(
@@ -111,7 +123,7 @@ def run_comparison(
             plan.trials,
             host=host,
             host_of=host_of,
-            keeps_models=keep == "models",
+            keeps_models=keeps_models(keep),
             wait=wait,
         )
         found = compare(

@@ -57,7 +57,9 @@ def write_comparison(study: StudyFolder, found: Comparison, arms: Sequence[Arm])
         failed=found.failed,
         sections=[
             Section("arms", "Arms on one reserve", arm_figures(found), tables[0]),
-            Section("differences", f"Against {found.arms[0].arm}", _differences(found), tables[1]),
+            Section(
+                "differences", f"Against {found.arms[0].arm}", difference_figures(found), tables[1]
+            ),
             Section("work", "What it took", [], tables[2]),
         ],
         recipes=[(arm.name, f"{arm.what}\n" + "\n".join(arm.overrides)) for arm in arms],
@@ -92,7 +94,8 @@ def arm_figures(found: Comparison) -> list[Figure]:
     ]
 
 
-def _differences(found: Comparison) -> list[Figure]:
+def difference_figures(found: Comparison) -> list[Figure]:
+    """Return the differences of every arm from the first, drawn."""
     first = found.arms[0].arm
     caption = "The same pairs under both models. Lines: 95% intervals over pairs."
     of_accuracy, of_gamma = (

@@ -23,7 +23,7 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import read_probe
 from sdpo.study.arms import Trial, essence
 from sdpo.study.before import check_trials, withheld_from
-from sdpo.study.compare import Keep
+from sdpo.study.compare import Keep, keeps_models
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.grid import MOST_TRIALS, Over, read_overs, trials_at
 from sdpo.study.results import PairValues
@@ -140,7 +140,7 @@ def run_search(
         Interrupted: somebody asked to stop; the same call goes on.
     """
     shape = trials_at(plan.config, _corners(plan.overs)[:1], folder=plan.study.path)
-    check_trials(plan.study, shape, keeps_models=keep == "models", more=plan.trials - 1)
+    check_trials(plan.study, shape, keeps_models=keeps_models(keep), more=plan.trials - 1)
     said = StudyFile(kind="sweep", recipe=plan.config.name)
     with (
         withholding(withheld_from(plan.study, shape)),
@@ -149,7 +149,7 @@ def run_search(
         search = _Search(plan, host, wait, _open(plan))
         for number in range(plan.trials):
             _step(search, number, host_of)
-            if keep == "none":
+            if not keeps_models(keep):
                 let_go(plan.study, search.trials, [])
         swept = select(
             plan.study.name,

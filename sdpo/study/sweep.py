@@ -8,7 +8,7 @@ from sdpo.config import RunConfig
 from sdpo.hooks import Host
 from sdpo.study.arms import Trial
 from sdpo.study.before import check_trials, withheld_from
-from sdpo.study.compare import Keep
+from sdpo.study.compare import Keep, keeps_models
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.grid import Over, grid_trials, read_overs, recipe_text
 from sdpo.study.run_trials import Failed, run_trials
@@ -73,7 +73,7 @@ def run_sweep(
             result, or the reserve is too small to be split.
         Interrupted: somebody asked to stop; the same call goes on.
     """
-    check_trials(plan.study, plan.trials, keeps_models=keep == "models")
+    check_trials(plan.study, plan.trials, keeps_models=keeps_models(keep))
     said = StudyFile(kind="sweep", recipe=plan.config.name)
     with (
         withholding(withheld_from(plan.study, plan.trials)),
@@ -84,7 +84,7 @@ def run_sweep(
             plan.trials,
             host=host,
             host_of=host_of,
-            keeps_models=keep == "models",
+            keeps_models=keeps_models(keep),
             wait=wait,
         )
         swept = select(

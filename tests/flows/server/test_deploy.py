@@ -94,10 +94,10 @@ def test_the_empty_form_is_refused_before_anything_starts(entry: Entry) -> None:
         with pytest.raises(ValidationError):
             accept(entry.name, sent)
         if entry.name != "replay":  # parameters of version 0.1 have an empty one
-            empty = [] if name == "sources" else " "
+            empty = [] if name in ("sources", "over") else " "
             with pytest.raises(ValidationError):
                 accept(entry.name, sent | {name: empty})
-        sent[name] = ["a.jsonl"] if name == "sources" else "tiny"
+        sent[name] = ["a.jsonl"] if name in ("sources", "over") else "tiny"
     accept(entry.name, sent)
 
 

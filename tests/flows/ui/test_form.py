@@ -74,12 +74,14 @@ def test_every_field_has_a_label_a_description_and_a_default_or_says_what_empty_
 
 REQUIRED = {
     "align": ["recipe"],
+    "compare": ["recipe"],
     "extend": ["run", "sources"],
     "promote": ["run"],
     "replay": ["run"],
     "report": ["run"],
     "retrain": ["lineage", "data", "lineage.name", "data.sources"],
     "rollback": ["name"],
+    "sweep": ["recipe", "over"],
     "verify": ["run"],
 }
 
