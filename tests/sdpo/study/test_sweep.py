@@ -71,6 +71,29 @@ def test_a_setting_of_the_second_step_trains_and_scores_the_first_once(sweep: Sw
     assert "4 steps were trained and 2 shared" in text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_six_betas_over_two_steps_are_twelve_trainings_and_seven_scorings(
+    tmp_path: Path, sweep: Sweep
+) -> None:
+    bench = Bench(tmp_path, sweep.bench.recipe)
+    betas = [0.05, 0.1, 0.2, 0.3, 0.5, 0.8]
+    over = f"training.beta={','.join(map(str, betas))}"
+    with forked_stages():
+        done = run_sweep(plan_sweep(make_config(bench.values()), over=[over]))
+    assert sum(line.trained for line in done.swept.found.arms) == 12
+    assert sum(line.shared for line in done.swept.found.arms) == 0
+    assert done.swept.scorings == {1: 1, 2: 6}
+    keys = [
+        json.loads(key.read_text())["model"] for key in bench.folder.glob("cache/logps/*/key.json")
+    ]
+    runs = [load_run(done.study.path / scored.trial) for scored in done.swept.selection]
+    first = {run.records[1].model for run in runs}
+    assert len(first) == 6
+    assert {run.records[1].inputs["reference"] for run in runs} <= set(keys)
+    assert first <= set(keys)
+
+
 def test_what_chooses_and_what_reports_have_no_prompt_in_common(sweep: Sweep) -> None:
     table = pq.read_table(sweep.folder / "results" / f"{sweep.plan.trials[0].name}.parquet")
     keys = np.array(table["prompt_key"].to_pylist())
