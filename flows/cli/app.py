@@ -180,6 +180,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--suite", help="Suite or task: h4, mmlu@5 ...; may be given many times."),
     ] = None,
+    win_rate: Annotated[
+        bool, typer.Option("--win-rate", help="Compare answers by evaluation.win_rate.judge.")
+    ] = False,
     names: Annotated[
         str, typer.Option("--models", help="Models, as M_0,M_2; else all that are complete.")
     ] = "",
@@ -192,13 +195,14 @@ def evaluate(
     runs_dir: RunsDir = None,
     wait: Wait = False,
 ) -> None:
-    """Judge models of a run by suites of lm-evaluation-harness; what is scored is not again."""
+    """Judge models of a run by suites and win rates; what is scored is not again."""
     from flows.commands.evaluate import evaluate as judge
 
     settings = [*(overrides or []), *([] if limit is None else [f"evaluation.limit={limit}"])]
     judge(
         _run_folder(run, runs_dir),
         suites=suite or [],
+        win_rate=win_rate,
         models=names,
         overrides=settings,
         wait=wait,

@@ -10,6 +10,7 @@ from flows.show.console import RunConsole, table
 from sdpo.history.evaluate import evaluate_run
 from sdpo.hooks import Host
 from sdpo.report.evaluations import evaluation_tables, load_evaluations
+from sdpo.report.win_rates import load_win_rates, win_rate_tables
 from sdpo.store.run_folder import RunFolder
 
 
@@ -17,18 +18,20 @@ def evaluate(
     run: Path,
     *,
     suites: Sequence[str],
+    win_rate: bool,
     models: str,
     overrides: Sequence[str],
     wait: bool,
     console: Console,
 ) -> None:
-    """Judge models of a run by suites, then print all that is known of its scores."""
+    """Judge models of a run by suites or win rates, then print all that is known of its scores."""
     named = [name.strip() for name in models.split(",") if name.strip()]
     folder = RunFolder(run.absolute())
     with RunConsole(console) as listen:
         done = evaluate_run(
             folder,
             suites=suites,
+            win_rate=win_rate,
             models=named,
             overrides=overrides,
             host=Host(listen=listen),
@@ -43,6 +46,7 @@ def evaluate(
 
 def print_evaluations(run: RunFolder, *, console: Console) -> None:
     """Print the scores of a run's models, and their differences."""
-    for part in evaluation_tables(load_evaluations(run)):
+    tables = [*evaluation_tables(load_evaluations(run)), *win_rate_tables(load_win_rates(run))]
+    for part in tables:
         rows = [dict(zip(part.columns, row, strict=True)) for row in part.rows]
         console.print(table(rows, title=part.title, numeric=part.columns[part.text_columns :]))

@@ -22,6 +22,7 @@ from sdpo.chain.step import align_step
 from sdpo.chain.supervised import supervised_step
 from sdpo.chain.tokens import tokenise
 from sdpo.chain.views import write_report
+from sdpo.chain.win_rates import win_rates
 from sdpo.config import RunConfig
 from sdpo.hooks import Host
 from sdpo.store.plan_file import read_plan
@@ -91,6 +92,7 @@ def chain(context: Context) -> list[Part]:
         partition(context),
         steps(context),
         *evaluations(context),
+        *win_rates(context),
         write_report(context),
     ]
 

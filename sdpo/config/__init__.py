@@ -10,6 +10,7 @@ from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig, SourceCon
 from sdpo.config.describe import describe
 from sdpo.config.effects import settings_without_effect, unread_settings
 from sdpo.config.group import Group
+from sdpo.config.judging import JudgeConfig, WinRateConfig
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
 from sdpo.config.model import ModelConfig
 from sdpo.config.partition import PartitionConfig, StrategyName
@@ -23,6 +24,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "Group",
+    "JudgeConfig",
     "LaunchConfig",
     "LaunchStrategy",
     "ModelConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "SupervisedConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "WinRateConfig",
     "describe",
     "settings_without_effect",
     "unread_settings",

@@ -3,6 +3,7 @@
 from sdpo.config.annotations import OfFormula, marked, unread
 from sdpo.config.data import DataConfig
 from sdpo.config.group import Group
+from sdpo.config.judging import WinRateConfig
 from sdpo.config.reference_choice import references_without_effect
 from sdpo.config.run import RunConfig
 from sdpo.config.supervised import SupervisedConfig
@@ -26,6 +27,7 @@ def settings_without_effect(config: RunConfig) -> list[str]:
         *_of_groups(config),
         *references_without_effect(config.trainings),
         *_of_supervised(config.supervised),
+        *_of_win_rate(config.evaluation.win_rate),
     ]
 
 
@@ -76,6 +78,14 @@ def _given_unread(group: Group, where: str) -> list[str]:
         for name, why in unread(group).items()
         if getattr(group, name) != fields[name].default
     ]
+
+
+def _of_win_rate(win_rate: WinRateConfig) -> list[str]:
+    where = "evaluation.win_rate"
+    if not win_rate.is_on:
+        differs = win_rate != WinRateConfig()
+        return [f"{where} has no effect: its judge is not named"] if differs else []
+    return _given_unread(win_rate.judge, f"{where}.judge")
 
 
 def _of_supervised(supervised: SupervisedConfig) -> list[str]:

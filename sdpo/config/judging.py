@@ -1,10 +1,10 @@
-"""Define the settings of a judge: a rule, a reward model, or an endpoint that compares answers."""
+"""Define the settings of a judge (a rule, a reward model, an endpoint) and of win rates."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sdpo.config.annotations import BY_CONTENT, NotIdentity, ReadIf, Unit
+from sdpo.config.annotations import BY_CONTENT, NO_UNIT, NotIdentity, ReadIf, Unit
 from sdpo.config.choices import OneOf
 from sdpo.config.group import Group
 from sdpo.judges import check_rule, rule_names
@@ -42,7 +42,7 @@ class JudgeConfig(Group):
         description="Folder or hub name of a sequence classifier with one output and a chat "
         "template; it reads answers by its own tokenizer.",
     )
-    revision: Annotated[
+    reward_revision: Annotated[
         str,
         NotIdentity(BY_CONTENT),
         ReadIf(settings=("reward_model",), otherwise=": the judge is no reward model"),
@@ -110,3 +110,29 @@ class JudgeConfig(Group):
                 "`endpoint` needs `max_tokens_total`, the ceiling of tokens that may be spent on it"
             )
         return self
+
+
+class WinRateConfig(Group):
+    """Every model answers reserved prompts, and a judge says which model's answers are better."""
+
+    judge: JudgeConfig = Field(JudgeConfig(), description="Who judges; none: no win rates.")
+    prompts: Annotated[int, Unit("prompts")] = Field(
+        200, ge=1, description="Reserved prompts that every model answers, at most."
+    )
+    samples: Annotated[int, Unit("answers")] = Field(
+        1, ge=1, description="Answers to a prompt by each model."
+    )
+    max_new_tokens: Annotated[int, Unit("tokens")] = Field(
+        256, title="Length of an answer", ge=1, description="Tokens of an answer, at most."
+    )
+    temperature: Annotated[float, Unit(NO_UNIT)] = Field(
+        1.0, gt=0, le=2, description="Temperature by which answers are drawn."
+    )
+    seed: Annotated[int, Unit(NO_UNIT)] = Field(
+        42, ge=0, description="Seed of the answers, and of the bootstrap."
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether there is a judge."""
+        return bool(self.judge.kind)

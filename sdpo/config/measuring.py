@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from sdpo.config.annotations import NO_UNIT, NotIdentity, ReadIf, SpelledOut, Unit
 from sdpo.config.group import Group
+from sdpo.config.judging import WinRateConfig
 
 _OF_ITS_VIEWS = NotIdentity("intervals are computed from the measured table", of=("probe", "kl"))
 _OF_PROBE = NotIdentity("KL is measured on prompts of its own", of=("kl",))
@@ -53,6 +54,9 @@ class EvaluationConfig(Group):
     )
     seed: Annotated[int, Unit(NO_UNIT), _AFTERWARDS, _WITH_SUITES] = Field(
         1234, ge=0, description="Seed by which examples in prompts are drawn."
+    )
+    win_rate: Annotated[WinRateConfig, _AFTERWARDS] = Field(
+        WinRateConfig(), description="Win rates of every model over the one before it and over S."
     )
 
     @field_validator("suites")

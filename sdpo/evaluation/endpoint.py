@@ -7,7 +7,7 @@ not asked again: a judge that fails in the middle has lost nothing.
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -159,18 +159,24 @@ class Endpoint(Pairwise):
         self._stop.clear()
         pool = ThreadPoolExecutor(self._config.parallel)
         finished, lock = [done], threading.Lock()
+        errors: list[BaseException] = []
 
         def ask(request: _Request) -> None:
-            self._settle(request, chat, ceiling)
+            try:
+                self._settle(request, chat, ceiling)
+            except BaseException as error:
+                errors.append(error)
+                self._stop.set()  # nobody else begins a request
+                raise
             with lock:
                 finished[0] += 1
                 on_done(finished[0] // 2)
 
         try:
-            futures: list[Future[None]] = [pool.submit(ask, request) for request in todo]
-            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in ended:
-                future.result()
+            futures = [pool.submit(ask, request) for request in todo]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            if errors:
+                raise errors[0]
         finally:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

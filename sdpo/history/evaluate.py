@@ -1,4 +1,4 @@
-"""Judge models of a run afterwards, by suites that its recipe need not name."""
+"""Judge models of a run afterwards, by suites and judges that its recipe need not name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from sdpo.chain.execute import execute
 from sdpo.chain.node import Errand, Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.views import write_report
+from sdpo.chain.win_rates import win_rates
+from sdpo.config import RunConfig, WinRateConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, UserError
 from sdpo.hooks import Host
@@ -29,18 +31,20 @@ def evaluate_run(
     run: RunFolder,
     *,
     suites: Sequence[str] = (),
+    win_rate: bool = False,
     models: Sequence[str] = (),
     overrides: Sequence[str] = (),
     host: Host = Host(),
     wait: bool = False,
 ) -> Evaluated:
-    """Score the models of ``run``, by default all that are complete, on ``suites``.
+    """Score the models of ``run``, by default all that are complete, on ``suites``, and with
+    ``win_rate`` have a judge compare their answers.
 
-    ``suites``: by default those of its recipe. ``overrides`` of the group ``evaluation`` hold for
-    this call. What was scored before is not scored again.
+    Where neither is asked for, both are done that its recipe and ``overrides`` name; these are of
+    the group ``evaluation`` and hold for this call. What was scored before is not scored again.
 
     Raises:
-        ConfigError: no suite is named, or a setting of another group is to be changed.
+        ConfigError: no suite and no judge is named, or a setting of another group is to be changed.
         UserError: a model is not there, or something that the suites name is not.
         Fault: a stage failed; what was scored before stands.
     """
@@ -53,15 +57,7 @@ def evaluate_run(
                 "(evaluation.limit, evaluation.chat_template ...)"
             )
     config = make_config(stored.model_dump(), overrides=overrides)
-    judged = config.evaluation.model_copy(
-        update={"suites": list(dict.fromkeys(suites)) or config.evaluation.suites}
-    )
-    if not judged.suites:
-        raise ConfigError(
-            "by which suites? Name some, --suite h4 or --suite truthfulqa_mc2, or in the recipe "
-            "(evaluation.suites)"
-        )
-    config = make_config({**config.model_dump(), "evaluation": judged})
+    config = _asked_for(config, suites=suites, win_rate=win_rate)
     complete = run.complete_steps()
     there = sorted({*complete, *([] if config.supervised.enabled else [0])})
     numbers = _numbers(models, there, run.name) if models else there
@@ -70,9 +66,38 @@ def evaluate_run(
         view: Part = (
             write_report(context) if planned else Errand(do=lambda: _render(run), title="report")
         )
-        done = execute(context, [*find_suites(context), *evaluations(context, numbers), view])
+        done = execute(
+            context,
+            [
+                *find_suites(context),
+                *evaluations(context, numbers),
+                *win_rates(context, numbers),
+                view,
+            ],
+        )
     names = tuple(str(ModelName(number)) for number in numbers)
     return Evaluated(models=names, executed=tuple(done.executed))
+
+
+def _asked_for(config: RunConfig, *, suites: Sequence[str], win_rate: bool) -> RunConfig:
+    """Return the recipe with what this call asks for, and nothing else to judge by."""
+    judged = config.evaluation
+    if win_rate and not judged.win_rate.is_on:
+        raise ConfigError(
+            "by which judge? Name one, --set evaluation.win_rate.judge.rule=on_topic, or a "
+            "reward_model or endpoint, or in the recipe (evaluation.win_rate.judge)"
+        )
+    update: dict[str, object] = {}
+    if suites or win_rate:
+        update["suites"] = list(dict.fromkeys(suites))
+        update["win_rate"] = judged.win_rate if win_rate else WinRateConfig()
+    judged = judged.model_copy(update=update)
+    if not judged.suites and not judged.win_rate.is_on:
+        raise ConfigError(
+            "by which suites? Name some, --suite h4 or --suite truthfulqa_mc2, or in the recipe "
+            "(evaluation.suites); or by which judge (--win-rate)?"
+        )
+    return make_config({**config.model_dump(), "evaluation": judged.model_dump()})
 
 
 def _numbers(models: Sequence[str], there: Sequence[int], run: str) -> list[int]:

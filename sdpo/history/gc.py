@@ -37,6 +37,7 @@ _DAY_S = 24 * 3600.0
 """An unfinished file in the cache counts as orphaned after this: a run elsewhere may write it."""
 _OF_A_CACHE = {
     *("logps", "tokens", "kl", "evaluations", "suites", "trials", "demo"),
+    *("completions", "win_rates", "verdicts"),
     *(LOCK, MARKER, "lost+found"),
 }
 _DIED = "left unfinished by a process that died"
@@ -296,7 +297,7 @@ class _Content:
             content.notes += [path for path in ours if path.name.startswith("checked-")]
             content.whole |= {path for path in content.parts[folder] if part_is_whole(path)}
         for name, files_of, folders in (
-            ("kl", proofs.kl_files, content.kl),
+            *((name, proofs.kl_files, content.kl) for name in ("kl", "completions", "win_rates")),
             ("evaluations", proofs.evaluation_files, content.scores),
         ):
             for folder in proofs.children(cache / name):

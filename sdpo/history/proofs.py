@@ -24,6 +24,8 @@ _COLUMNS = {
     "logps": (b"row_digest", b"chosen_logps", b"rejected_logps"),
     "kl.parquet": (b"prompt_key", b"sampler", b"against", b"k1", b"k3"),
     "samples.parquet": (b"prompt_key", b"sampler", b"sample"),
+    "completions.parquet": (b"prompt_key", b"sample", b"token_ids", b"finished"),
+    "verdicts.parquet": (b"prompt_key", b"forward", b"backward", b"first_score"),
     "scores.parquet": (b"doc_id", b"doc_hash", b"prompt_hash", b"truncated"),
 }
 _TOKEN_COLUMNS = (b"prompt_ids", b"truncated", b"reason")
@@ -195,7 +197,10 @@ def _is_kl_key(path: Path) -> bool:
     if is_keyed(path, inner="identity"):
         return True
     content = path.read_bytes()  # damaged
-    return all(word in content for word in (b'"identity"', b'"kl_version"', b'"files"'))
+    kinds = (b'"kl_version"', b'"completions_version"', b'"judge"')
+    return all(word in content for word in (b'"identity"', b'"files"')) and any(
+        kind in content for kind in kinds
+    )
 
 
 def _has_columns(path: Path, names: tuple[bytes, ...]) -> bool:

@@ -104,7 +104,10 @@ def check_cached(
     _check_logps(checked)
     for measured in records.values():
         name = measured.outputs.get("cached")
-        for kind, fault_of in (("kl", cached_fault), ("evaluations", evaluation_fault)):
+        for kind, fault_of in (
+            *((kind, cached_fault) for kind in ("kl", "completions", "win_rates")),
+            ("evaluations", evaluation_fault),
+        ):
             folder = cache / kind / str(name)
             if name and folder.is_dir() and (fault := fault_of(folder)):
                 findings.fault(str(folder), fault, _REMEDY)

@@ -75,8 +75,12 @@ class LocatedJudge(BaseModel):
         return digest_of(self.identity)[:32]
 
 
-def locate_judge(judge: JudgeConfig, *, where: str, cache: Path) -> LocatedJudge:
+def locate_judge(
+    judge: JudgeConfig, *, where: str, cache: Path, is_asked: bool = True
+) -> LocatedJudge:
     """Look up the judge at the setting ``where``: the one way to a judge for every recipe.
+
+    Without ``is_asked`` only its identity is wanted, which needs no permission.
 
     Raises:
         ConfigError: none is named, the owner of this machine has not permitted the address, or a
@@ -90,7 +94,7 @@ def locate_judge(judge: JudgeConfig, *, where: str, cache: Path) -> LocatedJudge
         case "reward_model":
             return _reward_model(judge, where=where, cache=cache)
         case "endpoint":
-            return _endpoint(judge, where=where)
+            return _endpoint(judge, where=where, is_asked=is_asked)
         case _:
             raise ConfigError(
                 f"{where} names no judge: give it a rule, a reward_model or an endpoint"
@@ -110,7 +114,7 @@ def _of_rule(name: str) -> dict[str, JsonValue]:
 
 
 def _reward_model(judge: JudgeConfig, *, where: str, cache: Path) -> LocatedJudge:
-    given = ModelConfig(name_or_path=judge.reward_model, revision=judge.revision)
+    given = ModelConfig(name_or_path=judge.reward_model, revision=judge.reward_revision)
     folder = model_folder(given, cache=cache, where=f"{where}.reward_model")
     if is_adapter(folder):
         raise ModelError(
@@ -121,7 +125,7 @@ def _reward_model(judge: JudgeConfig, *, where: str, cache: Path) -> LocatedJudg
     digest = model_digest(folder)
     return LocatedJudge(
         config=judge.model_copy(
-            update={"reward_model": named["name_or_path"], "revision": named["revision"]}
+            update={"reward_model": named["name_or_path"], "reward_revision": named["revision"]}
         ),
         folder=folder,
         digest=digest,
@@ -133,17 +137,18 @@ def _reward_model(judge: JudgeConfig, *, where: str, cache: Path) -> LocatedJudg
     )
 
 
-def _endpoint(judge: JudgeConfig, *, where: str) -> LocatedJudge:
+def _endpoint(judge: JudgeConfig, *, where: str, is_asked: bool) -> LocatedJudge:
     address = judge.endpoint.rstrip("/")
-    if not may_ask(address):
+    if is_asked and not may_ask(address):
         raise ConfigError(
             f"{where}.endpoint: {address}: prompts and answers would be sent there, so whoever "
             "owns this machine has to permit the address: start the worker, or this command, with "
             f"{JUDGE_ENDPOINTS}={address} in its environment"
         )
-    prompt = _own_prompt(judge.prompt_file, where) if judge.prompt_file else PROMPT
+    own = str(Path(judge.prompt_file).absolute()) if judge.prompt_file else ""
+    prompt = _own_prompt(own, where) if own else PROMPT
     return LocatedJudge(
-        config=judge.model_copy(update={"endpoint": address}),
+        config=judge.model_copy(update={"endpoint": address, "prompt_file": own}),
         prompt=prompt,
         identity={
             "endpoint": address,

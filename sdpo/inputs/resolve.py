@@ -18,6 +18,7 @@ from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template, has_chat_template, tokenizer_digest
+from sdpo.inputs.judges import LocatedJudge, locate_judge
 from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
 from sdpo.inputs.named_models import locate_references
 from sdpo.inputs.plugins import named_plugins
@@ -40,7 +41,8 @@ class Resolved:
     the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``; and
     ``reference.<where>`` for references, ``plugin.<kind>.<name>`` for plug-ins that the recipe
     names. ``references`` are the reference models, by (``reference_model``, ``reference_revision``)
-    of ``config``.
+    of ``config``. ``judge`` is that of the win rates; None where there are none, or it was not
+    looked up.
     """
 
     config: RunConfig
@@ -48,6 +50,7 @@ class Resolved:
     inputs: Mapping[str, str]
     has_template: bool
     references: Mapping[tuple[str, str], NamedModel] = field(default_factory=dict)
+    judge: LocatedJudge | None = None
 
 
 def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
@@ -97,6 +100,11 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     _check_attention(resolved)
     _check_packages(resolved)
     _check_evaluation(resolved)
+    judge = _judge_of(resolved, cache)
+    if judge:
+        win_rate = resolved.evaluation.win_rate.model_copy(update={"judge": judge.config})
+        evaluation = resolved.evaluation.model_copy(update={"win_rate": win_rate})
+        resolved = resolved.model_copy(update={"evaluation": evaluation})
     held = config.model.base_precision
     digest = model_digest(model, precision=held)
     inputs = {"model": digest, "tokenizer": _tokenizer_digest(model, template)}
@@ -108,6 +116,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
         model=model,
         inputs=inputs,
         has_template=bool(template) or has_chat_template(model),
+        judge=judge,
     )
 
 
@@ -293,6 +302,13 @@ def _check_evaluation(config: RunConfig) -> None:
             "this machine has to permit the folder: start the worker, or this command, with "
             f"{TASK_FOLDERS}={folder.absolute()} in its environment"
         )
+
+
+def _judge_of(config: RunConfig, cache: Path) -> LocatedJudge | None:
+    win_rate = config.evaluation.win_rate
+    if not win_rate.is_on:
+        return None
+    return locate_judge(win_rate.judge, where="evaluation.win_rate.judge", cache=cache)
 
 
 def _check_attention(config: RunConfig) -> None:

@@ -45,9 +45,8 @@ def _description(states: Stated) -> str:
 
 OWN: Mapping[str, str] = {
     name: _description(states)
-    for name, states in stated(
-        Path(__file__).with_name("rules.py").read_text(encoding="utf-8"), "rule"
-    ).items()
+    for file in sorted(Path(__file__).parent.glob("*.py"))
+    for name, states in stated(file.read_text(encoding="utf-8"), "rule").items()
 }
 """By its name, each rule of this project has its description here."""
 

@@ -73,3 +73,15 @@ class EvaluateResult(StageResult):
     """An evaluation tells the seconds of each task."""
 
     timings_s: dict[str, float]
+
+
+class CompletionsResult(StageResult):
+    """A stage that had a model answer prompts tells how many answers there are."""
+
+    answers: int
+
+
+class JudgeResult(StageResult):
+    """A stage that judged tells how many comparisons there are."""
+
+    comparisons: int

@@ -13,10 +13,12 @@ from sdpo.config import (
     SupervisedConfig,
     TrackingConfig,
     TrainingConfig,
+    WinRateConfig,
 )
 from sdpo.config.precision import TorchName
 from sdpo.data.planned import Planned, StepData
 from sdpo.errors import Fault
+from sdpo.inputs.judges import LocatedJudge
 from sdpo.model_names import NamedModel
 from sdpo.store.budget import Budget
 from sdpo.store.evaluations import TaskFacts
@@ -263,6 +265,44 @@ class EvaluateSpec(Spec):
     tasks: list[TaskToDo]
 
 
+class CompletionsSpec(Spec):
+    """Have a model answer reserved prompts; ``base``: the folder of the tokenizer."""
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["completions"] = "completions"
+    policy: NamedModel
+    base: Path
+    tokens: Path
+    plan: Path
+    pairs: Path
+    bf16: bool
+    micro_batch_tokens: int
+    win_rate: WinRateConfig
+    out: Path
+
+
+class ToJudge(BaseModel):
+    """The answers in ``first`` are to be compared with those in ``second``, into ``out``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: str
+    first: Path
+    second: Path
+    identity: dict[str, JsonValue]
+    out: Path
+
+
+class JudgeSpec(Spec):
+    """Have a judge compare answers; ``kept``: the folder of what an endpoint says."""
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["judge"] = "judge"
+    judge: LocatedJudge
+    todo: list[ToJudge]
+    kept: Path
+
+
 class ViewSpec(Spec):
     """Decode one pair, or one supervised example, for a person."""
 
@@ -321,6 +361,8 @@ StageSpec = (
     | KlSpec
     | SuitesSpec
     | EvaluateSpec
+    | CompletionsSpec
+    | JudgeSpec
     | ExportSpec
 )
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]

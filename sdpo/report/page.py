@@ -19,6 +19,7 @@ from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
 from sdpo.report.tables import model_name, number, percent
 from sdpo.report.template import rendered
+from sdpo.report.win_rates import load_win_rates, win_rate_tables
 from sdpo.system.files import write_text
 
 CURVES = (
@@ -97,6 +98,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         all_numbers=tables.sources_table(numbers),
         gaps=tables.gaps_table(numbers),
         suites=evaluation_tables(load_evaluations(data.folder)),
+        win_rates=win_rate_tables(load_win_rates(data.folder)),
         health=health.health_sentences(healthy),
         health_tables=[table for table in of_health if table.rows],
         completions=_completions(data),

@@ -11,6 +11,7 @@ from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
 from sdpo.report.tables import Table, reserve_table
 from sdpo.report.tables_of_steps import steps_table, training_table
+from sdpo.report.win_rates import load_win_rates, win_rate_tables
 
 _ON_A_CARD = 2
 
@@ -20,8 +21,8 @@ class Summary:
     """A summary tells each step's start and end, and each model's accuracy on the reserve.
 
     ``health``: what the chain kept and lost, in sentences. ``figures``: mean gamma and ranking
-    accuracy of every model, with intervals. ``evaluations``: the table of suites, where models were
-    judged by some.
+    accuracy of every model, with intervals. ``evaluations``: the tables of suites and win
+    rates, where models were judged.
     """
 
     verdict: Verdict
@@ -51,5 +52,8 @@ def summarise(run: Path) -> Summary:
         ),
         health=health_sentences(measure_health(data)),
         figures=tuple(gamma_figures(numbers)[:_ON_A_CARD]),
-        evaluations=tuple(evaluation_tables(load_evaluations(data.folder))),
+        evaluations=(
+            *evaluation_tables(load_evaluations(data.folder)),
+            *win_rate_tables(load_win_rates(data.folder)),
+        ),
     )

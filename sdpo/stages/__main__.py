@@ -19,8 +19,10 @@ from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
 from sdpo.processes.disk_space import is_disk_full, no_space_message
 from sdpo.processes.stage_results import StageResult
 from sdpo.processes.stage_specs import (
+    CompletionsSpec,
     EvaluateSpec,
     ExportSpec,
+    JudgeSpec,
     KlSpec,
     ModulesSpec,
     ObjectivesSpec,
@@ -119,6 +121,14 @@ def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
                 from sdpo.stages import evaluate
 
                 return partial(evaluate.run, spec)
+            case CompletionsSpec():
+                from sdpo.stages import completions
+
+                return partial(completions.run, spec)
+            case JudgeSpec():
+                from sdpo.stages import judge
+
+                return partial(judge.run, spec)
             case ExportSpec():
                 from sdpo.stages import export
 

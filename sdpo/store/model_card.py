@@ -15,6 +15,7 @@ from sdpo.store.evaluated import Evaluation, read_evaluations
 from sdpo.store.lineage_file import LineageEntry, LineageFile
 from sdpo.store.records import StepRecord
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.win_rates import read_verdicts, won_by
 from sdpo.system.files import json_text, write_text
 from sdpo.system.json_values import JsonObject, number_of
 
@@ -102,7 +103,7 @@ def exported(files: Mapping[str, str], *, dtype: str, model: str) -> dict[str, s
 
 def _model_index(run: RunFolder, step: int, name: str) -> str:
     """Return what M_step scored on suites in the hub's metadata format; empty: nothing."""
-    results = [
+    results: list[dict[str, object]] = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": each.facts.name, "type": each.facts.name},
@@ -115,10 +116,38 @@ def _model_index(run: RunFolder, step: int, name: str) -> str:
         for each in read_evaluations(run, checked=False)
         if each.model == step
     ]
+    results += _win_rates(run, step)
     if not results:
         return ""
     index = [{"name": name, "results": results}]
     return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+
+
+def _win_rates(run: RunFolder, step: int) -> list[dict[str, object]]:
+    """Return how often the answers of M_step won, by whose verdict."""
+    won = [won_by(each) for each in read_verdicts(run, checked=False) if each.model == step]
+    return [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": "reserved prompts of the run", "type": "reserved-prompts"},
+            "metrics": [
+                {
+                    "type": kind,
+                    "value": value,
+                    "name": f"over {told.outputs.other}; judged by {told.outputs.judge}; "
+                    f"{each.found.prompts} prompts",
+                }
+                for told in [each.verdicts]
+                for kind, value in (
+                    ("win_rate", each.found.rate),
+                    ("length_controlled_win_rate", each.found.controlled),
+                )
+                if value is not None
+            ],
+        }
+        for each in won
+        if each
+    ]
 
 
 def _how_scored(evaluation: Evaluation, key: str) -> str:

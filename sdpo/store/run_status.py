@@ -26,7 +26,7 @@ from sdpo.system.locks import Held, look
 
 State = Literal["running", "waiting", "interrupted", "failed", "killed", "done"]
 _WORKS = ("running", "waiting")
-_EVALUATION = re.compile(r"eval-(M_\d+)-")
+_EVALUATION = re.compile(r"(?:eval|win)-(M_\d+)-")
 _QUIET_S = 600.0
 """A process on another host that has said nothing for so many seconds, and whose lock is not seen
 here, is taken for killed."""

@@ -16,13 +16,13 @@ OF_A_MODEL = (
 NODES = (
     *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
-    "eval-M_1-mmlu_law-01234567",
+    *("eval-M_1-mmlu_law-01234567", "answers-M_1-01234567", "win-M_1-M_0-01234567"),
 )
 STAGES = (
     *("tokenise", "tokenise-D_2", "tokenise-reference-1", "tokenise-reference-2-D_2"),
     *("reference-1", "modules", "objectives", "measure-M_0"),
     *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
-    *("view", "suites", "evaluate-M_1"),
+    *("view", "suites", "evaluate-M_1", "answers-M_1", "judge"),
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
@@ -38,7 +38,8 @@ OF_A_RUN = (
         "probes/M_1.completions.json",
         "probes/M_1.kl.json",
     ),
-    *("evaluations/M_1/mmlu_law-01234567.parquet",),
+    *("evaluations/M_1/mmlu_law-01234567.parquet", "evaluations/M_1/answers-01234567.parquet"),
+    "evaluations/M_1/win-M_0-01234567.parquet",
     *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
     *("carried/pairs-2.parquet", "carried/usable-2.parquet"),
     *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
@@ -60,6 +61,9 @@ OF_A_CACHE = (
     *(f"evaluations/{KEY}/summary.json", f"evaluations/{KEY}/responses.jsonl"),
     *(f"evaluations/.{KEY}.lock", f"suites/{KEY}.json", f"suites/{KEY}.json.sha256"),
     *("suites/my-notes",),
+    *(f"completions/{KEY}/{name}" for name in ("completions.parquet", "key.json")),
+    *(f"win_rates/{KEY}/{name}" for name in ("verdicts.parquet", "key.json")),
+    *(f"completions/.{KEY}.lock", f"verdicts/.{KEY}.lock", f"verdicts/{KEY}/verdicts.jsonl"),
     *(f"kl/{KEY}/samples.parquet", f"trials/{KEY}.json", f"trials/{KEY}.json.sha256"),
     *("trials/my-notes", "notes.txt", "demo/mine-v1.jsonl"),
     *(f"demo/tiny-llama-v1/{name}" for name in OF_A_MODEL),
