@@ -33,3 +33,31 @@ def from_trl(
 
     made = made_of(file, overrides=overrides or [], devices=devices)
     print_recipe(made, origin=file.name, console=err)
+
+
+@app.command("from-llama-factory")
+def from_llama_factory(
+    file: Annotated[Path, typer.Argument(help="LLaMA-Factory's YAML or JSON, `stage: dpo`.")],
+    overrides: Overrides = None,
+    devices: Devices = 1,
+) -> None:
+    """Print the recipe of LLaMA-Factory's settings, and what of them has no counterpart here."""
+    from flows.commands.migrate import print_recipe
+    from sdpo.migration import from_llama_factory as made_of
+
+    made = made_of(file, overrides=overrides or [], devices=devices)
+    print_recipe(made, origin=file.name, console=err)
+
+
+@app.command("from-axolotl")
+def from_axolotl(
+    file: Annotated[Path, typer.Argument(help="axolotl's YAML, with `rl`.")],
+    overrides: Overrides = None,
+    devices: Devices = 1,
+) -> None:
+    """Print the recipe of axolotl's settings, and what of them has no counterpart here."""
+    from flows.commands.migrate import print_recipe
+    from sdpo.migration import from_axolotl as made_of
+
+    made = made_of(file, overrides=overrides or [], devices=devices)
+    print_recipe(made, origin=file.name, console=err)

@@ -59,7 +59,7 @@ class Reading:
         self.notes = Notes()
         self.tree: dict[str, Any] = {}
         self._settings = settings
-        self._defaults = defaults
+        self._defaults = dict(defaults)
         self._overridden = overridden
         self._read: set[str] = set()
         self._unknown: list[str] = []
@@ -71,6 +71,10 @@ class Reading:
     def nulled(self, name: str) -> bool:
         """Return whether ``name`` was said to be null."""
         return name in self._settings and self._settings[name] is None
+
+    def default(self, name: str, value: Json) -> None:
+        """Let ``value`` be the tool's default of ``name``, where that depends on other settings."""
+        self._defaults[name] = value
 
     def gives(self, path: str) -> bool:
         """Return whether the user gives the setting of this project at ``path``."""

@@ -113,11 +113,11 @@ def carry_schedule(reading: Reading, name: str) -> None:
         reading.lack("lr_scheduler_kwargs", f"{', '.join(map(str, rest))} has no counterpart")
 
 
-def carry_warmup(reading: Reading) -> None:
+def carry_warmup(reading: Reading, *, schedule: str = "lr_scheduler_type") -> None:
     """Put the warmup into the recipe: below 1 a share of the steps, from 1 on so many of them."""
     steps, ratio = reading.number("warmup_steps"), reading.number("warmup_ratio")
-    if reading.get("lr_scheduler_type") == "constant":  # which has none, whatever is said
-        reading.put("training.warmup_ratio", 0.0, "lr_scheduler_type")
+    if reading.get(schedule) == "constant":  # which has none, whatever is said
+        reading.put("training.warmup_ratio", 0.0, schedule)
         return
     if steps >= 1:
         reading.put("training.warmup_steps", int(steps), "warmup_steps")

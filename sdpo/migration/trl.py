@@ -77,7 +77,8 @@ def from_trl(path: Path, *, overrides: Sequence[str] = (), devices: int = 1) -> 
 def _carried(settings: Mapping[str, Value], overrides: Sequence[str], devices: int) -> Reading:
     defaults = {**MODEL_DEFAULTS, **DPO_DEFAULTS}
     reading = Reading(settings, tool=TRL, defaults=defaults, overridden=overridden(overrides))
-    _bf16_unless_fp16(reading, defaults)
+    if not reading.flag("fp16"):
+        reading.default("bf16", True)
     _model(reading)
     _data(reading)
     reading.put("partition.strategy", "single")
@@ -88,11 +89,6 @@ def _carried(settings: Mapping[str, Value], overrides: Sequence[str], devices: i
     for name in WITHOUT_EFFECT:
         reading.get(name)
     return reading
-
-
-def _bf16_unless_fp16(reading: Reading, defaults: dict[str, Json]) -> None:
-    if not reading.flag("fp16"):
-        defaults["bf16"] = True
 
 
 def _model(reading: Reading) -> None:

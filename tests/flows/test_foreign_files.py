@@ -45,6 +45,8 @@ REFUSED = (
     ("push", "tiny", "mine/tiny", "--dry-run", "{mine}", "--runs-dir", "{runs}"),
     ("report", "{data}", "--runs-dir", "{runs}"),
     ("from-trl", "{mine}"),
+    ("from-llama-factory", "{mine}"),
+    ("from-axolotl", "{mine}"),
     ("evaluate", "{data}", "--suite", "h4", "--runs-dir", "{runs}"),
     ("replay", "tiny/step-2", "--name", "{data}", "--runs-dir", "{runs}"),
     ("replay", "{data}/step-2", "--runs-dir", "{runs}"),
