@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from docs.site import commands, errors, files, parts, settings
+from docs.site import commands, errors, files, notebooks, parts, settings
 from docs.site import python as python_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
         ),
         *("replay.md", "evaluation.md", "kl.md", "push.md", "python.md", "plugins.md"),
     ),
+    "Notebooks": ("notebooks/demo.md", "notebooks/objective.md"),
     "Reference": (*GENERATED, "files.md"),
     "About": (
         *("architecture.md", "architectures.md", "benchmarks.md"),
@@ -67,6 +68,9 @@ def collect(folder: Path) -> Path:
     for name, target in BESIDE.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         _write(pages / target, text.replace("](docs/", "]("))
+    (pages / "notebooks").mkdir()
+    for notebook in sorted(notebooks.FOLDER.glob("*.ipynb")):
+        _write(pages / "notebooks" / f"{notebook.stem}.md", notebooks.page(notebook))
     for name, page_of in GENERATED.items():
         _write(pages / name, page_of())
     with (pages / "index.md").open("a", encoding="utf-8") as index:
@@ -85,7 +89,8 @@ def nav(pages: Path) -> list[dict[str, list[str]]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a page; links to files of the project's folder lead to their pages."""
+    """Write a page; links to files of the project's folder and to notebooks lead to their pages."""
+    text = re.sub(r"(\]\(notebooks/\w+)\.ipynb\)", r"\1.md)", text)
     for name, target in BESIDE.items():
         text = re.sub(rf"\]\((?:\.\./)?{re.escape(name)}", f"]({target}", text)
     path.write_text(text, encoding="utf-8")
