@@ -38,14 +38,8 @@ NAV: Mapping[str, tuple[str, ...]] = {
     "How to": (
         *("objectives.md", "references.md", "ablations.md", "curricula.md", "on-policy.md"),
         *("recipes.md", "compare.md", "adapters.md", "strategies.md", "hardware.md"),
-        *(
-            "browser.md",
-            "retraining.md",
-            "containers.md",
-            "kubernetes.md",
-            "remote.md",
-            "running.md",
-        ),
+        *("browser.md", "retraining.md", "containers.md", "kubernetes.md", "nodes.md"),
+        *("remote.md", "running.md"),
         *("replay.md", "evaluation.md", "kl.md", "push.md", "python.md", "plugins.md"),
     ),
     "Notebooks": ("notebooks/demo.md", "notebooks/objective.md"),

@@ -78,6 +78,7 @@ DONE = (
     ("status", "--runs-dir", "{runs}"),
     ("status", "tiny", "--runs-dir", "{runs}"),
     ("recipes",),
+    ("slurm", "{recipe}"),
     ("plugins",),
     ("schema",),
     ("run", "{recipe}"),
