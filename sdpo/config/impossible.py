@@ -132,8 +132,8 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
                 f"{what} with launch.strategy {_kind(launch)} is not supported: the moments are "
                 "shared among the processes there, which makes them small; use `adamw`, or `ddp`"
             )
-        elif training.optimizer == "paged_adamw_8bit" and launch.device == "cpu":
-            problems.append(f"{what} moves moments from a GPU to the host: on a CPU use adamw_8bit")
+        elif problem := impossible_paging(training.optimizer, launch):
+            problems.append(problem)
     if offload := impossible_offload(launch):
         problems.append(offload)
     return problems
@@ -198,6 +198,19 @@ _NO_OFFLOAD = {
     "deepspeed_zero1": "each process computes with whole weights: set `optimizer`",
     "deepspeed_zero2": "each process computes with whole weights: set `optimizer`",
 }
+
+
+def impossible_paging(optimizer: str, launch: LaunchConfig) -> str:
+    """Return why an optimizer's moments cannot be paged; empty where they can, or are not to be.
+
+    On a CPU it is known once the device is.
+    """
+    if optimizer != "paged_adamw_8bit" or launch.device != "cpu":
+        return ""
+    return (
+        "training.optimizer paged_adamw_8bit moves moments from a GPU to the host, and "
+        "launch.device is cpu: use adamw_8bit"
+    )
 
 
 def impossible_offload(launch: LaunchConfig) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdpo.config import EvaluationConfig, Group, LaunchConfig, RunConfig, SourceConfig
-from sdpo.config.impossible import impossible_offload
+from sdpo.config.impossible import impossible_offload, impossible_paging
 from sdpo.config.training import IN_8_BITS
 from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
@@ -98,6 +98,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
         }
     )
     _check_attention(resolved)
+    _check_optimizers(resolved)
     _check_packages(resolved)
     _check_evaluation(resolved)
     judge = _judge_of(resolved, cache)
@@ -272,10 +273,7 @@ def _check_packages(config: RunConfig) -> None:
         wanted["deepspeed"] = "deepspeed"
     if config.evaluation.suites:
         wanted["lm_eval"] = "lm-eval"
-    optimizers = {config.training_of(step + 1).optimizer for step in range(len(config.steps))}
-    if config.model.base_precision in ("int8", "nf4") or (
-        {config.training.optimizer, *optimizers} & {*IN_8_BITS}
-    ):
+    if config.model.base_precision in ("int8", "nf4") or _optimizers(config) & {*IN_8_BITS}:
         wanted["bitsandbytes"] = "bitsandbytes"
     for module, package in wanted.items():
         if importlib.util.find_spec(module) is None:
@@ -283,6 +281,17 @@ def _check_packages(config: RunConfig) -> None:
                 f"the recipe wants {package}, which is not installed: pip install {package}, or "
                 "the project's extra that brings it"
             )
+
+
+def _optimizers(config: RunConfig) -> set[str]:
+    of_steps = {config.training_of(step + 1).optimizer for step in range(len(config.steps))}
+    return {config.training.optimizer, *of_steps}
+
+
+def _check_optimizers(config: RunConfig) -> None:
+    for optimizer in sorted(_optimizers(config)):
+        if problem := impossible_paging(optimizer, config.launch):
+            raise ConfigError(problem)
 
 
 def _check_evaluation(config: RunConfig) -> None:

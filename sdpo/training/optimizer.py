@@ -7,7 +7,6 @@ import torch
 
 from sdpo.config import TrainingConfig
 from sdpo.config.training import IN_8_BITS
-from sdpo.errors import ConfigError
 
 
 def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
@@ -30,11 +29,7 @@ def learning_rate(step: int, *, total: int, training: TrainingConfig) -> float:
 
 
 def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Make the optimizer of what trains; vectors (biases, norms) have no weight decay.
-
-    Raises:
-        ConfigError: its moments are to be paged, and there is no GPU.
-    """
+    """Make the optimizer of what trains; vectors (biases, norms) have no weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [len(getattr(p, "ds_shape", p.shape)) > 1 for p in trained]  # ZeRO-3 flattens shares
     groups = [
@@ -51,7 +46,7 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
     if training.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=training.learning_rate, eps=training.adam_epsilon)
     if training.optimizer in IN_8_BITS:
-        return _in_8_bits(groups, training, on_cpu=all(p.device.type == "cpu" for p in trained))
+        return _in_8_bits(groups, training)
     return torch.optim.AdamW(
         groups,
         lr=training.learning_rate,
@@ -61,9 +56,7 @@ def make_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.op
     )
 
 
-def _in_8_bits(
-    groups: list[dict[str, Any]], training: TrainingConfig, *, on_cpu: bool
-) -> torch.optim.Optimizer:
+def _in_8_bits(groups: list[dict[str, Any]], training: TrainingConfig) -> torch.optim.Optimizer:
     """Make bitsandbytes' AdamW, whose moments are bytes by blocks of 256 (arXiv 2110.02861).
 
     Tensors of fewer than 4096 elements keep moments in fp32, as its own default has it.
@@ -71,11 +64,6 @@ def _in_8_bits(
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
     is_paged = training.optimizer == "paged_adamw_8bit"
-    if is_paged and on_cpu:
-        raise ConfigError(
-            "training.optimizer paged_adamw_8bit moves moments from a GPU to the host: on a CPU "
-            "use adamw_8bit"
-        )
     made: torch.optim.Optimizer = (PagedAdamW8bit if is_paged else AdamW8bit)(
         groups,
         lr=training.learning_rate,

@@ -127,12 +127,14 @@ IN_TEMPORARIES = (
     "rows.parquet",
     "part-1.arrow",
     "object",
+    "model.gguf",
 )
 """What is only ever below a name that nobody can guess."""
 ONLY_READ = (
     *("data", "dataset_dict.json", "state.json"),  # data sets as `datasets` saves them
     *("blobs", "refs", "datasets--mine"),  # a folder of the hub's
     *("recipes", "losses.py", "report.css"),  # of the package itself
+    "dataset_info.json",  # of LLaMA-Factory
 )
 """Names of what others write."""
 BY_USERS = ("cache", ".sdpo-server", "runs")

@@ -261,6 +261,10 @@ CASES: dict[str, tuple[Callable[[Place], Values], tuple[str, ...]]] = {
         lambda p: {"training": {"lora_r": 2, "lora_target_modules": ["nope"]}},
         ("training.lora_target_modules", "nope"),
     ),
+    "moments that only a GPU pages, in a step": (
+        lambda p: {"steps": [{}, {"optimizer": "paged_adamw_8bit"}], "launch": {"device": "auto"}},
+        ["paged_adamw_8bit", "launch.device is cpu: use adamw_8bit"],
+    ),
     "one process asked to be two": (
         lambda p: {"launch": {"processes": 2, "strategy": "single"}},
         ("launch.strategy", "ddp"),

@@ -234,7 +234,7 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ),
         (
             {"launch": {"device": "cpu"}, "training": {"optimizer": "paged_adamw_8bit"}},
-            r"training\.optimizer paged_adamw_8bit .* on a CPU use adamw_8bit",
+            r"training\.optimizer paged_adamw_8bit .* launch\.device is cpu: use adamw_8bit",
         ),
         (
             {"training": {"lora_r": 4, "lora_handoff": "continue"}, "steps": [{}, {"lora_r": 8}]},
