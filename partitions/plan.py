@@ -253,6 +253,8 @@ def prompt_overlap(prompt_ids: Ids, step_of: NDArray[np.int32]) -> list[Overlap]
     repeats = np.diff(starts, append=len(order))
     # Only prompts in several steps go on: in most data they are few.
     spread = np.minimum.reduceat(steps, starts) != np.maximum.reduceat(steps, starts)
+    if not spread.any():
+        return []
     steps = steps[np.repeat(spread, repeats)]
     pairs_of_prompt = repeats[spread]
     occurs = np.zeros((len(pairs_of_prompt), int(step_of.max())), dtype=bool)

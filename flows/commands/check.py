@@ -24,6 +24,7 @@ from sdpo.chain.open_run import objection, run_folder_of
 from sdpo.chain.other_reference import check_references
 from sdpo.chain.plan import checked, foresee_plan, needs_gamma, partition
 from sdpo.chain.reserve import reserve
+from sdpo.chain.rounds import check_rounds
 from sdpo.chain.start_stage import check_room
 from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig, describe
@@ -64,7 +65,8 @@ def check_recipe(config: RunConfig, *, console: Console, hardware: Hardware | No
         _print_pair(context, tokens, console)
         _print_lengths(context, tokens, console)
         plan = foresee_plan(context)
-        execute(context, [checked(context, lambda: plan), *find_suites(context)])
+        rounds = [check_rounds(context)] if context.config.data.generated else []
+        execute(context, [checked(context, lambda: plan), *rounds, *find_suites(context)])
         steps = [step.step for step in plan.steps]
         _print_supervised(context, console)
         if needs_gamma(context):

@@ -10,6 +10,7 @@ import numpy as np
 from sdpo.chain.context import Context
 from sdpo.chain.examples_left import examples_left
 from sdpo.chain.open_run import run_folder_of
+from sdpo.chain.round_prompts import prompts_left
 from sdpo.config import SupervisedConfig, TrainingConfig
 from sdpo.config.automatic import optimizer_steps
 from sdpo.identity.model_digest import tensor_entries
@@ -33,14 +34,16 @@ _GPU_FLOPS = 4e14
 class Foresight:
     """A foresight has what a run would take: seconds, bytes below the run's folder, free bytes.
 
-    ``flops``: operations of scoring, training and measuring. ``tokens``: those that are trained on,
-    with every pass over them. ``on_gpu``: the seconds are those of a GPU that this machine was not
-    asked about.
+    ``flops``: operations of scoring, training and measuring, and of samples where the chain makes
+    pairs of its own. ``tokens``: those that are trained on, with every pass over them.
+    ``generated``: tokens of samples, at most. ``on_gpu``: the seconds are those of a GPU that this
+    machine was not asked about.
     """
 
     steps: int
     flops: float
     tokens: float
+    generated: float
     seconds: float
     on_gpu: bool
     disk_bytes: int
@@ -52,8 +55,16 @@ class Foresight:
         return (
             f"ready: {self.steps} step{'s' * (self.steps != 1)}; roughly "
             f"{duration(_rounded(self.seconds))} {where} ({self.flops:.1e} operations, completions "
-            f"and KL not counted); {in_units(self.disk_bytes)} of disk, of which "
+            f"and KL not counted){self._rounds()}; {in_units(self.disk_bytes)} of disk, of which "
             f"{in_units(self.free_bytes)} are free"
+        )
+
+    def _rounds(self) -> str:
+        if not self.generated:
+            return ""
+        return (
+            f", with up to {self.generated:,.0f} tokens of samples, which take longer than their "
+            "operations tell: a token comes after the one before it"
         )
 
 
@@ -94,6 +105,10 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
         passes = _steps_of(training, len(rows)) * training.batch_size / max(1, len(rows))
         trained += _tokens(tokens, rows) * passes
         flops += forward * _tokens(tokens, rows) * (1 + _TRAINING * passes)
+    sampled, of_rounds = _rounds(context, tokens)
+    trained += of_rounds
+    # Each is drawn, scored under two models, and trained on at most.
+    flops += forward * (3 * sampled + (1 + _TRAINING) * of_rounds)
     if left := examples_left(context):
         supervised = context.config.supervised
         examples = _steps_of(supervised, len(left.rows)) * supervised.batch_size
@@ -105,11 +120,26 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
         steps=len(steps),
         flops=flops,
         tokens=trained,
+        generated=sampled,
         seconds=flops / (speed * (1 if on_gpu else _USEFUL_SHARE)) + _STAGE_S * (len(steps) + 1),
         on_gpu=on_gpu,
         disk_bytes=_disk(context, run, steps),
         free_bytes=free_bytes(run),
     )
+
+
+def _rounds(context: Context, tokens: TokenFile) -> tuple[float, float]:
+    """Return the tokens that rounds draw, and those that are trained on, at most."""
+    prompt = float(tokens.prompt_lengths[tokens.usable].mean())
+    drawn = trained = 0.0
+    for source in context.config.data.generated:
+        settings = source.generate
+        left = prompts_left(context, source)
+        prompts = min(settings.per_round or left, left) * settings.rounds
+        drawn += prompts * settings.n * settings.max_new_tokens
+        pairs = prompts * (settings.k if settings.pair == "top_bottom" else 1)
+        trained += pairs * (prompt + 2 * settings.max_new_tokens) * context.config.training.epochs
+    return drawn, trained
 
 
 def _steps_of(settings: TrainingConfig | SupervisedConfig, items: int) -> int:

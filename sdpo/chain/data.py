@@ -35,10 +35,10 @@ def prepare_data(context: Context) -> Node:
         return own | ({"fits": rule_of_tokens(context)} if context.config.data.limit else {})
 
     def make(_find: Find) -> Made:
-        check_sources(context, [source.name for source in context.config.data.sources])
+        check_sources(context, source_names(context))
         out = context.run.path
         prepared = prepare_pairs(
-            context.config.data,
+            context.config.data.as_given,
             default_format=default_format,
             strata=context.config.partition.strata,
             out=out,
@@ -89,7 +89,7 @@ def check_sources(context: Context, names: list[str]) -> None:
         DataError: a file is gone or has changed; names the digests.
     """
     inputs = context.resolved.inputs
-    unread = {f"data.{s.name}": "" for s in context.config.data.sources if s.name not in names}
+    unread = {f"data.{s.name}": "" for s in context.config.data.given if s.name not in names}
     found = data_digests(context.config, known={name: inputs[name] for name in unread})
     for name, digest in found.items():
         if digest != inputs[name]:
@@ -101,5 +101,5 @@ def check_sources(context: Context, names: list[str]) -> None:
 
 
 def source_names(context: Context) -> list[str]:
-    """Return the names of the sources, in the recipe's order."""
-    return [source.name for source in context.config.data.sources]
+    """Return the names of the sources that are read, in the recipe's order."""
+    return [source.name for source in context.config.data.given]

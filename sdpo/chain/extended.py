@@ -172,7 +172,7 @@ def _carry(context: Context, carried: Carried) -> Node:
 
 def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
     """Return the data settings with the new sources only."""
-    new = [source for source in data.sources if source.name not in carried.sources]
+    new = [source for source in data.given if source.name not in carried.sources]
     return data.model_copy(update={"sources": new})
 
 
@@ -260,7 +260,10 @@ def partition(context: Context) -> Expansion:
     def decide() -> Decision:
         usable = Columns(context.run.usable)
         plan, trained = _plan(context, usable)
-        return Decision(plan, trained, *_carried_features(context.run, usable))
+        features, scorers = _carried_features(context.run, usable)
+        steps = _carried_plan(context.run).steps
+        rounds = {step.step: step.generated for step in steps if step.generated}
+        return Decision(plan, trained, features, scorers, rounds)
 
     def identity(_decision: Decision) -> Identity:
         return {

@@ -132,7 +132,7 @@ def withheld_for(run: RunFolder, resolved: Resolved, origin: Origin | None = Non
     somebody.
     """
     config, model = resolved.config, resolved.model
-    paths = [source.path for source in config.data.sources]
+    paths = [source.path or source.generate.prompts for source in config.data.sources]
     paths += [config.supervised.path if config.supervised.from_source else ""]
     template = config.model.chat_template
     paths += [template if Path(template).is_absolute() else ""]

@@ -1,7 +1,7 @@
 """Make the partition node: which pair goes to which step, and what every model is measured on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from sdpo.chain.features import (
     needed_features,
 )
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Made, Node, Part
+from sdpo.chain.planned_rounds import rounds_after, rules_of_rounds, with_rounds
 from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.strategies import load_strategy
@@ -38,6 +39,7 @@ from sdpo.identity.payloads import changed_settings
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.recorded import inputs_of
 from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
+from sdpo.store.plan_file import Round
 from sdpo.store.records import ReserveOutputs, scored_model
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.system.json_values import Json
@@ -62,13 +64,14 @@ class Decision:
     """A decision is a plan, the rows of ``usable.parquet`` that it assigns, and what it rests on.
 
     The other rows are the reserve. ``features`` are those of every usable pair; ``scorers`` give
-    the digest of what computed each of them.
+    the digest of what computed each of them. ``rounds`` are the steps whose pairs the models make.
     """
 
     plan: Plan
     trained: np.ndarray
     features: Mapping[str, np.ndarray]
     scorers: Mapping[str, str]
+    rounds: Mapping[int, Round] = field(default_factory=dict)
 
 
 def check(context: Context) -> Expansion:
@@ -93,10 +96,28 @@ def foresee_plan(context: Context) -> Plan:
     # A measurement moves pairs between steps and steps among themselves, never their number.
     features |= {name: np.zeros(usable.rows) for name in needed & MODEL_FEATURES}
     pairs, _ = pairs_of(context, usable, features)
-    plan = make_plan(pairs, settings)
+    plan = with_rounds(context, _plan_of(pairs, settings))
     check_steps(context, plan)
     examples_left(context)
     return plan
+
+
+def _plan_of(pairs: Pairs, settings: PartitionSettings) -> Plan:
+    """Return the plan of the pairs that are there; one without steps where no source is trained on.
+
+    Raises:
+        PartitionError: the settings cannot be followed.
+    """
+    if pairs.source_names:
+        return make_plan(pairs, settings)
+    return Plan(
+        settings=settings,
+        rows=np.empty(0, dtype=np.intp),
+        step_of=np.empty(0, dtype=np.int32),
+        steps=(),
+        measured={},
+        ignored_settings=tuple(settings.changed()),
+    )
 
 
 def checked(context: Context, foresee: Callable[[], Plan]) -> Expansion:
@@ -226,9 +247,10 @@ def partition(context: Context) -> Expansion:
         usable, settings = Columns(context.run.usable), partition_settings(context)
         features = _features(context, usable)
         pairs, trained = pairs_of(context, usable, features)
-        plan = make_plan(pairs, settings)
+        offline = _plan_of(pairs, settings)
         scorers = {name: _scorer(context, name) for name in features}
-        return Decision(plan, trained, features, scorers)
+        rounds = rounds_after(context, len(offline.steps))
+        return Decision(with_rounds(context, offline), trained, features, scorers, rounds)
 
     def identity(decision: Decision) -> Identity:
         features = sorted(decision.features.items())
@@ -240,6 +262,7 @@ def partition(context: Context) -> Expansion:
             **inputs_of("strategies", strategy, context.resolved.inputs),
             "features": {name: column_digest(values) for name, values in features} or "",
             "probe": sampling(context),
+            **rules_of_rounds(context),
         }
 
     return planned(context, decide, identity)
@@ -304,11 +327,15 @@ def pairs_of(
     context: Context, usable: Columns, features: Mapping[str, np.ndarray]
 ) -> tuple[Pairs, np.ndarray]:
     """Return the pairs to be trained on as strategies see them, and their rows in ``usable``."""
-    trained = np.flatnonzero(~usable.numbers("reserved"))
-    names = source_names(context)
+    names = [source.name for source in context.config.data.given if source.train]
+    place = {name: code for code, name in enumerate(names)}
+    every = source_names(context)
+    code_of = np.array([place.get(name, -1) for name in every], dtype=np.int32)
+    codes = code_of[usable.codes("source", every)]
+    trained = np.flatnonzero(~usable.numbers("reserved") & (codes >= 0))
     return Pairs(
         ids=usable.ids("pair_id")[trained],
-        source=usable.codes("source", names)[trained],
+        source=codes[trained],
         source_names=tuple(names),
         strata=_strata(context, usable.numbers("token_row")[trained]),
         features={name: values[trained] for name, values in features.items()},
@@ -357,7 +384,7 @@ def publish_plan(context: Context, decision: Decision) -> None:
     with publish_file(context.run.plan) as temporary:
         named = ["pair_id", "prompt_key", "source", "token_row"]
         append_columns(usable.path, temporary, named, columns, rows=rows)
-    content = _plan_summary(context, usable, rows, step_of, plan)
+    content = _plan_summary(context, usable, rows, step_of, decision)
     content["features"] = {
         name: {"digest": column_digest(values), "scorer": decision.scorers[name]}
         for name, values in features
@@ -395,16 +422,20 @@ def _sampled(
 
 
 def _plan_summary(
-    context: Context, usable: Columns, rows: np.ndarray, step_of: np.ndarray, plan: Plan
+    context: Context, usable: Columns, rows: np.ndarray, step_of: np.ndarray, decision: Decision
 ) -> dict[str, Json]:
     tokens = TokenFile.open(tokens_path(context))
     token_rows = usable.numbers("token_row")[rows]
-    content = plan.to_dict()
+    content = decision.plan.to_dict()
     content["reserve"] = _reserve_counts(context)
     content["overlap"] = prompt_overlap(usable.ids("prompt_key")[rows], step_of)
     if cut := tokens.report.notes.get("prompt_cut"):
         content["cut_prompts"] = cut
+    for step, made in decision.rounds.items():
+        content["steps"][step - 1]["generated"] = made.model_dump()
     for entry in content["steps"]:
+        if not entry["pairs"]:
+            continue  # those of a generated step are not there yet
         lengths = length_summary(tokens, token_rows[step_of == entry["step"]])
         entry["lengths"] = asdict(lengths)
     return content

@@ -200,7 +200,7 @@ def _publish_rejected(
 
 def _tell_draws(context: Context, unusable: Mapping[str, Mapping[str, int]]) -> None:
     """Warn where fewer pairs are left than were asked for, as they were drawn by their text."""
-    for source in context.config.data.sources:
+    for source in context.config.data.given:
         name = "data.limit" if context.config.data.limit else "max_pairs"
         asked, lost = context.config.data.limit or source.max_pairs, unusable[source.name]
         if source.weight and lost and len(unusable) > 1:

@@ -18,6 +18,7 @@ from sdpo.chain.features import measure_gamma
 from sdpo.chain.node import Expansion, Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.reserve import reserve
+from sdpo.chain.rounds import check_rounds, round_data
 from sdpo.chain.step import align_step
 from sdpo.chain.supervised import supervised_step
 from sdpo.chain.tokens import tokenise
@@ -86,6 +87,7 @@ def chain(context: Context) -> list[Part]:
         tokenise(context),
         extended.reserve(context) if extends else reserve(context),
         check(context),
+        *([check_rounds(context)] if context.config.data.generated and not extends else []),
         *find_suites(context),
         *([supervised_step(context)] if has_s else []),
         *([measure_gamma(context)] if needs_gamma and not extends else []),
@@ -102,7 +104,14 @@ def steps(context: Context) -> Expansion:
 
     def expand() -> list[Part]:
         planned = read_plan(context.run).steps[: context.last_step]
-        return [align_step(context, step.step, step.pairs) for step in planned]
+        return [
+            part
+            for step in planned
+            for part in (
+                *([round_data(context, step.step, step.generated)] if step.generated else []),
+                align_step(context, step.step, step.pairs),
+            )
+        ]
 
     def foreseen() -> list[str]:
         for origin in context.origins:

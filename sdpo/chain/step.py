@@ -17,7 +17,7 @@ from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.model_names import ModelName, NamedModel
 from sdpo.plugins.recorded import inputs_of
-from sdpo.store.step_data import data_node, planned, step_data
+from sdpo.store.step_data import data_node, generate_node, planned, step_data
 from sdpo.tokens.token_file import TokenFile
 
 _ROLES = ("reference", "target")
@@ -84,7 +84,10 @@ def _trained(
             start=target,
             told=Told(
                 reference=reference,
-                models=models().said(training, tokens=reference.tokens if reference else ()),
+                models={
+                    **models().said(training, tokens=reference.tokens if reference else ()),
+                    **_data_said(context, step),
+                },
                 identity=identity,
                 inputs=inputs,
             ),
@@ -133,6 +136,14 @@ def _step_identity(
         step_identity(training, launch=config.launch, model=config.model, inputs=inputs),
         inputs,
     )
+
+
+def _data_said(context: Context, step: int) -> dict[str, dict[str, str]]:
+    """Return which model has written a generated step's data, for the record; {}: none has."""
+    node = generate_node(step)
+    if context.run.find(node) is None:
+        return {}
+    return {"data": {"choice": "generated", "name": str(ModelName(step - 1))}}
 
 
 def _guide(context: Context, step: int, of_step: TrainingConfig) -> list[Part]:

@@ -1,6 +1,6 @@
 """Make what a step has of its own: pairs that come into being when the chain has come to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sdpo.errors import DataError
 from sdpo.events import WarningEvent
 from sdpo.store.step_data import data_node, files_of
 from sdpo.system.files import publish_file
+from sdpo.system.json_values import JsonObject
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -28,12 +29,14 @@ def make_step_data(
     *,
     inputs: tuple[str, ...],
     identity: Callable[[], Identity],
-    write: Callable[[Path], None],
+    write: Callable[[Path], JsonObject | None],
+    beside: Sequence[Path] = (),
 ) -> Node:
     """Return the node that makes the pairs which ``step`` has of its own, with rows and tokens.
 
-    ``write`` writes them, with the columns of ``pairs.parquet``, to a path; ``identity`` says what
-    they depend on, and ``inputs`` name the nodes that they come from. The parts of the step follow
+    ``write`` writes them, with the columns of ``pairs.parquet``, to a path, publishes the files
+    ``beside`` them, and may return what the record is to say of them; ``identity`` says what they
+    depend on, and ``inputs`` name the nodes that they come from. The parts of the step follow
     this node. Making it raises a DataError where no pair is left, one has a reserved prompt, or one
     is the step's already.
     """
@@ -48,7 +51,7 @@ def make_step_data(
 
     def make(_find: Find) -> Made:
         with publish_file(data.pairs) as temporary:
-            write(temporary)
+            said = write(temporary) or {}
         data.tokens.parent.mkdir(exist_ok=True)
         name = f"tokenise-D_{step}"
         context.stage(tokenise_spec(context, data.pairs, out=data.tokens, name=name))
@@ -60,8 +63,8 @@ def make_step_data(
         _check(context, data, table.take(pa.array(rows)), unusable=dict(tokens.report.reasons))
         _publish_rows(data, table, rows, **sampling(context))
         return Made(
-            {"pairs": len(rows), "unusable": dict(tokens.report.reasons)},
-            [data.pairs, data.usable, data.tokens],
+            {**said, "pairs": len(rows), "unusable": dict(tokens.report.reasons)},
+            [data.pairs, data.usable, data.tokens, *beside],
         )
 
     return Node(

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field
 
 from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, SpelledOut, Unit
 from sdpo.config.choices import OneOf
+from sdpo.config.generating import GenerateConfig
 from sdpo.config.group import Group
 from sdpo.config.variables import Variables
 from sdpo.layouts import layout_facts, layout_names
@@ -114,6 +115,24 @@ class SourceConfig(Group):
     max_pairs: Annotated[int, Unit("pairs")] = Field(
         0, ge=0, description="Use at most this many pairs, drawn by the data seed; 0: all."
     )
+    train: Annotated[
+        bool,
+        NotIdentity("all pairs are prepared, whatever is trained on", of=("data",)),
+    ] = Field(
+        True,
+        title="Train on its pairs",
+        description="Off: no step has its pairs; they give the reserve, and prompts to generated "
+        "sources.",
+    )
+    generate: Annotated[
+        GenerateConfig,
+        NotIdentity("pairs that are there are prepared before others are made", of=("data",)),
+    ] = Field(
+        GenerateConfig(),
+        title="Generated pairs",
+        description="Where it names prompts, the source has no `path`: the model before the step "
+        "makes its pairs. Its steps come after those of the other sources.",
+    )
 
 
 class ReserveConfig(Group):
@@ -183,3 +202,18 @@ class DataConfig(Group):
         ge=0,
         description="Pairs per source for a smoke run, of those whose tokens can be used; 0: all.",
     )
+
+    @property
+    def given(self) -> list[SourceConfig]:
+        """Return the sources whose pairs are there when the run starts."""
+        return [source for source in self.sources if not source.generate.enabled]
+
+    @property
+    def generated(self) -> list[SourceConfig]:
+        """Return the sources whose pairs are made by the models of the run."""
+        return [source for source in self.sources if source.generate.enabled]
+
+    @property
+    def as_given(self) -> "DataConfig":
+        """Return the settings without generated sources: what is prepared at the start."""
+        return self.model_copy(update={"sources": self.given}) if self.generated else self

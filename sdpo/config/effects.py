@@ -25,6 +25,7 @@ def settings_without_effect(config: RunConfig) -> list[str]:
         *_of_weights(config.data),
         *_of_training(config),
         *_of_groups(config),
+        *_of_generated(config.data),
         *references_without_effect(config.trainings),
         *_of_supervised(config.supervised),
         *_of_win_rate(config.evaluation.win_rate),
@@ -68,6 +69,20 @@ def _of_groups(config: RunConfig) -> list[str]:
         for name, group in groups.items()
         if isinstance(group, Group) and name not in ("training", "supervised")
         for line in _given_unread(group, name)
+    ]
+
+
+def _of_generated(data: DataConfig) -> list[str]:
+    """Of every source that is generated."""
+    return [
+        line
+        for index, source in enumerate(data.sources)
+        if source.generate.enabled
+        for where, group in (
+            ("generate", source.generate),
+            ("generate.judge", source.generate.judge),
+        )
+        for line in _given_unread(group, f"data.sources.{index}.{where}")
     ]
 
 

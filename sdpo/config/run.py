@@ -9,6 +9,7 @@ from sdpo.config import impossible
 from sdpo.config.annotations import NotIdentity
 from sdpo.config.data import DataConfig
 from sdpo.config.group import Group
+from sdpo.config.impossible_rounds import impossible_rounds
 from sdpo.config.measuring import EvaluationConfig, ProbeConfig
 from sdpo.config.model import ModelConfig
 from sdpo.config.partition import PartitionConfig
@@ -76,6 +77,7 @@ class RunConfig(Group):
         trainings = self.trainings
         problems = [
             *impossible.impossible_sources(self.data),
+            *impossible_rounds(self.data, self.partition),
             *impossible.impossible_reserve(self.data.reserve),
             *impossible.impossible_lengths(self.data),
             *impossible.impossible_lists(self.data),

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A sampler with temperature 1 and ``top_k`` 0 draws from the model's own distribution."""
+    """A sampler with temperature 1, ``top_k`` 0 and ``top_p`` 1 draws from the model itself.
+
+    ``top_p``: it draws from the likeliest tokens that together have this share of the probability.
+    """
 
     name: str
     temperature: float = 1.0
     top_k: int = 0
+    top_p: float = 1.0
 
 
 EXACT, PAPER = "exact", "paper"

@@ -21,6 +21,7 @@ from sdpo.inputs.resolve import Resolved, resolve
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.store.run_file import Carried, Origin
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.step_data import data_node, nodes_of_data
 from sdpo.store.stored_run import Stored, read_stored
 
 
@@ -144,14 +145,17 @@ def check(replay: Replay, lines: Sequence[NodeLine]) -> None:
     """
     names = [line.node for line in lines]
     step = f"step-{replay.step}"
+    judged = {name for n in range(1, replay.step) for name in nodes_of_data(n)}
     earlier = lines[: names.index(step)] if step in names else lines
     for line in earlier:
-        probes_alone = line.node == "plan" and all(
-            change.startswith("probe.") for change in line.reason.split("; ")
+        # What earlier steps have of their own says whether a rule has changed it.
+        is_same_plan = line.node == "plan" and all(
+            change.startswith(("probe.", "generated.")) for change in line.reason.split("; ")
         )
         bears = line.node in ("carried", "data", "reserve", "plan")
-        bears |= line.node.startswith(("step-", "data-"))
-        if line.is_changed and bears and not probes_alone:
+        bears |= line.node.startswith(("step-", "data-")) and line.node != data_node(replay.step)
+        bears |= line.node in judged
+        if line.is_changed and bears and not is_same_plan:
             raise ConfigError(
                 f"this would change what came before step {replay.step} ({line.node}: "
                 f"{line.reason}), so it would not be a replay of that step: replay from an earlier "

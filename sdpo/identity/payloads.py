@@ -108,10 +108,11 @@ def launch_settings(launch: LaunchConfig, node: Node | None = None) -> Payload:
 
 def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
     """Return the identity of the normalised pairs."""
+    data = config.data.as_given
     return {
         "data_version": DATA_VERSION,
-        "data": changed_settings(config.data, "data"),
-        "names": [source.name for source in config.data.sources],
+        "data": changed_settings(data, "data"),
+        "names": [source.name for source in data.sources],
         "format": default_format,
         "strata": [name for name in config.partition.strata if name != "source"],
         "inputs": {name: inputs[name] for name in inputs if name.startswith(_OF_DATA)},

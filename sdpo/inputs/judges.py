@@ -1,9 +1,11 @@
 """Locate the judge that a recipe names, and refuse one that may not or cannot be asked here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from sdpo.config.data import SourceConfig
 from sdpo.config.judging import JudgeConfig
 from sdpo.config.model import ModelConfig
 from sdpo.errors import ConfigError, ModelError
@@ -99,6 +101,35 @@ def locate_judge(
             raise ConfigError(
                 f"{where} names no judge: give it a rule, a reward_model or an endpoint"
             )
+
+
+def located_judges(
+    sources: Sequence[SourceConfig], *, cache: Path
+) -> tuple[list[SourceConfig], dict[str, str]]:
+    """Look up the judges of generated sources that are more than a rule's name.
+
+    Returns the sources with what the judges' names stand for, and the keys of the judges'
+    identities by their names in a run's inputs.
+
+    Raises:
+        ConfigError, ModelError: as :func:`locate_judge`.
+    """
+    found, inputs = list[SourceConfig](), dict[str, str]()
+    for index, source in enumerate(sources):
+        judge = source.generate.judge
+        if not source.generate.enabled or judge.kind not in ("reward_model", "endpoint"):
+            found.append(source)
+            continue
+        where = f"data.sources.{index}.generate.judge"
+        located = locate_judge(judge, where=where, cache=cache)
+        absolute = str(Path(judge.prompt_file).absolute()) if judge.prompt_file else ""
+        names = ("reward_model", "reward_revision", "endpoint")
+        update = {name: getattr(located.config, name) for name in names}
+        own = judge.model_copy(update={**update, "prompt_file": absolute})
+        generate = source.generate.model_copy(update={"judge": own})
+        found.append(source.model_copy(update={"generate": generate}))
+        inputs[f"judge.{source.name}"] = located.key
+    return found, inputs
 
 
 def rule_plugin(judge: JudgeConfig) -> Plugin | None:

@@ -124,6 +124,27 @@ def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:
     return source.model_copy(update={"name": name, "revision": commit})
 
 
+def with_prompts(source: SourceConfig) -> SourceConfig:
+    """Return a generated source with the absolute path of its prompts.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    given = source.generate.prompts
+    if not given:
+        return source
+    local = Path(given).expanduser()
+    if not local.exists():
+        raise DataError(
+            f"data source `{source.name}`: no prompts at {local.absolute()}{did_you_mean(local)}: "
+            "generate.prompts names a local file or folder"
+        )
+    path = os.path.normpath(local.absolute())
+    return source.model_copy(
+        update={"generate": source.generate.model_copy(update={"prompts": path})}
+    )
+
+
 def _hub_data_commit(name: str, revision: str) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError

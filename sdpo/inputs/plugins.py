@@ -2,6 +2,7 @@
 
 from partitions import OWN
 from sdpo.config import RunConfig
+from sdpo.judges import OWN as OWN_JUDGES
 from sdpo.layouts import OWN as OWN_LAYOUTS
 from sdpo.objectives import OBJECTIVES
 from sdpo.plugins.installed import Plugin, find
@@ -15,4 +16,6 @@ def named_plugins(config: RunConfig) -> dict[str, Plugin]:
         found.append(find("strategies", config.partition.strategy))
     layouts = {source.layout for source in config.data.sources} - {"", *OWN_LAYOUTS}
     found += [find("layouts", name) for name in sorted(layouts)]
+    rules = {source.generate.judge.rule for source in config.data.generated} - {"", *OWN_JUDGES}
+    found += [find("judges", name) for name in sorted(rules)]
     return {plugin.input: plugin for plugin in found if plugin}

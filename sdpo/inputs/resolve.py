@@ -18,8 +18,14 @@ from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template, has_chat_template, tokenizer_digest
-from sdpo.inputs.judges import LocatedJudge, locate_judge
-from sdpo.inputs.locate import data_digest, locate_source, model_folder, model_name
+from sdpo.inputs.judges import LocatedJudge, locate_judge, located_judges
+from sdpo.inputs.locate import (
+    data_digest,
+    locate_source,
+    model_folder,
+    model_name,
+    with_prompts,
+)
 from sdpo.inputs.named_models import locate_references
 from sdpo.inputs.plugins import named_plugins
 from sdpo.model_names import NamedModel
@@ -38,11 +44,11 @@ class Resolved:
     """A resolved recipe has everything looked up.
 
     ``config`` has absolute paths and literal settings. ``inputs`` are the content digests by which
-    the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``; and
-    ``reference.<where>`` for references, ``plugin.<kind>.<name>`` for plug-ins that the recipe
-    names. ``references`` are the reference models, by (``reference_model``, ``reference_revision``)
-    of ``config``. ``judge`` is that of the win rates; None where there are none, or it was not
-    looked up.
+    the run knows its inputs again: ``model``, ``tokenizer`` and ``data.<source>``;
+    ``prompts.<source>`` and ``judge.<source>`` of generated sources; ``reference.<where>`` for
+    references, ``plugin.<kind>.<name>`` for plug-ins that the recipe names. ``references`` are the
+    reference models, by (``reference_model``, ``reference_revision``) of ``config``. ``judge`` is
+    that of the win rates; None where there are none, or it was not looked up.
     """
 
     config: RunConfig
@@ -67,10 +73,15 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     model = model_folder(config.model, cache=cache)
     config, references, named = locate_references(config, model=model, cache=cache)
     sources = [
-        source if f"data.{source.name}" in known else locate_source(source, cache=cache)
+        source
+        if {f"data.{source.name}", f"prompts.{source.name}"} & known.keys()
+        else with_prompts(source)
+        if source.generate.enabled
+        else locate_source(source, cache=cache)
         for source in config.data.sources
     ]
     _check_sources(sources)
+    sources, judges = located_judges(sources, cache=cache)
     supervised = config.supervised
     if supervised.from_source and "data.supervised" not in known:
         found = locate_source(
@@ -109,7 +120,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     held = config.model.base_precision
     digest = model_digest(model, precision=held)
     inputs = {"model": digest, "tokenizer": _tokenizer_digest(model, template)}
-    inputs |= data_digests(resolved, known=known) | named
+    inputs |= data_digests(resolved, known=known) | named | judges
     inputs |= {name: plugin.digest() for name, plugin in named_plugins(resolved).items()}
     return Resolved(
         references=references,
@@ -127,7 +138,12 @@ def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[st
     Raises:
         DataError: a file is not there.
     """
-    sources = {f"data.{source.name}": source for source in config.data.sources}
+    sources = {f"data.{source.name}": source for source in config.data.given}
+    sources |= {
+        f"prompts.{source.name}": SourceConfig(path=source.generate.prompts)
+        for source in config.data.generated
+        if source.generate.prompts
+    }
     if config.supervised.from_source:
         supervised = config.supervised
         sources["data.supervised"] = SourceConfig(

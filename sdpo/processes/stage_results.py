@@ -63,6 +63,26 @@ class KlResult(StageResult):
     timings_s: dict[str, float]
 
 
+class GenerateResult(StageResult):
+    """A round of samples tells of how many prompts it has some, and the seconds of each phase.
+
+    ``no_tokens`` and ``no_room`` are prompts without: they cannot be used as tokens, or leave no
+    position for an answer.
+    """
+
+    prompts: int
+    no_tokens: int
+    no_room: int
+    tokens: int
+    timings_s: dict[str, float]
+
+
+class ScoresResult(StageResult):
+    """A scoring of samples tells the seconds of each phase."""
+
+    timings_s: dict[str, float]
+
+
 class SuitesResult(StageResult):
     """A look for tasks found these."""
 

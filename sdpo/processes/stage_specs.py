@@ -220,6 +220,60 @@ class KlSpec(Spec):
     out: Path
 
 
+class GenerateSpec(Spec):
+    """Let a model answer prompts: ``n`` samples of each.
+
+    ``prompts`` has a pair for every prompt, ``tokens`` its token ids row by row. ``so_far``:
+    samples that were drawn already; ``out``: the table of all.
+    """
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["generate"] = "generate"
+    policy: NamedModel
+    base: Path
+    """This is the folder of the base model, whose tokenizer is used."""
+    prompts: Path
+    tokens: Path
+    training: TrainingConfig
+    n: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    so_far: Path
+    out: Path
+
+
+class ScoreSpec(Spec):
+    """Let a judge score samples.
+
+    ``prompts`` has a pair for every prompt, ``samples`` their answers; ``kept``: the folder of an
+    endpoint's verdicts so far; ``out``: the table of scores.
+    """
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["score"] = "score"
+    judge: LocatedJudge
+    prompts: Path
+    samples: Path
+    kept: Path
+    out: Path
+
+
+class ImplicitSpec(Spec):
+    """Score samples by log(policy/start), and measure KL(policy||start) along them."""
+
+    uses_device: ClassVar[bool] = True
+    kind: Literal["implicit"] = "implicit"
+    policy: NamedModel
+    start: NamedModel
+    base: Path
+    samples: Path
+    training: TrainingConfig
+    beta: float
+    out: Path
+
+
 class Asked(BaseModel):
     """What suites are asked for, and how: the same for every model that they judge.
 
@@ -359,6 +413,9 @@ StageSpec = (
     | ObjectivesSpec
     | StepSpec
     | KlSpec
+    | GenerateSpec
+    | ScoreSpec
+    | ImplicitSpec
     | SuitesSpec
     | EvaluateSpec
     | CompletionsSpec

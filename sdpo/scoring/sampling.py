@@ -50,11 +50,25 @@ def pick(scores: torch.Tensor, numbers: torch.Tensor, sampler: Sampler) -> torch
     if sampler.top_k:
         least = scores.topk(min(sampler.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
-    cumulative = scores.softmax(-1).cumsum(-1)
+    shares = scores.softmax(-1)
+    if sampler.top_p < 1:
+        shares = _nucleus(shares, sampler.top_p)
+    cumulative = shares.cumsum(-1)
     whole = cumulative[:, -1:]
     at = numbers[:, None].to(cumulative) * whole
     at = torch.minimum(at, torch.nextafter(whole, torch.zeros_like(whole)))  # against rounding up
     return torch.searchsorted(cumulative, at, right=True).squeeze(1)
+
+
+def _nucleus(shares: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return shares ``[rows, vocabulary]`` with 0 for what is not among the likeliest.
+
+    A token stays where those before it, the likeliest first, have less than ``top_p``: at least one
+    (arXiv 1904.09751).
+    """
+    ordered, tokens = shares.sort(dim=-1, descending=True, stable=True)
+    is_out = ordered.cumsum(-1) - ordered >= top_p
+    return shares.masked_fill(is_out.gather(-1, tokens.argsort(-1)), 0.0)
 
 
 @torch.no_grad()

@@ -22,10 +22,13 @@ from sdpo.processes.stage_specs import (
     CompletionsSpec,
     EvaluateSpec,
     ExportSpec,
+    GenerateSpec,
+    ImplicitSpec,
     JudgeSpec,
     KlSpec,
     ModulesSpec,
     ObjectivesSpec,
+    ScoreSpec,
     StageSpec,
     StepSpec,
     SuitesSpec,
@@ -80,7 +83,9 @@ def _end(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
+def _stage(  # noqa: PLR0912 - a branch for each kind of stage
+    spec: StageSpec,
+) -> Callable[[EventWriter], StageResult]:
     """Return the function that does the work; each kind of stage brings its own heavy libraries.
 
     What libraries make while they are imported stays as long as the process lives. Looking through
@@ -113,6 +118,18 @@ def _stage(spec: StageSpec) -> Callable[[EventWriter], StageResult]:
                 from sdpo.stages import kl
 
                 return partial(kl.run, spec)
+            case GenerateSpec():
+                from sdpo.stages import generate
+
+                return partial(generate.run, spec)
+            case ScoreSpec():
+                from sdpo.stages import score_samples
+
+                return partial(score_samples.run, spec)
+            case ImplicitSpec():
+                from sdpo.stages import implicit
+
+                return partial(implicit.run, spec)
             case SuitesSpec():
                 from sdpo.stages import suites
 

@@ -27,10 +27,18 @@ class StepLengths(Part):
     rejected_truncated: float | None = None
 
 
+class Round(Part):
+    """A step's pairs are made by the model before it, in this round, from 1, of a source."""
+
+    source: str
+    round: int
+
+
 class PlannedStep(Part):
     """A step of the plan has a number, from 1, its pairs, and how many are of each source.
 
     ``contents`` says in words what it is made of; ``digest`` is that of the pairs' ids.
+    ``generated``: its pairs come into being when the chain has come to it.
     """
 
     step: int
@@ -39,6 +47,7 @@ class PlannedStep(Part):
     contents: str = ""
     digest: str = ""
     lengths: StepLengths = StepLengths()
+    generated: Round | None = None
 
 
 class Overlap(Part):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from sdpo.store.records import Record
 from sdpo.store.run_folder import RunFolder, is_publishing
-from sdpo.store.step_data import data_node
+from sdpo.store.step_data import nodes_of_data
 from sdpo.system.files import UNFINISHED
 
 _CARD = ("README.md", "lineage.json")
 _VIEWS = frozenset({"gamma.json", "kl.json", "record.json", "record.json.sha256", *_CARD})
-_WORKING = frozenset({"tracking", "resume"})
+_WORKING = frozenset({"tracking", "resume", "generating"})
 _STEP = "step-"
 
 
@@ -66,6 +66,8 @@ def _files_beside(run: RunFolder, node: str) -> Set[str]:
     """Return the files that another node made in the folder of a step, as far as is known."""
     if not node.startswith(_STEP):
         return frozenset()
-    made = data_node(int(node.removeprefix(_STEP)))
-    record = None if run.is_damaged(made) else run.find(made)
-    return frozenset(record.files if record else ())
+    found: set[str] = set()
+    for made in nodes_of_data(int(node.removeprefix(_STEP))):
+        record = None if run.is_damaged(made) else run.find(made)
+        found |= set(record.files if record else ())
+    return found

@@ -23,6 +23,21 @@ def data_node(step: int) -> str:
     return f"data-{step}"
 
 
+def generate_node(step: int) -> str:
+    """Return the name of the node that draws the samples of which a step's pairs are made."""
+    return f"generate-{step}"
+
+
+def judge_node(step: int) -> str:
+    """Return the name of the node that scores these samples."""
+    return f"judge-{step}"
+
+
+def nodes_of_data(step: int) -> tuple[str, ...]:
+    """Return the names of all nodes that make what a step has of its own."""
+    return (generate_node(step), judge_node(step), data_node(step))
+
+
 def own_probe(model: int, step: int) -> str:
     """Return under which name M_``model`` is measured on what a later step has of its own."""
     return f"M_{model}.D_{step}"

@@ -34,8 +34,9 @@ class Stored:
 
     @property
     def data_inputs(self) -> dict[str, str]:
-        """Return the digests of the data alone."""
-        return {name: digest for name, digest in self.inputs.items() if name.startswith("data.")}
+        """Return the digests of the data alone: pairs, examples, and prompts."""
+        kinds = ("data.", "prompts.")
+        return {name: digest for name, digest in self.inputs.items() if name.startswith(kinds)}
 
 
 def read_stored(run: RunFolder) -> Stored:

@@ -316,13 +316,16 @@ def _of_step(config: RunConfig, step: int) -> JsonObject:
 
 def planned_steps(config: RunConfig) -> int | None:
     """Return how many steps a recipe's partition will have; None where only the plan tells."""
-    partition = config.partition
+    partition, trained = config.partition, [s for s in config.data.given if s.train]
+    rounds = sum(source.generate.rounds for source in config.data.generated)
+    if not trained:
+        return rounds
     if partition.strategy == "single":
-        return 1
+        return 1 + rounds
     if partition.strategy == "natural":
-        return len(partition.groups) or len(config.data.sources)
+        return (len(partition.groups) or len(trained)) + rounds
     if "fractions" in strategy_uses(partition.strategy):
-        return len(partition.fractions)
+        return len(partition.fractions) + rounds
     return None
 
 

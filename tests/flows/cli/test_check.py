@@ -231,6 +231,29 @@ def test_a_step_that_the_disk_has_no_room_for_is_refused(
     assert "has 1e+03 B free" in message or "has 1 KB free" in message
 
 
+def test_rounds_without_prompts_are_refused(bench: Bench, tmp_path: Path, sdpo: Sdpo) -> None:
+    pairs, asked = write(tmp_path / "mine.jsonl", PAIRS), tmp_path / "prompts.jsonl"
+
+    def check(**generate: object) -> tuple[int, str]:
+        judged = {"judge": {"rule": "length"}, "max_new_tokens": 8, "n": 2, **generate}
+        sources = [{"name": "mine", "path": pairs}, {"name": "round", "generate": judged}]
+        data = {"max_length": 64, "sources": sources}
+        called = sdpo("check", bench.write({"data": data}))
+        return called.code, called.told
+
+    code, told = check(prompts_of="mine", rounds=3, per_round=12)
+    assert code == 2
+    assert "3 rounds of 12 leave none for the last" in told
+    write(asked, [{"asked": row["prompt"]} for row in PAIRS])
+    code, told = check(prompts=str(asked))
+    assert code == 2
+    assert "it has no column `prompt`, but asked: set generate.prompt_column" in told
+    code, told = check(prompts_of="mine", rounds=2, per_round=8)
+    assert code == 0, told
+    assert "ready: 3 steps" in told
+    assert "up to 256 tokens of samples" in told
+
+
 def test_a_recipe_without_a_name_is_refused(recipe, sdpo: Sdpo) -> None:
     called = sdpo("check", recipe(PAIRS, name=""))
     assert called.code == 2

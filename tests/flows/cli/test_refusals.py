@@ -18,7 +18,7 @@ ONLY_A_RUN = (
     *("stages", "model", "scoring", "training", "objectives", "processes"),
     *("chain/step.py", "chain/step_models.py", "chain/other_reference.py", "chain/supervised.py"),
     *("chain/start_stage.py", "chain/kl.py", "chain/probes.py", "chain/views.py"),
-    "chain/open_run.py",
+    *("chain/open_run.py", "chain/rounds.py", "chain/round_pairs.py", "chain/round_prompts.py"),
 )
 
 BAD_INPUT, CHECK, CLI = "test_bad_input", "test_check", "test_cli"
@@ -70,6 +70,8 @@ REACHED = {
         "test_supervised_data_of_which_nothing_is_left_is_refused_with_the_reason",
     ),
     "check_readable": (CHECK, "test_a_reference_that_cannot_read_the_pairs_is_refused"),
+    "_check_prompts": (CHECK, "test_rounds_without_prompts_are_refused"),
+    "_rows_with_answers": (CHECK, "test_rounds_without_prompts_are_refused"),
     "check_space": (CHECK, "test_a_step_that_the_disk_has_no_room_for_is_refused"),
     "run_folder_of": (CHECK, "test_a_recipe_without_a_name_is_refused"),
     "_check_same": (CLI, "test_check_says_that_a_run_of_this_name_was_made_from_something_else"),
@@ -110,6 +112,9 @@ LATER = {
     "_rows": "a damaged state of a step that was cut short",
     "fp32_sums_of_ranks": "of launch.strategy deepspeed_zero3, whose processes `check` has not",
     "judge": "hands on what a stage said",
+    **dict.fromkeys(("_generate", "make"), "of the tokens of prompts, once they are drawn"),
+    "draw_prompts": "of prompts that earlier rounds have answered",
+    "_pool": "a file of prompts that was changed after the run was opened",
 }
 
 

@@ -1,0 +1,254 @@
+"""Make the pairs of a round from its scored samples, and keep why every sample was used or not."""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo.chain.context import Context
+from sdpo.chain.node import Identity
+from sdpo.chain.round_prompts import samples_file, scores_file
+from sdpo.config import SourceConfig
+from sdpo.data.keys import pair_id
+from sdpo.data.pairing import Pairing, Ranked, Sample, pair_samples
+from sdpo.data.pairs_file import messages_from_row
+from sdpo.data.planned import Planned
+from sdpo.data.schema import PAIRS_SCHEMA, Message
+from sdpo.errors import DataError
+from sdpo.identity.canonical import digest_of
+from sdpo.store.step_data import step_data
+from sdpo.system.files import file_digest, publish_file
+from sdpo.system.json_values import Json, JsonObject
+
+PAIRING_VERSION = 1
+"""This is raised when a change of the project's code makes other pairs of the same scores."""
+_PAIRED = ("pair", "k", "min_margin", "length_penalty", "unfinished", "seed")
+
+_SAMPLES = pa.schema(
+    [
+        ("prompt_key", pa.string()),
+        ("prompt", PAIRS_SCHEMA.field("prompt").type),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("tokens", pa.int32()),
+        ("finished", pa.bool_()),
+        ("score", pa.float64()),
+        ("kl", pa.float64()),
+        ("reward", pa.float64()),
+        ("rank", pa.int32()),
+        ("use", pa.string()),
+        ("pair_id", pa.string()),
+    ]
+)
+"""``samples.parquet`` has these columns, a row for each sample, by prompt and number.
+
+``reward``: the score less the length penalty. ``rank`` is from 1; 0: not ranked. ``use``:
+``chosen`` or ``rejected`` in the pair ``pair_id``, or why it is in none. ``kl``: KL(M_{t-1}||S)
+along the sample in nats, where the judge has measured it.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paired:
+    """A prompt has these samples and pairs; ``row`` is that of ``prompts.parquet``."""
+
+    row: dict[str, Any]
+    samples: list[dict[str, Any]]
+    pairing: Pairing
+
+
+def pairs_identity(context: Context, step: int, source: SourceConfig) -> Identity:
+    """Return what the pairs of a round depend on."""
+    return {
+        "pairing_version": PAIRING_VERSION,
+        "samples": file_digest(samples_file(context.run, step)),
+        "scores": file_digest(scores_file(context.run, step)),
+        "pairing": {name: getattr(source.generate, name) for name in _PAIRED},
+        "earlier": digest_of(sorted(_earlier_pairs(context, step))),
+    }
+
+
+def write_pairs(context: Context, step: int, source: SourceConfig, path: Path) -> JsonObject:
+    """Write the pairs of a round to ``path``, publish ``samples.parquet``, and count.
+
+    A pair that an earlier step has is left out.
+
+    Raises:
+        DataError: no pair is left; says why, with the counts.
+    """
+    paired = list(_paired(context, step, source))
+    earlier, seen = _earlier_pairs(context, step), set[str]()
+    rows: list[dict[str, Any]] = []
+    use: dict[tuple[str, int], tuple[str, str]] = {}
+    dropped = Counter(reason for each in paired for reason in each.pairing.dropped)
+    for each in paired:
+        for chosen, rejected in each.pairing.pairs:
+            row = _pair(each.row, chosen, rejected, source=source.name)
+            is_again = row["pair_id"] in earlier or row["pair_id"] in seen
+            if is_again:
+                dropped["an earlier step has the pair"] += 1
+                continue
+            seen.add(row["pair_id"])
+            rows.append(row)
+            key = each.row["prompt_key"]
+            use[key, chosen.sample.number] = "chosen", row["pair_id"]
+            use[key, rejected.sample.number] = "rejected", row["pair_id"]
+    counts = Counter(r.left for each in paired for r in each.pairing.samples if r.left)
+    if not rows:
+        raise _no_pair(step, source, paired, dropped, counts)
+    with publish_file(context.run.step(step) / "samples.parquet") as temporary:
+        pq.write_table(_samples_table(paired, use), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), path)
+    return _said(paired, rows, dropped, counts)
+
+
+def _no_pair(
+    step: int,
+    source: SourceConfig,
+    paired: list[_Paired],
+    dropped: Counter[str],
+    left: Counter[str],
+) -> DataError:
+    settings = source.generate
+    samples = sum(len(each.samples) for each in paired)
+    told = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "none"
+    of_samples = ", ".join(f"{n} {reason}" for reason, n in left.most_common())
+    remedies = {
+        "min_margin": f"lower generate.min_margin ({settings.min_margin:g})",
+        "tie": "take a judge that tells the samples apart, or raise generate.temperature or n",
+        "no sample": f"raise generate.max_new_tokens ({settings.max_new_tokens}), or set "
+        "generate.unfinished: keep",
+    }
+    remedies["no two samples"] = (
+        remedies["no sample"] if left["unfinished"] > left["repeated"] else remedies["tie"]
+    )
+    most = dropped.most_common(1)[0][0] if dropped else ""
+    remedy = remedies.get(most, "give more prompts, or samples of each (generate.n)")
+    return DataError(
+        f"step {step}: no pair is left of {samples} samples of {len(paired)} prompts of source "
+        f"{source.name}: pairs not made: {told}"
+        f"{f'; samples left out: {of_samples}' if of_samples else ''}. To change it, {remedy}"
+    )
+
+
+def _paired(context: Context, step: int, source: SourceConfig) -> Iterator[_Paired]:
+    """Yield every answered prompt with its samples, ranked and paired, by the prompt's key."""
+    run = context.run
+    prompts = pq.read_table(run.step(step) / "prompts.parquet").to_pylist()
+    row_of = {row["prompt_key"]: row for row in prompts}
+    scores = pq.read_table(scores_file(run, step)).to_pylist()
+    score_of = {(row["prompt_key"], row["sample"]): row for row in scores}
+    of_prompt: dict[str, list[dict[str, Any]]] = {}
+    table = pq.read_table(samples_file(run, step))
+    for row in table.drop_columns(["prompt_ids"]).to_pylist():
+        judged = score_of[row["prompt_key"], row["sample"]]
+        row |= {"score": judged["score"], "kl": judged.get("kl")}
+        of_prompt.setdefault(row["prompt_key"], []).append(row)
+    for key in sorted(of_prompt):
+        rows = of_prompt[key]
+        samples = [
+            Sample(
+                number=row["sample"],
+                text=row["text"],
+                tokens=len(row["token_ids"]),
+                finished=row["finished"],
+                score=row["score"],
+            )
+            for row in rows
+        ]
+        seed = source.generate.seed
+        pairing = pair_samples(samples, settings=source.generate, prompt_key=key, seed=seed)
+        yield _Paired(row=row_of[key], samples=rows, pairing=pairing)
+
+
+def _pair(
+    prompt: dict[str, Any], chosen: Ranked, rejected: Ranked, *, source: str
+) -> dict[str, Any]:
+    """Return a row of ``pairs.parquet``: a prompt with two of its samples."""
+    role = "text" if prompt["format"] == "text" else "assistant"
+    turns = messages_from_row(prompt["prompt"])
+    sides = [[Message(role, side.sample.text)] for side in (chosen, rejected)]
+    return {
+        **prompt,
+        "pair_id": pair_id(
+            turns,
+            chosen=sides[0],
+            rejected=sides[1],
+            template_inputs=prompt["template_inputs"] or "",
+        ),
+        "source": source,
+        "chosen": [{"role": role, "content": chosen.sample.text, "rest": None}],
+        "rejected": [{"role": role, "content": rejected.sample.text, "rest": None}],
+        "chosen_score": chosen.reward,
+        "rejected_score": rejected.reward,
+        "strata": [],
+        "chosen_chars": len(chosen.sample.text),
+        "rejected_chars": len(rejected.sample.text),
+    }
+
+
+def _earlier_pairs(context: Context, step: int) -> Set[str]:
+    """Return the ids of the pairs that earlier steps have, those of their own included."""
+    run = context.run
+    plan = Planned(plan=run.plan, pairs=run.pairs, own=step_data(run, last=step - 1))
+    table = plan.table(["pair_id", "step"])
+    steps = table["step"].to_numpy()
+    ids = table.filter(pa.array((steps > 0) & (steps < step)))["pair_id"].to_pylist()
+    return set(ids)
+
+
+def _samples_table(paired: list[_Paired], use: dict[tuple[str, int], tuple[str, str]]) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for each in paired:
+        for row, ranked in zip(each.samples, each.pairing.samples, strict=True):
+            used, pair = use.get(
+                (row["prompt_key"], row["sample"]), (ranked.left or "not paired", "")
+            )
+            rows.append(
+                {
+                    **row,
+                    "prompt": each.row["prompt"],
+                    "tokens": ranked.sample.tokens,
+                    "reward": ranked.reward,
+                    "rank": ranked.rank,
+                    "use": used,
+                    "pair_id": pair,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=_SAMPLES)
+
+
+def _said(
+    paired: list[_Paired],
+    rows: list[dict[str, Any]],
+    dropped: Counter[str],
+    left: Counter[str],
+) -> dict[str, Json]:
+    """Return what the record says of a round: counts, and means over its samples."""
+    samples = [ranked for each in paired for ranked in each.pairing.samples]
+    texts = [ranked.sample.text for ranked in samples]
+    margins = [row["chosen_score"] - row["rejected_score"] for row in rows]
+    return {
+        "prompts": len(paired),
+        "samples": len(samples),
+        "pairs_not_made": dict(dropped),
+        "samples_left_out": dict(left),
+        "score": float(np.mean([ranked.sample.score for ranked in samples])),
+        "margin": float(np.mean(margins)),
+        "tokens": float(np.mean([ranked.sample.tokens for ranked in samples])),
+        "finished": float(np.mean([ranked.sample.finished for ranked in samples])),
+        "distinct_2": _distinct(texts, 2),
+    }
+
+
+def _distinct(texts: list[str], n: int) -> float:
+    """Return the share of distinct n-grams of words among all of them (Li et al., 1510.03055)."""
+    words = [text.split() for text in texts]
+    grams = [tuple(of[at : at + n]) for of in words for at in range(len(of) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

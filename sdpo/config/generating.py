@@ -1,0 +1,106 @@
+"""Define the settings of a source that is generated: its pairs are made by M_{t-1} for step t."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, ReadIf, Unit
+from sdpo.config.group import Group
+from sdpo.config.judging import JudgeConfig
+
+_AFTER_SAMPLES = ReadIf(settings=("pair",), equal_to="top_bottom", otherwise=" on pair `{value}`")
+
+
+class RoundJudgeConfig(JudgeConfig):
+    """Samples are scored by a judge, or by the implicit reward of the model that wrote them."""
+
+    main_setting = "rule"
+
+    implicit: bool = Field(
+        False,
+        description="Score a sample by beta log(M_{t-1}/S), the reward that DPO has trained into "
+        "the model (DICE, arXiv 2406.09760). It needs a step before.",
+    )
+    implicit_beta: Annotated[
+        float,
+        Unit(NO_UNIT),
+        ReadIf(settings=("implicit",), otherwise=": the judge is not `implicit`"),
+    ] = Field(0.1, gt=0, description="Factor of the implicit reward.")
+
+
+class GenerateConfig(Group):
+    """Pairs of a generated source are made when the chain has come to their step.
+
+    The model before the step answers prompts, a judge scores the answers, and pairs are made of
+    those that differ. The source is a generated one where it names prompts.
+    """
+
+    main_setting = "prompts_of"
+
+    prompts: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
+        "",
+        description="Local file of prompts (JSON, JSONL, CSV, Parquet, Arrow), or a folder saved "
+        "by `datasets`.",
+    )
+    prompt_column: Annotated[
+        str, ReadIf(settings=("prompts",), otherwise=": `prompts` names no file")
+    ] = Field("prompt", description="Column of `prompts` with the prompt (text or messages).")
+    prompts_of: str = Field(
+        "", description="Name of another source of the recipe, whose prompts are answered."
+    )
+    rounds: Annotated[int, Unit("steps")] = Field(
+        1, ge=1, le=100, description="Steps that the source makes, one after another."
+    )
+    per_round: Annotated[int, Unit("prompts")] = Field(
+        0, ge=0, description="Prompts of a round, drawn by the seed; 0: all that are left."
+    )
+    again: bool = Field(False, description="Draw prompts again that an earlier round has answered.")
+    engine: Literal["transformers", "openai"] = Field(
+        "transformers",
+        description="What generates: transformers, in a process of this project. `openai` is "
+        "refused: served engines are not there yet.",
+    )
+    n: Annotated[int, Unit("samples")] = Field(
+        8, ge=2, le=1024, title="Samples of a prompt", description="Samples of each prompt."
+    )
+    temperature: Annotated[float, Unit(NO_UNIT)] = Field(
+        1.0, gt=0, description="Logits are divided by it."
+    )
+    top_p: Annotated[float, Unit(SHARE)] = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw from the likeliest tokens that have this share of the probability.",
+    )
+    max_new_tokens: Annotated[int, Unit("tokens")] = Field(
+        512, ge=1, description="Tokens of a sample, at most."
+    )
+    unfinished: Literal["drop", "keep"] = Field(
+        "drop", description="What becomes of a sample that does not end within its tokens."
+    )
+    judge: RoundJudgeConfig = Field(RoundJudgeConfig(), description="What scores the samples.")
+    length_penalty: Annotated[float, Unit("of the judge's score, a token")] = Field(
+        0.0,
+        ge=0,
+        description="Taken off a sample's score for each of its tokens (arXiv 2406.11817).",
+    )
+    pair: Literal["best_worst", "best_random", "top_bottom"] = Field(
+        "best_worst",
+        title="Pairing",
+        description="Pairs of a prompt: the best sample against the worst, or against one drawn "
+        "of those that are worse; `top_bottom`: the best `k` against the worst `k`, in turn.",
+    )
+    k: Annotated[int, Unit("pairs"), _AFTER_SAMPLES] = Field(
+        2, ge=1, title="Pairs of a prompt", description="Pairs of a prompt by `top_bottom`."
+    )
+    min_margin: Annotated[float, Unit("of the judge's score")] = Field(
+        0.0, ge=0, description="Leave out pairs whose scores differ by less; ties always are."
+    )
+    seed: Annotated[int, Unit(NO_UNIT)] = Field(
+        42, ge=0, lt=2**63, description="Seed of the prompts, the samples and drawn pairs."
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether the source is a generated one."""
+        return bool(self.prompts or self.prompts_of)

@@ -1,0 +1,59 @@
+"""Keep samples as they come, in a file that only grows: a round goes on after its process died.
+
+A line has the samples of one prompt, whole, with its key; a line that was cut short is dropped.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sdpo.scoring.sampling import Completion
+from sdpo.system.files import write_text
+
+
+class SampleLog:
+    """A log has the samples of prompts that are done, by the prompt's key."""
+
+    def __init__(self, path: Path, *, n: int) -> None:
+        self._path = path
+        self.done: dict[str, list[Completion]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        for line in lines:
+            read = _read(line)
+            if read and len(read[1]) == n:
+                self.done[read[0]] = read[1]
+        # What comes next is not to be added to a line that was cut short.
+        write_text(path, "".join(_line(key, samples) for key, samples in self.done.items()))
+
+    def add(self, key: str, samples: Sequence[Completion]) -> None:
+        """Keep the samples of a prompt, in their order, on the disk."""
+        self.done[key] = list(samples)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(key, samples))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Remove the file: what was in it has been published."""
+        self._path.unlink(missing_ok=True)
+
+
+def _line(key: str, samples: Sequence[Completion]) -> str:
+    entries = [[each.ids.tolist(), each.finished] for each in samples]
+    return json.dumps({"key": key, "samples": entries}) + "\n"
+
+
+def _read(line: bytes) -> tuple[str, list[Completion]] | None:
+    """Return what a line says; None for one that is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+        samples = [Completion(np.array(ids, np.int32), end) for ids, end in entry["samples"]]
+        return str(entry["key"]), samples
+    except (ValueError, KeyError, TypeError):
+        return None

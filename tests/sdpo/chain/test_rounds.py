@@ -1,0 +1,269 @@
+"""A step's pairs are made by the model before it: sampled, judged, paired, trained on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from bench import Bench, DemoFiles, Outcome, Values
+from forked_stages import forked_stages
+from histories import flip, origin, replayed, write_new_pairs
+
+from sdpo.data.keys import draw_key
+from sdpo.errors import DataError
+from sdpo.history.extend import extend_run
+from sdpo.history.lineage import lineage_of
+from sdpo.history.replay import look, plan_replay
+from sdpo.history.verify import verify_run
+
+N, PROMPTS, TOKENS, SEED = 4, 6, 8, 42
+ROUNDS = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Bench:
+    return Bench(tmp_path_factory.mktemp("rounds"), tiny_recipe)
+
+
+def recipe(demo_files: DemoFiles, **generate: object) -> Values:
+    """A step of questions, then rounds on prompts; the pairs of requests are not trained on."""
+    common = {"n": N, "max_new_tokens": TOKENS, "unfinished": "keep"}
+    sources = [
+        {"name": "questions", "path": str(demo_files.questions)},
+        {"name": "requests", "path": str(demo_files.requests), "train": False},
+        {"name": "round", "generate": {**common, **generate}},
+    ]
+    return {
+        "data": {"sources": sources},
+        "training": {"max_steps": 2},
+        "probe": {"completions": 0, "max_pairs": 8},
+    }
+
+
+@pytest.fixture(scope="module")
+def changes(demo_files: DemoFiles) -> Values:
+    judge = {"rule": "length"}
+    return recipe(demo_files, prompts_of="requests", rounds=2, per_round=PROMPTS, judge=judge)
+
+
+@pytest.fixture(scope="module")
+def made(place: Bench, changes: Values) -> Outcome:
+    return place.run(changes)
+
+
+def rows(made: Outcome, step: int, name: str) -> list[Values]:
+    found: list[Values] = pq.read_table(made.run.step(step) / f"{name}.parquet").to_pylist()
+    return found
+
+
+def test_the_plan_has_the_rule_and_every_round_has_its_step(made: Outcome) -> None:
+    steps = made.json("plan.json")["steps"]
+    assert [step["pairs"] for step in steps[1:]] == [0, 0]
+    assert [step.get("generated") for step in steps] == [
+        None,
+        {"source": "round", "round": 1},
+        {"source": "round", "round": 2},
+    ]
+    (rule,) = made.record("plan")["identity"]["generated"]
+    assert rule["generate"]["judge"] == {"rule": "length"}
+    assert {"data.requests"} < rule.keys()
+    assert steps[0]["sources"].keys() == {"questions"}, "requests are not trained on"
+
+
+def test_prompts_are_of_the_source_and_none_is_reserved_or_drawn_twice(made: Outcome) -> None:
+    usable = pq.read_table(made.run.usable).to_pylist()
+    pool = {row["prompt_key"] for row in usable if row["source"] == "requests"}
+    held = {row["prompt_key"] for row in usable if row["reserved"]}
+    drawn = [{row["prompt_key"] for row in rows(made, step, "samples")} for step in ROUNDS]
+    assert [len(each) for each in drawn] == [PROMPTS, PROMPTS]
+    assert drawn[0] | drawn[1] <= pool - held
+    assert not drawn[0] & drawn[1]
+
+
+@pytest.mark.parametrize("step", ROUNDS)
+def test_score_rank_and_choice_follow_from_the_samples_alone(made: Outcome, step: int) -> None:
+    of_prompt: dict[str, list[Values]] = {}
+    for row in rows(made, step, "samples"):
+        of_prompt.setdefault(row["prompt_key"], []).append(row)
+    wanted = set()
+    for samples in of_prompt.values():
+        assert [row["sample"] for row in samples] == list(range(N))
+        assert [row["score"] for row in samples] == [len(row["text"]) for row in samples]
+        by_rank = sorted(samples, key=lambda row: (-row["score"], row["sample"]))
+        assert [row["rank"] for row in by_rank] == list(range(1, N + 1))
+        best, worst = by_rank[0], by_rank[-1]
+        assert [row["use"] for row in by_rank] == ["chosen", *["not paired"] * (N - 2), "rejected"]
+        assert best["pair_id"] == worst["pair_id"] != ""
+        wanted.add((best["pair_id"], best["text"], worst["text"], best["score"], worst["score"]))
+    pairs = {
+        (
+            *(row["pair_id"], row["chosen"][0]["content"], row["rejected"][0]["content"]),
+            *(row["chosen_score"], row["rejected_score"]),
+        )
+        for row in rows(made, step, "pairs")
+    }
+    assert pairs == wanted
+    reference = rows(made, step, "reference")
+    assert {row["pair_id"] for row in reference} == {pair for pair, *_ in wanted}
+    assert made.record(f"step-{step}")["pairs"] == PROMPTS
+
+
+@pytest.mark.parametrize("step", ROUNDS)
+def test_samples_are_drawn_from_the_model_before_the_step(made: Outcome, step: int) -> None:
+    """By transformers alone, a whole forward for each token, and the uniform numbers by hand."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(made.run.model(step - 1), dtype=torch.float32)
+    row = rows(made, step, "generated")[N + 1]
+    words = [int(row["prompt_key"][at : at + 8], 16) for at in range(0, 32, 8)]
+    seed = draw_key(SEED, step.to_bytes(4, "big"))
+    numbers = np.random.default_rng([seed, row["sample"], *words]).random(TOKENS)
+    ids = list(row["prompt_ids"])
+    for number in numbers[: len(row["token_ids"])]:
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([ids])).logits[0, -1].double()
+        ids.append(int(torch.searchsorted(logits.softmax(-1).cumsum(-1), number, right=True)))
+    assert ids[len(row["prompt_ids"]) :] == row["token_ids"]
+
+
+def test_doing_it_again_does_nothing(made: Outcome, place: Bench, changes: Values) -> None:
+    assert {"generate-2", "judge-2", "data-2", "data-3"} <= set(made.result.executed)
+    assert place.run(changes).result.executed == ()
+
+
+def test_the_run_is_whole_and_its_lineage_names_the_models_that_wrote(made: Outcome) -> None:
+    assert verify_run(made.run).faults == []
+    lineage = lineage_of("tiny", runs_dir=made.folder.parent)
+    assert lineage.is_whole
+    assert [link.models.get("data") for link in lineage.links] == [None, "M_1", "M_2"]
+
+
+@pytest.mark.parametrize("name", ["samples", "generated", "scores", "prompts"])
+def test_a_change_of_a_file_of_a_round_is_found(
+    made: Outcome, place: Bench, tmp_path: Path, name: str
+) -> None:
+    del made
+    run = origin(place.copy_to(tmp_path))
+    flip(run.step(2) / f"{name}.parquet")
+    assert f"step-2/{name}.parquet" in {fault.file for fault in verify_run(run).faults}
+
+
+def test_a_replay_is_bitwise_the_same(made: Outcome) -> None:
+    result, again = replayed(made.run, step=3, only=True, name="again")
+    assert result.comparison.verdict == "bitwise identical"
+    assert {"generate-3", "judge-3", "data-3"} <= set(again.result.shared)
+    assert verify_run(again.run).faults == []
+
+
+def test_another_beta_reuses_samples_and_scores(made: Outcome) -> None:
+    lines = look(plan_replay(made.run, step=3, overrides=["steps=[{}, {}, {beta: 0.3}]"]))
+    actions = {line.node: line.action for line in lines}
+    nodes = ("generate-3", "judge-3", "data-3", "step-3")
+    assert [actions[node] for node in nodes] == ["REUSE", "REUSE", "REUSE", "RUN"]
+
+
+def test_another_judge_reuses_the_samples(made: Outcome) -> None:
+    judge = "data.sources.2.generate.judge={implicit: true}"
+    _, again = replayed(made.run, judge, step=2, only=True, name="judged")
+    assert "generate-2" in again.result.shared
+    assert {"judge-2", "data-2", "step-2"} <= set(again.result.executed)
+    drawn = [row["token_ids"] for row in rows(made, 2, "samples")]
+    assert [row["token_ids"] for row in rows(again, 2, "samples")] == drawn
+    assert all(row["kl"] >= 0 for row in rows(again, 2, "samples"))
+
+
+def test_a_chain_that_grows_keeps_its_rounds(made: Outcome, tmp_path: Path) -> None:
+    new = write_new_pairs(tmp_path / "new.jsonl", *range(12))
+    with forked_stages():
+        grown = extend_run(made.run, [str(new)], name="grown")
+    assert grown.chain is not None
+    nodes = {f"{node}-{step}" for node in ("generate", "judge", "data", "step") for step in ROUNDS}
+    assert nodes <= set(grown.chain.shared)
+    assert grown.chain.steps == 4
+    more = Outcome(grown.chain, [])
+    assert [step.get("generated") for step in more.json("plan.json")["steps"]][2] is not None
+    assert verify_run(more.run).faults == []
+
+
+def test_a_round_goes_on_from_the_prompts_that_are_done(
+    made: Outcome, place: Bench, changes: Values, tmp_path: Path
+) -> None:
+    """What was drawn before the process died is taken as it is, the rest comes out the same."""
+    del made
+    copy = place.copy_to(tmp_path)
+    run, step = origin(copy), 3
+    before = pq.read_table(run.step(step) / "generated.parquet").to_pylist()
+    spec = json.loads((run.path / "logs" / f"generate-{step}.json").read_text(encoding="utf-8"))
+    so_far = run.step(step) / "generating" / Path(spec["so_far"]).name
+    so_far.parent.mkdir()
+    first = [row for row in before if row["prompt_key"] == before[0]["prompt_key"]]
+    told = [[[7, 8, 9], False], *([row["token_ids"], row["finished"]] for row in first[1:])]
+    line = json.dumps({"key": first[0]["prompt_key"], "samples": told})
+    so_far.write_text(f'{line}\n{{"key": "cut sh', encoding="utf-8")
+    for node in (f"generate-{step}", f"judge-{step}", f"data-{step}", f"step-{step}"):
+        path = run.record_path(node)
+        path.unlink()
+        path.with_name(f"{path.name}.sha256").unlink()
+    again = copy.run(changes)
+    after = rows(again, step, "generated")
+    assert after[0]["token_ids"] == [7, 8, 9], "a sample that was there is not drawn again"
+    assert after[1:] == before[1:]
+    assert not so_far.parent.exists()
+
+
+@pytest.fixture(scope="module")
+def implicit(
+    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values, demo_files: DemoFiles
+) -> Outcome:
+    """A round on a file of prompts, judged by the implicit reward."""
+    folder = tmp_path_factory.mktemp("implicit")
+    prompts = folder / "prompts.jsonl"
+    asked = [{"question": f"What do {name} like, and why?"} for name in ("cats", "owls", "bees")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    changes = recipe(
+        demo_files,
+        prompts=str(prompts),
+        prompt_column="question",
+        judge={"implicit": True, "implicit_beta": 0.5},
+        temperature=0.9,
+        top_p=0.9,
+    )
+    return Bench(folder, tiny_recipe).run(changes)
+
+
+def test_the_implicit_reward_is_beta_times_the_log_ratio(implicit: Outcome) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def logp(folder: Path, prompt: list[int], answer: list[int]) -> float:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double()
+        logps = logits.log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        return float(sum(logps[at, token] for at, token in zip(places, answer, strict=True)))
+
+    generated, samples = rows(implicit, 2, "generated"), rows(implicit, 2, "samples")
+    assert len({row["prompt_key"] for row in samples}) == 3
+    start = Path(json.loads((implicit.folder / "logs/judge-2.json").read_text())["start"]["folder"])
+    for drawn, kept in list(zip(generated, samples, strict=True))[:3]:
+        ratio = logp(implicit.run.model(1), drawn["prompt_ids"], drawn["token_ids"]) - logp(
+            start, drawn["prompt_ids"], drawn["token_ids"]
+        )
+        assert kept["score"] == pytest.approx(0.5 * ratio, abs=1e-4)
+        assert kept["kl"] >= 0
+
+
+def test_a_round_without_pairs_ends_in_words(
+    made: Outcome, place: Bench, changes: Values, demo_files: DemoFiles
+) -> None:
+    judge = {"rule": "asks_back"}
+    ties = recipe(demo_files, prompts_of="requests", per_round=PROMPTS, judge=judge)
+    with pytest.raises(DataError, match=r"no pair is left of 24 samples of 6 prompts.* 6 tie"):
+        place.run({**ties, "name": "ties"})
+    wide = recipe(demo_files, prompts_of="requests", per_round=PROMPTS, judge=judge, min_margin=1e6)
+    wide["data"]["sources"][2]["generate"]["judge"] = {"rule": "length"}
+    with pytest.raises(DataError, match=r"6 min_margin.* lower generate.min_margin"):
+        place.run({**wide, "name": "wide"})

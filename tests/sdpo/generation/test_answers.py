@@ -1,0 +1,82 @@
+"""Samples of many prompts: their bits depend on no other prompt, nor on where a round stopped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdpo.config.sampler import Sampler
+from sdpo.generation.answers import Drawing, draw_answers
+from sdpo.generation.sample_log import SampleLog
+from sdpo.scoring.sampling import pick
+
+from ..training_helpers.models import tiny_llama
+
+DRAWING = Drawing(
+    sampler=Sampler(name="round", temperature=0.8, top_p=0.9),
+    seed=7,
+    n=3,
+    max_new_tokens=6,
+    positions=0,
+    ends=(2,),
+    pad_token_id=0,
+    device=torch.device("cpu"),
+    micro_batch_tokens=4096,
+)
+PROMPTS = [(f"{n:032x}", np.arange(3, 6 + n, dtype=np.int32)) for n in range(4)]
+
+
+def drawn(
+    path: Path, prompts: list[tuple[str, np.ndarray]], *, stop_after: int = 99
+) -> list[list[int]]:
+    def on_prompt(done: int, tokens: int) -> None:
+        del tokens
+        if done == stop_after:
+            raise InterruptedError
+
+    answers = draw_answers(
+        tiny_llama(),
+        prompts,
+        drawing=DRAWING,
+        log=SampleLog(path, n=DRAWING.n),
+        on_prompt=on_prompt,
+    )
+    return [each.ids.tolist() for samples in answers for each in samples]
+
+
+def test_an_interrupted_round_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "whole.jsonl", PROMPTS)
+    assert len(whole) == 12
+    assert len({tuple(ids) for ids in whole}) > 9, "samples differ"
+    path = tmp_path / "parts.jsonl"
+    with pytest.raises(InterruptedError):
+        drawn(path, PROMPTS, stop_after=2)
+    with path.open("ab") as file:
+        file.write(b'{"key": "cut')
+    assert len(SampleLog(path, n=DRAWING.n).done) == 2
+    assert drawn(path, PROMPTS) == whole
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_prompt_alone_has_the_same_samples(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "whole.jsonl", PROMPTS)
+    alone = drawn(tmp_path / "alone.jsonl", PROMPTS[2:3])
+    assert alone == whole[6:9]
+
+
+def test_samples_of_another_number_are_drawn_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    drawn(path, PROMPTS)
+    assert len(SampleLog(path, n=DRAWING.n).done) == 4
+    assert not SampleLog(path, n=DRAWING.n + 1).done
+
+
+def test_top_p_draws_from_the_likeliest_that_have_the_share() -> None:
+    shares = np.array([0.1, 0.5, 0.05, 0.3, 0.05])
+    logits = torch.from_numpy(np.log(shares))[None].repeat(1000, 1)
+    numbers = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
+    found = pick(logits, numbers, Sampler(name="s", top_p=0.7))
+    counts = np.bincount(found.numpy(), minlength=5)
+    assert counts.tolist() == pytest.approx([0, 625, 0, 375, 0], abs=2)
+    assert set(pick(logits, numbers, Sampler(name="s", top_p=0.01)).tolist()) == {1}
