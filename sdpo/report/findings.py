@@ -10,6 +10,7 @@ from typing import Literal
 
 from sdpo.report.load import RunData
 from sdpo.report.numbers import Numbers
+from sdpo.report.rounds import rounds_of
 from sdpo.report.tables import count, interval, model_name, number, percent, probe_name
 from sdpo.stats.gamma import RESERVE
 from sdpo.stats.gamma_rows import Difference
@@ -77,6 +78,7 @@ def caveats(data: RunData, numbers: Numbers) -> list[Caveat]:
         *_truncation(data, numbers),
         *_gates(data),
         *_small_probes(data, numbers),
+        *_rounds(data, numbers),
     ]
 
 
@@ -280,6 +282,25 @@ def _gates(data: RunData) -> Iterator[Caveat]:
                 f"Policy and cached reference differ by {gate.max_abs_difference_nats:.2g} nats "
                 f"before training; {gate.tolerance_nats:.2g} is allowed.",
             )
+
+
+def _rounds(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
+    """Tell where models please their judge more and the reserve's pairs less."""
+    rounds = rounds_of(data)
+    if len(rounds) < 2:
+        return
+    first, last = rounds[0], rounds[-1]
+    before, now = (numbers.reserve.get(each.step - 1) for each in (first, last))
+    if not before or not now or last.outputs.score <= first.outputs.score:
+        return
+    if (now.ranking_accuracy or 0) < (before.ranking_accuracy or 0):
+        yield Caveat(
+            "The judge's score rises while accuracy on the reserve falls",
+            f"Samples of {model_name(first.step - 1)} score {number(first.outputs.score)} on "
+            f"average, those of {model_name(last.step - 1)} {number(last.outputs.score)}; ranking "
+            f"accuracy on the reserve went from {percent(before.ranking_accuracy)} to "
+            f"{percent(now.ranking_accuracy)}: the models may please the judge and nobody else.",
+        )
 
 
 def _small_probes(data: RunData, numbers: Numbers) -> Iterator[Caveat]:

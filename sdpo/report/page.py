@@ -17,6 +17,7 @@ from sdpo.report.findings import caveats, verdict
 from sdpo.report.gamma_figures import Figure, gamma_figures
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
+from sdpo.report.rounds import rounds_table
 from sdpo.report.tables import model_name, number, percent
 from sdpo.report.template import rendered
 from sdpo.report.win_rates import load_win_rates, win_rate_tables
@@ -83,7 +84,12 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
         health.displacement_table(healthy),
         health.lengths_table(healthy),
     )
-    counts = (tables.partition_table(data), tables.read_table(data), tables.rejected_table(data))
+    counts = (
+        tables.partition_table(data),
+        rounds_table(data),
+        tables.read_table(data),
+        tables.rejected_table(data),
+    )
     text = rendered(
         "report.html.j2",
         data=data,
