@@ -3,6 +3,7 @@
 # make quick  linters, types, and in a minute what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
+# make release-check   sdist and wheel into dist/, the wheel installed elsewhere, where it runs the demo
 # make docs   the documentation's site into build/site; broken links fail
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
@@ -28,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install develop demo server test quick e2e test-real lint check-docker docs format lock bill clean
+.PHONY: install develop demo server test quick e2e test-real lint check-docker docs release-check format lock bill clean
 
 install: $(STAMP)
 
@@ -87,6 +88,9 @@ docs: install $(DOCS_TOOLS)
 	$(BIN)/python -m docs.site build/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_TOOLS)/bin/mkdocs build --quiet --strict \
 		--config-file build/docs/mkdocs.yml --site-dir ../site
+
+release-check: develop
+	.ci/release-check
 
 format: develop
 	$(BIN)/ruff format .
