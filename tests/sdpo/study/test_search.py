@@ -62,6 +62,7 @@ def planned(config: RunConfig, *, trials: int, over: Any = OVER) -> SearchPlan:
     return plan_search(config, over=over, trials=trials, prune=False)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_the_trial_that_was_under_way(search: Search) -> None:
     _, plan, done = search
     assert len(done.ran) == 1
@@ -76,6 +77,7 @@ def test_a_search_goes_on_with_the_trial_that_was_under_way(search: Search) -> N
         assert 0.02 <= trial.params["steps.1.beta"] <= 0.9
 
 
+@pytest.mark.slow
 def test_what_is_proposed_depends_on_the_trials_before_alone(search: Search) -> None:
     import optuna
 
@@ -88,6 +90,7 @@ def test_what_is_proposed_depends_on_the_trials_before_alone(search: Search) -> 
     assert again.ask(trials[2].distributions).params == trials[2].params
 
 
+@pytest.mark.slow
 def test_a_search_that_is_made_already_runs_nothing(search: Search, sdpo: Sdpo) -> None:
     bench, _, done = search
     options = [word for each in OVER for word in ("--over", each)]
@@ -104,6 +107,7 @@ def test_a_search_that_is_made_already_runs_nothing(search: Search, sdpo: Sdpo) 
     assert (grid.code, "study tiny-sweep is a search" in grid.told) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_trial_that_falls_behind_is_ended_after_a_step_and_not_after_the_last(
     finished: Outcome, tmp_path: Path, tiny_recipe: Values
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_trial_that_falls_behind_is_ended_after_a_step_and_not_after_the_last(
     assert list(values) == [1]
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_ranges(tiny_recipe: Values, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     from sdpo.study.search import _distributions
