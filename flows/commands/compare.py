@@ -1,17 +1,16 @@
 """Run the commands `compare` and `sweep`: what they would take, how it goes, what came of it."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.markup import escape
 
+from flows.commands.resume import noted
 from flows.commands.study import foresee_study
 from flows.show.console import RunConsole, table
-from partitions import PartitionError
 from sdpo.config import RunConfig
-from sdpo.errors import Interrupted, UserError
 from sdpo.hooks import Host
 from sdpo.report.findings import Verdict
 from sdpo.report.tables import Table
@@ -165,22 +164,10 @@ def print_study(
     console.print(f"page: {escape(str(study.page))}", highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def going_on(study: StudyFolder, command: str) -> Iterator[None]:
+def going_on(study: StudyFolder, command: str) -> AbstractContextManager[None]:
     """Say how to go on where something stops a study, unless that is the user's mistake.
 
     Raises:
         Interrupted: in place of a KeyboardInterrupt, which prints no notes.
     """
-    how = f"the same `{command}` goes on with study {study.name}"
-    try:
-        yield
-    except (UserError, PartitionError):
-        raise
-    except KeyboardInterrupt:
-        stopped = Interrupted("interrupted")
-        stopped.add_note(how)
-        raise stopped from None
-    except Exception as error:
-        error.add_note(how)
-        raise
+    return noted(lambda: f"the same `{command}` goes on with study {study.name}")

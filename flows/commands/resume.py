@@ -1,6 +1,6 @@
 """Resume a run, here or from a remote store: take its stored recipe through the same chain."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,17 +51,31 @@ def hint(config: RunConfig) -> Iterator[None]:
     Raises:
         Interrupted: in place of a KeyboardInterrupt, which prints no notes.
     """
+    run = RunFolder(Path(config.store.runs_dir) / config.name)
+    with noted(lambda: _how(config), is_there=run.run_file.is_file):
+        yield
+
+
+@contextmanager
+def noted(how: Callable[[], str], *, is_there: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Add ``how`` to go on to what stops the work, unless that is the user's mistake.
+
+    A fault gets it where ``is_there`` says that there is something to go on with.
+
+    Raises:
+        Interrupted: in place of a KeyboardInterrupt, which prints no notes.
+    """
     try:
         yield
     except (UserError, PartitionError):
         raise
     except KeyboardInterrupt:
         stopped = Interrupted("interrupted")
-        stopped.add_note(_how(config))
+        stopped.add_note(how())
         raise stopped from None
     except Exception as error:
-        if RunFolder(Path(config.store.runs_dir) / config.name).run_file.is_file():
-            error.add_note(_how(config))
+        if is_there():
+            error.add_note(how())
         raise
 
 

@@ -9,12 +9,11 @@ from sdpo.config import RunConfig
 from sdpo.errors import ConfigError
 from sdpo.hooks import Host
 from sdpo.study.arms import Arm, Trial, check_steps_there, named_arms, trials_of
-from sdpo.study.before import check_trials, withheld_from
+from sdpo.study.before import check_trials
 from sdpo.study.comparison import Comparison, compare
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.page import write_comparison
-from sdpo.study.run_trials import Failed, run_trials
-from sdpo.system.privacy import withholding
+from sdpo.study.run_trials import Failed, trials_run
 
 Keep = Literal["models", "none"]
 
@@ -114,18 +113,10 @@ def run_comparison(
     """
     check_plan(plan, keep=keep)
     said = StudyFile(kind="compare", recipe=plan.config.name)
-    with (
-        withholding(withheld_from(plan.study, plan.trials)),
-        plan.study.held(said, wait=wait, listen=host.listen),
-    ):
-        outcome = run_trials(
-            plan.study,
-            plan.trials,
-            host=host,
-            host_of=host_of,
-            keeps_models=keeps_models(keep),
-            wait=wait,
-        )
+    keeps = keeps_models(keep)
+    with trials_run(
+        plan.study, plan.trials, said, host=host, host_of=host_of, keeps_models=keeps, wait=wait
+    ) as outcome:
         found = compare(
             plan.study.name,
             outcome.results,

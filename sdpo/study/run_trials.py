@@ -6,7 +6,8 @@ complete is read. One that fails is told of, and the others go on: an interrupti
 which goes on from there when it is called again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from sdpo.store.run_file import Origin
 from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.store.stored_run import read_stored
 from sdpo.study.arms import Trial, shared_steps
-from sdpo.study.folder import StudyFolder
+from sdpo.study.before import withheld_from
+from sdpo.study.folder import StudyFile, StudyFolder
 from sdpo.study.results import PairValues, TrialResult, keep, kept, read_trial
 from sdpo.study.scored import cached_rows, scored_since
 from sdpo.system.files import read_json, write_json
+from sdpo.system.privacy import withholding
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,31 @@ class Outcome:
         """Add what came of a trial."""
         self.results.append(result)
         self.values[result.trial] = values
+
+
+@contextmanager
+def trials_run(
+    study: StudyFolder,
+    trials: Sequence[Trial],
+    said: StudyFile,
+    *,
+    host: Host,
+    host_of: Callable[[str], Host] | None,
+    keeps_models: bool,
+    wait: bool,
+) -> Iterator[Outcome]:
+    """Hold a study, its new files as private as its data, and yield what came of its trials.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: as :func:`run_trials`.
+    """
+    with (
+        withholding(withheld_from(study, trials)),
+        study.held(said, wait=wait, listen=host.listen),
+    ):
+        yield run_trials(
+            study, trials, host=host, host_of=host_of, keeps_models=keeps_models, wait=wait
+        )
 
 
 def run_trials(

@@ -7,15 +7,14 @@ from pathlib import Path
 from sdpo.config import RunConfig
 from sdpo.hooks import Host
 from sdpo.study.arms import Trial
-from sdpo.study.before import check_trials, withheld_from
+from sdpo.study.before import check_trials
 from sdpo.study.compare import Keep, keeps_models
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.grid import Over, grid_trials, read_overs, recipe_text
-from sdpo.study.run_trials import Failed, run_trials
+from sdpo.study.run_trials import Failed, trials_run
 from sdpo.study.selection import Swept, select
 from sdpo.study.sweep_page import write_sweep
 from sdpo.system.files import write_text
-from sdpo.system.privacy import withholding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,20 +72,12 @@ def run_sweep(
             result, or the reserve is too small to be split.
         Interrupted: somebody asked to stop; the same call goes on.
     """
-    check_trials(plan.study, plan.trials, keeps_models=keeps_models(keep))
+    keeps = keeps_models(keep)
+    check_trials(plan.study, plan.trials, keeps_models=keeps)
     said = StudyFile(kind="sweep", recipe=plan.config.name)
-    with (
-        withholding(withheld_from(plan.study, plan.trials)),
-        plan.study.held(said, wait=wait, listen=host.listen),
-    ):
-        outcome = run_trials(
-            plan.study,
-            plan.trials,
-            host=host,
-            host_of=host_of,
-            keeps_models=keeps_models(keep),
-            wait=wait,
-        )
+    with trials_run(
+        plan.study, plan.trials, said, host=host, host_of=host_of, keeps_models=keeps, wait=wait
+    ) as outcome:
         swept = select(
             plan.study.name,
             outcome.results,
