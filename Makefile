@@ -1,6 +1,6 @@
 # make demo   installs what `sdpo` needs into .venv and runs the demo recipe
 # make test   installs the tools of tests besides, then linters, type checker and tests
-# make quick  linters, types, and in a minute what breaks most often
+# make quick  linters, types, and in a minute and a half what breaks most often
 # make e2e    the Prefect server, its worker and its UI in a browser; needs chromium
 # make server starts a Prefect server, a worker and the deployments at this desk
 # make release-check   sdist and wheel into dist/, the wheel installed elsewhere, where it runs the demo
@@ -21,6 +21,8 @@ WITH_EXTRAS := $(VENV)/.with-extras
 BESIDE := --numprocesses 2 --dist loadfile
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
+NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test_report test_demo \
+	test_model_folder test_digest test_losses test_score
 TOOLS := build/tools
 DOCS_TOOLS := build/docs-tools
 OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "optuna>=5.0,<6" "s3fs>=2025.9" "moto[server]>=5.1" "boto3>=1.40"
@@ -63,7 +65,7 @@ test: lint
 	$(BIN)/pytest $(BESIDE)
 
 quick: lint
-	$(BIN)/pytest $(BESIDE) --ignore-glob='*parity*' $(QUICK)
+	$(BIN)/pytest --numprocesses 2 --dist worksteal $(patsubst %,--ignore-glob='*%*',$(NOT_QUICK)) $(QUICK)
 
 e2e: develop
 	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'e2e and not slow' tests/e2e
