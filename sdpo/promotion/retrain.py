@@ -120,8 +120,8 @@ def retrain(
                 reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
                 new_pairs=len(fresh),
             )
-        made = [*settings, *_more_to_read(run, overrides, ask)]
-        key = {"from": start.digest, "pairs": sorted(found), "overrides": made}
+        more = _more_to_read(run, overrides, ask)
+        key = {"from": start.digest, "pairs": sorted(found), "overrides": [*settings, *more]}
         new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
         if out := taken_out(named, new_name):
             return Retrained(
@@ -135,7 +135,7 @@ def retrain(
         extension = extend_run(
             run,
             sources,
-            overrides=[*overrides, *_more_to_read(run, overrides, ask)],
+            overrides=[*overrides, *more],
             name=new_name,
             host=host,
             wait=wait,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdpo.model_names import ModelName
 from sdpo.store.evaluations import GroupFacts, SuiteFacts, Summary, TaskFacts
-from sdpo.store.recorded import check_recorded
+from sdpo.store.recorded import recorded_tables
 from sdpo.store.run_folder import RunFolder
 
 PREFIX = "eval-"
@@ -63,25 +63,18 @@ def read_evaluations(run: RunFolder, *, checked: bool = True) -> list[Evaluation
     Raises:
         IntegrityError: scores are not those that were written; only where ``checked``.
     """
-    found = []
-    for node in run.nodes():
-        if not node.startswith(PREFIX) or (record := run.find(node)) is None:
-            continue
-        outputs = record.read_outputs(_Outputs)
-        table = run.path / next(iter(record.files))
-        if checked:
-            check_recorded(run, node, table)
-        found.append(
-            Evaluation(
-                model=ModelName.of(outputs.model).step,
-                common=outputs.common,
-                created=record.created,
-                asked=outputs.asked,
-                facts=outputs.facts,
-                summary=outputs.summary,
-                groups=tuple(outputs.groups),
-                suites=tuple(outputs.suites),
-                table=table,
-            )
+    found = [
+        Evaluation(
+            model=ModelName.of(outputs.model).step,
+            common=outputs.common,
+            created=record.created,
+            asked=outputs.asked,
+            facts=outputs.facts,
+            summary=outputs.summary,
+            groups=tuple(outputs.groups),
+            suites=tuple(outputs.suites),
+            table=table,
         )
+        for record, outputs, table in recorded_tables(run, PREFIX, _Outputs, checked=checked)
+    ]
     return sorted(found, key=lambda each: (each.model, each.created, each.facts.name))

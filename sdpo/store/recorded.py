@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from partitions import PartitionError
 from sdpo.errors import IntegrityError, SdpoError
-from sdpo.store.records import Record, first_fault
+from sdpo.store.records import NodeRecord, Record, first_fault
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import file_digest, read_json
 
@@ -98,3 +98,22 @@ def damage_beside_weights(run: RunFolder, record: Record, folder: Path) -> list[
         if (run.path / name).is_relative_to(folder) and not name.endswith(".safetensors")
     }
     return run.damage(Record(files=beside))
+
+
+def recorded_tables(
+    run: RunFolder, prefix: str, kind: type[R], *, checked: bool
+) -> Iterator[tuple[NodeRecord, R, Path]]:
+    """Yield each complete node whose name begins with ``prefix``: its record, what came of it, and
+    the table that it wrote.
+
+    Raises:
+        IntegrityError: a table is not what was written; only where ``checked``.
+    """
+    for node in run.nodes():
+        if not node.startswith(prefix) or (record := run.find(node)) is None:
+            continue
+        outputs = record.read_outputs(kind)
+        table = run.path / next(iter(record.files))
+        if checked:
+            check_recorded(run, node, table)
+        yield record, outputs, table

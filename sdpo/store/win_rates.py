@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdpo.model_names import ModelName
 from sdpo.stats.win_rate import WinRate, win_rate
-from sdpo.store.recorded import check_recorded
+from sdpo.store.recorded import recorded_tables
 from sdpo.store.run_folder import RunFolder
 
 COMPLETIONS = "completions.parquet"
@@ -62,23 +62,16 @@ def read_verdicts(run: RunFolder, *, checked: bool = True) -> list[Verdicts]:
     Raises:
         IntegrityError: they are not those that were written; only where ``checked``.
     """
-    found = []
-    for node in run.nodes():
-        if not node.startswith(PREFIX) or (record := run.find(node)) is None:
-            continue
-        outputs = record.read_outputs(WinOutputs)
-        table = run.path / next(iter(record.files))
-        if checked:
-            check_recorded(run, node, table)
-        found.append(
-            Verdicts(
-                model=ModelName.of(outputs.model).step,
-                other=ModelName.of(outputs.other).step,
-                created=record.created,
-                outputs=outputs,
-                table=table,
-            )
+    found = [
+        Verdicts(
+            model=ModelName.of(outputs.model).step,
+            other=ModelName.of(outputs.other).step,
+            created=record.created,
+            outputs=outputs,
+            table=table,
         )
+        for record, outputs, table in recorded_tables(run, PREFIX, WinOutputs, checked=checked)
+    ]
     return sorted(found, key=lambda each: (each.outputs.asked, each.model, -each.other))
 
 
