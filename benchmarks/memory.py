@@ -21,7 +21,7 @@ import yaml
 from benchmarks.measured import FamilyUsage, run_family, run_module
 from benchmarks.report import MB, table
 from benchmarks.workload import Settings, Workload, read_workload
-from sdpo.chain import data
+from sdpo.chain import data, plan_check
 from sdpo.chain import plan as planning
 from sdpo.chain.context import Context
 from sdpo.chain.execute import execute
@@ -44,7 +44,7 @@ NODES: dict[str, tuple[Callable[[Context], Part], ...]] = {
         reserve,
         measure_gamma,
     ),
-    "plan": (planning.check, planning.partition),
+    "plan": (plan_check.check, planning.partition),
 }
 """A child of this program runs these nodes, by its first argument."""
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import batch, migrating, models, publishing, server, studies
+from flows.cli import batch, finished, migrating, models, publishing, server, studies
 from flows.cli.exits import exit_code, tell
 from flows.cli.help import Application
 from flows.cli.options import (
@@ -24,18 +24,16 @@ from flows.cli.options import (
     Overrides,
     Recipe,
     RunsDir,
-    Step,
-    Target,
     Wait,
     configured,
     out,
+    run_folder,
     runs_folder,
 )
 from flows.recipes.presets import printed
 from sdpo import __version__
 from sdpo.config import RunConfig
-from sdpo.config.load import check_run_name
-from sdpo.errors import ConfigError, Interrupted
+from sdpo.errors import Interrupted
 from sdpo.system.streams import lost, make_lasting
 from sdpo.system.swallowed import send_again
 
@@ -45,19 +43,13 @@ app = Application(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(finished.app)
 app.add_typer(models.app)
 app.add_typer(studies.app)
 app.add_typer(migrating.app)
 app.add_typer(publishing.app)
 app.add_typer(batch.app)
 app.add_typer(server.app, name="server", no_args_is_help=True)
-
-
-def _run_folder(run: str, runs_dir: Path | None) -> Path:
-    """Return the folder of a run that is given by name or, as shells complete it, by path."""
-    from sdpo.history.target import locate_run
-
-    return locate_run(run, runs_dir=runs_folder(runs_dir)).path
 
 
 @app.command()
@@ -94,7 +86,7 @@ def resume(
     if "://" in run:
         resume_kept(run, runs_dir=runs_folder(runs_dir), console=out, wait=wait)
     else:
-        resume_run(_run_folder(run, runs_dir), console=out, wait=wait)
+        resume_run(run_folder(run, runs_dir), console=out, wait=wait)
 
 
 @app.command()
@@ -159,7 +151,7 @@ def status(
     """Show where a run is (running, waiting, interrupted, failed, killed, done), or list them."""
     from flows.commands.status import show_status, watch_status
 
-    folder = _run_folder(run, runs_dir) if run else None
+    folder = run_folder(run, runs_dir) if run else None
     show = watch_status if watch else show_status
     show(folder, runs_dir=runs_folder(runs_dir), console=out, as_json=as_json)
 
@@ -171,7 +163,7 @@ def report(
     """Write report.html anew from what is in the run's folder."""
     from flows.commands.run import render
 
-    render(_run_folder(run, runs_dir), console=out)
+    render(run_folder(run, runs_dir), console=out)
 
 
 @app.command()
@@ -201,7 +193,7 @@ def evaluate(
 
     settings = [*(overrides or []), *([] if limit is None else [f"evaluation.limit={limit}"])]
     judge(
-        _run_folder(run, runs_dir),
+        run_folder(run, runs_dir),
         suites=suite or [],
         win_rate=win_rate,
         models=names,
@@ -230,140 +222,6 @@ def plugins() -> None:
     from flows.commands.plugins import list_plugins
 
     list_plugins(console=out)
-
-
-@app.command()
-def replay(
-    target: Target,
-    step: Annotated[int | None, typer.Option("--step", help="Step to make again.")] = None,
-    overrides: Overrides = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="This step alone; else the later ones follow.")
-    ] = False,
-    name: Annotated[str, typer.Option("--name", help="Name of the new run.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and why; do nothing.")
-    ] = False,
-    runs_dir: RunsDir = None,
-    wait: Wait = False,
-) -> None:
-    """Make a step again in a new run, as it was or with a setting changed, and compare both.
-
-    Exit code 0: bitwise identical, or done with other settings as asked; 1: results differ.
-    """
-    from flows.commands import finished_runs
-
-    code = finished_runs.replay(
-        target,
-        step=step,
-        overrides=overrides or [],
-        only=only,
-        name=check_run_name(name) if name else "",
-        dry_run=dry_run,
-        wait=wait,
-        runs_dir=runs_folder(runs_dir),
-        console=out,
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
-def extend(
-    run: Annotated[str, typer.Argument(help="Run, by name.")],
-    source: Annotated[
-        list[str], typer.Option("--source", help="New data: file or hub name; may be repeated.")
-    ],
-    overrides: Overrides = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the new run.")] = "",
-    min_new_pairs: Annotated[
-        int, typer.Option("--min-new-pairs", min=1, help="Fewer new pairs make no run.")
-    ] = 1,
-    runs_dir: RunsDir = None,
-    wait: Wait = False,
-) -> None:
-    """Extend a run by one step over pairs that it has not seen, in a new run."""
-    from flows.commands import finished_runs
-
-    finished_runs.extend(
-        run,
-        source,
-        overrides=overrides or [],
-        name=check_run_name(name) if name else "",
-        min_new_pairs=min_new_pairs,
-        wait=wait,
-        runs_dir=runs_folder(runs_dir),
-        console=out,
-    )
-
-
-@app.command()
-def verify(
-    run: Annotated[str, typer.Argument(help="Run, by name, or an exported model's folder.")],
-    runs_dir: RunsDir = None,
-    remote: Annotated[
-        bool, typer.Option("--remote", help="What a store keeps of it; URL/NAME serves as well.")
-    ] = False,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="With --remote: download every file and hash it.")
-    ] = False,
-) -> None:
-    """Check every file, record and link of a run, or an exported model; exit code 1 where there is
-    a fault."""
-    from flows.commands import finished_runs
-
-    folder = runs_folder(runs_dir)
-    if deep and not remote:
-        raise ConfigError("--deep says how --remote looks: give both")
-    if remote:
-        code = finished_runs.verify_kept(run, runs_dir=folder, deep=deep, console=out)
-    else:
-        code = finished_runs.verify(run, runs_dir=folder, console=out)
-    raise typer.Exit(code)
-
-
-@app.command()
-def diff(
-    a: Target,
-    b: Target,
-    everything: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
-    runs_dir: RunsDir = None,
-) -> None:
-    """Compare two runs, or two steps, side by side."""
-    from flows.commands import finished_runs
-
-    finished_runs.diff(a, b, everything=everything, runs_dir=runs_folder(runs_dir), console=out)
-
-
-@app.command()
-def lineage(
-    target: Annotated[str, typer.Argument(help="Run, checkpoint, or a model folder anywhere.")],
-    step: Step = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    runs_dir: RunsDir = None,
-) -> None:
-    """Show how a model came to be; exit code 1 where its folder holds something else."""
-    from flows.commands import finished_runs
-
-    code = finished_runs.lineage(
-        target, step=step, as_json=as_json, runs_dir=runs_folder(runs_dir), console=out
-    )
-    raise typer.Exit(code)
-
-
-@app.command()
-def gc(
-    runs_dir: RunsDir = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache-dir", help="Cache to look at; else that beside the runs."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
-) -> None:
-    """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
-    from flows.commands.clean_up import clean_up
-
-    clean_up(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)
 
 
 @app.command()

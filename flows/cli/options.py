@@ -68,6 +68,13 @@ def runs_folder(runs_dir: Path | None) -> Path:
     return runs_dir or Path(StoreConfig().runs_dir)
 
 
+def run_folder(run: str, runs_dir: Path | None) -> Path:
+    """Return the folder of a run that is given by name or, as shells complete it, by path."""
+    from sdpo.history.target import locate_run
+
+    return locate_run(run, runs_dir=runs_folder(runs_dir)).path
+
+
 def configured(
     recipe: Path, overrides: list[str] | None, name: str, limit: int, runs_dir: Path | None
 ) -> RunConfig:

@@ -22,7 +22,9 @@ from sdpo.chain.execute import execute
 from sdpo.chain.model_trial import try_models
 from sdpo.chain.open_run import objection, run_folder_of
 from sdpo.chain.other_reference import check_references
-from sdpo.chain.plan import checked, foresee_plan, needs_gamma, partition
+from sdpo.chain.plan import partition
+from sdpo.chain.plan_check import checked, foresee_plan
+from sdpo.chain.plan_pairs import needs_gamma
 from sdpo.chain.reserve import reserve
 from sdpo.chain.rounds import check_rounds
 from sdpo.chain.start_stage import check_room

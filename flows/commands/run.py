@@ -17,7 +17,8 @@ from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
 from sdpo.chain.execute import execute
 from sdpo.chain.open_run import open_run, run_folder_of, withheld_for
-from sdpo.chain.plan import needs_gamma, partition
+from sdpo.chain.plan import partition
+from sdpo.chain.plan_pairs import needs_gamma
 from sdpo.chain.reserve import reserve
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.chain.tokens import tokenise

@@ -6,14 +6,12 @@ changed.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from flows.commands.desk import (
     make_password,
     running_desk,
 )
-from flows.server.guard import LOOPBACK, bracketed
+from flows.commands.server_address import check_free, check_open, reached_at
+from flows.server.guard import bracketed
 from sdpo.config import RunConfig, StoreConfig
 from sdpo.errors import Fault, ForeignFolderError, UserError
 from sdpo.system import ownership
@@ -87,7 +86,7 @@ def up(
             choice about the password; other machines could reach a server without a password.
         Fault: the server or the deployment failed; the message names the log.
     """
-    _check_open(host, hosts, asks=asks)
+    check_open(host, hosts, asks=asks)
     folder, here = folder.absolute(), Path.cwd()
     ownership.claim(folder, "server", proof=_is_proven)
     _check_begun(folder)
@@ -96,11 +95,11 @@ def up(
         write_text(folder / ".gitignore", _IGNORED)
     with hold(folder / ownership.LOCK, what=f"the server in {folder}"):
         desk = Desk.read(folder)
-        url = f"http://{bracketed(_reached_at(host))}:{port}"
+        url = f"http://{bracketed(reached_at(host))}:{port}"
         if "server" in desk.running:
             _check_same(desk, url, asks=asks)
         else:
-            _check_free(host, port)
+            check_free(host, port)
         _point_at(desk.folder / RUNS, _runs_of(here))
         if "server" not in desk.running:
             if asks:
@@ -246,33 +245,6 @@ def _point_at(link: Path, target: Path) -> None:
     new.replace(link)
 
 
-def _check_open(host: str, hosts: Sequence[str], *, asks: bool) -> None:
-    """Refuse, with a UserError, a server without a password that others could reach."""
-    if asks:
-        return
-    if AUTH in os.environ:
-        raise UserError(f"--no-auth, and {AUTH} is set: choose one")
-    if host != "localhost" and not _is_loopback(host):
-        raise UserError(
-            f"--no-auth, and {host} is reached from other machines: whoever may submit a run may "
-            "run any command here. Leave out one of the two"
-        )
-    if others := [name for name in hosts if name not in LOOPBACK]:
-        raise UserError(f"--no-auth, and --allow-host {others[0]}: leave out one of the two")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _reached_at(host: str) -> str:
-    """Return the address at which this machine reaches a server that listens at ``host``."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def _check_same(desk: Desk, url: str, *, asks: bool) -> None:
     differs = ""
     if desk.url != url:
@@ -281,18 +253,6 @@ def _check_same(desk: Desk, url: str, *, asks: bool) -> None:
         differs = f"{'asks' if desk.asks else 'does not ask'} for a password"
     if differs:
         raise UserError(f"the server of {desk.folder} {differs}: stop it first (sdpo server down)")
-
-
-def _check_free(host: str, port: int) -> None:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"{host}:{port} cannot be used ({os.strerror(error.errno or 0)}): choose another "
-                "with --port, or stop what uses it"
-            ) from error
 
 
 def _start(desk: Desk, role: str, arguments: list[str], *, cwd: Path) -> Started:

@@ -11,7 +11,8 @@ from flows.show.console import Row, table
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
 from sdpo.chain.execute import execute
-from sdpo.chain.plan import needs_gamma, partition
+from sdpo.chain.plan import partition
+from sdpo.chain.plan_pairs import needs_gamma
 from sdpo.chain.reserve import reserve
 from sdpo.chain.tokens import token_paths, tokenise
 from sdpo.config import RunConfig

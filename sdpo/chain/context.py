@@ -11,7 +11,7 @@ from sdpo.hooks import Host
 from sdpo.identity.payloads import changes
 from sdpo.inputs.resolve import Resolved
 from sdpo.processes.devices import hold_devices
-from sdpo.processes.stage_specs import Spec
+from sdpo.processes.spec import Spec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.links import adopt
 from sdpo.store.model_card import refresh_card

@@ -18,8 +18,8 @@ from sdpo.errors import ConfigError
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.model_names import ModelName
+from sdpo.processes.judging_specs import Asked, EvaluateSpec, SuitesSpec, TaskToDo
 from sdpo.processes.stage_results import SuitesResult
-from sdpo.processes.stage_specs import Asked, EvaluateSpec, SuitesSpec, TaskToDo
 from sdpo.store.evaluations import (
     SCORES,
     Suites,

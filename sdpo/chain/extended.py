@@ -18,15 +18,9 @@ from sdpo.chain.context import Context
 from sdpo.chain.data import check_sources, tell_notes
 from sdpo.chain.new_pairs import NewPairs, read_column, read_new
 from sdpo.chain.node import Expansion, Find, Identity, Made, Node
-from sdpo.chain.plan import (
-    Decision,
-    check_steps,
-    checked,
-    pairs_of,
-    partition_settings,
-    planned,
-    sampling,
-)
+from sdpo.chain.plan import Decision, planned, sampling
+from sdpo.chain.plan_check import check_steps, checked
+from sdpo.chain.plan_pairs import pairs_of, partition_settings
 from sdpo.chain.reserve import reserve_by, reserved_by_settings
 from sdpo.chain.tokens import rejected_as_tokens, rule_of_tokens
 from sdpo.config import DataConfig, RunConfig

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
 from sdpo.chain.other_reference import reference_tokens
-from sdpo.chain.plan import modules_spec
+from sdpo.chain.plan_check import modules_spec
 from sdpo.chain.start_stage import step_spec
 from sdpo.chain.step_models import given_model
 from sdpo.chain.tokens import tokens_path

@@ -31,8 +31,8 @@ from sdpo.events import NoteEvent, WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.judges import LocatedJudge, locate_judge
 from sdpo.model_names import ModelName
+from sdpo.processes.judging_specs import GenerateSpec, ImplicitSpec, ScoreSpec
 from sdpo.processes.stage_results import GenerateResult, ScoresResult
-from sdpo.processes.stage_specs import GenerateSpec, ImplicitSpec, ScoreSpec
 from sdpo.store.plan_file import Round
 from sdpo.store.step_data import data_node, generate_node, judge_node
 from sdpo.system.files import file_digest, publish_file, remove

@@ -8,7 +8,7 @@ identity whose files verify stands; anything else is executed, and the reason is
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo.chain import extended
+from sdpo.chain import extended, plan_check
 from sdpo.chain import plan as planning
 from sdpo.chain.context import Context
 from sdpo.chain.data import prepare_data
@@ -17,6 +17,7 @@ from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
 from sdpo.chain.node import Expansion, Part
 from sdpo.chain.open_run import open_run
+from sdpo.chain.plan_pairs import needs_gamma
 from sdpo.chain.reserve import reserve
 from sdpo.chain.rounds import check_rounds, round_data
 from sdpo.chain.step import align_step
@@ -79,9 +80,9 @@ def chain(context: Context) -> list[Part]:
     """Return the chain of an open run, from top to bottom."""
     extends = context.carried is not None
     prepare = extended.prepare_data if extends else prepare_data
-    check = extended.check if extends else planning.check
+    check = extended.check if extends else plan_check.check
     partition = extended.partition if extends else planning.partition
-    has_s, needs_gamma = context.config.supervised.enabled, planning.needs_gamma(context)
+    has_s, has_gamma = context.config.supervised.enabled, needs_gamma(context)
     return [
         prepare(context),
         tokenise(context),
@@ -90,7 +91,7 @@ def chain(context: Context) -> list[Part]:
         *([check_rounds(context)] if context.config.data.generated and not extends else []),
         *find_suites(context),
         *([supervised_step(context)] if has_s else []),
-        *([measure_gamma(context)] if needs_gamma and not extends else []),
+        *([measure_gamma(context)] if has_gamma and not extends else []),
         partition(context),
         steps(context),
         *evaluations(context),

@@ -20,7 +20,7 @@ from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.judges import LocatedJudge, locate_judge
 from sdpo.model_names import ModelName
-from sdpo.processes.stage_specs import CompletionsSpec, JudgeSpec, ToJudge
+from sdpo.processes.judging_specs import CompletionsSpec, JudgeSpec, ToJudge
 from sdpo.store.kl_cache import KEY_FILE, cached_fault
 from sdpo.store.plan_file import read_plan
 from sdpo.store.win_rates import COMPLETIONS, PREFIX, VERDICTS, WinOutputs

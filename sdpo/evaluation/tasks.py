@@ -14,7 +14,7 @@ from typing import Any
 from sdpo.errors import ConfigError, UserError
 from sdpo.evaluation.task_names import TaskFiles, check_known
 from sdpo.identity.canonical import digest_of
-from sdpo.processes.stage_specs import Asked
+from sdpo.processes.judging_specs import Asked
 from sdpo.store.evaluations import GroupFacts, SuiteFacts, Suites, TaskFacts
 from sdpo.system.files import file_digest
 

@@ -7,50 +7,26 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model
 
 from sdpo.config import (
     EvaluationConfig,
-    LaunchConfig,
-    ModelConfig,
     ProbeConfig,
     SupervisedConfig,
     TrackingConfig,
     TrainingConfig,
-    WinRateConfig,
 )
 from sdpo.config.precision import TorchName
 from sdpo.data.planned import Planned, StepData
 from sdpo.errors import Fault
-from sdpo.inputs.judges import LocatedJudge
 from sdpo.model_names import NamedModel
+from sdpo.processes.judging_specs import (
+    CompletionsSpec,
+    EvaluateSpec,
+    GenerateSpec,
+    ImplicitSpec,
+    JudgeSpec,
+    ScoreSpec,
+    SuitesSpec,
+)
+from sdpo.processes.spec import Spec
 from sdpo.store.budget import Budget
-from sdpo.store.evaluations import TaskFacts
-
-
-class Spec(BaseModel):
-    """A spec has this in common for all stages; ``name`` is that of its log and event files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uses_device: ClassVar[bool] = False
-    """This says whether the stage computes with a model, and so needs the device to itself."""
-
-    name: str
-    run: Path
-    model: ModelConfig
-    launch: LaunchConfig
-
-    @property
-    def log(self) -> Path:
-        """Return the file that the stage's own output goes to."""
-        return self.run / "logs" / f"{self.name}.log"
-
-    @property
-    def output(self) -> Path:
-        """Return where the stage's results go: the place to name when a disk is full."""
-        return self.run
-
-    @property
-    def events(self) -> Path:
-        """Return the file that the stage's events go to."""
-        return self.run / "logs" / f"{self.name}.events.jsonl"
 
 
 class TokeniseSpec(Spec):
@@ -132,16 +108,16 @@ class StepSpec(Spec):
     probe: ProbeConfig
     tracking: TrackingConfig
     reference: ReferenceSpec | None = None
-    models: dict[str, dict[str, str]] = {}
+    models: dict[str, dict[str, str]] = Field(default_factory=dict)
     """The record tells these choices of reference and target, and what they stand for."""
-    references: list[int] = []
+    references: list[int] = Field(default_factory=list)
     """These steps read log-probs of the model before them on their whole partition.
 
     Such a model is measured on all of that partition, since the values are needed anyway; others
     are measured on its sample.
     """
-    identity: dict[str, JsonValue] = {}
-    inputs: dict[str, str] = {}
+    identity: dict[str, JsonValue] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
     budget: Budget | None = None
     """The replayed run had settled so many tokens in a micro-batch; None: it had settled none."""
 
@@ -218,143 +194,6 @@ class KlSpec(Spec):
     probe: ProbeConfig
     samplers: list[str]
     out: Path
-
-
-class GenerateSpec(Spec):
-    """Let a model answer prompts: ``n`` samples of each.
-
-    ``prompts`` has a pair for every prompt, ``tokens`` its token ids row by row. ``so_far``:
-    samples that were drawn already; ``out``: the table of all.
-    """
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["generate"] = "generate"
-    policy: NamedModel
-    base: Path
-    """This is the folder of the base model, whose tokenizer is used."""
-    prompts: Path
-    tokens: Path
-    training: TrainingConfig
-    n: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    seed: int
-    so_far: Path
-    out: Path
-
-
-class ScoreSpec(Spec):
-    """Let a judge score samples.
-
-    ``prompts`` has a pair for every prompt, ``samples`` their answers; ``kept``: the folder of an
-    endpoint's verdicts so far; ``out``: the table of scores.
-    """
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["score"] = "score"
-    judge: LocatedJudge
-    prompts: Path
-    samples: Path
-    kept: Path
-    out: Path
-
-
-class ImplicitSpec(Spec):
-    """Score samples by log(policy/start), and measure KL(policy||start) along them."""
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["implicit"] = "implicit"
-    policy: NamedModel
-    start: NamedModel
-    base: Path
-    samples: Path
-    training: TrainingConfig
-    beta: float
-    out: Path
-
-
-class Asked(BaseModel):
-    """What suites are asked for, and how: the same for every model that they judge.
-
-    ``names`` as in the recipe; ``task_files``: a folder of own task files, or empty.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    names: list[str]
-    task_files: str
-    limit: int
-    chat_template: bool
-    batch_size: int
-    seed: int
-
-
-class SuitesSpec(Spec):
-    """Find the tasks that names stand for, and what their results depend on."""
-
-    kind: Literal["suites"] = "suites"
-    asked: Asked
-
-
-class TaskToDo(BaseModel):
-    """A task that a model is to be scored on: its facts, the result's identity and its folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    facts: TaskFacts
-    identity: dict[str, JsonValue]
-    out: Path
-
-
-class EvaluateSpec(Spec):
-    """Score a model on tasks; ``base``: the folder of the tokenizer."""
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["evaluate"] = "evaluate"
-    policy: NamedModel
-    base: Path
-    bf16: bool
-    asked: Asked
-    tasks: list[TaskToDo]
-
-
-class CompletionsSpec(Spec):
-    """Have a model answer reserved prompts; ``base``: the folder of the tokenizer."""
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["completions"] = "completions"
-    policy: NamedModel
-    base: Path
-    tokens: Path
-    plan: Path
-    pairs: Path
-    bf16: bool
-    micro_batch_tokens: int
-    win_rate: WinRateConfig
-    out: Path
-
-
-class ToJudge(BaseModel):
-    """The answers in ``first`` are to be compared with those in ``second``, into ``out``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    names: str
-    first: Path
-    second: Path
-    identity: dict[str, JsonValue]
-    out: Path
-
-
-class JudgeSpec(Spec):
-    """Have a judge compare answers; ``kept``: the folder of what an endpoint says."""
-
-    uses_device: ClassVar[bool] = True
-    kind: Literal["judge"] = "judge"
-    judge: LocatedJudge
-    todo: list[ToJudge]
-    kept: Path
 
 
 class ViewSpec(Spec):

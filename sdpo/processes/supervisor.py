@@ -33,7 +33,7 @@ from sdpo.events import (
 )
 from sdpo.hooks import Call, plain_call
 from sdpo.processes.disk_space import is_full, no_space_message
-from sdpo.processes.stage_specs import Spec
+from sdpo.processes.spec import Spec
 from sdpo.store.links import detach
 from sdpo.system.files import write_text
 from sdpo.system.interrupts import GRACE_S

@@ -17,21 +17,23 @@ from typing import NoReturn
 from sdpo.errors import Interrupted, LowMemoryError, UserError
 from sdpo.events import ErrorEvent, Event, EventWriter, InterruptedEvent
 from sdpo.processes.disk_space import is_disk_full, no_space_message
-from sdpo.processes.stage_results import StageResult
-from sdpo.processes.stage_specs import (
+from sdpo.processes.judging_specs import (
     CompletionsSpec,
     EvaluateSpec,
-    ExportSpec,
     GenerateSpec,
     ImplicitSpec,
     JudgeSpec,
+    ScoreSpec,
+    SuitesSpec,
+)
+from sdpo.processes.stage_results import StageResult
+from sdpo.processes.stage_specs import (
+    ExportSpec,
     KlSpec,
     ModulesSpec,
     ObjectivesSpec,
-    ScoreSpec,
     StageSpec,
     StepSpec,
-    SuitesSpec,
     TokeniseSpec,
     ViewSpec,
     read_spec,

@@ -14,8 +14,8 @@ from sdpo.data.schema import MESSAGES
 from sdpo.events import EventWriter
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
+from sdpo.processes.judging_specs import CompletionsSpec
 from sdpo.processes.stage_results import CompletionsResult
-from sdpo.processes.stage_specs import CompletionsSpec
 from sdpo.scoring.probes import end_tokens
 from sdpo.scoring.sampling import Completion, Prompt, sample
 from sdpo.store.win_rates import COMPLETIONS

@@ -18,8 +18,8 @@ from sdpo.events import EventWriter, WorkEvent
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import inner_model
+from sdpo.processes.judging_specs import EvaluateSpec, TaskToDo
 from sdpo.processes.stage_results import EvaluateResult
-from sdpo.processes.stage_specs import EvaluateSpec, TaskToDo
 from sdpo.stages.timings import Timings
 from sdpo.store.evaluations import RESPONSES, SCORES, SUMMARY, evaluation_fault, finish
 from sdpo.system.files import publish_file, write_text

@@ -17,8 +17,8 @@ from sdpo.generation.answers import Drawing, draw_answers
 from sdpo.generation.sample_log import SampleLog
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
+from sdpo.processes.judging_specs import GenerateSpec
 from sdpo.processes.stage_results import GenerateResult
-from sdpo.processes.stage_specs import GenerateSpec
 from sdpo.scoring.probes import end_tokens
 from sdpo.scoring.sampling import Completion
 from sdpo.stages.timings import Timings

@@ -16,8 +16,8 @@ from sdpo.events import EventWriter
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, inner_model
 from sdpo.model_names import NamedModel
+from sdpo.processes.judging_specs import ImplicitSpec
 from sdpo.processes.stage_results import ScoresResult
-from sdpo.processes.stage_specs import ImplicitSpec
 from sdpo.scoring.divergence import divergence
 from sdpo.stages.timings import Timings
 from sdpo.system.files import publish_file

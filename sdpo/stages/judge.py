@@ -12,8 +12,8 @@ import torch
 from sdpo.data.schema import Message
 from sdpo.evaluation.judging import Answered, Comparison, Judge, Verdict, better, make_judge
 from sdpo.events import EventWriter
+from sdpo.processes.judging_specs import JudgeSpec, ToJudge
 from sdpo.processes.stage_results import JudgeResult
-from sdpo.processes.stage_specs import JudgeSpec, ToJudge
 from sdpo.store.kl_cache import KEY_FILE
 from sdpo.store.win_rates import VERDICTS
 from sdpo.system.files import file_digest, publish_folder, write_json

@@ -26,7 +26,8 @@ from sdpo.store.resume_states import SavedState
 from sdpo.system import interrupts, machine
 from sdpo.system.files import file_digest, publish_file, publish_folder
 from sdpo.system.json_values import JsonObject
-from sdpo.training.trainer import Progress, Trainer
+from sdpo.training.progress import Progress
+from sdpo.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

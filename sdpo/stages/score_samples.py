@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 from sdpo.data.pairs_file import messages_from_row
 from sdpo.evaluation.judging import Answered, make_judge
 from sdpo.events import EventWriter
+from sdpo.processes.judging_specs import ScoreSpec
 from sdpo.processes.stage_results import ScoresResult
-from sdpo.processes.stage_specs import ScoreSpec
 from sdpo.stages.timings import Timings
 from sdpo.system.files import publish_file
 

@@ -2,8 +2,8 @@
 
 from sdpo.evaluation.tasks import load_tasks
 from sdpo.events import EventWriter
+from sdpo.processes.judging_specs import SuitesSpec
 from sdpo.processes.stage_results import SuitesResult
-from sdpo.processes.stage_specs import SuitesSpec
 
 
 def run(spec: SuitesSpec, events: EventWriter) -> SuitesResult:

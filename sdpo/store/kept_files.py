@@ -15,7 +15,8 @@ from sdpo.errors import IntegrityError
 from sdpo.store.budget import BUDGET_FILE
 from sdpo.store.published_files import card_files_of
 from sdpo.store.resume_states import STATE_FILE, newest_state, states_folder
-from sdpo.store.run_folder import RunFolder, is_part
+from sdpo.store.run_folder import RunFolder
+from sdpo.store.run_paths import is_part
 from sdpo.system.files import UNFINISHED, checksum_path, json_of, read_small, write_json
 
 START = "run"

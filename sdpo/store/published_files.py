@@ -8,7 +8,8 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from sdpo.store.records import Record
-from sdpo.store.run_folder import RunFolder, is_publishing
+from sdpo.store.run_folder import RunFolder
+from sdpo.store.run_paths import is_publishing
 from sdpo.store.step_data import nodes_of_data
 from sdpo.system.files import UNFINISHED
 

@@ -25,9 +25,9 @@ from sdpo.store.record_form import form_fault
 from sdpo.store.records import NodeRecord, Record, StepRecord, first_fault
 from sdpo.store.run_file import RunFile
 from sdpo.store.run_head import picked, read_head
+from sdpo.store.run_paths import FILES, FOLDERS, PUBLISHING, RunPaths, is_publishing
 from sdpo.store.run_proof import (
     MOST_NAMED,
-    RUN_FILE,
     folders_of_runs,
     is_damaged_run,
     is_proven,
@@ -53,108 +53,10 @@ from sdpo.system.locks import hold
 
 R = TypeVar("R", bound=Record)
 
-_PUBLISHING = re.compile(r"(step|guide)-\d+")
-_FOLDERS = re.compile(rf"{_PUBLISHING.pattern}|nodes|probes|evaluations|logs|carried|sources")
-_FILES = re.compile(
-    r"(run\.yaml|plan\.json|promotion\.json|remote\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
-    r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"
-)
-
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
-    """A run folder gives the paths of one run."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """Return the run's name."""
-        return self.path.name
-
-    @property
-    def lock_file(self) -> Path:
-        """Return the lock file, which the process that works on the run holds."""
-        return self.path / ownership.LOCK
-
-    @property
-    def status_file(self) -> Path:
-        """Return the file of what the process that works on the run said last."""
-        return self.path / "logs" / "status.json"
-
-    @property
-    def run_file(self) -> Path:
-        """Return run.yaml: resolved configuration, inputs, versions."""
-        return self.path / RUN_FILE
-
-    @property
-    def sources(self) -> Path:
-        """Return the folder of rows that a program gave as objects and not as files."""
-        return self.path / "sources"
-
-    @property
-    def pairs(self) -> Path:
-        """Return the file of normalised pairs."""
-        return self.path / "pairs.parquet"
-
-    @property
-    def rejected(self) -> Path:
-        """Return the file of every row that is not used, with its reason."""
-        return self.path / "rejected_rows.jsonl"
-
-    @property
-    def rejected_data(self) -> Path:
-        """Return the file of rejected rows that are known before tokenisation."""
-        return self.path / "nodes" / "rejected_data_rows.jsonl"
-
-    @property
-    def usable(self) -> Path:
-        """Return the file of usable pairs with the reserve marked."""
-        return self.path / "usable.parquet"
-
-    @property
-    def plan(self) -> Path:
-        """Return the table of the partition plan: every pair's step."""
-        return self.path / "plan.parquet"
-
-    @property
-    def plan_file(self) -> Path:
-        """Return the file of the partition plan in short."""
-        return self.path / "plan.json"
-
-    @property
-    def features(self) -> Path:
-        """Return the file of what was measured of every usable pair before the partition."""
-        return self.path / "features.parquet"
-
-    @property
-    def probes(self) -> Path:
-        """Return the folder of every model's measurements."""
-        return self.path / "probes"
-
-    @property
-    def evaluations(self) -> Path:
-        """Return the folder of what every model scored on suites."""
-        return self.path / "evaluations"
-
-    @property
-    def report(self) -> Path:
-        """Return the path of the report."""
-        return self.path / "report.html"
-
-    def step(self, number: int) -> Path:
-        """Return the folder of a step; 0 is the supervised stage."""
-        return self.path / f"step-{number}"
-
-    def model(self, number: int) -> Path:
-        """Return the folder of the model that a step published."""
-        return self.step(number) / "model"
-
-    def record_path(self, node: str) -> Path:
-        """Return where a node's record is: with the model that it publishes, else in ``nodes/``."""
-        if is_publishing(node):
-            return self.path / f"{node}/record.json"
-        return self.path / f"nodes/{node}.json"
+class RunFolder(RunPaths):
+    """A run folder gives the records of one run, and what its files are."""
 
     @property
     def is_own(self) -> bool:
@@ -197,7 +99,7 @@ class RunFolder:
 
     def _links_out(self) -> Iterator[Path]:
         """Yield folders that nodes write to and that are links to elsewhere."""
-        for name in sorted(filter(_FOLDERS.fullmatch, _names(self.path))):
+        for name in sorted(filter(FOLDERS.fullmatch, _names(self.path))):
             folder = self.path / name
             for path in (folder, folder / "resume"):
                 if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
@@ -362,7 +264,7 @@ class RunFolder:
 
     def publishing_nodes(self) -> list[str]:
         """Return those of :meth:`nodes` that publish a model: steps and guides."""
-        names = filter(_PUBLISHING.fullmatch, _names(self.path))
+        names = filter(PUBLISHING.fullmatch, _names(self.path))
         return sorted(n for n in names if os.path.lexists(f"{self.path}/{n}/record.json"))
 
     def step_numbers(self) -> list[int]:
@@ -387,7 +289,7 @@ class RunFolder:
         marker = self.path / ownership.MARKER
         for path in set(self.path.iterdir()) - keep:
             is_folder = path.is_dir() and not path.is_symlink()
-            if (_FOLDERS if is_folder else _FILES).fullmatch(path.name):
+            if (FOLDERS if is_folder else FILES).fullmatch(path.name):
                 remove(path)
         if not keep and set(self.path.iterdir()) <= {self.lock_file, marker}:
             marker.unlink(missing_ok=True)
@@ -408,22 +310,6 @@ class RunFolder:
             elif file_digest(path) != digest:
                 faults.append(f"{name} was changed")
         return faults
-
-
-def is_publishing(node: str) -> bool:
-    """Return whether a node of this name publishes a model: a step or a guide."""
-    return node.startswith(("step-", "guide-"))
-
-
-def is_part(path: str) -> bool:
-    """Return whether a path below a run, ``/`` between its parts, begins as one of a run's does.
-
-    What only this machine has is no part: the logs, the lock, the marker, ``remote.json``.
-    """
-    first, _, rest = path.partition("/")
-    if rest:
-        return first != "logs" and _FOLDERS.fullmatch(first) is not None
-    return not first.startswith("remote.json") and _FILES.fullmatch(first) is not None
 
 
 def _names(folder: Path) -> list[str]:

@@ -28,6 +28,11 @@ class ItemLosses:
     metrics: dict[str, torch.Tensor]
     load: torch.Tensor | None = None
 
+    def of_nothing(self) -> "ItemLosses":
+        """Return those of no item, with the names by which metrics of all ranks are added up."""
+        metrics = {name: values[:0] for name, values in self.metrics.items()}
+        return ItemLosses(self.loss[:0], metrics, None if self.load is None else 0 * self.load)
+
 
 class Task(Protocol):
     """A task is what the trainer trains on: items, numbered from 0."""

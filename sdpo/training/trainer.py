@@ -20,7 +20,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import micro_batch_tokens, optimizer_steps
-from sdpo.errors import DivergedError, Fault, LowMemoryError
+from sdpo.errors import DivergedError, LowMemoryError
 from sdpo.model.batching import global_batch, micro_batches
 from sdpo.model.lanes import GradientSum, in_lanes
 from sdpo.model.layouts import LAYOUTS, Batch
@@ -28,9 +28,9 @@ from sdpo.model.patches import global_batch_ends
 from sdpo.model.randomness import Generators
 from sdpo.model.routers import balance_loss
 from sdpo.model.sequence_scorer import SequenceScorer
-from sdpo.store.budget import Budget, halved
-from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory, remedies
+from sdpo.system.out_of_memory import Parts, first_line, is_out_of_memory
 from sdpo.training.optimizer import learning_rate
+from sdpo.training.progress import Progress
 from sdpo.training.sums import Metrics, Sums
 from sdpo.training.tasks import ItemLosses, Task
 
@@ -39,18 +39,6 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """Progress says how far a training is, and how many tokens its micro-batches have.
-
-    ``on_lowered`` is called with a smaller budget before it is used.
-    """
-
-    step: int = 0
-    budget: Budget = field(default_factory=Budget)
-    on_lowered: Callable[[Budget], None] = lambda budget: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,15 +238,9 @@ class Trainer:
         ``anew``: it is for another stage, since this one cannot go on.
         """
         before = self.budget(step)
-        tokens = halved(before, largest=largest)
-        if not tokens:
-            fewer = "launch.threads: 1, for one at a time, " if self.lanes > 1 else ""
-            raise Fault(
-                f"out of memory with one pair of {largest} tokens in a micro-batch: "
-                f"{remedies(fewer=fewer)} ({fault})"
-            )
-        self.progress.budget = self.progress.budget.lowered(step, to=tokens)
-        self.progress.on_lowered(self.progress.budget)
+        tokens = self.progress.lower(
+            step, before=before, largest=largest, lanes=self.lanes, fault=fault
+        )
         if anew or self.accelerator.distributed_type != DistributedType.NO:
             raise LowMemoryError(
                 f"out of memory at optimizer step {step + 1} with micro-batches of {before} "
@@ -360,12 +342,7 @@ class Trainer:
         """Return a micro-batch's losses; an empty one runs a forward too, as sharding needs."""
         if len(items):
             return self.losses(task, items)
-        losses = self.losses(task, fallback[-1:])
-        # Its metrics are empty, but have the names by which those of all ranks are added up.
-        metrics = {name: values[:0] for name, values in losses.metrics.items()}
-        return ItemLosses(
-            losses.loss[:0], metrics, None if losses.load is None else 0 * losses.load
-        )
+        return self.losses(task, fallback[-1:]).of_nothing()
 
     def _clip(self) -> float:
         limit = self.training.max_grad_norm or math.inf

@@ -83,6 +83,7 @@ LATER = {
     "_refuse_lost": "a run that is extended has lost its S; `check` extends nothing",
     "lock_folder": "another account's locks, where there is no folder of one's own",
     "_lower": "memory while it trains",
+    "lower": "memory while it trains",
     "_diverged": "an update that spoiled the weights",
     "evaluate": "an update that spoiled the weights",
     "evaluate.run": "a task that was changed between two looks at it",

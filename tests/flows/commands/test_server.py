@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flows.commands import desk, server
 from flows.commands.desk import AUTH, CLIENT_AUTH, Desk, credentials, environment, make_password
+from flows.commands.server_address import check_open
 from sdpo.config.load import make_config
 from sdpo.errors import UserError
 
@@ -94,7 +95,7 @@ def test_to_ask_and_not_to_ask_is_refused(folder, monkeypatch) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_addresses_may_go_without(folder, host) -> None:
-    server._check_open(host, ["localhost"], asks=False)
+    check_open(host, ["localhost"], asks=False)
 
 
 def test_the_form_means_the_files_that_the_recipe_means_here(

@@ -30,7 +30,8 @@ from sdpo.events import Event, EventWriter, StateEvent
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.inputs.demo.text import questions
-from sdpo.processes.stage_specs import Phase, Spec, StepSpec
+from sdpo.processes.spec import Spec
+from sdpo.processes.stage_specs import Phase, StepSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder
