@@ -12,7 +12,7 @@ from docs.site.markdown import code, escaped, table
 from sdpo.stats import gamma_rows
 from sdpo.stats.kl import Estimate, KlRow
 from sdpo.store import records, run_status
-from sdpo.store.run_folder import RunFolder
+from sdpo.store.run_paths import RunPaths
 
 METRICS = {
     "step": "optimizer step, from 1",
@@ -37,11 +37,11 @@ METRICS = {
 
 def files() -> str:
     """Return the page of the paths of a run, from the class that gives them."""
-    run = RunFolder(Path("runs/NAME"))
+    run = RunPaths(Path("runs/NAME"))
     rows = []
-    for name, member in vars(RunFolder).items():
+    for name, member in vars(RunPaths).items():
         if isinstance(member, property) and not name.startswith("_"):
-            value = getattr(RunFolder, name).fget
+            value = getattr(RunPaths, name).fget
             if value.__annotations__.get("return") is Path:
                 rows.append((code(str(getattr(run, name))), _first(member.__doc__)))
     rows += [
