@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.options import Options
 from benchmarks.ours import Measurement, run_step, run_tokenise
 from benchmarks.report import Side, loss_difference, ratios, side_by_side
 from benchmarks.rivals import NOT_PRECOMPUTED, run_trl, trl_name
-from benchmarks.workload import Workload
+from benchmarks.workload import Settings, Workload
 
 USUAL = 8
 """People configure TRL with so many pairs per device: its own default."""
@@ -83,12 +84,24 @@ def fastest(sides: Sequence[Side]) -> Side:
 def _title(options: Options, workload: Workload) -> str:
     settings, lengths = workload.settings, workload.facts["lengths"]
     prompt, chosen, rejected = (sum(c) / len(lengths) for c in zip(*lengths, strict=True))
+    rank = options.training(workload).lora_r
+    adapters = f"LoRA of rank {rank}, " if rank else ""
+    rows = Path(settings.rows).name or settings.lengths
     return (
-        f"\n== {settings.lengths}: {settings.pairs} pairs, on average {prompt:.0f} prompt, "
+        f"\n== {rows}: {settings.pairs} pairs, on average {prompt:.0f} prompt, "
         f"{chosen:.0f} chosen, {rejected:.0f} rejected tokens\n"
-        f"Llama of {settings.shape.parameters / 1e6:,.1f}M random weights, "
-        f"{options.training(workload).precision}; global batch {settings.batch_size}; "
-        f"{options.device}, {options.threads} threads; medians of {options.repeat}"
+        f"{_model(settings)}, {adapters}{options.training(workload).precision}; "
+        f"global batch {settings.batch_size}; {options.device}, {options.threads} threads; "
+        f"medians of {options.repeat}"
+    )
+
+
+def _model(settings: Settings) -> str:
+    size = f"{settings.shape.parameters / 1e6:,.1f}M"
+    return (
+        f"{settings.model}, {size} weights"
+        if settings.weights
+        else f"Llama of {size} random weights"
     )
 
 

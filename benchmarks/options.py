@@ -15,7 +15,8 @@ class Options:
     """Options say what is compared, where and how often.
 
     ``sizes``: TRL's pairs per device, none where TRL is left out; ``changes``: training settings
-    that differ from the workload's.
+    that differ from the workload's. ``weights``, ``rows``: a real model's folder and a file of
+    pairs, in place of random weights and drawn pairs.
     """
 
     folder: Path
@@ -29,6 +30,9 @@ class Options:
     threads: int
     seed: int
     changes: dict[str, str]
+    weights: str = ""
+    rows: str = ""
+    max_length: int = 1024
 
     @property
     def launch(self) -> LaunchConfig:
@@ -55,6 +59,9 @@ class Options:
             "seed": self.seed,
             "device": self.device,
             "dtype": "float32" if on_cpu else "bfloat16",
+            "weights": self.weights,
+            "rows": self.rows,
+            "max_length": self.max_length,
         }
         made = Settings(**(settings | changes))
         self.folder.mkdir(parents=True, exist_ok=True)

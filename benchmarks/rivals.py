@@ -71,6 +71,20 @@ def run_trl(
     return Measurement(name, result["seconds"], result["losses"], usage)
 
 
+def _lora(training: TrainingConfig) -> dict[str, Any] | None:
+    """Return what peft's ``LoraConfig`` is given for the same adapters; None without them."""
+    if not training.lora_r:
+        return None
+    targets = training.lora_target_modules
+    return {
+        "r": training.lora_r,
+        "lora_alpha": training.lora_alpha,
+        "lora_dropout": training.lora_dropout,
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "task_type": "CAUSAL_LM",
+    }
+
+
 def trl_spec(
     workload: Workload,
     folder: Path,
@@ -99,5 +113,6 @@ def trl_spec(
         "seed": training.seed,
         "device": settings.device,
         "bf16": training.precision == "bf16",
+        "lora": _lora(training),
         "save": False,
     }

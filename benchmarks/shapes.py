@@ -3,8 +3,10 @@
 The process that starts the others reads it, so it imports neither torch nor transformers.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,33 @@ SHAPES: Mapping[str, Shape] = {
     ),
 }
 """1B, 3B and 8B are the shapes of Llama 3.2 and 3.1; 0.5B is theirs scaled down."""
+
+
+def shape_of(folder: Path) -> Shape:
+    """Return the shape of the Llama in a folder.
+
+    Raises:
+        SystemExit: it is no Llama, of whose operations alone the arithmetic here knows.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    heads = config.get("num_attention_heads", 0)
+    if config.get("model_type") != "llama" or config.get("head_dim") not in (
+        None,
+        config["hidden_size"] // heads,
+    ):
+        raise SystemExit(
+            f"--model {folder}: operations are counted for Llamas whose heads share the hidden "
+            "size, and this is another model"
+        )
+    return Shape(
+        vocabulary=config["vocab_size"],
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        feed_forward=config["intermediate_size"],
+        heads=heads,
+        key_value_heads=config.get("num_key_value_heads") or heads,
+        tied=config.get("tie_word_embeddings", False),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

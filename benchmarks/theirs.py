@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -87,6 +88,7 @@ def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
         args=arguments,
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]),
+        peft_config=LoraConfig(**spec["lora"]) if spec.get("lora") else None,
     )
 
 

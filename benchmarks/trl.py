@@ -44,7 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", choices=list(SHAPES), help="default: 5M; on cuda 1B")
+    parser.add_argument(
+        "--model",
+        metavar="SHAPE|FOLDER",
+        help=f"random weights of a shape ({', '.join(SHAPES)}; default: 5M, on cuda 1B), or the "
+        "folder of a real Llama, with --rows",
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="JSONL of `prompt`, `chosen`, `rejected` (strings), whose first pairs that fit a real "
+        "model is compared on",
+    )
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument(
         "--lengths",
         help=f"of {', '.join(LENGTHS)}; several with commas. The first is the one that the other "
@@ -69,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, folder: Path) -> Options:
     on_cpu = args.device == "cpu"
+    weights = _weights(args)
+    if weights:
+        args.lengths = "ultrafeedback"  # a name for its folder: the rows are the file's
     lengths = args.lengths or ("ultrafeedback,hh,tldr" if on_cpu else "ultrafeedback-long,hh,tldr")
     names = tuple(lengths.split(","))
     if unknown := set(names) - set(LENGTHS):
@@ -82,7 +98,7 @@ def _options(args: argparse.Namespace, folder: Path) -> Options:
     return Options(
         folder=folder,
         device=args.device,
-        model=args.model or ("5M" if on_cpu else "1B"),
+        model=Path(weights).name if weights else args.model or ("5M" if on_cpu else "1B"),
         lengths=names,
         pairs=args.pairs or (128 if on_cpu else 512),
         batch_size=batch_size,
@@ -91,7 +107,32 @@ def _options(args: argparse.Namespace, folder: Path) -> Options:
         threads=args.threads,
         seed=args.seed,
         changes=dict(entry.split("=", 1) for entry in args.set),
+        weights=weights,
+        rows=str(args.rows.absolute()) if args.rows else "",
+        max_length=args.max_length,
     )
+
+
+def _weights(args: argparse.Namespace) -> str:
+    """Return the folder of a real model; empty for random weights.
+
+    Raises:
+        SystemExit: the model is neither a shape nor a folder, or its rows are missing.
+    """
+    if args.model is None or args.model in SHAPES:
+        if args.rows:
+            raise SystemExit("--rows: drawn weights have drawn rows: give --model a folder")
+        return ""
+    folder = Path(args.model).absolute()
+    if not (folder / "config.json").is_file():
+        raise SystemExit(
+            f"--model {args.model}: neither a shape ({', '.join(SHAPES)}) nor a folder with a model"
+        )
+    if args.rows is None or not args.rows.is_file():
+        raise SystemExit(f"--model {args.model}: a real model needs --rows FILE, which is there")
+    if args.lengths:
+        raise SystemExit("--lengths: a real model is compared on the rows of the file")
+    return str(folder)
 
 
 def run(options: Options, args: argparse.Namespace) -> dict[str, Any]:

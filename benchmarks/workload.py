@@ -1,4 +1,6 @@
-"""Make a workload on disk: a model with random weights, pairs as text, what a step's stage reads.
+"""Make a workload on disk: a model, pairs as text, what a step's stage reads.
+
+The model has random weights and the pairs are drawn, or both are those of a folder and a file.
 
 As a program (``python -m benchmarks.workload SETTINGS``) it makes one; the process that starts the
 measured programs only reads the facts.
@@ -6,6 +8,7 @@ measured programs only reads the facts.
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.shapes import LENGTHS, SHAPES, Lengths, Shape
+from benchmarks.shapes import LENGTHS, SHAPES, Lengths, Shape, shape_of
 
 CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
 """Chat templates see this as the present."""
@@ -23,7 +26,12 @@ CLOCK = datetime(2024, 1, 2, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings say what to make: ``steps`` partitions of ``pairs`` pairs each."""
+    """Settings say what to make: ``steps`` partitions of ``pairs`` pairs each.
+
+    ``weights``: the folder of a real model, in place of random weights; ``rows``: a JSONL file of
+    ``prompt``, ``chosen`` and ``rejected``, whose first pairs that fit are taken, in place of drawn
+    ones. ``model`` and ``lengths`` are then names alone.
+    """
 
     folder: str
     model: str = "5M"
@@ -37,6 +45,8 @@ class Settings:
     """This says whether to tokenise and plan as well; else only model and pairs are made."""
     dtype: str = "float32"
     device: str = "cpu"
+    weights: str = ""
+    rows: str = ""
 
     @property
     def path(self) -> Path:
@@ -50,7 +60,7 @@ class Settings:
     @property
     def shape(self) -> Shape:
         """Return the model's shape."""
-        return SHAPES[self.model]
+        return shape_of(Path(self.weights)) if self.weights else SHAPES[self.model]
 
     @property
     def distribution(self) -> Lengths:
@@ -118,28 +128,63 @@ def read_workload(folder: Path) -> Workload:
 
 def make(settings: Settings) -> Workload:
     """Write everything below ``settings.folder``."""
-    # This process alone needs a tokenizer and torch.
-    from benchmarks.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
-
     folder = settings.path
-    (folder / "model").mkdir(parents=True)
-    writer = Writer(seed=settings.seed)
-    # The text needs no more than a small vocabulary, however large the model's is.
-    tokenizer = make_tokenizer(writer, vocabulary=min(2048, settings.shape.vocabulary))
-    special = write_tokenizer(tokenizer, folder / "model", max_length=settings.max_length)
-    _write_model(settings, folder / "model", special)
-    lengths = settings.distribution.sample(
-        settings.pairs * settings.steps, seed=settings.seed, max_length=settings.max_length
-    )
-    rows = write_rows(lengths, writer, cost=word_costs(writer, tokenizer))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, end_token = (_real if settings.weights else _drawn)(settings, folder / "model")
     workload = Workload(settings, {})
     for step in range(1, settings.steps + 1):
         part = rows[(step - 1) * settings.pairs : step * settings.pairs]
         _write_lines(workload.source(step), part)
-    facts = _prepare(workload, end_token=special["eos_token_id"]) if settings.prepared else {}
+    facts = _prepare(workload, end_token=end_token) if settings.prepared else {}
     content = {"settings": asdict(settings), **facts}
     (folder / "workload.json").write_text(json.dumps(content), encoding="utf-8")
     return Workload(settings, facts)
+
+
+def _drawn(settings: Settings, model: Path) -> tuple[list[dict[str, Any]], int]:
+    """Write a model of random weights; return drawn pairs, and the id that ends a completion."""
+    # This process alone needs a tokenizer and torch.
+    from benchmarks.text import Writer, make_tokenizer, word_costs, write_rows, write_tokenizer
+
+    model.mkdir()
+    writer = Writer(seed=settings.seed)
+    # The text needs no more than a small vocabulary, however large the model's is.
+    tokenizer = make_tokenizer(writer, vocabulary=min(2048, settings.shape.vocabulary))
+    special = write_tokenizer(tokenizer, model, max_length=settings.max_length)
+    _write_model(settings, model, special)
+    lengths = settings.distribution.sample(
+        settings.pairs * settings.steps, seed=settings.seed, max_length=settings.max_length
+    )
+    rows = write_rows(lengths, writer, cost=word_costs(writer, tokenizer))
+    return rows, special["eos_token_id"]
+
+
+def _real(settings: Settings, model: Path) -> tuple[list[dict[str, Any]], int]:
+    """Copy a real model; return the first pairs of the file that fit, and the id of its end.
+
+    Raises:
+        SystemExit: too few pairs fit, with the remedy.
+    """
+    from transformers import AutoTokenizer
+
+    shutil.copytree(settings.weights, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    wanted, rows = settings.pairs * settings.steps, []
+    with Path(settings.rows).open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            turn = [{"role": "user", "content": row["prompt"]}]
+            sides = {k: [{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
+            texts = [row[side].strip() for side in sides]
+            ids = (tokenizer.apply_chat_template([*turn, *s])["input_ids"] for s in sides.values())
+            if all(texts) and len(set(texts)) == 2 and max(map(len, ids)) <= settings.max_length:
+                rows.append({"prompt": turn, **sides})
+            if len(rows) == wanted:
+                return rows, int(tokenizer.eos_token_id)
+    raise SystemExit(
+        f"{settings.rows} has {len(rows)} pairs of at most {settings.max_length} tokens, and "
+        f"{wanted} are wanted: take fewer (--pairs) or longer ones (--max-length)"
+    )
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

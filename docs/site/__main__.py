@@ -45,7 +45,7 @@ NAV: Mapping[str, tuple[str, ...]] = {
     "Notebooks": ("notebooks/demo.md", "notebooks/objective.md"),
     "Reference": (*GENERATED, "files.md"),
     "About": (
-        *("architecture.md", "architectures.md", "benchmarks.md"),
+        *("architecture.md", "architectures.md", "benchmarks.md", "results.md"),
         *BESIDE.values(),
     ),
 }

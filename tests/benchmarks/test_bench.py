@@ -82,3 +82,54 @@ def test_the_comparison_with_trl_runs_and_names_its_numbers(tmp_path):
     sides = numbers["sides"]
     best = min(sides[f"TRL {size}/device"]["total_s"] for size in (8, 1))
     assert numbers["time_ratio_best"] == pytest.approx(best / sides["sdpo"]["total_s"])
+
+
+def test_the_shape_of_a_folder_has_the_weights_of_its_model(shapes, demo_files):
+    sizes = json.loads((demo_files.model / "config.json").read_text(encoding="utf-8"))
+    shape = shapes.shape_of(demo_files.model)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes))
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_model_of_which_operations_are_not_counted_is_refused(shapes, tmp_path):
+    sizes = {"model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}
+    (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
+    with pytest.raises(SystemExit, match="operations are counted for Llamas"):
+        shapes.shape_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "60M"], "neither a shape"),
+        (["--model", "{model}"], "needs --rows"),
+        (["--rows", "pairs.jsonl"], "give --model a folder"),
+        (["--model", "{model}", "--rows", "{rows}", "--lengths", "hh"], "the rows of the file"),
+    ],
+)
+def test_a_real_model_and_its_rows_go_together(demo_files, arguments, told):
+    from benchmarks import trl
+
+    names = {"model": demo_files.model, "rows": demo_files.questions}
+    with pytest.raises(SystemExit, match=told):
+        trl.main([argument.format(**names) for argument in arguments])
+
+
+@pytest.mark.slow  # a minute
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("rank", ["0", "4"])
+def test_a_real_model_is_compared_on_its_own_tokens(demo_files, tmp_path, rank):
+    command = [sys.executable, "-m", "benchmarks.trl", "--json", str(tmp_path / "numbers.json")]
+    command += ["--model", str(demo_files.model), "--rows", str(demo_files.questions)]
+    command += ["--pairs", "16", "--repeat", "1", "--trl", "2", "--only", "compare"]
+    command += ["--max-length", "128", "--set", f"lora_r={rank}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    losses = [side["losses"] for side in numbers["sides"].values()]
+    assert losses[0][0] == pytest.approx(np.log(2), abs=1e-4)
+    # Adapters begin at random: beyond the first update each side has its own.
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
+    if rank == "0":
+        assert numbers["loss_difference"] < 1e-4

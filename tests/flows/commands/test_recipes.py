@@ -46,7 +46,7 @@ def test_the_presets_are_those_that_are_promised():
     rows = [f"daa_{size}_{o}" for size in ("3b", "8b") for o in BEST]
     rows += [f"daa_{size}_{o}_one_stage" for size in ("3b", "8b") for o in ("orpo", "asft")]
     rows += [f"daa_{size}_sft" for size in ("3b", "8b")]
-    own = {"demo", "paper_solar_10.7b", "tulu3_8b", "zephyr_7b"}
+    own = {"demo", "paper_solar_10.7b", "smollm2_135m", "tulu3_8b", "zephyr_7b"}
     assert set(NAMES) == {*rows, *own, *ROUNDS}
 
 
