@@ -8,7 +8,7 @@
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
 # make bill   bills of material of both images (CycloneDX), into build/
-# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`; moto
+# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`, `tracking`; moto
 #             as S3 on loopback), then runs them, and those that train on the real data beside the project
 
 PYTHON ?= python3
@@ -25,7 +25,8 @@ NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test
 	test_model_folder test_digest test_losses test_score
 TOOLS := build/tools
 DOCS_TOOLS := build/docs-tools
-OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "optuna>=5.0,<6" "s3fs>=2025.9" "moto[server]>=5.1" "boto3>=1.40"
+OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "optuna>=5.0,<6" "s3fs>=2025.9" "moto[server]>=5.1" "boto3>=1.40" \
+	"wandb>=0.19" "mlflow>=3.0" "trackio>=0.40"
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1

@@ -37,7 +37,7 @@ def evaluate(
             host=Host(listen=listen),
             wait=wait,
         )
-    if not done.executed or set(done.executed) <= {"report"}:
+    if not done.executed or set(done.executed) <= {"report", "trackers"}:
         text = f"{', '.join(done.models)} of run {folder.name}: everything is evaluated already"
         console.print(escape(text), highlight=False)
     print_evaluations(folder, console=console)

@@ -23,6 +23,7 @@ from sdpo.chain.rounds import check_rounds, round_data
 from sdpo.chain.step import align_step
 from sdpo.chain.supervised import supervised_step
 from sdpo.chain.tokens import tokenise
+from sdpo.chain.track import tell_trackers
 from sdpo.chain.views import write_report
 from sdpo.chain.win_rates import win_rates
 from sdpo.config import RunConfig
@@ -97,6 +98,7 @@ def chain(context: Context) -> list[Part]:
         *evaluations(context),
         *win_rates(context),
         write_report(context),
+        *tell_trackers(context),
     ]
 
 

@@ -98,10 +98,22 @@ class StoreConfig(Group):
     )
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class TrackingConfig(Group):
     """These settings say where metrics go besides the run's own `metrics.jsonl`."""
 
-    tools: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        [], description="Trackers that accelerate feeds; each must be installed."
+    tools: list[Tracker] = Field(
+        [],
+        description="Trackers that get the curve of every step, and in the end gamma, probes, KL "
+        "and evaluations of every model; each must be installed.",
     )
     project: str = Field("sdpo", description="Project name for the trackers.")
+    report: Annotated[
+        bool, ReadIf(settings=("tools",), otherwise=": no tracker is named in tracking.tools")
+    ] = Field(
+        True,
+        description="They get `report.html` as well, which shows pairs and completions in words; "
+        "off: numbers alone leave this machine.",
+    )

@@ -7,6 +7,7 @@ from sdpo.chain.evaluate import evaluations, find_suites
 from sdpo.chain.execute import execute
 from sdpo.chain.node import Errand, Part
 from sdpo.chain.open_run import open_run
+from sdpo.chain.track import tell_trackers
 from sdpo.chain.views import write_report
 from sdpo.chain.win_rates import win_rates
 from sdpo.config import RunConfig, WinRateConfig
@@ -63,8 +64,10 @@ def evaluate_run(
     numbers = _numbers(models, there, run.name) if models else there
     with open_run(config, host=host, wait=wait) as context:
         planned = run.plan_file.is_file() and len(there) - 1 >= _planned(run)
-        view: Part = (
-            write_report(context) if planned else Errand(do=lambda: _render(run), title="report")
+        views: list[Part] = (
+            [write_report(context), *tell_trackers(context)]
+            if planned
+            else [Errand(do=lambda: _render(run), title="report")]
         )
         done = execute(
             context,
@@ -72,7 +75,7 @@ def evaluate_run(
                 *find_suites(context),
                 *evaluations(context, numbers),
                 *win_rates(context, numbers),
-                view,
+                *views,
             ],
         )
     names = tuple(str(ModelName(number)) for number in numbers)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 from sdpo.config.precision import torch_name
+from sdpo.config.running import Tracker
 from sdpo.errors import ConfigError
 from sdpo.migration.reading import Reading
 from sdpo.system.json_values import Json
@@ -43,7 +45,7 @@ _OPTIMIZERS = {
     "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
+_TRACKERS = get_args(Tracker)
 
 
 def carry_trainer(reading: Reading, *, devices: int) -> None:

@@ -101,6 +101,12 @@ class CompletionsResult(StageResult):
     answers: int
 
 
+class TrackResult(StageResult):
+    """A stage that fed trackers names them."""
+
+    tools: list[str]
+
+
 class JudgeResult(StageResult):
     """A stage that judged tells how many comparisons there are."""
 

@@ -245,6 +245,21 @@ class ExportSpec(Spec):
         return self.out
 
 
+class TrackSpec(Spec):
+    """Tell trackers what the chain measured.
+
+    ``scalars``: numbers of M_t by t; ``summary``: the report in short, Markdown; ``report``: the
+    page that goes along as an artifact, or None.
+    """
+
+    kind: Literal["track"] = "track"
+    tracking: TrackingConfig
+    settings: dict[str, JsonValue]
+    scalars: dict[int, dict[str, float]]
+    summary: str
+    report: Path | None
+
+
 StageSpec = (
     TokeniseSpec
     | ViewSpec
@@ -260,6 +275,7 @@ StageSpec = (
     | CompletionsSpec
     | JudgeSpec
     | ExportSpec
+    | TrackSpec
 )
 AnySpec = Annotated[StageSpec, Field(discriminator="kind")]
 

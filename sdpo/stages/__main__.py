@@ -35,6 +35,7 @@ from sdpo.processes.stage_specs import (
     StageSpec,
     StepSpec,
     TokeniseSpec,
+    TrackSpec,
     ViewSpec,
     read_spec,
 )
@@ -152,6 +153,10 @@ def _stage(  # noqa: PLR0912 - a branch for each kind of stage
                 from sdpo.stages import export
 
                 return partial(export.run, spec)
+            case TrackSpec():
+                from sdpo.stages import track
+
+                return partial(track.run, spec)
     finally:
         gc.freeze()
         gc.enable()

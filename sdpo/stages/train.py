@@ -20,6 +20,7 @@ from sdpo.stages.repeatable import repeatable
 from sdpo.stages.resume_states import METRICS, Checkpoints
 from sdpo.stages.settle_budget import settle_budget
 from sdpo.stages.step_context import StepFiles
+from sdpo.stages.trackers import start_trackers
 from sdpo.store.budget import Budget
 from sdpo.store.records import GateFacts, ScoredRows, StepFacts
 from sdpo.store.resume_states import SavedState
@@ -210,12 +211,14 @@ def _metrics_log(step: StepFiles, *, start: int) -> Iterator[Callable[[int, Metr
     spec, accelerator = step.spec, step.session.accelerator
     tracked = bool(spec.tracking.tools)
     if tracked:
-        settings = spec.training.model_dump()
-        # TensorBoard takes numbers and text alone.
-        settings |= {n: " ".join(v) for n, v in settings.items() if isinstance(v, list)}
-        # It drops the points that were logged after the state which training goes on from.
-        purge = {"tensorboard": {"purge_step": start + 1}} if start else {}
-        accelerator.init_trackers(spec.tracking.project, config=settings, init_kwargs=purge)
+        start_trackers(
+            accelerator,
+            spec.tracking,
+            run=spec.run.name,
+            name=spec.name,
+            settings=spec.training.model_dump(mode="json"),
+            start=start,
+        )
     path, log = step.folder / METRICS, None
     if accelerator.is_main_process:
         if not start:

@@ -21,11 +21,13 @@ def write_scores(
     groups: Sequence[GroupFacts] = (),
     suites: Sequence[SuiteFacts] = (),
     prompts: Mapping[int, str] = {},
+    limit: int = 0,
 ) -> None:
-    """Write that M_``model`` got ``values`` on the documents of a task."""
+    """Write that M_``model`` got ``values`` on a task's documents; ``limit``: of so many."""
     folder = run.evaluations / f"M_{model}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{task}-01234567.parquet"
+    key = f"{limit or 1234567:08d}"
+    path = folder / f"{task}-{key}.parquet"
     count = len(values)
     table = pa.table(
         {
@@ -47,8 +49,14 @@ def write_scores(
     outputs = {
         "cached": "0" * 32,
         "model": f"M_{model}",
-        "common": "01234567",
-        "asked": {"names": [task], "limit": 0, "chat_template": False, "batch_size": 1, "seed": 1},
+        "common": key,
+        "asked": {
+            "names": [task],
+            "limit": limit,
+            "chat_template": False,
+            "batch_size": 1,
+            "seed": 1,
+        },
         "facts": facts.model_dump(),
         "groups": [group.model_dump() for group in groups],
         "suites": [suite.model_dump() for suite in suites],
@@ -61,5 +69,5 @@ def write_scores(
             "documents_truncated": truncated,
         },
     }
-    node = f"eval-M_{model}-{task}-01234567"
+    node = f"eval-M_{model}-{task}-{key}"
     run.write_record(node, {"node": node, "identity": {}, "outputs": outputs}, files=[path])

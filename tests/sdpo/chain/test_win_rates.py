@@ -20,6 +20,7 @@ from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
 from sdpo.judges import rule_of
 from sdpo.report import summarise
+from sdpo.report.tracked import tracked_scalars
 from sdpo.report.win_rates import load_win_rates, win_rate_tables
 from sdpo.scoring.sampling import Prompt, uniforms
 from sdpo.store.run_folder import RunFolder
@@ -85,9 +86,12 @@ def test_every_model_is_compared_with_the_one_before_it_and_with_s(judged: RunFo
             won = 0.5 if scores[0] == scores[1] else float(scores[0] > scores[1])
             assert row["forward"] == row["backward"] == won
     shown = {(w.verdicts.model, w.verdicts.other): w.found.rate for w in load_win_rates(judged)}
+    told = tracked_scalars(judged.path)
     for each in found:
         values = pq.read_table(each.table)["forward"].to_numpy()
         assert shown[each.model, each.other] == pytest.approx(values.mean())
+        names = [n for n in told[each.model] if n.endswith(f"over_M_{each.other}/rate")]
+        assert [told[each.model][n] for n in names] == pytest.approx([values.mean()])
 
 
 @pytest.mark.parametrize("model", [0, 2])

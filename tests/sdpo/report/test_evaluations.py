@@ -11,6 +11,7 @@ from scored import write_scores
 from sdpo.errors import IntegrityError
 from sdpo.report import summarise, write_report
 from sdpo.report.evaluations import evaluation_tables, load_evaluations
+from sdpo.report.tracked import tracked_scalars
 from sdpo.store.evaluations import GroupFacts, SuiteFacts
 from sdpo.store.model_card import _model_index
 from sdpo.store.run_folder import RunFolder
@@ -115,3 +116,24 @@ def test_the_card_has_the_scores_in_the_hubs_own_format(judged: RunFolder) -> No
 
 def test_the_status_counts_the_tasks_of_each_model(judged: RunFolder) -> None:
     assert read_status(judged).evaluated == {"M_0": 3, "M_1": 3, "M_2": 3}
+
+
+def test_trackers_get_every_score_with_its_differences(judged: RunFolder) -> None:
+    told = tracked_scalars(judged.path)
+    for line in load_evaluations(judged):
+        for score in line.scores:
+            place = f"eval/{line.name}/{line.metric}"
+            assert told[score.model][place] == score.value
+            if score.from_start:
+                change = score.from_start.change
+                assert told[score.model][f"{place}_change_from_S"] == change.mean
+                assert told[score.model][f"{place}_change_from_S_low"] == change.low
+    assert "eval/h4/mean_change_from_S" not in told[0]
+
+
+def test_a_task_that_was_asked_in_two_ways_has_two_names_in_trackers(judged: RunFolder) -> None:
+    write_scores(judged, 0, "quiz", values(70, 40), metric="acc_norm", limit=5)
+    lines = [line for line in load_evaluations(judged) if line.name == "quiz"]
+    told = {n: v for n, v in tracked_scalars(judged.path)[0].items() if n.startswith("eval/quiz")}
+    assert sorted(told.values()) == sorted(line.scores[0].value for line in lines)
+    assert len(told) == 2
