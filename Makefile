@@ -7,6 +7,7 @@
 # make docs   the documentation's site into build/site; broken links fail
 # make lock   writes the locks again, after a change of constraints.txt or of the dependencies
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
+# make check-github   workflows, issue forms and CITATION.cff by their schemas, which need no network
 # make bill   bills of material of both images (CycloneDX), into build/
 # make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`, `tracking`; moto
 #             as S3 on loopback), then runs them, and those that train on the real data beside the project
@@ -25,6 +26,7 @@ NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test
 	test_model_folder test_digest test_losses test_score
 TOOLS := build/tools
 DOCS_TOOLS := build/docs-tools
+CHECK := $(DOCS_TOOLS)/bin/check-jsonschema --quiet --builtin-schema
 OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "optuna>=5.0,<6" "s3fs>=2025.9" "moto[server]>=5.1" "boto3>=1.40" \
 	"wandb>=0.19" "mlflow>=3.0" "trackio>=0.40"
 
@@ -32,7 +34,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install develop demo server test quick e2e test-real lint check-docker docs release-check format lock bill clean
+.PHONY: install develop demo server test quick e2e test-real lint check-docker check-github docs release-check format lock bill clean
 
 install: $(STAMP)
 
@@ -84,13 +86,20 @@ check-docker: $(TOOLS)
 
 $(DOCS_TOOLS): docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS_TOOLS)
-	$(DOCS_TOOLS)/bin/pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	$(DOCS_TOOLS)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--requirement docs/requirements.txt
 	touch $(DOCS_TOOLS)
 
 docs: install $(DOCS_TOOLS)
 	$(BIN)/python -m docs.site build/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS_TOOLS)/bin/mkdocs build --quiet --strict \
 		--config-file build/docs/mkdocs.yml --site-dir ../site
+
+check-github: $(DOCS_TOOLS)
+	$(CHECK) vendor.github-workflows .github/workflows/*.yml
+	$(CHECK) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(CHECK) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(CHECK) vendor.citation-file-format CITATION.cff
 
 release-check: develop
 	.ci/release-check

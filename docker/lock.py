@@ -63,6 +63,22 @@ def compile_lock(
     path.write_text(_HEAD + path.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def lock_tools() -> None:
+    """Write the lock of the tools of the documentation, which stand in no image.
+
+    Raises:
+        subprocess.CalledProcessError: there is no solution, or no index answers.
+    """
+    given, path = "docs/requirements.in", ROOT / "docs" / "requirements.txt"
+    command = [sys.executable, "-m", "uv", "pip", "compile", given, "--output-file", str(path)]
+    command += ["--universal", "--python-version", "3.11", "--generate-hashes"]
+    command += ["--no-header", "--no-annotate", "--quiet"]
+    path.unlink(missing_ok=True)  # uv keeps what it finds there
+    subprocess.run(command, cwd=ROOT, check=True)
+    head = f"# Written by `make lock`; versions come from {given}.\n"
+    path.write_text(head + path.read_text(encoding="utf-8"), encoding="utf-8")
+
+
 def lock_torch(cuda: str) -> str:
     """Return the lock of torch as the usual index has it, and of what its build for GPUs needs.
 
@@ -92,6 +108,7 @@ def lock_torch_cpu(version: str, page: str) -> str:
 
 
 if __name__ == "__main__":
+    lock_tools()
     # flash-attn is compiled with these.
     compile_lock(
         CUDA,

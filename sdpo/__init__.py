@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sdpo.api.run import Run
     from sdpo.api.running import replay, resume, run
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Recipe",
@@ -39,6 +39,8 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     if name == "objectives":
         return import_module("sdpo.objectives")
+    if name == "__version__":
+        return _version()
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -51,6 +53,16 @@ def __getattr__(name: str) -> Any:
             f"that name comes first on sys.path ({error.path or 'the current folder'}). Rename it, "
             "or start Python elsewhere"
         ) from error
+
+
+def _version() -> str:
+    """Return the version that was installed, which a release has from its tag."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sdpo")
+    except PackageNotFoundError:
+        return "0+not.installed"
 
 
 def __dir__() -> list[str]:

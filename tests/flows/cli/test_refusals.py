@@ -112,6 +112,8 @@ LATER = {
     "load_rows": "a damaged state of a step that was cut short",
     "_rows": "a damaged state of a step that was cut short",
     "fp32_sums_of_ranks": "of launch.strategy deepspeed_zero3, whose processes `check` has not",
+    "start_trackers": "a tracker that does not answer, or refuses, while the run is at work",
+    "track.run": "a tracker that does not answer, or refuses, when all is measured",
     "judge": "hands on what a stage said",
     **dict.fromkeys(("_generate", "make"), "of the tokens of prompts, once they are drawn"),
     "draw_prompts": "of prompts that earlier rounds have answered",
