@@ -162,6 +162,7 @@ def estimate_memory(
             words=min(parameters, words),
             layers=layers or 1,
             width=2 if low and launch.strategy == "fsdp2" else 4,
+            all_train=not training.lora_r,
         )
         if launch.shares_weights
         else 0,
@@ -179,15 +180,16 @@ def _divided(sizes: dict[str, float], launch: LaunchConfig) -> tuple[dict[str, i
     return own | dict.fromkeys(away, 0), sum(own[part] for part in away)
 
 
-def _gathered(parameters: int, *, words: int, layers: int, width: int) -> int:
+def _gathered(parameters: int, *, words: int, layers: int, width: int, all_train: bool) -> int:
     """Return the bytes of what is whole on a device at a time.
 
     Those are the embedding and the head, with ``words`` weights, a block that computes and the one
     that comes next, with ``width`` bytes a weight, and the fp32 gradients of a block and of the
-    former.
+    former; those of adapters alone are small.
     """
     block = (parameters - words) // layers
-    return (2 * block + words) * width + (block + words) * 4
+    gradients = (block + words) * 4 if all_train else 0
+    return (2 * block + words) * width + gradients
 
 
 def _number(config: JsonObject, names: tuple[str, ...]) -> int:

@@ -113,11 +113,7 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
             f"launch.strategy {strategy} shares weights among processes, and "
             "launch.processes is 1: use `single`"
         )
-    if launch.by_engine and any(training.lora_r for training in trainings.values()):
-        problems.append(
-            f"training.lora_r with launch.strategy {_kind(launch)} is not supported: adapters are "
-            "small, use `ddp`"
-        )
+    problems += _impossible_adapters(launch, trainings)
     if launch.by_engine and any(training.compile for training in trainings.values()):
         problems.append(
             f"training.compile with launch.strategy {_kind(launch)} is not supported: its hooks "
@@ -137,6 +133,33 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
     if offload := impossible_offload(launch):
         problems.append(offload)
     return problems
+
+
+def _impossible_adapters(
+    launch: LaunchConfig, trainings: Mapping[str, TrainingConfig]
+) -> list[str]:
+    """Name adapters whose form the strategy cannot keep exact."""
+    return [
+        f"{where}.lora_dora with launch.strategy fsdp2 and precision bf16 is not supported: FSDP2 "
+        "computes with bf16 copies of magnitudes and weights alike, so that fresh adapters would "
+        "already change the model. Set precision: fp32, leave out lora_dora, or use `ddp`"
+        for where, training in trainings.items()
+        if launch.strategy == "fsdp2"
+        and training.lora_r
+        and training.lora_dora
+        and training.precision == "bf16"
+    ]
+
+
+def impossible_held_shares(precision: str, launch: LaunchConfig) -> list[str]:
+    """Name a base in fewer bits that the processes would have to share."""
+    if precision == "fp32" or not launch.shares_weights:
+        return []
+    return [
+        f"model.base_precision {precision} with launch.strategy {launch.strategy} is not "
+        "supported: weights are divided among the processes as they are read, and a layer is "
+        "rounded from its whole weight. A base in fewer bits is small: use `ddp`"
+    ]
 
 
 _OF_THE_FORM = (

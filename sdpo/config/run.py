@@ -86,6 +86,7 @@ class RunConfig(Group):
             *impossible.impossible_precision(trainings),
             *impossible.impossible_handoff(trainings),
             *impossible.impossible_base(self.model.base_precision, trainings),
+            *impossible.impossible_held_shares(self.model.base_precision, self.launch),
             *impossible_references(trainings),
             *impossible.impossible_layouts(self.model.attention, trainings),
             *impossible.impossible_nll(trainings),

@@ -16,17 +16,26 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from sdpo.config import ModelConfig
+from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ModelError
-from sdpo.identity.adapter_folder import is_adapter
+from sdpo.identity.adapter_folder import base_folder, is_adapter, recorded_base
 from sdpo.identity.model_digest import TensorEntry, tensor_entries
 from sdpo.identity.model_folder import refusals, view_of
-from sdpo.model.policy import check_complete, check_digest, known_kernels, recompute, two_heads
+from sdpo.model.adapters_in_shares import adapters_over, from_base, keep_rows, name_in_base
+from sdpo.model.handed_on import put_over
+from sdpo.model.policy import (
+    add_adapters,
+    check_complete,
+    check_digest,
+    known_kernels,
+    recompute,
+    two_heads,
+)
 from sdpo.model.prepare import forwards_known
 from sdpo.model.published_tensors import other_tensors, reads_as_it_is, tied_names
 from sdpo.model.randomness import switch_off
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate, decoder_blocks
-from sdpo.model.shares import whole
+from sdpo.model.shares import own_rows, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +52,7 @@ def load_in_shares(
     offload: bool = False,
     digest: str = "",
     gradient_checkpointing: bool = False,
+    fresh: TrainingConfig | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> SequenceScorer:
     """Load this rank's share of the model in ``folder``, and return its scorer.
@@ -50,35 +60,55 @@ def load_in_shares(
     Every rank of the default process group calls it. With ``bf16`` the model computes with copies
     of its weights in that precision; the fp32 weights are what trains. With ``offload`` they stay
     in the machine's memory and travel to ``device`` for a block's time. ``digest`` is the model's,
-    where this rank is to check it.
+    where this rank is to check it. Where the folder holds an adapter, it is over its base;
+    ``fresh`` are the settings of new ones that a base gets. Then adapters alone train.
 
     Raises:
+        ConfigError: as :func:`sdpo.model.policy.add_adapters`.
         ModelError: as :func:`sdpo.model.policy.load_policy`; or the architecture's weights have
             other names or forms in its files than in its modules.
     """
-    if is_adapter(folder):
-        raise ModelError(
-            f"{folder} holds an adapter, and launch.strategy fsdp2 trains whole models alone: set "
-            "launch.strategy to ddp, or merge the adapter into its base (peft's merge_and_unload)"
-        )
-    with refusals(f"the model in {folder}"), view_of(folder, code=model.trust_remote_code) as view:
+    base = base_folder(folder)
+    with ExitStack() as stack:
+        stack.enter_context(refusals(f"the model in {folder}"))
+        view = stack.enter_context(view_of(folder, code=model.trust_remote_code))
         check_digest(folder, digest)
-        policy = _empty(view, model=model)
-        policy.name_or_path = policy.config.name_or_path = str(folder)
-        entries = {entry.name: entry for entry in tensor_entries(folder)}
-        _check_names(folder, policy, entries, warn=warn)
-        _check_forms(folder, policy, entries)
+        base_view = view
+        if base != folder:
+            base_view = stack.enter_context(view_of(base, code=model.trust_remote_code))
+            check_digest(base, recorded_base(folder).digest if digest else "")
+        policy = _empty(base_view, model=model)
+        policy.name_or_path = policy.config.name_or_path = str(base)
+        entries = {entry.name: entry for entry in tensor_entries(base)}
+        _check_names(base, policy, entries, warn=warn)
+        _check_forms(base, policy, entries)
+        adapted, values = _adapted(policy, folder, view, fresh=fresh)
         if gradient_checkpointing:
             recompute(policy)
-        scorer = SequenceScorer(policy, low=bf16)
+        scorer = SequenceScorer(adapted, low=bf16)
         _divide(scorer, device=device, bf16=bf16, offload=offload)
-        _read(folder, policy, entries)
+        _read(base, policy, entries)
+        keep_rows(adapted, values)
+        if fresh and not is_adapter(folder):
+            from_base(adapted)
     with forwards_known(policy), torch.no_grad():
         # The first forward tells FSDP2 which module is the outermost one.
         scorer.eval()(collate([TokenSequence(np.zeros(2, np.int32), 1)], pad_token_id=0).to(device))
         with whole(scorer):
             switch_off(policy)
     return scorer
+
+
+def _adapted(
+    policy: "PreTrainedModel", folder: Path, view: Path, *, fresh: TrainingConfig | None
+) -> "tuple[PreTrainedModel, dict[str, torch.Tensor]]":
+    """Return ``policy`` with the adapters that it is to have, and the values of these."""
+    if is_adapter(folder):
+        return adapters_over(policy, lambda base: put_over(base, folder, view), fresh=False)
+    if fresh:
+        torch.manual_seed(fresh.seed)  # every rank draws what one process would
+        return adapters_over(policy, lambda base: add_adapters(base, fresh), fresh=True)
+    return policy, {}
 
 
 def _empty(view: Path, *, model: ModelConfig) -> "PreTrainedModel":
@@ -188,7 +218,9 @@ def _read(folder: Path, policy: "PreTrainedModel", entries: dict[str, TensorEntr
             found: torch.Tensor = files[entries[name].file].get_slice(name)[rows]
             return found
 
-        for name, tensor in policy.state_dict(keep_vars=True).items():
+        for full_name, tensor in policy.state_dict(keep_vars=True).items():
+            if not (name := name_in_base(full_name)):
+                continue
             if not isinstance(tensor, DTensor):
                 tensor.copy_(files[entries[name].file].get_tensor(name))
                 continue
@@ -200,16 +232,3 @@ def _read(folder: Path, policy: "PreTrainedModel", entries: dict[str, TensorEntr
             if len(stored) > 1 and not torch.equal(found, read(stored[1], rows)):
                 raise ModelError(two_heads(folder))
             own.copy_(found)
-
-
-def own_rows(tensor: DTensor) -> slice:
-    """Return which rows of a weight this rank has."""
-    return rows_of(
-        tensor.shape[0], rank=tensor.device_mesh.get_local_rank(), ranks=tensor.device_mesh.size()
-    )
-
-
-def rows_of(rows: int, *, rank: int, ranks: int) -> slice:
-    """Return which of ``rows`` rows FSDP2 gives a rank: equally many to all but the last ones."""
-    each = -(-rows // ranks)
-    return slice(min(rows, rank * each), min(rows, (rank + 1) * each))

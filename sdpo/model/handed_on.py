@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,6 +26,7 @@ from sdpo.identity.adapter_folder import (
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals
 from sdpo.model.adapters import check_adapters
+from sdpo.model.published_tensors import whole_tensors
 from sdpo.system.files import json_text, write_text
 from sdpo.system.json_values import Json
 
@@ -156,7 +158,7 @@ def check_form(adapted: "PreTrainedModel", asked: "PreTrainedModel") -> None:
 
 def _trained_shapes(adapted: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
     named = adapted.named_parameters()
-    return {name: tuple(p.shape) for name, p in named if p.requires_grad}
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in named if p.requires_grad}
 
 
 def _scales(adapted: "PreTrainedModel") -> dict[str, float]:
@@ -188,21 +190,39 @@ def drop_in_adapters(policy: nn.Module, rate: float) -> None:
             drops[name] = nn.Dropout(rate) if rate else nn.Identity()
 
 
-def save_adapter(
-    adapted: "PreTrainedModel", folder: Path, *, input_model: Path, precision: str = FULL
-) -> None:
-    """Write the adapter of ``adapted`` into the existing ``folder``, in peft's own format.
+def adapter_tensors(adapted: "PreTrainedModel") -> dict[str, torch.Tensor]:
+    """Return the tensors of the adapter of ``adapted`` under peft's names, whole, on the CPU.
 
-    ``input_model`` is the folder of the model that the step started from: its base, or an adapter
-    of that base; ``precision`` the one in which that is held. Beside the adapter stands which base
-    it is of, by digest. A config.json must not: transformers would take the folder for one with
-    weights.
+    Where ranks share them, every rank calls it.
     """
     from peft.utils import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    whole = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    trained = {id(p) for p in adapted.parameters() if p.requires_grad}
+    every = adapted.state_dict(keep_vars=True)
+    names = [name for name, tensor in every.items() if id(tensor) in trained]
+    tensors = {name: tensor.cpu().clone() for name, tensor in whole_tensors(adapted, names)}
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        adapted, state_dict=tensors, save_embedding_layers=False
+    )
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def save_adapter(
+    adapted: "PreTrainedModel",
+    folder: Path,
+    *,
+    tensors: dict[str, torch.Tensor],
+    input_model: Path,
+    precision: str = FULL,
+) -> None:
+    """Write the adapter of ``adapted`` into the existing ``folder``, in peft's own format.
+
+    ``tensors`` are its own, from :func:`adapter_tensors`. ``input_model`` is the folder of the
+    model that the step started from: its base, or an adapter of that base; ``precision`` the one in
+    which that is held. Beside the adapter stands which base it is of, by digest. A config.json must
+    not: transformers would take the folder for one with weights.
+    """
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     base = base_folder(input_model)
     said = {"digest": recorded_base(input_model).digest or model_digest(base)}
     said |= {} if precision == FULL else {"precision": precision}

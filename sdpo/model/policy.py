@@ -25,6 +25,7 @@ from sdpo.model.held import hold_base, let_go
 from sdpo.model.randomness import own_settings, switch_off
 from sdpo.model.sequence_scorer import inner_model
 from sdpo.model.shard_files import GB
+from sdpo.model.shares import in_shares, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -266,12 +267,19 @@ def _is_of_pair(policy: "PreTrainedModel", names: Sequence[str]) -> bool:
 def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
     """Return the model with its adapters merged in fp32, or as it is if it has none.
 
-    A base in another precision is fp32 then, with its rounded values.
+    A base in another precision is fp32 then, with its rounded values. Where ranks share the
+    weights, every rank calls it, and each layer is whole while it is merged.
     """
     if not has_adapters(policy):
         return policy
     let_go(policy)
-    return policy.merge_and_unload()
+    if not in_shares(policy):
+        return policy.merge_and_unload()
+    for layer in list(policy.modules()):
+        if hasattr(layer, "lora_A") and hasattr(layer, "merge"):
+            with written(layer):
+                layer.merge()
+    return policy.unload()
 
 
 def save_policy(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
 from sdpo.errors import IntegrityError
-from sdpo.model.fully_sharded import own_rows, rows_of
+from sdpo.model.shares import own_rows, rows_of
 from sdpo.training.trainer import Trainer
 
 _WEIGHT = "weight"

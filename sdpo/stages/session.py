@@ -7,21 +7,17 @@ import torch
 
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
-from sdpo.errors import DivergedError
 from sdpo.events import EventWriter
 from sdpo.identity.adapter_folder import FULL, base_folder, is_adapter
-from sdpo.identity.model_digest import model_digest
 from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
 from sdpo.model.fully_sharded import load_in_shares
-from sdpo.model.handed_on import check_form, has_adapters, save_adapter
+from sdpo.model.handed_on import check_form, has_adapters
 from sdpo.model.policy import (
     add_adapters,
-    copy_tokenizer,
     empty_policy,
     load_policy,
     merge_adapters,
-    save_policy,
 )
 from sdpo.model.prepare import prepare, unreached
 from sdpo.model.published_tensors import reads_as_it_is
@@ -33,11 +29,11 @@ from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
 from sdpo.stages.accelerators import make_accelerator, waiting_group
 from sdpo.stages.extension_locks import free_extension_locks
-from sdpo.stages.publish_shares import diverged, publish_shares
+from sdpo.stages.publish_shares import publish_shares
 from sdpo.stages.rounding import RoundingProbe
+from sdpo.stages.save_model import save_handed_on, save_whole
 from sdpo.stages.training_state import Held
 from sdpo.store.records import Rounding
-from sdpo.system.files import publish_folder
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 from sdpo.training.optimizer import make_optimizer
@@ -178,6 +174,8 @@ class Session:
             base = base_folder(self.spec.input_model)
             check_form(policy, add_adapters(empty_policy(base, model=self.spec.model), training))
             return policy
+        if self.shares is not None:  # what trains was put over the base when that was loaded
+            return policy
         if has_adapters(policy):
             policy = merge_adapters(policy).requires_grad_(True)
         return add_adapters(policy, training) if training.lora_r else policy
@@ -203,9 +201,10 @@ class Session:
 
     def _saved(self) -> str:
         """Write the model, and return its digest, empty on all ranks but one."""
-        hands_on = self.spec.training.hands_on
-        if not hands_on:
-            self.policy = merge_adapters(self.policy)
+        if self.spec.training.hands_on:
+            self.reshard()
+            return save_handed_on(self.policy, spec=self.spec, accelerator=self.accelerator)
+        self._merge()
         if self.spec.launch.shares_weights and reads_as_it_is(self.policy):
             self.reshard()
             return publish_shares(
@@ -216,26 +215,18 @@ class Session:
                 wait=self.wait,
             )
         weights = self._gathered() if self.is_sharded else None
-        if not self.accelerator.is_main_process:
-            return ""
-        _check_finite(weights or self.policy.state_dict())
-        folder = self.spec.folder / "model"
-        with publish_folder(folder, replace=True) as temporary:
-            template = self.spec.model.chat_template
-            if hands_on:
-                held, start = self.spec.model.base_precision, self.spec.input_model
-                save_adapter(self.policy, temporary, input_model=start, precision=held)
-                copy_tokenizer(self.spec.base, temporary, chat_template=template)
-            else:
-                save_policy(
-                    self.policy,
-                    temporary,
-                    tokenizer=self.spec.base,
-                    weights=weights,
-                    chat_template=template,
-                    max_shard_size=self.spec.model.max_shard_size,
-                )
-        return model_digest(folder)
+        return save_whole(
+            self.policy, spec=self.spec, accelerator=self.accelerator, weights=weights
+        )
+
+    def _merge(self) -> None:
+        """Merge adapters, where there are any, also in the module that ranks compute with."""
+        if not has_adapters(self.policy):
+            return
+        self.reshard()
+        self.policy = merge_adapters(self.policy)
+        if self.is_sharded:
+            self.accelerator.unwrap_model(self.engine()[0]).model = self.policy
 
     def reshard(self) -> None:
         """Let every weight be a share again, where FSDP2 has kept one whole after a forward."""
@@ -262,6 +253,9 @@ class Session:
 
         DeepSpeed's take the weights over.
         """
+        if self._sharded is None:
+            torch.manual_seed(self.spec.training.seed)
+            self.policy = self._with_adapters(self.spec.training)
         if self._sharded is None and self.shares is not None:
             self.reshard()
             optimizer = make_optimizer(self.shares, self.spec.training)
@@ -365,6 +359,7 @@ def _loaded(
             offload=spec.launch.offload == "all",
             digest=digest,
             gradient_checkpointing=recomputes,
+            fresh=spec.training if spec.trains and spec.training.lora_r else None,
             warn=events.warning,
         )
         return shares.model, shares, None
@@ -380,10 +375,3 @@ def _loaded(
     )
     rounding = probe.compare(policy) if probe else None
     return policy.to(accelerator.device), None, rounding
-
-
-def _check_finite(weights: dict[str, torch.Tensor]) -> None:
-    """Refuse to publish a model that the last update spoiled."""
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise DivergedError(diverged(name))

@@ -87,7 +87,7 @@ LATER = {
     "_diverged": "an update that spoiled the weights",
     "evaluate": "an update that spoiled the weights",
     "evaluate.run": "a task that was changed between two looks at it",
-    "session._check_finite": "an update that spoiled the weights",
+    "save_model._check_finite": "an update that spoiled the weights",
     "_copy_into": "a damaged state of a step that was cut short",
     "_load_optimizer": "a damaged state of a step that was cut short",
     "_load_zero": "a damaged state of a step that was cut short",
@@ -105,7 +105,7 @@ LATER = {
     "planned": "a spec that no node gives",
     "needed_supervised_tokens": "a spec that no node gives",
     **dict.fromkeys(
-        ("load_in_shares", "_empty", "_check_names", "_check_forms", "_read"),
+        ("_empty", "_check_names", "_check_forms", "_read"),
         "of launch.strategy fsdp2, whose processes `check` has not",
     ),
     "publish_shares": "an update that spoiled the weights",

@@ -220,10 +220,19 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ({"launch": {"strategy": "single", "processes": 2}}, "use `ddp`"),
         (
             {
-                "launch": {"strategy": "deepspeed_zero2", "processes": 2},
-                "steps": [{}, {"lora_r": 8}],
+                "launch": {"strategy": "fsdp2", "processes": 2},
+                "training": {"precision": "bf16"},
+                "steps": [{}, {"lora_r": 8, "lora_dora": True}],
             },
-            "lora_r with launch.strategy deepspeed is not supported",
+            r"steps\.1\.lora_dora with launch\.strategy fsdp2 and precision bf16 is not supported",
+        ),
+        (
+            {
+                "launch": {"strategy": "deepspeed_zero3", "processes": 2},
+                "model": {"base_precision": "nf4"},
+                "training": {"lora_r": 8},
+            },
+            r"base_precision nf4 with launch\.strategy deepspeed_zero3 is not supported.*use `ddp`",
         ),
         (
             {

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.small_models import small_model
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError
-from sdpo.model.handed_on import idle_adapters, save_adapter
+from sdpo.model.handed_on import adapter_tensors, idle_adapters, save_adapter
 from sdpo.model.policy import add_adapters, load_policy, merge_adapters
 from sdpo.model.prepare import prepare, unreached
 from sdpo.model.randomness import switch_off
@@ -65,7 +65,7 @@ def published(adapted, name: str, folder):
     small_model(name).save_pretrained(base)
     out = folder / "adapter"
     out.mkdir()
-    save_adapter(adapted, out, input_model=base)
+    save_adapter(adapted, out, tensors=adapter_tensors(adapted), input_model=base)
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).eval()
 
 

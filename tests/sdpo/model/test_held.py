@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.small_models import small_model
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ModelError
-from sdpo.model.handed_on import save_adapter
+from sdpo.model.handed_on import adapter_tensors, save_adapter
 from sdpo.model.held import HeldLinear, hold_base, let_go
 from sdpo.model.policy import load_policy, merge_adapters
 from sdpo.model.prepare import prepare
@@ -111,7 +111,7 @@ def test_an_adapter_over_it_is_published_loaded_and_merged_as_what_was_trained(
     small_model("llama").save_pretrained(base)
     adapted = trained("llama", kind, lora_dora=dora)
     out.mkdir()
-    save_adapter(adapted, out, input_model=base, precision=kind)
+    save_adapter(adapted, out, tensors=adapter_tensors(adapted), input_model=base, precision=kind)
     with torch.no_grad():
         expected = logps(adapted)
         settings = ModelConfig(base_precision=kind)
