@@ -179,7 +179,7 @@ def test_an_adapter_to_start_from_is_not_merged_into_weights_in_shares(configure
         "model": {"name_or_path": str(folder)},
         "launch": {"strategy": "fsdp2", "processes": 2, "device": "cpu"},
     }
-    with pytest.raises(ConfigError, match=r"fsdp2 goes on with one.* lora_handoff: continue"):
+    with pytest.raises(ConfigError, match=r"fsdp2 goes on with one.*lora_handoff: continue"):
         resolve(configure(**settings))
     goes_on = {"lora_r": 2, "lora_handoff": "continue"}
     assert resolve(configure(**settings, training=goes_on)).model == folder

@@ -95,7 +95,6 @@ CELLS = [
     ("fsdp2", "LoRA beside whole modules, merged"),
     ("fsdp2", "DoRA, handed on"),
     ("deepspeed_zero3", "LoRA, merged"),
-    ("deepspeed_zero2", "DoRA, handed on"),
 ]
 """These are tested each time, all others with the slow tests."""
 
