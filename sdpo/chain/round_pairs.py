@@ -21,7 +21,9 @@ from sdpo.data.planned import Planned
 from sdpo.data.schema import PAIRS_SCHEMA, Message
 from sdpo.errors import DataError
 from sdpo.identity.canonical import digest_of
-from sdpo.store.step_data import step_data
+from sdpo.processes.stage_results import Served
+from sdpo.store.records import Part
+from sdpo.store.step_data import generate_node, step_data
 from sdpo.system.files import file_digest, publish_file
 from sdpo.system.json_values import Json, JsonObject
 
@@ -44,14 +46,23 @@ _SAMPLES = pa.schema(
         ("rank", pa.int32()),
         ("use", pa.string()),
         ("pair_id", pa.string()),
+        ("engine", pa.string()),
     ]
 )
 """``samples.parquet`` has these columns, a row for each sample, by prompt and number.
 
 ``reward``: the score less the length penalty. ``rank`` is from 1; 0: not ranked. ``use``:
 ``chosen`` or ``rejected`` in the pair ``pair_id``, or why it is in none. ``kl``: KL(M_{t-1}||S)
-along the sample in nats, where the judge has measured it.
+along the sample in nats, where the judge has measured it. ``engine``: what drew it; of a server
+its name and version.
 """
+
+
+class _Drawn(Part):
+    """The record of the samples says this of what drew them."""
+
+    engine: str
+    served: Served | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +114,7 @@ def write_pairs(context: Context, step: int, source: SourceConfig, path: Path) -
     if not rows:
         raise _no_pair(step, source, paired, dropped, counts)
     with publish_file(context.run.step(step) / "samples.parquet") as temporary:
-        pq.write_table(_samples_table(paired, use), temporary)
+        pq.write_table(_samples_table(paired, use, engine=_engine(context, step)), temporary)
     pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), path)
     return _said(paired, rows, dropped, counts)
 
@@ -203,7 +214,14 @@ def _earlier_pairs(context: Context, step: int) -> Set[str]:
     return set(ids)
 
 
-def _samples_table(paired: list[_Paired], use: dict[tuple[str, int], tuple[str, str]]) -> pa.Table:
+def _engine(context: Context, step: int) -> str:
+    drawn = context.run.record(generate_node(step)).read_outputs(_Drawn)
+    return drawn.served.title if drawn.served else drawn.engine
+
+
+def _samples_table(
+    paired: list[_Paired], use: dict[tuple[str, int], tuple[str, str]], *, engine: str
+) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for each in paired:
         for row, ranked in zip(each.samples, each.pairing.samples, strict=True):
@@ -219,6 +237,7 @@ def _samples_table(paired: list[_Paired], use: dict[tuple[str, int], tuple[str, 
                     "rank": ranked.rank,
                     "use": used,
                     "pair_id": pair,
+                    "engine": engine,
                 }
             )
     return pa.Table.from_pylist(rows, schema=_SAMPLES)

@@ -24,14 +24,16 @@ from sdpo.chain.step_data import make_step_data
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import rule_of_tokens, tokenise_spec
 from sdpo.config import LaunchConfig, SourceConfig
+from sdpo.config.generating import GenerateConfig
 from sdpo.config.judging import JudgeConfig
 from sdpo.data.keys import draw_key
 from sdpo.errors import DataError
 from sdpo.events import NoteEvent, WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.judges import LocatedJudge, locate_judge
+from sdpo.inputs.servers import refuse_unpermitted
 from sdpo.model_names import ModelName
-from sdpo.processes.judging_specs import GenerateSpec, ImplicitSpec, ScoreSpec
+from sdpo.processes.judging_specs import GenerateSpec, ImplicitSpec, ScoreSpec, ServeSpec
 from sdpo.processes.stage_results import GenerateResult, ScoresResult
 from sdpo.store.plan_file import Round
 from sdpo.store.step_data import data_node, generate_node, judge_node
@@ -43,6 +45,7 @@ GENERATION_VERSION = 1
 JUDGING_VERSION = 1
 """This is raised when a change of the project's code changes scores."""
 _DRAWN = ("n", "temperature", "top_p", "max_new_tokens", "engine")
+_CEILINGS = ("max_tokens_total", "max_minutes")
 
 
 def round_data(context: Context, step: int, made: Round) -> Expansion:
@@ -70,15 +73,27 @@ def round_data(context: Context, step: int, made: Round) -> Expansion:
 def check_rounds(context: Context) -> Expansion:
     """Return a look at the prompts of all rounds, before anything is trained.
 
-    Expanding it raises a DataError where a source has none that may be answered.
+    Expanding it raises a DataError where a source has none that may be answered, and a ConfigError
+    where the owner of this machine has not permitted the server that is to answer them.
     """
 
     def parts() -> list[Part]:
         for source in context.config.data.generated:
             _check_prompts(context, source)
+            _check_server(context, source)
         return []
 
     return Expansion(title="prompts", expand=parts)
+
+
+def _check_server(context: Context, source: SourceConfig) -> None:
+    """Refuse a server that may not be started here, unless it has drawn all samples already."""
+    settings, run = source.generate, context.run
+    if settings.engine == "openai":
+        drawn = sum(node.startswith(generate_node(0)[:-1]) for node in run.nodes())
+        rounds = sum(each.generate.rounds for each in context.config.data.generated)
+        if drawn < rounds:
+            refuse_unpermitted(settings.serve)
 
 
 def _check_prompts(context: Context, source: SourceConfig) -> None:
@@ -126,6 +141,7 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
             "tokens": rule_of_tokens(context),
             "prompts": prompts_identity(context, step, source),
             "draw": {name: getattr(settings, name) for name in _DRAWN},
+            **({"serve": list(settings.serve)} if settings.engine == "openai" else {}),
         }
 
     def make(_find: Find) -> Made:
@@ -148,9 +164,10 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
             tokens=tokens,
             training=training,
             seed=draw_key(settings.seed, step.to_bytes(4, "big")),
+            serve=_serve_spec(settings),
             so_far=so_far,
             out=out,
-            **settings.model_dump(include=set(_DRAWN) - {"engine"}),
+            **settings.model_dump(include={*_DRAWN, *_CEILINGS} - {"engine"}),
         )
         found = context.stage(spec).read(GenerateResult)
         remove(so_far.parent)
@@ -166,7 +183,7 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
             "source": source.name,
             "engine": settings.engine,
             "seed": settings.seed,
-            **found.model_dump(),
+            **found.model_dump(mode="json", exclude_none=True),
         }
         return Made(outputs, [prompts, tokens, out])
 
@@ -175,6 +192,14 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
         inputs=("reserve", "tokens", f"step-{step - 1}"),
         identity=identity,
         make=make,
+    )
+
+
+def _serve_spec(settings: GenerateConfig) -> ServeSpec | None:
+    if settings.engine != "openai":
+        return None
+    return ServeSpec(
+        command=tuple(settings.serve), ready_s=settings.serve_ready_s, parallel=settings.parallel
     )
 
 

@@ -8,6 +8,8 @@ from sdpo.config.annotations import BY_CONTENT, NO_UNIT, SHARE, NotIdentity, Rea
 from sdpo.config.group import Group
 from sdpo.config.judging import JudgeConfig
 
+_OF_SERVER = ReadIf(settings=("engine",), equal_to="openai", otherwise=" on engine `{value}`")
+_HOW = NotIdentity("how samples are asked for, not which")
 _AFTER_SAMPLES = ReadIf(settings=("pair",), equal_to="top_bottom", otherwise=" on pair `{value}`")
 
 
@@ -57,8 +59,34 @@ class GenerateConfig(Group):
     again: bool = Field(False, description="Draw prompts again that an earlier round has answered.")
     engine: Literal["transformers", "openai"] = Field(
         "transformers",
-        description="What generates: transformers, in a process of this project. `openai` is "
-        "refused: served engines are not there yet.",
+        description="What generates: transformers, in a process of this project, or `openai`: an "
+        "OpenAI-compatible server (vLLM, SGLang, ...) that `serve` starts on the model.",
+    )
+    serve: Annotated[list[str], _OF_SERVER] = Field(
+        [],
+        description="The server's command, an argument each, without a shell: {model} is the "
+        "folder of the model, {port} the port to listen on. The machine's owner has to name the "
+        "same command in SDPO_SERVE.",
+    )
+    serve_ready_s: Annotated[float, Unit("s"), _OF_SERVER, _HOW] = Field(
+        900.0, title="Time to serve", gt=0, description="Wait so long until the server serves."
+    )
+    parallel: Annotated[int, Unit("requests"), _OF_SERVER, _HOW] = Field(
+        32, ge=1, le=1024, description="Requests to the server under way at a time, at most."
+    )
+    max_tokens_total: Annotated[int, Unit("tokens"), _HOW] = Field(
+        0,
+        title="Ceiling of tokens",
+        ge=0,
+        description="Tokens that a round's samples may have in all; 0: no ceiling. The run stops "
+        "there, keeps what was drawn, and goes on with a higher one.",
+    )
+    max_minutes: Annotated[float, Unit("minutes"), _HOW] = Field(
+        0.0,
+        title="Ceiling of time",
+        ge=0,
+        description="Minutes that a round's sampling may take at a time; 0: no ceiling. The run "
+        "stops then, keeps what was drawn, and goes on when it is run again.",
     )
     n: Annotated[int, Unit("samples")] = Field(
         8, ge=2, le=1024, title="Samples of a prompt", description="Samples of each prompt."

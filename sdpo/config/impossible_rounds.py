@@ -50,13 +50,23 @@ def _of_source(data: DataConfig, source: SourceConfig) -> Iterator[str]:
         )
     if not source.name:
         yield "name is empty: a generated source has no file that would name it. Set it"
-    if settings.engine == "openai":
-        yield (
-            "generate.engine `openai`: pairs from a served engine are not supported yet. Use "
-            "`transformers`"
-        )
+    yield from _of_server(settings)
     yield from _of_prompts(data, settings)
     yield from _of_judge(data, source)
+
+
+def _of_server(settings: GenerateConfig) -> Iterator[str]:
+    if settings.engine != "openai":
+        return
+    if not settings.serve:
+        yield (
+            "generate.engine `openai` needs the command of a server (generate.serve), such as "
+            "[vllm, serve, '{model}', --port, '{port}']"
+        )
+        return
+    for place, what in (("{model}", "the folder of the model"), ("{port}", "the port")):
+        if not any(place in argument for argument in settings.serve):
+            yield f"generate.serve names no {place}, {what}: put it where the command has it"
 
 
 def _of_prompts(data: DataConfig, settings: GenerateConfig) -> Iterator[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from sdpo.config.sampler import Sampler
-from sdpo.generation.sample_log import SampleLog
-from sdpo.scoring.sampling import Completion, Prompt, sample
+from sdpo.generation.sample_log import Answer, SampleLog
+from sdpo.scoring.sampling import Prompt, sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +46,11 @@ def draw_answers(
     drawing: Drawing,
     log: SampleLog,
     on_prompt: Callable[[int, int], None],
-) -> list[list[Completion]]:
-    """Return the samples of every prompt, a key and its token ids, in their order.
+) -> None:
+    """Bring the samples of every prompt, a key and its token ids, into ``log``.
 
-    What ``log`` has is not drawn again. ``on_prompt`` hears how many prompts are done and the
-    tokens that were generated for them.
+    What it has is not drawn again. ``on_prompt`` hears how many prompts are done and the tokens
+    that were generated for them.
     """
     tokens = 0
     for done, (key, ids) in enumerate(prompts, 1):
@@ -58,13 +58,12 @@ def draw_answers(
             log.add(key, _samples_of(policy, key, ids, drawing))
         tokens += sum(len(each.ids) for each in log.done[key])
         on_prompt(done, tokens)
-    return [log.done[key] for key, _ in prompts]
 
 
 def _samples_of(
     policy: "PreTrainedModel", key: str, ids: np.ndarray, drawing: Drawing
-) -> list[Completion]:
-    return sample(
+) -> list[Answer]:
+    written = sample(
         policy,
         [Prompt(key=key, ids=ids, sample=number) for number in range(drawing.n)],
         sampler=drawing.sampler,
@@ -76,3 +75,4 @@ def _samples_of(
         device=drawing.device,
         micro_batch_tokens=drawing.micro_batch_tokens,
     )
+    return [Answer(each.ids, each.finished) for each in written]

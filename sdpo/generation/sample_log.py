@@ -6,12 +6,24 @@ A line has the samples of one prompt, whole, with its key; a line that was cut s
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sdpo.scoring.sampling import Completion
 from sdpo.system.files import write_text
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A sample has token ids, int32; ``finished``: the last one is an end token.
+
+    ``text`` is what a server wrote; None: the ids say it.
+    """
+
+    ids: np.ndarray
+    finished: bool
+    text: str | None = None
 
 
 class SampleLog:
@@ -19,7 +31,7 @@ class SampleLog:
 
     def __init__(self, path: Path, *, n: int) -> None:
         self._path = path
-        self.done: dict[str, list[Completion]] = {}
+        self.done: dict[str, list[Answer]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         for line in lines:
@@ -29,7 +41,7 @@ class SampleLog:
         # What comes next is not to be added to a line that was cut short.
         write_text(path, "".join(_line(key, samples) for key, samples in self.done.items()))
 
-    def add(self, key: str, samples: Sequence[Completion]) -> None:
+    def add(self, key: str, samples: Sequence[Answer]) -> None:
         """Keep the samples of a prompt, in their order, on the disk."""
         self.done[key] = list(samples)
         with self._path.open("a", encoding="utf-8") as file:
@@ -42,18 +54,21 @@ class SampleLog:
         self._path.unlink(missing_ok=True)
 
 
-def _line(key: str, samples: Sequence[Completion]) -> str:
-    entries = [[each.ids.tolist(), each.finished] for each in samples]
+def _line(key: str, samples: Sequence[Answer]) -> str:
+    entries = [
+        [each.ids.tolist(), each.finished, *([] if each.text is None else [each.text])]
+        for each in samples
+    ]
     return json.dumps({"key": key, "samples": entries}) + "\n"
 
 
-def _read(line: bytes) -> tuple[str, list[Completion]] | None:
+def _read(line: bytes) -> tuple[str, list[Answer]] | None:
     """Return what a line says; None for one that is not whole."""
     if not line.endswith(b"\n"):
         return None
     try:
         entry = json.loads(line)
-        samples = [Completion(np.array(ids, np.int32), end) for ids, end in entry["samples"]]
+        samples = [Answer(np.array(ids, np.int32), *rest) for ids, *rest in entry["samples"]]
         return str(entry["key"]), samples
     except (ValueError, KeyError, TypeError):
         return None

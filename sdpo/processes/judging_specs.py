@@ -12,11 +12,21 @@ from sdpo.processes.spec import Spec
 from sdpo.store.evaluations import TaskFacts
 
 
+class ServeSpec(BaseModel):
+    """A server is started by ``command``, and asked for ``parallel`` samples at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: tuple[str, ...]
+    ready_s: float
+    parallel: int
+
+
 class GenerateSpec(Spec):
     """Let a model answer prompts: ``n`` samples of each.
 
     ``prompts`` has a pair for every prompt, ``tokens`` its token ids row by row. ``so_far``:
-    samples that were drawn already; ``out``: the table of all.
+    samples that were drawn already; ``out``: the table of all. ``serve``: a server draws them.
     """
 
     uses_device: ClassVar[bool] = True
@@ -32,6 +42,9 @@ class GenerateSpec(Spec):
     top_p: float
     max_new_tokens: int
     seed: int
+    max_tokens_total: int
+    max_minutes: float
+    serve: ServeSpec | None
     so_far: Path
     out: Path
 

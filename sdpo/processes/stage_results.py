@@ -1,5 +1,7 @@
 """Define what a stage's last event tells of its work: a model for each kind of stage."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from sdpo.store.evaluations import Suites
@@ -63,17 +65,40 @@ class KlResult(StageResult):
     timings_s: dict[str, float]
 
 
+class Served(StageResult):
+    """Samples came from a server that calls itself ``name`` and ``version``.
+
+    ``identity``: why it was the model that it was to be: its ``log-probs`` of ``compared_tokens``
+    tokens are the model's, to ``mean_difference_nats`` in the mean; or ``weak``: it tells none, and
+    was started on the model's folder. Such samples are not bitwise repeatable.
+    """
+
+    name: str = ""
+    version: str = ""
+    identity: Literal["log-probs", "weak"] = "weak"
+    compared_tokens: int = 0
+    mean_difference_nats: float | None = None
+    prompts_as: Literal["token ids", "text"] = "token ids"
+    bitwise_repeatable: Literal[False] = False
+
+    @property
+    def title(self) -> str:
+        """Return what a sample is marked with."""
+        return f"{self.name} {self.version}, not bitwise repeatable"
+
+
 class GenerateResult(StageResult):
     """A round of samples tells of how many prompts it has some, and the seconds of each phase.
 
     ``no_tokens`` and ``no_room`` are prompts without: they cannot be used as tokens, or leave no
-    position for an answer.
+    position for an answer. ``served``: a server wrote them.
     """
 
     prompts: int
     no_tokens: int
     no_room: int
     tokens: int
+    served: Served | None = None
     timings_s: dict[str, float]
 
 

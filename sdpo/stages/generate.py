@@ -1,8 +1,10 @@
 """Let M_{t-1} answer prompts, of which pairs for step t are made.
 
-The stage holds one model. It runs in one process on one device, whatever the steps run on.
+The stage holds one model. It runs in one process on one device, whatever the steps run on. Where a
+server answers, the model is looked at before it starts, and is not in memory while it serves.
 """
 
+import gc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +16,19 @@ from sdpo.config.automatic import micro_batch_tokens
 from sdpo.config.sampler import Sampler
 from sdpo.events import EventWriter
 from sdpo.generation.answers import Drawing, draw_answers
-from sdpo.generation.sample_log import SampleLog
+from sdpo.generation.ceiling import Ceiling
+from sdpo.generation.completions_client import CompletionsClient
+from sdpo.generation.sample_log import Answer, SampleLog
+from sdpo.generation.served_answers import Asking, draw_served
+from sdpo.generation.served_model import Agreement, Expected, check_served, expected
+from sdpo.generation.server import Server, served
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
-from sdpo.processes.judging_specs import GenerateSpec
-from sdpo.processes.stage_results import GenerateResult
+from sdpo.processes.judging_specs import GenerateSpec, ServeSpec
+from sdpo.processes.stage_results import GenerateResult, Served
 from sdpo.scoring.probes import end_tokens
-from sdpo.scoring.sampling import Completion
 from sdpo.stages.timings import Timings
-from sdpo.system.files import publish_file
+from sdpo.system.files import publish_file, temporary_folder
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import TokenFile
@@ -32,70 +38,170 @@ if TYPE_CHECKING:
 
 _TO_LOAD = "samples take one model: 4 bytes for each weight, and the keys and values of a batch"
 _IDS = pa.list_(pa.int32())
+Prompts = list[tuple[str, np.ndarray]]
 
 
 def run(spec: GenerateSpec, events: EventWriter) -> GenerateResult:
     """Publish the table ``spec.out``: a row for each sample, by prompt."""
     torch.set_num_threads(spec.launch.threads)
-    timings, device = Timings(), torch.device(spec.launch.device)
-    with timings.of("load"):
-        policy = _load(spec, device, events)
-        tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-    text_config = policy.config.get_text_config()
-    positions = int(getattr(text_config, "max_position_embeddings", 0) or 0)
-    tokens, keys = TokenFile.open(spec.tokens), _keys(spec)
-    usable = np.flatnonzero(tokens.usable).tolist()
-    prompts = [(keys[row], tokens.row(row).prompt_ids) for row in usable]
-    fitting = [(key, ids) for key, ids in prompts if not positions or len(ids) < positions]
-    budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=device.type)
-    drawing = Drawing(
-        sampler=Sampler(name="round", temperature=spec.temperature, top_p=spec.top_p),
-        seed=spec.seed,
-        n=spec.n,
-        max_new_tokens=spec.max_new_tokens,
-        positions=positions,
-        ends=tuple(end_tokens(policy, tokenizer)),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        device=device,
-        # One at a time where what a model gives a sequence may depend on its neighbours.
-        micro_batch_tokens=1 if changes_itself(policy) else budget,
-    )
-    total = [0]
-
-    def progress(done: int, generated: int) -> None:
-        total[0] = generated
-        phase = f"samples of {spec.policy.name}"
-        events.progress(phase, done, len(fitting), unit="prompts", note=f"{spec.n} samples of each")
-
-    bf16 = spec.training.precision == "bf16"
-    log = SampleLog(spec.so_far, n=spec.n)
-    with (
-        timings.of("sample"),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
-    ):
-        answers = draw_answers(policy, fitting, drawing=drawing, log=log, on_prompt=progress)
+    round_ = _Round(spec, events)
+    round_.draw()
     with publish_file(spec.out) as temporary:
-        pq.write_table(_table(fitting, answers, tokenizer), temporary)
-    return GenerateResult(
-        prompts=len(fitting),
-        no_tokens=len(keys) - len(prompts),
-        no_room=len(prompts) - len(fitting),
-        tokens=total[0],
-        timings_s=timings.rounded(),
+        answers = [round_.log.done[key] for key, _ in round_.prompts]
+        pq.write_table(_table(round_.prompts, answers, round_.tokenizer), temporary)
+    return round_.result()
+
+
+class _Round:
+    """A round has a model, which is loaded, and prompts that leave it room for an answer."""
+
+    def __init__(self, spec: GenerateSpec, events: EventWriter) -> None:
+        self.spec, self.events, self.timings = spec, events, Timings()
+        self.device = torch.device(spec.launch.device)
+        self.tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
+        self.log = SampleLog(spec.so_far, n=spec.n)
+        self.ceiling = Ceiling(tokens=spec.max_tokens_total, minutes=spec.max_minutes)
+        self.tokens, self.served = 0, None if spec.serve is None else Served()
+        with self.timings.of("load"):
+            self.policy = self._load()
+        self.vocabulary = int(self.policy.config.get_text_config().vocab_size)
+        text_config = self.policy.config.get_text_config()
+        self.positions = int(getattr(text_config, "max_position_embeddings", 0) or 0)
+        self.ends = tuple(end_tokens(self.policy, self.tokenizer))
+        tokens, keys = TokenFile.open(spec.tokens), _keys(spec)
+        usable = np.flatnonzero(tokens.usable).tolist()
+        answerable = [(keys[row], tokens.row(row).prompt_ids) for row in usable]
+        self.prompts: Prompts = [
+            (key, ids) for key, ids in answerable if not self.positions or len(ids) < self.positions
+        ]
+        self.no_tokens = len(keys) - len(answerable)
+        self.no_room = len(answerable) - len(self.prompts)
+
+    def _load(self) -> "PreTrainedModel":
+        """Return the model that answers, known by its digest.
+
+        Raises:
+            ModelError: it is another model.
+        """
+        spec, named = self.spec, self.spec.policy
+        self.events.phase("load", detail=f"{named.name} from {named.folder}")
+        with short_memory_named(f"loading {named.name}", remedy=_TO_LOAD):
+            policy = load_policy(named.folder, model=spec.model, digest=named.digest)
+            return policy.to(self.device).eval().requires_grad_(False)
+
+    def draw(self) -> None:
+        """Bring the samples of every prompt into the log."""
+        if self.spec.serve is None:
+            with self.timings.of("sample"), self._precision():
+                self._draw_here()
+        elif any(key not in self.log.done for key, _ in self.prompts):
+            self._draw_served(self.spec.serve)
+
+    def _precision(self) -> torch.autocast:
+        bf16 = self.spec.training.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _sampler(self) -> Sampler:
+        spec = self.spec
+        return Sampler(name="round", temperature=spec.temperature, top_p=spec.top_p)
+
+    def _draw_here(self) -> None:
+        spec, pad = self.spec, self.tokenizer.pad_token_id
+        budget = micro_batch_tokens(spec.training.micro_batch_tokens, device=self.device.type)
+        drawing = Drawing(
+            sampler=self._sampler(),
+            seed=spec.seed,
+            n=spec.n,
+            max_new_tokens=spec.max_new_tokens,
+            positions=self.positions,
+            ends=self.ends,
+            pad_token_id=pad if pad is not None else 0,
+            device=self.device,
+            # One at a time where what a model gives a sequence may depend on its neighbours.
+            micro_batch_tokens=1 if changes_itself(self.policy) else budget,
+        )
+        draw_answers(
+            self.policy, self.prompts, drawing=drawing, log=self.log, on_prompt=self._on_prompt
+        )
+
+    def _expected(self) -> list[Expected]:
+        """Return what the model says of some prompts, and leave the device to the server."""
+        with self._precision():
+            found = expected(self.policy, [ids for _, ids in self.prompts], device=self.device)
+        del self.policy
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
+
+    def _draw_served(self, serve: ServeSpec) -> None:
+        spec, expect = self.spec, self._expected()
+        asking = Asking(
+            sampler=self._sampler(),
+            seed=spec.seed,
+            n=spec.n,
+            max_new_tokens=spec.max_new_tokens,
+            positions=self.positions,
+            ends=self.ends,
+            parallel=serve.parallel,
+        )
+        self.events.phase("serve", detail=" ".join(serve.command))
+        with (
+            temporary_folder(spec.run) as scratch,
+            self.timings.of("serve"),
+            served(
+                serve.command,
+                folder=spec.policy.folder,
+                ends=self.ends,
+                vocabulary=self.vocabulary,
+                scratch=scratch,
+                ready_s=serve.ready_s,
+            ) as server,
+            CompletionsClient(
+                server.url, model=server.model, tokenizer=self.tokenizer, why_gone=server.why_gone
+            ) as client,
+        ):
+            client.settle_form(expect[0].prompt.tolist())
+            agreement = check_served(client, expect, self.tokenizer)
+            self.served = _served(server, client, agreement)
+            draw_served(
+                client,
+                self.prompts,
+                asking=asking,
+                tokenizer=self.tokenizer,
+                log=self.log,
+                on_prompt=self._on_prompt,
+            )
+
+    def _on_prompt(self, done: int, generated: int) -> None:
+        self.tokens = generated
+        phase, total = f"samples of {self.spec.policy.name}", len(self.prompts)
+        note = f"{self.spec.n} samples of each"
+        self.events.progress(phase, done, total, unit="prompts", note=note)
+        if done < total:
+            self.ceiling.check(generated)
+
+    def result(self) -> GenerateResult:
+        """Return what the round is to be known by."""
+        return GenerateResult(
+            prompts=len(self.prompts),
+            no_tokens=self.no_tokens,
+            no_room=self.no_room,
+            tokens=self.tokens,
+            served=self.served,
+            timings_s=self.timings.rounded(),
+        )
+
+
+def _served(server: Server, client: CompletionsClient, agreement: Agreement | None) -> Served:
+    return Served(
+        name=server.name,
+        version=server.version,
+        identity="log-probs" if agreement else "weak",
+        compared_tokens=agreement.tokens if agreement else 0,
+        mean_difference_nats=agreement.mean_nats if agreement else None,
+        prompts_as="token ids" if client.form.as_ids else "text",
     )
-
-
-def _load(spec: GenerateSpec, device: torch.device, events: EventWriter) -> "PreTrainedModel":
-    """Return the model that answers, known by its digest.
-
-    Raises:
-        ModelError: it is another model.
-    """
-    named = spec.policy
-    events.phase("load", detail=f"{named.name} from {named.folder}")
-    with short_memory_named(f"loading {named.name}", remedy=_TO_LOAD):
-        policy = load_policy(named.folder, model=spec.model, digest=named.digest).to(device)
-    return policy.eval().requires_grad_(False)
 
 
 def _keys(spec: GenerateSpec) -> list[str]:
@@ -104,13 +210,11 @@ def _keys(spec: GenerateSpec) -> list[str]:
 
 
 def _table(
-    prompts: list[tuple[str, np.ndarray]],
-    answers: list[list[Completion]],
-    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Prompts, answers: list[list[Answer]], tokenizer: "PreTrainedTokenizerBase"
 ) -> pa.Table:
     """Return a row for each sample: its prompt, its number, its ids and its text."""
     rows = [
-        (key, number, prompt_ids, done, _text(tokenizer, prompt_ids, done.ids))
+        (key, number, prompt_ids, done, _text(tokenizer, prompt_ids, done))
         for (key, prompt_ids), samples in zip(prompts, answers, strict=True)
         for number, done in enumerate(samples)
     ]
@@ -126,8 +230,11 @@ def _table(
     )
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", prompt: np.ndarray, ids: np.ndarray) -> str:
+def _text(tokenizer: "PreTrainedTokenizerBase", prompt: np.ndarray, answer: Answer) -> str:
     """Return the text of an answer as it stands after its prompt, with a space where one is."""
+    if answer.text is not None:
+        return answer.text
+    ids = answer.ids
     before: str = tokenizer.decode(prompt, skip_special_tokens=True)
     whole: str = tokenizer.decode(np.concatenate([prompt, ids]), skip_special_tokens=True)
     if whole.startswith(before):

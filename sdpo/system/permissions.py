@@ -5,6 +5,8 @@ out is permitted by an environment variable of the process that works, and by no
 """
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +14,10 @@ TASK_FOLDERS = "SDPO_TASK_FOLDERS"
 """The folders whose task files may be used, as PATH has them."""
 JUDGE_ENDPOINTS = "SDPO_JUDGE_ENDPOINTS"
 """The addresses of servers that may be asked for verdicts, with spaces between them."""
+SERVE = "SDPO_SERVE"
+"""The commands that may be started to serve a model, a line each, with quotes as in a shell."""
+SERVE_VARIABLES = "SDPO_SERVE_VARIABLES"
+"""The names of variables that such a command is given besides those that all need, with spaces."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -33,6 +39,29 @@ def may_ask(endpoint: str) -> bool:
         each is not None and asked[:3] == each[:3] and asked[3][: len(each[3])] == each[3]
         for each in given
     )
+
+
+def may_serve(command: Sequence[str]) -> bool:
+    """Return whether this machine may start ``command``, of exactly these arguments.
+
+    A command covers no other: an argument more may be one that runs code.
+    """
+    return any(list(command) == given for given in _commands())
+
+
+def _commands() -> list[list[str]]:
+    found = []
+    for line in os.environ.get(SERVE, "").splitlines():
+        try:
+            found.append(shlex.split(line))
+        except ValueError:  # a quote that is not closed permits nothing
+            continue
+    return found
+
+
+def serve_variables() -> tuple[str, ...]:
+    """Return the names of variables that the owner gives to servers of models."""
+    return tuple(os.environ.get(SERVE_VARIABLES, "").split())
 
 
 def _place(address: str) -> tuple[str, str, int, list[str]] | None:

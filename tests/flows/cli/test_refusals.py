@@ -15,7 +15,7 @@ REFUSALS = {
     *("LayoutError", "GateError", "DivergedError"),
 }
 ONLY_A_RUN = (
-    *("stages", "model", "scoring", "training", "objectives", "processes"),
+    *("stages", "model", "scoring", "training", "objectives", "processes", "generation"),
     *("chain/step.py", "chain/step_models.py", "chain/other_reference.py", "chain/supervised.py"),
     *("chain/start_stage.py", "chain/kl.py", "chain/probes.py", "chain/views.py"),
     *("chain/open_run.py", "chain/rounds.py", "chain/round_pairs.py", "chain/round_prompts.py"),
@@ -105,7 +105,7 @@ LATER = {
     "planned": "a spec that no node gives",
     "needed_supervised_tokens": "a spec that no node gives",
     **dict.fromkeys(
-        ("_empty", "_check_names", "_check_forms", "_read"),
+        ("_empty", "_check_names", "_check_forms", "fully_sharded._read"),
         "of launch.strategy fsdp2, whose processes `check` has not",
     ),
     "publish_shares": "an update that spoiled the weights",
@@ -116,6 +116,14 @@ LATER = {
     "track.run": "a tracker that does not answer, or refuses, when all is measured",
     "judge": "hands on what a stage said",
     **dict.fromkeys(("_generate", "make"), "of the tokens of prompts, once they are drawn"),
+    **dict.fromkeys(
+        ("settle_form", "_as_text", "_ask", "_post", "completions_client._read", "check_served"),
+        "of what a server answers once it runs",
+    ),
+    **dict.fromkeys(
+        ("_ready", "_check_port", "_said_of_itself"), "a server is not started for a look"
+    ),
+    "check": "ceilings of tokens and of time, while samples are drawn",
     "draw_prompts": "of prompts that earlier rounds have answered",
     "_pool": "a file of prompts that was changed after the run was opened",
 }

@@ -34,7 +34,9 @@ def test_a_generated_source_is_none_that_is_read() -> None:
         ({"judge": {}}, "judge names none: set `rule`"),
         ({"judge": {**RULE, "implicit": True}}, "has `rule` and `implicit`"),
         ({"judge": {**RULE, "reward_model": "m"}}, "a judge is one thing"),
-        ({"engine": "openai"}, "`openai`: pairs from a served engine are not supported yet"),
+        ({"engine": "openai"}, "`openai` needs the command of a server"),
+        ({"engine": "openai", "serve": ["vllm", "{port}"]}, "serve names no {model}, the folder"),
+        ({"engine": "openai", "serve": ["vllm", "{model}"]}, "serve names no {port}, the port"),
         ({"rounds": 2}, "rounds 2 with per_round 0: .* Set per_round, or `again: true`"),
         ({"max_new_tokens": 1024}, r"leaves no room .* data.max_length \(1024\)"),
         ({"n": 1}, "generate.n"),
@@ -43,6 +45,13 @@ def test_a_generated_source_is_none_that_is_read() -> None:
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made({**GENERATE, **change})
+
+
+def test_settings_of_a_server_without_one_have_no_effect() -> None:
+    from sdpo.config.effects import settings_without_effect
+
+    lines = settings_without_effect(made({**GENERATE, "parallel": 4, "max_minutes": 3}))
+    assert lines == ["data.sources.1.generate.parallel has no effect on engine `transformers`"]
 
 
 def test_a_source_is_read_or_generated() -> None:

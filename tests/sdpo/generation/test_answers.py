@@ -35,14 +35,9 @@ def drawn(
         if done == stop_after:
             raise InterruptedError
 
-    answers = draw_answers(
-        tiny_llama(),
-        prompts,
-        drawing=DRAWING,
-        log=SampleLog(path, n=DRAWING.n),
-        on_prompt=on_prompt,
-    )
-    return [each.ids.tolist() for samples in answers for each in samples]
+    log = SampleLog(path, n=DRAWING.n)
+    draw_answers(tiny_llama(), prompts, drawing=DRAWING, log=log, on_prompt=on_prompt)
+    return [each.ids.tolist() for key, _ in prompts for each in log.done[key]]
 
 
 def test_an_interrupted_round_ends_as_one_that_was_not(tmp_path: Path) -> None:
