@@ -52,6 +52,11 @@ class Measurement:
         return sum(others.values())
 
     @property
+    def alone_s(self) -> float:
+        """Return the seconds of scoring and of optimizer steps, without what a step pays once."""
+        return self.score_s + self.seconds.get("train", 0.0)
+
+    @property
     def total_s(self) -> float:
         """Return the seconds of scoring and training."""
         return self.score_s + self.train_s

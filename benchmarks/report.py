@@ -18,7 +18,8 @@ class Side:
     runs: Sequence[Measurement]
 
     def seconds(self, phase: str) -> float:
-        """Return the median of ``prepare_s``, ``score_s``, ``train_s`` or ``total_s``."""
+        """Return the median of ``prepare_s``, ``score_s``, ``train_s``, ``alone_s`` or
+        ``total_s``."""
         return float(median(getattr(run, phase) for run in self.runs))
 
     def usage(self, name: str) -> float:
@@ -75,6 +76,7 @@ def side_by_side(
         name = "score and train" if phase == "total" else phase
         row(f"{name}: s", seconds, ".1f")
         row("  pairs/s", [pairs / s if s else None for s in seconds], ".1f")
+    row("  steps and scoring alone", [side.seconds("alone_s") for side in sides], ".1f")
     total = [side.seconds("total_s") for side in sides]
     row("tokens/s, prompts once", [tokens / s for s in total], ",.0f")
     row("useful GFLOP/s", [flops / s / 1e9 for s in total], ",.0f")
@@ -98,6 +100,7 @@ def ratios(ours: Side, theirs: Side, *, device: str) -> Mapping[str, float]:
     }
     return {
         "time_ratio": theirs.seconds("total_s") / ours.seconds("total_s"),
+        "alone_ratio": theirs.seconds("alone_s") / ours.seconds("alone_s"),
         "score_ratio": theirs.seconds("score_s") / ours.seconds("score_s"),
         "train_ratio": theirs.seconds("train_s") / ours.seconds("train_s"),
         "cpu_ratio": theirs.cpu_s / ours.cpu_s,

@@ -114,5 +114,6 @@ def trl_spec(
         "device": settings.device,
         "bf16": training.precision == "bf16",
         "lora": _lora(training),
+        "end_token": workload.facts["end_token"],
         "save": False,
     }

@@ -1,12 +1,14 @@
 """Run TRL's side: a plain script around DPOTrainer (``python -m benchmarks.theirs SPEC``).
 
 It sets nothing that a user of TRL would not set, except that rows are taken in the order of their
-file. It times the trainer's own methods.
+file, and that completions end with their end token: TRL trains on what a template writes after it
+(a newline), and this project does not. It times the trainer's own methods.
 """
 
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ class TimedTrainer(DPOTrainer):
     seconds: dict[str, float]
     step_ends: list[float]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, end_token: int, **options: Any) -> None:
+        self._end_token = end_token
         self.seconds = {}
         self.step_ends = []
         super().__init__(**options)
@@ -50,10 +53,20 @@ class TimedTrainer(DPOTrainer):
         return result
 
     def _prepare_dataset(self, *arguments: Any) -> Any:
-        return self._timed("prepare", super()._prepare_dataset, *arguments)
+        prepared = self._timed("prepare", super()._prepare_dataset, *arguments)
+        return prepared.map(partial(_ended, end=self._end_token))
 
     def _precompute_ref_logps(self, *arguments: Any) -> Any:
         return self._timed("score", super()._precompute_ref_logps, *arguments)
+
+
+def _ended(row: dict[str, list[int]], *, end: int) -> dict[str, list[int]]:
+    """Return both completions up to their last ``end``; whole where a cut has taken it."""
+    sides = {side: row[side] for side in ("chosen_ids", "rejected_ids")}
+    return {
+        side: ids[: len(ids) - ids[::-1].index(end)] if end in ids else ids
+        for side, ids in sides.items()
+    }
 
 
 def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
@@ -88,6 +101,7 @@ def trainer(spec: dict[str, Any], *, model: str, rows: str) -> TimedTrainer:
         args=arguments,
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]),
+        end_token=spec["end_token"],
         peft_config=LoraConfig(**spec["lora"]) if spec.get("lora") else None,
     )
 

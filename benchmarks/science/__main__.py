@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--work", type=Path, default=Path("runs/science"), metavar="FOLDER")
     parser.add_argument("--parts", type=int, default=0, help="run so many now; 0: all")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="run these parts, so that machines can share"
+    )
     parser.add_argument("--plan", action="store_true", help="say what it would be; run nothing")
     parser.add_argument(
         "--page",
@@ -106,7 +109,8 @@ def _run(args: argparse.Namespace) -> int:
     _tell(prepared)
     if not args.plan:
         host = Host(listen=_listen)
-        run_parts(prepared, most=args.parts, host=host, say=_say)
+        only = [name.strip() for name in args.only.split(",") if name.strip()]
+        run_parts(prepared, most=args.parts, host=host, say=_say, only=only)
         _show(prepared.campaign, args.results, args.page)
     return 0
 

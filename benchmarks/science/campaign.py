@@ -138,14 +138,22 @@ def _check_same(
         )
 
 
-def run_parts(prepared: Prepared, *, most: int, host: Host, say: Say) -> list[str]:
+def run_parts(
+    prepared: Prepared, *, most: int, host: Host, say: Say, only: Sequence[str] = ()
+) -> list[str]:
     """Run at most ``most`` parts that are missing (0: all), and return the names of those that ran.
 
+    ``only``: these, so that machines may share a campaign; none: all.
+
     Raises:
-        UserError: a part failed; the same call goes on with it.
+        UserError: there is no such part, or one failed; the same call goes on with it.
         Interrupted, KeyboardInterrupt: somebody asked to stop; the same call goes on.
     """
     study, trials, ran = prepared.study, prepared.trials, []
+    if unknown := set(only) - {trial.name for trial in trials}:
+        raise UserError(
+            f"no part is named {min(unknown)}: they are {', '.join(t.name for t in trials)}"
+        )
     said = StudyFile(kind="compare", recipe=prepared.config.name)
     with study.held(said, listen=host.listen):
         for trial in trials:
@@ -153,7 +161,7 @@ def run_parts(prepared: Prepared, *, most: int, host: Host, say: Say) -> list[st
                 restore(prepared.parts, trial.name, study)
         check_trials(study, trials, keeps_models=False)
         for number, trial in enumerate(trials):
-            if prepared.parts.is_there(trial.name):
+            if prepared.parts.is_there(trial.name) or (only and trial.name not in only):
                 continue
             if most and len(ran) >= most:
                 break

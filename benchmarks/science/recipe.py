@@ -49,7 +49,8 @@ def campaign_config(
             },
             "probe": {"max_pairs": design.pairs * len(SOURCES), "completions": 0},
             "evaluation": evaluation,
-            "launch": {"device": "cpu", "threads": design.threads},
+            # A part takes as many cores as the design says: others may run beside it (--only).
+            "launch": {"device": "cpu", "threads": design.threads, "share_device": True},
             "store": {"runs_dir": str(work / "runs"), "cache_dir": str(work / "cache")},
         }
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from bench import DemoFiles
 from forked_stages import forked_stages
@@ -14,11 +15,14 @@ from forked_stages import forked_stages
 from benchmarks.science import __main__ as program
 from benchmarks.science.campaign import Prepared, prepare, run_parts
 from benchmarks.science.design import Campaign, Design, part_seconds, smallest_effects
-from benchmarks.science.parts import reserve_values, rows_of
+from benchmarks.science.parts import Part, reserve_values, rows_of
+from benchmarks.science.recipe import campaign_config, campaign_trials
 from benchmarks.science.sources import FILES, make_sources
-from benchmarks.science.tables import page, read_parts, trial_names
+from benchmarks.science.tables import comparison_of, page, read_parts, trial_names
+from sdpo.config import settings_without_effect
 from sdpo.errors import IntegrityError, UserError
 from sdpo.hooks import Host
+from sdpo.study.folder import StudyFolder
 from sdpo.study.results import kept
 
 ROOT = Path(__file__).parents[2]
@@ -96,16 +100,19 @@ def place(demo_files: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Pl
 
 @pytest.fixture(scope="module")
 def campaign(place: Place) -> Prepared:
-    """A campaign of which two of three parts have run, and whose work folder is then gone."""
-    prepared = place.prepared()
+    """A campaign of which two machines ran a part each, and whose work folders are then gone."""
+    prepared = place.prepared(work="one")
     written = Campaign.model_validate_json((place.folder / "results/campaign.json").read_bytes())
     assert written == prepared.campaign, "what can be shown is written before anything runs"
     assert written.smallest
-    assert not (place.folder / "work" / "runs").exists()
-    with forked_stages():
-        ran = run_parts(prepared, most=2, host=Host(), say=lambda _: None)
-    assert ran == ["sdpo", "dpo"]
-    shutil.rmtree(place.folder / "work")
+    assert not (place.folder / "one" / "runs").exists()
+    with pytest.raises(UserError, match="no part is named dpoo: they are sdpo, dpo, target_base"):
+        run_parts(prepared, most=0, host=Host(), say=str, only=["dpoo"])
+    for work, name in (("one", "sdpo"), ("two", "dpo")):
+        other = place.prepared(work=work)
+        with forked_stages():
+            assert run_parts(other, most=0, host=Host(), say=str, only=[name]) == [name]
+        shutil.rmtree(place.folder / work)
     return place.prepared(work="elsewhere")
 
 
@@ -127,6 +134,22 @@ def test_a_part_of_adapters_is_cheaper_and_one_of_more_pairs_is_longer():
     costs = {"characters": 500.0, "parameters": 134_515_008, "flops_per_s": 4e10}
     seconds = [part_seconds(Design(**each), **costs) for each in ({}, {"lora_r": 16})]
     assert seconds[1] < seconds[0] < part_seconds(Design(pairs=96), **costs)
+
+
+@pytest.mark.parametrize("more", [{}, {"lora_r": 8}, {"suites": ("hellaswag",), "win_prompts": 5}])
+def test_a_recipe_has_no_setting_without_effect(place, tmp_path, more):
+    sources = make_sources([place.data], tmp_path, characters=700)
+    design = Design(**more)
+    config = campaign_config(design, model=place.model, sources=sources, work=tmp_path)
+    assert settings_without_effect(config) == []
+    assert config.evaluation.win_rate.is_on == bool(design.win_prompts)
+    trials = campaign_trials(design, config, StudyFolder(tmp_path / "runs" / "campaign"))
+    assert [t.name for t in trials[:2]] == ["sdpo", "dpo"]
+    assert {(t.arm, t.seed) for t in trials if t.arm in design.several} == {
+        (arm, seed) for arm in design.several for seed in (42, 43, 44)
+    }
+    thirds = {t.arm: len(t.config.partition.fractions) for t in trials if t.config}
+    assert (thirds["stratified"], thirds["random"]) == (3, 3)
 
 
 def test_ties_texts_that_are_none_and_prompts_met_again_are_left_out(place, tmp_path):
@@ -164,7 +187,7 @@ def test_parts_that_are_kept_are_not_run_again_though_the_work_is_gone(campaign,
     files = (campaign.parts.numbers("sdpo"), campaign.parts.pairs("sdpo"))
     before = [path.read_bytes() for path in files]
     with forked_stages():
-        assert run_parts(campaign, most=0, host=Host(), say=lambda _: None) == ["target_base"]
+        assert run_parts(campaign, most=0, host=Host(), say=str) == ["target_base"]
     assert [path.read_bytes() for path in files] == before
     assert not campaign.missing
     # What is put back is what a comparison reads.
@@ -219,10 +242,60 @@ def test_another_design_or_other_data_are_refused_by_name(campaign, place, tmp_p
         other.prepared()
 
 
-def test_the_page_has_the_tables_of_the_parts_that_are_kept_with_the_project():
-    campaign = Campaign.model_validate_json((program.RESULTS / "campaign.json").read_bytes())
+@pytest.fixture(scope="module")
+def landed() -> tuple[Campaign, dict[str, tuple[Part, pa.Table]]]:
+    """The campaign that is kept with the project, and its parts."""
+    found = Campaign.model_validate_json((program.RESULTS / "campaign.json").read_bytes())
+    return found, read_parts(found, program.RESULTS)
+
+
+def test_every_file_that_is_kept_is_of_a_part_and_small(landed):
+    found, parts = landed
+    files = {path.name: path for path in program.RESULTS.iterdir()}
+    names = {f"{name}.{kind}" for name in parts for kind in ("json", "parquet")}
+    assert set(files) == {"campaign.json", *names}
+    assert set(parts) <= set(trial_names(found))
+    assert max(path.stat().st_size for path in files.values()) < 100_000
+    assert not any('": "/' in (program.RESULTS / f"{name}.json").read_text() for name in parts)
+
+
+def test_parts_that_are_kept_are_of_one_reserve_and_one_start(landed):
+    found, parts = landed
+    values = [reserve_values(table) for _, table in parts.values()]
+    for each in values:
+        assert len(each.pair_id) == found.design.reserved
+        np.testing.assert_array_equal(each.pair_id, values[0].pair_id)
+        # The same rows of the same model, scored by another process at another time.
+        np.testing.assert_allclose(each.start, values[0].start, atol=1e-3)
+    for part, table in parts.values():
+        assert part.result.start == next(iter(parts.values()))[0].result.start
+        for step in part.result.steps:
+            assert rows_of(table, f"D_{step.step}").num_rows == step.pairs
+            # From step 2 on these two arms have a target that is not their reference.
+            if step.step == 1 or part.result.arm not in ("target_base", "reference_base"):
+                assert part.losses[step.step][0] == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_the_differences_of_parts_are_the_means_of_paired_differences(landed):
+    _, parts = landed
+    if not {"sdpo", "dpo"} <= set(parts):
+        pytest.skip("the parts of two arms are not kept yet")
+    found = comparison_of(parts, ["sdpo", "dpo"])
+    assert found is not None
+    one, other = (reserve_values(parts[name][1]) for name in ("sdpo", "dpo"))
+    by_measure = {contrast.measure: contrast.found for contrast in found.contrasts}
+    assert by_measure["gamma"].mean == pytest.approx(np.mean(other.gamma - one.gamma))
+    right = np.mean(other.gamma > 0) - np.mean(one.gamma > 0)
+    assert by_measure["ranking_accuracy"].mean == pytest.approx(right)
+    t = np.mean(other.gamma - one.gamma) / (np.std(other.gamma - one.gamma, ddof=1) / 192**0.5)
+    # The bootstrap's interval leaves out 0 where the t statistic is clearly large, and only there.
+    assert abs(t) < 2.3 or by_measure["gamma"].low * by_measure["gamma"].high > 0
+    assert abs(t) > 1.7 or by_measure["gamma"].low * by_measure["gamma"].high < 0
+
+
+def test_the_page_has_the_tables_of_the_parts_that_are_kept_with_the_project(landed):
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert text.partition(f"{program.MARK}\n\n")[2] == page(campaign, program.RESULTS)
+    assert text.partition(f"{program.MARK}\n\n")[2] == page(landed[0], program.RESULTS)
 
 
 @pytest.mark.slow  # with the others a minute
