@@ -19,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 TESTED_WITH := $(VENV)/.tested-with
 WITH_EXTRAS := $(VENV)/.with-extras
-BESIDE := --numprocesses 2 --dist loadfile
+BESIDE := --numprocesses 3 --dist worksteal
 QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs objectives report \
 	scoring stats store tokens training chain/test_chain.py)
 NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test_report test_demo \

@@ -13,6 +13,7 @@ os.environ |= {
     "SDPO_SHARE_DEVICE": "1",  # tests run beside each other; those of the lock turn it on
 }
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,17 +23,29 @@ from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
 from histories import origin
 from hypothesis import settings
+from no_waiting import wait_for_no_disk
 
 from sdpo.history.target import Checkpoint
 from sdpo.inputs import demo
 from sdpo.inputs.demo.model import write_model
 from sdpo.promotion.versions import promote
 
+wait_for_no_disk()
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 settings.load_profile("untimed")
 
 
 FEW = 300
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage be looked for among what was imported: it stays, and is two million objects.
+
+    A full collection took half a second, and whoever frees a device's memory asks for one.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 
 @pytest.fixture
