@@ -159,6 +159,14 @@ class ReserveConfig(Group):
     key: Annotated[str, SpelledOut(of=("reserve",))] = Field(
         "sdpo", description="Key of the hash that chooses the reserved prompts."
     )
+    compare_on: Annotated[
+        Literal["all", "report"],
+        NotIdentity("it says which measured pairs may compare models, and changes none of them"),
+    ] = Field(
+        "all",
+        description="Reserved pairs by which models are compared and promoted: `all`, or the "
+        "`report` part alone, since settings were chosen by the other one. A sweep sets it.",
+    )
 
 
 class DataConfig(Group):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from sdpo.config import Group, ProbeConfig
+from sdpo.config import Group, ProbeConfig, ReserveConfig
 from sdpo.config.annotations import NO_UNIT, SHARE, Unit
 from sdpo.config.load import checked
 from sdpo.errors import ConfigError, Fault
@@ -29,6 +29,7 @@ from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.contamination import CONTAMINATION_NATS, contamination
 from sdpo.stats.gamma import Measured, whole_reserve
 from sdpo.stats.gamma_rows import Contamination
+from sdpo.stats.reserve_parts import part_of
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import planned, read_probe
 
@@ -160,9 +161,17 @@ class Judgement:
 
 
 def judge(
-    run: RunFolder, *, new: int, current: int, settings: GateSettings, probe: ProbeConfig
+    run: RunFolder,
+    *,
+    new: int,
+    current: int,
+    settings: GateSettings,
+    probe: ProbeConfig,
+    reserve: ReserveConfig = ReserveConfig(),
 ) -> Judgement:
     """Compare M_``new`` with M_``current``, both models of ``run``, on its reserve.
+
+    Where settings were chosen on one part of the reserve (``reserve.compare_on``), on the other.
 
     Raises:
         Fault: a model was not measured.
@@ -174,7 +183,7 @@ def judge(
         if not path.is_file():
             raise Fault(f"M_{number} of run {run.name} was not measured: {path} is not there")
         tables[f"M_{number}"] = read_probe(run, number, last=new)
-    measured = [_reserved(tables[f"M_{number}"]) for number in (0, current, new)]
+    measured = [_reserved(tables[f"M_{number}"], reserve) for number in (0, current, new)]
     resamples, seed = probe.bootstrap_resamples, probe.seed
     comparisons = compare(*measured, resamples=resamples, seed=seed)
     gap = contamination(tables, step=new, model=new - 1, resamples=resamples, seed=seed)
@@ -274,12 +283,14 @@ def prompt_overlap(run: RunFolder, *, up_to: int) -> tuple[int, int]:
     return int(pc.sum(found).as_py() or 0), len(reserved)
 
 
-def _reserved(table: pa.Table) -> Measured:
-    """Return a model's measurements on the reserves of all sources, by pair id."""
+def _reserved(table: pa.Table, reserve: ReserveConfig) -> Measured:
+    """Return a model's measurements on the pairs of all sources that compare, by pair id."""
     found = whole_reserve(table)
     if found is None:
         raise Fault("the run has no reserve: nothing can be compared (data.reserve)")
-    return found
+    if reserve.compare_on == "all":
+        return found
+    return found.take(part_of(found.prompt_key) == reserve.compare_on)
 
 
 def _not_worse(

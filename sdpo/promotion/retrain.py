@@ -262,7 +262,7 @@ def _decide(
     host: Host,
 ) -> Retrained:
     run, step = attempt.run, attempt.start.step + 1
-    probe = read_stored(run).config.probe
+    config = read_stored(run).config
     if checked_digest(run, step - 1) != attempt.start.digest:
         raise Fault(
             f"M_{step - 1} of run {run.name} is not the model that {attempt.name} stands for, "
@@ -270,7 +270,14 @@ def _decide(
         )
 
     def judged() -> Judgement:
-        return judge(run, new=step, current=step - 1, settings=gate, probe=probe)
+        return judge(
+            run,
+            new=step,
+            current=step - 1,
+            settings=gate,
+            probe=config.probe,
+            reserve=config.data.reserve,
+        )
 
     def moved(why: str) -> RegisteredModel:
         return promote(

@@ -23,6 +23,7 @@ from sdpo.stats.differences import (
     smallest_shown,
 )
 from sdpo.stats.kl import Estimate
+from sdpo.stats.reserve_parts import part_of
 from sdpo.study.results import PairValues, SuiteScore, TrialResult
 
 Measure = Literal["ranking_accuracy", "gamma"]
@@ -78,7 +79,8 @@ class Contrast(_Said):
 class Comparison(_Said):
     """A comparison is of arms on ``pairs`` reserved pairs of ``prompts`` prompts.
 
-    ``left_out``: reserved pairs that not all arms have. ``tests``: differences that were tested
+    ``left_out``: reserved pairs that not all arms have, or by which settings of an arm were chosen:
+    then ``chosen`` names such arms. ``tests``: differences that were tested
     together. ``same``: arms, by twos, that came to the same model.
     """
 
@@ -86,6 +88,7 @@ class Comparison(_Said):
     pairs: int
     prompts: int
     left_out: int
+    chosen: list[str] = []
     seeds: int
     arms: list[ArmLine]
     contrasts: list[Contrast]
@@ -123,7 +126,8 @@ def compare(
             f"nothing can be compared: {len(arms)} of the arms came to a result. "
             + "; ".join(f"{trial} failed: {why}" for trial, why in failed.items())
         )
-    common = _common(values, [result.trial for result in results])
+    chosen = [arm for arm, trials in arms.items() if any(t.compare_on == "report" for t in trials)]
+    common = _common(values, [result.trial for result in results], is_chosen=bool(chosen))
     everything = reduce(np.union1d, (values[r.trial].pair_id for r in results))
     at = {result.trial: values[result.trial].at(common) for result in results}
     prompts = at[results[0].trial].prompt_key
@@ -133,6 +137,7 @@ def compare(
         pairs=len(common),
         prompts=len(np.unique(prompts)),
         left_out=len(everything) - len(common),
+        chosen=chosen,
         seeds=max(len(trials) for trials in arms.values()),
         arms=[_line(arm, trials, at, seed=seed) for arm, trials in arms.items()],
         contrasts=contrasts,
@@ -142,8 +147,13 @@ def compare(
     )
 
 
-def _common(values: Mapping[str, PairValues], trials: Sequence[str]) -> np.ndarray:
+def _common(
+    values: Mapping[str, PairValues], trials: Sequence[str], *, is_chosen: bool
+) -> np.ndarray:
+    """Return the pairs of all trials, of the report part alone where settings were chosen."""
     common: np.ndarray = reduce(np.intersect1d, (values[trial].pair_id for trial in trials))
+    if is_chosen:
+        common = common[part_of(values[trials[0]].at(common).prompt_key) == "report"]
     if not len(common):
         raise UserError(
             f"{' and '.join(trials)} have no reserved pair in common, so that nothing can be "

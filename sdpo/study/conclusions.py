@@ -109,10 +109,10 @@ def _of_what_is_missing(found: Comparison) -> Iterator[str]:
     for one, other in found.same:
         yield f"{one} and {other} came to the very same models: nothing that was read differs."
     if found.left_out:
-        yield (
-            f"{count(found.left_out)} reserved pairs are left out, which not all arms have set "
-            "aside."
-        )
+        why = "which not all arms have set aside"
+        if found.chosen:
+            why += f", or by which a sweep chose the settings of {listed(found.chosen)}"
+        yield f"{count(found.left_out)} reserved pairs are left out, {why}."
     if any(line.kl is None for line in found.arms):
         yield "KL to S was not measured of every arm (probe.kl_prompts)."
     if not any(line.suites for line in found.arms):

@@ -146,7 +146,9 @@ def trials_at(
     made: dict[str, tuple[RunConfig, str]] = {}
     for point in points:
         label, name = label_of(point), prefix + name_of(point)
-        lines = [f"{key}={json.dumps(value)}" for key, value in point.items()]
+        # Whoever compares or promotes the winner later is told by which pairs it was chosen.
+        lines = ["data.reserve.compare_on=report"]
+        lines += [f"{key}={json.dumps(value)}" for key, value in point.items()]
         try:
             changed = make_config(config.model_dump(), overrides=lines)
         except ConfigError as error:

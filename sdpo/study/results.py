@@ -5,6 +5,7 @@ They are read from the trial's run once it is complete, and stay when the run go
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from sdpo.stats.gamma import whole_reserve
 from sdpo.stats.kl import Estimate
 from sdpo.store.records import StepRecord, first_fault
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.stored_run import read_stored
 from sdpo.study.folder import StudyFolder
 from sdpo.system.files import publish_file, read_json, write_json
 from sdpo.system.privacy import withheld_by_folder, withholding
@@ -61,7 +63,8 @@ class TrialResult(_Kept):
     """A trial came to this.
 
     ``identity`` is that of its run. ``rows_scored``: log-probs of so many pairs were computed for
-    it, those of its measurements included. ``kl``: KL(M_T||S) in nats per completion; None where it
+    it, those of its measurements included. ``compare_on``: which reserved pairs may compare its
+    model. ``kl``: KL(M_T||S) in nats per completion; None where it
     was not measured. ``characters``: mean length of its greedy completions of ``prompts`` prompts.
     """
 
@@ -74,6 +77,7 @@ class TrialResult(_Kept):
     start: str
     steps: list[StepResult]
     rows_scored: int
+    compare_on: Literal["all", "report"] = "all"
     kl: Estimate | None = None
     prompts: int = 0
     characters: float | None = None
@@ -199,6 +203,7 @@ def read_trial(
             start=_start(data),
             steps=steps,
             rows_scored=sum(scored.values()),
+            compare_on=read_stored(run).config.data.reserve.compare_on,
             kl=_kl(data, last),
             prompts=len(written),
             characters=float(np.mean(written)) if written else None,

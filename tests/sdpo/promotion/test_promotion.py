@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from scored import write_scores
 
-from sdpo.config import ProbeConfig
+from sdpo.config import ProbeConfig, ReserveConfig
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.promotion.judge import (
     GateSettings,
@@ -19,6 +19,7 @@ from sdpo.promotion.judge import (
     judgement_settings,
     prompt_overlap,
 )
+from sdpo.stats.reserve_parts import part_of
 from sdpo.store.run_folder import RunFolder
 
 PROBE = ProbeConfig(bootstrap_resamples=400)
@@ -58,6 +59,7 @@ def gate(tmp_path: Path) -> Judge:
         *,
         on_new: Sequence[Gammas] = ({}, {}, {}),
         trained: Sequence[str] = (),
+        compare_on: Literal["all", "report"] = "all",
         **settings: Any,
     ) -> Judgement:
         run = RunFolder(tmp_path / "run")
@@ -68,7 +70,8 @@ def gate(tmp_path: Path) -> Judge:
         keys, steps = [*reserve, *trained], [0] * len(reserve) + [2] * len(trained)
         pq.write_table(pa.table({"prompt_key": keys, "step": steps}), run.plan)
         gate_settings = GateSettings(**settings)
-        return judge(run, new=2, current=1, settings=gate_settings, probe=PROBE)
+        reserve = ReserveConfig(compare_on=compare_on)
+        return judge(run, new=2, current=1, settings=gate_settings, probe=PROBE, reserve=reserve)
 
     return judged
 
@@ -164,6 +167,19 @@ def test_fewer_pairs_than_needed_are_too_few_to_tell_unless_the_settings_say_oth
     worse = [start, {"a": start["a"] + 4}, {"a": start["a"] + 2}]
     assert gate(worse, when_too_few="estimate").outcome == "refused"
     assert gate(worse).outcome == "too few to tell"
+
+
+def test_pairs_that_a_sweep_chose_its_settings_by_do_not_promote_what_it_chose(
+    gate: Judge,
+) -> None:
+    start = {"a": spread(600, 0)}
+    reports = part_of(np.array([f"ra-p{i:05d}" for i in range(600)])) == "report"
+    current = {"a": start["a"] + 4}
+    new = {"a": np.where(reports, start["a"] + 2.5, start["a"] + 9)}
+    assert gate([start, current, new]).outcome == "passed"
+    found = gate([start, current, new], compare_on="report")
+    assert (found.outcome, found.pairs) == ("refused", int(reports.sum()))
+    assert "-1.500 [-1.500, -1.500]" in found.reason
 
 
 def test_gamma_that_fell_below_s_or_ran_away_is_refused(gate: Judge) -> None:

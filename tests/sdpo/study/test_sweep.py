@@ -19,11 +19,12 @@ from sdpo.config.load import load_recipe, make_config
 from sdpo.errors import UserError
 from sdpo.report.load import load_run
 from sdpo.stats.kl import Estimate
+from sdpo.stats.reserve_parts import part_of
 from sdpo.study.arms import essence
 from sdpo.study.grid import grid_trials, read_overs
 from sdpo.study.pareto import Point, front, pareto_figure
 from sdpo.study.selection import select
-from sdpo.study.split import part_of, split
+from sdpo.study.split import split
 from sdpo.study.sweep import SweepDone, SweepPlan, plan_sweep, run_sweep
 
 OVER = "steps.1.beta=0.05,0.1,0.4"
@@ -140,6 +141,23 @@ def test_the_best_recipe_is_a_file_that_makes_the_same_models(sweep: Sweep) -> N
     assert recipe.name == "tiny-best"
     assert essence(recipe) == essence(best.config)
     assert recipe.training_of(2) == best.config.training_of(2)
+    assert recipe.data.reserve.compare_on == "report"
+
+
+def test_the_best_trial_is_compared_later_by_pairs_on_which_it_was_not_chosen(
+    sweep: Sweep, tmp_path: Path, sdpo: Sdpo
+) -> None:
+    copied = sweep.bench.copy_to(tmp_path)
+    names = [f"tiny-sweep/{trial.name}" for trial in sweep.plan.trials[:2]]
+    said = sdpo("compare", copied.write(), "--arms", ",".join(names), "--json")
+    found = json.loads(said.out)
+    assert found["pairs"] == sweep.done.swept.found.pairs
+    assert found["left_out"] == sweep.done.swept.pairs
+    mean = {line.arm: line.accuracy.mean for line in sweep.done.swept.found.arms}
+    for line, trial in zip(found["arms"], sweep.plan.trials, strict=False):
+        assert line["accuracy"]["mean"] == mean[trial.arm]
+    page = (copied.runs / "tiny-compare" / "comparison.html").read_text(encoding="utf-8")
+    assert "by which a sweep chose the settings of" in page
 
 
 def test_a_sweep_that_is_made_already_runs_nothing_and_says_the_same(
