@@ -12,7 +12,7 @@ from flows.ui.folder import enter_folder
 from flows.ui.form import Empty, form, required_list, required_text
 from flows.ui.runpage import RunPage
 from flows.ui.studycard import study_card
-from sdpo.config.annotations import Unit
+from sdpo.config.annotations import NO_UNIT, Unit
 from sdpo.errors import ConfigError, Fault
 from sdpo.study.page import arm_figures
 from sdpo.study.run_trials import failures
@@ -23,9 +23,9 @@ from sdpo.study.sweeping import planned_sweep
 _DESCRIPTIONS = {
     "recipe": "Name of a preset, or path of a recipe file (YAML) where the worker runs.",
     "over": "Settings and their values, one a line: `training.beta=0.03,0.1,0.3`; where trials are "
-    "proposed also a range: `training.beta=log:0.01..0.3`. Positions of steps count from 0: "
-    "`steps.1.beta` is of step 2.",
+    "proposed also a range: `training.beta=log:0.01..0.3`. `step-2.beta` is of step 2.",
     "trials": "Let Optuna propose so many trials. Empty: every combination of the values.",
+    "seeds": "Training seeds of each combination.",
     "prune": "Of proposed trials, end those early that fall behind.",
     "keep": "`models`: runs stay whole; `none`: once measured, their numbers alone stay.",
     "name": "Name of the study, which goes on if it is there. Empty: the recipe's with `-sweep`.",
@@ -41,6 +41,7 @@ def sweep(
     recipe: Annotated[str, required_text()] = "",
     over: Annotated[list[str], required_list()] = [],  # noqa: B006 - never mutated
     trials: Annotated[int | None, Unit("trials"), Empty("integer", least=0)] = None,
+    seeds: Annotated[int, Unit(NO_UNIT)] = 1,
     prune: bool = False,
     keep: Literal["models", "none"] = "models",
     name: str = "",
@@ -54,12 +55,15 @@ def sweep(
     limits = [] if limit is None else [f"data.limit={limit}"]
     config = configured(Path(recipe.strip()), overrides=[*limits, *(overrides or [])])
     # The page is named after the study, which is known before anything is written.
-    study, _ = planned_sweep(config, over=over or [], trials=trials or 0, prune=prune, name=name)
+    study, _ = planned_sweep(
+        config, over=over or [], trials=trials or 0, seeds=seeds, prune=prune, name=name
+    )
     with RunPage(study.name) as page:
         _, run = planned_sweep(
             config,
             over=over or [],
             trials=trials or 0,
+            seeds=seeds,
             prune=prune,
             name=name,
             keep=keep,

@@ -47,7 +47,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-
 @pytest.fixture
 def quick_stages() -> Iterator[None]:
     """``forked_stages`` for a whole test."""

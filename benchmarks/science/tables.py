@@ -16,7 +16,8 @@ from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.differences import RESAMPLES
 from sdpo.stats.gamma import RESERVE
 from sdpo.study.comparison import Comparison, compare
-from sdpo.study.conclusions import conclude, shown, size
+from sdpo.study.conclusions import conclude
+from sdpo.study.measures import ACCURACY, GAMMA
 
 SEED = 42
 """All intervals of the tables are drawn by this seed."""
@@ -65,10 +66,10 @@ def power_table(campaign: Campaign) -> list[str]:
         supposed, effect = float(each["supposed"]), float(each["effect"])
         if each["measure"] == "accuracy":
             row = ("ranking accuracy", f"{supposed:.0%} of pairs are ranked otherwise")
-            rows.append((*row, size("ranking_accuracy", effect)))
+            rows.append((*row, ACCURACY.size(effect)))
         else:
             row = ("mean γ", f"differences of pairs spread by {supposed:g} nats")
-            rows.append((*row, size("gamma", effect)))
+            rows.append((*row, GAMMA.size(effect)))
     return [
         f"Smallest difference of two arms that {design.reserved} reserved pairs show in 80% of all "
         f"tries, at 5% shared among {design.tests} tests (written before anything ran):",
@@ -163,10 +164,10 @@ def _differences(found: Comparison, title: str) -> list[str]:
     rows = [
         (
             contrast.arm,
-            "ranking accuracy" if contrast.measure == "ranking_accuracy" else "mean γ",
-            shown(contrast.measure, contrast.found),
+            contrast.title,
+            contrast.shown(contrast.found),
             UNKNOWN if contrast.corrected is None else f"{contrast.corrected:.3f}",
-            UNKNOWN if contrast.smallest is None else size(contrast.measure, contrast.smallest),
+            UNKNOWN if contrast.smallest is None else contrast.size(contrast.smallest),
             ("higher" if contrast.found.mean > 0 else "lower") if contrast.is_shown else "no",
         )
         for contrast in found.contrasts

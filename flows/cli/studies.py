@@ -94,6 +94,7 @@ def sweep(
     trials: Annotated[
         int, typer.Option("--trials", help="Let Optuna propose so many; 0: every combination.")
     ] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Training seeds of each combination.")] = 1,
     prune: Annotated[
         bool, typer.Option("--prune", help="With --trials: end trials early that fall behind.")
     ] = False,
@@ -117,6 +118,7 @@ def sweep(
         configured(recipe, overrides, "", limit, runs_dir),
         over=over or [],
         trials=trials,
+        seeds=seeds,
         prune=prune,
         name=name,
         keep=keep.value,

@@ -76,6 +76,7 @@ def sweep_settings(
     *,
     over: Sequence[str],
     trials: int,
+    seeds: int,
     prune: bool,
     name: str,
     keep: Keep,
@@ -91,10 +92,19 @@ def sweep_settings(
         UserError: a setting cannot be swept so, or nothing can be compared.
     """
     study, run = planned_sweep(
-        config, over=over, trials=trials, prune=prune, name=name, keep=keep, wait=wait
+        config,
+        over=over,
+        trials=trials,
+        seeds=seeds,
+        prune=prune,
+        name=name,
+        keep=keep,
+        wait=wait,
     )
     if dry_run:
-        _foresee_sweep(study, config, over=over, trials=trials, keep=keep, console=console)
+        _foresee_sweep(
+            study, config, over=over, trials=trials, seeds=seeds, keep=keep, console=console
+        )
         return 0
     with going_on(study, "sdpo sweep"), RunConsole(progress) as listen:
         done = run(Host(listen=listen))
@@ -113,6 +123,7 @@ def _foresee_sweep(
     *,
     over: Sequence[str],
     trials: int,
+    seeds: int,
     keep: Keep,
     console: Console,
 ) -> None:
@@ -120,7 +131,7 @@ def _foresee_sweep(
     it."""
     keeps = keeps_models(keep)
     if not trials:
-        planned = plan_sweep(config, over=over, name=study.name).trials
+        planned = plan_sweep(config, over=over, seeds=seeds, name=study.name).trials
         check_trials(study, planned, keeps_models=keeps)
         foresee_study(study, planned, keeps_models=keeps, console=console)
         return

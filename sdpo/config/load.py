@@ -26,6 +26,7 @@ from sdpo.system.bounded_yaml import MalformedError, load_yaml
 from sdpo.system.nearby import did_you_mean
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
+_OF_STEP = re.compile(r"step-(?P<step>[1-9]\d{0,3})\.(?P<rest>.+)")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -260,7 +261,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = _parse(text)
     except MalformedError as error:
         raise ConfigError(f"--set {override}: the value is not YAML ({error})") from error
-    *parents, last = key.strip().split(".")
+    *parents, last = by_position(key.strip()).split(".")
     if len(parents) > _DEEPEST:
         raise ConfigError(f"--set {override[:100]}: no setting has so many parts")
     node: Any = tree
@@ -272,6 +273,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     else:
         # `key=` empties a text field; YAML alone would make it null.
         node[last] = "" if value is None and text.strip() == "" else value
+
+
+def by_position(key: str) -> str:
+    """Return a setting's key with the position of its step, counted from 0, where it names the
+    step: ``steps.1.beta`` for ``step-2.beta``."""
+    found = _OF_STEP.fullmatch(key)
+    return f"steps.{int(found['step']) - 1}.{found['rest']}" if found else key
 
 
 def _descend(node: Any, part: str, *, override: str, following: str) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sdpo.chain.run_chain import ChainResult, run_chain
 from sdpo.config import RunConfig
-from sdpo.config.load import check_run_name, make_config
+from sdpo.config.load import by_position, check_run_name, make_config
 from sdpo.errors import ConfigError, ModelError, RunExistsError, UserError
 from sdpo.history.dryrun import NodeLine, dry_context, dry_run
 from sdpo.history.results import Comparison, compare_step
@@ -220,7 +220,7 @@ def replay_step(
 def _concerns(override: str, step: int) -> bool:
     """Return whether an override alone shows that it changes nothing before the step."""
     key = of_step(override, step).partition("=")[0].strip()
-    parts = key.split(".")
+    parts = by_position(key).split(".")
     if parts[0] == "steps" and len(parts) > 1 and parts[1].isdigit():
         return int(parts[1]) + 1 >= step
     return parts[0] in ("tracking", "store")

@@ -201,6 +201,28 @@ def difference_of(now: Score, before: Score) -> Difference | None:
     return _difference(now.members, before.members)
 
 
+def scored_documents(score: Score) -> Scores | None:
+    """Return a model's values by document, scaled so that their mean is its number on the line.
+
+    None where that is no mean over documents.
+    """
+    found = [(member, _scores(member)) for member in score.members]
+    known = [(member, scores) for member, scores in found if scores is not None]
+    if len(known) < len(found):
+        return None
+    total = sum(len(scores.values) for _, scores in known)
+    tasks = [member.evaluation.facts.name for member, _ in known]
+    keys = [
+        f"{task}:{key}"
+        for task, (_, scores) in zip(tasks, known, strict=True)
+        for key in scores.keys.tolist()
+    ]
+    values = [
+        scores.values * (member.weight * total / len(scores.values)) for member, scores in known
+    ]
+    return Scores(np.array(keys, dtype=np.str_), np.concatenate(values))
+
+
 def _difference(now: Sequence[Member], before: Sequence[Member]) -> Difference | None:
     parts = []
     for mine, theirs in zip(now, before, strict=True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config import RunConfig, unread_settings
-from sdpo.config.load import make_config
+from sdpo.config.load import by_position, make_config
 from sdpo.config.strategies import strategy_uses
 from sdpo.errors import ConfigError, UserError
 from sdpo.identity.canonical import digest_of
@@ -158,7 +158,8 @@ def own_arm(text: str) -> Arm:
     if _STEP.fullmatch(name):
         raise ConfigError(f"--arm {text}: `{name}` is the name of a run's step: give another")
     overrides = tuple(split_settings(rest))
-    return Arm(name=name, what=", ".join(overrides), overrides=overrides)
+    said = counted([override.partition("=")[0].strip() for override in overrides])
+    return Arm(name=name, what=". ".join([", ".join(overrides), *said]), overrides=overrides)
 
 
 def split_settings(text: str) -> list[str]:
@@ -182,8 +183,7 @@ def trials_of(
     Raises:
         ConfigError: an override cannot be, two arms are the same, or the seeds are too many.
     """
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise ConfigError(f"--seeds {seeds}: give 1 to {MOST_SEEDS}")
+    check_seeds(seeds)
     made = {arm.name: _config_of(config, arm) for arm in arms if arm.run is None}
     check_differ(made)
     trials = []
@@ -195,7 +195,7 @@ def trials_of(
                 continue
             seed = made[arm.name].training.seed + number
             name = f"{arm.name}.seed-{seed}" if number else arm.name
-            settings = _seeded(made[arm.name], number, of_partition=partition_seeds)
+            settings = seeded(made[arm.name], number, of_partition=partition_seeds)
             trials.append(
                 Trial(
                     arm=arm.name,
@@ -205,6 +205,16 @@ def trials_of(
                 )
             )
     return trials
+
+
+def check_seeds(seeds: int) -> None:
+    """Refuse a number of seeds that cannot be.
+
+    Raises:
+        ConfigError: says which can.
+    """
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ConfigError(f"--seeds {seeds}: give 1 to {MOST_SEEDS}")
 
 
 def placed(
@@ -232,7 +242,7 @@ def _config_of(config: RunConfig, arm: Arm) -> RunConfig:
         raise ConfigError(f"arm `{arm.name}`: {error}") from error
 
 
-def _seeded(config: RunConfig, number: int, *, of_partition: bool) -> list[str]:
+def seeded(config: RunConfig, number: int, *, of_partition: bool = False) -> list[str]:
     """Return the settings by which a trial has seed number ``number``; none for the first."""
     if not number:
         return []
@@ -344,21 +354,40 @@ def check_steps_there(config: RunConfig, keys: Sequence[str], *, option: str) ->
     """Refuse settings of a step that the recipe does not have.
 
     Raises:
-        UserError: names the setting that may have been meant: positions count from 0.
+        UserError: names the setting that may have been meant.
     """
     steps = planned_steps(config)
     for key in keys:
-        parts = key.split(".")
-        if steps is None or parts[0] != "steps" or len(parts) < 3 or not parts[1].isdecimal():
+        step = step_of(key)
+        if steps is None or step is None or step <= steps:
             continue
-        if (position := int(parts[1])) >= steps:
-            rest = ".".join(parts[2:])
-            meant = (
-                f"of step {position} it is steps.{position - 1}.{rest}"
-                if position == steps
-                else f"the last step's is steps.{steps - 1}.{rest}"
-            )
-            raise UserError(
-                f"{option} {key}: positions count from 0, so this is step {position + 1}, and the "
-                f"recipe has {steps} step{'s' * (steps != 1)}: {meant}"
-            )
+        has = f"the recipe has {steps} step{'s' * (steps != 1)}"
+        rest = by_position(key).split(".", 2)[2]
+        if by_position(key) != key:
+            raise UserError(f"{option} {key}: {has}: the last one's is step-{steps}.{rest}")
+        meant = (
+            f"of step {steps} it is step-{steps}.{rest}"
+            if step == steps + 1
+            else f"the last step's is step-{steps}.{rest}"
+        )
+        raise UserError(
+            f"{option} {key}: positions count from 0, so this is step {step}, and {has}: {meant}"
+        )
+
+
+def step_of(key: str) -> int | None:
+    """Return the number of the step, from 1, that ``steps.0.beta`` or ``step-1.beta`` is of."""
+    parts = by_position(key).split(".")
+    if parts[0] != "steps" or len(parts) < 3 or not parts[1].isdecimal():
+        return None
+    return int(parts[1]) + 1
+
+
+def counted(keys: Sequence[str]) -> list[str]:
+    """Return a sentence for each key that names its step by a position: which step it is of."""
+    found = [(key, step_of(key)) for key in dict.fromkeys(keys) if by_position(key) == key]
+    return [
+        f"{key} is of step {step}: positions count from 0 (step-{step} names the step)."
+        for key, step in found
+        if step is not None
+    ]

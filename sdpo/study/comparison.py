@@ -1,18 +1,20 @@
 """Compare arms on the reserved pairs that all of them were measured on, each with the first.
 
-Ranking accuracy and gamma are compared pair by pair; a difference is called shown where its
+Ranking accuracy and gamma are compared pair by pair, suites document by document, win rates over S
+prompt by prompt; a difference is called shown where its
 p-value, corrected by Holm for all that are tested, is below 5%, and its intervals, over pairs and
 where there are several seeds over seeds, leave out 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from sdpo.errors import UserError
+from sdpo.report.findings import FEWEST_PAIRS
 from sdpo.stats.bootstrap import Floats, intervals
 from sdpo.stats.differences import (
     ALPHA,
@@ -24,11 +26,9 @@ from sdpo.stats.differences import (
 )
 from sdpo.stats.kl import Estimate
 from sdpo.stats.reserve_parts import part_of
+from sdpo.study.measures import ACCURACY, MEASURES, Measure, measure_of
 from sdpo.study.results import PairValues, SuiteScore, TrialResult
-
-Measure = Literal["ranking_accuracy", "gamma"]
-MEASURES: tuple[Measure, ...] = ("ranking_accuracy", "gamma")
-"""What is tested of every arm: the share of pairs with gamma > 0, and mean gamma in nats."""
+from sdpo.study.scores import ItemScores, averaged, by_key
 
 
 class _Said(BaseModel):
@@ -40,8 +40,9 @@ class ArmLine(_Said):
 
     ``strategy`` is that of its partition, ``pairs`` are those of its steps. ``accuracy`` is the
     share of reserved pairs with gamma > 0, ``rose`` that of pairs whose gamma rose from S, ties one
-    half. ``rows_scored`` are pairs whose log-probs had to be computed for it; ``scorings`` of these
-    are of a step's reference on its D_t. ``trained`` and ``shared`` count steps.
+    half. ``win_rates`` are over S, by title of the judge. ``rows_scored`` are pairs whose log-probs
+    had to be computed for it; ``scorings`` of these are of a step's reference on its D_t.
+    ``trained`` and ``shared`` count steps.
     """
 
     arm: str
@@ -54,6 +55,7 @@ class ArmLine(_Said):
     kl: Estimate | None
     characters: float | None
     suites: list[SuiteScore]
+    win_rates: dict[str, Estimate] = {}
     seconds: float
     rows_scored: int
     scorings: int
@@ -61,15 +63,14 @@ class ArmLine(_Said):
     shared: int
 
 
-class Contrast(_Said):
-    """An arm differs from the first in one measure so.
+class Contrast(Measure):
+    """An arm differs from the first in a measure so, pair by pair or item by item.
 
     ``corrected`` is the p-value after Holm's correction. ``smallest``: the smallest difference that
     these pairs would have shown in 80% of all tries. ``is_shown``: see the module's docstring.
     """
 
     arm: str
-    measure: Measure
     found: PairedDifference
     corrected: float | None
     smallest: float | None
@@ -130,8 +131,10 @@ def compare(
     common = _common(values, [result.trial for result in results], is_chosen=bool(chosen))
     everything = reduce(np.union1d, (values[r.trial].pair_id for r in results))
     at = {result.trial: values[result.trial].at(common) for result in results}
+    if chosen:
+        at = {trial: _reported(each) for trial, each in at.items()}
     prompts = at[results[0].trial].prompt_key
-    contrasts = _contrasts(arms, at, prompts, measures, seed=seed)
+    contrasts = _contrasts(arms, at, prompts, measures)
     return Comparison(
         study=study,
         pairs=len(common),
@@ -162,8 +165,12 @@ def _common(
     return common
 
 
+def _reported(values: PairValues) -> PairValues:
+    return replace(values, scores=[each.reported() for each in values.scores])
+
+
 def _of(measure: Measure, values: PairValues) -> Floats:
-    return (values.gamma > 0).astype(np.float64) if measure == "ranking_accuracy" else values.gamma
+    return (values.gamma > 0).astype(np.float64) if measure == ACCURACY else values.gamma
 
 
 def _contrasts(
@@ -171,8 +178,6 @@ def _contrasts(
     at: Mapping[str, PairValues],
     prompts: np.ndarray,
     measures: Sequence[Measure],
-    *,
-    seed: int,
 ) -> list[Contrast]:
     """Return the contrast of every arm but the first, measure by measure."""
     (_, of_first), *others = arms.items()
@@ -184,16 +189,15 @@ def _contrasts(
                 np.stack([_of(measure, at[trial.trial]) for trial in each])
                 for each in (trials, of_first)
             )
-            paired = difference(
-                now, before, prompts, seed=seed, is_paired_by_seed=seeds[0] == seeds[1]
-            )
+            paired = difference(now, before, prompts, is_paired_by_seed=seeds[0] == seeds[1])
             found.append((arm, measure, paired))
+        found += [(arm, *each) for each in _of_scores(trials, of_first, at)]
     corrected = holm([paired.p for _, _, paired in found])
     tests = sum(p is not None for p in corrected)
     return [
         Contrast(
+            **measure.model_dump(),
             arm=arm,
-            measure=measure,
             found=paired,
             corrected=p,
             smallest=smallest_shown(paired.se, tests=tests),
@@ -201,6 +205,27 @@ def _contrasts(
         )
         for (arm, measure, paired), p in zip(found, corrected, strict=True)
     ]
+
+
+def _of_scores(
+    trials: Sequence[TrialResult],
+    of_first: Sequence[TrialResult],
+    at: Mapping[str, PairValues],
+) -> Iterator[tuple[Measure, PairedDifference]]:
+    """Yield how an arm differs from the first in what both were judged by, item by item.
+
+    Of few items nothing is said.
+    """
+    both = [*trials, *of_first]
+    is_paired = [trial.seed for trial in trials] == [trial.seed for trial in of_first]
+    for found in by_key([at[trial.trial].scores for trial in both]).values():
+        if len(np.unique(found[0].clusters)) < FEWEST_PAIRS:
+            continue
+        rows = np.stack([each.values for each in found])
+        now, first = rows[: len(trials)], rows[len(trials) :]
+        clusters = found[0].clusters
+        paired = difference(now, first, clusters, is_paired_by_seed=is_paired)
+        yield measure_of(found[0]), paired
 
 
 def _leave_out_zero(found: PairedDifference) -> bool:
@@ -221,7 +246,7 @@ def _line(
     change = [row.gamma - row.start for row in rows]
     columns = np.stack(
         [
-            np.mean([_of("ranking_accuracy", row) for row in rows], axis=0),
+            np.mean([_of(ACCURACY, row) for row in rows], axis=0),
             np.mean([(moved > 0) + 0.5 * (moved == 0) for moved in change], axis=0),
             np.mean([row.gamma for row in rows], axis=0),
         ],
@@ -244,6 +269,7 @@ def _line(
         kl=_kl(trials),
         characters=_mean([trial.characters for trial in trials]),
         suites=_suites(trials),
+        win_rates=_win_rates([row.scores for row in rows], seed=seed),
         seconds=sum(trial.seconds for trial in trials),
         rows_scored=sum(trial.rows_scored for trial in trials),
         scorings=sum(step.is_scored for step in steps),
@@ -278,6 +304,20 @@ def _suites(trials: Sequence[TrialResult]) -> list[SuiteScore]:
         ]
         if len(same) == len(trials):
             found.append(score.model_copy(update={"value": _mean(same)}))
+    return found
+
+
+def _win_rates(trials: Sequence[Sequence[ItemScores]], *, seed: int) -> dict[str, Estimate]:
+    """Return how often an arm's answers win over those of S, averaged over its trials."""
+    found = {}
+    for scores in averaged(trials).values():
+        if scores.kind == "win_rate":
+            few = len(np.unique(scores.clusters)) < FEWEST_PAIRS
+            ((low, high),) = intervals(
+                scores.values[:, None], scores.clusters, resamples=RESAMPLES, seed=seed
+            )
+            low, high = (None, None) if few else (low, high)
+            found[scores.title] = Estimate(mean=float(scores.values.mean()), low=low, high=high)
     return found
 
 

@@ -3,31 +3,27 @@
 from collections.abc import Iterator, Sequence
 
 from sdpo.report.findings import FEWEST_PAIRS, Tone, Verdict
-from sdpo.report.tables import count, interval, number
-from sdpo.stats.differences import POWER, PairedDifference
-from sdpo.study.comparison import Comparison, Contrast, Measure
-
-_VERBS = {
-    "ranking_accuracy": ("ranks more pairs right than", "ranks fewer pairs right than"),
-    "gamma": ("prefers the chosen answers more than", "prefers the chosen answers less than"),
-}
-_NAMES: dict[Measure, str] = {"ranking_accuracy": "ranking accuracy", "gamma": "mean γ"}
+from sdpo.report.tables import count
+from sdpo.stats.differences import POWER
+from sdpo.study.comparison import Comparison, Contrast
+from sdpo.study.measures import ACCURACY
 
 
 def conclude(found: Comparison) -> Verdict:
     """Return what can be concluded and what cannot."""
     first = found.arms[0].arm
     few = found.prompts < FEWEST_PAIRS
-    shown = [] if few else [contrast for contrast in found.contrasts if contrast.is_shown]
-    by_accuracy = [contrast for contrast in shown if contrast.measure == "ranking_accuracy"]
+    # What suites and a judge say does not depend on how many pairs are reserved.
+    told = [c for c in found.contrasts if not (few and c.items == "pairs")]
+    shown = [contrast for contrast in told if contrast.is_shown]
+    by_accuracy = [contrast for contrast in shown if contrast.measure == ACCURACY.measure]
     sentences = [_of_contrast(contrast, first) for contrast in shown]
     if few:
         sentences.append(
             f"{count(found.prompts)} reserved prompts are too few to conclude anything from: set "
             "more aside (data.reserve)."
         )
-    else:
-        sentences += _not_shown(found, first)
+    sentences += _not_shown(told, first)
     sentences += [*_of_tests(found), *_of_seeds(found), *_of_what_is_missing(found)]
     return Verdict(
         _headline(found, by_accuracy, few=few), _tone(by_accuracy, few=few), tuple(sentences)
@@ -54,31 +50,40 @@ def _tone(shown: Sequence[Contrast], *, few: bool) -> Tone:
 
 
 def _of_contrast(contrast: Contrast, first: str) -> str:
-    verb = _VERBS[contrast.measure][contrast.found.mean < 0]
     return (
-        f"{contrast.arm} {verb} {first}: {shown(contrast.measure, contrast.found)} over "
-        f"{count(contrast.found.pairs)} pairs of {count(contrast.found.prompts)} prompts, "
-        f"{of_p(contrast.corrected)}."
+        f"{contrast.arm} {contrast.verb(contrast.found.mean)} {first}: "
+        f"{contrast.shown(contrast.found)} over {_over(contrast)}, {of_p(contrast.corrected)}."
     )
 
 
-def _not_shown(found: Comparison, first: str) -> Iterator[str]:
-    """Yield, for each measure, what was not shown, and what these pairs could have shown."""
-    for measure in ("ranking_accuracy", "gamma"):
-        open_ = [c for c in found.contrasts if c.measure == measure and not c.is_shown]
+def _over(contrast: Contrast) -> str:
+    """Write what a difference is taken over."""
+    items = f"{count(contrast.found.pairs)} {contrast.items}"
+    if contrast.items == "documents":
+        return items
+    return f"{items} of {count(contrast.found.prompts)} prompts"
+
+
+def _not_shown(contrasts: Sequence[Contrast], first: str) -> Iterator[str]:
+    """Yield, for each measure, what was not shown, and what its items could have shown."""
+    for measure in dict.fromkeys(contrast.measure for contrast in contrasts):
+        open_ = [c for c in contrasts if c.measure == measure and not c.is_shown]
         known = [c.smallest for c in open_ if c.smallest is not None]
         if not open_:
             continue
         names = listed([contrast.arm for contrast in open_])
-        what = f"No difference in {_NAMES[measure]} from {first} was shown for {names}"
+        what = f"No difference in {open_[0].title} from {first} was shown for {names}"
+        items = open_[0].items
         if not known:
-            yield f"{what}: no pair tells them apart."
+            yield f"{what}: no {items.removesuffix('s')} tells them apart."
             continue
-        least = size(measure, max(known))
+        fewest = min(contrast.found.pairs for contrast in open_)
+        least = open_[0].size(max(known))
+        reserved = "reserved " if items == "pairs" else ""
         yield (
-            f"{what}, which does not say that there is none: with {count(found.pairs)} reserved "
-            f"pairs, one of {least} or more would have been shown in {POWER:.0%} of all tries, and "
-            "a smaller one less often."
+            f"{what}, which does not say that there is none: with {count(fewest)} {reserved}"
+            f"{items}, one of {least} or more would have been shown in {POWER:.0%} of all tries, "
+            "and a smaller one less often."
         )
 
 
@@ -115,30 +120,16 @@ def _of_what_is_missing(found: Comparison) -> Iterator[str]:
         yield f"{count(found.left_out)} reserved pairs are left out, {why}."
     if any(line.kl is None for line in found.arms):
         yield "KL to S was not measured of every arm (probe.kl_prompts)."
-    if not any(line.suites for line in found.arms):
-        yield "No suite was asked (evaluation.suites), and win rates are not measured."
-    else:
-        yield "Win rates are not measured."
-
-
-def shown(measure: Measure, found: PairedDifference) -> str:
-    """Write a difference with its intervals, each named where there are two."""
-    scale, digits = (100, 1) if measure == "ranking_accuracy" else (1, 2)
-    unit = "points" if measure == "ranking_accuracy" else "nats"
-    pairs = interval(found.low, found.high, digits=digits, scale=scale)
-    text = f"{number(scale * found.mean, digits=digits, signed=True)} {unit} {pairs}"
-    over = found.over_seeds
-    if over is None or over.seeds < 2:
-        return text
-    seeds = interval(over.low, over.high, digits=digits, scale=scale)
-    return f"{text} over pairs, {seeds} over {over.seeds} seeds"
-
-
-def size(measure: Measure, value: float | None) -> str:
-    """Write the size of a difference with its unit."""
-    if measure == "ranking_accuracy":
-        return f"{number(None if value is None else 100 * value, digits=1)} points"
-    return f"{number(value)} nats"
+    missing = [
+        *(["suites (evaluation.suites)"] if not any(line.suites for line in found.arms) else []),
+        *(
+            ["win rates (evaluation.win_rate.judge)"]
+            if not any(line.win_rates for line in found.arms)
+            else []
+        ),
+    ]
+    if missing:
+        yield f"Not measured: {listed(missing)}."
 
 
 def of_p(value: float | None) -> str:

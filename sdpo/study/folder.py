@@ -84,6 +84,10 @@ class StudyFolder:
         """Return the table of a trial's values by reserved pair."""
         return self.path / RESULTS / f"{trial}.parquet"
 
+    def scores(self, trial: str) -> Path:
+        """Return the table of what a trial's model scored, by document and prompt."""
+        return self.path / RESULTS / f"{trial}.scores.parquet"
+
     def baseline(self, trial: str) -> Path:
         """Return the file of the rows that were cached before a trial began."""
         return self.path / RESULTS / f"{trial}.before.json"

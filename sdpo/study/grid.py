@@ -4,16 +4,23 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from sdpo.config import RunConfig
-from sdpo.config.load import make_config, parse_value
+from sdpo.config.load import by_position, make_config, parse_value
 from sdpo.errors import ConfigError
 from sdpo.identity.canonical import digest_of
-from sdpo.study.arms import Trial, check_differ, check_steps_there, placed
+from sdpo.study.arms import (
+    Trial,
+    check_differ,
+    check_seeds,
+    check_steps_there,
+    placed,
+    seeded,
+)
 from sdpo.system.json_values import Json
 
 MOST_TRIALS = 1000
@@ -53,8 +60,9 @@ def read_overs(given: Sequence[str], *, config: RunConfig, with_ranges: bool) ->
         raise ConfigError("which settings are to be swept? Give --over training.beta=0.03,0.1,0.3")
     overs = [_read(text) for text in given]
     keys = [over.key for over in overs]
+    places = [by_position(key) for key in keys]
     for over in overs:
-        if keys.count(over.key) > 1:
+        if places.count(by_position(over.key)) > 1:
             raise ConfigError(f"--over {over.key} is given twice: give all its values together")
         if over.is_range and not with_ranges:
             raise ConfigError(
@@ -115,24 +123,42 @@ def _shown(over: Over) -> str:
     return f"{'log:' * over.is_log}{over.low:g}..{over.high:g}"
 
 
-def grid_trials(config: RunConfig, overs: Sequence[Over], *, folder: Path) -> list[Trial]:
+def grid_trials(
+    config: RunConfig, overs: Sequence[Over], *, folder: Path, seeds: int = 1
+) -> list[Trial]:
     """Return a trial of each combination; the settings of later ``overs`` change fastest.
+
+    With several ``seeds`` each is trained so often: those of the first seed come first.
 
     Raises:
         ConfigError: a setting is unknown or cannot be, two trials would train the same, there is
             one only, or there are too many.
     """
+    check_seeds(seeds)
     count = 1
     for over in overs:
         count *= len(over.values)
     if not 2 <= count <= MOST_TRIALS:
         raise ConfigError(f"the grid has {count} trials: a sweep has 2 to {MOST_TRIALS}")
     keys = [over.key for over in overs]
-    return trials_at(
+    trials = trials_at(
         config,
         [dict(zip(keys, at, strict=True)) for at in itertools.product(*(o.values for o in overs))],
         folder=folder,
     )
+    return [
+        again(trial, number) if number else trial for number in range(seeds) for trial in trials
+    ]
+
+
+def again(trial: Trial, number: int) -> Trial:
+    """Return a trial of a grid with the seed number ``number`` after its own."""
+    assert trial.config is not None  # a grid has no existing runs
+    seed = trial.config.training.seed + number
+    name = f"{trial.name}.seed-{seed}"
+    values = trial.config.model_dump() | {"name": name}
+    config = make_config(values, overrides=seeded(trial.config, number))
+    return replace(trial, name=name, seed=seed, config=config)
 
 
 def trials_at(
@@ -184,7 +210,7 @@ def name_of(point: Mapping[str, Json]) -> str:
 def _short(point: Mapping[str, Json]) -> list[tuple[str, Json]]:
     last = [key.split(".")[-1] for key in point]
     return [
-        (key if last.count(short) > 1 or key.startswith("steps.") else short, value)
+        (key if last.count(short) > 1 or key.startswith(("steps.", "step-")) else short, value)
         for (key, value), short in zip(point.items(), last, strict=True)
     ]
 

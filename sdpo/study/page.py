@@ -13,9 +13,10 @@ from sdpo.report.template import rendered
 from sdpo.stats.differences import PairedDifference
 from sdpo.stats.kl import Estimate as KlEstimate
 from sdpo.study.arms import Arm
-from sdpo.study.comparison import MEASURES, Comparison
+from sdpo.study.comparison import Comparison
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
+from sdpo.study.measures import MEASURES
 from sdpo.study.tables import arms_table, differences_table, suites_table, work_table
 from sdpo.system.files import write_json, write_text
 
@@ -99,7 +100,8 @@ def difference_figures(found: Comparison) -> list[Figure]:
     first = found.arms[0].arm
     caption = "The same pairs under both models. Lines: 95% intervals over pairs."
     of_accuracy, of_gamma = (
-        [(c.arm, c.found) for c in found.contrasts if c.measure == measure] for measure in MEASURES
+        [(c.arm, c.found) for c in found.contrasts if c.measure == each.measure]
+        for each in MEASURES
     )
     points = "difference, percentage points"
     return [

@@ -3,7 +3,8 @@
 They are read from the trial's run once it is complete, and stay when the run goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from sdpo.config import describe
+from sdpo.config import RunConfig, describe
 from sdpo.config.sampler import EXACT
 from sdpo.errors import Fault, IntegrityError, UserError
+from sdpo.identity.canonical import digest_of
+from sdpo.identity.payloads import changed_settings
 from sdpo.report.evaluations import load_evaluations
 from sdpo.report.load import RunData, load_run
 from sdpo.stats.bootstrap import Floats
@@ -25,6 +28,7 @@ from sdpo.store.records import StepRecord, first_fault
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
 from sdpo.study.folder import StudyFolder
+from sdpo.study.scores import ItemScores, item_scores, scores_of_table, scores_table
 from sdpo.system.files import publish_file, read_json, write_json
 from sdpo.system.privacy import withheld_by_folder, withholding
 
@@ -62,7 +66,8 @@ class SuiteScore(_Kept):
 class TrialResult(_Kept):
     """A trial came to this.
 
-    ``identity`` is that of its run. ``rows_scored``: log-probs of so many pairs were computed for
+    ``identity`` is that of its run, ``judged_by`` the digest of how its model was to be judged
+    (empty: not at all). ``rows_scored``: log-probs of so many pairs were computed for
     it, those of its measurements included. ``compare_on``: which reserved pairs may compare its
     model. ``kl``: KL(M_T||S) in nats per completion; None where it
     was not measured. ``characters``: mean length of its greedy completions of ``prompts`` prompts.
@@ -73,6 +78,7 @@ class TrialResult(_Kept):
     seed: int | None
     run: str
     identity: dict[str, JsonValue]
+    judged_by: str = ""
     strategy: str
     start: str
     steps: list[StepResult]
@@ -94,22 +100,28 @@ class TrialResult(_Kept):
         return sum(step.seconds for step in self.steps)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class PairValues:
-    """Gamma of the reserved pairs of a trial, ``[n]`` in nats, under S and under its last model.
+    """A trial has gamma of its reserved pairs, ``[n]`` in nats, under S and under its last model.
 
-    Rows are sorted by ``pair_id`` ``[n]``.
+    Rows are sorted by ``pair_id`` ``[n]``. ``scores``: what suites and a judge said of that model.
     """
 
-    def __init__(
-        self, pair_id: NDArray[np.str_], prompt_key: NDArray[np.str_], start: Floats, gamma: Floats
-    ) -> None:
-        self.pair_id, self.prompt_key, self.start, self.gamma = pair_id, prompt_key, start, gamma
+    pair_id: NDArray[np.str_]
+    prompt_key: NDArray[np.str_]
+    start: Floats
+    gamma: Floats
+    scores: Sequence[ItemScores] = ()
 
     def at(self, pairs: NDArray[np.str_]) -> "PairValues":
         """Return the rows of these ``pairs``, all of which are there."""
         rows = np.searchsorted(self.pair_id, pairs)
-        return PairValues(
-            self.pair_id[rows], self.prompt_key[rows], self.start[rows], self.gamma[rows]
+        return replace(
+            self,
+            pair_id=self.pair_id[rows],
+            prompt_key=self.prompt_key[rows],
+            start=self.start[rows],
+            gamma=self.gamma[rows],
         )
 
     def table(self) -> pa.Table:
@@ -174,6 +186,7 @@ def read_trial(
             f"run {run.name} is not complete ({data.done} of {last or '?'} steps): "
             f"sdpo resume {run.name}, then compare again"
         )
+    config = read_stored(run).config
     own = {_start(data)} | {digest for r in data.records.values() for digest in _models(r)}
     scored = {model: rows for model, rows in scored.items() if model in own}
     steps = [
@@ -199,18 +212,30 @@ def read_trial(
             seed=seed,
             run=str(run.path),
             identity=data.run.identity,
+            judged_by=judged_by(config),
             strategy=data.plan.strategy if data.plan else "",
             start=_start(data),
             steps=steps,
             rows_scored=sum(scored.values()),
-            compare_on=read_stored(run).config.data.reserve.compare_on,
+            compare_on=config.data.reserve.compare_on,
             kl=_kl(data, last),
             prompts=len(written),
             characters=float(np.mean(written)) if written else None,
             suites=_suites(run, last),
         ),
-        pair_values(data, last),
+        replace(pair_values(data, last), scores=item_scores(run, model=last)),
     )
+
+
+def judged_by(config: RunConfig) -> str:
+    """Return the digest of how models are judged afterwards; empty where they are not."""
+    asked = config.evaluation
+    if not asked.suites and not asked.win_rate.is_on:
+        return ""
+    win_rate = changed_settings(asked.win_rate)
+    judge = asked.win_rate.judge.model_dump(include={"reward_model", "reward_revision"})
+    suites = asked.model_dump(mode="json", exclude={"every", "win_rate"})
+    return digest_of({**suites, "win_rate": win_rate, "judge": judge})
 
 
 def _models(record: StepRecord) -> set[str]:
@@ -245,6 +270,8 @@ def keep(study: StudyFolder, result: TrialResult, values: PairValues) -> None:
     with withholding(withheld_by_folder(Path(result.run))):
         with publish_file(study.values(result.trial)) as temporary:
             pq.write_table(values.table(), temporary)
+        with publish_file(study.scores(result.trial)) as temporary:
+            pq.write_table(scores_table(values.scores), temporary)
         write_json(study.result(result.trial), result.model_dump(mode="json"))
 
 
@@ -260,6 +287,8 @@ def kept(study: StudyFolder, trial: str) -> tuple[TrialResult, PairValues] | Non
     try:
         result = TrialResult.model_validate(read_json(path))
         values = PairValues.of_table(pq.read_table(study.values(trial)))
+        if (scores := study.scores(trial)).is_file():
+            values = replace(values, scores=scores_of_table(pq.read_table(scores)))
     except (ValidationError, pa.ArrowInvalid, KeyError) as error:
         why = first_fault(error) if isinstance(error, ValidationError) else str(error)
         raise IntegrityError(

@@ -27,7 +27,7 @@ from sdpo.store.stored_run import read_stored
 from sdpo.study.arms import Trial, shared_steps
 from sdpo.study.before import withheld_from
 from sdpo.study.folder import StudyFile, StudyFolder
-from sdpo.study.results import PairValues, TrialResult, keep, kept, read_trial
+from sdpo.study.results import PairValues, TrialResult, judged_by, keep, kept, read_trial
 from sdpo.study.scored import cached_rows, scored_since
 from sdpo.system.files import read_json, write_json
 from sdpo.system.privacy import withholding
@@ -173,20 +173,28 @@ def _do(
 
 
 def known(study: StudyFolder, trial: Trial) -> tuple[TrialResult, PairValues] | None:
-    """Return what came of a trial, if its results are those of its recipe and of the same data.
+    """Return what came of a trial, if its results are those of its recipe and of the same data,
+    and its model was judged as the recipe says.
 
     Raises:
-        UserError: they are of another recipe, and its run is gone.
+        UserError: they are of another recipe, or its model was not judged so, and its run is gone.
     """
     found = kept(study, trial.name)
     if found is None or trial.config is None:
         return found
     resolved = resolve(trial.config)
+    is_judged = found[0].judged_by == judged_by(resolved.config)
     if study.run(trial.name).run_file.is_file():
-        return None if objection(study.run(trial.name), resolved) else found
+        return found if is_judged and not objection(study.run(trial.name), resolved) else None
     identity = run_identity(resolved.config, dict(resolved.inputs))
     if digest_of(identity) == digest_of(found[0].identity):
-        return found
+        if is_judged:
+            return found
+        raise UserError(
+            f"study {study.name} has results of {trial.name}, whose model was judged in another "
+            "way (evaluation) and is gone (--keep none): put `evaluation` back as it was, or give "
+            "this study another name (--name)"
+        )
     listed = "\n".join(f"  {line}" for line in differences(found[0].identity, identity))
     raise UserError(
         f"study {study.name} has results of {trial.name}, made from something else:\n{listed}\n"

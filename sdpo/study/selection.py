@@ -11,12 +11,16 @@ from sdpo.stats.bootstrap import intervals
 from sdpo.stats.differences import RESAMPLES
 from sdpo.stats.kl import Estimate
 from sdpo.study.comparison import Comparison, compare
+from sdpo.study.measures import ACCURACY
 from sdpo.study.results import PairValues, TrialResult
 from sdpo.study.split import split
 
 
 class Scored(BaseModel):
-    """A trial scored so on the selection part: by ranking accuracy, then by mean gamma."""
+    """Settings scored so on the selection part: by ranking accuracy, then by mean gamma.
+
+    Both are averaged over seeds; ``trial`` is the run of the first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,11 +83,16 @@ def select(
                 f"the part of the reserve for {part} is empty, so nothing can be chosen without "
                 "being reported on as well: set more pairs aside (data.reserve)"
             )
+    by_settings: dict[str, list[TrialResult]] = {}
+    for result in results:
+        by_settings.setdefault(result.arm, []).append(result)
     scored = sorted(
-        (_score(result, chosen[result.trial], seed=seed) for result in results),
+        (
+            _score(seeds[0], [chosen[each.trial] for each in seeds], seed=seed)
+            for seeds in by_settings.values()
+        ),
         key=lambda each: (-(each.accuracy.mean or 0.0), -each.gamma),
     )
-    by_trial = {result.trial: result for result in results}
     first = chosen[scored[0].trial]
     return Swept(
         over=list(over),
@@ -92,25 +101,27 @@ def select(
         prompts=len(np.unique(first.prompt_key)),
         found=compare(
             study,
-            [by_trial[each.trial] for each in scored],
+            [result for each in scored for result in by_settings[each.settings]],
             reported,
             seed=seed,
             failed=failed,
             # Of gamma more is not better: it grows with every step away from S.
-            measures=("ranking_accuracy",),
+            measures=(ACCURACY,),
         ),
         scorings=scorings(results),
     )
 
 
-def _score(result: TrialResult, values: PairValues, *, seed: int) -> Scored:
-    right = (values.gamma > 0).astype(np.float64)
-    ((low, high),) = intervals(right[:, None], values.prompt_key, resamples=RESAMPLES, seed=seed)
+def _score(result: TrialResult, values: Sequence[PairValues], *, seed: int) -> Scored:
+    """Return the score of settings, averaged over their seeds; ``result`` is of the first."""
+    right = np.mean([each.gamma > 0 for each in values], axis=0)
+    prompts = values[0].prompt_key
+    ((low, high),) = intervals(right[:, None], prompts, resamples=RESAMPLES, seed=seed)
     return Scored(
         trial=result.trial,
         settings=result.arm,
         accuracy=Estimate(mean=float(right.mean()), low=low, high=high),
-        gamma=float(values.gamma.mean()),
+        gamma=float(np.mean([each.gamma.mean() for each in values])),
     )
 
 

@@ -1,4 +1,6 @@
-"""Give the reserved pairs of a trial that select, or those that report."""
+"""Give what of a trial's values selects, or what reports."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -7,8 +9,7 @@ from sdpo.study.results import PairValues
 
 
 def split(values: PairValues, part: ReservePart) -> PairValues:
-    """Return the pairs of one part."""
+    """Return the pairs of one part; with those that report go the scores that may be reported."""
     rows = np.flatnonzero(part_of(values.prompt_key) == part)
-    return PairValues(
-        values.pair_id[rows], values.prompt_key[rows], values.start[rows], values.gamma[rows]
-    )
+    scores = [each.reported() for each in values.scores] if part == "report" else []
+    return replace(values.at(values.pair_id[rows]), scores=scores)

@@ -38,10 +38,13 @@ class SweepDone:
     ran: tuple[str, ...]
 
 
-def plan_sweep(config: RunConfig, *, over: Sequence[str], name: str = "") -> SweepPlan:
+def plan_sweep(
+    config: RunConfig, *, over: Sequence[str], seeds: int = 1, name: str = ""
+) -> SweepPlan:
     """Decide which runs a grid needs; nothing is written.
 
-    ``over``: ``key=value,value``, a setting each. ``name``: of the study, by default the recipe's
+    ``over``: ``key=value,value``, a setting each. ``seeds``: training seeds of each combination.
+    ``name``: of the study, by default the recipe's
     with ``-sweep``.
 
     Raises:
@@ -51,7 +54,7 @@ def plan_sweep(config: RunConfig, *, over: Sequence[str], name: str = "") -> Swe
     study = study_of(config, kind="sweep", name=name)
     study.check("sweep")
     overs = read_overs(over, config=config, with_ranges=False)
-    trials = grid_trials(config, overs, folder=study.path)
+    trials = grid_trials(config, overs, folder=study.path, seeds=seeds)
     return SweepPlan(study=study, config=config, overs=tuple(overs), trials=tuple(trials))
 
 

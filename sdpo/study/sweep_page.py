@@ -7,6 +7,7 @@ from sdpo.report.gamma_figures import Figure
 from sdpo.report.tables import UNKNOWN, Table, count, interval, number, percent
 from sdpo.report.template import rendered
 from sdpo.stats.kl import Estimate
+from sdpo.study.arms import counted
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
 from sdpo.study.page import TERMS, Section, arm_figures
@@ -146,6 +147,7 @@ def conclude_sweep(swept: Swept) -> Verdict:
         f"On {count(swept.found.pairs)} other pairs, on which nothing was chosen, it ranks "
         f"{_share(line.accuracy)} right: that is the number to report.",
         _work(swept),
+        *counted(swept.over),
         *(f"{settings} {how}." for settings, how in swept.pruned.items()),
         *on_others.sentences,
         *_of_kl(swept),

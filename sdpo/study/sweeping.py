@@ -16,6 +16,7 @@ def planned_sweep(
     *,
     over: Sequence[str],
     trials: int = 0,
+    seeds: int = 1,
     prune: bool = False,
     name: str = "",
     keep: Keep = "models",
@@ -24,11 +25,17 @@ def planned_sweep(
 ) -> tuple[StudyFolder, Callable[[Host], SweepDone]]:
     """Return the folder of a sweep, and what makes it; nothing is written yet.
 
-    With ``trials`` Optuna proposes so many, else it is the grid of all values.
+    With ``trials`` Optuna proposes so many, else it is the grid of all values, each trained with
+    so many ``seeds``.
 
     Raises:
         UserError: it cannot be, see :func:`plan_sweep` and :func:`plan_search`.
     """
+    if trials and seeds != 1:
+        raise ConfigError(
+            "--seeds is of a grid: a search trains each proposal once, and what it finds can be "
+            "compared over seeds (sdpo compare STUDY/best.yaml --seeds 3)"
+        )
     if trials:
         search = plan_search(config, over=over, trials=trials, prune=prune, name=name)
         return search.study, lambda host: run_search(
@@ -36,7 +43,7 @@ def planned_sweep(
         )
     if prune:
         raise ConfigError("--prune ends trials of a search early: say how many, with --trials N")
-    grid = plan_sweep(config, over=over, name=name)
+    grid = plan_sweep(config, over=over, seeds=seeds, name=name)
     if grid.study.journal.is_file():
         raise ConfigError(
             f"study {grid.study.name} is a search: go on with it by --trials, or give the grid "

@@ -1,9 +1,14 @@
 """Make the tables of a comparison, as the report's: arms as rows."""
 
+from collections.abc import Sequence
+
 from sdpo.report.tables import UNKNOWN, Table, count, duration, interval, number, percent
 from sdpo.stats.kl import Estimate
 from sdpo.study.comparison import ArmLine, Comparison, Contrast
-from sdpo.study.conclusions import size
+from sdpo.study.conclusions import listed
+
+MOST_SUITES = 3
+"""So many suites have a column of their own beside an arm."""
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
@@ -14,6 +19,7 @@ def comparison_tables(found: Comparison) -> list[Table]:
 
 def arms_table(found: Comparison) -> Table:
     """Show what every arm came to."""
+    suites, judges = _suites_shown(found), _judges(found)
     return Table(
         title="Arms",
         columns=(
@@ -23,31 +29,59 @@ def arms_table(found: Comparison) -> Table:
             "Ranking accuracy",
             "γ rose, from S",
             "Mean γ",
-            "KL from S",
+            *suites,
+            *(_win_rate_column(judge, judges) for judge in judges),
             "Length",
+            "KL from S",
             "Training",
         ),
-        rows=tuple(
-            (
-                line.arm,
-                line.strategy or UNKNOWN,
-                " + ".join(map(count, line.pairs)),
-                _share(line.accuracy),
-                _share(line.rose),
-                _estimate(line.gamma),
-                _estimate(line.kl, digits=3),
-                number(line.characters, digits=0),
-                duration(line.seconds),
-            )
-            for line in found.arms
-        ),
+        rows=tuple(_arm(line, suites, judges) for line in found.arms),
         text_columns=3,
-        note=f"Table 2 of arXiv 2403.19270 for this data, on {count(found.pairs)} reserved pairs "
+        note=_note(found, judges),
+    )
+
+
+def _arm(line: ArmLine, suites: Sequence[str], judges: Sequence[str]) -> tuple[str, ...]:
+    scores = {score.name: score.value for score in reversed(line.suites)}
+    return (
+        line.arm,
+        line.strategy or UNKNOWN,
+        " + ".join(map(count, line.pairs)),
+        _share(line.accuracy),
+        _share(line.rose),
+        _estimate(line.gamma),
+        *(number(scores.get(name), digits=4) for name in suites),
+        *(_share(line.win_rates[j]) if j in line.win_rates else UNKNOWN for j in judges),
+        number(line.characters, digits=0),
+        _estimate(line.kl, digits=3),
+        duration(line.seconds),
+    )
+
+
+def _suites_shown(found: Comparison) -> list[str]:
+    """Return the names of the first suites, which have a column here; all have a table."""
+    names = dict.fromkeys(score.name for line in found.arms for score in line.suites)
+    return list(names)[:MOST_SUITES]
+
+
+def _judges(found: Comparison) -> list[str]:
+    return list(dict.fromkeys(title for line in found.arms for title in line.win_rates))
+
+
+def _win_rate_column(judge: str, judges: Sequence[str]) -> str:
+    return "Win rate over S" if len(judges) == 1 else judge[0].upper() + judge[1:]
+
+
+def _note(found: Comparison, judges: Sequence[str]) -> str:
+    won = f"Win rates: share of answers to reserved prompts, {listed(judges)}. " if judges else ""
+    suites = "Suites: by lm-evaluation-harness. " if any(a.suites for a in found.arms) else ""
+    return (
+        f"Table 2 of arXiv 2403.19270 for this data, on {count(found.pairs)} reserved pairs "
         f"of {count(found.prompts)} prompts that no arm was trained on; [a, b]: 95% interval over "
         "pairs, prompts resampled. Ranking accuracy: share of pairs with γ > 0. γ and KL in nats; "
-        "KL of the last model per completion (probe.kl_prompts). Length: characters of greedy "
-        "completions (probe.completions). Win rates are not measured. Training: time of all steps, "
-        "of all seeds, those that are shared with another arm included.",
+        f"KL of the last model per completion (probe.kl_prompts). {suites}{won}Length: characters "
+        "of greedy completions (probe.completions). Training: time of all steps, of all seeds, "
+        "those that are shared with another arm included."
     )
 
 
@@ -60,38 +94,38 @@ def differences_table(found: Comparison) -> Table:
         columns=("Arm", "In", "Difference", *seeds, "Corrected p", "Could be shown", "Shown"),
         rows=tuple(_contrast(contrast, several) for contrast in found.contrasts),
         text_columns=2,
-        note="Paired, pair by pair"
+        note="Paired, pair by pair, on suites document by document, of answers prompt by prompt"
         + (", of means over seeds" if several else "")
-        + "; [a, b]: 95% interval over pairs, prompts resampled. "
+        + "; [a, b]: 95% interval of Student's t, over prompts, on suites over documents. "
         + ("Over seeds: Student's t of the differences of single seeds. " if several else "")
         + f"p: two-sided, corrected by Holm for {found.tests} differences. Could be shown: the "
-        "smallest difference that these pairs would have shown in 80% of all tries.",
+        "smallest difference that these would have shown in 80% of all tries.",
     )
 
 
 def _contrast(contrast: Contrast, several: bool) -> tuple[str, ...]:
-    names = {"ranking_accuracy": "ranking accuracy", "gamma": "mean γ"}
-    return (contrast.arm, names[contrast.measure], *_cells(contrast, several), _what(contrast))
+    return (contrast.arm, contrast.title, *_cells(contrast, several), _what(contrast))
 
 
 def _cells(contrast: Contrast, several: bool) -> tuple[str, ...]:
-    scale, digits = (100, 1) if contrast.measure == "ranking_accuracy" else (1, 2)
     paired, over = contrast.found, contrast.found.over_seeds
     known = over is not None and over.seeds > 1
-    seeds = (
-        interval(over.low, over.high, digits=digits, scale=scale)
-        if over is not None and known
-        else UNKNOWN
-    )
-    unit = "points" if contrast.measure == "ranking_accuracy" else "nats"
-    mean = f"{number(scale * paired.mean, digits=digits, signed=True)} {unit}"
-    bounds = interval(paired.low, paired.high, digits=digits, scale=scale)
+    seeds = contrast.interval(over.low, over.high) if over is not None and known else UNKNOWN
+    mean = contrast.signed(paired.mean)
+    bounds = contrast.interval(paired.low, paired.high)
+    none = f"(no {contrast.items.removesuffix('s')} differs)"
     return (
-        f"{mean} {bounds if paired.varies else '(no pair differs)'}",
+        f"{mean} {bounds if paired.varies else none}",
         *([seeds] if several else []),
-        UNKNOWN if contrast.corrected is None else f"{contrast.corrected:.3f}",
-        UNKNOWN if contrast.smallest is None else size(contrast.measure, contrast.smallest),
+        _p(contrast.corrected),
+        UNKNOWN if contrast.smallest is None else contrast.size(contrast.smallest),
     )
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _what(contrast: Contrast) -> str:
@@ -112,8 +146,8 @@ def suites_table(found: Comparison) -> Table:
         columns=("Arm", "Task", "Metric", "Asked", "Score"),
         rows=rows,
         text_columns=4,
-        note="By lm-evaluation-harness, of the last model; means over seeds. Without intervals: "
-        "the report of each run has its own.",
+        note="By lm-evaluation-harness, of the last model; means over seeds. Differences of "
+        "what is a mean over documents are among those from the first arm.",
     )
 
 

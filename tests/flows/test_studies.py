@@ -1,5 +1,10 @@
 """The flows that compare arms and sweep settings: tasks, artifacts, how they end and go on."""
 
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from flows.compare import compare
 from flows.sweep import sweep
+from sdpo.errors import Interrupted
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -36,6 +42,37 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Benc
         "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
     }
     return Bench(tmp_path_factory.mktemp("studies"), recipe)
+
+
+def interrupt_once_there_is(path: Path) -> None:
+    """Send this process what Ctrl-C does, as soon as there is such a file."""
+
+    def wait() -> None:
+        while not path.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_arms_that_an_interruption_ends_are_cancelled_and_the_same_form_goes_on(
+    place: Bench,
+) -> None:
+    given = {"recipe": place.write(), "arms": ["sdpo", "dpo"], "name": "stopped"}
+    folder = place.runs / "stopped"
+    interrupt_once_there_is(folder / "dpo" / "run.yaml")
+    with pytest.raises((KeyboardInterrupt, Interrupted)), forked_stages():
+        compare(**given)
+    states = {task.name: task.state for task in tasks_of(last_run()) if task.state}
+    assert states["arm sdpo"].is_completed()
+    assert states["arm dpo"].is_cancelled()
+    assert not (folder / "comparison.html").exists()
+    made = (folder / "sdpo" / "step-2" / "record.json").read_bytes()
+    assert ended(compare, **given).is_completed()
+    assert (folder / "sdpo" / "step-2" / "record.json").read_bytes() == made
+    again = [task.name for task in tasks_of(last_run())]
+    assert not [name for name in again if name.startswith("step 2")]
+    assert (folder / "comparison.html").is_file()
 
 
 def test_arms_are_task_runs_one_that_fails_is_named_and_a_retry_goes_on(place: Bench) -> None:

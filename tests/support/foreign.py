@@ -80,7 +80,7 @@ OF_A_SERVER = (
 OF_A_STUDY = (
     *("study.json", "comparison.html", "comparison.json", "best.yaml", "results/mine"),
     *("optuna.journal", "optuna.journal.lock"),
-    *(f"results/sdpo.{end}" for end in ("json", "parquet", "before.json")),
+    *(f"results/sdpo.{end}" for end in ("json", "parquet", "scores.parquet", "before.json")),
 )
 OF_A_STORE = (
     *("lease/00000001.json", "lease/00000001.beat.json", f"files/{LONG}"),

@@ -193,6 +193,13 @@ def test_a_path_or_worse_cannot_name_a_run(name):
         check_run_name(name)
 
 
+def test_an_override_may_name_its_step(load):
+    config = load("{}", "step-2.beta=0.5", "steps.0.beta=0.3")
+    assert [config.training_of(step).beta for step in (1, 2, 3)] == [0.3, 0.5, 0.1]
+    with pytest.raises(ConfigError, match=r"step-0: unknown key"):
+        load("{}", "step-0.beta=0.5")
+
+
 def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
     with pytest.raises(ConfigError, match=r"`\.\./elsewhere` cannot be the name of a run"):
         load("name: ../elsewhere")

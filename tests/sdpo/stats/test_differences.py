@@ -1,5 +1,8 @@
 """Differences of models on the same pairs: intervals, p-values, the correction for many."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,8 @@ from sdpo.stats.differences import (
     smallest_shown,
     t_quantile,
 )
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def stored(pairs: int = 300, seed: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -26,23 +31,43 @@ def stored(pairs: int = 300, seed: int = 5) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
+@pytest.mark.parametrize("prompts", [30, 340])
 @pytest.mark.parametrize("measure", ["gamma", "ranking accuracy"])
-def test_intervals_of_equal_arms_cover_no_difference_as_often_as_they_say(measure: str) -> None:
-    """Comparisons are made again from stored values: prompts drawn anew, and for each of them the
-    arms exchanged or not, so that the arms are equal."""
-    one, other, prompts = stored()
+def test_intervals_of_equal_arms_cover_no_difference_as_often_as_they_say(
+    measure: str, prompts: int
+) -> None:
+    """Comparisons are made again from what a real one has kept of every pair: prompts are drawn
+    anew, and for each of them the arms exchanged or not, so that they are equal."""
+    kept = json.loads((GOLDEN / "pair_values.json").read_text(encoding="utf-8"))
+    one, other = (np.array(kept[arm]) for arm in ("sdpo", "dpo"))
+    if measure != "gamma":
+        one, other = ((gamma > 0).astype(float) for gamma in (one, other))
+    assert len(set(kept["prompt"])) == len(one) == 340
     generator = np.random.default_rng(0)
+    names, covered, comparisons = np.arange(prompts).astype(np.str_), 0, 200
+    for _ in range(comparisons):
+        rows = generator.integers(0, len(one), prompts)
+        exchanged = generator.random(prompts) < 0.5
+        first = np.where(exchanged, other[rows], one[rows])
+        second = np.where(exchanged, one[rows], other[rows])
+        found = difference(second[None], first[None], names)
+        # Where no pair differs none is claimed, and no interval given.
+        covered += found.low is None or found.low <= 0 <= (found.high or 0.0)
+    assert covered / comparisons >= 0.93
+
+
+def test_pairs_of_one_prompt_are_covered_as_well() -> None:
+    one, other, _ = stored()
+    generator = np.random.default_rng(0)
+    again = np.array([f"q{place // 2}" for place in range(300)])
     covered, comparisons = 0, 200
-    for number in range(comparisons):
+    for _ in range(comparisons):
         drawn = generator.integers(0, 150, 150)
-        rows = np.concatenate([np.flatnonzero(prompts == f"p{prompt}") for prompt in drawn])
+        rows = np.stack([2 * drawn, 2 * drawn + 1], axis=1).ravel()
         exchanged = np.repeat(generator.random(150) < 0.5, 2)
         first = np.where(exchanged, other[rows], one[rows])
         second = np.where(exchanged, one[rows], other[rows])
-        if measure != "gamma":
-            first, second = (first > 0).astype(float), (second > 0).astype(float)
-        again = np.array([f"q{place // 2}" for place in range(300)])
-        found = difference(second[None], first[None], again, seed=number, resamples=1000)
+        found = difference(second[None], first[None], again)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0 <= found.high
@@ -52,7 +77,7 @@ def test_intervals_of_equal_arms_cover_no_difference_as_often_as_they_say(measur
 def test_a_difference_is_the_mean_over_pairs_of_the_mean_over_seeds() -> None:
     now = np.array([[1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 0.0]])
     first = np.array([[0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]])
-    found = difference(now, first, np.array(["a", "b", "c", "d"]), seed=0)
+    found = difference(now, first, np.array(["a", "b", "c", "d"]))
     assert found.mean == pytest.approx(0.75)  # (1 + 1 + 1 + 1 + 2 + 1 + 0 - 1) / 8
     assert (found.pairs, found.prompts) == (4, 4)
     over = found.over_seeds
@@ -64,7 +89,7 @@ def test_a_difference_is_the_mean_over_pairs_of_the_mean_over_seeds() -> None:
 def test_the_interval_of_independent_pairs_is_that_of_normal_theory() -> None:
     change = np.random.default_rng(1).normal(0.3, 2.0, 4000)
     prompts = np.array([str(number) for number in range(4000)])
-    found = difference(change[None], np.zeros((1, 4000)), prompts, seed=0)
+    found = difference(change[None], np.zeros((1, 4000)), prompts)
     se = change.std(ddof=1) / 4000**0.5
     assert found.se == pytest.approx(se, rel=0.05)
     assert found.low == pytest.approx(change.mean() - 1.96 * se, abs=0.1 * se)
@@ -74,8 +99,8 @@ def test_the_interval_of_independent_pairs_is_that_of_normal_theory() -> None:
 def test_pairs_of_one_prompt_that_move_together_make_an_interval_wider() -> None:
     one, other, prompts = stored()
     alone = np.array([str(number) for number in range(len(prompts))])
-    together = difference(one[None], other[None], prompts, seed=0)
-    apart = difference(one[None], other[None], alone, seed=0)
+    together = difference(one[None], other[None], prompts)
+    apart = difference(one[None], other[None], alone)
     assert together.se is not None
     assert apart.se is not None
     assert together.se > 1.1 * apart.se
@@ -83,10 +108,10 @@ def test_pairs_of_one_prompt_that_move_together_make_an_interval_wider() -> None
 
 def test_one_seed_says_nothing_of_seeds_and_unequal_numbers_are_not_paired() -> None:
     prompts = np.array(["a", "b"])
-    single = difference(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]), prompts, seed=0)
+    single = difference(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]), prompts)
     assert single.over_seeds is not None
     assert (single.over_seeds.seeds, single.over_seeds.low) == (1, None)
-    uneven = difference(np.zeros((2, 2)), np.ones((1, 2)), prompts, seed=0)
+    uneven = difference(np.zeros((2, 2)), np.ones((1, 2)), prompts)
     assert uneven.over_seeds is None
 
 
@@ -95,14 +120,29 @@ def test_one_seed_says_nothing_of_seeds_and_unequal_numbers_are_not_paired() -> 
     ids=["one prompt", "no pair differs"],
 )  # fmt: skip
 def test_where_nothing_varies_there_is_no_interval(now: list[float], prompts: list[str]) -> None:
-    found = difference(np.array([now]), np.zeros((1, 2)), np.array(prompts), seed=0)
+    found = difference(np.array([now]), np.zeros((1, 2)), np.array(prompts))
     assert (found.low, found.high, found.se, found.p) == (None, None, None, None)
 
 
-def test_a_p_value_counts_the_smaller_tail_twice() -> None:
-    assert p_value(np.array([-1.0, 1.0, 1.0, 1.0])) == pytest.approx(2 * 2 / 5)
-    assert p_value(np.ones(999)) == pytest.approx(2 / 1000)
-    assert p_value(np.array([-1.0, 1.0])) == 1.0
+def test_a_p_value_is_that_of_students_t() -> None:
+    # t(1) is Cauchy: P(|T| > 1) = 1/2. The quantiles are those of every table.
+    assert p_value(1.0, 1) == pytest.approx(0.5, abs=1e-6)
+    for degrees in (1, 2, 5, 12, 30):
+        assert p_value(-t_quantile(degrees), degrees) == pytest.approx(0.05, abs=1e-5)
+    assert p_value(1.959964, 400) == pytest.approx(0.05, abs=1e-6)
+    assert p_value(0.0, 7) == pytest.approx(1.0)
+
+
+def test_an_interval_leaves_out_zero_where_its_p_value_is_below_five_percent() -> None:
+    generator = np.random.default_rng(2)
+    for prompts in (5, 25, 60):
+        for shift in (0.2, 0.5, 0.9):
+            change = generator.normal(shift, 1.0, prompts)
+            names = np.arange(prompts).astype(np.str_)
+            found = difference(change[None], np.zeros((1, prompts)), names)
+            assert found.p is not None
+            assert found.low is not None
+            assert (found.p < 0.05) == (found.low > 0)
 
 
 def test_holm_corrects_the_example_of_its_textbooks() -> None:

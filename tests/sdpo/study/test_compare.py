@@ -1,5 +1,6 @@
 """A comparison of recipes: its runs, what they share, what is said of them."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,14 @@ from bench import Bench, Values
 from command_line import Sdpo, caller
 from forked_stages import forked_stages
 from histories import contents
+from scored import write_scores
 
 from sdpo.config.load import make_config
 from sdpo.errors import DiskFullError
 from sdpo.report.load import load_run
 from sdpo.report.numbers import measure_run
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.win_rates import read_verdicts
 from sdpo.study.compare import Compared, Plan, plan_comparison, run_comparison
 from sdpo.study.comparison import Comparison
 
@@ -45,6 +48,9 @@ def small_recipe(tiny_recipe: Values) -> Values:
         "data": tiny_recipe["data"] | {"reserve": {"pairs": 12}},
         "training": tiny_recipe["training"] | {"max_steps": 3},
         "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
+        "evaluation": {
+            "win_rate": {"judge": {"rule": "length"}, "prompts": 24, "max_new_tokens": 4}
+        },
     }
 
 
@@ -135,6 +141,65 @@ def test_a_difference_is_that_of_the_two_runs_probes(study: Study) -> None:
     assert found["dpo", "ranking_accuracy"].mean == pytest.approx(right)
 
 
+def test_a_win_rate_is_paired_prompt_by_prompt_and_every_model_answers_once(study: Study) -> None:
+    def won(arm: str, model: int) -> dict[str, float]:
+        verdicts = read_verdicts(RunFolder(study.folder / arm))
+        (over_s,) = [each for each in verdicts if (each.model, each.other) == (model, 0)]
+        rows = pq.read_table(over_s.table).to_pylist()
+        return {row["prompt_key"]: row["forward"] for row in rows}
+
+    first, dpo = won("sdpo", 2), won("dpo", 1)
+    assert first.keys() == dpo.keys()
+    (contrast,) = [
+        each
+        for each in study.compared.found.contrasts
+        if (each.arm, each.title) == ("dpo", "win rate over S, by the rule `length`")
+    ]
+    assert contrast.found.mean == pytest.approx(np.mean([dpo[key] - first[key] for key in first]))
+    lines = {line.arm: line for line in study.compared.found.arms}
+    assert lines["dpo"].win_rates[contrast.title].mean == pytest.approx(np.mean(list(dpo.values())))
+    # S, and of three arms two, one and two models, of which a first one is shared.
+    assert len(list((study.bench.folder / "cache" / "completions").iterdir())) == 5
+
+
+def test_suites_are_paired_document_by_document(copied: Bench) -> None:
+    folder = copied.runs / "tiny-compare"
+    right = {"sdpo": (2, 0.5), "dpo": (1, 0.8), "target_base": (2, 0.5)}
+    for arm, (model, share) in right.items():
+        values = [float(number % 10 < 10 * share) for number in range(200)]
+        write_scores(RunFolder(folder / arm), model, "quiz", values)
+        (folder / "results" / f"{arm}.json").unlink()
+    found = run_comparison(planned(copied)).found
+    of_quiz = {c.arm: c for c in found.contrasts if c.title == "quiz (acc)"}
+    dpo = of_quiz["dpo"]
+    assert (dpo.items, dpo.found.pairs, dpo.is_shown) == ("documents", 200, True)
+    assert dpo.found.mean == pytest.approx(0.3)
+    # Documents differ by 1 in 30% of all: normal theory.
+    half = 1.96 * (0.3 * 0.7 / 200) ** 0.5
+    assert dpo.found.low == pytest.approx(0.3 - half, abs=0.01)
+    assert of_quiz["target_base"].found.p is None
+    page = html.unescape((folder / "comparison.html").read_text(encoding="utf-8"))
+    assert "dpo has more on quiz (acc) than sdpo: +0.3000 " in page
+    again = run_comparison(planned(copied))
+    assert (again.ran, timeless(again.found)) == ((), timeless(found))
+
+
+def test_a_model_that_was_not_judged_so_is_judged_and_nothing_is_trained_again(
+    study: Study, copied: Bench, sdpo: Sdpo
+) -> None:
+    with forked_stages():
+        said = sdpo(
+            *("compare", copied.write(), "--arms", "sdpo,dpo", "--json"),
+            *("--set", "evaluation.win_rate.judge.rule=on_topic"),
+        )
+    assert said.code == 0
+    lines = {line["arm"]: line for line in json.loads(said.out)["arms"]}
+    both = {f"win rate over S, by the rule `{rule}`" for rule in ("length", "on_topic")}
+    for arm in study.compared.found.arms[:2]:
+        assert lines[arm.arm]["win_rates"].keys() == both
+        assert lines[arm.arm]["seconds"] == arm.seconds
+
+
 def test_a_comparison_that_is_made_already_runs_nothing_and_says_the_same(
     study: Study, sdpo: Sdpo
 ) -> None:
@@ -194,6 +259,9 @@ def test_numbers_stay_when_runs_go_and_are_those_of_their_recipe_alone(
     again = run_comparison(planned(copied), keep="none")
     assert again.ran == ()
     assert timeless(again.found) == timeless(study.compared.found)
+    rule = "evaluation.win_rate.judge.rule=on_topic"
+    judged = sdpo("compare", copied.write(), "--arms", ARMS, "--set", rule)
+    assert (judged.code, "judged in another way (evaluation)" in judged.told) == (2, True)
     other = sdpo("compare", copied.write(), "--arms", ARMS, "--set", "training.beta=0.7")
     assert (other.code, "settings.training.beta: nothing -> 0.7" in other.told) == (2, True)
     assert "give this study another name (--name)" in other.told
@@ -260,7 +328,8 @@ def test_the_page_says_what_it_shows_and_escapes_what_is_anybodys(
     for said in (
         "Table 2 of arXiv 2403.19270",
         "Holm",
-        "Win rates are not measured",
+        "Not measured: suites (evaluation.suites)",
+        "Win rate over S",
         "Rows scored",
     ):
         assert said in page
@@ -288,7 +357,8 @@ def test_the_page_says_what_it_shows_and_escapes_what_is_anybodys(
         (["--arm", "a/b:training.beta=1"], "write it as name:key=value"),
         (["--arm", "dpo:training.beta=1"], "`dpo` is an arm already"),
         (["--arm", "step-2:training.beta=1"], "`step-2` is the name of a run's step"),
-        (["--arm", "x:steps.2.beta=1"], "of step 2 it is steps.1.beta"),
+        (["--arm", "x:steps.2.beta=1"], "of step 2 it is step-2.beta"),
+        (["--arm", "x:step-3.beta=1"], "the recipe has 2 steps: the last one's is step-2.beta"),
         (["--seeds", "0"], "--seeds 0: give 1 to 100"),
         (["--name", "a/b"], "`a/b` cannot be the name of a run"),
         (["--set", "data.sources.1.path=nowhere.jsonl"], "sdpo: no data at"),

@@ -76,7 +76,7 @@ def test_an_arm_that_is_better_is_said_to_be_so_and_one_that_is_not_is_not() -> 
     assert "No difference in ranking accuracy from sdpo was shown for alike, which does not" in text
     assert "6 differences were tested together; p-values are corrected for that (Holm)" in text
     assert "Each was trained with one seed" in text
-    assert "win rates are not measured" in text
+    assert "Not measured: suites (evaluation.suites) and win rates (evaluation.win_rate" in text
 
 
 def test_where_nothing_is_shown_the_smallest_difference_that_could_have_been_is_said() -> None:

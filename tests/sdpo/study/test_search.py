@@ -1,11 +1,13 @@
 """A search of settings with Optuna: what it proposes, that it goes on, what it ends early."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bench import Bench, Outcome, Values
 from command_line import Sdpo, caller
@@ -15,6 +17,7 @@ from sdpo.config import RunConfig
 from sdpo.config.load import make_config
 from sdpo.errors import UserError
 from sdpo.hooks import Host
+from sdpo.store.run_folder import RunFolder
 from sdpo.study.grid import read_overs, trials_at
 from sdpo.study.search import Pruned, SearchPlan, _open, _point, _watched, plan_search, run_search
 from sdpo.study.sweep import SweepDone
@@ -147,6 +150,42 @@ def test_a_trial_that_falls_behind_is_ended_after_a_step_and_not_after_the_last(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_pruned_search_ends_trials_by_the_median_and_goes_on_after_it(
+    tmp_path: Path, searched_recipe: Values, sdpo: Sdpo
+) -> None:
+    """The trials are trained; which of them had to end is worked out again from what Optuna's
+    journal has of every step."""
+    optuna = pytest.importorskip("optuna")
+    bench = Bench(tmp_path, searched_recipe)
+    over = ("training.learning_rate=log:1e-5..0.5",)
+    plan = plan_search(make_config(bench.values()), over=over, trials=8, prune=True)
+    with forked_stages():
+        done = run_search(plan)
+    trials = _open(plan).trials
+    first = {t.number: t.intermediate_values[1] for t in trials if 1 in t.intermediate_values}
+    states = optuna.trial.TrialState
+    ended = {t.number for t in trials if t.state == states.PRUNED}
+    expected = {
+        number
+        for number, value in first.items()
+        if sum(t.state == states.COMPLETE for t in trials[:number]) >= 3
+        and value < np.nanmedian([first[k] for k in first if k < number])
+    }
+    assert ended == expected
+    assert ended
+    assert {1} == {step for t in trials for step in t.intermediate_values}
+    assert len(done.swept.pruned) == len(ended)
+    assert len(done.swept.selection) == 8 - len(ended)
+    for number in ended:
+        (run,) = plan.study.path.glob(f"t{number}.*")
+        assert RunFolder(run).complete_steps() == [1]
+    assert all("was ended after step 1, at " in how for how in done.swept.pruned.values())
+    said = sdpo("sweep", bench.write(), "--over", *over, "--trials", "8", "--prune", "--json")
+    assert (said.code, json.loads(said.out)) == (0, done.swept.as_json())
+
+
+@pytest.mark.slow
 def test_values_are_those_of_the_ranges(tiny_recipe: Values, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     from sdpo.study.search import _distributions
@@ -173,7 +212,7 @@ def test_values_are_those_of_the_ranges(tiny_recipe: Values, tmp_path: Path) -> 
         (["--over", "training.beta=0.1..0.3", "--trials", "1"], "--trials 1: give 2 to 1000"),
         (["--over", "training.beta=0.1,0.3", "--prune"], "say how many, with --trials N"),
         (["--over", "training.exo_epsilon=0.1..0.3", "--trials", "5"], "are the same"),
-        (["--over", "steps.2.beta=0.1..0.3", "--trials", "5"], "of step 2 it is steps.1.beta"),
+        (["--over", "steps.2.beta=0.1..0.3", "--trials", "5"], "of step 2 it is step-2.beta"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_words(

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_a_setting_of_the_second_step_trains_and_scores_the_first_once(sweep: Sw
     assert len(models) == 1
     text = sweep.done.study.page.read_text(encoding="utf-8")
     assert "4 steps were trained and 2 shared" in text
+    assert "steps.1.beta is of step 2: positions count from 0" in text
 
 
 @pytest.mark.slow
@@ -192,7 +194,9 @@ def test_a_sweep_that_is_made_already_runs_nothing_and_says_the_same(
         (["training.beta=0.3..0.01"], "the range is the wrong way round"),
         (["training.beta=log:0..0.3"], "a log scale has no 0"),
         (["training.beta=a..b"], "a range is of two numbers"),
-        (["steps.2.beta=0.1,0.3"], "of step 2 it is steps.1.beta"),
+        (["steps.2.beta=0.1,0.3"], "of step 2 it is step-2.beta"),
+        (["step-3.beta=0.1,0.3"], "the recipe has 2 steps: the last one's is step-2.beta"),
+        (["step-2.beta=0.1,0.3", "steps.1.beta=1,2"], "--over step-2.beta is given twice"),
         (["probe.seed=1,2"], "`probe` changes no model"),
         (["name=a,b"], "`name` changes no model"),
         (["training.beta=[,1"], "is not YAML"),
@@ -224,6 +228,49 @@ def test_a_grid_has_every_combination_and_a_name_for_each(tmp_path: Path) -> Non
     assert trials[-1].name == "beta-0.1.lora_target_modules-_all-linear"
     found = [trial.config.training.beta for trial in trials if trial.config]
     assert found == [0.01, 0.01, 0.1, 0.1]
+
+
+def test_a_step_may_be_named_and_a_grid_is_trained_with_several_seeds(tmp_path: Path) -> None:
+    sources = {"sources": [{"path": "a"}, {"path": "b"}]}
+    config = make_config({"name": "mine", "data": sources, "store": {"remote": "file:///kept"}})
+    overs = read_overs(["step-2.beta=0.1,0.3"], config=config, with_ranges=False)
+    trials = grid_trials(config, overs, folder=tmp_path, seeds=2)
+    assert [(t.arm, t.name, t.seed) for t in trials] == [
+        ("step-2.beta=0.1", "step-2.beta-0.1", 42),
+        ("step-2.beta=0.3", "step-2.beta-0.3", 42),
+        ("step-2.beta=0.1", "step-2.beta-0.1.seed-43", 43),
+        ("step-2.beta=0.3", "step-2.beta-0.3.seed-43", 43),
+    ]
+    configs = [trial.config for trial in trials if trial.config]
+    assert [c.training_of(2).beta for c in configs] == [0.1, 0.3, 0.1, 0.3]
+    assert [c.training_of(1).beta for c in configs] == [config.training.beta] * 4
+    assert [c.training.seed for c in configs] == [42, 42, 43, 43]
+    assert {c.store.remote for c in configs} == {f"file:///kept/{tmp_path.name}"}
+    assert [c.name for c in configs] == [trial.name for trial in trials]
+
+
+def test_settings_are_chosen_by_the_mean_over_their_seeds(sweep: Sweep) -> None:
+    from sdpo.study.results import kept
+
+    # One run stands for two seeds of settings of which each is the best once.
+    found = [kept(sweep.plan.study, trial.name) for trial in sweep.plan.trials[:2]]
+    (one, of_one), (other, of_other) = (each for each in found if each)
+    worst = replace(of_one, gamma=-np.abs(of_one.gamma))
+    best = replace(of_one, gamma=np.abs(of_one.gamma))
+    trials = {
+        "a": (one.model_copy(update={"trial": "a", "arm": "x", "seed": 1}), best),
+        "b": (one.model_copy(update={"trial": "b", "arm": "x", "seed": 2}), worst),
+        "c": (other.model_copy(update={"trial": "c", "arm": "y", "seed": 1}), of_other),
+        "d": (other.model_copy(update={"trial": "d", "arm": "y", "seed": 2}), best),
+    }
+    results = [result for result, _ in trials.values()]
+    values = {name: each for name, (_, each) in trials.items()}
+    swept = select("made-up", results, values, over=["x"], seed=0)
+    chosen = split(of_other, "selection").gamma > 0
+    assert swept.best == "c"
+    assert swept.selection[0].accuracy.mean == pytest.approx((chosen.mean() + 1) / 2)
+    assert swept.selection[1].accuracy.mean == pytest.approx(0.5)
+    assert swept.found.seeds == 2
 
 
 def estimate(mean: float) -> Estimate:
