@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import batch, finished, migrating, models, publishing, server, studies
+from flows.cli import batch, finished, migrating, models, nodes, publishing, server, studies
 from flows.cli.exits import exit_code, tell
 from flows.cli.help import Application
 from flows.cli.options import (
@@ -49,6 +49,7 @@ app.add_typer(studies.app)
 app.add_typer(migrating.app)
 app.add_typer(publishing.app)
 app.add_typer(batch.app)
+app.add_typer(nodes.app, name="node", no_args_is_help=True)
 app.add_typer(server.app, name="server", no_args_is_help=True)
 
 

@@ -25,7 +25,7 @@ def slurm(
     time: Annotated[str, typer.Option("--time", help="Time of one job, as 4:00:00.")] = "",
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", min=0, help="GPUs; else the recipe's processes, none on a CPU."),
+        typer.Option("--gpus", min=0, help="GPUs of a node; else its processes, none on a CPU."),
     ] = None,
     extra: Annotated[
         list[str] | None,

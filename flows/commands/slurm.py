@@ -1,32 +1,29 @@
-"""Write a batch script for SLURM that runs a recipe on one node, over as many jobs as it takes.
+"""Write a batch script for SLURM that runs a recipe on its nodes, over as many jobs as it takes.
 
 SLURM tells the script some minutes before its time is up; the run then saves its state and ends,
 and the job is put back into the queue, where it goes on. A job that somebody cancels is not.
 """
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdpo.config import RunConfig
+from sdpo.config.nodes import SlurmConfig, impossible_slurm
 from sdpo.errors import ConfigError
+from sdpo.processes.nodes.outlook import EARLY_S
 
-_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
-_WORD = re.compile(r"[\w.,:+=@%/-]+")
 _INTERRUPTED = 130
-_EARLY_S = 120
-"""SLURM tells so many seconds before the end: a step may run meanwhile, and its state is saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job asks for this: empty fields leave it to the cluster's defaults.
 
-    ``gpus``: None asks for as many as the recipe has processes, unless it is for a CPU. ``time``
-    as sbatch has it. ``extra``: further options of sbatch.
+    ``gpus``, of each node: None asks for as many as it has processes, unless it is for a CPU.
+    ``time`` as sbatch has it. ``extra``: further options of sbatch.
     """
 
     partition: str = ""
@@ -34,6 +31,17 @@ class Job:
     time: str = ""
     gpus: int | None = None
     extra: Sequence[str] = ()
+
+    def or_as(self, slurm: SlurmConfig) -> "Job":
+        """Return the job with what it leaves open as the recipe has it."""
+        return replace(
+            self,
+            partition=self.partition or slurm.partition,
+            account=self.account or slurm.account,
+            time=self.time or slurm.time,
+            gpus=(slurm.gpus_per_node or None) if self.gpus is None else self.gpus,
+            extra=[*slurm.extra, *self.extra],
+        )
 
 
 def batch_script(config: RunConfig, arguments: Sequence[str], job: Job, *, folder: Path) -> str:
@@ -44,19 +52,22 @@ def batch_script(config: RunConfig, arguments: Sequence[str], job: Job, *, folde
     """
     _check(job)
     launch = config.launch
+    job = job.or_as(launch.slurm)
     gpus = job.gpus
     if gpus is None:
-        gpus = 0 if launch.device == "cpu" else launch.processes
+        gpus = 0 if launch.device == "cpu" else launch.per_node
+    if launch.launcher == "torchrun":  # the nodes are those of the job, where srun reaches them
+        arguments = [*arguments, "--set", "launch.launcher=slurm"]
     options = {
         "job-name": f"sdpo-{config.name}",
-        "nodes": "1",
-        "ntasks": "1",
-        "cpus-per-task": str(launch.threads * launch.processes) if launch.threads else "",
+        "nodes": str(launch.nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(launch.threads * launch.per_node) if launch.threads else "",
         "gpus-per-node": str(gpus) if gpus else "",
         "partition": job.partition,
         "account": job.account,
         "time": job.time,
-        "signal": f"B:USR1@{_EARLY_S}",
+        "signal": f"B:USR1@{EARLY_S}",
         "output": "%x-%j.log",
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value]
@@ -99,16 +110,8 @@ exit "$code"
 
 def _check(job: Job) -> None:
     """Refuse what would be something else than a value in a line of the script."""
-    for name, value in (("--partition", job.partition), ("--account", job.account)):
-        if value and not _WORD.fullmatch(value):
-            raise ConfigError(f"{name} {value!r} cannot be a name: it has blanks or quotes in it")
-    if job.time and not _TIME.fullmatch(job.time):
-        raise ConfigError(
-            f"--time {job.time!r} is no time of sbatch: write minutes, hours:minutes:seconds or "
-            "days-hours, as 4:00:00 or 1-12"
-        )
-    for option in job.extra:
-        if not re.fullmatch(r"--?[A-Za-z][\w-]*(=[^\n\r]*|\s[^\n\r]*)?", option):
-            raise ConfigError(
-                f"--extra {option!r} is no option of sbatch: write it as there, as --qos=high"
-            )
+    given = SlurmConfig(
+        partition=job.partition, account=job.account, time=job.time, extra=list(job.extra)
+    )
+    if problems := impossible_slurm(given, named="--{}"):
+        raise ConfigError(problems[0])

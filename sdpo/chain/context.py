@@ -11,6 +11,7 @@ from sdpo.hooks import Host
 from sdpo.identity.payloads import changes
 from sdpo.inputs.resolve import Resolved
 from sdpo.processes.devices import hold_devices
+from sdpo.processes.nodes.rendezvous import goes_to_nodes
 from sdpo.processes.spec import Spec
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.links import adopt
@@ -43,7 +44,8 @@ class Context:
 
     ``clock`` is the time that chat templates see: that of the run's creation. ``origins`` are the
     runs that complete nodes are shared from, nearest first. ``host`` is who runs the chain.
-    ``locks`` are the descriptors of the run's locks, which its stages hold as well.
+    ``locks`` are the descriptors of the run's locks, which its stages hold as well, and
+    ``rendezvous`` that of the socket to which other nodes come.
     """
 
     run: RunFolder
@@ -52,6 +54,7 @@ class Context:
     clock: str
     host: Host
     locks: tuple[int, ...] = ()
+    rendezvous: int | None = None
     origin: Origin | None = None
     carried: Carried | None = None
     origins: tuple[RunFolder, ...] = ()
@@ -146,13 +149,17 @@ class Context:
             while True:
                 try:
                     return run_stage(
-                        spec, listen=self.listen, keep=(*keep, *devices), call=self.host.call
+                        spec,
+                        listen=self.listen,
+                        keep=(*keep, *devices),
+                        call=self.host.call,
+                        rendezvous=self.rendezvous,
                     )
                 except LowMemoryError as error:
                     self.listen(WarningEvent(message=f"{error}; it starts again"))
 
     def _devices(self, spec: Spec) -> AbstractContextManager[tuple[int, ...]]:
-        if not spec.uses_device:
+        if not spec.uses_device or goes_to_nodes(spec):  # each node holds its own
             return nullcontext(())
         return hold_devices(
             spec.launch, run=self.run.name, listen=self.listen, occupy=self.host.occupy

@@ -28,6 +28,7 @@ from sdpo.inputs.resolve import (
     restore_machine,
 )
 from sdpo.plugins.recorded import check_unchanged
+from sdpo.processes.nodes.rendezvous import listening
 from sdpo.store.origin import origin_chain
 from sdpo.store.run_file import Carried, Origin, RunFile
 from sdpo.store.run_folder import RunFolder, run_lock
@@ -108,6 +109,7 @@ def open_run(
             clock=stored.clock,
             host=host,
             locks=(lock, cache_lock),
+            rendezvous=held.enter_context(listening(resolved.config.launch)),
             origin=stored.origin,
             carried=stored.carried,
             origins=tuple(origins),

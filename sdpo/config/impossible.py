@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from sdpo.config.data import ColumnsConfig, DataConfig, ReserveConfig
+from sdpo.config.impossible_nodes import impossible_nodes
 from sdpo.config.partition import PartitionConfig
 from sdpo.config.running import LaunchConfig
 from sdpo.config.strategies import strategy_uses
@@ -103,7 +104,7 @@ def impossible_partition(partition: PartitionConfig) -> list[str]:
 def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConfig]) -> list[str]:
     """Name processes that the strategy, or what they train, cannot use."""
     strategy = launch.strategy
-    problems: list[str] = []
+    problems = impossible_nodes(launch)
     if strategy == "single" and launch.processes > 1:
         problems.append(
             f"launch.strategy is `single` with launch.processes {launch.processes}: use `ddp`"

@@ -6,12 +6,15 @@ from pydantic import Field
 
 from sdpo.config.annotations import NotIdentity, ReadIf, SpelledOut, Unit
 from sdpo.config.group import Group
+from sdpo.config.nodes import Launcher, SlurmConfig
 
 LaunchStrategy = Literal[
     "auto", "single", "ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"
 ]
 Offload = Literal["none", "optimizer", "all"]
 _NO_REMOTE = ": store.remote is empty"
+_NOT_OF_IT = ": launch.launcher is `{value}`"
+_PLACE = "which machines have the processes changes no result"
 
 
 class LaunchConfig(Group):
@@ -20,8 +23,31 @@ class LaunchConfig(Group):
     main_setting = "device"
 
     processes: Annotated[int, Unit("processes"), SpelledOut(of=("step",))] = Field(
-        1, ge=1, description="Processes (one per device) of a training stage."
+        1, ge=1, description="Processes (one per device) of a training stage, on all nodes."
     )
+    nodes: Annotated[int, Unit("machines"), NotIdentity(_PLACE)] = Field(
+        1, ge=1, description="Machines that share the processes of a training stage evenly."
+    )
+    launcher: Annotated[Launcher, NotIdentity(_PLACE)] = Field(
+        "local",
+        description="Who starts the processes: `local`, on this machine; `torchrun`, on machines "
+        "where `sdpo node join` runs; `slurm`, by srun in a job or by sbatch. docs/nodes.md.",
+    )
+    rendezvous: Annotated[
+        str,
+        ReadIf(settings=("launcher",), equal_to=("torchrun", "slurm"), otherwise=_NOT_OF_IT),
+        NotIdentity(_PLACE),
+    ] = Field(
+        "",
+        description="HOST:PORT at which this machine waits for the other nodes; empty: as "
+        "MASTER_ADDR and MASTER_PORT say, else this host's name and port 29400; under `slurm` any "
+        "free port.",
+    )
+    slurm: Annotated[
+        SlurmConfig,
+        ReadIf(settings=("launcher",), equal_to="slurm", otherwise=_NOT_OF_IT),
+        NotIdentity(_PLACE),
+    ] = Field(SlurmConfig(), description="What jobs of SLURM ask for.")
     strategy: Annotated[LaunchStrategy, SpelledOut(of=("step",))] = Field(
         "auto",
         description="How processes share the work; `auto`: single for one process, else ddp. "
@@ -45,6 +71,11 @@ class LaunchConfig(Group):
             "waits until the device is free.",
         )
     )
+
+    @property
+    def per_node(self) -> int:
+        """Return the processes of each node."""
+        return self.processes // self.nodes
 
     @property
     def zero_stage(self) -> int:

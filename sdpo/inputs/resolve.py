@@ -172,19 +172,24 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
             nothing to offload.
     """
     gpus = len(machine.cuda_capabilities())
-    device = launch.device
+    device, here = launch.device, launch.launcher == "local"
+    if device == "auto" and not gpus and not here:
+        raise ConfigError(
+            f"launch.device is auto with launch.launcher {launch.launcher}, and this machine has "
+            "no CUDA device, which says nothing of the nodes: set launch.device to cuda or cpu"
+        )
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    if device == "cuda" and not gpus:
+    if device == "cuda" and not gpus and here:
         raise ConfigError("launch.device is cuda, but this machine has no CUDA device")
-    if device == "cuda" and launch.processes > gpus:
+    if device == "cuda" and launch.processes > gpus and here:
         raise ConfigError(
             f"launch.processes is {launch.processes}, but this machine has {gpus} CUDA devices"
         )
     strategy = launch.strategy
     if strategy == "auto":
         strategy = "single" if launch.processes == 1 else "ddp"
-    threads = launch.threads or max(1, machine.cores() // launch.processes)
+    threads = launch.threads or max(1, machine.cores() // launch.per_node)
     update = {"device": device, "strategy": strategy, "threads": threads}
     resolved = launch.model_copy(update=update)
     if problem := impossible_offload(resolved):
@@ -198,7 +203,15 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
     Raises:
         ConfigError: bf16 was asked of a GPU without it.
     """
-    capable = launch.device == "cuda" and machine.cuda_capabilities()[0] >= _BF16_CAPABILITY
+    found = machine.cuda_capabilities()
+    if launch.device == "cuda" and not found:
+        if precision == "auto":
+            raise ConfigError(
+                "training.precision is auto, and this machine has no GPU that says whether those "
+                "of the nodes have bf16: set bf16 or fp32"
+            )
+        return precision
+    capable = launch.device == "cuda" and found[0] >= _BF16_CAPABILITY
     if precision == "bf16" and launch.device == "cuda" and not capable:
         raise ConfigError("training.precision is bf16, which this GPU does not have: use fp32")
     if precision == "auto":
@@ -209,7 +222,7 @@ def resolve_precision(precision: str, launch: LaunchConfig) -> str:
 def idle_hint(launch: LaunchConfig) -> str:
     """Return a hint on GPUs that the run leaves idle; empty where there are none."""
     gpus = len(machine.cuda_capabilities()) if launch.device == "cuda" else 0
-    if gpus <= launch.processes:
+    if gpus <= launch.processes or launch.launcher != "local":
         return ""
     return (
         f"this machine has {gpus} CUDA devices, and launch.processes is {launch.processes}: the "

@@ -41,12 +41,20 @@ def device_names(launch: LaunchConfig) -> list[str]:
 
 @contextmanager
 def hold_devices(
-    launch: LaunchConfig, *, run: str, listen: Listener, occupy: Occupy = unlimited
+    launch: LaunchConfig,
+    *,
+    run: str,
+    listen: Listener,
+    occupy: Occupy = unlimited,
+    wait: bool = True,
 ) -> Iterator[tuple[int, ...]]:
     """Hold the devices of a stage alone, waiting for other runs; yields the locks' descriptors.
 
     Where somebody else holds one, an event says who. ``occupy`` is entered first: it may be shared
     with other hosts, and whoever waits there must not keep a device from those who could use it.
+
+    Raises:
+        InUseError: somebody holds one, and ``wait`` is false.
     """
     if launch.share_device or os.environ.get(SHARE, "") not in ("", "0"):
         yield ()
@@ -60,7 +68,7 @@ def hold_devices(
                 hold(
                     folder / f"{name.replace('/', '-')}.lock",
                     what=f"device {name}",
-                    wait=True,
+                    wait=wait,
                     listen=listen,
                     run=run,
                     otherwise=_OTHERWISE,

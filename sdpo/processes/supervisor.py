@@ -33,6 +33,7 @@ from sdpo.events import (
 )
 from sdpo.hooks import Call, plain_call
 from sdpo.processes.disk_space import is_full, no_space_message
+from sdpo.processes.nodes.rendezvous import SOCKET, goes_to_nodes
 from sdpo.processes.spec import Spec
 from sdpo.store.links import detach
 from sdpo.system.files import write_text
@@ -43,7 +44,10 @@ from sdpo.system.watchdog import MARK, marked, send, watched
 _POLL_S = 0.05
 _GRACE_S = GRACE_S
 _PR_SET_PDEATHSIG = 1
-_PARENT = "SDPO_PARENT_PID"
+PARENT = "SDPO_PARENT_PID"
+"""A process that is to end with the one that started it finds its number here."""
+EVENTS = "SDPO_EVENTS_FILE"
+"""A process on another node tells its events to this file there, and a member passes them on."""
 USER_ERROR_EXIT = 2
 DISK_FULL_EXIT = 28
 """The exit code is ENOSPC: where no file can be written any more, it has to say so."""
@@ -52,12 +56,18 @@ _INTERRUPTING = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 
 def run_stage(
-    spec: Spec, *, listen: Listener, keep: Sequence[int] = (), call: Call = plain_call
+    spec: Spec,
+    *,
+    listen: Listener,
+    keep: Sequence[int] = (),
+    call: Call = plain_call,
+    rendezvous: int | None = None,
 ) -> ResultEvent:
     """Run ``spec`` in a child process (or several) and return its result event.
 
     ``keep``: file descriptors that the child holds as well, so that a lock lasts as long as it
-    does. ``call`` runs the wait for each phase of the stage under the phase's name.
+    does. ``call`` runs the wait for each phase of the stage under the phase's name. ``rendezvous``:
+    the socket to which other nodes come, where they do.
 
     Raises:
         UserError: the stage refused what the user gave, or its log is a link.
@@ -73,15 +83,17 @@ def run_stage(
     write_text(path, spec.model_dump_json(indent=2))
     spec.events.unlink(missing_ok=True)
     outcome, mark = _Ending(spec, listen), uuid.uuid4().hex
+    door = {} if rendezvous is None else {SOCKET: str(rendezvous)}
+    keep = (*keep, *([] if rendezvous is None else [rendezvous]))
     listen(StageEvent(stage=spec.name, status="started", log=str(spec.log)))
-    with watched(mark, keep=keep), open(spec.log, "ab", opener=_never_through_a_link) as log:
+    with watched(mark, keep=keep), open(spec.log, "ab", opener=never_through_a_link) as log:
         process = subprocess.Popen(
             _command(spec, path),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(spec) | {MARK: mark, _PARENT: str(os.getpid())},
+            env=stage_environment(spec) | door | {MARK: mark, PARENT: str(os.getpid())},
             pass_fds=tuple(keep),
         )
         try:
@@ -99,7 +111,7 @@ def run_stage(
     return result
 
 
-def _never_through_a_link(path: str, flags: int) -> int:
+def never_through_a_link(path: str, flags: int) -> int:
     """Open a log, refusing a link in its place: what it leads to would be added to."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
@@ -210,6 +222,8 @@ def _tail(log: Path) -> str:
 
 def _command(spec: Spec, path: Path) -> list[str]:
     stage = ["-m", "sdpo.stages", str(path)]
+    if goes_to_nodes(spec):
+        return [sys.executable, "-m", "sdpo.processes.nodes", str(path)]
     if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
         return [sys.executable, *stage]
     return [
@@ -229,9 +243,21 @@ def _is_of_the_host(name: str) -> bool:
     return name.startswith("PREFECT_") and name != "PREFECT__FLOW_RUN_ID"
 
 
-def _environment(spec: Spec) -> dict[str, str]:
+_OF_RANKS = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""A launcher of nodes sets these for whom it starts: here they would make a stage one of many."""
+
+
+def _is_for_stages(name: str) -> bool:
+    return not _is_of_the_host(name) and name not in _OF_RANKS
+
+
+def stage_environment(spec: Spec) -> dict[str, str]:
+    """Return the variables of a stage's process: this one's, and what its work needs."""
     threads = str(spec.launch.threads)
-    environment = {name: os.environ[name] for name in os.environ if not _is_of_the_host(name)} | {
+    environment = {name: os.environ[name] for name in os.environ if _is_for_stages(name)} | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Threads that sleep at once when they wait cost a quarter of the time, those that spin on
@@ -293,6 +319,6 @@ def die_with_parent() -> None:
     if sys.platform != "linux":
         return
     terminate_with_parent()
-    expected = os.environ.pop(_PARENT, "")  # ranks have the launcher for a parent, not us
+    expected = os.environ.pop(PARENT, "")  # ranks have the launcher for a parent, not us
     if expected and os.getppid() != int(expected):
         sys.exit(128 + signal.SIGTERM)  # it ended before the kernel was asked

@@ -4,6 +4,7 @@ On CPU a forward holds one sequence and no padding, so a row does not depend on 
 elsewhere rows of like length share a padded forward.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.store.logp_cache import LogpCache, RowLogps
 from sdpo.system.out_of_memory import Parts
+from sdpo.system.seen import PATIENCE_S
 from sdpo.tokens.token_file import Digests, TokenFile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _PART_ROWS = 512
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +109,23 @@ def score_rows(
     if len(missing):
         _compute(scorer, tokens, rows[missing], cache=cache, events=events, phase=phase)
         scorer.accelerator.wait_for_everyone()
-        found = cache.lookup(digests)
+        found = _of_all_ranks(cache, digests, ranks=scorer.accelerator.num_processes)
     holes = np.flatnonzero(~found.present)
     if len(holes):
         raise Fault(f"{phase}: {len(holes)} rows have no log-probs after scoring")
     is_new = np.zeros(len(rows), dtype=np.bool_)
     is_new[missing] = True
     return Scored(found, is_new)
+
+
+def _of_all_ranks(cache: LogpCache, digests: Digests, *, ranks: int) -> RowLogps:
+    """Return what the ranks have added, waiting for what another node wrote to be seen here."""
+    found, end = cache.lookup(digests), time.monotonic() + PATIENCE_S
+    while ranks > 1 and not found.present.all() and time.monotonic() < end:
+        time.sleep(_LOOK_S)
+        found = cache.lookup(digests)
+        cache.damaged.clear()  # a part that is seen by half is not damaged
+    return found
 
 
 def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ from sdpo.processes.stage_specs import (
     ViewSpec,
     read_spec,
 )
-from sdpo.processes.supervisor import DISK_FULL_EXIT, USER_ERROR_EXIT, die_with_parent
+from sdpo.processes.supervisor import DISK_FULL_EXIT, EVENTS, USER_ERROR_EXIT, die_with_parent
 from sdpo.system import interrupts
 from sdpo.system.out_of_memory import first_line, is_out_of_memory, remedies
 from sdpo.system.streams import make_lasting
@@ -51,13 +51,14 @@ def main() -> None:
     die_with_parent()
     interrupts.listen()
     spec = read_spec(Path(sys.argv[1]))
-    events = EventWriter(spec.events if os.environ.get("RANK", "0") == "0" else None)
+    told = Path(os.environ.get(EVENTS, spec.events))
+    events = EventWriter(told if os.environ.get("RANK", "0") == "0" else None)
     try:
         result = _stage(spec)(events)
     except (Interrupted, SystemExit) as ending:
         if not interrupts.requested() and not isinstance(ending, Interrupted):
             raise
-        _tell(spec.events, InterruptedEvent(message=str(ending)))
+        _tell(told, InterruptedEvent(message=str(ending)))
         _end(interrupts.exit_code())
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()
@@ -65,7 +66,7 @@ def main() -> None:
         full = is_disk_full(error)
         message = no_space_message(error, _places(spec)) if full else _message(error)
         again = isinstance(error, LowMemoryError)
-        _tell(spec.events, ErrorEvent(user=user, message=message, again=again))
+        _tell(told, ErrorEvent(user=user, message=message, again=again))
         _end(DISK_FULL_EXIT if full else USER_ERROR_EXIT if user else 1)
     events.result(result)
     _end(0)

@@ -11,7 +11,9 @@ from sdpo.model.policy import save_policy
 from sdpo.model.published_tensors import forms_of, not_finite, whole_tensors
 from sdpo.model.shard_files import plan_files, write_files
 from sdpo.processes.stage_specs import StepSpec
+from sdpo.stages.shared_files import see, see_of_all
 from sdpo.system.files import publish_folder
+from sdpo.system.seen import ExpectedFile
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,14 +47,18 @@ def publish_shares(
             # Before the weights: transformers removes those that it has not written itself.
             template = spec.model.chat_template
             save_policy(policy, place[0], tokenizer=spec.base, weights={}, chat_template=template)
+        here = _of_main(accelerator, place)
+        see([ExpectedFile(path=here)])
         write_files(
-            _of_main(accelerator, place),
+            here,
             files,
             forms,
             whole_tensors(policy, forms),
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
         )
+        ranks, rank = accelerator.num_processes, accelerator.process_index
+        see_of_all(accelerator, [here / file.name for file in files[rank::ranks]])
         wait()
     return model_digest(folder) if accelerator.is_main_process else ""
 

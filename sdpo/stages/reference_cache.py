@@ -132,6 +132,12 @@ def note_checked(
         cache.note_check(digests, software=machine.versions(), numbers=numbers)
 
 
+def caches_of(spec: StepSpec) -> list[LogpCache]:
+    """Return the caches that the stage reads: of its input model, and of another reference."""
+    others = _caches(spec, spec.reference) if spec.reference else []
+    return [open_cache(spec, spec.input_digest), *others]
+
+
 def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
     """Return the caches in which the reference's log-probs may be, the likelier first."""
     keys = scoring_identities(

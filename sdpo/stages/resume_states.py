@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 
 from sdpo.config import TrainingConfig
-from sdpo.errors import Interrupted
+from sdpo.errors import Fault, Interrupted
 from sdpo.events import EventWriter, StateEvent
+from sdpo.stages.shared_files import see
 from sdpo.stages.training_state import Held, load_training, save_training
 from sdpo.store import resume_states
 from sdpo.store.records import StepFacts
@@ -26,6 +27,7 @@ from sdpo.store.resume_states import SavedState
 from sdpo.system import interrupts, machine
 from sdpo.system.files import file_digest, publish_file, publish_folder
 from sdpo.system.json_values import JsonObject
+from sdpo.system.seen import ExpectedFile
 from sdpo.training.progress import Progress
 from sdpo.training.trainer import Trainer
 
@@ -225,9 +227,10 @@ class Checkpoints:
             share = folder
         else:
             try:
+                see([ExpectedFile(path=folder)])
                 names = save_training(self.trainer, folder, held=self.held)
                 share = {name: file_digest(folder / name) for name in names}
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, Fault) as error:
                 share = str(error)
         self.wait()
         if self._accelerator.num_processes == 1:

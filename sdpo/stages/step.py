@@ -31,15 +31,16 @@ from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
 from sdpo.stages.failed_kernels import kernels_named
 from sdpo.stages.layout_trial import settle_layout
-from sdpo.stages.reference_cache import open_cache, score_as_reference
+from sdpo.stages.reference_cache import caches_of, open_cache, score_as_reference
 from sdpo.stages.reference_rows import Reference, score_reference
 from sdpo.stages.resume_states import find
 from sdpo.stages.session import Session, open_session
+from sdpo.stages.shared_files import see_as_main
 from sdpo.stages.step_context import StepFiles
 from sdpo.stages.timings import Timings
 from sdpo.stages.train import key_of, train_preference, train_supervised
 from sdpo.store.records import ScoredRows
-from sdpo.store.resume_states import SavedState
+from sdpo.store.resume_states import SavedState, states_folder
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import own_probe
 from sdpo.system.files import publish_file
@@ -58,6 +59,7 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
     events.emit(WorkEvent(phases=expected_work(spec)))
     with timings.of("load"):
         session = open_session(spec, events)
+        see_as_main(session.accelerator, _left_behind(spec))
         tokens = TokenFile.open(*spec.token_files)
     with timings.of("check"):
         settle_layout(session, tokens, _rows_to_come(spec), events)
@@ -67,6 +69,13 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
     return StepResult(
         scored_rows=scored_rows, model=session.published_digest, timings_s=timings.rounded()
     )
+
+
+def _left_behind(spec: StepSpec) -> list[Path]:
+    """Return what earlier stages left that decides what this one does, and in which order."""
+    states = sorted(states_folder(spec.folder).glob("[0-9]*"))
+    kept = [spec.folder / "reference.parquet", spec.folder / "budget.json"]
+    return [*kept, *states, *(cache.folder for cache in caches_of(spec))]
 
 
 def _work(

@@ -57,6 +57,7 @@ REFUSED = (
     ("sweep", "{recipe}", "--over", "training.beta=0.1,0.2", "--name", "{data}"),
     ("diff", "tiny", "{data}", "--runs-dir", "{runs}"),
     ("lineage", "{data}/step-1", "--runs-dir", "{runs}"),
+    ("node", "join", "--rendezvous", "{mine}"),
     ("server", "up", "--folder", "{mine}"),
     ("server", "down", "--folder", "{mine}"),
     ("server", "form", "demo", "--folder", "{mine}"),
@@ -128,6 +129,7 @@ IN_TEMPORARIES = (
     "part-1.arrow",
     "object",
     "model.gguf",
+    "events.jsonl",
 )
 """What is only ever below a name that nobody can guess."""
 ONLY_READ = (

@@ -34,6 +34,7 @@ OF_A_RUN = (
     *(f"nodes/{node}.json{end}" for node in NODES for end in ("", ".sha256")),
     *(f"logs/{stage}.{end}" for stage in STAGES for end in ("log", "json", "events.jsonl")),
     *("nodes/rejected_data_rows.jsonl", "logs/status.json"),
+    *("logs/step-1.node-1.log", "logs/step-1.nodes.json", "logs/slurm-7.log"),
     *(
         "probes/M_1.parquet",
         "probes/M_1.D_2.parquet",

@@ -1,4 +1,4 @@
-"""SLURM's own daemons on this machine, one node, for as long as a block lasts."""
+"""SLURM's own daemons on this machine, one node or two, for as long as a block lasts."""
 
 import os
 import secrets
@@ -22,16 +22,15 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -41,20 +40,24 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 KillWait=10
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+SlurmdParameters=config_overrides
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster of one node; its commands find it by their environment."""
+    """A cluster; its commands find it by their environment."""
 
     folder: Path
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What lets SLURM's commands find it."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _SBIN}
+
     def call(self, *command: str, **more: str) -> str:
         """What a command of SLURM prints."""
-        environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")} | more
+        environment = os.environ | self.variables | more
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment, timeout=60
         )
@@ -81,12 +84,13 @@ class Cluster:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[Cluster]:
-    """Start munged, slurmctld and slurmd; all of them end with the block."""
+def slurm_cluster(folder: Path, *, nodes: int = 1) -> Iterator[Cluster]:
+    """Start munged, slurmctld and a slurmd for each node; all of them end with the block."""
     for name in ("munged", "slurmctld", "slurmd", "sbatch"):
         if shutil.which(name, path=_SBIN) is None:
             pytest.skip(f"{name} is not installed (Debian: slurm-wlm, munge)")
-    for name in ("state", "spool"):
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    for name in ("state", *(f"spool-{node}" for node in names)):
         (folder / name).mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -95,10 +99,13 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
     conf = _CONF.format(
         host=host,
         user=psutil.Process().username(),
-        ports=_free_ports(2),
+        ports=_free_ports(1),
         folder=folder,
-        cpus=os.cpu_count(),
     )
+    for node, port in zip(names, _free_ports(nodes), strict=True):
+        conf += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+        conf += f"CPUs={os.cpu_count()} State=UNKNOWN\n"
+    conf += f"PartitionName=all Nodes={','.join(names)} Default=YES MaxTime=INFINITE State=UP\n"
     (folder / "slurm.conf").write_text(conf, encoding="utf-8")
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SBIN}
     cluster, started = Cluster(folder), list[subprocess.Popen[bytes]]()
@@ -108,14 +115,15 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
         f"--seed-file={folder}/munge.seed",
     ]
     try:
-        for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
-            with (folder / f"{command[0]}.out").open("wb") as log:
+        daemons = [["slurmd", "-D", "-N", node] for node in names]
+        for number, command in enumerate((munged, ["slurmctld", "-D"], *daemons)):
+            with (folder / f"{Path(command[0]).name}-{number}.out").open("wb") as log:
                 started.append(
                     subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
                 )
             time.sleep(1)
         end = time.monotonic() + _START_S
-        while "idle" not in _answer(cluster):
+        while _answer(cluster) != f"{nodes} idle":
             assert time.monotonic() < end, _answer(cluster)
             time.sleep(0.5)
         yield cluster
@@ -130,7 +138,7 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
 
 def _answer(cluster: Cluster) -> str:
     try:
-        return cluster.call("sinfo", "--noheader", "--format=%T")
+        return cluster.call("sinfo", "--noheader", "--format=%D %T")
     except subprocess.CalledProcessError as error:
         return str(error.stderr)
 

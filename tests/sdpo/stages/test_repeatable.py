@@ -38,7 +38,7 @@ def test_stages_on_a_gpu_have_the_environment_that_an_order_needs(tmp_path, monk
     if own:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own)
     spec = ExportSpec.model_construct(launch=LaunchConfig(device="cuda"))
-    environment = supervisor._environment(spec)
+    environment = supervisor.stage_environment(spec)
     assert environment["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
     assert environment["FLASH_ATTENTION_DETERMINISTIC"] == "1"
 

@@ -1,0 +1,231 @@
+"""A step on two nodes, each a network of its own, is the step of one; and what goes wrong there."""
+
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from second_node import ROOT, SecondNode, second_node
+
+from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
+from sdpo.errors import Fault, Interrupted
+from sdpo.events import Event, StateEvent, WarningEvent
+from sdpo.processes.nodes.rendezvous import listening
+from sdpo.processes.supervisor import run_stage
+
+from ...training_helpers.runs import PreparedRun, prepare_run, stage_processes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+PAIRS = {0: 5, 1: 19, 2: 6}
+TRAINING = TrainingConfig(
+    beta=0.2, learning_rate=1e-3, batch_size=6, seed=3, precision="fp32", micro_batch_tokens=300
+)
+LONG = TRAINING.model_copy(update={"epochs": 60, "checkpoint_every": 5})
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondNode]:
+    """The other node."""
+    with second_node(tmp_path_factory.mktemp("node")) as there:
+        yield there
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def on_two(node: SecondNode, port: int, **more: str) -> LaunchConfig:
+    return LaunchConfig(
+        processes=2,
+        nodes=2,
+        launcher="torchrun",
+        rendezvous=f"{node.here}:{port}",
+        strategy=more.get("strategy", "ddp"),
+        device="cpu",
+        threads=1,
+    )
+
+
+def run_step(
+    run: PreparedRun,
+    launch: LaunchConfig,
+    training: TrainingConfig = TRAINING,
+    heed: Callable[[Event], None] = lambda event: None,
+) -> list[Event]:
+    """Step 1; returns the events it sent."""
+    spec = run.spec(
+        1,
+        training,
+        measure_input=True,
+        measure_output=True,
+        evaluation=EvaluationConfig(every=2),
+        launch=launch,
+    )
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        heed(event)
+
+    with listening(launch) as door:
+        run_stage(spec, listen=listen, rendezvous=door)
+    return events
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
+    """The step of one process."""
+    run = prepare_run(tmp_path_factory.mktemp("single"), pairs=PAIRS)
+    run_step(run, LaunchConfig(device="cpu", strategy="single", threads=1))
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_nodes_give_the_loss_curve_of_one(
+    strategy: str, node: SecondNode, port: int, tmp_path: Path, single: PreparedRun
+) -> None:
+    double = prepare_run(tmp_path, pairs=PAIRS)
+    launch = on_two(node, port, strategy=strategy)
+    with node.joined(port) as join:
+        run_step(double, launch)
+        assert join.wait(30) == 0, "with the run nobody waits for nodes any more"
+    curve, curve_of_two = single.metrics(1), double.metrics(1)
+    assert len([line for line in curve if "loss" in line]) == 4
+    for line, other in zip(curve, curve_of_two, strict=True):
+        assert set(line) == set(other)
+        for name in set(line) - {"rewards/accuracies", "eval_rewards/accuracies"}:
+            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-4), name
+    record = double.record(1)
+    assert record["environment"]["processes"] == 2
+    assert record["environment"]["strategy"] == strategy
+    assert double.folder.damage(record) == []
+    logs = double.folder.path / "logs"
+    assert not list(logs.glob("*.nodes.json")), "what proves a node's folder does not stay"
+    assert "node 1 of 2" in node.log.read_text(encoding="utf-8")
+
+
+def after_a_state(do: Callable[[], None]) -> Callable[[Event], None]:
+    """Do something once the first resume state is saved."""
+    done: list[int] = []
+
+    def heed(event: Event) -> None:
+        if isinstance(event, StateEvent) and event.event == "checkpoint" and not done:
+            done.append(event.optimizer_step)
+            do()
+
+    return heed
+
+
+def wait_until_empty(node: SecondNode, seconds: float) -> float:
+    """Wait until nothing runs on the node, and return how long that took."""
+    start = time.monotonic()
+    while node.processes():
+        assert time.monotonic() < start + seconds, node.processes()
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_lost_node_ends_the_stage_by_name_and_the_step_goes_on_from_its_state(
+    how: str, node: SecondNode, port: int, tmp_path: Path
+) -> None:
+    run, lost_s = prepare_run(tmp_path, pairs=PAIRS), list[float]()
+
+    def lose() -> None:
+        lost_s.append(time.monotonic())
+        if how == "cut off":
+            node.cut()
+        else:
+            for process in node.processes():
+                process.kill()
+
+    try:
+        with node.joined(port):
+            with pytest.raises(Fault, match=f"node {node.name} .* is lost"):
+                run_step(run, on_two(node, port), LONG, after_a_state(lose))
+            took = time.monotonic() - lost_s[0]
+            assert took < 60
+            assert not [p for p in stage_processes(run.spec(1, LONG)) if p not in node.processes()]
+            wait_until_empty(node, 35)
+    finally:
+        node.mend()
+    short = LONG.model_copy(update={"epochs": 20})
+    with node.joined(port):
+        events = run_step(run, on_two(node, port), short)
+    goes_on = [e for e in events if isinstance(e, StateEvent) and e.event == "resume"]
+    assert goes_on, "the step starts again"
+    print(f"{how}: the stage ended {took:.1f} s after the loss")
+
+
+def test_a_stage_that_is_cancelled_leaves_nothing_on_any_node(
+    node: SecondNode, port: int, tmp_path: Path
+) -> None:
+    run = prepare_run(tmp_path, pairs=PAIRS)
+
+    def stop() -> None:
+        raise Interrupted("enough")
+
+    with node.joined(port) as join:
+        with pytest.raises(Interrupted):
+            run_step(run, on_two(node, port), LONG, after_a_state(stop))
+        took = wait_until_empty(node, 35)
+        assert join.wait(1) == 0
+    assert not stage_processes(run.spec(1, LONG))
+    print(f"nothing was left after {took:.1f} s")
+
+
+def other_code(folder: Path, node: SecondNode) -> dict[str, object]:
+    """The project with another line of code."""
+    for name in ("sdpo", "flows", "partitions"):
+        shutil.copytree(ROOT / name, folder / "other" / name)
+    with (folder / "other/sdpo/errors.py").open("a", encoding="utf-8") as file:
+        file.write("\n# changed\n")
+    return {"root": folder / "other"}
+
+
+def other_torch(folder: Path, node: SecondNode) -> dict[str, object]:
+    """An environment that says it has another torch."""
+    info = folder / "packages" / "torch-2.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.1.0\n")
+    return {"variables": {"PYTHONPATH": f"{ROOT}:{folder / 'packages'}"}}
+
+
+def no_folder(folder: Path, node: SecondNode) -> dict[str, object]:
+    """A node that does not share the run's folder."""
+    return {"hidden": folder / "run"}
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (other_code, r"other versions: sdpo .* there, .* here"),
+        (other_torch, r"other versions: torch 2\.1\.0 there"),
+        (no_folder, r"does not see .*nodes\.json"),
+    ],
+)
+def test_a_node_that_cannot_take_part_is_refused_by_name_before_training(
+    make, why: str, node: SecondNode, port: int, tmp_path: Path
+) -> None:
+    run = prepare_run(tmp_path / "run", pairs=PAIRS)
+    told: list[str] = []
+
+    def heed(event: Event) -> None:
+        if isinstance(event, WarningEvent):
+            told.append(event.message)
+            raise Interrupted("seen")
+
+    with node.joined(port, **make(tmp_path, node)) as join:
+        with pytest.raises(Interrupted):
+            run_step(run, on_two(node, port), heed=heed)
+        assert join.wait(35) == 2
+    assert told[0].startswith(f"node {node.name} ")
+    assert re.search(why, told[0]), told
+    assert not list(run.folder.step(1).glob("metrics.jsonl")), "nothing was trained"
+    assert "refused: " in node.log.read_text(encoding="utf-8")
