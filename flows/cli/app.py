@@ -112,12 +112,16 @@ def check(
     hardware: Annotated[
         str, typer.Option("--hardware", help="Devices to plan for, as 8xH100; need not be here.")
     ] = "",
+    machines: Annotated[
+        int,
+        typer.Option("--nodes", min=1, help="Machines that have the devices of --hardware each."),
+    ] = 1,
 ) -> None:
     """Show before training what a run works with: data, a decoded pair, lengths, steps, memory."""
     from flows.commands.check import check_recipe
     from flows.commands.hardware import hardware_of
 
-    devices = hardware_of(hardware) if hardware else None
+    devices = hardware_of(hardware, nodes=machines) if hardware or machines > 1 else None
     config = configured(recipe, overrides, "", limit, runs_dir)
     check_recipe(config, console=out, hardware=devices)
 

@@ -138,10 +138,19 @@ def gc(
         Path | None,
         typer.Option("--cache-dir", help="Cache to look at; else that beside the runs."),
     ] = None,
+    remote: Annotated[
+        str,
+        typer.Option(
+            "--remote", help="URL of a store, or URL/NAME: what no list there names, nothing here."
+        ),
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what could go.")] = False,
 ) -> None:
     """Delete what no run needs: orphaned files, cached rows of no run, old resume states."""
-    from flows.commands.clean_up import clean_up
+    from flows.commands.clean_up import clean_up, clean_up_store
 
+    if remote:
+        clean_up_store(remote, yes=yes, dry_run=dry_run, console=out)
+        return
     clean_up(runs_dir=runs_folder(runs_dir), cache=cache, yes=yes, dry_run=dry_run, console=out)

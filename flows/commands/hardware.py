@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from flows.commands.between_nodes import sent_bytes
 from flows.commands.memory import MemoryEstimate, estimate_memory
 from flows.show.console import Row
 from sdpo.config import LaunchConfig, RunConfig, TrainingConfig
@@ -72,10 +73,16 @@ DEVICES: Mapping[str, Device] = {
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """These devices, of one kind, in one machine."""
+    """These devices, of one kind: ``count`` in each of ``nodes`` machines."""
 
     count: int
     name: str
+    nodes: int = 1
+
+    @property
+    def all(self) -> int:
+        """Return the number of devices of all machines."""
+        return self.count * self.nodes
 
     @property
     def device(self) -> Device:
@@ -83,20 +90,23 @@ class Hardware:
         return DEVICES[self.name]
 
     def __str__(self) -> str:
-        return f"{self.count}x{self.name}"
+        each = f"{self.count}x{self.name}"
+        return each if self.nodes == 1 else f"{self.nodes} nodes of {each}"
 
 
-def hardware_of(text: str) -> Hardware:
-    """Return what ``8xH100`` stands for.
+def hardware_of(text: str, *, nodes: int = 1) -> Hardware:
+    """Return what ``8xH100`` stands for, in each of ``nodes`` machines.
 
     Raises:
         ConfigError: it has another form, or the device is not known.
     """
+    if not text:
+        raise ConfigError("--nodes says how many machines have what --hardware names, as 8xH100")
     found = re.fullmatch(r"(?:(\d{1,3})\s*[x*])?\s*([A-Za-z][\w-]*)", text.strip())
     if not found or not 1 <= int(found[1] or 1) <= _MOST:
         raise ConfigError(
-            f"--hardware {text}: write a number from 1 to {_MOST} and a device, as 8xH100; the "
-            "processes of a stage run on one machine"
+            f"--hardware {text}: write a number from 1 to {_MOST} and a device, as 8xH100: those "
+            "of one machine (--nodes says of how many)"
         )
     names = {name.lower(): name for name in DEVICES}
     name = names.get(found[2].lower())
@@ -106,7 +116,7 @@ def hardware_of(text: str) -> Hardware:
         raise ConfigError(
             f"--hardware {text}: {found[2]} is not known{hint}; known are {', '.join(DEVICES)}"
         )
-    return Hardware(int(found[1] or 1), name)
+    return Hardware(int(found[1] or 1), name, nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +124,10 @@ class Choice:
     """A choice is a form of training under a strategy, with what it takes of each device.
 
     ``fixed_bytes``: weights, gradients, states and the head; ``token_bytes``: of each token of a
-    micro-batch, None where the architecture does not say; ``host_bytes``: of the machine's memory,
+    micro-batch, None where the architecture does not say; ``host_bytes``: of a machine's memory,
     for all its devices. ``tokens`` of a micro-batch fit; ``needed`` are those of the longest pair.
+    ``sent_bytes``: what a machine sends to others in an optimizer step of one micro-batch, None
+    where there are no others.
     """
 
     trains: str
@@ -126,6 +138,7 @@ class Choice:
     host_bytes: int
     tokens: int
     needed: int
+    sent_bytes: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -135,6 +148,7 @@ class Choice:
     def row(self) -> Row:
         """Return what a table shows of it."""
         per_token = "not known" if self.token_bytes is None else f"{self.token_bytes / 2**20:.2f}"
+        sent = {} if self.sent_bytes is None else {"GiB sent": f"{self.sent_bytes / _GIB:.2f}"}
         return {
             "trains": self.trains,
             "launch.strategy": self.strategy,
@@ -143,6 +157,7 @@ class Choice:
             "MiB a token": per_token,
             "tokens that fit": self.tokens if self.fits else "none",
             "host GiB": f"{self.host_bytes / _GIB:.0f}" if self.host_bytes else "",
+            **sent,
             "fits": "yes" if self.fits else "no",
         }
 
@@ -188,11 +203,13 @@ def _forms(config: RunConfig) -> Iterator[_Form]:
 def _launches(hardware: Hardware, training: TrainingConfig) -> Iterator[LaunchConfig]:
     for strategy in get_args(LaunchStrategy):
         for offload in get_args(Offload):
-            if strategy == "auto" or (strategy == "ddp" and hardware.count == 1):
+            if strategy == "auto" or (strategy == "ddp" and hardware.all == 1):
                 continue
             launch = LaunchConfig(
                 device="cuda",
-                processes=hardware.count,
+                processes=hardware.all,
+                nodes=hardware.nodes,
+                launcher="local" if hardware.nodes == 1 else "torchrun",
                 strategy=strategy,
                 offload=offload,
                 threads=1,
@@ -235,10 +252,19 @@ def _choice(
         offload=launch.offload,
         fixed_bytes=fixed,
         token_bytes=token_bytes,
-        host_bytes=found.host_bytes * launch.processes,
+        host_bytes=found.host_bytes * launch.per_node,
         tokens=max(0, min(most, int(left / token_bytes))) if token_bytes else most * (left > 0),
         # Prompt and one completion take max_length at most, the other completion as much again.
         needed=min(2 * config.data.max_length, most),
+        sent_bytes=sent_bytes(
+            launch.strategy,
+            nodes=launch.nodes,
+            parameters=parameters,
+            trained=found.trained,
+            width=2 if form.training.precision == "bf16" and launch.strategy == "fsdp2" else 4,
+        )
+        if launch.nodes > 1
+        else None,
     )
 
 
@@ -273,16 +299,29 @@ def advice(
             else "adapters do not fit either"
         )
         return f"{hardware}: what the recipe trains does not fit; {instead}, or take more devices"
-    setting = f"launch.processes={hardware.count} launch.strategy={best.strategy}"
+    setting = f"launch.processes={hardware.all} launch.strategy={best.strategy}"
+    setting += f" launch.nodes={hardware.nodes}" if hardware.nodes > 1 else ""
     setting += f" launch.offload={best.offload}" if best.offload != "none" else ""
-    setting += f", with {best.host_bytes / _GIB:.0f} GiB of its memory" if best.host_bytes else ""
+    if best.host_bytes:
+        whose = "its" if hardware.nodes == 1 else "each node's"
+        setting += f", with {best.host_bytes / _GIB:.0f} GiB of {whose} memory"
     said = f"{hardware}: {setting}"
     if flops is None:
         return f"{said}; hours depend on the partition, which `sdpo run` makes"
-    seconds = flops / (device.useful_flops * hardware.count)
+    seconds = flops / (device.useful_flops * hardware.all)
     source = "measured on one" if device.measured else "as its maker published, not measured"
     return (
         f"{said}; roughly {duration(seconds)} ({device.flops / 1e12:.0f} TFLOP/s of bf16 products "
         f"{source}, {device.useful_flops / device.flops:.0%} of it of use, "
-        "time taken to shrink with the number of devices)"
+        f"time taken to shrink with the number of devices{_network(best)})"
+    )
+
+
+def _network(best: Choice) -> str:
+    """Return what is to be said of the network between nodes, where there is one."""
+    if best.sent_bytes is None:
+        return ""
+    return (
+        f"; the network is not counted: each node sends {best.sent_bytes / _GIB:.2f} GiB in an "
+        "optimizer step of one micro-batch"
     )

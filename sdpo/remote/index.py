@@ -18,7 +18,7 @@ from sdpo.errors import IntegrityError
 from sdpo.remote.place import Place
 
 FORMAT = 1
-_FOLDER = "index"
+_FOLDER, _FILES = "index", "files"
 _NAME = re.compile(r"(\d{8})-(\d{8})\.json")
 _DIGEST = r"[0-9a-f]{64}"
 
@@ -66,7 +66,7 @@ class Index:
 
 def object_of(sha256: str) -> str:
     """Return the name of the object that has the content of this digest."""
-    return f"files/{sha256}"
+    return f"{_FILES}/{sha256}"
 
 
 def read_index(place: Place) -> Index | None:
@@ -89,6 +89,34 @@ def read_index(place: Place) -> Index | None:
     if faults:
         raise IntegrityError(f"{place.url} has no list of its files that is whole: {faults[0]}")
     return None
+
+
+def named_by_all(place: Place) -> set[str] | None:
+    """Return the digests that any list of a place names; None where it has no list.
+
+    Raises:
+        StoreError: the store did not answer.
+        IntegrityError: a list is not whole, so that nobody can tell what it names.
+    """
+    numbers, named = _numbers(place), set[str]()
+    for number in numbers:
+        content = place.read(_name(number))
+        if content is None:  # its owner has just written a newer one
+            return named_by_all(place)
+        try:
+            named |= _parsed(content, number).digests()
+        except ValueError as error:
+            raise IntegrityError(f"{place.url}/{_name(number)}: {error}") from error
+    return named if numbers else None
+
+
+def objects_in(place: Place) -> set[str]:
+    """Return the digests of the contents that a place has, by the names of their objects.
+
+    Raises:
+        StoreError: the store did not answer.
+    """
+    return {name for name in place.names(_FILES) if re.fullmatch(_DIGEST, name)}
 
 
 def write_index(place: Place, index: Index) -> None:

@@ -37,7 +37,8 @@ class Owner(BaseModel):
     """An owner says who it is and, by ``beat``, that it lives.
 
     ``silence_s``: it is dead where it has said nothing for so many seconds. ``ended``: it has given
-    the run back. ``folder`` is where it has the run, ``token`` nobody else knows.
+    the run back. ``folder`` is where it has the run, ``token`` nobody else knows. ``tidied_for``:
+    it has changed nothing of the run after the owner of this token.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +52,7 @@ class Owner(BaseModel):
     silence_s: float
     beat: int = 0
     ended: bool = False
+    tidied_for: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host} since {self.since}"
@@ -70,6 +72,25 @@ def this_process(*, folder: str, silence_s: float) -> Owner:
         folder=folder,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         silence_s=silence_s,
+    )
+
+
+def on_behalf(place: Place, *, silence_s: float) -> Owner:
+    """Return this process as an owner that tidies up, and makes nothing of the run.
+
+    Whoever owned it before may go on as if nobody had been there.
+    """
+    number = newest(place)
+    last = _read_owner(place, number) if number else None
+    owner = this_process(folder="", silence_s=silence_s)
+    if last is None:
+        return owner
+    return owner.model_copy(
+        update={
+            "tidied_for": last.tidied_for or last.token,
+            "host": last.host,
+            "folder": last.folder,
+        }
     )
 
 
@@ -207,9 +228,13 @@ def _wait_for_silence(
 
 
 def _is_same(before: Owner, owner: Owner, known: str) -> bool:
-    """Return whether the owner before was a process on this folder: this one holds its lock now."""
+    """Return whether the owner before was a process on this folder: this one holds its lock now.
+
+    Who has tidied up after such a process is gone once it says so, and not before.
+    """
     here = (before.host, before.folder) == (owner.host, owner.folder)
-    return here and bool(known) and before.token == known
+    is_known = before.token == known or (before.ended and before.tidied_for == known)
+    return here and bool(known) and is_known
 
 
 def _check_conditional(place: Place, number: int, content: bytes) -> None:

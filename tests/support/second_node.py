@@ -52,6 +52,7 @@ class SecondNode:
                 stdout=log,
                 stderr=log,
                 env=environment | variables,
+                cwd=root,
                 start_new_session=True,
             )
         try:
@@ -77,6 +78,18 @@ class SecondNode:
                 if Path(f"/proc/{process.pid}/ns/net").stat().st_ino == wanted:
                     found.append(process)
         return found
+
+    def sent_bytes(self) -> int:
+        """What has left that node through its network interface so far."""
+        counter = "/sys/class/net/inside/statistics/tx_bytes"
+        told = ["nsenter", f"--net=/run/netns/{self.name}", "unshare", "--mount", "sh", "-c"]
+        there = subprocess.run(
+            [*told, f"mount -t sysfs none /sys; cat {counter}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return int(there.stdout)
 
     def cut(self) -> None:
         """No packet comes through any more, in either direction, and nobody is told."""

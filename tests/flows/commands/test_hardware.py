@@ -42,11 +42,11 @@ def recipe(**training: Any) -> RunConfig:
     )
 
 
-def planned(devices: str, size: str, config: RunConfig) -> list[Choice]:
+def planned(devices: str, size: str, config: RunConfig, *, nodes: int = 1) -> list[Choice]:
     shape, parameters = LLAMAS[size]
     words = 128256
     return choices(
-        hardware_of(devices),
+        hardware_of(devices, nodes=nodes),
         config,
         shape | {"vocab_size": words, "tie_word_embeddings": False},
         parameters=parameters,
@@ -136,6 +136,28 @@ def test_what_waits_in_the_machines_memory_is_not_on_the_device() -> None:
     assert whole.fixed_bytes - away.fixed_bytes == pytest.approx(away.host_bytes / 8, rel=1e-6)
 
 
+def test_two_nodes_share_as_one_machine_with_all_their_devices_does_and_say_what_they_send() -> (
+    None
+):
+    config = recipe()
+    two = {(c.trains, c.strategy, c.offload): c for c in planned("8xH100", "70B", config, nodes=2)}
+    one = {(c.trains, c.strategy, c.offload): c for c in planned("16xH100", "70B", config)}
+    assert two.keys() == one.keys()
+    for key, choice in two.items():
+        assert choice.fixed_bytes == one[key].fixed_bytes, key
+        assert choice.host_bytes == one[key].host_bytes // 2, key
+        assert one[key].sent_bytes is None
+    weights = LLAMAS["70B"][1]
+    # Of two nodes each sends half of what is gathered twice in bf16, and of the fp32 gradients.
+    assert two["all weights", "fsdp2", "none"].sent_bytes == 2 * weights + 2 * weights
+    assert two["all weights", "deepspeed_zero2", "optimizer"].sent_bytes == 4 * weights
+    hardware = hardware_of("8xH100", nodes=2)
+    said = advice(hardware, list(two.values()), config, flops=1e21)
+    assert said.startswith("2 nodes of 8xH100: launch.processes=16 launch.strategy=fsdp2")
+    assert "launch.nodes=2" in said
+    assert "the network is not counted: each node sends 262.83 GiB" in said
+
+
 def test_every_choice_is_one_that_a_run_would_take() -> None:
     found = planned("8xH100", "8B", recipe())
     assert {(c.strategy, c.offload) for c in found if c.trains.startswith("adapters")} == {
@@ -177,7 +199,8 @@ def test_hours_say_whether_the_speed_was_measured() -> None:
     [
         ("8xH10", "did you mean H100"),
         ("0xH100", "write a number from 1 to 16 and a device"),
-        ("64xH100", "run on one machine"),
+        ("64xH100", "those of one machine"),
+        ("", "--nodes says how many machines have what --hardware names"),
         ("8x", "write a number from 1 to 16 and a device"),
         ("abacus", "known are B200, H200"),
     ],
@@ -194,29 +217,31 @@ def test_check_shows_what_devices_would_take_that_are_not_here(bench: Bench, sdp
     assert "What 2xH100 would take, of each device's 79 GiB" in done.told
     assert "hardware: 2xH100: launch.processes=2 launch.strategy=ddp; roughly" in done.told
     assert sdpo("check", bench.write(), "--hardware", "2xH10").code == 2
+    assert sdpo("check", bench.write(), "--nodes", "2").code == 2
 
 
 def test_the_plans_of_the_page_are_those_that_the_formulas_give() -> None:
     page = (DOCS / "hardware.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| (8B|70B) \| (all|QLoRA) \| (\S+) \| `(\w+)`(?:, offload `(\w+)`)? \| ([\d.]+) \|"
+        r"^\| (8B|70B) \| (all|QLoRA) \| (?:(\d+) nodes of )?(\S+) \| `(\w+)`"
+        r"(?:, offload `(\w+)`)? \| ([\d.]+) \|"
         r" ([\d,]+) \|$",
         page,
         re.MULTILINE,
     )
     assert len(rows) >= 6
-    for size, trains, devices, strategy, offload, fixed, hours in rows:
+    for size, trains, nodes, devices, strategy, offload, fixed, hours in rows:
+        hardware = hardware_of(devices, nodes=int(nodes or 1))
         config = (
             recipe(lora_r=16, lora_handoff="continue", base="nf4")
             if trains == "QLoRA"
             else recipe()
         )
-        best = recommended(planned(devices, size, config), config)
+        best = recommended(planned(devices, size, config, nodes=hardware.nodes), config)
         assert best is not None
         assert (best.strategy, best.offload) == (strategy, offload or "none"), (size, devices)
         assert f"{best.fixed_bytes / 2**30:.1f}" == fixed
         # 1e8 pairs of 600 tokens: scored once (2 operations a weight), trained once (three times).
         flops = 2 * LLAMAS[size][1] * 1e8 * 600 * (1 + 3)
-        hardware = hardware_of(devices)
-        told = flops / (hardware.device.useful_flops * hardware.count) / 3600
+        told = flops / (hardware.device.useful_flops * hardware.all) / 3600
         assert f"{told:,.0f}" == hours

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from second_node import ROOT, SecondNode, second_node
 
+from flows.commands.between_nodes import sent_bytes
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
 from sdpo.errors import Fault, Interrupted
 from sdpo.events import Event, StateEvent, WarningEvent
@@ -108,6 +110,32 @@ def test_two_nodes_give_the_loss_curve_of_one(
     logs = double.folder.path / "logs"
     assert not list(logs.glob("*.nodes.json")), "what proves a node's folder does not stay"
     assert "node 1 of 2" in node.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_node_sends_in_a_step_what_check_says_of_it(
+    strategy: str, node: SecondNode, port: int, tmp_path: Path
+) -> None:
+    """Counted at its network interface, between two resume states."""
+    run, seen = prepare_run(tmp_path, pairs=PAIRS), list[tuple[int, int]]()
+    training = TRAINING.model_copy(
+        update={"batch_size": 2, "epochs": 6, "checkpoint_every": 20, "micro_batch_tokens": 1000}
+    )
+
+    def count(event: Event) -> None:
+        if isinstance(event, StateEvent) and event.event == "checkpoint":
+            seen.append((event.optimizer_step, node.sent_bytes()))
+
+    with node.joined(port):
+        run_step(run, on_two(node, port, strategy=strategy), training, count)
+    (first, before), (last, after) = seen[0], seen[-1]
+    assert last - first >= 20
+    measured = (after - before) / (last - first)
+    weights = load_file(run.model / "model.safetensors")
+    size = sum(tensor.numel() for tensor in weights.values())
+    told = sent_bytes(strategy, nodes=2, parameters=size, trained=size, width=4)
+    print(f"{strategy}: {measured:.0f} bytes sent in a step, {told} told, {measured / told:.3f}")
+    assert measured == pytest.approx(told, rel=0.15)
 
 
 def after_a_state(do: Callable[[], None]) -> Callable[[Event], None]:
