@@ -421,13 +421,13 @@ def test_a_stage_that_is_over_before_its_last_phase_was_looked_at_has_its_result
 
 
 def test_the_stage_gets_the_threads_and_devices_of_its_launch(broken):
-    environment = supervisor._environment(broken)
+    environment = supervisor.stage_environment(broken)
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     on_gpu = broken.model_copy(update={"launch": LaunchConfig(device="cuda", threads=4)})
-    assert supervisor._environment(on_gpu)["OMP_NUM_THREADS"] == "4"
+    assert supervisor.stage_environment(on_gpu)["OMP_NUM_THREADS"] == "4"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    assert supervisor._environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
+    assert supervisor.stage_environment(on_gpu).get("CUDA_VISIBLE_DEVICES") == visible
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2", "deepspeed_zero3"])
@@ -436,7 +436,7 @@ def test_weights_that_are_gathered_for_a_blocks_time_have_pages_of_their_own(
 ):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     launch = LaunchConfig(device="cpu", threads=1, strategy=strategy, processes=2)
-    environment = supervisor._environment(broken.model_copy(update={"launch": launch}))
+    environment = supervisor.stage_environment(broken.model_copy(update={"launch": launch}))
     gathers = strategy in ("fsdp2", "deepspeed_zero3")
     assert environment.get("MALLOC_MMAP_THRESHOLD_") == ("1048576" if gathers else None)
 
@@ -451,11 +451,11 @@ def test_memory_of_a_gpu_comes_in_segments_that_grow_unless_the_user_says_otherw
     if own:
         monkeypatch.setenv(own, "max_split_size_mb:64")
     on_gpu = broken.model_copy(update={"launch": LaunchConfig(device="cuda", threads=1)})
-    environment = supervisor._environment(on_gpu)
+    environment = supervisor.stage_environment(on_gpu)
     said = {name: environment[name] for name in names if name in environment}
     wanted = {own: "max_split_size_mb:64"} if own else {names[0]: "expandable_segments:True"}
     assert said == wanted
-    on_cpu = supervisor._environment(broken)
+    on_cpu = supervisor.stage_environment(broken)
     assert {name for name in names if name in on_cpu} == ({own} if own else set())
 
 
@@ -465,7 +465,7 @@ def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folde
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "sdpo:secret")
     monkeypatch.setenv("PREFECT__CONTROL_TOKEN", "secret too")
     monkeypatch.setenv("HF_TOKEN", "needed")
-    environment = supervisor._environment(broken)
+    environment = supervisor.stage_environment(broken)
     assert not any(name.startswith("PREFECT_") for name in environment)
     assert environment["HF_TOKEN"] == "needed"
     assert environment["PYTHONSAFEPATH"] == "1"
