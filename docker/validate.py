@@ -2,10 +2,13 @@
 
     python docker/validate.py
     python docker/validate.py --vendor
+    python docker/validate.py --vendor-jobset jobset.x-k8s.io_jobsets.yaml
 
 The schemas are in ``kubernetes/schemas.json``: those of the kinds that the manifests have, and what
 these refer to, as the package kubernetes-validate has them (docker/tools.txt). ``--vendor`` takes
-them from there anew, after a change of its version or where a manifest has a kind of its own.
+them from there anew, after a change of its version or where a manifest has a kind of its own. That
+of a JobSet is made from the definition that its project publishes (kubernetes-sigs/jobset, in
+config/components/crd/bases), with the jobs in it as Kubernetes has them; fields and types alone.
 """
 
 import json
@@ -21,6 +24,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 DOCKER = Path(__file__).resolve().parent
 SCHEMAS = DOCKER / "kubernetes" / "schemas.json"
+JOBSET = "jobset.x-k8s.io/v1alpha2 JobSet"
 _REFERENCE = re.compile(r"^/api/_definitions\.json#/\$defs/(.+)$")
 
 
@@ -83,7 +87,11 @@ def vendor() -> dict[str, Any]:
         return json.loads((folder / name).read_text(encoding="utf-8"))
 
     kinds, known = {}, read("_definitions.json")["$defs"]
+    jobset = json.loads(SCHEMAS.read_text(encoding="utf-8"))["kinds"][JOBSET]
     for _, document in documents():
+        if _kind(document) == JOBSET:
+            kinds[JOBSET] = jobset
+            continue
         api = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", document["apiVersion"])
         kinds[_kind(document)] = _bare(read(f"{document['kind'].lower()}-{api}.json"))
     wanted, needed = [*kinds.values()], {}
@@ -94,6 +102,44 @@ def vendor() -> dict[str, Any]:
                 wanted.append(needed[name])
     kinds, needed = (dict(sorted(each.items())) for each in (kinds, needed))
     return {"version": version, "kinds": kinds, "$defs": needed}
+
+
+def jobset_schema(definition: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a JobSet from its custom resource definition."""
+    version = JOBSET.split("/")[1].split(" ", maxsplit=1)[0]
+    (found,) = [each for each in definition["spec"]["versions"] if each["name"] == version]
+    schema = _strict(_bare(found["schema"]["openAPIV3Schema"]))
+    parts = "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+    jobs = schema["properties"]["spec"]["properties"]["replicatedJobs"]["items"]
+    jobs["properties"]["template"] = {
+        "type": "object",
+        "required": ["spec"],
+        "additionalProperties": False,
+        "properties": {
+            "metadata": {"$ref": parts},
+            "spec": {"$ref": "#/$defs/io.k8s.api.batch.v1.JobSpec"},
+        },
+    }
+    schema["properties"] |= {"metadata": {"$ref": parts}}
+    kept: dict[str, Any] = schema
+    return kept
+
+
+def _strict(schema: Any) -> Any:
+    """Return a schema whose objects have no other fields than those that it names."""
+    if isinstance(schema, list):
+        return [_strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: _strict(value) for key, value in schema.items()}
+    if isinstance(kept.get("properties"), dict) and "type" in kept:
+        kept.setdefault("additionalProperties", False)
+    return kept
+
+
+def _write(schemas: dict[str, Any]) -> None:
+    text = json.dumps(schemas, separators=(",", ":"))
+    SCHEMAS.write_text(text.replace('},"', '},\n"') + "\n", encoding="utf-8")
 
 
 def _bare(schema: Any) -> Any:
@@ -125,10 +171,14 @@ def _references(schema: Any) -> Iterator[str]:
 def main() -> int:
     """Check all of them; return 1 where one is not valid."""
     if sys.argv[1:] == ["--vendor"]:
-        text = json.dumps(vendor(), separators=(",", ":"))
-        SCHEMAS.write_text(text.replace('},"', '},\n"') + "\n", encoding="utf-8")
+        _write(vendor())
         return 0
     schemas = json.loads(SCHEMAS.read_text(encoding="utf-8"))
+    if sys.argv[1:2] == ["--vendor-jobset"]:
+        definition = yaml.safe_load(Path(sys.argv[2]).read_text(encoding="utf-8"))
+        kinds = schemas["kinds"] | {JOBSET: jobset_schema(definition)}
+        _write(schemas | {"kinds": dict(sorted(kinds.items()))})
+        return 0
     found = [(name, each["kind"], fault(each, schemas)) for name, each in documents()]
     for name, kind, what in found:
         if what:

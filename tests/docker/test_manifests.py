@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sdpo.config.load import make_config
+
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 
 
@@ -46,6 +48,65 @@ def test_there_are_manifests_of_each_file_and_the_job_of_the_pool() -> None:
 def test_a_manifest_is_valid(place: int) -> None:
     name, document = DOCUMENTS[place]
     assert VALIDATE.fault(document, SCHEMAS) == "", name
+
+
+def jobset() -> dict[str, Any]:
+    (found,) = [each for name, each in DOCUMENTS if name == "jobset.yaml"]
+    return copy.deepcopy(found)
+
+
+def jobs(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The jobs of a JobSet by their name."""
+    return {each["name"]: each["template"]["spec"] for each in document["spec"]["replicatedJobs"]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (lambda d: d["spec"].update(failurePolicies={}), "$.spec: "),
+        (lambda d: d["spec"]["replicatedJobs"][0].pop("name"), "$.spec.replicatedJobs[0]: "),
+        (
+            lambda d: jobs(d)["nodes"].update(parallelism="two"),
+            "$.spec.replicatedJobs[1].template.spec.parallelism: ",
+        ),
+        (
+            lambda d: jobs(d)["chain"]["template"]["spec"].update(container=[]),
+            "$.spec.replicatedJobs[0].template.spec.template.spec: ",
+        ),
+    ],
+    ids=["a misspelled field", "no name", "another type", "deep inside"],
+)
+def test_a_mistake_in_the_jobset_is_named_with_its_place(
+    spoil: Callable[[dict[str, Any]], Any], where: str
+) -> None:
+    document = jobset()
+    spoil(document)
+    assert VALIDATE.fault(document, SCHEMAS).startswith(where)
+
+
+def test_the_pods_of_the_jobset_are_the_nodes_that_its_run_waits_for() -> None:
+    document = jobset()
+    name, chain, nodes = (
+        document["metadata"]["name"],
+        jobs(document)["chain"],
+        jobs(document)["nodes"],
+    )
+    containers = [job["template"]["spec"]["containers"][0] for job in (chain, nodes)]
+    for container in containers:
+        variables = {each["name"]: each["value"] for each in container["env"]}
+        # A pod is called JOBSET-JOB-INDEX-POD, in the domain of the JobSet's name.
+        assert variables["MASTER_ADDR"] == f"{name}-chain-0-0.{name}"
+    assert chain["completionMode"] == nodes["completionMode"] == "Indexed", "else it has no name"
+    settings = [arg.removeprefix("--set=") for arg in containers[0]["args"] if "--set=" in arg]
+    launch = make_config(
+        {"name": "x", "model": {"name_or_path": "x"}, "data": {"sources": [{"path": "x"}]}},
+        overrides=settings,
+    ).launch
+    assert launch.launcher == "torchrun"
+    assert launch.nodes == chain["parallelism"] + nodes["parallelism"]
+    for container in containers:
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == launch.per_node
+    assert containers[1]["args"] == ["sdpo", "node", "join"]
 
 
 def _pod(document: dict[str, Any]) -> dict[str, Any]:
