@@ -11,10 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from bench import Bench
+from bench import Bench, Values
 from slurm_cluster import Cluster, slurm_cluster
 
+from sdpo.chain.run_chain import run_chain
 from sdpo.config import LaunchConfig
+from sdpo.config.load import make_config
 from sdpo.config.nodes import Address, SlurmConfig
 from sdpo.processes.nodes.outlook import job_script, srun_command
 from sdpo.store.run_folder import RunFolder
@@ -111,6 +113,16 @@ def left(bench: Bench) -> list[psutil.Process]:
     return found
 
 
+def here(changes: Values, bench: Bench) -> RunFolder:
+    """The run of processes on this machine."""
+    return RunFolder(run_chain(make_config(bench.values(changes))).run)
+
+
+def models(run: RunFolder) -> list[str]:
+    """Digests of M_1 and M_2."""
+    return [run.step_record(f"step-{number}").model for number in (1, 2)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_stages_wait_and_run_as_jobs_and_go_on_in_the_next_when_time_is_up(
@@ -138,10 +150,7 @@ def test_stages_wait_and_run_as_jobs_and_go_on_in_the_next_when_time_is_up(
     assert "another one goes on" in shown
     wait_for(lambda: jobs(cluster) == [], bench, 15)
     there = Bench(tmp_path_factory.mktemp("plain"), bench.recipe)
-    plain = there.run({**LONG, "launch": TWO}).run
-    assert [run.step_record(f"step-{n}").model for n in (1, 2)] == [
-        plain.step_record(f"step-{n}").model for n in (1, 2)
-    ]
+    assert models(run) == models(here({**LONG, "launch": TWO}, there))
 
 
 @pytest.mark.slow
@@ -195,10 +204,8 @@ def test_within_an_allocation_each_stage_is_an_srun_over_its_nodes(
     log = next(bench.folder.glob("*.log")).read_text(encoding="utf-8")
     assert state == "COMPLETED", log
     run = RunFolder(bench.runs / "tiny")
-    plain = Bench(tmp_path_factory.mktemp("plain"), bench.recipe).run({"launch": TWO}).run
-    assert [run.step_record(f"step-{n}").model for n in (1, 2)] == [
-        plain.step_record(f"step-{n}").model for n in (1, 2)
-    ]
+    there = Bench(tmp_path_factory.mktemp("plain"), bench.recipe)
+    assert models(run) == models(here({"launch": TWO}, there))
     nodes = (run.path / "logs" / "step-1.log").read_text(encoding="utf-8")
     assert "node node1: node 0 of 2" in nodes
     assert "node node2: node 1 of 2" in nodes
