@@ -264,7 +264,11 @@ class EventReader:
         self._offset = 0
 
     def read(self) -> Iterator[Event]:
-        """Yield new events; a line that is not finished is left for the next look."""
+        """Yield new events."""
+        return map(_EVENT.validate_json, self.lines())
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield new events as they stand; a line that is not finished is left for the next look."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -273,4 +277,4 @@ class EventReader:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                yield _EVENT.validate_json(line)
+                yield line

@@ -15,6 +15,8 @@ from sdpo.remote.lease import acquire, on_behalf
 from sdpo.remote.place import Place, names_in, open_place
 
 _SILENCE_S = 60.0
+_OF_A_STUDY = ".study"
+"""Below a study's name its own files are kept there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +82,8 @@ def _runs_at(url: str, *, depth: int = 2) -> Iterator[Place]:
     if place.names("index"):
         yield place
     elif depth:
+        own = open_place(url, _OF_A_STUDY)
+        if own.names("index"):
+            yield own
         for name in names_in(url):
             yield from _runs_at(f"{url}/{name}", depth=depth - 1)

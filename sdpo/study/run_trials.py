@@ -14,6 +14,7 @@ from pathlib import Path
 from partitions import PartitionError
 from sdpo.chain.open_run import objection
 from sdpo.chain.run_chain import run_chain
+from sdpo.config import StoreConfig
 from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
 from sdpo.events import NoteEvent, WarningEvent
 from sdpo.hooks import Host
@@ -27,6 +28,7 @@ from sdpo.store.stored_run import read_stored
 from sdpo.study.arms import Trial, shared_steps
 from sdpo.study.before import withheld_from
 from sdpo.study.folder import StudyFile, StudyFolder
+from sdpo.study.kept import kept_study
 from sdpo.study.results import PairValues, TrialResult, judged_by, keep, kept, read_trial
 from sdpo.study.scored import cached_rows, scored_since
 from sdpo.system.files import read_json, write_json
@@ -43,17 +45,22 @@ class Failed:
 
 @dataclass(slots=True)
 class Outcome:
-    """Trials came to this, in their order; ``ran`` names those that were run now."""
+    """Trials came to this, in their order; ``ran`` names those that were run now.
+
+    ``saved`` is called when what came of one is kept.
+    """
 
     results: list[TrialResult] = field(default_factory=list)
     values: dict[str, PairValues] = field(default_factory=dict)
     failed: list[Failed] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    saved: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def add(self, result: TrialResult, values: PairValues) -> None:
         """Add what came of a trial."""
         self.results.append(result)
         self.values[result.trial] = values
+        self.saved()
 
 
 @contextmanager
@@ -75,10 +82,25 @@ def trials_run(
     with (
         withholding(withheld_from(study, trials)),
         study.held(said, wait=wait, listen=host.listen),
+        kept_study(study, store_of(trials), listen=host.listen, wait=wait) as saved,
     ):
         yield run_trials(
-            study, trials, host=host, host_of=host_of, keeps_models=keeps_models, wait=wait
+            study,
+            trials,
+            host=host,
+            host_of=host_of,
+            keeps_models=keeps_models,
+            wait=wait,
+            outcome=Outcome(saved=saved),
         )
+
+
+def store_of(trials: Sequence[Trial]) -> StoreConfig:
+    """Return where the runs of trials are kept; below it their study's own files are."""
+    stores = (trial.config.store for trial in trials if trial.config is not None)
+    store = next(stores, StoreConfig())
+    # A trial's is that of its study, whose name its own store ends with.
+    return store.model_copy(update={"remote": store.remote.rstrip("/").rpartition("/")[0]})
 
 
 def run_trials(
@@ -89,6 +111,7 @@ def run_trials(
     host_of: Callable[[str], Host] | None = None,
     keeps_models: bool = True,
     wait: bool = False,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Bring every trial to its end and return what came of them; call it while holding the study.
 
@@ -99,7 +122,7 @@ def run_trials(
     Raises:
         Interrupted, KeyboardInterrupt: somebody asked to stop.
     """
-    outcome = Outcome()
+    outcome = outcome or Outcome()
     for number, trial in enumerate(trials):
         own = host_of(trial.name) if host_of else host
         run_trial(study, trials[:number], trial, host=host, own=own, wait=wait, outcome=outcome)

@@ -26,6 +26,7 @@ from sdpo.study.before import check_trials, withheld_from
 from sdpo.study.compare import Keep, keeps_models
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.grid import MOST_TRIALS, Over, read_overs, trials_at
+from sdpo.study.kept import kept_study
 from sdpo.study.results import PairValues
 from sdpo.study.run_trials import Outcome, let_go, run_trial
 from sdpo.study.selection import select
@@ -145,8 +146,9 @@ def run_search(
     with (
         withholding(withheld_from(plan.study, shape)),
         plan.study.held(said, wait=wait, listen=host.listen),
+        kept_study(plan.study, plan.config.store, listen=host.listen, wait=wait) as saved,
     ):
-        search = _Search(plan, host, wait, _open(plan))
+        search = _Search(plan, host, wait, _open(plan), outcome=Outcome(saved=saved))
         for number in range(plan.trials):
             _step(search, number, host_of)
             if not keeps_models(keep):

@@ -6,6 +6,7 @@ heard of the head, or when it is asked to end itself.
 """
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -21,11 +22,11 @@ from typing import Literal
 
 from sdpo.config.nodes import Address, address_of
 from sdpo.errors import InUseError
-from sdpo.events import EventWriter, WaitEvent
+from sdpo.events import EventReader, EventWriter, WaitEvent
 from sdpo.processes.devices import hold_devices
 from sdpo.processes.nodes.line import Box, Line, LineError
 from sdpo.processes.nodes.meeting import Meeting, met, node_name
-from sdpo.processes.nodes.ranks import Ranks, Tail
+from sdpo.processes.nodes.ranks import Ranks
 from sdpo.processes.nodes.words import (
     BEAT_S,
     Alive,
@@ -213,7 +214,7 @@ class _Visit:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sdpo-node-"))
             events = Path(folder) / "events.jsonl"
-            tail = Tail(events)
+            tail = EventReader(events)
             if not self._sees(meeting):
                 return _Ending(2, "the run's files are not seen here")
             spec = read_spec(meeting.work.spec)
@@ -256,7 +257,7 @@ class _Visit:
         return False
 
     def _hold_devices(
-        self, stack: ExitStack, meeting: Meeting, events: EventWriter, tail: Tail
+        self, stack: ExitStack, meeting: Meeting, events: EventWriter, tail: EventReader
     ) -> None:
         """Hold this node's devices as a stage on one machine does; tell who has them meanwhile."""
         spec = read_spec(meeting.work.spec)
@@ -292,7 +293,7 @@ class _Visit:
         while time.monotonic() < end and not isinstance(self._heard(_TICK_S), Over):
             pass
 
-    def _until_the_end(self, ranks: Ranks, tail: Tail) -> Ended:
+    def _until_the_end(self, ranks: Ranks, tail: EventReader) -> Ended:
         """Pass on what the processes tell until they have ended; end them where need be."""
         has_left = False
         while (ended := ranks.ended()) is None:
@@ -311,9 +312,9 @@ class _Visit:
                 raise _Lost(str(error)) from error
         return ended
 
-    def _pass_on(self, tail: Tail) -> None:
-        for event in tail.read():
-            self._line.send(Told(event=event))
+    def _pass_on(self, tail: EventReader) -> None:
+        for line in tail.lines():
+            self._line.send(Told(event=json.loads(line)))
 
 
 def _free_port(address: str) -> int:

@@ -1,18 +1,15 @@
 """Run the processes of a stage on one node: start them, pass on what they tell, end them."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
-from pydantic import JsonValue
 
 from sdpo.processes.nodes.words import Ended, Start, Work
 from sdpo.processes.spec import Spec
@@ -117,22 +114,3 @@ def _interface_of(address: str) -> str:
         if any(each.address.split("%")[0] == address for each in addresses):
             return name
     return ""
-
-
-class Tail:
-    """A tail reads the lines that came to a file since the last look, each a JSON object."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def read(self) -> Iterator[dict[str, JsonValue]]:
-        """Yield what is new; a line that is not finished is left for the next look."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                yield json.loads(line)
