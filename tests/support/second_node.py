@@ -38,16 +38,19 @@ class SecondNode:
         variables: Mapping[str, str] = {},
         root: Path = ROOT,
         hidden: Path | None = None,
+        by_variables: bool = False,
     ) -> Iterator["subprocess.Popen[bytes]"]:
         """`sdpo node join` of the project in ``root`` there, which is ended with the block.
 
-        ``hidden`` is a folder that is not shared with that node.
+        ``hidden`` is a folder that is not shared with that node; ``by_variables``: MASTER_ADDR and
+        MASTER_PORT say where the run is.
         """
         join = [sys.executable, "-m", "flows.cli.app", "node", "join"]
+        join += [] if by_variables else ["--rendezvous", f"{self.here}:{port}"]
         environment = os.environ | {"PYTHONPATH": str(root), "SDPO_LOCK_DIR": str(self.folder)}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                self.command([*join, "--rendezvous", f"{self.here}:{port}"], hidden=hidden),
+                self.command(join, hidden=hidden),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bench import Bench
 from safetensors.torch import load_file
 from second_node import ROOT, SecondNode, second_node
 
 from flows.commands.between_nodes import sent_bytes
+from sdpo.chain.run_chain import run_chain
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
+from sdpo.config.load import make_config
 from sdpo.errors import Fault, Interrupted
 from sdpo.events import Event, StateEvent, WarningEvent
 from sdpo.processes.nodes.rendezvous import listening
@@ -208,6 +211,24 @@ def test_a_stage_that_is_cancelled_leaves_nothing_on_any_node(
         assert join.wait(1) == 0
     assert not stage_processes(run.spec(1, LONG))
     print(f"nothing was left after {took:.1f} s")
+
+
+def test_a_node_serves_a_whole_run_and_ends_with_it(
+    node: SecondNode, port: int, bench: Bench
+) -> None:
+    """It finds the run by a launcher's variables; what one node made counts on two and back."""
+    two = {"processes": 2, "strategy": "ddp", "device": "cpu", "threads": 1}
+    here = {"launch": {**two, "nodes": 2, "launcher": "torchrun"}}
+    variables = {"MASTER_ADDR": node.here, "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with node.joined(port, by_variables=True) as join:
+            on_nodes = run_chain(make_config(bench.values(here)))
+            assert join.wait(30) == 0
+    assert "step-2" in on_nodes.executed
+    on_one = run_chain(make_config(bench.values({"launch": two})))
+    assert on_one.executed == (), "the nodes of a run change nothing of it"
 
 
 def other_code(folder: Path, node: SecondNode) -> dict[str, object]:
