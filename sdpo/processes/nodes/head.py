@@ -39,6 +39,7 @@ from sdpo.processes.spec import Spec
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.processes.supervisor import USER_ERROR_EXIT
 from sdpo.system.interrupts import GRACE_S
+from sdpo.system.seen import PATIENCE_S, unseen
 
 _TICK_S = 0.1
 _MEETING_S = 60.0
@@ -207,7 +208,27 @@ class Head:
                 self._stop_all()
                 return Outcome(_INTERRUPTED, time_is_up=True, saved=self._saved)
             self._check_members()
+        self._see(self._members[0])
         return Outcome(0)
+
+    def _see(self, first: Seat) -> None:
+        """Wait until what the stage has written is seen here, where the chain reads it.
+
+        Raises:
+            Failed: it is not.
+        """
+
+        def go_on() -> bool:
+            self._heed(0)
+            return True
+
+        left = unseen(first.ended.files, go_on=go_on) if first.ended else []
+        if left:
+            message = (
+                f"{left[0].path} is not seen here as {first.name} wrote it after "
+                f"{PATIENCE_S:.0f} s: the run's folder has to be shared by all nodes"
+            )
+            raise Failed(ErrorEvent(user=False, message=message))
 
     def _check_members(self) -> None:
         """Notice who is lost, left or failed.

@@ -26,6 +26,7 @@ from sdpo.events import EventReader, EventWriter, WaitEvent
 from sdpo.processes.devices import hold_devices
 from sdpo.processes.nodes.line import Box, Line, LineError
 from sdpo.processes.nodes.meeting import Meeting, met, node_name
+from sdpo.processes.nodes.needed_files import look_of, written_since
 from sdpo.processes.nodes.ranks import Ranks
 from sdpo.processes.nodes.words import (
     BEAT_S,
@@ -222,7 +223,7 @@ class _Visit:
             ranks = Ranks(spec, meeting.work, address=self._address, events=events)
             stack.enter_context(ranks.watched())
             self._line.send(Ready(port=_free_port(self._address)))
-            start = self._start()
+            start, before = self._start(), look_of(spec.run)
             try:
                 ranks.start(start)
                 ended = self._until_the_end(ranks, tail)
@@ -230,6 +231,9 @@ class _Visit:
                 ranks.end()
             with suppress(LineError, _Lost):
                 self._pass_on(tail)
+                if meeting.work.node == 0:
+                    files = written_since(before, spec.run)
+                    ended = ended.model_copy(update={"files": files})
                 self._line.send(ended)
                 self._over()
         return _Ending(INTERRUPTED if self._asked.why else None)

@@ -113,7 +113,8 @@ class Ended(AnyWord):
     """The processes of a node have ended with this code, the first bad one of them.
 
     ``killed`` is the rank that a SIGKILL ended. ``why`` the member ended them itself, or could not
-    start them; ``user``: by a mistake of who gave it its work.
+    start them; ``user``: by a mistake of who gave it its work. ``files`` are those that the stage
+    has written, as the first node sees them.
     """
 
     word: Literal["ended"] = "ended"
@@ -121,6 +122,7 @@ class Ended(AnyWord):
     killed: int | None = None
     why: str = ""
     user: bool = False
+    files: list[ExpectedFile] = []
 
 
 class Leaving(AnyWord):
