@@ -233,7 +233,7 @@ def _ensure_cached(context: Context, number: int, tasks: Sequence[TaskFacts]) ->
                     name=f"evaluate-{model.name}",
                     run=context.run.path,
                     model=config.model,
-                    launch=config.launch.model_copy(update={"processes": 1, "strategy": "single"}),
+                    launch=config.launch.alone,
                     policy=model,
                     base=context.resolved.model,
                     bf16=config.training.precision == "bf16",

@@ -105,7 +105,7 @@ def _spec(
     config, probe = context.config, context.config.probe
     numbers = dict.fromkeys((step - 1, 0))  # once where they are the same
     policy, *others = (model_of(context, number) for number in (step, *numbers))
-    launch = config.launch.model_copy(update={"processes": 1, "strategy": "single"})
+    launch = config.launch.alone
     tokens = TokenFile.open(tokens_path(context))
     plain = training.model_copy(update={"layout": "padded"})  # as it is measured here
     samplers = [EXACT, PAPER] if probe.kl_paper_mode else [EXACT]

@@ -23,7 +23,7 @@ from sdpo.chain.start_stage import scoring_of
 from sdpo.chain.step_data import make_step_data
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import rule_of_tokens, tokenise_spec
-from sdpo.config import LaunchConfig, SourceConfig
+from sdpo.config import SourceConfig
 from sdpo.config.generating import GenerateConfig
 from sdpo.config.judging import JudgeConfig
 from sdpo.data.keys import draw_key
@@ -157,7 +157,7 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
             name=generate_node(step),
             run=context.run.path,
             model=context.config.model,
-            launch=_alone(context),
+            launch=context.config.launch.alone,
             policy=model_of(context, step - 1),
             base=context.resolved.model,
             prompts=prompts,
@@ -250,7 +250,7 @@ def _judge_spec(context: Context, step: int, source: SourceConfig) -> ScoreSpec:
         name=judge_node(step),
         run=context.run.path,
         model=context.config.model,
-        launch=_alone(context),
+        launch=context.config.launch.alone,
         judge=judge_of(context, source),
         prompts=context.run.step(step) / "prompts.parquet",
         samples=samples_file(context.run, step),
@@ -264,7 +264,7 @@ def _implicit_spec(context: Context, step: int, source: SourceConfig) -> Implici
         name=judge_node(step),
         run=context.run.path,
         model=context.config.model,
-        launch=_alone(context),
+        launch=context.config.launch.alone,
         policy=model_of(context, step - 1),
         start=model_of(context, 0),
         base=context.resolved.model,
@@ -286,7 +286,3 @@ def _implicit_identity(context: Context, step: int, source: SourceConfig) -> Ide
 def _working(context: Context, step: int) -> Path:
     """Return the folder of what is not complete yet: it goes on from there."""
     return context.run.step(step) / "generating"
-
-
-def _alone(context: Context) -> LaunchConfig:
-    return context.config.launch.model_copy(update={"processes": 1, "strategy": "single"})

@@ -33,7 +33,7 @@ def tell_trackers(context: Context) -> list[Node]:
             name=TRACKERS,
             run=run.path,
             model=config.model,
-            launch=config.launch.model_copy(update={"processes": 1, "strategy": "single"}),
+            launch=config.launch.alone,
             tracking=tracking,
             settings=config.training.model_dump(mode="json"),
             scalars=tracked_scalars(run.path),

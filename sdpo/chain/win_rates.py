@@ -145,7 +145,7 @@ def _ensure_answers(context: Context, number: int, out: Path) -> None:
                 name=f"answers-{model.name}",
                 run=context.run.path,
                 model=config.model,
-                launch=config.launch.model_copy(update={"processes": 1, "strategy": "single"}),
+                launch=config.launch.alone,
                 policy=model,
                 base=context.resolved.model,
                 tokens=tokens_path(context),
@@ -281,9 +281,7 @@ def _ensure_judged(
                     name="judge",
                     run=context.run.path,
                     model=context.config.model,
-                    launch=context.config.launch.model_copy(
-                        update={"processes": 1, "strategy": "single"}
-                    ),
+                    launch=context.config.launch.alone,
                     judge=judge,
                     todo=[each for each, _ in missing],
                     kept=kept,

@@ -78,6 +78,11 @@ class LaunchConfig(Group):
         return self.processes // self.nodes
 
     @property
+    def alone(self) -> "LaunchConfig":
+        """Return the settings of a stage that is one process on one node."""
+        return self.model_copy(update={"processes": 1, "nodes": 1, "strategy": "single"})
+
+    @property
     def zero_stage(self) -> int:
         """Return the stage of DeepSpeed's ZeRO; 0 under another strategy."""
         name = "deepspeed_zero"

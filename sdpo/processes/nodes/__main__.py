@@ -23,12 +23,13 @@ from sdpo.processes.nodes.head import Head, Outcome
 from sdpo.processes.nodes.outlook import ByJob, ByPeople, BySrun, Outlook, member_command
 from sdpo.processes.nodes.rendezvous import (
     SOCKET,
+    launch_of,
     listener,
     slurm_address,
     takes_part,
 )
 from sdpo.processes.spec import Spec
-from sdpo.processes.stage_specs import StepSpec, read_spec
+from sdpo.processes.stage_specs import read_spec
 from sdpo.processes.supervisor import PARENT, USER_ERROR_EXIT, die_with_parent
 from sdpo.system.own_modules import module_path
 
@@ -92,8 +93,8 @@ def _no_progress(spec: Spec, outcome: Outcome) -> str:
 @contextmanager
 def _members(spec: Spec) -> Iterator[tuple[socket.socket, Outlook]]:
     """Have members come, as the launcher does it; yield where they come to, and what to expect."""
-    launch = spec.launch
-    nodes = launch.nodes if isinstance(spec, StepSpec) else 1
+    launch = launch_of(spec)
+    nodes = launch.nodes
     if launch.launcher == "torchrun":
         server = socket.socket(fileno=os.dup(int(os.environ[SOCKET])))
         address, own = Address(*server.getsockname()[:2]), takes_part(launch)
@@ -141,7 +142,7 @@ def _process(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
 def _job(spec: Spec, nodes: int, address: Address) -> Iterator[str]:
     """Submit a job for the stage; take it out of the queue at the end, where it is still there."""
     job = outlook.submit(
-        spec.launch,
+        launch_of(spec),
         nodes=nodes,
         name=f"sdpo-{spec.run.name}-{spec.name}",
         folder=spec.log.parent,

@@ -16,6 +16,7 @@ from sdpo.processes.nodes.line import Box, Line, LineError
 from sdpo.processes.nodes.meeting import TOKEN_SUFFIX, objection, write_token
 from sdpo.processes.nodes.needed_files import files_of
 from sdpo.processes.nodes.outlook import Failed, Outlook
+from sdpo.processes.nodes.rendezvous import launch_of
 from sdpo.processes.nodes.seats import Seat, check_reach, failure, loss, place
 from sdpo.processes.nodes.words import (
     BEAT_S,
@@ -36,7 +37,6 @@ from sdpo.processes.nodes.words import (
     proof_of,
 )
 from sdpo.processes.spec import Spec
-from sdpo.processes.stage_specs import StepSpec
 from sdpo.processes.supervisor import USER_ERROR_EXIT
 from sdpo.system.interrupts import GRACE_S
 from sdpo.system.seen import PATIENCE_S, unseen
@@ -76,11 +76,8 @@ class Head:
         outlook: Outlook,
         asked: Callable[[], bool],
     ) -> None:
-        launch, trains = spec.launch, isinstance(spec, StepSpec)
-        self._nodes = launch.nodes if trains else 1
-        self._launch = launch.model_copy(
-            update={"nodes": self._nodes, "processes": launch.processes if trains else 1}
-        )
+        self._launch = launch_of(spec)
+        self._nodes = self._launch.nodes
         self._spec, self._path, self._server = spec, path, server
         self._outlook, self._asked = outlook, asked
         self._events = EventWriter(spec.events)

@@ -59,6 +59,11 @@ def goes_to_nodes(spec: Spec) -> bool:
     return isinstance(spec, StepSpec) or not takes_part(launch)
 
 
+def launch_of(spec: Spec) -> LaunchConfig:
+    """Return the processes and nodes that a stage has: one of each where it does no step."""
+    return spec.launch if isinstance(spec, StepSpec) else spec.launch.alone
+
+
 @contextmanager
 def listening(launch: LaunchConfig) -> Iterator[int | None]:
     """Listen at the rendezvous while within, and yield the socket's descriptor; None: no need to.

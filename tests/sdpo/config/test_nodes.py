@@ -55,6 +55,11 @@ def test_a_machine_without_a_gpu_may_have_nodes_that_train_on_theirs() -> None:
         resolve_precision("auto", resolved)
 
 
+def test_a_stage_of_one_process_has_one_node_whatever_the_steps_have() -> None:
+    launch = LaunchConfig(device="cuda", processes=16, nodes=2, launcher="slurm").alone
+    assert (launch.processes, launch.nodes, launch.per_node, launch.strategy) == (1, 1, 1, "single")
+
+
 def test_what_a_machine_without_a_gpu_cannot_say_of_its_nodes_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"says nothing of the nodes: set launch\.device"):
         resolve_launch(LaunchConfig(launcher="torchrun"))
