@@ -4,6 +4,8 @@ Each device has a lock file, held from before a stage starts until all of it has
 releases it when its holders end, the stage's process among them, however they end. Locks belong to
 a host and a user: they are in a folder that does not depend on the environment, since a schedule's
 and a terminal's would differ; ``SDPO_LOCK_DIR`` names another, for containers that share a host.
+What SLURM allots to a job nobody else has, and every job may call its own first GPU 0: within one,
+locks are the job's on its node.
 """
 
 import os
@@ -66,7 +68,7 @@ def hold_devices(
         yield tuple(
             stack.enter_context(
                 hold(
-                    folder / f"{name.replace('/', '-')}.lock",
+                    folder / f"{_allotted()}{name.replace('/', '-')}.lock",
                     what=f"device {name}",
                     wait=wait,
                     listen=listen,
@@ -76,6 +78,12 @@ def hold_devices(
             )
             for name in sorted(names)  # one order for all, so that no two wait for each other
         )
+
+
+def _allotted() -> str:
+    """Return what the locks of devices begin with that a job of SLURM has for itself; else ""."""
+    job, node = (os.environ.get(f"SLURM{name}", "") for name in ("_JOB_ID", "D_NODENAME"))
+    return f"slurm-{job}-{node}-".replace("/", "-") if job else ""
 
 
 def lock_folder() -> Path:

@@ -234,10 +234,10 @@ class Head:
             Failed: one of them.
         """
         for number, seat in enumerate(self._members):
-            if seat.lost or seat.is_leaving:
-                raise Failed(loss(self._spec, seat, number))
             if seat.ended and seat.ended.code:
                 raise failure(seat, seat.ended)
+            if not seat.ended and (seat.lost or seat.is_leaving):
+                raise Failed(loss(self._spec, seat, number))
 
     def _heed(self, timeout_s: float) -> None:
         """Heed what members say within ``timeout_s``, and say that the head lives.

@@ -48,8 +48,6 @@ from sdpo.system.seen import unseen
 INTERRUPTED = 130
 _TRY_S = 1.0
 _TICK_S = 0.1
-_OVER_S = 40.0
-"""The head ends a stage on all nodes within so many seconds after this one has ended."""
 
 
 @dataclass(slots=True)
@@ -293,8 +291,7 @@ class _Visit:
 
     def _over(self) -> None:
         """Wait until the stage is over everywhere: who comes back earlier would find its end."""
-        end = time.monotonic() + _OVER_S
-        while time.monotonic() < end and not isinstance(self._heard(_TICK_S), Over):
+        while not self._asked.why and not isinstance(self._heard(_TICK_S), Over):
             pass
 
     def _until_the_end(self, ranks: Ranks, tail: EventReader) -> Ended:

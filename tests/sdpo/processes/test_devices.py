@@ -14,7 +14,7 @@ from bench import Bench, Outcome
 from processes import Running, start
 
 from sdpo.config import LaunchConfig, RunConfig
-from sdpo.errors import UserError
+from sdpo.errors import InUseError, UserError
 from sdpo.events import Event, WaitEvent
 from sdpo.identity.payloads import run_identity
 from sdpo.processes.devices import LOCK_DIR, SHARE, device_names, hold_devices, lock_folder
@@ -228,3 +228,28 @@ def test_the_device_is_free_when_a_run_that_holds_it_is_killed(warm: Bench) -> N
             first.kill_tree()
             assert second.wait(250) == 0, second.said
             assert "device cpu was left behind by process" in second.said
+
+
+def test_what_slurm_allots_to_a_job_is_waited_for_within_the_job_alone(
+    locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job may call its own first GPU 0."""
+
+    def hold_now() -> None:
+        with hold_devices(CPU, run="second", listen=lambda _: None, wait=False):
+            pass
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+    with hold_devices(CPU, run="first", listen=lambda _: None):
+        with pytest.raises(InUseError):
+            hold_now()
+        monkeypatch.setenv("SLURMD_NODENAME", "node2")
+        hold_now()
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        hold_now()
+        monkeypatch.delenv("SLURM_JOB_ID")
+        hold_now()
+    assert {path.name for path in locks.glob("*7*")} == {
+        *("slurm-7-node1-cpu.lock", "slurm-7-node2-cpu.lock")
+    }

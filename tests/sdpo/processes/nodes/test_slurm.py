@@ -23,7 +23,7 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.store.run_status import read_word
 
 ROOT = Path(__file__).parents[4]
-TWO = {"processes": 2, "strategy": "ddp", "device": "cpu", "threads": 1, "share_device": True}
+TWO = {"processes": 2, "strategy": "ddp", "device": "cpu", "threads": 1}
 ON_NODES = {"launch": {**TWO, "nodes": 2, "launcher": "slurm"}}
 LONG = {"training": {"epochs": 20, "checkpoint_every": 5}}
 
