@@ -295,7 +295,9 @@ def test_the_differences_of_parts_are_the_means_of_paired_differences(landed):
 
 def test_the_page_has_the_tables_of_the_parts_that_are_kept_with_the_project(landed):
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert text.partition(f"{program.MARK}\n\n")[2] == page(landed[0], program.RESULTS)
+    assert text.partition(f"{program.MARK}\n\n")[2] == page(landed[0], program.RESULTS), (
+        "python -m benchmarks.science --page docs/results.md writes them"
+    )
 
 
 @pytest.mark.slow  # with the others a minute
