@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,7 +37,7 @@ from sdpo.store.run_proof import (
 )
 from sdpo.store.run_start import foreign_to_a_start
 from sdpo.system import ownership
-from sdpo.system.bounded_yaml import load_yaml
+from sdpo.system.bounded_yaml import load_written_yaml
 from sdpo.system.files import (
     checksum_path,
     checksum_text,
@@ -138,7 +140,7 @@ class RunFolder(RunPaths):
                 "run"
             )
         try:
-            content = load_yaml(self.run_file.read_text(encoding="utf-8"))
+            content = deepcopy(_parsed(self.run_file.read_text(encoding="utf-8")))
         except ValueError as error:  # not YAML, not UTF-8
             raise IntegrityError(f"{self.run_file} is damaged: it is not YAML") from error
         if not isinstance(content, dict):
@@ -310,6 +312,13 @@ class RunFolder(RunPaths):
             elif file_digest(path) != digest:
                 faults.append(f"{name} was changed")
         return faults
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> JsonValue:
+    """Return what a run.yaml says; a command reads that of its run some twenty times."""
+    content: JsonValue = load_written_yaml(text)
+    return content
 
 
 def _names(folder: Path) -> list[str]:

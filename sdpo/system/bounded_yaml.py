@@ -4,13 +4,48 @@ A few lines of anchors and aliases can stand for gigabytes, and the parser does 
 it has made them. So the graph of nodes is measured first.
 """
 
+import re
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser
+from yaml.reader import Reader
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner
+
+try:
+    from yaml._yaml import CParser
+except ImportError:  # PyYAML was built without libyaml
+
+    class CParser(Reader, Scanner, Parser):  # type: ignore[no-redef]
+        """Python's own parts of a parser."""
+
+        def __init__(self, stream: str) -> None:
+            Reader.__init__(self, stream)
+            Scanner.__init__(self)
+            Parser.__init__(self)
+
 
 _MOST_NODES = 100_000
 _LONGEST_NUMBER = 100
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+class _Quick(Composer, CParser, SafeConstructor, Resolver):
+    """It has libyaml read the text, in a quarter of the time, and words faults in another way.
+
+    libyaml's own composer of nodes ends the process where nesting is deep, so Python's stands
+    before it.
+    """
+
+    def __init__(self, stream: str) -> None:
+        CParser.__init__(self, stream)
+        Composer.__init__(self)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
 
 
 class MalformedError(ValueError):
@@ -42,6 +77,15 @@ def load_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> 
         MalformedError: it is not YAML, is larger or deeper than any recipe, or has text or numbers
             that nothing could hold.
     """
+    return _loaded(text, loader)
+
+
+def load_written_yaml(text: str) -> Any:
+    """Do as :func:`load_yaml`, faster, where nobody is told what is malformed."""
+    return _loaded(text, _Quick)
+
+
+def _loaded(text: str, loader: "type[yaml.SafeLoader | _Quick]") -> Any:
     try:
         parser = loader(text)
         try:
@@ -106,5 +150,5 @@ def _check_scalar(node: yaml.Node) -> None:
     if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
         what = f"a number of {len(node.value)} characters"
         raise MalformedError(what, node.start_mark)
-    if any("\ud800" <= character <= "\udfff" or character == "\0" for character in node.value):
+    if _NO_TEXT.search(node.value):
         raise MalformedError("a character that no text has", node.start_mark)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from bench import Outcome
 
 from sdpo.config.load import load_recipe, make_config
 from sdpo.errors import ConfigError, IntegrityError
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.bounded_yaml import MalformedError, load_yaml
+from sdpo.system.bounded_yaml import MalformedError, load_written_yaml, load_yaml
 
 
 def laughs(levels: int) -> str:
@@ -55,6 +56,8 @@ def test_a_bomb_is_refused_at_once(text: str, tmp_path: Path) -> None:
     start = time.process_time()
     with pytest.raises(MalformedError):
         load_yaml(text)
+    with pytest.raises(MalformedError):
+        load_written_yaml(text)
     with pytest.raises(ConfigError, match=r"bomb\.yaml is not YAML: "):
         load_recipe(path)
     assert time.process_time() - start < 10
@@ -87,7 +90,22 @@ MERGED = {
 
 @pytest.mark.parametrize("text", MERGED.values(), ids=MERGED)
 def test_standard_yaml_is_read_as_everybody_reads_it(text: str) -> None:
-    assert load_yaml(text) == yaml.safe_load(text)
+    assert load_yaml(text) == load_written_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("opening", ["[", "[\n", "{a: ", "- ", "? "])
+def test_nesting_without_an_end_ends_no_process(opening: str) -> None:
+    """libyaml's composer of nodes would: it is not asked."""
+    with pytest.raises(MalformedError, match="nested too deeply"):
+        load_written_yaml(opening * 100_000)
+
+
+def test_a_caller_may_change_what_it_read_of_a_run(finished: Outcome) -> None:
+    first = finished.run.check_there()
+    first["config"] = {}
+    first["inputs"]["model"] = "another"
+    assert finished.run.check_there()["config"]
+    assert finished.run.check_there()["inputs"]["model"] != "another"
 
 
 def test_merge_keys_work_in_a_recipe(tmp_path: Path) -> None:
