@@ -178,9 +178,9 @@ def _differences(found: Comparison, title: str) -> list[str]:
         "",
         *markdown(columns, rows),
         "",
-        "[a, b]: 95% interval over pairs, prompts resampled; where there are several seeds another "
-        f"one over these; p is corrected by Holm for {found.tests} tests. Could be shown: the smallest "
-        "difference that these pairs show in 80% of all tries; a smaller one may still be there.",
+        "[a, b]: 95% interval over pairs, prompts resampled, and of several seeds one over these. "
+        f"p is corrected by Holm for {found.tests} tests. Could be shown: the smallest difference "
+        "that these pairs show in 80% of all tries; a smaller one may still be there.",
     ]
 
 
