@@ -261,6 +261,7 @@ def _choice(
             nodes=launch.nodes,
             parameters=parameters,
             trained=found.trained,
+            words=found.words,
             width=2 if form.training.precision == "bf16" and launch.strategy == "fsdp2" else 4,
         )
         if launch.nodes > 1

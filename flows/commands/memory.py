@@ -52,7 +52,7 @@ class MemoryEstimate:
     of weights, all and those that train. ``activations_bytes`` is None where the configuration does
     not name its layers in a way that is known here. ``gathered_bytes`` are of what is whole on a
     device for a block's time, where each has a share; ``host_bytes`` of the machine's memory, for
-    this device.
+    this device. ``words`` are the weights of the embedding and the head.
     """
 
     parameters: int
@@ -66,6 +66,7 @@ class MemoryEstimate:
     head_bytes: int
     gathered_bytes: int = 0
     host_bytes: int = 0
+    words: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -167,6 +168,7 @@ def estimate_memory(
         if launch.shares_weights
         else 0,
         host_bytes=host_bytes,
+        words=min(parameters, words),
     )
 
 
