@@ -15,7 +15,7 @@ from flows.commands.memory import MemoryEstimate, estimate_memory
 from flows.show.console import Row
 from sdpo.config import LaunchConfig, RunConfig, TrainingConfig
 from sdpo.config.automatic import GPU_MICRO_BATCH_TOKENS
-from sdpo.config.impossible import impossible_launch
+from sdpo.config.impossible import impossible_held_shares, impossible_launch
 from sdpo.config.running import LaunchStrategy, Offload
 from sdpo.errors import ConfigError
 from sdpo.report.tables import duration
@@ -177,7 +177,7 @@ def choices(
     return [
         _choice(hardware, config, model, form, launch, parameters=parameters, held=held)
         for form in _forms(config)
-        for launch in _launches(hardware, form.training)
+        for launch in _launches(hardware, form)
     ]
 
 
@@ -200,7 +200,7 @@ def _forms(config: RunConfig) -> Iterator[_Form]:
         yield _Form(f"adapters over {base}", adapters, base)
 
 
-def _launches(hardware: Hardware, training: TrainingConfig) -> Iterator[LaunchConfig]:
+def _launches(hardware: Hardware, form: _Form) -> Iterator[LaunchConfig]:
     for strategy in get_args(LaunchStrategy):
         for offload in get_args(Offload):
             if strategy == "auto" or (strategy == "ddp" and hardware.all == 1):
@@ -214,7 +214,8 @@ def _launches(hardware: Hardware, training: TrainingConfig) -> Iterator[LaunchCo
                 offload=offload,
                 threads=1,
             )
-            if not impossible_launch(launch, {"training": training}):
+            problems = impossible_launch(launch, {"training": form.training})
+            if not problems + impossible_held_shares(form.base_precision, launch):
                 yield launch
 
 

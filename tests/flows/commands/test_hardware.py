@@ -160,9 +160,10 @@ def test_two_nodes_share_as_one_machine_with_all_their_devices_does_and_say_what
 
 def test_every_choice_is_one_that_a_run_would_take() -> None:
     found = planned("8xH100", "8B", recipe())
-    assert {(c.strategy, c.offload) for c in found if c.trains.startswith("adapters")} == {
-        ("ddp", "none")
-    }
+    for base in ("bf16", "nf4"):
+        held = {c.strategy for c in found if c.trains == f"adapters over {base}"}
+        assert held == {"ddp", "deepspeed_zero1", "deepspeed_zero2"}, "none shares the base"
+    assert "fsdp2" in {c.strategy for c in found if c.trains == "adapters over fp32"}
     assert ("fsdp2", "optimizer") not in {(c.strategy, c.offload) for c in found}
     assert {c.strategy for c in planned("1xH100", "8B", recipe())} == {"single"}
 
