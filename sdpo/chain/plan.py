@@ -15,7 +15,7 @@ from sdpo.chain.features import (
 from sdpo.chain.node import Expansion, Find, Identity, Made, Node, Part
 from sdpo.chain.plan_check import check_steps
 from sdpo.chain.plan_pairs import known_features, pairs_of, partition_settings, plan_of
-from sdpo.chain.planned_rounds import rounds_after, rules_of_rounds, with_rounds
+from sdpo.chain.planned_rounds import rounds_of, rules_of_rounds, with_rounds
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.events import WarningEvent
@@ -57,7 +57,7 @@ def partition(context: Context) -> Expansion:
         pairs, trained = pairs_of(context, usable, features)
         offline = plan_of(pairs, settings)
         scorers = {name: _scorer(context, name) for name in features}
-        rounds = rounds_after(context, len(offline.steps))
+        rounds = rounds_of(context, len(offline.steps))
         return Decision(with_rounds(context, offline), trained, features, scorers, rounds)
 
     def identity(decision: Decision) -> Identity:

@@ -1,9 +1,9 @@
-"""Plan the steps whose pairs the models of the run make: they come after those of the data."""
+"""Plan the steps that have pairs which the models of the run make."""
 
 import hashlib
 from dataclasses import replace
 
-from partitions import Plan, StepPlan
+from partitions import PartitionError, Plan, StepPlan
 from sdpo.chain.context import Context
 from sdpo.config import SourceConfig
 from sdpo.identity.payloads import changed_settings
@@ -15,30 +15,56 @@ _NO_PAIR = hashlib.sha256().hexdigest()
 """The digest of a step's pairs in the plan is that of none."""
 
 
-def rounds_after(context: Context, steps: int) -> dict[int, Round]:
-    """Return the rounds of the recipe's generated sources by their step; ``steps`` come before."""
-    rounds = [
-        Round(source=source.name, round=number)
-        for source in context.config.data.generated
-        for number in range(1, source.generate.rounds + 1)
-    ]
-    return dict(enumerate(rounds, steps + 1))
+def rounds_of(context: Context, steps: int) -> dict[int, Round]:
+    """Return the rounds of the recipe's generated sources by their step; ``steps`` are the data's.
+
+    Those with a share of steps join the last of these; the others come after them.
+
+    Raises:
+        PartitionError: there are fewer steps than rounds that join them, or two join one.
+    """
+    found: dict[int, Round] = {}
+    following = steps
+    for source in context.config.data.generated:
+        rounds = source.generate.rounds
+        if not source.generate.share:
+            first, following = following + 1, following + rounds
+        elif (first := steps - rounds + 1) < 1:
+            raise PartitionError(
+                f"source {source.name} has {rounds} rounds that join steps of the data "
+                f"(generate.share), of which there are {steps}: lower generate.rounds, or give the "
+                "data more steps (partition)"
+            )
+        if first == 1 and source.generate.judge.implicit:
+            raise PartitionError(
+                f"source {source.name}: its first round joins step 1, and the model before it is "
+                "S itself, whose implicit reward over S is 0 for every sample: lower "
+                "generate.rounds, or name a rule or a reward model"
+            )
+        for number, step in enumerate(range(first, first + rounds), 1):
+            if step in found:
+                raise PartitionError(
+                    f"sources {found[step].source} and {source.name} both join step {step} "
+                    "(generate.share), and a step has the pairs of one round: leave out the share "
+                    "of one of them, or its rounds"
+                )
+            found[step] = Round(source=source.name, round=number)
+    return dict(sorted(found.items()))
 
 
 def with_rounds(context: Context, plan: Plan) -> Plan:
-    """Return the plan with a step, still without pairs, for every round."""
-    rounds = rounds_after(context, len(plan.steps))
-    steps = tuple(
-        StepPlan(
-            step=step,
-            contents=f"{made.source}, round {made.round}: made by M_{step - 1}",
-            pairs=0,
-            sources={},
-            digest=_NO_PAIR,
-        )
-        for step, made in rounds.items()
-    )
-    return replace(plan, steps=(*plan.steps, *steps))
+    """Return the plan with every round: a step still without pairs, or what joins one of its."""
+    steps = list(plan.steps)
+    for step, made in rounds_of(context, len(plan.steps)).items():
+        contents = f"{made.source}, round {made.round}: made by M_{step - 1}"
+        if step <= len(plan.steps):
+            joined = plan.steps[step - 1]
+            steps[step - 1] = replace(joined, contents=f"{joined.contents}; {contents}")
+        else:
+            steps.append(
+                StepPlan(step=step, contents=contents, pairs=0, sources={}, digest=_NO_PAIR)
+            )
+    return replace(plan, steps=tuple(steps))
 
 
 def rules_of_rounds(context: Context) -> dict[str, Json]:

@@ -14,19 +14,23 @@ from sdpo.chain.context import Context
 from sdpo.chain.node import Identity
 from sdpo.chain.round_prompts import samples_file, scores_file
 from sdpo.config import SourceConfig
-from sdpo.data.keys import pair_id
+from sdpo.data.keys import draw_key, pair_id
 from sdpo.data.pairing import Pairing, Ranked, Sample, pair_samples
 from sdpo.data.pairs_file import messages_from_row
 from sdpo.data.planned import Planned
 from sdpo.data.schema import PAIRS_SCHEMA, Message
 from sdpo.errors import DataError
+from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.processes.stage_results import Served
+from sdpo.stats.text import distinct
+from sdpo.store.plan_file import read_plan
 from sdpo.store.records import Part
 from sdpo.store.step_data import generate_node, step_data
 from sdpo.system.files import file_digest, publish_file
 from sdpo.system.json_values import Json, JsonObject
 
+_MORE = "more than its share of the step"
 PAIRING_VERSION = 1
 """This is raised when a change of the project's code makes other pairs of the same scores."""
 _PAIRED = ("pair", "k", "min_margin", "length_penalty", "unfinished", "seed")
@@ -82,21 +86,42 @@ def pairs_identity(context: Context, step: int, source: SourceConfig) -> Identit
         "scores": file_digest(scores_file(context.run, step)),
         "pairing": {name: getattr(source.generate, name) for name in _PAIRED},
         "earlier": digest_of(sorted(_earlier_pairs(context, step))),
+        **({"most": most} if (most := _most(context, step, source)) is not None else {}),
     }
 
 
 def write_pairs(context: Context, step: int, source: SourceConfig, path: Path) -> JsonObject:
     """Write the pairs of a round to ``path``, publish ``samples.parquet``, and count.
 
-    A pair that an earlier step has is left out.
+    A pair that an earlier step has is left out, or the step itself where the round joins it. Of a
+    round that has a share of its step so many are drawn as make that share.
 
     Raises:
         DataError: no pair is left; says why, with the counts.
     """
     paired = list(_paired(context, step, source))
+    rows, use, dropped = _made(context, step, source, paired)
+    counts = Counter(r.left for each in paired for r in each.pairing.samples if r.left)
+    if not rows:
+        raise _no_pair(step, source, paired, dropped, counts)
+    with publish_file(context.run.step(step) / "samples.parquet") as temporary:
+        pq.write_table(_samples_table(paired, use, engine=_engine(context, step)), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), path)
+    return _said(paired, rows, dropped, counts)
+
+
+_Use = dict[tuple[str, int], tuple[str, str]]
+"""Samples, by prompt and number, are used so, in the pair of this id."""
+
+
+def _made(
+    context: Context, step: int, source: SourceConfig, paired: list[_Paired]
+) -> tuple[list[dict[str, Any]], _Use, Counter[str]]:
+    """Return the rows of the pairs that are made, the use of their samples, and why others are
+    not made."""
     earlier, seen = _earlier_pairs(context, step), set[str]()
     rows: list[dict[str, Any]] = []
-    use: dict[tuple[str, int], tuple[str, str]] = {}
+    use: _Use = {}
     dropped = Counter(reason for each in paired for reason in each.pairing.dropped)
     for each in paired:
         for chosen, rejected in each.pairing.pairs:
@@ -110,13 +135,40 @@ def write_pairs(context: Context, step: int, source: SourceConfig, path: Path) -
             key = each.row["prompt_key"]
             use[key, chosen.sample.number] = "chosen", row["pair_id"]
             use[key, rejected.sample.number] = "rejected", row["pair_id"]
-    counts = Counter(r.left for each in paired for r in each.pairing.samples if r.left)
-    if not rows:
-        raise _no_pair(step, source, paired, dropped, counts)
-    with publish_file(context.run.step(step) / "samples.parquet") as temporary:
-        pq.write_table(_samples_table(paired, use, engine=_engine(context, step)), temporary)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), path)
-    return _said(paired, rows, dropped, counts)
+    if more := _more_than_share(context, step, source, rows):
+        rows = [row for row in rows if row["pair_id"] not in more]
+        dropped[_MORE] += len(more)
+        use = {
+            at: (_MORE, "") if pair in more else (what, pair) for at, (what, pair) in use.items()
+        }
+    return rows, use, dropped
+
+
+def _most(context: Context, step: int, source: SourceConfig) -> int | None:
+    """Return how many pairs a round may have that has a share of its step; None: any number."""
+    share = source.generate.share
+    if not share:
+        return None
+    given = read_plan(context.run).steps[step - 1].pairs
+    return max(1, round(given * share / (1 - share)))
+
+
+def _more_than_share(
+    context: Context, step: int, source: SourceConfig, rows: list[dict[str, Any]]
+) -> Set[str]:
+    """Return the ids of the pairs that a round has too many, by a draw; warn of too few."""
+    most, seed = _most(context, step, source), source.generate.seed
+    if most is None:
+        return set()
+    if len(rows) < most:
+        message = (
+            f"step {step}: source {source.name} has {len(rows)} pairs, and generate.share "
+            f"{source.generate.share:g} asks for {most}: its share is smaller. Raise per_round or n"
+        )
+        context.listen(WarningEvent(message=message))
+    ids = sorted(row["pair_id"] for row in rows)
+    ids.sort(key=lambda each: draw_key(seed, each.encode()))
+    return set(ids[most:])
 
 
 def _no_pair(
@@ -205,12 +257,13 @@ def _pair(
 
 
 def _earlier_pairs(context: Context, step: int) -> Set[str]:
-    """Return the ids of the pairs that earlier steps have, those of their own included."""
+    """Return the ids of the pairs that earlier steps have, those of their own included, and of
+    those that the run's plan gives this step."""
     run = context.run
     plan = Planned(plan=run.plan, pairs=run.pairs, own=step_data(run, last=step - 1))
     table = plan.table(["pair_id", "step"])
     steps = table["step"].to_numpy()
-    ids = table.filter(pa.array((steps > 0) & (steps < step)))["pair_id"].to_pylist()
+    ids = table.filter(pa.array((steps > 0) & (steps <= step)))["pair_id"].to_pylist()
     return set(ids)
 
 
@@ -219,9 +272,7 @@ def _engine(context: Context, step: int) -> str:
     return drawn.served.title if drawn.served else drawn.engine
 
 
-def _samples_table(
-    paired: list[_Paired], use: dict[tuple[str, int], tuple[str, str]], *, engine: str
-) -> pa.Table:
+def _samples_table(paired: list[_Paired], use: _Use, *, engine: str) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for each in paired:
         for row, ranked in zip(each.samples, each.pairing.samples, strict=True):
@@ -262,12 +313,5 @@ def _said(
         "margin": float(np.mean(margins)),
         "tokens": float(np.mean([ranked.sample.tokens for ranked in samples])),
         "finished": float(np.mean([ranked.sample.finished for ranked in samples])),
-        "distinct_2": _distinct(texts, 2),
+        "distinct_2": distinct(texts, 2),
     }
-
-
-def _distinct(texts: list[str], n: int) -> float:
-    """Return the share of distinct n-grams of words among all of them (Li et al., 1510.03055)."""
-    words = [text.split() for text in texts]
-    grams = [tuple(of[at : at + n]) for of in words for at in range(len(of) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sdpo.chain.context import Context
 from sdpo.chain.planned_rounds import prompts_input
 from sdpo.config import ColumnsConfig, DataConfig, SourceConfig
+from sdpo.config.generating import GenerateConfig
 from sdpo.data.keys import draw_key
 from sdpo.data.pairs_file import iter_row_groups
 from sdpo.data.prepare import prepare_pairs
@@ -61,12 +62,20 @@ def prompts_identity(context: Context, step: int, source: SourceConfig) -> Paylo
     return {
         "pool": dict(pool),
         "column": settings.prompt_column if settings.prompts else "",
+        **_part_of_set(settings),
         "reserved": _digest(reserved_prompts(context)),
         "answered": _digest(_answered(context, step, source)),
         "per_round": settings.per_round,
         "seed": settings.seed,
         "step": step,
     }
+
+
+def _part_of_set(settings: GenerateConfig) -> Payload:
+    """Return which part of a set has the prompts, as far as its digest does not say it."""
+    part = {"split": settings.prompts_split, "subset": settings.prompts_subset}
+    usual = {"split": GenerateConfig().prompts_split, "subset": ""}
+    return {name: value for name, value in part.items() if value != usual[name]}
 
 
 def draw_prompts(context: Context, step: int, source: SourceConfig) -> pa.Table:
@@ -151,7 +160,7 @@ def _pool(context: Context, source: SourceConfig) -> Iterator[Path]:
         return
     path = source.generate.prompts
     wanted = context.resolved.inputs[f"prompts.{source.name}"]
-    if (found := data_digest(path, "")) != wanted:
+    if (found := data_digest(path, source.generate.prompts_revision)) != wanted:
         raise DataError(
             f"the prompts of source {source.name}, {path}, are not those that this run was made "
             f"from: their digest is {found[:16]}, not {wanted[:16]}. Put the file back, or make a "
@@ -182,7 +191,12 @@ def _rows_with_answers(source: SourceConfig) -> Iterator[dict[str, object]]:
         DataError: a row has no prompt where the settings say it is.
     """
     settings = source.generate
-    for number, row in read_rows(settings.prompts):
+    for number, row in read_rows(
+        settings.prompts,
+        split=settings.prompts_split,
+        subset=settings.prompts_subset,
+        revision=settings.prompts_revision,
+    ):
         prompt = lookup(row, settings.prompt_column)
         if prompt is None:
             raise DataError(

@@ -15,6 +15,7 @@ from sdpo.chain.data import prepare_data
 from sdpo.chain.evaluate import evaluations, find_suites
 from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
+from sdpo.chain.held_out import held_out
 from sdpo.chain.node import Expansion, Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.plan_pairs import needs_gamma
@@ -97,6 +98,7 @@ def chain(context: Context) -> list[Part]:
         steps(context),
         *evaluations(context),
         *win_rates(context),
+        *held_out(context),
         write_report(context),
         *tell_trackers(context),
     ]

@@ -10,6 +10,8 @@ from sdpo.config.judging import JudgeConfig
 
 _OF_SERVER = ReadIf(settings=("engine",), equal_to="openai", otherwise=" on engine `{value}`")
 _HOW = NotIdentity("how samples are asked for, not which")
+_OF_FILE = ReadIf(settings=("prompts",), otherwise=": `prompts` names no file")
+_SHOWN = NotIdentity("what is shown of a round, not what it is made of")
 _AFTER_SAMPLES = ReadIf(settings=("pair",), equal_to="top_bottom", otherwise=" on pair `{value}`")
 
 
@@ -41,17 +43,34 @@ class GenerateConfig(Group):
 
     prompts: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",
-        description="Local file of prompts (JSON, JSONL, CSV, Parquet, Arrow), or a folder saved "
-        "by `datasets`.",
+        description="File of prompts (JSON, JSONL, CSV, Parquet, Arrow), folder saved by "
+        "`datasets`, or name of a data set of the hub.",
     )
-    prompt_column: Annotated[
-        str, ReadIf(settings=("prompts",), otherwise=": `prompts` names no file")
-    ] = Field("prompt", description="Column of `prompts` with the prompt (text or messages).")
+    prompts_split: Annotated[str, _OF_FILE] = Field(
+        "train", description="Split of `prompts`, where it has splits."
+    )
+    prompts_subset: Annotated[str, _OF_FILE] = Field(
+        "", description="Configuration of a hub data set."
+    )
+    prompts_revision: Annotated[str, NotIdentity(BY_CONTENT), _OF_FILE] = Field(
+        "", description="Branch, tag or commit of a hub data set; resolved to a commit."
+    )
+    prompt_column: Annotated[str, _OF_FILE] = Field(
+        "prompt", description="Column of `prompts` with the prompt (text or messages)."
+    )
     prompts_of: str = Field(
         "", description="Name of another source of the recipe, whose prompts are answered."
     )
     rounds: Annotated[int, Unit("steps")] = Field(
         1, ge=1, le=100, description="Steps that the source makes, one after another."
+    )
+    share: Annotated[float, Unit(SHARE)] = Field(
+        0.0,
+        title="Share of the step",
+        ge=0,
+        lt=1,
+        description="Rounds join the last steps of the data, and make this share of each one's "
+        "pairs, or fewer where there are no more; 0: rounds are steps of their own.",
     )
     per_round: Annotated[int, Unit("prompts")] = Field(
         0, ge=0, description="Prompts of a round, drawn by the seed; 0: all that are left."
@@ -123,6 +142,13 @@ class GenerateConfig(Group):
     )
     min_margin: Annotated[float, Unit("of the judge's score")] = Field(
         0.0, ge=0, description="Leave out pairs whose scores differ by less; ties always are."
+    )
+    held_out: Annotated[int, Unit("prompts"), _SHOWN] = Field(
+        32,
+        title="Held-out prompts",
+        ge=0,
+        description="Reserved prompts that the models before and after each round answer once, for "
+        "the report, scored by the same judge where it is a rule or a reward model. 0: none.",
     )
     seed: Annotated[int, Unit(NO_UNIT)] = Field(
         42, ge=0, lt=2**63, description="Seed of the prompts, the samples and drawn pairs."

@@ -52,7 +52,7 @@ def _of_source(data: DataConfig, source: SourceConfig) -> Iterator[str]:
         yield "name is empty: a generated source has no file that would name it. Set it"
     yield from _of_server(settings)
     yield from _of_prompts(data, settings)
-    yield from _of_judge(data, source)
+    yield from _of_steps(data, source)
 
 
 def _of_server(settings: GenerateConfig) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _of_prompts(data: DataConfig, settings: GenerateConfig) -> Iterator[str]:
         )
 
 
-def _of_judge(data: DataConfig, source: SourceConfig) -> Iterator[str]:
+def _of_steps(data: DataConfig, source: SourceConfig) -> Iterator[str]:
     judge = source.generate.judge
     if judge.kind and judge.implicit:
         yield f"generate.judge has `{judge.kind}` and `implicit`: leave out one of them"
@@ -99,7 +99,13 @@ def _of_judge(data: DataConfig, source: SourceConfig) -> Iterator[str]:
             "generate.judge names none: set `rule`, `reward_model` or `endpoint`, or "
             "`implicit: true`"
         )
-    is_first = source is data.generated[0] and not any(each.train for each in data.given)
+    has_data = any(each.train for each in data.given)
+    if source.generate.share and not has_data:
+        yield (
+            "generate.share: no source with pairs has `train`, so there is no step of the data to "
+            "join: leave it out"
+        )
+    is_first = source is data.generated[0] and not has_data
     if judge.implicit and is_first:
         yield (
             "generate.judge.implicit: the first round is step 1, and the model before it is S "

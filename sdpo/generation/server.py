@@ -132,7 +132,7 @@ def _ready(kept: Kept, command: Sequence[str], *, model: Path, port: int, ready_
         _check_port(kept, port)
         return Server(
             url=f"{base}/v1/",
-            **_said_of_itself(client, command[0], model),
+            **_said_of_itself(client, _called(command), model),
             kept=kept,
         )
 
@@ -177,6 +177,12 @@ def _check_port(kept: Kept, port: int) -> None:
     )
 
 
+def _called(command: Sequence[str]) -> str:
+    """Return what a command starts: its program, or the module that Python is to run."""
+    at = command.index("-m") + 1 if "-m" in command[:-1] else 0
+    return Path(command[at]).name
+
+
 def _said_of_itself(client: httpx.Client, program: str, model: Path) -> dict[str, str]:
     """Return the server's name and version, and its name for the model.
 
@@ -191,7 +197,7 @@ def _said_of_itself(client: httpx.Client, program: str, model: Path) -> dict[str
             "started for: put {model} where its command has the model (generate.serve)"
         )
     chosen = own or (models if len(models) == 1 else [])
-    name = next((each.owned_by for each in chosen if each.owned_by), "") or Path(program).name
+    name = next((each.owned_by for each in chosen if each.owned_by), "") or program
     return {
         "model": chosen[0].id if chosen else str(model),
         "name": name,

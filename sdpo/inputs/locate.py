@@ -124,25 +124,28 @@ def locate_source(source: SourceConfig, *, cache: Path) -> SourceConfig:
     return source.model_copy(update={"name": name, "revision": commit})
 
 
-def with_prompts(source: SourceConfig) -> SourceConfig:
-    """Return a generated source with the absolute path of its prompts.
+def with_prompts(source: SourceConfig, *, cache: Path) -> SourceConfig:
+    """Return a generated source with the absolute path of its prompts, or a hub name with its
+    commit.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, and the hub does not have it.
     """
-    given = source.generate.prompts
-    if not given:
+    settings = source.generate
+    if not settings.prompts:
         return source
-    local = Path(given).expanduser()
-    if not local.exists():
+    local = Path(settings.prompts).expanduser()
+    given = SourceConfig(
+        name=source.name, path=settings.prompts, revision=settings.prompts_revision
+    )
+    found = locate_source(given, cache=cache)
+    if Path(found.path).is_absolute() and not Path(found.path).exists():
         raise DataError(
             f"data source `{source.name}`: no prompts at {local.absolute()}{did_you_mean(local)}: "
-            "generate.prompts names a local file or folder"
+            "generate.prompts names a file, a folder or a data set of the hub"
         )
-    path = os.path.normpath(local.absolute())
-    return source.model_copy(
-        update={"generate": source.generate.model_copy(update={"prompts": path})}
-    )
+    changes = {"prompts": found.path, "prompts_revision": found.revision}
+    return source.model_copy(update={"generate": settings.model_copy(update=changes)})
 
 
 def _hub_data_commit(name: str, revision: str) -> str:

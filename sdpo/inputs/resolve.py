@@ -76,7 +76,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
     sources = [
         source
         if {f"data.{source.name}", f"prompts.{source.name}"} & known.keys()
-        else with_prompts(source)
+        else with_prompts(source, cache=cache)
         if source.generate.enabled
         else locate_source(source, cache=cache)
         for source in config.data.sources
@@ -142,7 +142,9 @@ def data_digests(config: RunConfig, *, known: Mapping[str, str] = {}) -> dict[st
     """
     sources = {f"data.{source.name}": source for source in config.data.given}
     sources |= {
-        f"prompts.{source.name}": SourceConfig(path=source.generate.prompts)
+        f"prompts.{source.name}": SourceConfig(
+            path=source.generate.prompts, revision=source.generate.prompts_revision
+        )
         for source in config.data.generated
         if source.generate.prompts
     }

@@ -25,8 +25,9 @@ class ServeSpec(BaseModel):
 class GenerateSpec(Spec):
     """Let a model answer prompts: ``n`` samples of each.
 
-    ``prompts`` has a pair for every prompt, ``tokens`` its token ids row by row. ``so_far``:
-    samples that were drawn already; ``out``: the table of all. ``serve``: a server draws them.
+    ``prompts`` has a pair for every prompt, ``tokens`` its token ids row by row; ``rows``: these
+    alone are answered. ``so_far``: samples that were drawn already; ``out``: the table of all.
+    ``serve``: a server draws them.
     """
 
     uses_device: ClassVar[bool] = True
@@ -36,6 +37,7 @@ class GenerateSpec(Spec):
     """This is the folder of the base model, whose tokenizer is used."""
     prompts: Path
     tokens: Path
+    rows: tuple[int, ...] | None = None
     training: TrainingConfig
     n: int
     temperature: float

@@ -15,6 +15,7 @@ from sdpo.report.evaluations import evaluation_tables, load_evaluations
 from sdpo.report.figures import Curve
 from sdpo.report.findings import caveats, verdict
 from sdpo.report.gamma_figures import Figure, gamma_figures
+from sdpo.report.held_out import held_tables
 from sdpo.report.load import RunData, load_run
 from sdpo.report.numbers import Numbers, measure_run
 from sdpo.report.rounds import rounds_table
@@ -87,6 +88,7 @@ def write_report(run: Path, *, out: Path | None = None) -> Path:
     counts = (
         tables.partition_table(data),
         rounds_table(data),
+        *held_tables(data.folder),
         tables.read_table(data),
         tables.rejected_table(data),
     )

@@ -5,6 +5,7 @@ server answers, the model is looked at before it starts, and is not in memory wh
 """
 
 import gc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ from sdpo.processes.judging_specs import GenerateSpec, ServeSpec
 from sdpo.processes.stage_results import GenerateResult, Served
 from sdpo.scoring.probes import end_tokens
 from sdpo.stages.timings import Timings
-from sdpo.system.files import publish_file, temporary_folder
+from sdpo.system.files import publish_file, temporary_folder, write_text
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 from sdpo.tokens.token_file import TokenFile
@@ -61,7 +62,7 @@ class _Round:
         self.tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
         self.log = SampleLog(spec.so_far, n=spec.n)
         self.ceiling = Ceiling(tokens=spec.max_tokens_total, minutes=spec.max_minutes)
-        self.tokens, self.served = 0, None if spec.serve is None else Served()
+        self.tokens, self.served = 0, _last_server(spec)
         with self.timings.of("load"):
             self.policy = self._load()
         self.vocabulary = int(self.policy.config.get_text_config().vocab_size)
@@ -69,12 +70,12 @@ class _Round:
         self.positions = int(getattr(text_config, "max_position_embeddings", 0) or 0)
         self.ends = tuple(end_tokens(self.policy, self.tokenizer))
         tokens, keys = TokenFile.open(spec.tokens), _keys(spec)
-        usable = np.flatnonzero(tokens.usable).tolist()
+        usable = spec.rows if spec.rows is not None else np.flatnonzero(tokens.usable).tolist()
         answerable = [(keys[row], tokens.row(row).prompt_ids) for row in usable]
         self.prompts: Prompts = [
             (key, ids) for key, ids in answerable if not self.positions or len(ids) < self.positions
         ]
-        self.no_tokens = len(keys) - len(answerable)
+        self.no_tokens = 0 if spec.rows is not None else len(keys) - len(answerable)
         self.no_room = len(answerable) - len(self.prompts)
 
     def _load(self) -> "PreTrainedModel":
@@ -136,15 +137,6 @@ class _Round:
 
     def _draw_served(self, serve: ServeSpec) -> None:
         spec, expect = self.spec, self._expected()
-        asking = Asking(
-            sampler=self._sampler(),
-            seed=spec.seed,
-            n=spec.n,
-            max_new_tokens=spec.max_new_tokens,
-            positions=self.positions,
-            ends=self.ends,
-            parallel=serve.parallel,
-        )
         self.events.phase("serve", detail=" ".join(serve.command))
         with (
             temporary_folder(spec.run) as scratch,
@@ -164,14 +156,27 @@ class _Round:
             client.settle_form(expect[0].prompt.tolist())
             agreement = check_served(client, expect, self.tokenizer)
             self.served = _served(server, client, agreement)
+            write_text(_server_file(spec), self.served.model_dump_json())
             draw_served(
                 client,
                 self.prompts,
-                asking=asking,
+                asking=self._asking(serve),
                 tokenizer=self.tokenizer,
                 log=self.log,
                 on_prompt=self._on_prompt,
             )
+
+    def _asking(self, serve: ServeSpec) -> Asking:
+        spec = self.spec
+        return Asking(
+            sampler=self._sampler(),
+            seed=spec.seed,
+            n=spec.n,
+            max_new_tokens=spec.max_new_tokens,
+            positions=self.positions,
+            ends=self.ends,
+            parallel=serve.parallel,
+        )
 
     def _on_prompt(self, done: int, generated: int) -> None:
         self.tokens = generated
@@ -191,6 +196,18 @@ class _Round:
             served=self.served,
             timings_s=self.timings.rounded(),
         )
+
+
+def _server_file(spec: GenerateSpec) -> Path:
+    """Return where it is kept which server has drawn what is there so far."""
+    return spec.so_far.with_suffix(".json")
+
+
+def _last_server(spec: GenerateSpec) -> Served | None:
+    path = _server_file(spec)
+    if spec.serve is None or not path.is_file():
+        return None
+    return Served.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _served(server: Server, client: CompletionsClient, agreement: Agreement | None) -> Served:

@@ -17,6 +17,7 @@ NODES = (
     *("data", "tokens", "reserve", "plan", "features", "report", "carried", "gamma-1", "step-0"),
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
     *("eval-M_1-mmlu_law-01234567", "answers-M_1-01234567", "win-M_1-M_0-01234567"),
+    "held-M_1-01234567",
     *("generate-2", "judge-2"),
 )
 STAGES = (
@@ -25,6 +26,7 @@ STAGES = (
     *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
     *("view", "suites", "evaluate-M_1", "answers-M_1", "judge"),
     *("generate-2", "judge-2", "tokenise-prompts-2"),
+    *("held-M_1", "judge-held-M_1"),
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
@@ -42,7 +44,7 @@ OF_A_RUN = (
         "probes/M_1.kl.json",
     ),
     *("evaluations/M_1/mmlu_law-01234567.parquet", "evaluations/M_1/answers-01234567.parquet"),
-    "evaluations/M_1/win-M_0-01234567.parquet",
+    *("evaluations/M_1/win-M_0-01234567.parquet", "evaluations/M_1/held-01234567.parquet"),
     *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
     *("carried/pairs-2.parquet", "carried/usable-2.parquet"),
     *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
@@ -50,7 +52,9 @@ OF_A_RUN = (
     *(f"step-1/model/{name}" for name in OF_A_MODEL),
     *("step-2/prompts.parquet", "step-2/generated.parquet", "step-2/scores.parquet"),
     *("step-2/samples.parquet", "step-2/tokens/prompts.arrow", f"step-2/generating/{KEY}.jsonl"),
+    f"step-2/generating/{KEY}.json",
     *("step-2/generating/verdicts/verdicts.jsonl", ".tmp-mine/prompts.jsonl"),
+    *(".tmp-mine/home", ".tmp-mine/drawn.parquet", ".tmp-mine/drawn.jsonl"),
     *("step-2/pairs.parquet", "step-2/usable.parquet", "step-2/tokens/pairs.arrow"),
     *("step-1/reference.parquet", "step-1/metrics.jsonl", "step-1/budget.json"),
     *("step-1/tracking/tensorboard", "step-1/resume/00000002/state.json"),

@@ -9,6 +9,8 @@ import pytest
 from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
 from histories import flip, origin, replayed, write_new_pairs
+from judge_server import judge_server, prefers_longer
+from round_runs import TOKENS, N, recipe, rows
 
 from sdpo.data.keys import draw_key
 from sdpo.errors import DataError
@@ -16,8 +18,11 @@ from sdpo.history.extend import extend_run
 from sdpo.history.lineage import lineage_of
 from sdpo.history.replay import look, plan_replay
 from sdpo.history.verify import verify_run
+from sdpo.report.held_out import rounds_seen
+from sdpo.store.held_out import read_held
+from sdpo.system.permissions import JUDGE_ENDPOINTS
 
-N, PROMPTS, TOKENS, SEED = 4, 6, 8, 42
+PROMPTS, SEED, HELD = 6, 42, 5
 ROUNDS = (2, 3)
 
 
@@ -26,35 +31,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Benc
     return Bench(tmp_path_factory.mktemp("rounds"), tiny_recipe)
 
 
-def recipe(demo_files: DemoFiles, **generate: object) -> Values:
-    """A step of questions, then rounds on prompts; the pairs of requests are not trained on."""
-    common = {"n": N, "max_new_tokens": TOKENS, "unfinished": "keep"}
-    sources = [
-        {"name": "questions", "path": str(demo_files.questions)},
-        {"name": "requests", "path": str(demo_files.requests), "train": False},
-        {"name": "round", "generate": {**common, **generate}},
-    ]
-    return {
-        "data": {"sources": sources},
-        "training": {"max_steps": 2},
-        "probe": {"completions": 0, "max_pairs": 8},
-    }
-
-
 @pytest.fixture(scope="module")
 def changes(demo_files: DemoFiles) -> Values:
     judge = {"rule": "length"}
-    return recipe(demo_files, prompts_of="requests", rounds=2, per_round=PROMPTS, judge=judge)
+    return recipe(
+        demo_files, prompts_of="requests", rounds=2, per_round=PROMPTS, judge=judge, held_out=HELD
+    )
 
 
 @pytest.fixture(scope="module")
 def made(place: Bench, changes: Values) -> Outcome:
     return place.run(changes)
-
-
-def rows(made: Outcome, step: int, name: str) -> list[Values]:
-    found: list[Values] = pq.read_table(made.run.step(step) / f"{name}.parquet").to_pylist()
-    return found
 
 
 def test_the_plan_has_the_rule_and_every_round_has_its_step(made: Outcome) -> None:
@@ -128,6 +115,46 @@ def test_samples_are_drawn_from_the_model_before_the_step(made: Outcome, step: i
     assert ids[len(row["prompt_ids"]) :] == row["token_ids"]
 
 
+def test_models_before_and_after_a_round_answer_the_same_reserved_prompts(made: Outcome) -> None:
+    held = {each.model: pq.read_table(each.table).to_pylist() for each in read_held(made.run)}
+    assert held.keys() == {1, 2, 3}
+    usable = pq.read_table(made.run.usable).to_pylist()
+    reserved = {row["prompt_key"] for row in usable if row["reserved"]}
+    keys = {row["prompt_key"] for row in held[1]}
+    assert len(keys) == HELD
+    assert keys <= reserved
+    assert all({row["prompt_key"] for row in held[model]} == keys for model in held)
+    assert all(row["score"] == len(row["text"]) for of in held.values() for row in of)
+    assert all(0 < row["tokens"] <= TOKENS for of in held.values() for row in of)
+    of_prompt = {
+        row["prompt_key"]: row["prompt"] for row in pq.read_table(made.run.pairs).to_pylist()
+    }
+    assert all(row["prompt"] == of_prompt[row["prompt_key"]] for row in held[3])
+
+
+def test_the_report_shows_a_round_from_outside(made: Outcome) -> None:
+    """Gain and share won are recomputed here from the tables of answers."""
+    (first, second) = rounds_seen(made.run)
+    assert (first.step, second.step) == ROUNDS
+    score = {
+        each.model: {
+            row["prompt_key"]: row["score"] for row in pq.read_table(each.table).to_pylist()
+        }
+        for each in read_held(made.run)
+    }
+    for seen in (first, second):
+        gains = [score[seen.step][key] - score[seen.step - 1][key] for key in score[1]]
+        assert seen.gain == pytest.approx(sum(gains) / HELD)
+        assert seen.won == pytest.approx(sum((g > 0) + (g == 0) / 2 for g in gains) / HELD)
+        low, high = seen.gain_bounds
+        assert low is not None
+        assert high is not None
+        assert min(gains) <= low <= seen.gain <= high <= max(gains)
+    page = made.run.report.read_text(encoding="utf-8")
+    assert "Rounds on held-out prompts" in page
+    assert "The model before wrote" in page
+
+
 def test_doing_it_again_does_nothing(made: Outcome, place: Bench, changes: Values) -> None:
     assert {"generate-2", "judge-2", "data-2", "data-3"} <= set(made.result.executed)
     assert place.run(changes).result.executed == ()
@@ -174,6 +201,65 @@ def test_another_judge_reuses_the_samples(made: Outcome) -> None:
     assert all(row["kl"] >= 0 for row in rows(again, 2, "samples"))
 
 
+def test_an_endpoint_judges_the_samples_of_a_round(
+    made: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prefers the longer of two answers: a sample's score is the share of others it beats."""
+    with judge_server(prefers_longer) as server:
+        monkeypatch.setenv(JUDGE_ENDPOINTS, server.url)
+        judge = (
+            f"data.sources.2.generate.judge={{endpoint: '{server.url}', model: m, "
+            "max_tokens_total: 1000000}"
+        )
+        _, again = replayed(made.run, judge, step=2, only=True, name="by-endpoint")
+    assert server.requests
+    assert "generate-2" in again.result.shared
+    of_prompt: dict[str, list[str]] = {}
+    for row in rows(again, 2, "samples"):
+        of_prompt.setdefault(row["prompt_key"], []).append(row["text"])
+    for row in rows(again, 2, "samples"):
+        lengths = [len(text) for text in of_prompt[row["prompt_key"]]]
+        own = len(row["text"])
+        beaten = sum((own > other) + (own == other) / 2 for other in lengths) - 0.5
+        assert row["score"] == pytest.approx(beaten / (N - 1))
+
+
+def test_a_reward_model_judges_the_samples_of_a_round(
+    made: Outcome, demo_files: DemoFiles, tmp_path: Path
+) -> None:
+    """Its scores are those that transformers gives by hand."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    folder, tokenizer = tmp_path / "reward", AutoTokenizer.from_pretrained(demo_files.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        model = LlamaForSequenceClassification(
+            LlamaConfig(
+                **size,
+                vocab_size=len(tokenizer),
+                num_attention_heads=2,
+                num_labels=1,
+                initializer_range=0.3,
+                pad_token_id=0,
+            )
+        ).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    judge = f"data.sources.2.generate.judge={{reward_model: '{folder}'}}"
+    _, again = replayed(made.run, judge, step=2, only=True, name="by-reward")
+    assert "generate-2" in again.result.shared
+    for row in rows(again, 2, "samples")[:3]:
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]]
+        turns.append({"role": "assistant", "content": row["text"]})
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            reward = float(model(input_ids=ids).logits[0, 0])
+        assert row["score"] == pytest.approx(reward, abs=1e-5)
+
+
 def test_a_chain_that_grows_keeps_its_rounds(made: Outcome, tmp_path: Path) -> None:
     new = write_new_pairs(tmp_path / "new.jsonl", *range(12))
     with forked_stages():
@@ -217,15 +303,19 @@ def test_a_round_goes_on_from_the_prompts_that_are_done(
 def implicit(
     tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values, demo_files: DemoFiles
 ) -> Outcome:
-    """A round on a file of prompts, judged by the implicit reward."""
+    """A round on a split of a data set of prompts, judged by the implicit reward."""
+    from datasets import Dataset, DatasetDict
+
     folder = tmp_path_factory.mktemp("implicit")
-    prompts = folder / "prompts.jsonl"
+    prompts = folder / "prompts"
     asked = [{"question": f"What do {name} like, and why?"} for name in ("cats", "owls", "bees")]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    splits = {"train": Dataset.from_list(asked[:1]), "test": Dataset.from_list(asked)}
+    DatasetDict(splits).save_to_disk(prompts)
     changes = recipe(
         demo_files,
         prompts=str(prompts),
         prompt_column="question",
+        prompts_split="test",
         judge={"implicit": True, "implicit_beta": 0.5},
         temperature=0.9,
         top_p=0.9,

@@ -45,6 +45,7 @@ def recipe(demo_files: DemoFiles, *options: str, name: str = "tiny") -> Values:
         "engine": "openai",
         "serve": [*SERVER, *options],
         "parallel": 2,
+        "held_out": 0,
     }
     sources = [
         {"name": "questions", "path": str(demo_files.questions)},
@@ -238,6 +239,9 @@ def test_a_server_that_is_killed_ends_in_words_and_the_round_goes_on(
     assert len(stage.keys()) == result.prompts == PROMPTS
     assert result.served is not None
     assert (result.served.identity, result.served.prompts_as) == ("weak", "text")
+    stage.told.unlink()
+    assert stage.run().served == result.served, "which server it was is kept with the samples"
+    assert not stage.told.exists(), "there was nothing left to serve for"
     assert pq.read_table(tmp_path / "out.parquet").num_rows == N * PROMPTS
 
 

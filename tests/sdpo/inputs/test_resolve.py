@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sdpo.config import LaunchConfig, RunConfig
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, DataError, ModelError
+from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.inputs.locate import is_path
@@ -224,6 +225,20 @@ def test_hub_data_in_the_local_cache_are_known_by_their_commit(configure, offlin
     references.mkdir(parents=True)
     assert inputs(COMMIT) == inputs(COMMIT)
     assert inputs(COMMIT) != inputs(COMMIT[::-1])
+
+
+def test_prompts_of_the_hub_are_known_by_their_commit(configure, offline):
+    generate = {"prompts": "org/asked", "prompts_revision": "main", "judge": {"rule": "length"}}
+    sources = [*configure().data.model_dump()["sources"], {"name": "round", "generate": generate}]
+    with pytest.raises(DataError, match=r"org/asked: no file at .*not in the local hub cache"):
+        resolve(configure(data={"sources": sources}))
+    references = offline / "datasets--org--asked" / "refs"
+    references.mkdir(parents=True)
+    (references / "main").write_text(COMMIT)
+    resolved = resolve(configure(data={"sources": sources}))
+    found = resolved.config.data.generated[0].generate
+    assert (found.prompts, found.prompts_revision) == ("org/asked", COMMIT)
+    assert resolved.inputs["prompts.round"] == digest_of(["org/asked", COMMIT])
 
 
 def test_a_source_that_is_missing_names_a_similar_file(configure, write, tmp_path):
