@@ -9,11 +9,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from flows.cli import batch, finished, migrating, models, nodes, publishing, server, studies
 from flows.cli.exits import exit_code, tell
@@ -276,7 +279,13 @@ def run_app(arguments: list[str]) -> int:
 
     Errors that are neither the user's nor of a known kind are raised, with their traceback.
     """
-    return exit_code(lambda: app(args=arguments, prog_name="sdpo", standalone_mode=False))
+    return exit_code(lambda: _command()(args=arguments, prog_name="sdpo", standalone_mode=False))
+
+
+@cache
+def _command() -> Callable[..., object]:
+    """Return all commands, made once of their functions."""
+    return get_command(app)
 
 
 if __name__ == "__main__":

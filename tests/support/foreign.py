@@ -18,7 +18,7 @@ NODES = (
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
     *("eval-M_1-mmlu_law-01234567", "answers-M_1-01234567", "win-M_1-M_0-01234567"),
     "held-M_1-01234567",
-    *("generate-2", "judge-2"),
+    *("generate-2", "judge-2", "trackers"),
 )
 STAGES = (
     *("tokenise", "tokenise-D_2", "tokenise-reference-1", "tokenise-reference-2-D_2"),
@@ -26,7 +26,7 @@ STAGES = (
     *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
     *("view", "suites", "evaluate-M_1", "answers-M_1", "judge"),
     *("generate-2", "judge-2", "tokenise-prompts-2"),
-    *("held-M_1", "judge-held-M_1"),
+    *("held-M_1", "judge-held-M_1", "trackers"),
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
