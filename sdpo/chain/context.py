@@ -127,7 +127,7 @@ class Context:
     def _is_grown(self, node: str) -> bool:
         """Return whether a node of an extended run differs from its origin's due to new data."""
         is_extended = self.origin is not None and self.origin.kind == "extend"
-        return is_extended and not node.startswith(("step-", "guide-"))
+        return is_extended and not node.startswith(("step-", "guide-", "merged-"))
 
     def settle(self, node: str) -> None:
         """Bring a complete step or guide into its final form: card and lineage, no resume state.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from sdpo.chain.context import Context
 from sdpo.chain.kl import measure_kl
+from sdpo.chain.merged import merged
 from sdpo.chain.node import Errand, Expansion, Find, Identity, Node, Part
 from sdpo.chain.other_reference import reference_spec, scored_reference
 from sdpo.chain.probes import Probe, probe, record_probe
@@ -17,6 +18,7 @@ from sdpo.identity.payloads import Payload, rows_digest, step_identity
 from sdpo.inputs.resolve import resolve_precision
 from sdpo.model_names import ModelName, NamedModel
 from sdpo.plugins.recorded import inputs_of
+from sdpo.store.records import merged_node
 from sdpo.store.step_data import data_node, generate_node, planned, step_data
 from sdpo.tokens.token_file import TokenFile
 
@@ -41,6 +43,7 @@ def align_step(context: Context, step: int, pairs: int) -> Expansion:
         measured = {each: probe(context, each, training) for each in asked}
         return [
             *(_guide(context, step, training) if effective_reference(training) == "guided" else []),
+            *(merged(context, step) if effective_reference(training) == "merged" else []),
             _trained(context, step, training, measured),
             *measured.values(),
             Errand(do=lambda: context.settle(node)),
@@ -96,7 +99,12 @@ def _trained(
             record_probe(context, each)
 
     target = "step-0" if training.target == "base" else f"step-{step - 1}"
-    compared = {"base": "step-0", "guided": f"guide-{step}", "previous": f"step-{step - 1}"}
+    compared = {
+        "base": "step-0",
+        "guided": f"guide-{step}",
+        "merged": merged_node(step) if step > 1 else "step-0",
+        "previous": f"step-{step - 1}",
+    }
     reference = compared.get(effective_reference(training), target)
     return Node(
         name=f"step-{step}",

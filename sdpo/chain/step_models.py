@@ -12,6 +12,7 @@ from sdpo.chain.context import Context
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.model_names import ModelName, NamedModel
+from sdpo.store.records import MergedOutputs, merged_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,8 @@ def reference_of(context: Context, step: int, training: TrainingConfig) -> Named
             return given_model(context, training)
         case "guided":
             return _guide_of(context, step)
+        case "merged":
+            return merged_of(context, step)
         case _:
             return None
 
@@ -93,6 +96,15 @@ def _guide_of(context: Context, step: int) -> NamedModel:
     record = context.run.step_record(node)
     folder = context.run.path / node / "model"
     return NamedModel(name=node, folder=folder, digest=record.model)
+
+
+def merged_of(context: Context, step: int) -> NamedModel:
+    """Return the average of M_0..M_{step-1}, which must have been made; of M_0 alone it is M_0."""
+    if step == 1:
+        return model_of(context, 0)
+    node = merged_node(step)
+    digest = context.run.record(node).read_outputs(MergedOutputs).model
+    return NamedModel(name=node, folder=context.run.path / node / "model", digest=digest)
 
 
 def given_model(context: Context, training: TrainingConfig) -> NamedModel:

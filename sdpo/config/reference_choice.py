@@ -1,7 +1,8 @@
 """Tell which choices of reference and target make sense, from the recipe alone.
 
 A step's reference is ``previous`` (M_{t-1}: sDPO), ``base`` (S), ``model`` (one that the recipe
-names), ``guided`` (trained first, on the step's own data) or ``none`` (for objectives without one).
+names), ``guided`` (trained first, on the step's own data), ``merged`` (the average of M_0..M_{t-1})
+or ``none`` (for objectives without one).
 Its target, where training starts, is ``previous`` or ``base``. What these stand for in a run is
 :mod:`sdpo.chain.step_models`.
 """
@@ -11,7 +12,7 @@ from typing import Literal, Protocol
 
 from sdpo.objectives import objective_facts
 
-ReferenceChoice = Literal["previous", "base", "model", "guided", "none"]
+ReferenceChoice = Literal["previous", "base", "model", "guided", "merged", "none"]
 TargetChoice = Literal["previous", "base"]
 
 REFUSED_KEYS = {
@@ -41,6 +42,10 @@ class ChoosesModels(Protocol):
     @property
     def reference_revision(self) -> str:
         """Return `training.reference_revision` of the step."""
+
+    @property
+    def hands_on(self) -> bool:
+        """Return whether the step publishes an adapter, and the next one goes on with it."""
 
 
 def needs_reference(objective: str) -> bool:
@@ -72,6 +77,12 @@ def impossible_references(trainings: Mapping[str, ChoosesModels]) -> list[str]:
             problems.append(
                 f"{where}.reference is `model` but {where}.reference_model is empty: name the "
                 "model's folder or hub name"
+            )
+        if effective_reference(choice) == "merged" and choice.hands_on:
+            problems.append(
+                f"{where}.reference is `merged`, the average of the models' weights, and with "
+                "lora_handoff: continue a step publishes an adapter, two factors whose averages "
+                "are not those of the models: set lora_handoff: merge, or another reference"
             )
     return problems
 

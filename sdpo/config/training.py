@@ -145,7 +145,8 @@ class TrainingConfig(Group):
         "previous",
         description="Model that the policy is compared with. `previous`: the step before's, as in "
         "sDPO; `base`: S at every step; `model`: the one of `reference_model`; `guided`: trained "
-        "first, on the step's own data, from the target (Pre-DPO); `none`: for objectives without.",
+        "first, on the step's own data, from the target (Pre-DPO); `merged`: the average of "
+        "M_0..M_{t-1} (arXiv 2605.23398); `none`: for objectives without.",
     )
     reference_model: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
         "",

@@ -21,7 +21,7 @@ from sdpo.inputs.resolve import cache_dir
 from sdpo.store.model_card import card_files
 from sdpo.store.origin import origin_chain
 from sdpo.store.published_files import strays
-from sdpo.store.records import NodeRecord, StepRecord
+from sdpo.store.records import MergedOutputs, NodeRecord, StepRecord, merged_node
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.files import checksum_path, file_digest, temporaries
@@ -135,6 +135,8 @@ def _check_models(
     for number in run.step_numbers():
         if f"step-{number}" not in records:
             known.pop(f"M_{number}", None)
+        if average := _average(run, records.get(merged_node(number)), known, findings):
+            known[merged_node(number)] = average.model
         for node in (f"guide-{number}", f"step-{number}"):
             if isinstance(record := records.get(node), StepRecord):
                 name = str(run.record_path(node).relative_to(run.path))
@@ -142,6 +144,25 @@ def _check_models(
                     findings.fault(name, what)
                 _check_model(run, node, record, findings)
                 known[record.name] = record.model
+
+
+def _average(
+    run: RunFolder, record: Known | None, known: Mapping[str, str], findings: Findings
+) -> MergedOutputs | None:
+    """Return what a record says of an average of models; None where there is no such record.
+
+    Its models must be those that are ``known`` by their names.
+    """
+    if record is None or isinstance(record, StepRecord):
+        return None
+    told, node = record.read_outputs(MergedOutputs), record.node
+    digests = record.identity.get("models")
+    for name, digest in zip(told.of, digests if isinstance(digests, list) else [], strict=False):
+        if digest != known.get(name, digest):
+            what = f"is an average with {name} {str(digest)[:16]}, which is {known[name][:16]}"
+            findings.fault(str(run.record_path(node).relative_to(run.path)), what)
+    _check_digest(run, node, told.model, findings)
+    return told
 
 
 def _wrong_links(
@@ -172,6 +193,7 @@ def _ancestors(record: StepRecord) -> dict[str, str]:
         "previous": f"M_{record.step - 1}",
         "base": "M_0",
         "guided": f"guide-{record.step}",
+        "merged": merged_node(record.step) if record.step > 1 else "M_0",
         "model": "given",
     }
     said = record.models
@@ -185,13 +207,17 @@ def _ancestors(record: StepRecord) -> dict[str, str]:
 def _check_model(run: RunFolder, node: str, record: StepRecord, findings: Findings) -> None:
     for stray in strays(run, node, record):
         findings.fault(stray, "was not published by this run", "move it elsewhere")
+    _check_digest(run, node, record.model, findings)
+
+
+def _check_digest(run: RunFolder, node: str, digest: str, findings: Findings) -> None:
     try:
         found = model_digest(run.path / node / "model")
     except (SdpoError, OSError) as error:
         findings.fault(f"{node}/model", str(error))
         return
-    if found != record.model:
-        findings.fault(f"{node}/model", f"its digest is {found[:16]}, not {record.model[:16]}")
+    if found != digest:
+        findings.fault(f"{node}/model", f"its digest is {found[:16]}, not {digest[:16]}")
 
 
 def _check_views(run: RunFolder, records: Mapping[str, Known], findings: Findings) -> None:

@@ -52,6 +52,12 @@ def step_needs(
     return needs
 
 
+def weights_need(model: Path, *, run: Path) -> Need:
+    """Return what publishing a whole model like this one takes."""
+    size = _FLOAT_BYTES * sum(entry.elements for entry in base_entries(model))
+    return Need(run, "weights", size + _SMALL_BYTES)
+
+
 def _adapter_bytes(entries: list[TensorEntry], training: TrainingConfig) -> int:
     """Return the most bytes that adapters can take, in fp32: on every matrix, and what is whole."""
     sizes = [sum(entry.shape) for entry in entries if len(entry.shape) == 2]

@@ -59,6 +59,12 @@ class StepResult(StageResult):
     timings_s: dict[str, float]
 
 
+class MergeResult(StageResult):
+    """An average of models has this digest."""
+
+    model: str
+
+
 class KlResult(StageResult):
     """A measurement of KL tells the seconds of each phase."""
 

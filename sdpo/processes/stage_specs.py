@@ -179,6 +179,15 @@ class StepSpec(Spec):
         return self.run / self.name
 
 
+class MergeSpec(Spec):
+    """Publish the average of models' weights in the folder ``out``; ``base``: S's tokenizer."""
+
+    kind: Literal["merge"] = "merge"
+    models: list[NamedModel]
+    base: Path
+    out: Path
+
+
 class KlSpec(Spec):
     """Sample from a model, and measure KL to others along the samples."""
 
@@ -266,6 +275,7 @@ StageSpec = (
     | ModulesSpec
     | ObjectivesSpec
     | StepSpec
+    | MergeSpec
     | KlSpec
     | GenerateSpec
     | ScoreSpec

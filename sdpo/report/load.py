@@ -14,7 +14,7 @@ from sdpo.objectives import objective_facts
 from sdpo.stats.kl import KlRow
 from sdpo.store.plan_file import PlanFile, PlannedStep, read_plan
 from sdpo.store.recorded import check_recorded, read_rows
-from sdpo.store.records import DataOutputs, SourceFacts, StepRecord
+from sdpo.store.records import DataOutputs, SourceFacts, StepRecord, merged_node
 from sdpo.store.run_file import RunFile
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.step_data import pairs_of_steps, probes_of, read_probe
@@ -107,7 +107,12 @@ class RunData:
             name = said.name
         else:
             choice = self.choice(step, role)
-            names = {"previous": f"M_{step - 1}", "base": "M_0", "guided": f"guide-{step}"}
+            names = {
+                "previous": f"M_{step - 1}",
+                "base": "M_0",
+                "guided": f"guide-{step}",
+                "merged": merged_node(step) if step > 1 else "M_0",
+            }
             name = names.get(choice) or (choice if choice == "none" else "as named")
         return "S" if name == "M_0" else name
 

@@ -30,6 +30,7 @@ from sdpo.processes.stage_results import StageResult
 from sdpo.processes.stage_specs import (
     ExportSpec,
     KlSpec,
+    MergeSpec,
     ModulesSpec,
     ObjectivesSpec,
     StageSpec,
@@ -118,6 +119,10 @@ def _stage(  # noqa: PLR0912 - a branch for each kind of stage
                 from sdpo.stages import step
 
                 return partial(step.run, spec)
+            case MergeSpec():
+                from sdpo.stages import merge
+
+                return partial(merge.run, spec)
             case KlSpec():
                 from sdpo.stages import kl
 

@@ -68,6 +68,18 @@ class NodeRecord(Record):
             ) from error
 
 
+def merged_node(step: int) -> str:
+    """Return the name of the node that makes the average of the models before ``step``."""
+    return f"merged-{step}"
+
+
+class MergedOutputs(Part):
+    """An average of models has the digest ``model``, and is ``of`` these."""
+
+    model: str
+    of: list[str]
+
+
 class ModelSaid(Part):
     """A step's reference or target has a choice in the recipe and a model's name.
 

@@ -18,14 +18,14 @@ NODES = (
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
     *("eval-M_1-mmlu_law-01234567", "answers-M_1-01234567", "win-M_1-M_0-01234567"),
     "held-M_1-01234567",
-    *("generate-2", "judge-2", "trackers"),
+    *("generate-2", "judge-2", "trackers", "merged-2"),
 )
 STAGES = (
     *("tokenise", "tokenise-D_2", "tokenise-reference-1", "tokenise-reference-2-D_2"),
     *("reference-1", "modules", "objectives", "measure-M_0"),
     *("base", "step-1", "probe-M_1", "probe-M_1.D_2", "kl-M_1", "export-1", "try"),
     *("view", "suites", "evaluate-M_1", "answers-M_1", "judge"),
-    *("generate-2", "judge-2", "tokenise-prompts-2"),
+    *("generate-2", "judge-2", "tokenise-prompts-2", "merged-2"),
     *("held-M_1", "judge-held-M_1", "trackers"),
 )
 OF_A_RUN = (
@@ -60,6 +60,7 @@ OF_A_RUN = (
     *("step-1/tracking/tensorboard", "step-1/resume/00000002/state.json"),
     *("step-1/resume/00000002/metrics.jsonl", "step-1/resume/00000002/optimizer.safetensors"),
     *("step-1/resume/00000002/generators-0.json", "step-1/resume/00000002/zero-0.safetensors"),
+    *("merged-2/model/config.json", "merged-2/model/model.safetensors"),
     *("guide-1/record.json", ".tmp-mine/notes", f".tmp-sdpo-model-{KEY}/weights"),
 )
 OF_A_CACHE = (
