@@ -233,7 +233,7 @@ def _ensure_cached(context: Context, number: int, tasks: Sequence[TaskFacts]) ->
                     name=f"evaluate-{model.name}",
                     run=context.run.path,
                     model=config.model,
-                    launch=config.launch.alone,
+                    launch=config.launch.of_whole_models,
                     policy=model,
                     base=context.resolved.model,
                     bf16=config.training.precision == "bf16",

@@ -1,10 +1,8 @@
 """Draw the prompts of a round: never a reserved one, and none that an earlier round has answered.
 
-Prompts are another source's, or a file's. A file's become pairs with two answers that stand for
-none, so that they are read, compared and cut into tokens as all pairs are.
+Prompts are another source's, or a file's (:mod:`sdpo.data.prompt_file`).
 """
 
-import json
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +14,11 @@ import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
 from sdpo.chain.planned_rounds import prompts_input
-from sdpo.config import ColumnsConfig, DataConfig, SourceConfig
+from sdpo.config import SourceConfig
 from sdpo.config.generating import GenerateConfig
 from sdpo.data.keys import draw_key
 from sdpo.data.pairs_file import iter_row_groups
-from sdpo.data.prepare import prepare_pairs
-from sdpo.data.prompts import lookup
-from sdpo.data.readers import place, read_rows
+from sdpo.data.prompt_file import prompts_as_pairs
 from sdpo.data.schema import PAIRS_SCHEMA
 from sdpo.errors import DataError
 from sdpo.identity.canonical import digest_of
@@ -31,9 +27,6 @@ from sdpo.inputs.locate import data_digest
 from sdpo.store.plan_file import PlanFile, read_plan
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.files import read_json, temporary_folder
-
-_CHOSEN, _REJECTED = "Yes.", "No."
-"""These stand for the answers that a file of prompts does not have."""
 
 
 def source_of(context: Context, name: str) -> SourceConfig:
@@ -167,50 +160,21 @@ def _pool(context: Context, source: SourceConfig) -> Iterator[Path]:
             "run of its own from it"
         )
     with temporary_folder(context.run.path) as scratch:
-        as_pairs = scratch / "prompts.jsonl"
-        with as_pairs.open("w", encoding="utf-8") as file:
-            for row in _rows_with_answers(source):
-                file.write(json.dumps(row) + "\n")
-        columns = ColumnsConfig(prompt="prompt", chosen="chosen", rejected="rejected")
-        data = DataConfig(
-            sources=[SourceConfig(name=source.name, path=str(as_pairs), columns=columns)]
-        )
-        prepared = prepare_pairs(
-            data,
+        given = source.generate
+        prepared = prompts_as_pairs(
+            SourceConfig(
+                path=path,
+                split=given.prompts_split,
+                subset=given.prompts_subset,
+                revision=given.prompts_revision,
+            ),
+            column=source.generate.prompt_column,
+            name=source.name,
+            setting="generate.prompt_column",
             default_format="chat" if context.resolved.has_template else "text",
-            strata=[],
             out=scratch,
         )
         yield prepared.path
-
-
-def _rows_with_answers(source: SourceConfig) -> Iterator[dict[str, object]]:
-    """Yield the prompts of a file as rows with answers that stand for none.
-
-    Raises:
-        DataError: a row has no prompt where the settings say it is.
-    """
-    settings = source.generate
-    for number, row in read_rows(
-        settings.prompts,
-        split=settings.prompts_split,
-        subset=settings.prompts_subset,
-        revision=settings.prompts_revision,
-    ):
-        prompt = lookup(row, settings.prompt_column)
-        if prompt is None:
-            raise DataError(
-                f"source `{source.name}` ({place(settings.prompts, number)}): it has no column "
-                f"`{settings.prompt_column}`, but {', '.join(map(str, row)) or 'none'}: set "
-                "generate.prompt_column"
-            )
-        answers = {"chosen": _CHOSEN, "rejected": _REJECTED}
-        if isinstance(prompt, list):
-            answers = {
-                side: [{"role": "assistant", "content": text}]  # type: ignore[misc]
-                for side, text in answers.items()
-            }
-        yield {"prompt": prompt, **answers}
 
 
 def _rows_of(path: Path, rows: np.ndarray) -> pa.Table:

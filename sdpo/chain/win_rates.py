@@ -1,4 +1,4 @@
-"""Have every model answer reserved prompts, and a judge compare the answers: nodes of the chain.
+"""Have every model answer prompts, and a judge compare the answers: nodes of the chain.
 
 A model's answers are one node, keyed by the model, the prompts and how they are drawn; the verdicts
 on M_t against M_{t-1}, or against S, another, keyed by the answers of both and by the judge. Both
@@ -9,25 +9,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from sdpo.chain.context import Context
-from sdpo.chain.node import Errand, Expansion, Find, Identity, Made, Node, Part
+from sdpo.chain.node import Cached, Errand, Expansion, Find, Identity, Made, Node, Part
 from sdpo.chain.step_models import model_of
-from sdpo.chain.tokens import tokens_path
-from sdpo.data.reserved_prompts import reserved_rows
+from sdpo.chain.win_prompts import prompt_parts, prompts_digest, prompts_table, prompts_title
 from sdpo.events import WarningEvent
 from sdpo.identity.canonical import digest_of
 from sdpo.inputs.judges import LocatedJudge, locate_judge
 from sdpo.model_names import ModelName
 from sdpo.processes.judging_specs import CompletionsSpec, JudgeSpec, ToJudge
-from sdpo.store.kl_cache import KEY_FILE, cached_fault
+from sdpo.store.kl_cache import KEY_FILE, NOT_CACHED, cached_fault
 from sdpo.store.plan_file import read_plan
-from sdpo.store.win_rates import COMPLETIONS, PREFIX, VERDICTS, WinOutputs
+from sdpo.store.win_rates import COMPLETIONS, PREFIX, VERDICTS, WinOutputs, answers_so_far
 from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.system.json_values import Json
 from sdpo.system.locks import hold
-from sdpo.tokens.token_file import TokenFile
 
 COMPLETIONS_VERSION = 1
 """This version is raised when a change of the project's code changes answers."""
@@ -49,10 +45,14 @@ def win_rates(context: Context, models: Sequence[int] | None = None) -> list[Par
             for other in dict.fromkeys((number - 1, 0))
             if other in numbers and other != number
         ]
-        if not compared or not _has_prompts(context):
+        first = prompt_parts(context) if compared else None
+        if first is None:
             return []
+        if any(isinstance(part, Cached) for part in first):  # the rest depends on what is missing
+            return first
         asked = sorted({number for pair in compared for number in pair})
         return [
+            *first,
             *(
                 Expansion(
                     title=f"answers of {ModelName(number)}",
@@ -69,14 +69,6 @@ def win_rates(context: Context, models: Sequence[int] | None = None) -> list[Par
 def _of_plan(context: Context) -> list[int]:
     steps = [step.step for step in read_plan(context.run).steps]
     return [0, *steps[: context.last_step]]
-
-
-def _has_prompts(context: Context) -> bool:
-    if reserved_rows(pq.read_table(context.run.plan), count=1):
-        return True
-    message = "evaluation.win_rate has no effect: there is no reserve to take prompts of"
-    context.listen(WarningEvent(message=message))
-    return False
 
 
 def _answers(context: Context, number: int) -> Node:
@@ -108,15 +100,11 @@ def _answers_identity(context: Context, number: int, *, of_model: bool = True) -
     config, win = context.config, context.config.evaluation.win_rate
     launch = config.launch
     threads: dict[str, Json] = {"threads": launch.threads} if launch.device == "cpu" else {}
-    tokens = TokenFile.open(tokens_path(context))
-    rows = reserved_rows(pq.read_table(context.run.plan), count=win.prompts)
     return {
         "completions_version": COMPLETIONS_VERSION,
         **({"model": model_of(context, number).digest} if of_model else {}),
         "tokenizer": context.resolved.inputs["tokenizer"],
-        "prompts": digest_of(
-            [[row["prompt_key"], tokens.row(row["token_row"]).prompt_ids.tolist()] for row in rows]
-        ),
+        "prompts": prompts_digest(context),
         **win.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"}),
         "precision": config.training.precision,
         "attention": config.model.attention,
@@ -140,34 +128,35 @@ def _ensure_answers(context: Context, number: int, out: Path) -> None:
     what = f"the answers of {model.name}"
     with hold(lock, what=what, wait=True, listen=context.listen) as handle:
         if fault := cached_fault(out):
-            _clear(context, out, fault)
-            spec = CompletionsSpec(
-                name=f"answers-{model.name}",
-                run=context.run.path,
-                model=config.model,
-                launch=config.launch.alone,
-                policy=model,
-                base=context.resolved.model,
-                tokens=tokens_path(context),
-                plan=context.run.plan,
-                pairs=context.run.pairs,
-                bf16=config.training.precision == "bf16",
-                micro_batch_tokens=config.training.micro_batch_tokens,
-                win_rate=config.evaluation.win_rate,
-                out=out,
-            )
-            context.stage(spec, handle)
+            if fault != NOT_CACHED:
+                _clear(context, out, fault)
+            with prompts_table(context) as prompts:
+                spec = CompletionsSpec(
+                    name=f"answers-{model.name}",
+                    run=context.run.path,
+                    model=config.model,
+                    launch=config.launch.of_whole_models,
+                    policy=model,
+                    base=context.resolved.model,
+                    prompts=prompts,
+                    bf16=config.training.precision == "bf16",
+                    micro_batch_tokens=config.training.micro_batch_tokens,
+                    win_rate=config.evaluation.win_rate,
+                    out=out,
+                )
+                context.stage(spec, handle)
             files = {COMPLETIONS: file_digest(out / COMPLETIONS)}
             identity = _answers_identity(context, number)
             write_json(out / KEY_FILE, {"identity": identity, "files": files})
+            for path in answers_so_far(out):
+                path.unlink()
         lock.unlink(missing_ok=True)
 
 
 def _clear(context: Context, out: Path, fault: str) -> None:
-    if out.exists():
-        message = f"{out} in the cache is damaged, {fault}: it is made again"
-        context.listen(WarningEvent(message=message))
-        shutil.rmtree(out)
+    message = f"{out} in the cache is damaged, {fault}: it is made again"
+    context.listen(WarningEvent(message=message))
+    shutil.rmtree(out)
 
 
 def _judged(context: Context, compared: Sequence[tuple[int, int]]) -> list[Part]:
@@ -231,6 +220,7 @@ def _node(
             judge=judge.title,
             pairwise=judge.config.is_pairwise,
             asked=asked,
+            prompt_set=prompts_title(context),
             **win.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"}),
         )
         return Made(outputs.model_dump(mode="json"), [target])
@@ -272,7 +262,8 @@ def _ensure_judged(
     with hold(lock, what="the judge's verdicts", wait=True, listen=context.listen) as handle:
         missing = [(each, fault) for each in todo if (fault := cached_fault(each.out))]
         for each, fault in missing:
-            _clear(context, each.out, fault)
+            if fault != NOT_CACHED:
+                _clear(context, each.out, fault)
         for number in sorted({number for pair in compared for number in pair} if missing else ()):
             _ensure_answers(context, number, _answers_folder(context, number))
         if missing:

@@ -100,7 +100,7 @@ def _of_win_rate(win_rate: WinRateConfig) -> list[str]:
     if not win_rate.is_on:
         differs = win_rate != WinRateConfig()
         return [f"{where} has no effect: its judge is not named"] if differs else []
-    return _given_unread(win_rate.judge, f"{where}.judge")
+    return [*_given_unread(win_rate, where), *_given_unread(win_rate.judge, f"{where}.judge")]
 
 
 def _of_supervised(supervised: SupervisedConfig) -> list[str]:

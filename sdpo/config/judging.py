@@ -113,12 +113,21 @@ class JudgeConfig(Group):
 
 
 class WinRateConfig(Group):
-    """Every model answers reserved prompts, and a judge says which model's answers are better."""
+    """Every model answers prompts, and a judge says which model's answers are better."""
 
     judge: JudgeConfig = Field(JudgeConfig(), description="Who judges; none: no win rates.")
     prompts: Annotated[int, Unit("prompts")] = Field(
-        200, ge=1, description="Reserved prompts that every model answers, at most."
+        200, ge=1, description="Prompts that every model answers, at most: reserved ones."
     )
+    prompt_file: Annotated[str, NotIdentity(BY_CONTENT)] = Field(
+        "",
+        title="File of prompts",
+        description="Local file of prompts (JSON, JSONL, CSV, Parquet, Arrow) that are answered in "
+        "place of reserved ones, its first.",
+    )
+    prompt_column: Annotated[
+        str, ReadIf(settings=("prompt_file",), otherwise=": `prompt_file` names no file")
+    ] = Field("prompt", description="Column of `prompt_file` with the prompt (text or messages).")
     samples: Annotated[int, Unit("answers")] = Field(
         1, ge=1, description="Answers to a prompt by each model."
     )

@@ -94,6 +94,16 @@ class LaunchConfig(Group):
         return self.strategy in ("fsdp2", "deepspeed_zero3")
 
     @property
+    def of_whole_models(self) -> "LaunchConfig":
+        """Return the settings of a stage in which every process holds the whole model.
+
+        It has the processes of this machine; where others start them, on nodes, it is one alone.
+        """
+        if self.launcher != "local" or self.processes == 1:
+            return self.alone
+        return self.model_copy(update={"strategy": "ddp", "offload": "none"})
+
+    @property
     def by_engine(self) -> bool:
         """Return whether another library holds the weights: then it scores as well as trains."""
         return self.strategy == "fsdp2" or self.zero_stage > 0

@@ -1,5 +1,8 @@
 """Put a model of a run before the harness: its requests answered once, counted, and kept.
 
+Of several processes each answers the requests of its own documents, and then all read what the
+others have written. So every one of them scores the same answers as one process alone would.
+
 The model is loaded by this project, and computed by the harness's own ``HFLM``, so that every
 number is the harness's. What is added: answers are written down as they come, so that a task goes
 on where it was; requests that are longer than the model's context, of which the harness drops the
@@ -17,6 +20,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from sdpo.errors import UserError
 from sdpo.identity.canonical import digest_of
+from sdpo.model.share import Share
+from sdpo.store.evaluations import RESPONSES, responses_in
 from sdpo.system.files import write_text
 
 if TYPE_CHECKING:
@@ -31,18 +36,31 @@ def _key(kind: str, arguments: Sequence[Any]) -> str:
 
 
 class Responses:
-    """The answers to a task's requests, in a file that only grows; ``on_answer`` hears of each."""
+    """The answers to a task's requests, in a file that only grows; ``on_answer`` hears of each.
 
-    def __init__(self, path: Path, on_answer: Progress) -> None:
-        self.path, self.on_answer = path, on_answer
+    ``folder`` has a file of each process that has answered any; this one's adds to its own.
+    """
+
+    def __init__(self, folder: Path, on_answer: Progress, *, share: Share = Share()) -> None:
+        self.path, self.on_answer = folder / share.named(RESPONSES), on_answer
         self.values: dict[str, Any] = {}
         self.cut: set[str] = set()
         self._answered = 0
-        if path.is_file():
-            for line in path.read_bytes().splitlines():
-                self._take(line)
+        if self.path.is_file():
+            self._read(self.path)
             # What comes next is not to be added to a line that was cut short.
-            write_text(path, "".join(map(self._line, self.values)))
+            write_text(self.path, "".join(map(self._line, self.values)))
+        self.read_others()
+
+    def read_others(self) -> None:
+        """Know what other processes have answered by now."""
+        for path in responses_in(self.path.parent):
+            if path != self.path:
+                self._read(path)
+
+    def _read(self, path: Path) -> None:
+        for line in path.read_bytes().splitlines():
+            self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:
@@ -96,7 +114,9 @@ class Policy(HFLM):  # type: ignore[misc]
         *,
         batch_size: int,
         autocast: "torch.dtype | None",
+        share: Share = Share(),
     ) -> None:
+        self.share = share
         super().__init__(
             pretrained=policy,
             tokenizer=tokenizer,
@@ -130,11 +150,29 @@ class Policy(HFLM):  # type: ignore[misc]
         self, kind: str, requests: list[Instance], compute: Callable[..., list[Any]]
     ) -> list[Any]:
         found = [self.responses.known(kind, request.args) for request in requests]
-        missing = [r for r, known in zip(requests, found, strict=True) if known is None]
-        for request in missing if kind == "generate_until" else ():
+        mine = [
+            known is None and self._is_mine(r) for r, known in zip(requests, found, strict=True)
+        ]
+        asked = [request for request, is_mine in zip(requests, mine, strict=True) if is_mine]
+        for request in asked if kind == "generate_until" else ():
             self._mark_cut(request)
-        computed = iter(compute(missing, disable_tqdm=True) if missing else ())
-        return [next(computed) if known is None else known for known in found]
+        computed = iter(compute(asked, disable_tqdm=True) if asked else ())
+        if self.share.count > 1:
+            self.share.wait()
+            self.responses.read_others()
+        return [
+            next(computed)
+            if is_mine
+            else self.responses.known(kind, request.args)
+            if known is None
+            else known
+            for request, known, is_mine in zip(requests, found, mine, strict=True)
+        ]
+
+    def _is_mine(self, request: Instance) -> bool:
+        """Return whether this process answers a request; drawn texts are not kept, so all do."""
+        is_drawn = request.request_type == "generate_until" and request.args[1].get("do_sample")
+        return bool(is_drawn) or self.share.has(int(request.doc_id or 0))
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None

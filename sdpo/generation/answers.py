@@ -1,8 +1,8 @@
-"""Draw a model's samples of many prompts: one prompt's samples are the unit of all that is done.
+"""Draw a model's samples of many prompts: one prompt's samples are the unit of all that is kept.
 
 On a CPU a batch holds the samples of one prompt and nothing else. So the bits of a sample do not
-depend on other prompts, nor on where a round was interrupted. Elsewhere it is the same: one
-prompt's samples have one length of prompt, and nothing is padded before they differ.
+depend on other prompts, nor on where the drawing was interrupted. With few samples of a prompt a
+GPU would wait: there the prompts of a block share batches, and the last bits depend on them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,8 @@ class Drawing:
     """Samples are drawn with these settings: ``n`` of each prompt, of ``max_new_tokens`` at most.
 
     ``positions``: sequences end there; 0: no bound. ``ends``: tokens after which a sample stops.
-    ``micro_batch_tokens``: the samples of a prompt are cut into batches of no more.
+    ``micro_batch_tokens``: samples are cut into batches of no more. ``together``: the samples of so
+    many prompts may share a batch.
     """
 
     sampler: Sampler
@@ -37,6 +38,7 @@ class Drawing:
     pad_token_id: int
     device: torch.device
     micro_batch_tokens: int
+    together: int = 1
 
 
 def draw_answers(
@@ -53,19 +55,27 @@ def draw_answers(
     that were generated for them.
     """
     tokens = 0
-    for done, (key, ids) in enumerate(prompts, 1):
-        if key not in log.done:
-            log.add(key, _samples_of(policy, key, ids, drawing))
-        tokens += sum(len(each.ids) for each in log.done[key])
-        on_prompt(done, tokens)
+    for start in range(0, len(prompts), drawing.together):
+        block = prompts[start : start + drawing.together]
+        missing = [prompt for prompt in block if prompt[0] not in log.done]
+        for (key, _), samples in zip(missing, _samples_of(policy, missing, drawing), strict=True):
+            log.add(key, samples)
+        for done, (key, _) in enumerate(block, start + 1):
+            tokens += sum(len(each.ids) for each in log.done[key])
+            on_prompt(done, tokens)
 
 
 def _samples_of(
-    policy: "PreTrainedModel", key: str, ids: np.ndarray, drawing: Drawing
-) -> list[Answer]:
+    policy: "PreTrainedModel", prompts: Sequence[tuple[str, np.ndarray]], drawing: Drawing
+) -> list[list[Answer]]:
+    """Return the samples of each of these prompts, computed together."""
     written = sample(
         policy,
-        [Prompt(key=key, ids=ids, sample=number) for number in range(drawing.n)],
+        [
+            Prompt(key=key, ids=ids, sample=number)
+            for key, ids in prompts
+            for number in range(drawing.n)
+        ],
         sampler=drawing.sampler,
         seed=drawing.seed,
         max_new_tokens=drawing.max_new_tokens,
@@ -75,4 +85,5 @@ def _samples_of(
         device=drawing.device,
         micro_batch_tokens=drawing.micro_batch_tokens,
     )
-    return [Answer(each.ids, each.finished) for each in written]
+    answers = [Answer(each.ids, each.finished) for each in written]
+    return [answers[at : at + drawing.n] for at in range(0, len(answers), drawing.n)]

@@ -27,19 +27,19 @@ class Answer:
 
 
 class SampleLog:
-    """A log has the samples of prompts that are done, by the prompt's key."""
+    """A log has the samples of prompts that are done, by the prompt's key.
 
-    def __init__(self, path: Path, *, n: int) -> None:
+    It is added to by one process; ``others`` are the logs of other ones, which it knows as well.
+    """
+
+    def __init__(self, path: Path, *, n: int, others: Sequence[Path] = ()) -> None:
         self._path = path
         self.done: dict[str, list[Answer]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        for line in lines:
-            read = _read(line)
-            if read and len(read[1]) == n:
-                self.done[read[0]] = read[1]
+        own = samples_in([path], n=n)
         # What comes next is not to be added to a line that was cut short.
-        write_text(path, "".join(_line(key, samples) for key, samples in self.done.items()))
+        write_text(path, "".join(_line(key, samples) for key, samples in own.items()))
+        self.done |= samples_in(others, n=n) | own
 
     def add(self, key: str, samples: Sequence[Answer]) -> None:
         """Keep the samples of a prompt, in their order, on the disk."""
@@ -52,6 +52,17 @@ class SampleLog:
     def remove(self) -> None:
         """Remove the file: what was in it has been published."""
         self._path.unlink(missing_ok=True)
+
+
+def samples_in(paths: Sequence[Path], *, n: int) -> dict[str, list[Answer]]:
+    """Return the samples in logs by the prompts' keys: whole lines with ``n`` of them."""
+    found: dict[str, list[Answer]] = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+            read = _read(line)
+            if read and len(read[1]) == n:
+                found[read[0]] = read[1]
+    return found
 
 
 def _line(key: str, samples: Sequence[Answer]) -> str:

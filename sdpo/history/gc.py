@@ -23,11 +23,12 @@ from sdpo.errors import UserError
 from sdpo.history import proofs
 from sdpo.history.needs import Needed, add_needs, rows_of
 from sdpo.inputs.cache_folder import is_cache
-from sdpo.store.evaluations import KEY_FILE, RESPONSES, evaluation_fault
+from sdpo.store.evaluations import KEY_FILE, evaluation_fault, responses_in
 from sdpo.store.kl_cache import cached_fault
 from sdpo.store.logp_cache import part_is_whole, read_note
 from sdpo.store.resume_states import states_folder
 from sdpo.store.run_folder import RunFolder, run_lock, runs_in, runs_of_studies
+from sdpo.store.win_rates import answers_so_far
 from sdpo.system.files import UNFINISHED, read_json, unfinished
 from sdpo.system.locks import hold
 from sdpo.system.nearby import did_you_mean
@@ -267,14 +268,15 @@ def _look_at_cache(cache: Path, needed: Needed, found: Found) -> None:
 class _Content:
     """The content of a cache that is this project's is listed here.
 
-    It is folders of log-probs with their parts and notes, folders of KL and of scores, token files
-    and their digests. ``whole``: the parts that are not damaged.
+    It is folders of log-probs with their parts and notes, folders of KL, scores and answers, token
+    files and their digests. ``whole``: the parts that are not damaged.
     """
 
     parts: dict[Path, list[Path]] = field(default_factory=dict)
     notes: list[Path] = field(default_factory=list)
     kl: list[Path] = field(default_factory=list)
     scores: list[Path] = field(default_factory=list)
+    answers: list[Path] = field(default_factory=list)
     tokens: list[Path] = field(default_factory=list)
     digests: list[Path] = field(default_factory=list)
     whole: set[Path] = field(default_factory=set)
@@ -297,7 +299,8 @@ class _Content:
             content.notes += [path for path in ours if path.name.startswith("checked-")]
             content.whole |= {path for path in content.parts[folder] if part_is_whole(path)}
         for name, files_of, folders in (
-            *((name, proofs.kl_files, content.kl) for name in ("kl", "completions", "win_rates")),
+            *((name, proofs.kl_files, content.kl) for name in ("kl", "win_rates")),
+            ("completions", proofs.kl_files, content.answers),
             ("evaluations", proofs.evaluation_files, content.scores),
         ):
             for folder in proofs.children(cache / name):
@@ -333,7 +336,8 @@ def _look_for_damage(content: _Content, found: Found) -> None:
     for note in content.notes:
         if read_note(note) is None:
             found.add(note, "damaged: its rows are checked again")
-    for folder in content.kl:
+    answered = [folder for folder in content.answers if (folder / KEY_FILE).is_file()]
+    for folder in (*content.kl, *answered):
         if fault := cached_fault(folder):
             why = f"damaged, {fault}: it is measured again"
             found.add_folder(folder, why, proofs.kl_files(folder))
@@ -344,16 +348,20 @@ def _look_for_damage(content: _Content, found: Found) -> None:
 
 
 def _look_at_scores(content: _Content, needed: Needed, found: Found) -> None:
-    """Add scores of no run; answers of an evaluation that is not done stay for a day."""
-    for folder in content.scores:
-        if folder.name in needed.kl:
-            continue
-        answers = folder / RESPONSES
-        is_open = not (folder / KEY_FILE).is_file() and proofs.is_plain(answers)
-        if is_open and time.time() - answers.lstat().st_mtime < _DAY_S:
-            found.notes.append(f"{folder} is not finished and less than a day old: left alone")
-        else:
-            found.add_folder(folder, "scores of no run", proofs.evaluation_files(folder))
+    """Add scores and answers of no run; those of a stage that is not done stay for a day."""
+    for kind, folders, files_of, so_far in (
+        ("scores", content.scores, proofs.evaluation_files, responses_in),
+        ("answers", content.answers, proofs.kl_files, answers_so_far),
+    ):
+        for folder in folders:
+            if folder.name in needed.kl:
+                continue
+            is_done = (folder / KEY_FILE).is_file()
+            ages = [time.time() - each.lstat().st_mtime for each in so_far(folder)]
+            if not is_done and min(ages, default=_DAY_S) < _DAY_S:
+                found.notes.append(f"{folder} is not finished and less than a day old: left alone")
+            else:
+                found.add_folder(folder, f"{kind} of no run", files_of(folder))
 
 
 def _look_at_tokens(content: _Content, needed: Needed, found: Found) -> None:

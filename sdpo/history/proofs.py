@@ -20,6 +20,9 @@ from sdpo.system.locks import is_lock
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _NOTE = re.compile(r"checked-[0-9a-f]{32}\.json")
 _STATE = re.compile(r"\d{8}")
+_RESPONSES = re.compile(r"responses(-\d+)?\.jsonl")
+_ANSWERS = re.compile(r"answers(-\d+)?\.jsonl")
+_OF_ANSWERS = (b'{"key": "', b'"samples": ')
 _COLUMNS = {
     "logps": (b"row_digest", b"chosen_logps", b"rejected_logps"),
     "kl.parquet": (b"prompt_key", b"sampler", b"against", b"k1", b"k3"),
@@ -91,6 +94,7 @@ def kl_files(folder: Path) -> tuple[list[Path], list[Path]]:
         own = is_plain(path) and (
             (bool(columns) and _has_columns(path, columns))
             or (path.name == "key.json" and _is_kl_key(path))
+            or (bool(_ANSWERS.fullmatch(path.name)) and _has_words(path, _OF_ANSWERS))
         )
         (ours if own and KEY.fullmatch(folder.name) else others).append(path)
     return ours, others
@@ -114,10 +118,14 @@ def _is_of_scores(path: Path) -> bool:
             words = (b'"identity"', b'"evaluation_version"', b'"files"')
         case "summary.json":
             words = (b'"task"', b'"metrics"', b'"documents_truncated"')
-        case "responses.jsonl":
+        case name if _RESPONSES.fullmatch(name):
             words = (b'{"key": "', b'"value": ', b'"cut": ')
         case _:
             return False
+    return _has_words(path, words)
+
+
+def _has_words(path: Path, words: tuple[bytes, ...]) -> bool:
     content = path.read_bytes()
     return all(word in content for word in words)
 

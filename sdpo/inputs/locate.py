@@ -8,8 +8,9 @@ import os
 import re
 from pathlib import Path
 
-from sdpo.config import ModelConfig, SourceConfig
+from sdpo.config import ModelConfig, SourceConfig, WinRateConfig
 from sdpo.data.first_bytes import check_written
+from sdpo.data.prompt_file import check_prompts
 from sdpo.data.readers import default_name
 from sdpo.errors import DataError, ModelError
 from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter, named_base
@@ -146,6 +147,23 @@ def with_prompts(source: SourceConfig, *, cache: Path) -> SourceConfig:
         )
     changes = {"prompts": found.path, "prompts_revision": found.revision}
     return source.model_copy(update={"generate": settings.model_copy(update=changes)})
+
+
+def prompts_path(win_rate: WinRateConfig) -> str:
+    """Return the absolute path of the prompts of win rates, which can be read.
+
+    Raises:
+        DataError: nothing is there, or its first row has no such column.
+    """
+    where, local = "evaluation.win_rate", Path(win_rate.prompt_file).expanduser()
+    if not local.exists():
+        raise DataError(
+            f"{where}.prompt_file: no prompts at {local.absolute()}{did_you_mean(local)}: it names "
+            "a local file or folder"
+        )
+    path = os.path.normpath(local.absolute())
+    check_prompts(path, column=win_rate.prompt_column, setting=f"{where}.prompt_column")
+    return path
 
 
 def _hub_data_commit(name: str, revision: str) -> str:

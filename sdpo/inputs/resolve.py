@@ -25,6 +25,7 @@ from sdpo.inputs.locate import (
     locate_source,
     model_folder,
     model_name,
+    prompts_path,
     with_prompts,
 )
 from sdpo.inputs.named_models import locate_references
@@ -103,7 +104,7 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
             "data": config.data.model_copy(update={"sources": sources}),
             "supervised": supervised,
             "launch": launch,
-            "evaluation": _with_folder(config.evaluation),
+            "evaluation": _located(config.evaluation),
             "training": config.training.model_copy(
                 update={"precision": resolve_precision(precision, launch)}
             ),
@@ -385,11 +386,15 @@ def _check_sources(sources: list[SourceConfig]) -> None:
             )
 
 
-def _with_folder(evaluation: EvaluationConfig) -> EvaluationConfig:
-    """Return the settings with the folder of own task files by its absolute path."""
-    if not evaluation.task_files:
-        return evaluation
-    return evaluation.model_copy(update={"task_files": str(Path(evaluation.task_files).absolute())})
+def _located(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Return the settings with absolute paths of own task files and of a file of prompts."""
+    update: dict[str, object] = {}
+    if evaluation.task_files:
+        update["task_files"] = str(Path(evaluation.task_files).absolute())
+    if evaluation.win_rate.is_on and evaluation.win_rate.prompt_file:
+        path = prompts_path(evaluation.win_rate)
+        update["win_rate"] = evaluation.win_rate.model_copy(update={"prompt_file": path})
+    return evaluation.model_copy(update=update)
 
 
 def _template_of(given: str, model: Path) -> str:

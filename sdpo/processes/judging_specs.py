@@ -118,6 +118,7 @@ class EvaluateSpec(Spec):
     """Score a model on tasks; ``base``: the folder of the tokenizer."""
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["evaluate"] = "evaluate"
     policy: NamedModel
     base: Path
@@ -127,15 +128,18 @@ class EvaluateSpec(Spec):
 
 
 class CompletionsSpec(Spec):
-    """Have a model answer reserved prompts; ``base``: the folder of the tokenizer."""
+    """Have a model answer prompts; ``base``: the folder of the tokenizer.
+
+    ``prompts`` is a table with a row for each: ``prompt_key``, ``source``, ``prompt`` (messages),
+    ``prompt_ids``. ``out`` is the folder of the answers, and of those so far.
+    """
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["completions"] = "completions"
     policy: NamedModel
     base: Path
-    tokens: Path
-    plan: Path
-    pairs: Path
+    prompts: Path
     bf16: bool
     micro_batch_tokens: int
     win_rate: WinRateConfig

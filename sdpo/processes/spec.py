@@ -15,6 +15,8 @@ class Spec(BaseModel):
 
     uses_device: ClassVar[bool] = False
     """This says whether the stage computes with a model, and so needs the device to itself."""
+    in_processes: ClassVar[bool] = False
+    """This says whether the stage runs once for each of ``launch.processes``."""
 
     name: str
     run: Path

@@ -86,6 +86,7 @@ class StepSpec(Spec):
     """
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["step"] = "step"
     step: int
     phases: tuple[Phase, ...]

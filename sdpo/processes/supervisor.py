@@ -224,7 +224,7 @@ def _command(spec: Spec, path: Path) -> list[str]:
     stage = ["-m", "sdpo.stages", str(path)]
     if goes_to_nodes(spec):
         return [sys.executable, "-m", "sdpo.processes.nodes", str(path)]
-    if spec.launch.processes == 1 or spec.kind != "step":  # type: ignore[attr-defined]
+    if spec.launch.processes == 1 or not spec.in_processes:
         return [sys.executable, *stage]
     return [
         *(sys.executable, "-m", "sdpo.processes.launcher"),

@@ -27,7 +27,7 @@ def win_rate_tables(won: Sequence[Won]) -> list[Table]:
         title="Win rates",
         columns=(
             "Judge",
-            "Answers",
+            "Answers to",
             "Model",
             "Over",
             "Prompts",
@@ -40,7 +40,7 @@ def win_rate_tables(won: Sequence[Won]) -> list[Table]:
         ),
         rows=tuple(_row(each) for each in won),
         text_columns=4,
-        note="Won: share of reserved prompts on which the judge prefers the model's answer, a tie "
+        note="Won: share of prompts on which the judge prefers the model's answer, a tie "
         "as half. Length-controlled: what would be won by answers of equal length (AlpacaEval 2, "
         "arXiv 2404.04475, without its term for the difficulty of prompts). 95% intervals resample "
         f"prompts; fewer than {FEWEST_PAIRS} give none. Orders agree: share of comparisons with "
@@ -54,8 +54,8 @@ def _row(won: Won) -> tuple[str, ...]:
     first, second = won.chars
     return (
         told.judge,
-        f"{told.samples} each, up to {told.max_new_tokens} tokens, temperature "
-        f"{told.temperature:g}",
+        f"{told.prompt_set or 'reserved prompts'}: {told.samples} each, up to "
+        f"{told.max_new_tokens} tokens, temperature {told.temperature:g}",
         model_name(won.verdicts.model),
         model_name(won.verdicts.other),
         count(found.prompts),

@@ -1,6 +1,6 @@
-"""Have a model answer reserved prompts, for win rates. One process on one device."""
+"""Have a model answer prompts, for win rates: each process of the launch its share of them."""
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -9,105 +9,142 @@ import torch
 
 from sdpo.config.automatic import micro_batch_tokens
 from sdpo.config.sampler import Sampler
-from sdpo.data.reserved_prompts import ReservedRow, reserved_rows
 from sdpo.data.schema import MESSAGES
+from sdpo.errors import DataError
 from sdpo.events import EventWriter
+from sdpo.generation.answers import Drawing, draw_answers
+from sdpo.generation.sample_log import Answer, SampleLog, samples_in
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
+from sdpo.model.share import join
 from sdpo.processes.judging_specs import CompletionsSpec
 from sdpo.processes.stage_results import CompletionsResult
 from sdpo.scoring.probes import end_tokens
-from sdpo.scoring.sampling import Completion, Prompt, sample
-from sdpo.store.win_rates import COMPLETIONS
-from sdpo.system.files import publish_folder
+from sdpo.store.win_rates import ANSWERS_SO_FAR, COMPLETIONS, answers_so_far
+from sdpo.system.files import publish_file
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
-from sdpo.tokens.token_file import TokenFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TO_LOAD = "answering takes 4 bytes for each weight and the keys and values of a batch"
+_ON_A_GPU = 64
+"""The answers to so many prompts may share batches on a GPU."""
+
+
+class _Row(TypedDict):
+    prompt_key: str
+    source: str
+    prompt: list[dict[str, str]]
+    prompt_ids: list[int]
 
 
 def run(spec: CompletionsSpec, events: EventWriter) -> CompletionsResult:
-    """Publish ``completions.parquet`` in the folder ``spec.out``."""
-    torch.set_num_threads(spec.launch.threads)
-    device, win = torch.device(spec.launch.device), spec.win_rate
+    """Publish ``completions.parquet`` in the folder ``spec.out``.
+
+    Answers are kept there as they come, in a file of each process, and are not drawn again.
+    """
+    share, device = join(spec.launch)
+    policy = _load(spec, device, events)
+    tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
+    positions = int(getattr(policy.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    rows = _fitting(spec, positions, events)
+    n, own = spec.win_rate.samples, spec.out / share.named(ANSWERS_SO_FAR)
+    log = SampleLog(own, n=n, others=[p for p in answers_so_far(spec.out) if p != own])
+    mine = [
+        (row["prompt_key"], np.array(row["prompt_ids"], dtype=np.int32))
+        for number, row in enumerate(rows)
+        if share.has(number)
+    ]
+    phase, note = f"answers of {spec.policy.name}", share.told
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.bf16):
+        draw_answers(
+            policy,
+            mine,
+            drawing=_drawing(spec, policy, tokenizer, positions, device),
+            log=log,
+            on_prompt=lambda done, _: events.progress(
+                phase, done, len(mine), unit="prompts", note=note
+            ),
+        )
+    share.wait()
+    if share.is_first:
+        written = samples_in(answers_so_far(spec.out), n=n)
+        with publish_file(spec.out / COMPLETIONS) as temporary:
+            pq.write_table(_table(rows, written, tokenizer), temporary)
+    share.wait()
+    return CompletionsResult(answers=len(rows) * n)
+
+
+def _load(spec: CompletionsSpec, device: torch.device, events: EventWriter) -> "PreTrainedModel":
     events.phase("load", detail=f"{spec.policy.name} from {spec.policy.folder}")
     with short_memory_named(f"loading {spec.policy.name}", remedy=_TO_LOAD):
         policy = load_policy(spec.policy.folder, model=spec.model, digest=spec.policy.digest)
-        policy = policy.to(device).eval().requires_grad_(False)
-    tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-    positions = int(getattr(policy.config.get_text_config(), "max_position_embeddings", 0) or 0)
-    prompts, rows = _prompts(spec, positions)
-    budget = micro_batch_tokens(spec.micro_batch_tokens, device=device.type)
+        return policy.to(device).eval().requires_grad_(False)
 
-    def answers(those: Sequence[Prompt], on_batch: Callable[[int], None]) -> list[Completion]:
-        return sample(
-            policy,
-            those,
-            sampler=Sampler(name="win_rate", temperature=win.temperature),
-            seed=win.seed,
-            max_new_tokens=win.max_new_tokens,
-            positions=positions,
-            ends=end_tokens(policy, tokenizer),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-            device=device,
-            micro_batch_tokens=1 if changes_itself(policy) else budget,
-            on_batch=on_batch,
+
+def _fitting(spec: CompletionsSpec, positions: int, events: EventWriter) -> list[_Row]:
+    """Return the prompts that leave room for an answer.
+
+    Raises:
+        DataError: none does.
+    """
+    rows: list[_Row] = pq.read_table(spec.prompts).to_pylist()
+    fitting = [row for row in rows if not positions or len(row["prompt_ids"]) < positions]
+    if not fitting:
+        raise DataError(
+            f"no prompt leaves room for an answer: all {len(rows)} have {positions} tokens or "
+            f"more, the positions of {spec.policy.name}"
         )
+    if left_out := len(rows) - len(fitting):
+        events.warning(
+            f"{left_out} of {len(rows)} prompts have {positions} tokens or more, the positions of "
+            f"{spec.policy.name}: they are left out of the win rates"
+        )
+    return fitting
 
-    phase = f"answers of {spec.policy.name}"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.bf16):
-        written: list[Completion] = []
+
+def _drawing(
+    spec: CompletionsSpec,
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    positions: int,
+    device: torch.device,
+) -> Drawing:
+    budget = micro_batch_tokens(spec.micro_batch_tokens, device=device.type)
+    return Drawing(
+        sampler=Sampler(name="win_rate", temperature=spec.win_rate.temperature),
+        seed=spec.win_rate.seed,
+        n=spec.win_rate.samples,
+        max_new_tokens=spec.win_rate.max_new_tokens,
+        positions=positions,
+        ends=tuple(end_tokens(policy, tokenizer)),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        device=device,
+        micro_batch_tokens=1 if changes_itself(policy) else budget,
         # On a CPU bits depend on what is computed together: there it is one prompt's answers.
-        size = win.samples if device.type == "cpu" else len(prompts)
-        for start in range(0, len(prompts), size or 1):
-            written += answers(
-                prompts[start : start + size],
-                lambda done, start=start: events.progress(  # type: ignore[misc]
-                    phase, start + done, len(prompts), unit="answers"
-                ),
-            )
-    texts = [tokenizer.decode(done.ids, skip_special_tokens=True) for done in written]
-    with publish_folder(spec.out) as temporary:
-        pq.write_table(_table(prompts, rows, written, texts, spec), temporary / COMPLETIONS)
-    return CompletionsResult(answers=len(written))
-
-
-def _prompts(spec: CompletionsSpec, positions: int) -> tuple[list[Prompt], list[ReservedRow]]:
-    """Return reserved prompts that leave room for an answer, once for each sample."""
-    tokens, prompts, rows = TokenFile.open(spec.tokens), list[Prompt](), list[ReservedRow]()
-    for row in reserved_rows(pq.read_table(spec.plan), count=spec.win_rate.prompts):
-        ids = tokens.row(row["token_row"]).prompt_ids
-        if positions and len(ids) >= positions:
-            continue
-        for number in range(spec.win_rate.samples):
-            prompts.append(Prompt(key=row["prompt_key"], ids=ids, sample=number))
-            rows.append(row)
-    return prompts, rows
+        together=1 if device.type == "cpu" else _ON_A_GPU,
+    )
 
 
 def _table(
-    prompts: Sequence[Prompt],
-    rows: Sequence[ReservedRow],
-    written: Sequence[Completion],
-    texts: Sequence[str],
-    spec: CompletionsSpec,
+    rows: list[_Row], written: dict[str, list[Answer]], tokenizer: "PreTrainedTokenizerBase"
 ) -> pa.Table:
-    wanted = sorted({row["pair_id"] for row in rows})
-    pairs = pq.read_table(
-        spec.pairs, columns=["pair_id", "prompt"], filters=[("pair_id", "in", wanted)]
-    ).to_pylist()
-    messages = {pair["pair_id"]: pair["prompt"] for pair in pairs}
+    answers = [
+        (row, number, done)
+        for row in rows
+        for number, done in enumerate(written[row["prompt_key"]])
+    ]
+    texts = [tokenizer.decode(done.ids, skip_special_tokens=True) for *_, done in answers]
     return pa.table(
         {
-            "prompt_key": pa.array([prompt.key for prompt in prompts], pa.string()),
-            "source": pa.array([row["source"] for row in rows], pa.string()),
-            "sample": pa.array([prompt.sample for prompt in prompts], pa.int32()),
-            "prompt": pa.array([messages[row["pair_id"]] for row in rows], MESSAGES),
+            "prompt_key": pa.array([row["prompt_key"] for row, *_ in answers], pa.string()),
+            "source": pa.array([row["source"] for row, *_ in answers], pa.string()),
+            "sample": pa.array([number for _, number, _ in answers], pa.int32()),
+            "prompt": pa.array([row["prompt"] for row, *_ in answers], MESSAGES),
             "text": pa.array(texts, pa.string()),
-            "token_ids": pa.array(
-                [done.ids.astype(np.int32) for done in written], pa.list_(pa.int32())
-            ),
-            "finished": pa.array([done.finished for done in written], pa.bool_()),
+            "token_ids": pa.array([done.ids for *_, done in answers], pa.list_(pa.int32())),
+            "finished": pa.array([done.finished for *_, done in answers], pa.bool_()),
         }
     )

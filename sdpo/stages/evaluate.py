@@ -1,7 +1,7 @@
 """Score a model on tasks of lm-evaluation-harness, with one load of it.
 
-A task is published when it is scored; of one that is not, the answers so far are kept. The stage
-runs in one process on one device, whatever the steps run on.
+A task is published when it is scored; of one that is not, the answers so far are kept. Each process
+of the launch answers the requests of its share of the documents.
 """
 
 from pathlib import Path
@@ -18,10 +18,11 @@ from sdpo.events import EventWriter, WorkEvent
 from sdpo.identity.tokenizer_digest import given_template
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import inner_model
+from sdpo.model.share import Share, join
 from sdpo.processes.judging_specs import EvaluateSpec, TaskToDo
 from sdpo.processes.stage_results import EvaluateResult
 from sdpo.stages.timings import Timings
-from sdpo.store.evaluations import RESPONSES, SCORES, SUMMARY, evaluation_fault, finish
+from sdpo.store.evaluations import SCORES, SUMMARY, evaluation_fault, finish
 from sdpo.system.files import publish_file, write_text
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
@@ -33,7 +34,7 @@ _TO_LOAD = (
 
 def run(spec: EvaluateSpec, events: EventWriter) -> EvaluateResult:
     """Publish what the model scores on every task that is not there yet."""
-    torch.set_num_threads(spec.launch.threads)
+    share, device = join(spec.launch)
     timings, name = Timings(), spec.policy.name
     with timings.of("find tasks"):
         events.phase("find tasks", detail=", ".join(spec.asked.names))
@@ -43,7 +44,7 @@ def run(spec: EvaluateSpec, events: EventWriter) -> EvaluateResult:
         if facts.get(todo.facts.name) != todo.facts:
             raise Fault(f"the task {todo.facts.name} was changed meanwhile: call it again")
     with timings.of("load"):
-        lm = _load(spec, events)
+        lm = _load(spec, share, device, events)
     work = {
         _phase(todo, name): todo.facts.documents * (1 + todo.facts.shots) for todo in spec.tasks
     }
@@ -52,6 +53,7 @@ def run(spec: EvaluateSpec, events: EventWriter) -> EvaluateResult:
         if evaluation_fault(todo.out):
             with timings.of(todo.facts.name):
                 _score(spec, lm, loaded.tasks[todo.facts.name], todo, events)
+        share.wait()
     return EvaluateResult(timings_s=timings.rounded())
 
 
@@ -59,10 +61,9 @@ def _phase(todo: TaskToDo, model: str) -> str:
     return f"{todo.facts.name} of {model}"
 
 
-def _load(spec: EvaluateSpec, events: EventWriter) -> Policy:
+def _load(spec: EvaluateSpec, share: Share, device: torch.device, events: EventWriter) -> Policy:
     named = spec.policy
     events.phase("load", detail=f"{named.name} from {named.folder}")
-    device = torch.device(spec.launch.device)
     with short_memory_named(f"loading {named.name}", remedy=_TO_LOAD):
         policy = load_policy(named.folder, model=spec.model, digest=named.digest).to(device)
     tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
@@ -76,6 +77,7 @@ def _load(spec: EvaluateSpec, events: EventWriter) -> Policy:
         tokenizer,
         batch_size=spec.asked.batch_size,
         autocast=autocast,
+        share=share,
     )
 
 
@@ -84,11 +86,11 @@ def _score(spec: EvaluateSpec, lm: Policy, task: Any, todo: TaskToDo, events: Ev
 
     def progress(done: int) -> None:
         total[0] = total[0] or requests_of(task)
-        events.progress(phase, done, total[0], unit="requests")
+        events.progress(phase, done, total[0], unit="requests", note=lm.share.told)
 
     todo.out.mkdir(parents=True, exist_ok=True)
     events.phase(phase)
-    lm.begin(Responses(todo.out / RESPONSES, progress))
+    lm.begin(Responses(todo.out, progress, share=lm.share))
     table, summary = score_task(
         lm, task, limit=spec.asked.limit, chat_template=spec.asked.chat_template
     )
@@ -99,6 +101,8 @@ def _score(spec: EvaluateSpec, lm: Policy, task: Any, todo: TaskToDo, events: Ev
             f"of {spec.policy.name}'s context: their beginning is cut off, and their scores are "
             "not those of the task"
         )
+    if not lm.share.is_first:
+        return
     with publish_file(todo.out / SCORES) as temporary:
         pq.write_table(table, temporary)
     write_text(todo.out / SUMMARY, summary.model_dump_json(indent=1))

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdpo.errors import ModelError
 from sdpo.events import EventWriter
 from sdpo.identity.model_digest import model_digest
 from sdpo.model.policy import load_policy, merge_adapters, save_policy
@@ -43,13 +42,6 @@ def _averaged(spec: MergeSpec, events: EventWriter) -> "PreTrainedModel":
         events.progress("average", done, len(spec.models), unit="models")
         policy = merge_adapters(load_policy(named.folder, model=spec.model, digest=named.digest))
         weights = _weights(policy)
-        if sums and {n: t.shape for n, t in sums.items()} != {
-            name: tensor.shape for name, tensor in weights.items()
-        }:
-            raise ModelError(
-                f"{named.name} has other tensors than {spec.models[0].name}: models of two shapes "
-                "have no average"
-            )
         for name, tensor in weights.items():
             if name in sums:
                 sums[name] += tensor

@@ -29,7 +29,9 @@ SCORES = "scores.parquet"
 SUMMARY = "summary.json"
 KEY_FILE = "key.json"
 RESPONSES = "responses.jsonl"
-"""The answers to requests of a task that is not done: with them it goes on where it was."""
+"""The answers to requests of a task that is not done: with them it goes on where it was.
+
+Those of other processes than the first have its number in their names."""
 METRIC = "metric:"
 """The column of a metric in ``scores.parquet`` begins so."""
 
@@ -138,11 +140,17 @@ def evaluation_folder(cache: Path, identity: JsonObject) -> Path:
     return cache / "evaluations" / digest_of(identity)[:32]
 
 
+def responses_in(folder: Path) -> list[Path]:
+    """Return the files of answers in the folder of a task that is not done."""
+    return sorted(folder.glob("responses*.jsonl"))
+
+
 def finish(folder: Path, identity: JsonObject) -> None:
     """Say that the scores in ``folder`` are complete."""
     files = {name: file_digest(folder / name) for name in (SCORES, SUMMARY)}
     write_json(folder / KEY_FILE, {"identity": identity, "files": files})
-    (folder / RESPONSES).unlink(missing_ok=True)
+    for path in responses_in(folder):
+        path.unlink(missing_ok=True)
 
 
 def evaluation_fault(folder: Path) -> str:

@@ -9,12 +9,14 @@ from sdpo.system.files import file_digest, read_json
 KL_FILES = ("kl.parquet", "samples.parquet")
 KEY_FILE = "key.json"
 """This file is written last: what a measurement depends on, and the digests of its files."""
+NOT_CACHED = "not cached"
+"""This is wrong with what is not there, or not done yet."""
 
 
 def cached_fault(folder: Path) -> str:
     """Return what is wrong with a cached measurement; empty: nothing."""
     if not (folder / KEY_FILE).is_file():
-        return "not cached"
+        return NOT_CACHED
     try:
         content = read_json(folder / KEY_FILE)
         if digest_of(content["identity"])[:32] != folder.name:

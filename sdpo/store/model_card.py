@@ -129,7 +129,10 @@ def _win_rates(run: RunFolder, step: int) -> list[dict[str, object]]:
     return [
         {
             "task": {"type": "text-generation"},
-            "dataset": {"name": "reserved prompts of the run", "type": "reserved-prompts"},
+            "dataset": {
+                "name": each.verdicts.outputs.prompt_set or "reserved prompts of the run",
+                "type": "prompts" if each.verdicts.outputs.prompt_set else "reserved-prompts",
+            },
             "metrics": [
                 {
                     "type": kind,

@@ -8,7 +8,9 @@ from sdpo.store.run_proof import RUN_FILE
 from sdpo.system import ownership
 
 PUBLISHING = re.compile(r"(step|guide)-\d+")
-FOLDERS = re.compile(rf"{PUBLISHING.pattern}|merged-\d+|nodes|probes|evaluations|logs|carried|sources")
+FOLDERS = re.compile(
+    rf"{PUBLISHING.pattern}|merged-\d+|nodes|probes|evaluations|logs|carried|sources"
+)
 FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|remote\.json|report\.html|rejected(_supervised)?_rows\.jsonl"
     r"|(pairs|supervised|usable|plan|features)\.parquet)(\.sha256)?"

@@ -2,8 +2,9 @@
 
 In the cache ``completions/<key>/completions.parquet`` are the answers of one model,
 ``win_rates/<key>/verdicts.parquet`` the verdicts on those of two models; ``key.json`` beside each
-is written last (:mod:`sdpo.store.kl_cache`). ``verdicts/<key>/verdicts.jsonl`` is every word of an
-endpoint: it was paid for, and nothing deletes it. A run has its own copies, and a record of each.
+is written last (:mod:`sdpo.store.kl_cache`). Until then answers are in ``answers.jsonl``.
+``verdicts/<key>/verdicts.jsonl`` is every word of an endpoint: it was paid for, and nothing deletes
+it. A run has its own copies, and a record of each.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sdpo.store.recorded import recorded_tables
 from sdpo.store.run_folder import RunFolder
 
 COMPLETIONS = "completions.parquet"
+ANSWERS_SO_FAR = "answers.jsonl"
+"""The answers of a model that has not answered every prompt, or those of its first process."""
 VERDICTS = "verdicts.parquet"
 RESAMPLES = 2000
 PREFIX = "win-"
@@ -28,7 +31,8 @@ PREFIX = "win-"
 class WinOutputs(BaseModel):
     """A record of verdicts tells whose answers were compared, by whom, and how they were made.
 
-    ``asked``: which verdicts may be shown together. ``seed``: that of the bootstrap.
+    ``asked``: which verdicts may be shown together. ``prompt_set``: the file that the prompts are
+    of; empty: reserved ones. ``seed``: that of the bootstrap.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,10 +43,16 @@ class WinOutputs(BaseModel):
     judge: str
     pairwise: bool
     asked: str
+    prompt_set: str = ""
     samples: int
     max_new_tokens: int
     temperature: float
     seed: int
+
+
+def answers_so_far(folder: Path) -> list[Path]:
+    """Return the files of answers in a folder that is not done, one of each process that drew."""
+    return sorted(folder.glob("answers*.jsonl"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ NODES = (
     *("probe-M_1", "kl-M_1", "reference-1", "data-2", "probe-M_1.D_2"),
     *("eval-M_1-mmlu_law-01234567", "answers-M_1-01234567", "win-M_1-M_0-01234567"),
     "held-M_1-01234567",
+    "prompts-01234567",
     *("generate-2", "judge-2", "trackers", "merged-2"),
 )
 STAGES = (
@@ -27,6 +28,7 @@ STAGES = (
     *("view", "suites", "evaluate-M_1", "answers-M_1", "judge"),
     *("generate-2", "judge-2", "tokenise-prompts-2", "merged-2"),
     *("held-M_1", "judge-held-M_1", "trackers"),
+    "tokenise-prompts",
 )
 OF_A_RUN = (
     *(*OF_EVERY_FOLDER, "run.yaml", "run.yaml.sha256", "report.html", "promotion.json"),
@@ -45,6 +47,7 @@ OF_A_RUN = (
     ),
     *("evaluations/M_1/mmlu_law-01234567.parquet", "evaluations/M_1/answers-01234567.parquet"),
     *("evaluations/M_1/win-M_0-01234567.parquet", "evaluations/M_1/held-01234567.parquet"),
+    "evaluations/prompts-01234567.parquet",
     *("carried/pairs.parquet", "carried/plan.parquet", "carried/data.json", "carried/plan.json"),
     *("carried/pairs-2.parquet", "carried/usable-2.parquet"),
     *("carried/rejected_data_rows.jsonl", f"sources/{LONG}.parquet"),
@@ -70,9 +73,10 @@ OF_A_CACHE = (
     *("kl/my-notes", f"kl/{KEY}/key.json", f"kl/{KEY}/kl.parquet", f"kl/.{KEY}.lock"),
     *("evaluations/my-notes", f"evaluations/{KEY}/scores.parquet", f"evaluations/{KEY}/key.json"),
     *(f"evaluations/{KEY}/summary.json", f"evaluations/{KEY}/responses.jsonl"),
+    *(f"evaluations/{KEY}/responses-1.jsonl", f"completions/{KEY}/answers-1.jsonl"),
     *(f"evaluations/.{KEY}.lock", f"suites/{KEY}.json", f"suites/{KEY}.json.sha256"),
     *("suites/my-notes",),
-    *(f"completions/{KEY}/{name}" for name in ("completions.parquet", "key.json")),
+    *(f"completions/{KEY}/{name}" for name in ("completions.parquet", "key.json", "answers.jsonl")),
     *(f"win_rates/{KEY}/{name}" for name in ("verdicts.parquet", "key.json")),
     *(f"completions/.{KEY}.lock", f"verdicts/.{KEY}.lock", f"verdicts/{KEY}/verdicts.jsonl"),
     *(f"kl/{KEY}/samples.parquet", f"trials/{KEY}.json", f"trials/{KEY}.json.sha256"),

@@ -18,6 +18,7 @@ ONLY_A_RUN = (
     *("stages", "model", "scoring", "training", "objectives", "processes", "generation"),
     *("chain/step.py", "chain/step_models.py", "chain/other_reference.py", "chain/supervised.py"),
     *("chain/start_stage.py", "chain/kl.py", "chain/probes.py", "chain/views.py"),
+    *("chain/merged.py", "chain/win_rates.py", "chain/win_prompts.py"),
     *("chain/open_run.py", "chain/rounds.py", "chain/round_pairs.py", "chain/round_prompts.py"),
 )
 
@@ -71,7 +72,6 @@ REACHED = {
     ),
     "check_readable": (CHECK, "test_a_reference_that_cannot_read_the_pairs_is_refused"),
     "_check_prompts": (CHECK, "test_rounds_without_prompts_are_refused"),
-    "_rows_with_answers": (CHECK, "test_rounds_without_prompts_are_refused"),
     "check_space": (CHECK, "test_a_step_that_the_disk_has_no_room_for_is_refused"),
     "run_folder_of": (CHECK, "test_a_recipe_without_a_name_is_refused"),
     "_check_same": (CLI, "test_check_says_that_a_run_of_this_name_was_made_from_something_else"),
@@ -94,7 +94,10 @@ LATER = {
     "cached_values": "rows that were scored before, and the cache no longer has",
     "compared_with": "rows that were scored before, and the cache no longer has",
     "score_rows": "a cache that lost what was written a moment ago",
-    "make_accelerator": "processes that do not find each other",
+    **dict.fromkeys(("make_accelerator", "join"), "processes that do not find each other"),
+    "_fitting": "of the tokens of prompts, once they are read",
+    "_read_file": "of the tokens of prompts, once they are read",
+    **dict.fromkeys(("_missing", "refuse"), "a file of prompts that has gone since"),
     "segmented_attention": "caught: the layout's trial falls back to the plain one",
     "kernels_named": "a kernel that served in its trial and fails later",
     "_compute_by_length": "of ranks that share weights, whose processes `check` has not",

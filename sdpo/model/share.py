@@ -1,0 +1,69 @@
+"""Divide work that falls into independent parts among the processes of a stage.
+
+Each process holds the whole model on its own device, does its share, and writes it down in a file
+of its own. Nothing is exchanged but the word that all are done, so that what comes out does not
+depend on how many there were.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from sdpo.config import LaunchConfig
+from sdpo.errors import Fault
+
+_PATIENCE = timedelta(hours=12)
+"""The others wait this long for the last one: shares of documents differ in length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Process ``rank`` of ``count`` has the parts ``rank``, ``rank + count`` and so on."""
+
+    rank: int = 0
+    count: int = 1
+
+    def has(self, number: int) -> bool:
+        """Return whether part ``number`` is this process's."""
+        return number % self.count == self.rank
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this process puts together what all have done."""
+        return self.rank == 0
+
+    @property
+    def told(self) -> str:
+        """Return whose work a progress is of, for a person; empty where there is one process."""
+        return f"process {self.rank + 1} of {self.count}" if self.count > 1 else ""
+
+    def named(self, name: str) -> str:
+        """Return ``name.ending`` for the first process, ``name-<rank>.ending`` for others."""
+        stem, dot, ending = name.rpartition(".")
+        return name if self.is_first else f"{stem}-{self.rank}{dot}{ending}"
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def join(launch: LaunchConfig) -> tuple[Share, torch.device]:
+    """Return this process's share of a stage's work, and the device that it computes on.
+
+    Raises:
+        Fault: the processes did not find each other.
+    """
+    torch.set_num_threads(launch.threads)
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if count != launch.processes:
+        raise Fault(f"this stage wants {launch.processes} processes and is one of {count}")
+    if count > 1:
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    if launch.device == "cpu":
+        return Share(rank, count), torch.device("cpu")
+    device = torch.device(launch.device, int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return Share(rank, count), device
