@@ -9,8 +9,9 @@
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
 # make check-github   workflows, issue forms and CITATION.cff by their schemas, which need no network
 # make bill   bills of material of both images (CycloneDX), into build/
-# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`, `tracking`; moto
-#             as S3 on loopback), then runs them, and those that train on the real data beside the project
+# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`, `tracking`;
+#             moto as S3 and `transformers serve` as a judge on loopback), then runs them, and those
+#             that train on the real data beside the project
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,8 +28,8 @@ NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test
 TOOLS := build/tools
 DOCS_TOOLS := build/docs-tools
 CHECK := $(DOCS_TOOLS)/bin/check-jsonschema --quiet --builtin-schema
-OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "optuna>=5.0,<6" "s3fs>=2025.9" "moto[server]>=5.1" "boto3>=1.40" \
-	"wandb>=0.19" "mlflow>=3.0" "trackio>=0.40"
+OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "openai>=2,<4" "optuna>=5.0,<6" "s3fs>=2025.9" \
+	"moto[server]>=5.1" "boto3>=1.40" "wandb>=0.19" "mlflow>=3.0" "trackio>=0.40"
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
