@@ -11,6 +11,7 @@ from sdpo.processes.pace import in_words
 from sdpo.store.run_status import RunStatus, Word
 
 _BRIEF = 60
+_MADE = ("data", "tokens", "reserve", "plan", "step-", "guide-", "generate-", "judge-")
 _STYLE = {"failed": "red", "killed": "red", "interrupted": "yellow", "waiting": "yellow"}
 
 
@@ -71,7 +72,7 @@ def in_detail(status: RunStatus) -> Text:
     """Return a run's state with all that is known of it, and what can be done."""
     return Text("\n").join(
         Text(line, style=_STYLE.get(status.state or "", "") if number == 0 else "")
-        for number, line in enumerate([*_lines(status), *_evaluated(status)])
+        for number, line in enumerate([*_lines(status), *_again(status), *_evaluated(status)])
     )
 
 
@@ -80,6 +81,12 @@ def _evaluated(status: RunStatus) -> list[str]:
     return [f"evaluated by suites, tasks in brackets: {', '.join(counted)}"] * bool(
         status.evaluated
     )
+
+
+def _again(status: RunStatus) -> list[str]:
+    """Say of each step that was made once more why; views follow from what they show."""
+    found = status.word.again if status.word else {}
+    return [f"{n} was made again: {why}" for n, why in found.items() if n.startswith(_MADE)]
 
 
 def _lines(status: RunStatus) -> list[str]:

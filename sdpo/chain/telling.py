@@ -21,6 +21,7 @@ from sdpo.events import (
 )
 from sdpo.hooks import Host
 from sdpo.processes.pace import StageProgress
+from sdpo.store.reuse import NOT_DONE
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.run_status import By, State, Word, read_word, write_word
 
@@ -60,6 +61,7 @@ class _Teller:
             since=now,
             updated=now,
             saved=self._before.saved if self._before else {},
+            again=self._before.again if self._before else {},
         )
         self._said_s = 0.0
         # A call that finds everything done says nothing: it leaves no trace in the folder.
@@ -79,7 +81,8 @@ class _Teller:
         word = self._word
         match event:
             case NodeEvent(status="run"):
-                self._say(node=event.node, **_AT_NOTHING)
+                again = {} if event.reason == NOT_DONE else {event.node: event.reason[:_WHY_LENGTH]}
+                self._say(node=event.node, again=word.again | again, **_AT_NOTHING)
             case StageEvent(status="started"):
                 self._stages[event.stage] = StageProgress()
                 self._say(**_AT_NOTHING | {"stage": event.stage})

@@ -59,7 +59,8 @@ class Word(BaseModel):
     ``node``: of the chain; ``stage``: the child process that does its work; ``done`` of ``total``
     ``unit`` of ``phase``; ``percent`` of the stage, and ``left_s`` seconds of it. ``waits_for`` is
     what another process has. ``saved``: the last resume state of each step that is not complete, as
-    optimizer steps. ``why`` it stopped. Times are by ISO 8601.
+    optimizer steps. ``why`` it stopped. ``again``: nodes that were made once more, by this process
+    or one before it, and why. Times are by ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +80,7 @@ class Word(BaseModel):
     waits_for: str = ""
     saved: dict[str, tuple[int, int]] = {}
     why: str = ""
+    again: dict[str, str] = {}
 
 
 class RunStatus(BaseModel):

@@ -60,6 +60,7 @@ OF_A_RUN = (
     *(".tmp-mine/home", ".tmp-mine/drawn.parquet", ".tmp-mine/drawn.jsonl"),
     *("step-2/pairs.parquet", "step-2/usable.parquet", "step-2/tokens/pairs.arrow"),
     *("step-1/reference.parquet", "step-1/metrics.jsonl", "step-1/budget.json"),
+    *("tracking/sdpo/report.html", "tracking/sdpo/events.out.tfevents.1"),
     *("step-1/tracking/tensorboard", "step-1/resume/00000002/state.json"),
     *("step-1/resume/00000002/metrics.jsonl", "step-1/resume/00000002/optimizer.safetensors"),
     *("step-1/resume/00000002/generators-0.json", "step-1/resume/00000002/zero-0.safetensors"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bench import Bench
 from command_line import Sdpo
+from histories import flip
 from processes import Running, start
 
 from sdpo.processes.devices import LOCK_DIR, SHARE
@@ -122,6 +123,17 @@ def test_a_run_that_failed_says_why_until_it_is_gone_on_with(bench: Bench, sdpo:
 
 
 @pytest.mark.timeout(300)
+def test_why_a_step_was_made_again_is_told_long_after(finished_copy: Bench, sdpo: Sdpo) -> None:
+    flip(finished_copy.runs / "tiny" / "step-2" / "model" / "model.safetensors", at=5000)
+    finished_copy.run()
+    why = "step-2/model/model.safetensors was changed"
+    finished_copy.run()  # does nothing, and says nothing
+    assert told(sdpo, finished_copy, "tiny")["word"]["again"]["step-2"] == why
+    shown = sdpo("status", "tiny", "--runs-dir", finished_copy.runs).told
+    assert f"step-2 was made again: {why}" in shown
+    assert "step-1 was made again" not in shown
+
+
 def test_who_watches_a_run_sees_it_go_on_and_is_done_when_it_is(bench: Bench) -> None:
     recipe = bench.write()
     running = start("run", recipe, log=bench.folder / "run.txt", quick=True)
