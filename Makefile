@@ -9,14 +9,15 @@
 # make check-docker   the Dockerfile by hadolint, the manifests by the schemas of Kubernetes' API
 # make check-github   workflows, issue forms and CITATION.cff by their schemas, which need no network
 # make bill   bills of material of both images (CycloneDX), into build/
-# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`, `tracking`;
-#             moto as S3 and `transformers serve` as a judge on loopback), then runs them, and those
-#             that train on the real data beside the project
+# make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`; moto
+#             as S3 and `transformers serve` as a judge on loopback; trackers in an environment of
+#             their own), then runs them, and those that train on the real data beside the project
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 STAMP := $(VENV)/.installed
 TESTED_WITH := $(VENV)/.tested-with
 WITH_EXTRAS := $(VENV)/.with-extras
@@ -26,10 +27,11 @@ QUICK := tests/partitions $(addprefix tests/sdpo/,config data identity inputs ob
 NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test_report test_demo \
 	test_model_folder test_digest test_losses test_score
 TOOLS := build/tools
+TRACKERS := build/trackers
 DOCS_TOOLS := build/docs-tools
 CHECK := $(DOCS_TOOLS)/bin/check-jsonschema --quiet --builtin-schema
 OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "openai>=2,<4" "optuna>=5.0,<6" "s3fs>=2025.9" \
-	"moto[server]>=5.1" "boto3>=1.40" "wandb>=0.19" "mlflow>=3.0" "trackio>=0.40"
+	"moto[server]>=5.1" "boto3>=1.40"
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
@@ -78,8 +80,17 @@ $(WITH_EXTRAS): develop
 	$(PIP) --constraint constraints.txt $(OF_SLOW_TESTS)
 	touch $(WITH_EXTRAS)
 
-test-real: $(WITH_EXTRAS)
+# MLflow wants another pyarrow, and Trackio another pillow, than the locks have.
+$(TRACKERS): $(TESTED_WITH)
+	$(BIN)/python -m venv $(TRACKERS)
+	$(BIN)/python -c $(SITE) > "$$($(TRACKERS)/bin/python -c $(SITE))/project.pth"
+	$(TRACKERS)/bin/pip install --quiet --disable-pip-version-check \
+		wandb==0.31.0 mlflow==3.17.2 trackio==0.43.0
+	touch $(TRACKERS)
+
+test-real: $(WITH_EXTRAS) $(TRACKERS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
+	PYTHONPATH=$(CURDIR) $(TRACKERS)/bin/python -m pytest -m slow tests/sdpo/chain/test_trackers.py
 
 check-docker: $(TOOLS)
 	$(TOOLS)/bin/hadolint docker/Dockerfile
