@@ -5,6 +5,7 @@ compared with ``gamma.json`` and ``metrics.jsonl``, which are written by other c
 """
 
 import json
+import shutil
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ import pytest
 from bench import Bench, Outcome, Values
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sdpo.history.replay import look, plan_replay
 from sdpo.report.tracked import tracked_scalars
+from sdpo.store.run_folder import RunFolder
 
 Curve = dict[int, float]
 
@@ -99,6 +102,19 @@ def test_what_was_told_once_is_told_again_only_where_something_is_new(
     assert not (folder / "report.html").exists()
     assert tensorboard_of(folder).Scalars("gamma/reserve/mean")
     assert bench.run(same).result.executed == ("trackers",)
+
+
+@pytest.mark.parametrize("report", [True, False], ids=["finished", "without its report"])
+def test_a_dry_run_says_that_trackers_would_be_told(
+    told: Outcome, tmp_path: Path, report: bool
+) -> None:
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    shutil.copytree(told.folder, run.path)
+    shutil.copytree(told.folder.parents[1] / "cache", tmp_path / "cache")
+    if not report:
+        run.report.unlink()
+    replay = plan_replay(run, step=2, overrides=("tracking.tools=[tensorboard]",))
+    assert look(replay)[-1].node == "trackers"
 
 
 def test_names_are_of_letters_that_every_tracker_takes(told: Outcome) -> None:
