@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from bench import Bench, DemoFiles, Outcome
-from command_line import Called, Sdpo, caller
+from bench import Bench, DemoFiles
+from command_line import Called, Sdpo
 from documented import ROOT, Documented, documented, inline_commands
-from histories import flip, write_new_pairs
+from histories import flip
 
 from docs.site.commands import page as command_page
 
@@ -53,12 +53,6 @@ def test_every_command_of_every_page_exists_with_its_options() -> None:
 def test_the_tests_that_execute_the_others_are_there() -> None:
     for test in ELSEWHERE.values():
         assert (ROOT / "tests" / test).is_file()
-
-
-@pytest.fixture
-def sdpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sdpo:
-    monkeypatch.setenv("COLUMNS", "200")
-    return caller(capsys)
 
 
 # troubleshooting and migration: each transcript is executed, and says what is printed
@@ -120,23 +114,6 @@ def test_transcripts_of_mistakes_are_what_is_printed(
 
 
 # quickstart, replay, retraining: one finished run, by the name that it has here
-
-
-@pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, finished_bench: Bench, finished: Outcome
-) -> Bench:
-    bench = finished_bench.copy_to(tmp_path_factory.mktemp("pages"))
-    write_new_pairs(bench.folder / "new.jsonl", *range(12))
-    write_new_pairs(bench.folder / "feedback.jsonl", *range(20, 60))
-    bench.write(name="recipe.yaml")
-    return bench
-
-
-@pytest.fixture
-def at_place(place: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.chdir(place.folder)
-    return place
 
 
 def here(word: str) -> str:

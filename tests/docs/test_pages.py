@@ -18,8 +18,8 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import yaml
-from bench import Bench, Outcome
-from command_line import Called, Sdpo, caller
+from bench import Bench
+from command_line import Called, Sdpo
 from documented import (
     ROOT,
     Documented,
@@ -64,31 +64,6 @@ def test_every_page_with_commands_is_executed_by_a_test() -> None:
     for page, tests in EXECUTED.items():
         for test in tests:
             assert (ROOT / "tests" / test).is_file(), (page, test)
-
-
-# --- a reader's folder
-
-
-@pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, finished_bench: Bench, finished: Outcome
-) -> Bench:
-    bench = finished_bench.copy_to(tmp_path_factory.mktemp("pages"))
-    shutil.copytree(finished.folder, bench.runs / "my-run")
-    bench.write(name="recipe.yaml")
-    return bench
-
-
-@pytest.fixture
-def at_place(place: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.chdir(place.folder)
-    return place
-
-
-@pytest.fixture
-def sdpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sdpo:
-    monkeypatch.setenv("COLUMNS", "200")
-    return caller(capsys)
 
 
 def execute(sdpo: Sdpo, command: Documented, *more: str, code: int = 0) -> Called:
@@ -184,6 +159,7 @@ def test_the_commands_of_push_run(
     sdpo: Sdpo, at_place: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push, dry_run, export = only("push")
+    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run")
     with hub_stand_in() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         for name, value in (("OFFLINE", False), ("DISABLE_XET", True)):
