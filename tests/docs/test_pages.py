@@ -42,7 +42,7 @@ EXECUTED = {
     "from-trl": (HERE,),
     "hardware": (HERE,),
     "migrate": (COMMANDS,),
-    "nodes": (HERE, "flows/commands/test_slurm.py"),
+    "nodes": (HERE, "sdpo/processes/nodes/test_two_nodes.py", "sdpo/processes/nodes/test_slurm.py"),
     "push": (HERE,),
     "quickstart": (COMMANDS,),
     "references": (HERE,),
@@ -99,10 +99,10 @@ def test_the_commands_of_references_run_and_print_what_the_page_says(
 def test_the_commands_of_nodes_make_a_script_that_a_shell_takes(
     sdpo: Sdpo, at_place: Bench
 ) -> None:
-    (command,) = only("nodes")
+    (command,) = (each for each in only("nodes") if each.words[0] == "slurm")
     assert command.text.endswith("| sbatch")
     script = execute(sdpo, command).out
-    assert "#SBATCH --partition=gpu" in script
+    assert "#SBATCH --time=4:00:00" in script
     assert f"cd {at_place.folder}" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
@@ -337,4 +337,8 @@ def test_recipes_on_the_pages_are_accepted(number: int) -> None:
     assert isinstance(values, dict), page
     if base := values.pop("extends", ""):
         assert base in {preset.name for preset in presets()}
+    if "generate" in values:  # it is of a source
+        answered = {"prompts_of": "a", "judge": {"rule": "on_topic"}, **values["generate"]}
+        first, _ = PLACES["data"]["sources"]
+        values = {"data": {"sources": [first, {"name": "round", "generate": answered}]}}
     make_config({**PLACES, **values})
