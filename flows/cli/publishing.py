@@ -40,6 +40,14 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Weights, with the adapter merged: the default.")
     ] = False,
+    original: Annotated[
+        bool,
+        typer.Option(
+            "--original-base",
+            help="Merge onto the base as it was before model.base_precision rounded it: another "
+            "model, and how far it is from what was trained is measured.",
+        ),
+    ] = False,
     format_: Annotated[
         Format, typer.Option("--format", help="`gguf` needs llama.cpp's converter.")
     ] = Format.SAFETENSORS,
@@ -50,7 +58,7 @@ def export(
     """Write a copy of a step's model in another precision, an adapter merged or by itself."""
     from flows.commands.export import Form, export_model
 
-    form = Form(dtype=dtype, adapter=adapter, merge=merge)
+    form = Form(dtype=dtype, adapter=adapter, merge=merge, original=original)
     runs = runs_folder(runs_dir)
     if format_ is Format.GGUF:
         from flows.commands.gguf import export_gguf

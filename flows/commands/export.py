@@ -16,22 +16,28 @@ from sdpo.config.precision import TORCH_NAMES, TorchName, torch_name
 from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.history.target import locate
 from sdpo.identity.adapter_folder import is_adapter
+from sdpo.inputs.resolve import cache_dir
 from sdpo.processes.stage_specs import ExportSpec
 from sdpo.processes.supervisor import run_stage
 from sdpo.promotion.versions import checked_digest
 from sdpo.store.recorded import of_known_form, whole_steps
 from sdpo.store.run_folder import RunFolder
+from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system.files import remove
 from sdpo.system.privacy import withheld_by_folder, withholding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A copy has this form: its precision as it was given, and whether it is the adapter alone."""
+    """A copy has this form: its precision as it was given, and whether it is the adapter alone.
+
+    ``original``: the adapter is merged onto its base as that was before it was held in fewer bits.
+    """
 
     dtype: str = ""
     adapter: bool = False
     merge: bool = False
+    original: bool = False
 
     def precision(self) -> TorchName:
         """Return the precision that is meant.
@@ -41,6 +47,10 @@ class Form:
         """
         if self.adapter and self.merge:
             raise UserError("--adapter and --merge: a copy is the adapter alone, or merged weights")
+        if self.adapter and self.original:
+            raise UserError(
+                "--adapter and --original-base: a copy is the adapter alone, or merged weights"
+            )
         name = torch_name(self.dtype or ("float32" if self.adapter else "bfloat16"))
         if name is None:
             raise UserError(f"--dtype {self.dtype}: known are {', '.join(TORCH_NAMES)}")
@@ -57,8 +67,10 @@ class Form:
         Raises:
             UserError: it is no adapter, and one of the options is for adapters.
         """
-        if not is_adapter(model) and (self.adapter or self.merge):
-            option = "--adapter" if self.adapter else "--merge"
+        named = {"--adapter": self.adapter, "--merge": self.merge, "--original-base": self.original}
+        given = [option for option, is_set in named.items() if is_set]
+        if not is_adapter(model) and given:
+            option = given[0]
             raise UserError(
                 f"{option}: {what} is weights, not an adapter: leave the option out. Steps publish "
                 "adapters with training.lora_handoff: continue"
@@ -84,6 +96,12 @@ def export_model(
     with of_known_form(run):
         digest = checked_digest(stored, number)
     form.check(stored.model(number), what=f"M_{number} of run {stored.name}")
+    if form.original and config.model.base_precision == "fp32":
+        raise UserError(
+            f"--original-base: the base of run {stored.name} was held as it is "
+            "(model.base_precision: fp32), so there is no other one: leave the option out"
+        )
+    tokens = _tokens_of(stored, config) if form.original else None
     private = withholding(withheld_by_folder(run))
     with _scratch_logs() as logs, private, RunConsole(console) as listen:
         run_stage(
@@ -100,11 +118,21 @@ def export_model(
                 out=folder.absolute(),
                 dtype=name,
                 as_adapter=form.adapter,
+                onto_original=form.original,
+                usable=stored.usable.absolute() if tokens else None,
+                tokens=tokens,
             ),
             listen=listen,
         )
     what = f"the adapter of M_{number}" if form.adapter else f"M_{number}"
     console.print(f"{what} in {name}: {escape(str(folder))}", highlight=False, soft_wrap=True)
+
+
+def _tokens_of(run: RunFolder, config: RunConfig) -> Path | None:
+    """Return the file of the run's pairs as tokens; None where it is no longer in the cache."""
+    name = str(run.record("reserve").identity.get("tokens"))
+    path = cached_tokens(cache_dir(config), name)
+    return None if token_fault(path) else path
 
 
 def exported_step(target: str, *, step: int | None, runs_dir: Path) -> tuple[RunFolder, int]:

@@ -196,12 +196,6 @@ def impossible_base(precision: str, trainings: Mapping[str, TrainingConfig]) -> 
                 f"{what} is of a base under adapters, and {where}.lora_r is 0, so that all weights "
                 "train: set lora_r, or model.base_precision: fp32"
             )
-        elif not training.hands_on:
-            problems.append(
-                f"{what} with {where}.lora_handoff: merge is not supported: the merged weights "
-                "would be rounded again at every step, and M_t would not be what was trained. Set "
-                "lora_handoff: continue, and merge at the end (`sdpo export --merge`)"
-            )
         elif training.compile:
             problems.append(f"{what} with {where}.compile is not supported: leave out one of them")
     return problems

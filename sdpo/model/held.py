@@ -130,13 +130,16 @@ _KINDS: dict[str, type[HeldLinear]] = {"bf16": _InBf16, "int8": _InInt8, "nf4": 
 
 
 @torch.no_grad()
-def hold_base(model: "PreTrainedModel", precision: str) -> "PreTrainedModel":
+def hold_base(
+    model: "PreTrainedModel", precision: str, *, unchanged: bool = False
+) -> "PreTrainedModel":
     """Hold the linear layers of ``model``, the output head aside, in ``precision``, in place.
 
-    Nothing of ``model`` trains afterwards. ``fp32`` leaves it as it is.
+    Nothing of ``model`` trains afterwards. ``fp32`` leaves it as it is. ``unchanged``: its weights
+    were rounded before, and to round them again must not change them.
 
     Raises:
-        ModelError: it has no such layers.
+        ModelError: it has no such layers, or they change.
     """
     if precision == "fp32":
         return model
@@ -144,7 +147,13 @@ def hold_base(model: "PreTrainedModel", precision: str) -> "PreTrainedModel":
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear and layer is not head:
-                setattr(module, name, kind(layer))
+                held = kind(layer)
+                if unchanged and not torch.equal(held.weight, layer.weight):
+                    raise ModelError(
+                        f"model.base_precision: {precision} changes the weights of {name}, and the "
+                        "model is known by their values as they are: load it in fp32"
+                    )
+                setattr(module, name, held)
                 count += 1
     if not count:
         raise ModelError(

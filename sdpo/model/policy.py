@@ -15,7 +15,14 @@ import torch
 
 from sdpo.config import ModelConfig, TrainingConfig
 from sdpo.errors import ConfigError, ModelError
-from sdpo.identity.adapter_folder import base_folder, check_precision, is_adapter, recorded_base
+from sdpo.identity.adapter_folder import (
+    FULL,
+    base_folder,
+    check_precision,
+    held_digest,
+    is_adapter,
+    recorded_base,
+)
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.model_folder import refusals, tokenizer_files, view_of
 from sdpo.identity.tokenizer_digest import given_template
@@ -58,9 +65,9 @@ def load_policy(
     if is_adapter(folder):
         policy = _load_adapted(folder, model=model, digest=digest, warn=warn)
     else:
-        policy = _load_weights(folder, model=model, digest=digest, warn=warn)
+        policy, is_own = _load_weights(folder, model=model, digest=digest, warn=warn)
         before_held(policy)
-        policy = hold_base(policy, model.base_precision)
+        policy = hold_base(policy, model.base_precision, unchanged=is_own)
     if gradient_checkpointing:
         recompute(inner_model(policy))
     return policy
@@ -74,26 +81,37 @@ def _load_adapted(
     with view_of(folder) as view:
         check_digest(folder, digest, precision)
         base = recorded_base(folder).as_held(precision)
-        policy = _load_weights(base_folder(folder), model=model, digest=base, warn=warn)
+        policy, _ = _load_weights(base_folder(folder), model=model, digest=base, warn=warn)
         return put_over(hold_base(policy, precision), folder, view)
 
 
-def check_digest(folder: Path, digest: str, precision: str = "fp32") -> None:
-    """Refuse a folder that does not hold the model of ``digest``, where that is known."""
-    if digest and (found := model_digest(folder, precision=precision)) != digest:
+def check_digest(folder: Path, digest: str, precision: str = FULL) -> bool:
+    """Refuse a folder that does not hold the model of ``digest``, where that is known.
+
+    Returns whether it is the model of the weights as they are in their files, while ``precision``
+    is another one: these are weights that were rounded before they were published.
+    """
+    if not digest:
+        return False
+    adapted = is_adapter(folder)  # whose digest tells how its base is held
+    own = model_digest(folder, precision=precision if adapted else FULL)
+    found = own if adapted else held_digest(own, precision)
+    if digest not in (own, found):
         raise ModelError(
             f"{folder} is not the model this run was made with: its digest is {found}, not {digest}"
         )
+    return digest == own != found
 
 
 def _load_weights(
     folder: Path, *, model: ModelConfig, digest: str, warn: Callable[[str], None]
-) -> "PreTrainedModel":
+) -> "tuple[PreTrainedModel, bool]":
+    """Return the model, and whether its weights were published as its layers are held."""
     from transformers import AutoModelForCausalLM
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
-        check_digest(folder, digest, model.base_precision)
+        is_own = check_digest(folder, digest, model.base_precision)
         with known_kernels(model.attention):
             policy, info = AutoModelForCausalLM.from_pretrained(
                 view,
@@ -110,7 +128,7 @@ def _load_weights(
     )
     _check_tied(folder, policy)
     switch_off(policy)
-    return policy
+    return policy, is_own
 
 
 def check_complete(
@@ -270,9 +288,9 @@ def merge_adapters(policy: "PreTrainedModel") -> "PreTrainedModel":
     A base in another precision is fp32 then, with its rounded values. Where ranks share the
     weights, every rank calls it, and each layer is whole while it is merged.
     """
+    let_go(policy)
     if not has_adapters(policy):
         return policy
-    let_go(policy)
     if not in_shares(policy):
         return policy.merge_and_unload()
     for layer in list(policy.modules()):

@@ -239,6 +239,8 @@ class ExportSpec(Spec):
     """Write a copy of a published model in another precision.
 
     ``as_adapter``: copy the adapter that was published as it is; else it is merged into its base.
+    ``onto_original``: into the base as it was before its layers were held in fewer bits; what that
+    changes is measured on pairs of ``usable`` with their ``tokens``, where both are given.
     """
 
     kind: Literal["export"] = "export"
@@ -248,6 +250,9 @@ class ExportSpec(Spec):
     out: Path
     dtype: TorchName
     as_adapter: bool = False
+    onto_original: bool = False
+    usable: Path | None = None
+    tokens: Path | None = None
 
     @property
     def output(self) -> Path:

@@ -31,6 +31,15 @@ def publish(
         digest = session.publish()
     if not session.accelerator.is_main_process:
         return
+    if rounded := session.rounded_again:
+        facts = facts.model_copy(update={"merge_rounding": rounded})
+        step.events.warning(
+            f"the merged weights were rounded to {rounded.precision} again: on {rounded.pairs} "
+            f"reserved pairs the log-probs of what is published are {rounded.nats_per_token:.3g} "
+            "nats a token from those of what was trained, a completion's at most "
+            f"{rounded.largest_nats:.3g}, a pair's margin {rounded.gamma_nats:.3g} on average. "
+            "With training.lora_handoff: continue they are the same"
+        )
     name = str(ModelName(spec.step)) if spec.name.startswith("step-") else spec.name
     who = spec.name.replace("-", " ")
     if digest == spec.input_digest:

@@ -8,11 +8,12 @@ import torch
 from sdpo.config import TrainingConfig
 from sdpo.config.automatic import lane_count, resolve_layout, training_lanes
 from sdpo.events import EventWriter
-from sdpo.identity.adapter_folder import FULL, base_folder, is_adapter
+from sdpo.identity.adapter_folder import FULL, base_folder
 from sdpo.model.by_length import changes_itself
 from sdpo.model.compared import was_compared
 from sdpo.model.fully_sharded import load_in_shares
 from sdpo.model.handed_on import check_form, has_adapters
+from sdpo.model.held import hold_base
 from sdpo.model.policy import (
     add_adapters,
     empty_policy,
@@ -30,7 +31,7 @@ from sdpo.scoring.score_rows import Scorer
 from sdpo.stages.accelerators import make_accelerator, waiting_group
 from sdpo.stages.extension_locks import free_extension_locks
 from sdpo.stages.publish_shares import publish_shares
-from sdpo.stages.rounding import RoundingProbe
+from sdpo.stages.rounding import probe_of, round_again
 from sdpo.stages.save_model import save_handed_on, save_whole
 from sdpo.stages.training_state import Held
 from sdpo.store.records import Rounding
@@ -61,6 +62,7 @@ class Session:
     is the process group in which ranks wait for one that works alone, None with one process.
     ``unreached`` are the parameters that no loss reaches, once a trainer was asked for.
     ``rounding`` says what holding the base in another precision changed, where that was measured.
+    ``rounded_again`` says the same of merged weights, once they were published.
     ``shares`` is the scorer of a policy that FSDP2 holds, else None.
     """
 
@@ -72,6 +74,7 @@ class Session:
     waiting: torch.distributed.ProcessGroup | None = None
     rounding: Rounding | None = None
     published_digest: str = field(default="", init=False)
+    rounded_again: Rounding | None = field(default=None, init=False)
     unreached: list[str] = field(default_factory=list, init=False)
     _sharded: "tuple[SequenceScorer, torch.optim.Optimizer] | None" = field(
         default=None, init=False
@@ -193,6 +196,8 @@ class Session:
         if self.accelerator.num_processes > 1:
             broadcast_object_list(digest)
         self.published_digest = digest[0]
+        if self.spec.model.base_precision != FULL and not has_adapters(self.policy):
+            hold_base(self.policy, self.spec.model.base_precision, unchanged=True)
         if self.shares is not None:
             self.engine()[1].state.clear()  # M_t is measured next
         elif not self.is_sharded:
@@ -225,6 +230,9 @@ class Session:
             return
         self.reshard()
         self.policy = merge_adapters(self.policy)
+        if self.spec.model.base_precision != FULL:
+            main = self.accelerator.is_main_process
+            self.rounded_again = round_again(self.policy, self.spec, measures=main)
         if self.is_sharded:
             self.accelerator.unwrap_model(self.engine()[0]).model = self.policy
 
@@ -363,8 +371,9 @@ def _loaded(
             warn=events.warning,
         )
         return shares.model, shares, None
-    rounds = spec.trains and spec.model.base_precision != FULL and not is_adapter(spec.input_model)
-    probe = RoundingProbe(spec) if rounds and accelerator.is_main_process else None
+    held = spec.model.base_precision != FULL
+    rounds = spec.trains and held and spec.input_model == spec.base
+    probe = probe_of(spec) if rounds and accelerator.is_main_process else None
     policy = load_policy(
         spec.input_model,
         model=spec.model,

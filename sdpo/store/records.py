@@ -145,7 +145,8 @@ class StepFacts(Part):
     ``gate`` is None where the objective reads no reference; then ``gate_skipped`` says so, and
     ``as_trained_nats`` is the comparison that was made instead. ``resumed_at``: optimizer steps
     from whose states it resumed. ``budget``: given where the settings did not decide it.
-    ``base_rounding``: where the step starts from a base that is held in another precision.
+    ``base_rounding``: where the step starts from a base that is held in another precision;
+    ``merge_rounding``: where it merges its adapter into one, and what was merged is rounded again.
     """
 
     gate: GateFacts | None = None
@@ -156,6 +157,7 @@ class StepFacts(Part):
     budget: Budget | None = None
     compiled: Compiled | None = None
     base_rounding: Rounding | None = None
+    merge_rounding: Rounding | None = None
 
 
 class StepRecord(Record, StepFacts):

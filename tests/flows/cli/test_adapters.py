@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,59 @@ def test_steps_of_a_recipe_hand_on_one_form(adapted_bench: Bench, tmp_path: Path
     called = sdpo("check", bench.write({"steps": [{}, {"lora_r": 4}]}))
     assert called.code == 2
     assert "steps.1.lora_r (4) differs from training.lora_r (2)" in " ".join(called.told.split())
+
+
+def rounded(bench: Bench, handoff: str) -> Bench:
+    """A finished run like that of ``bench`` over a base in bf16."""
+    values = {
+        "name": handoff,
+        "model": {"base_precision": "bf16"},
+        "training": {"lora_handoff": handoff},
+        **WITHOUT_KL,
+    }
+    bench.run(values)
+    return bench
+
+
+def test_merged_onto_the_base_as_it_was_an_adapter_is_another_model_and_by_how_much_is_said(
+    adapted: Bench, sdpo: Sdpo
+) -> None:
+    rounded(adapted, "continue")
+    runs, names = ("--runs-dir", adapted.runs), ("onto", "as-trained")
+    onto, trained = (adapted.folder / name for name in names)
+    called = sdpo("export", "tiny", onto, "--original-base", *runs)
+    assert called.code == 2
+    assert "so there is no other one: leave the option out" in " ".join(called.told.split())
+    called = sdpo("export", "continue", onto, "--original-base", "--dtype", "fp32", *runs)
+    assert called.code == 0, called.told
+    said = re.search(
+        r"another model: on (\d+) reserved pairs .* ([\d.e-]+) nats a token",
+        " ".join(called.told.split()),
+    )
+    assert said, called.told
+    assert int(said[1]) > 0
+    assert 0 < float(said[2]) < 1
+    base = AutoModelForCausalLM.from_pretrained(adapted.recipe["model"]["name_or_path"])
+    with torch.no_grad():
+        exact = PeftModel.from_pretrained(base, origin(adapted, "continue").model(2))(IDS).logits
+    torch.testing.assert_close(logits(onto), exact, rtol=0, atol=1e-4)
+    assert sdpo("export", "continue", trained, "--dtype", "fp32", *runs).code == 0
+    assert (logits(trained) - exact).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_that_merges_into_a_rounded_base_is_whole_and_replayed_to_the_last_bit(
+    adapted: Bench, sdpo: Sdpo
+) -> None:
+    rounded(adapted, "merge")
+    run, runs = origin(adapted, "merge"), ("--runs-dir", adapted.runs)
+    called = sdpo("verify", "merge", *runs)
+    assert called.code == 0, called.told
+    for step in (1, 2):
+        found = run.step_record(f"step-{step}").merge_rounding
+        assert found is not None
+        assert 0 < found.nats_per_token < 1
+    result, _ = replayed(run, step=2)
+    assert result.comparison.verdict == "bitwise identical"
+    assert sdpo("export", "merge", adapted.folder / "copy", "--dtype", "fp32", *runs).code == 0
+    torch.testing.assert_close(logits(adapted.folder / "copy"), logits(run.model(2)))

@@ -266,13 +266,6 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ),
         (
             {
-                "model": {"base_precision": "bf16"},
-                "training": {"lora_r": 4, "lora_handoff": "merge"},
-            },
-            r"bf16 with training\.lora_handoff: merge .*`sdpo export --merge`",
-        ),
-        (
-            {
                 "model": {"base_precision": "int8"},
                 "training": {"lora_r": 4, "compile": True},
             },

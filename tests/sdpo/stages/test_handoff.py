@@ -212,6 +212,54 @@ def test_the_reference_is_the_rounded_base_and_its_adapter(held: PreparedRun) ->
     assert "base_rounding" not in held.record(2)
 
 
+@pytest.fixture(scope="module", params=["bf16", "nf4", "int8"])
+def merging(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PreparedRun]:
+    """Two steps over a base in fewer bits, each merged into it, and beside them a handed on one."""
+    if request.param != "bf16":
+        pytest.importorskip("bitsandbytes", reason="the extra `quantisation` is not installed")
+    run = prepare_run(tmp_path_factory.mktemp("merging"), pairs={0: 4, 1: 8, 2: 6})
+    model = ModelConfig(name_or_path=str(run.model), base_precision=request.param)
+    options = {"model": model, "input_digest": model_digest(run.model, precision=request.param)}
+    run.run_step(1, CONTINUE, **options)
+    shutil.move(run.folder.model(1), run.folder.path / "handed-on")
+    shutil.rmtree(run.folder.step(1))
+    merge = CONTINUE.model_copy(update={"lora_handoff": "merge"})
+    run.run_step(1, merge, measure_input=True, measure_output=True, **options)
+    run.run_step(2, merge, measure_output=True, model=model)
+    return request.param, run
+
+
+def test_what_is_merged_into_a_rounded_base_is_rounded_again_and_goes_on_so(merging) -> None:
+    """M_1 is the folder's weights as they are, and to round these again changes nothing."""
+    precision, run = merging
+    record = run.record(2)
+    assert record["scored_rows"] == {"computed": 0, "cached": 6}
+    assert record["gate"]["max_abs_difference_nats"] < 1e-3
+    published = AutoModelForCausalLM.from_pretrained(run.folder.model(1), dtype=torch.float32)
+    np.testing.assert_allclose(plain_logps(run, published, 2), reference_of(run, 2), atol=1e-3)
+    digest = model_digest(run.folder.model(1))
+    assert run.record(1)["outputs"]["model"] == record["inputs"]["reference"] == digest
+    held = ModelConfig(base_precision=precision)
+    loaded = load_policy(run.folder.model(1), model=held, digest=digest)
+    np.testing.assert_allclose(plain_logps(run, loaded, 2), reference_of(run, 2), atol=1e-3)
+    assert "base_rounding" not in record
+
+
+def test_what_rounding_merged_weights_again_changes_is_measured_against_what_was_trained(
+    merging,
+) -> None:
+    precision, run = merging
+    trained = load_policy(
+        run.folder.path / "handed-on", model=ModelConfig(base_precision=precision)
+    ).eval()
+    published = AutoModelForCausalLM.from_pretrained(run.folder.model(1), dtype=torch.float32)
+    differences = np.abs(plain_logps(run, published, 0) - plain_logps(run, trained, 0))
+    found = run.record(1)["merge_rounding"]
+    assert (found["precision"], found["pairs"]) == (precision, 4)
+    assert found["largest_nats"] == pytest.approx(differences.max(), rel=0.05)
+    assert differences.max() > 1e-3
+
+
 def with_base_at(folder, where) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": str(where)}
