@@ -18,15 +18,9 @@ from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
 from sdpo.inputs.cache_folder import check_beside, check_cache, claim_cache
+from sdpo.inputs.devices import idle_hint, precision_hint
 from sdpo.inputs.plugins import named_plugins
-from sdpo.inputs.resolve import (
-    Resolved,
-    cache_dir,
-    idle_hint,
-    precision_hint,
-    resolve,
-    restore_machine,
-)
+from sdpo.inputs.resolve import Resolved, cache_dir, resolve, restore_machine
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.nodes.rendezvous import listening
 from sdpo.store.origin import origin_chain

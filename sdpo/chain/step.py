@@ -15,7 +15,7 @@ from sdpo.chain.views import write_gamma
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.payloads import Payload, rows_digest, step_identity
-from sdpo.inputs.resolve import resolve_precision
+from sdpo.inputs.devices import resolve_precision
 from sdpo.model_names import ModelName, NamedModel
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.records import merged_node

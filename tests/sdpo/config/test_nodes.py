@@ -5,7 +5,7 @@ import pytest
 from sdpo.config import LaunchConfig, settings_without_effect
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
-from sdpo.inputs.resolve import resolve_launch, resolve_precision
+from sdpo.inputs.devices import resolve_launch, resolve_precision
 
 RECIPE = {"name": "x", "model": {"name_or_path": "x"}, "data": {"sources": [{"path": "x"}]}}
 

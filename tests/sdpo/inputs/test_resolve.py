@@ -16,15 +16,9 @@ from sdpo.errors import ConfigError, DataError, ModelError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template
+from sdpo.inputs.devices import idle_hint, precision_hint, resolve_launch, resolve_precision
 from sdpo.inputs.locate import is_path
-from sdpo.inputs.resolve import (
-    cache_dir,
-    idle_hint,
-    precision_hint,
-    resolve,
-    resolve_launch,
-    resolve_precision,
-)
+from sdpo.inputs.resolve import cache_dir, resolve
 from sdpo.system import machine
 
 PAIR = '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
