@@ -81,7 +81,7 @@ def die(trainer, folder, *, held):
 module.save_training = die
 """,
     "with the model half written": """
-import sdpo.stages.session as module
+import sdpo.stages.save_model as module
 save = module.save_policy
 def die(policy, folder, **kwargs):
     save(policy, folder, **kwargs)
@@ -244,7 +244,7 @@ module.{name} = full
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("stages.session", "save_policy"), ("stages.publish", "write_card")]
+    ("module", "name"), [("stages.save_model", "save_policy"), ("stages.publish", "write_card")]
 )
 def test_a_disk_that_is_full_while_publishing_is_told_and_the_run_goes_on_when_there_is_room(
     warm: Bench, finished: Outcome, small_disk: Path, sdpo: Sdpo, module: str, name: str

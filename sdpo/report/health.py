@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdpo.report.findings import direction
 from sdpo.report.load import RunData
@@ -55,7 +56,9 @@ def measure_health(data: RunData) -> Health:
         names = [f"{RESERVE}{source}" for source in step.sources]
         k = step.step
         for later in range(k + 1, len(split)):
-            rows = [_together(split[model], names) for model in (0, k, later)]
+            rows = [
+                _together(split[model], names, only=data.assigned.get(k)) for model in (0, k, later)
+            ]
             if all(found is not None for found in rows):
                 start, taught, now = (found for found in rows if found is not None)
                 kept += retention(
@@ -102,9 +105,16 @@ def _lengths(data: RunData, *, resamples: int, seed: int) -> Iterator[Lengths]:
             yield found
 
 
-def _together(probes: dict[str, Measured], names: Sequence[str]) -> Measured | None:
-    """Return the sampled pairs of several probes as one, by pair id; None where there is none."""
+def _together(
+    probes: dict[str, Measured], names: Sequence[str], *, only: NDArray[np.str_] | None = None
+) -> Measured | None:
+    """Return the sampled pairs of several probes as one, by pair id; None where there is none.
+
+    ``only``: ids of the pairs that count; None: all do.
+    """
     tables = [probes[name].take(probes[name].sampled) for name in names if name in probes]
+    if only is not None:
+        tables = [table.take(np.isin(table.pair_id, only)) for table in tables]
     if not tables or not sum(map(len, tables)):
         return None
     fields = Measured.__dataclass_fields__
@@ -233,7 +243,8 @@ def retention_table(health: Health) -> Table:
         ),
         rows=tuple(rows),
         text_columns=3,
-        note="Reserved pairs of the step's sources; steps that share their sources share the "
+        note="Reserved pairs of the step's sources; of a curriculum those whose feature is "
+        "nearest to that of the step's own pairs; else steps that share their sources share the "
         "pairs. Margin: γ under the model right after the step minus γ under S, in nats; quartile "
         "1 has the smallest margins. arXiv 2606.19744.",
     )

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sdpo.objectives import objective_facts
+from sdpo.stats.assigned import assigned
 from sdpo.stats.kl import KlRow
 from sdpo.store.plan_file import PlanFile, PlannedStep, read_plan
 from sdpo.store.recorded import check_recorded, read_rows
@@ -57,6 +60,7 @@ class RunData:
     references: dict[int, pa.Table]
     sources: tuple[SourceFacts, ...]
     rejected: tuple[Rejected, ...]
+    assigned: dict[int, NDArray[np.str_]]
 
     @property
     def config(self) -> JsonObject:
@@ -159,6 +163,7 @@ def load_run(path: Path) -> RunData:
         references={n: pq.read_table(folder.step(n) / "reference.parquet") for n in others},
         sources=tuple(prepared.read_outputs(DataOutputs).sources) if prepared else (),
         rejected=_rejected(folder.rejected),
+        assigned=assigned(folder.plan) if check_recorded(folder, "plan", folder.plan) else {},
     )
 
 

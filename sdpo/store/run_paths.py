@@ -9,7 +9,7 @@ from sdpo.system import ownership
 
 PUBLISHING = re.compile(r"(step|guide)-\d+")
 FOLDERS = re.compile(
-    rf"{PUBLISHING.pattern}|merged-\d+|nodes|probes|evaluations|logs|carried|sources"
+    rf"{PUBLISHING.pattern}|merged-\d+|nodes|probes|evaluations|logs|carried|sources|tracking"
 )
 FILES = re.compile(
     r"(run\.yaml|plan\.json|promotion\.json|remote\.json|report\.html|rejected(_supervised)?_rows\.jsonl"

@@ -235,7 +235,7 @@ def test_where_metrics_go_and_where_runs_are_kept_changes_nothing(
         {"tracking": {"tools": ["tensorboard"]}},
         overrides=[f"store.{key}={value}" for key, value in store.items()],
     )
-    assert again.result.executed == ()
+    assert again.result.executed == ("trackers",), "a tracker is told of what is done"
 
 
 def test_a_run_that_lost_its_last_record_redoes_only_that_step(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from flows.cli.app import run_app
 from sdpo.chain.features import column_digest
 from sdpo.identity.model_digest import model_digest
+from sdpo.report.health import measure_health
+from sdpo.report.load import load_run
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -154,6 +156,20 @@ def test_a_length_curriculum_starts_with_short_pairs_and_needs_no_model(length: 
         longer = max(len(pair.chosen_ids), len(pair.rejected_ids))
         assert row["feature:length"] == len(pair.prompt_ids) + longer
     assert scorer_of(length, "length") == length.record("step-1")["inputs"]["tokenizer"]
+
+
+def test_retention_of_a_curriculum_is_read_from_the_reserved_pairs_of_its_own_kind(
+    length: Outcome,
+) -> None:
+    """Both steps have both sources: without the rule they would share all reserved pairs."""
+    health = measure_health(load_run(length.folder))
+    (short,) = (r for r in health.retention if r.quartile is None)
+    plan = pq.read_table(length.run.plan).to_pylist()
+    own, later = steps_of(length, "length")
+    held = [row["feature:length"] for row in plan if row["step"] == 0]
+    nearer = [v for v in held if max(0, v - own.max()) <= max(0, later.min() - v)]
+    assert (short.step, short.model, short.pairs) == (1, 2, len(nearer))
+    assert 0 < len(nearer) < len(held)
 
 
 def test_a_rating_curriculum_starts_with_the_largest_differences(rated: Outcome) -> None:

@@ -287,17 +287,29 @@ sys.path.insert(0, {support!r})
 import fsspec
 from pathlib import Path
 from bench import Bench
+import bench
+from functools import partial
 from http_store import PROTOCOL, HttpStore
 fsspec.register_implementation(PROTOCOL, HttpStore)
 folder, values = Path(sys.argv[1]), json.loads(sys.argv[2])
+bench.forked_stages = partial(bench.forked_stages, first={first!r})
 Bench(folder, values).run()
 """
+WAITS = """
+import sys, time
+if {step!r} in sys.argv[-1]:
+    import sdpo.stages.publish as module
+    module.write_card = lambda *args, **kwargs: time.sleep(600)
+"""
+"""Has a stage that has trained wait for its end, which a tiny one comes to at once."""
 
 
-def killed_at(bench: Bench, store: Store, group: str) -> None:
-    """Run the chain in a process of its own and kill it when the store has this group."""
+def killed_at(bench: Bench, store: Store, step: str) -> None:
+    """Run the chain in a process of its own and kill it when the store has a state of this step."""
+    group = f"resume {step}"
     more = {**kept(store, remote_states=True), "training": {"checkpoint_every": EVERY}}
-    command = [sys.executable, "-c", RUN.format(support=str(SUPPORT)), str(bench.folder)]
+    program = RUN.format(support=str(SUPPORT), first=WAITS.format(step=step))
+    command = [sys.executable, "-c", program, str(bench.folder)]
     with subprocess.Popen([*command, json.dumps(bench.values(more))]) as process:
         try:
             while group not in (read_index(place_of(store)) or Index("", {})).groups:
@@ -317,7 +329,7 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_to_the_same_models(
     bench: Bench, finished: Outcome, store: Store, tmp_path: Path
 ) -> None:
     step = "step-2"
-    killed_at(bench, store, f"resume {step}")
+    killed_at(bench, store, step)
     dead = RunFolder(bench.runs / "tiny")
     saved = last_saved(dead, step)
     run = pull_run(f"{store.url}/tiny", runs_dir=tmp_path / "elsewhere" / "runs", start_only=True)

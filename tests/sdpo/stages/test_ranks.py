@@ -128,7 +128,7 @@ def test_zero_2_adds_gradients_in_fp32_as_ddp_does(tmp_path):
     assert ddp.keys() == zero.keys()
     for name, gradient in ddp.items():
         apart = np.linalg.norm(zero[name] - gradient)
-        assert apart <= 1e-6 * np.linalg.norm(gradient), name
+        assert apart <= 1e-5 * np.linalg.norm(gradient), name  # in bf16 it would be 4e-3
 
 
 def added(rank: int, tell, run: PreparedRun) -> None:
@@ -174,5 +174,5 @@ def test_zero_3_adds_gradients_of_ranks_in_fp32(tmp_path):
     for name, gradient in together.items():
         mean = (first[name] + second[name]) / 2
         apart = np.linalg.norm(gradient - mean)
-        assert apart <= 1e-6 * np.linalg.norm(mean), name
+        assert apart <= 1e-5 * np.linalg.norm(mean), name
         assert np.linalg.norm(first[name] - second[name]) > 0.1 * np.linalg.norm(mean), name
