@@ -60,7 +60,7 @@ def test_arms_that_an_interruption_ends_are_cancelled_and_the_same_form_goes_on(
 ) -> None:
     given = {"recipe": place.write(), "arms": ["sdpo", "dpo"], "name": "stopped"}
     folder = place.runs / "stopped"
-    interrupt_once_there_is(folder / "dpo" / "run.yaml")
+    interrupt_once_there_is(folder / "dpo" / "step-1" / "metrics.jsonl")
     with pytest.raises((KeyboardInterrupt, Interrupted)), forked_stages():
         compare(**given)
     states = {task.name: task.state for task in tasks_of(last_run()) if task.state}

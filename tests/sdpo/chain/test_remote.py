@@ -52,8 +52,13 @@ def kept(store: Store, **more: object) -> Values:
     return {"store": {"remote": store.url, "remote_silence_s": SILENCE_S, **more}}
 
 
-def go_on(run: RunFolder, events: list[Event] | None = None) -> None:
+def go_on(
+    run: RunFolder, events: list[Event] | None = None, *, without_store: bool = False
+) -> None:
     config = read_stored(run).config
+    if without_store:
+        alone = config.store.model_copy(update={"remote": ""})
+        config = config.model_copy(update={"store": alone})
     run_chain(config, host=Host(listen=(events if events is not None else []).append))
 
 
@@ -342,5 +347,6 @@ def test_a_run_whose_machine_dies_goes_on_elsewhere_to_the_same_models(
     assert resumed
     assert resumed[-1] >= saved - EVERY
     assert not verify_run(run).faults
-    with pytest.raises(RunExistsError):
+    go_on(dead, without_store=True)
+    with pytest.raises(RunExistsError, match=f"{step}, .* was made here and there"):
         go_on(dead)
