@@ -54,4 +54,5 @@ def _nearest(values: Floats, parts: list[Floats]) -> NDArray[np.intp]:
     """Return the place of the part whose range is nearest to each value; of several the first."""
     lows, highs = (np.array([bound(part) for part in parts]) for bound in (np.nanmin, np.nanmax))
     below, above = lows - values[:, None], values[:, None] - highs
-    return np.argmin(np.maximum(0.0, np.maximum(below, above)), axis=1)
+    nearest: NDArray[np.intp] = np.argmin(np.maximum(0.0, np.maximum(below, above)), axis=1)
+    return nearest
