@@ -21,7 +21,7 @@ def assigned(path: Path) -> dict[int, NDArray[np.str_]]:
     """Return the ids of reserved pairs of each step in ``plan.parquet`` at ``path``.
 
     It is empty where the plan does not go by one feature. A pair whose feature is unknown belongs
-    to no step.
+    to no step, and a step that has no pair of a known one, as after `sdpo extend`, has none.
     """
     named = [name for name in pq.read_schema(path).names if name.startswith(_FEATURE)]
     if len(named) != 1:
@@ -31,13 +31,19 @@ def assigned(path: Path) -> dict[int, NDArray[np.str_]]:
     values = values.astype(np.float64)
     is_first = np.ones(len(row_of), dtype=bool)  # entries are by pair; rehearsed ones come again
     is_first[1:] = row_of[1:] != row_of[:-1]
-    steps = [int(step) for step in np.unique(step_of) if step]
-    held = (step_of == 0) & np.isfinite(values)
-    if not steps or not held.any():
+    known = np.isfinite(values)
+    held = (step_of == 0) & known
+    of_step = {
+        int(step): values[(step_of == step) & is_first & known]
+        for step in np.unique(step_of)
+        if step
+    }
+    parts = {step: part for step, part in of_step.items() if len(part)}
+    if not parts or not held.any():
         return {}
-    nearest = _nearest(values[held], [values[(step_of == s) & is_first] for s in steps])
+    nearest = _nearest(values[held], list(parts.values()))
     reserved = _ids(path, held)
-    return {step: reserved[nearest == place] for place, step in enumerate(steps)}
+    return {step: reserved[nearest == place] for place, step in enumerate(parts)}
 
 
 def _ids(path: Path, which: NDArray[np.bool_]) -> NDArray[np.str_]:
@@ -52,7 +58,7 @@ def _ids(path: Path, which: NDArray[np.bool_]) -> NDArray[np.str_]:
 
 def _nearest(values: Floats, parts: list[Floats]) -> NDArray[np.intp]:
     """Return the place of the part whose range is nearest to each value; of several the first."""
-    lows, highs = (np.array([bound(part) for part in parts]) for bound in (np.nanmin, np.nanmax))
+    lows, highs = (np.array([bound(part) for part in parts]) for bound in (np.min, np.max))
     below, above = lows - values[:, None], values[:, None] - highs
     nearest: NDArray[np.intp] = np.argmin(np.maximum(0.0, np.maximum(below, above)), axis=1)
     return nearest
