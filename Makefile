@@ -74,7 +74,7 @@ quick: lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal $(patsubst %,--ignore-glob='*%*',$(NOT_QUICK)) $(QUICK)
 
 e2e: develop
-	$(BIN)/pytest --numprocesses 3 --dist worksteal -m 'e2e and not slow' tests/e2e
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'e2e and not slow' tests/e2e
 
 $(WITH_EXTRAS): develop
 	$(PIP) --constraint constraints.txt $(OF_SLOW_TESTS)
