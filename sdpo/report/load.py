@@ -163,8 +163,15 @@ def load_run(path: Path) -> RunData:
         references={n: pq.read_table(folder.step(n) / "reference.parquet") for n in others},
         sources=tuple(prepared.read_outputs(DataOutputs).sources) if prepared else (),
         rejected=_rejected(folder.rejected),
-        assigned=assigned(folder.plan) if check_recorded(folder, "plan", folder.plan) else {},
+        assigned=_assigned(folder, plan),
     )
+
+
+def _assigned(folder: RunFolder, plan: PlanFile | None) -> dict[int, NDArray[np.str_]]:
+    """Return reserved pairs by step; the table of a plan that goes by no feature is not read."""
+    if not plan or not plan.features or not check_recorded(folder, "plan", folder.plan):
+        return {}
+    return assigned(folder.plan)
 
 
 def _probe(folder: RunFolder, model: int, *, last: int) -> pa.Table:

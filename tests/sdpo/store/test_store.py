@@ -146,6 +146,13 @@ def test_the_head_of_run_yaml_is_what_the_whole_of_it_says(run):
     assert run.read_head("inputs.model", "not.there") == {"inputs.model": "abc"}
 
 
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+def test_nesting_without_an_end_in_run_yaml_ends_no_process(opening: str) -> None:
+    """libyaml's composer of nodes would: it is not asked."""
+    with pytest.raises(ValueError, match="recursion"):
+        read_head(f"config: {opening * 100_000}", ["config"])
+
+
 @example({"": "\n\x85"})
 @example({"a": ["b\u2028\nc: d\u2029\n"]})
 @given(st.dictionaries(st.text(max_size=4), st.text() | st.lists(st.text()), max_size=4))
