@@ -7,14 +7,10 @@ itself starts such stages is told by slow tests.
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from types import SimpleNamespace
 from typing import BinaryIO
 
-import pytest
 from forked_stages import STARTER, ForkedStage, forked_stages, stage, umask
 
 
@@ -24,13 +20,7 @@ def forked_ranks(*, first: str = "") -> Iterator[None]:
 
     ``first``: code that each of them runs before its own.
     """
-    with forked_stages(first=first), pytest.MonkeyPatch.context() as patch:
-        quick = SimpleNamespace(
-            Popen=partial(started, first=first),
-            DEVNULL=subprocess.DEVNULL,
-            STDOUT=subprocess.STDOUT,
-        )
-        patch.setattr("sdpo.processes.supervisor.subprocess", quick)
+    with forked_stages(first=first, start=started):
         yield
 
 

@@ -8,13 +8,13 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import pytest
 
@@ -29,11 +29,23 @@ STARTER.set_forkserver_preload(
 )
 
 
+class Started(Protocol):
+    """The part of ``subprocess.Popen`` that the supervisor uses."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """As ``subprocess.Popen.poll``."""
+
+
 @contextmanager
-def forked_stages(*, first: str = "") -> Iterator[None]:
+def forked_stages(
+    *, first: str = "", start: "Callable[..., Started] | None" = None
+) -> Iterator[None]:
     """Within it, stages of one process start as forks of a server that has imported torch.
 
-    ``first``: code that each of them runs before its own.
+    ``first``: code that each of them runs before its own. ``start``: what a command starts instead.
     """
     with pytest.MonkeyPatch.context() as patch:
         # What the server is to import it looks for on a path of its own (Python 3.11).
@@ -41,7 +53,7 @@ def forked_stages(*, first: str = "") -> Iterator[None]:
         forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         quick = SimpleNamespace(
-            Popen=partial(ForkedStage, first=first),
+            Popen=partial(start or ForkedStage, first=first),
             DEVNULL=subprocess.DEVNULL,
             STDOUT=subprocess.STDOUT,
         )

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from sdpo.processes.judging_specs import Asked, EvaluateSpec, SuitesSpec, TaskTo
 from sdpo.processes.stage_results import SuitesResult
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.evaluations import Summary, evaluation_folder, read_summary
-from sdpo.system.permissions import TASK_FOLDERS
 
 from .test_suites import LIMIT, by_hand
 
@@ -34,14 +32,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Scores = dict[str, tuple[pa.Table, Summary]]
 SMOLLM2 = "SDPO_SMOLLM2"
 """This environment variable names a folder with SmolLM2-135M-Instruct, where there is one."""
-
-
-@pytest.fixture(scope="module")
-def permitted(evals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(TASK_FOLDERS, str(evals))
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        yield evals
 
 
 def scored(

@@ -6,7 +6,6 @@ arguments.
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from sdpo.report import summarise
 from sdpo.report.evaluations import load_evaluations
 from sdpo.store.evaluated import Evaluation, read_evaluations
 from sdpo.store.run_folder import RunFolder
-from sdpo.system.permissions import TASK_FOLDERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -55,15 +53,6 @@ def evaluate(
             **options,
         )
     return done, events
-
-
-@pytest.fixture(scope="module")
-def permitted(evals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The task files, permitted; what the datasets library makes of them is put elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(TASK_FOLDERS, str(evals))
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        yield evals
 
 
 @pytest.fixture(scope="module")
