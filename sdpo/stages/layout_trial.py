@@ -9,6 +9,7 @@ still compares what is trained at every step.
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,17 +18,28 @@ from accelerate.utils.memory import clear_device_cache
 from sdpo.errors import ConfigError, ModelError
 from sdpo.events import EventWriter
 from sdpo.model.by_length import one_set_of_frequencies, other_frequencies
+from sdpo.model.compared import was_compared
 from sdpo.model.layouts import PromptGroup
-from sdpo.model.layouts.check import agrees, length_matters, not_alone, shortened, tried_pairs
+from sdpo.model.layouts.check import (
+    SHORT_PARTS,
+    agrees,
+    length_matters,
+    not_alone,
+    shortened,
+    tried_pairs,
+)
 from sdpo.model.layouts.conditions import conditions
 from sdpo.model.prepare import forwards_known
-from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.model.sequence_scorer import SequenceScorer, inner_model
 from sdpo.stages.ranks import fault_of_any
 from sdpo.stages.session import Session
 from sdpo.store.trials import note_passed, passed_with
 from sdpo.system.out_of_memory import is_out_of_memory
 from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def settle_layout(
@@ -51,10 +63,7 @@ def settle_layout(
     if not len(rows):
         return
     module = session.engine()[0] if session.is_sharded else SequenceScorer(session.policy)
-    pairs = [tokens.row(row) for row in tried_pairs(tokens, rows)]
-    groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
-    if not length_matters(session.policy.config):
-        groups = shortened(groups)
+    groups = _tried_groups(session.policy, tokens, rows)
     kind = type(session.policy).__name__
     with session.arithmetic(), forwards_known(session.policy):
         problem = "" if session.layout == "padded" else _fault(session, module, groups)
@@ -69,6 +78,19 @@ def settle_layout(
             problem = _fault(session, module, groups)
             if problem:
                 raise ModelError(not_alone(kind, problem))
+
+
+def _tried_groups(
+    policy: "PreTrainedModel", tokens: TokenFile, rows: np.ndarray
+) -> list[PromptGroup]:
+    """Return the pairs of ``rows`` that are tried, whole where their length matters."""
+    matters, known = length_matters(policy.config), was_compared(inner_model(policy))
+    chosen = tried_pairs(tokens, rows, longest=2 if matters or not known else 1)
+    pairs = [tokens.row(row) for row in chosen]
+    groups = [PromptGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in pairs]
+    if matters:
+        return groups
+    return shortened(groups, SHORT_PARTS) if known else shortened(groups)
 
 
 def _compute_by_length(session: Session, events: EventWriter) -> None:

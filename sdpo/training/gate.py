@@ -12,6 +12,10 @@ at random in training, or whose forward of one pair depends on its neighbours, i
 bf16 both differ by rounding, whose size depends on model, kernels and device. It is measured here,
 and what the cache may differ by follows from it.
 
+Where reference and policy are one model, in fp32 on a CPU, what is cached of the first batch was
+computed pair by pair: if the pairs as they are trained agree with it, one forward has shown both.
+If not, the policy is asked pair by pair as well, and which of the two is wrong is said.
+
 The loss before any update is recorded beside what it is where policy and reference agree (ln 2 for
 DPO). With S as target and M_{t-1} as reference it is above that (sDPO, arXiv 2403.19270, figure 3).
 """
@@ -74,7 +78,8 @@ class GateResult:
     ``expected_loss`` is its value where policy and reference agree, None where that differs from
     pair to pair; ``excess_loss`` is how much the loss is above it. ``compared`` says what the
     cached log-probs were compared with: the policy or the reference itself. ``as_trained_nats`` is
-    the largest difference between log-probs of pairs as they are trained and of pairs alone.
+    the largest difference between log-probs of pairs as they are trained and of pairs alone, which
+    are those cached where the pairs as they are trained agree with them.
     """
 
     loss: float
@@ -152,11 +157,12 @@ def check(
     rows = first_batch
     if compare == POLICY:
         rows = sample_rows(first_batch, cached=cached, seed=seed)
-    trainer.scorer.eval()
-    policy = np.stack(
-        list(in_lanes(lambda row: _both_sides(trainer, task, row), rows, lanes=trainer.lanes))
-    )
-    noise, apart = _noise(trainer, task, first_batch, policy, precision=precision)
+    policy, noise, apart = None, None, 0.0
+    if compare == POLICY and precision == "fp32" and trainer.accelerator.device.type == "cpu":
+        policy, apart = _as_cached(trainer, task, rows, of_batch=len(first_batch))
+    if policy is None:
+        policy = _alone(trainer, task, rows)
+        noise, apart = _noise(trainer, task, first_batch, policy, precision=precision)
     if isinstance(compare, Agreement):
         found = compare
     else:
@@ -194,13 +200,31 @@ def check_as_trained(
     Raises:
         GateError: pairs have other log-probs as they are trained than alone.
     """
-    trainer.scorer.eval()
-    alone = np.stack(
-        list(
-            in_lanes(lambda row: _both_sides(trainer, task, row), first_batch, lanes=trainer.lanes)
-        )
-    )
+    alone = _alone(trainer, task, first_batch)
     return _noise(trainer, task, first_batch, alone, precision=precision)[1]
+
+
+def _as_cached(
+    trainer: Trainer, task: PreferenceTask, rows: np.ndarray, *, of_batch: int
+) -> tuple[np.ndarray | None, float]:
+    """Return the log-probs of ``rows``, the first ``of_batch`` of them as they are trained and the
+    others alone, ``[rows, 2]``, and how far the former are from the cache at most, in nats.
+
+    There are none where one of the batch is not what is cached of its pair alone.
+    """
+    batch, others = np.split(rows, [of_batch])
+    trained, cached = trainer.logps_as_trained(task, batch), task.reference[batch]
+    difference = np.abs(trained - cached)
+    if not (difference <= tolerance(cached, _scored(task, batch), precision="fp32")).all():
+        return None, 0.0
+    return np.concatenate([trained, _alone(trainer, task, others)]), float(difference.max())
+
+
+def _alone(trainer: Trainer, task: PreferenceTask, rows: np.ndarray) -> np.ndarray:
+    """Return the log-probs of ``rows``, each pair in a forward of its own, ``[rows, 2]``."""
+    trainer.scorer.eval()
+    found = in_lanes(lambda row: _both_sides(trainer, task, row), rows, lanes=trainer.lanes)
+    return np.array(list(found), dtype=np.float32).reshape(-1, 2)
 
 
 def _noise(

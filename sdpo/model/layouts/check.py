@@ -1,7 +1,8 @@
 """Check whether a model gives the same answers in a layout as in plain padded rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 _TOKENS = 2048
 """Two long pairs are tried up to so many tokens, prompts once; one pair may have more."""
-_PART = 96
-"""So many tokens of each part of a pair are tried where length changes nothing but the work."""
+_PARTS = (96, 96, 96)
+SHORT_PARTS = (32, 24, 17)
+"""So many tokens of prompt, chosen and rejected are tried where length changes only the work.
+
+The second are for the architectures of :mod:`sdpo.model.compared`, whose table was made with
+sequences of 7 to 58 tokens.
+"""
 _Measured = tuple[torch.Tensor, list[torch.Tensor]]
 _LEAK, _LOW_LEAK = 1e-3, 0.05
 """A side's log-prob may move by so many nats where others' tokens change and all lengths stay.
@@ -29,14 +35,14 @@ for bf16.
 """
 
 
-def tried_pairs(tokens: TokenFile, rows: np.ndarray) -> list[int]:
-    """Choose of ``rows`` the longest two (one, where two are too long), and the shortest."""
+def tried_pairs(tokens: TokenFile, rows: np.ndarray, *, longest: int = 2) -> list[int]:
+    """Choose the ``longest`` of ``rows`` (one, where two are too long), and the shortest."""
     sides = tokens.chosen_lengths[rows] + tokens.rejected_lengths[rows]
     lengths = tokens.prompt_lengths[rows] + sides
     order = np.argsort(-lengths, kind="stable")
-    longest = order[:2] if lengths[order[:2]].sum() <= _TOKENS else order[:1]
-    shortest = np.setdiff1d(order[-1:], longest)
-    return [int(row) for row in rows[np.concatenate([longest, shortest])]]
+    long = order[:longest] if lengths[order[:longest]].sum() <= _TOKENS else order[:1]
+    shortest = np.setdiff1d(order[-1:], long)
+    return [int(row) for row in rows[np.concatenate([long, shortest])]]
 
 
 def length_matters(config: "PretrainedConfig") -> bool:
@@ -50,10 +56,16 @@ def length_matters(config: "PretrainedConfig") -> bool:
     return bool(windows or scaled)
 
 
-def shortened(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """Return the pairs with only the beginning of each of their parts."""
+def shortened(
+    groups: Sequence[PromptGroup], parts: tuple[int, int, int] = _PARTS
+) -> list[PromptGroup]:
+    """Return the pairs with the first ``parts`` tokens of prompt, chosen and rejected."""
+    prompt, *sides = parts
     return [
-        PromptGroup(group.prompt[:_PART], tuple(side[:_PART] for side in group.completions))
+        PromptGroup(
+            group.prompt[:prompt],
+            tuple(ids[:most] for ids, most in zip(group.completions, sides, strict=True)),
+        )
         for group in groups
     ]
 
@@ -91,9 +103,11 @@ def agrees(
     plain = measured("padded", _alone(groups))
     low = torch.is_autocast_enabled(device.type)
     try:
-        if problem := _differ(plain, measured(layout, [list(groups)]), low=low):
+        ours = measured(layout, [list(groups)])
+        if problem := _differ(plain, ours, low=low):
             return problem
-        moved = _leak(module, groups, layout, pad_token_id=pad_token_id, device=device)
+        whole = ours[0].view(len(groups), -1)
+        moved = _leak(module, groups, whole, layout, pad_token_id=pad_token_id, device=device)
     except Exception as error:
         # What an architecture, a kernel or a compiler raises is not known beforehand.
         if is_out_of_memory(error):
@@ -140,6 +154,7 @@ def not_alone(kind: str, problem: str) -> str:
 def _leak(
     module: nn.Module,
     groups: Sequence[PromptGroup],
+    whole: torch.Tensor,
     layout: str,
     *,
     pad_token_id: int,
@@ -147,32 +162,49 @@ def _leak(
 ) -> float:
     """Return by how much sides move at most, in nats, where all others have other tokens.
 
-    The first sides of all pairs stay, then the second; the others are reversed.
+    ``whole`` are the log-probs of ``groups`` as they are, ``[groups, sides]``. The first sides of
+    all pairs stay, then the second; the others are reversed.
     """
-    if len(groups[0].completions) == 1:
+    if whole.shape[1] == 1:
         return 0.0
-    results: list[torch.Tensor] = []
-    for kept in (None, 0, 1):
+    moved = 0.0
+    for kept in (0, -1):
         changed = [
             PromptGroup(
                 group.prompt,
                 tuple(
-                    side if kept in (None, place) else np.ascontiguousarray(side[::-1])
+                    side if place == kept % whole.shape[1] else np.ascontiguousarray(side[::-1])
                     for place, side in enumerate(group.completions)
                 ),
             )
             for group in groups
         ]
         batch = LAYOUTS[layout].collate(changed, pad_token_id=pad_token_id, device=device.type)
-        results.append(module(batch.to(device)).double().view(len(groups), -1))
-    whole, first, second = results
-    moved = torch.stack([(first - whole)[:, 0].abs(), (second - whole)[:, -1].abs()])
-    return float(moved.max())
+        found = module(batch.to(device)).double().view(whole.shape)
+        moved = max(moved, float((found - whole)[:, kept].abs().max()))
+    return moved
 
 
 def _alone(groups: Sequence[PromptGroup]) -> list[list[PromptGroup]]:
     """Give each completion a forward of its own with its prompt: one row sets the memory."""
     return [[PromptGroup(group.prompt, (side,))] for group in groups for side in group.completions]
+
+
+@contextmanager
+def _others_frozen(module: nn.Module, trained: list[torch.Tensor]) -> Iterator[None]:
+    """Let no parameters but ``trained`` want gradients within: each matrix's costs its product.
+
+    An autograd function of Python's makes those that nobody asks for too.
+    """
+    asked = set(map(id, trained))
+    others = [p for p in module.parameters() if asked and p.requires_grad and id(p) not in asked]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def _measured(
@@ -186,7 +218,7 @@ def _measured(
     logps: list[torch.Tensor] = []
     gradients = [torch.zeros_like(p, dtype=torch.float64) for p in trained]
     for batch in batches:
-        with torch.set_grad_enabled(bool(trained)):
+        with torch.set_grad_enabled(bool(trained)), _others_frozen(module, trained):
             found = module(batch)
             here = weights[len(logps) : len(logps) + len(found)].to(found.device)
             if trained:

@@ -1,7 +1,9 @@
 """A layout is tried once under the same conditions, and again where one of them is another."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,12 @@ from sdpo.stages.step import _rows_to_come
 from sdpo.store.trials import FOLDER, note_passed, passed_with
 from sdpo.system.files import checksum_path, checksum_text
 
-from ..training_helpers.models import RecordedEvents, tiny_llama
+from ..training_helpers.models import (
+    RecordedEvents,
+    preference_task,
+    tiny_llama,
+    write_tokens,
+)
 from ..training_helpers.runs import PreparedRun, prepare_run
 
 
@@ -50,6 +57,25 @@ def settled(run: PreparedRun, **training) -> str:
 def test_a_layout_that_has_passed_is_not_tried_again(run, tried):
     assert settled(run) == settled(run) == "shared"
     assert tried == ["shared"]
+
+
+@pytest.mark.parametrize(
+    ("compared", "pairs", "longest"), [(True, 2, [32, 24, 17]), (False, 3, [96, 96, 96])]
+)
+def test_a_known_architecture_is_tried_on_the_beginnings_of_few_pairs(
+    tmp_path, monkeypatch, compared, pairs, longest
+):
+    task = preference_task(6)
+    long = {
+        name: [np.tile(ids, 20) for ids in getattr(task, name)]
+        for name in ("prompts", "chosen", "rejected")
+    }
+    tokens = write_tokens(tmp_path / "tokens.arrow", replace(task, **long))
+    monkeypatch.setattr(layout_trial, "was_compared", lambda _: compared)
+    groups = layout_trial._tried_groups(tiny_llama(), tokens, np.arange(6))
+    parts = np.array([[len(g.prompt), *map(len, g.completions)] for g in groups])
+    assert len(parts) == pairs
+    assert parts.max(0).tolist() == longest
 
 
 def test_another_layout_is_tried_by_itself(run, tried):

@@ -1,6 +1,6 @@
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -52,8 +52,33 @@ def test_a_policy_that_is_its_reference_passes_with_a_loss_of_ln_2(policy, task)
 
 def test_the_gate_says_the_same_in_lanes(policy, task):
     one, three = check(policy, task), check(policy, task, lanes=3)
-    assert three.as_trained_nats < 1e-3
-    assert replace(three, as_trained_nats=one.as_trained_nats) == one
+    assert asdict(three) == pytest.approx(asdict(one), abs=1e-5)
+
+
+def counted(policy) -> list[int]:
+    """Return the list to which each forward of ``policy`` adds its number of tokens."""
+    tokens: list[int] = []
+    policy.model.register_forward_pre_hook(
+        lambda _, __, options: tokens.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    return tokens
+
+
+def test_a_first_batch_that_agrees_with_its_cache_takes_one_forward(policy, task):
+    tokens = counted(policy)
+    result = check(policy, task, cached=np.array([], dtype=np.int64))
+    assert len(tokens) == 1
+    assert sum(tokens) >= task.completion_tokens[FIRST].sum()
+    assert 0 < result.as_trained_nats == result.max_abs_difference_nats < result.tolerance_nats
+    assert result.pairs == len(FIRST)
+
+
+def test_one_that_does_not_is_asked_pair_by_pair_as_well(policy, task):
+    task.reference[2, 0] += 0.01
+    tokens = counted(policy)
+    with pytest.raises(GateError, match=r"pair-02 has .chosen, rejected.* in the cache"):
+        check(policy, task, cached=np.array([], dtype=np.int64))
+    assert len(tokens) == 1 + len(FIRST) + 1
 
 
 def test_at_most_32_pairs_beside_the_first_batch_are_looked_at(policy):

@@ -146,10 +146,31 @@ def test_a_side_that_moves_with_the_tokens_of_another_fails_the_trial(monkeypatc
     torch.manual_seed(3)
     policy = Peeking(LlamaConfig(**SMALL), share=0.02)
     # Even where the comparison with padded rows lets it pass, as it may in bf16.
-    monkeypatch.setattr(torch, "allclose", lambda *_, **__: True)
-    monkeypatch.setattr("sdpo.model.layouts.check._measured", lambda *_: (torch.zeros(1), []))
+    monkeypatch.setattr("sdpo.model.layouts.check._differ", lambda *_, **__: "")
     assert "moves by" in trial(policy)
     assert trial(model()) == ""
+
+
+def test_in_a_trial_only_what_is_compared_costs_gradients(monkeypatch):
+    """Matrices want gradients before and after, and also where the trial ends in an error."""
+    policy, wanted = model(), []
+    policy.lm_head.weight.requires_grad_(False)
+    before = [p.requires_grad for p in policy.parameters()]
+    own = torch.autograd.grad
+
+    def grad(outputs, inputs, **options):
+        wanted.append({p.dim() for p in policy.parameters() if p.requires_grad})
+        if len(wanted) > 9:
+            raise MemoryError
+        return own(outputs, inputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    assert trial(policy) == ""
+    assert wanted == [{1}] * len(wanted)
+    assert [p.requires_grad for p in policy.parameters()] == before
+    with pytest.raises(MemoryError):
+        trial(policy)
+    assert [p.requires_grad for p in policy.parameters()] == before
 
 
 def test_parts_that_text_does_not_reach_do_not_end_the_trial():
