@@ -10,8 +10,8 @@
 # make check-github   workflows, issue forms and CITATION.cff by their schemas, which need no network
 # make bill   bills of material of both images (CycloneDX), into build/
 # make test-real   installs what the slow tests need besides (extras `eval`, `sweep`, `remote`; moto
-#             as S3 and `transformers serve` as a judge on loopback; trackers in an environment of
-#             their own), then runs them, and those that train on the real data beside the project
+#             as S3, `transformers serve` and LiteLLM's gateway as judges on loopback; trackers and
+#             the gateway in environments of their own), then runs them, and those that train on the real data beside the project
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,7 @@ NOT_QUICK := parity test_whole test_every_ test_router_loss test_divergence test
 	test_model_folder test_digest test_losses test_score
 TOOLS := build/tools
 TRACKERS := build/trackers
+GATEWAY := build/gateway
 DOCS_TOOLS := build/docs-tools
 CHECK := $(DOCS_TOOLS)/bin/check-jsonschema --quiet --builtin-schema
 OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "openai>=2,<4" "optuna>=5.0,<6" "s3fs>=2025.9" \
@@ -88,7 +89,13 @@ $(TRACKERS): $(TESTED_WITH)
 		wandb==0.31.0 mlflow==3.17.2 trackio==0.43.0
 	touch $(TRACKERS)
 
-test-real: $(WITH_EXTRAS) $(TRACKERS)
+# LiteLLM's gateway wants other versions of almost everything.
+$(GATEWAY): $(TESTED_WITH)
+	$(BIN)/python -m venv $(GATEWAY)
+	$(GATEWAY)/bin/pip install --quiet --disable-pip-version-check "litellm[proxy]==1.108.7"
+	touch $(GATEWAY)
+
+test-real: $(WITH_EXTRAS) $(TRACKERS) $(GATEWAY)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 	PYTHONPATH=$(CURDIR) $(TRACKERS)/bin/python -m pytest -m slow tests/sdpo/chain/test_trackers.py
 

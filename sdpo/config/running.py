@@ -95,11 +95,8 @@ class LaunchConfig(Group):
 
     @property
     def of_whole_models(self) -> "LaunchConfig":
-        """Return the settings of a stage in which every process holds the whole model.
-
-        It has the processes of this machine; where others start them, on nodes, it is one alone.
-        """
-        if self.launcher != "local" or self.processes == 1:
+        """Return the settings of a stage in which every process holds the whole model."""
+        if self.processes == 1:
             return self.alone
         return self.model_copy(update={"strategy": "ddp", "offload": "none"})
 

@@ -4,7 +4,9 @@ The key is in the environment (``SDPO_JUDGE_KEY``) and nowhere else; a redirect 
 since it would lead to an address that nobody permitted.
 """
 
+import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,14 @@ from sdpo.errors import UserError
 
 KEY = "SDPO_JUDGE_KEY"
 _BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
+_REFUSING = {400, 403, 413, 422, 446}
+"""A server that does not take the text of a request answers so; 446 is a gateway's guard."""
+_OF_THE_TEXT = re.compile(
+    r"content[ _-]?(filter|policy|management|blocked)|usage policy|policy[ _]?violation|guardrail"
+    r"|moderation|flagged|invalid_prompt|context[ _](length|size|window)|maximum model length",
+    re.IGNORECASE,
+)
+"""An error that says this is of a request's text; others are of how it is asked, so of all."""
 _LONGEST_WAIT_S = 60.0
 _LONGEST_REPLY = 4_000_000
 _SHOWN = 300
@@ -51,6 +61,9 @@ class Chat:
 
     def ask(self, content: str, *, tokens: int) -> Reply:
         """Return the answer to one message of a person, greedy and of ``tokens`` at most.
+
+        A server that takes other texts and not this one (a filter, a context too short) has
+        refused: that is an answer too.
 
         Raises:
             UserError: the server cannot be reached, is silent or busy after every retry, refuses
@@ -87,6 +100,8 @@ class Chat:
 
     def _read(self, reply: httpx.Response) -> Reply:
         where = f"the judge at {self._config.endpoint}"
+        if reply.status_code in _REFUSING and _OF_THE_TEXT.search(_error_in(reply.text)):
+            return Reply(text="", ended="", refusal=self._shown(reply.text), model="", tokens=0)
         if reply.status_code != httpx.codes.OK:
             hint = {
                 401: f"the key in {KEY} is missing or wrong",
@@ -130,6 +145,15 @@ class Chat:
             time.sleep(min(left, 0.2))
         if self._stopped():
             raise UserError(f"the judge at {self._config.endpoint} was not asked any more")
+
+
+def _error_in(text: str) -> str:
+    """Return what an error says of itself: its words, its code and its kind; else all there is."""
+    try:
+        error = json.loads(text)["error"]
+        return " ".join(str(error[name]) for name in ("message", "code", "type") if name in error)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return text
 
 
 def _asked_wait(given: str, otherwise: float) -> float:

@@ -112,7 +112,7 @@ class Endpoint(Pairwise):
             else Verdict(*(self._won(request, as_b) for as_b, request in enumerate(pair)))
             for each, pair in zip(asked, pairs, strict=True)
         ]
-        self._check_missing(found, every)
+        self._check_missing(found, pairs)
         return found
 
     def _requests(self, each: Comparison) -> tuple[_Request, ...]:
@@ -194,7 +194,8 @@ class Endpoint(Pairwise):
                     Said(
                         key=request.key,
                         verdict=verdict_in(reply),
-                        text=f"(refused: {reply.refusal})" if reply.refusal else reply.text,
+                        text=reply.refusal or reply.text,
+                        refused=bool(reply.refusal),
                         tokens=tokens,
                         spent_for=self._label,
                         model=reply.model,
@@ -202,20 +203,27 @@ class Endpoint(Pairwise):
                     )
                 )
 
-    def _check_missing(self, found: Sequence[Verdict], every: dict[str, _Request]) -> None:
-        missing = sum(each.value is None for each in found)
-        if missing <= _MOST_MISSING * len(found):
+    def _check_missing(
+        self, found: Sequence[Verdict], pairs: Sequence[tuple[_Request, ...]]
+    ) -> None:
+        missing = [pair for each, pair in zip(found, pairs, strict=True) if each.value is None]
+        if len(missing) <= _MOST_MISSING * len(found):
             return
-        text = next(
-            said[-1].text
-            for said in map(self.file.of, every)
-            if not any(each.verdict for each in said)
-        )
+        last = [[self.file.of(request.key)[-1] for request in pair] for pair in missing]
+        unheard = [[said for said in pair if not said.verdict] for pair in last]
+        refused = [said for pair in unheard for said in pair[:1] if said.refused]
+        count = f"{len(missing)} of {len(found)} comparisons"
+        none = f"{self._located.title} gave no verdict on {count}"
+        if refused:
+            raise UserError(
+                f"{none}, and refused {len(refused)} of them, for example with "
+                f"{refused[0].text[:300]!r}. What it said is kept. Take a judge that answers such "
+                "texts, or compare answers to other prompts"
+            )
         raise UserError(
-            f"{self._located.title} gave no verdict on {missing} of {len(found)} comparisons; it "
-            f"answered, for example, {text[:200]!r} where A, B or tie was due. What it said is "
-            "kept. Take another model, a larger answer_tokens (one that thinks first needs it), or "
-            "ask in words of your own (prompt_file)"
+            f"{none}; it answered, for example, {unheard[0][0].text[:200]!r} where A, B or tie was "
+            "due. What it said is kept. Take another model, a larger answer_tokens (one that "
+            "thinks first needs it), or ask in words of your own (prompt_file)"
         )
 
 

@@ -52,9 +52,10 @@ class Responses:
             write_text(self.path, "".join(map(self._line, self.values)))
         self.read_others()
 
-    def read_others(self) -> None:
-        """Know what other processes have answered by now."""
-        for path in responses_in(self.path.parent):
+    def read_others(self, share: Share = Share()) -> None:
+        """Know what other processes have answered by now, those of ``share`` all of it."""
+        theirs = share.seen_by_all([self.path] if self.path.is_file() else [])
+        for path in sorted({*responses_in(self.path.parent), *theirs}):
             if path != self.path:
                 self._read(path)
 
@@ -158,8 +159,7 @@ class Policy(HFLM):  # type: ignore[misc]
             self._mark_cut(request)
         computed = iter(compute(asked, disable_tqdm=True) if asked else ())
         if self.share.count > 1:
-            self.share.wait()
-            self.responses.read_others()
+            self.responses.read_others(self.share)
         return [
             next(computed)
             if is_mine

@@ -18,8 +18,9 @@ VERDICTS = "verdicts.jsonl"
 class Said(BaseModel):
     """An endpoint said this when it was asked once.
 
-    ``verdict``: A, B, tie or None; ``spent_for``: under whose ceiling the ``tokens`` were spent.
-    ``model`` is what the server calls itself, ``at`` the time in UTC.
+    ``verdict``: A, B, tie or None; ``refused``: the model or its server would not answer;
+    ``spent_for``: under whose ceiling the ``tokens`` were spent. ``model`` is what the server calls
+    itself, ``at`` the time in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -27,6 +28,7 @@ class Said(BaseModel):
     key: str
     verdict: str | None
     text: str
+    refused: bool = False
     tokens: int
     spent_for: str
     model: str = ""

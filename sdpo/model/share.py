@@ -1,18 +1,21 @@
 """Divide work that falls into independent parts among the processes of a stage.
 
 Each process holds the whole model on its own device, does its share, and writes it down in a file
-of its own. Nothing is exchanged but the word that all are done, so that what comes out does not
-depend on how many there were.
+of its own. Nothing is exchanged but the word that all are done, and what they have written, so that
+what comes out does not depend on how many there were. They may be on several nodes.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
 from sdpo.config import LaunchConfig
 from sdpo.errors import Fault
+from sdpo.system.seen import ExpectedFile, as_here, see
 
 _PATIENCE = timedelta(hours=12)
 """The others wait this long for the last one: shares of documents differ in length."""
@@ -48,6 +51,34 @@ class Share:
         """Wait until every process has come here."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    def as_first_sees(self, is_so: bool) -> bool:
+        """Return whether it is so for the first process: others may see files later.
+
+        All processes call this.
+        """
+        if self.count == 1:
+            return is_so
+        view = [is_so]
+        torch.distributed.broadcast_object_list(view)
+        return view[0]
+
+    def seen_by_all(self, mine: Sequence[Path]) -> list[Path]:
+        """Return what all processes have written, ``mine`` here, once each sees all of it.
+
+        All processes call this, and none goes on to write before the last one has seen.
+
+        Raises:
+            Fault: one does not see a file.
+        """
+        if self.count == 1:
+            return list(mine)
+        told: list[list[ExpectedFile]] = [[] for _ in range(self.count)]
+        torch.distributed.all_gather_object(told, [f for path in mine for f in as_here(path)])
+        files = [file for each in told for file in each]
+        see(files)
+        self.wait()
+        return [file.path for file in files]
 
 
 def join(launch: LaunchConfig) -> tuple[Share, torch.device]:

@@ -50,6 +50,11 @@ class GenerateSpec(Spec):
     so_far: Path
     out: Path
 
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return where the samples are, and those so far."""
+        return (self.so_far, self.out)
+
 
 class ScoreSpec(Spec):
     """Let a judge score samples.
@@ -66,6 +71,11 @@ class ScoreSpec(Spec):
     kept: Path
     out: Path
 
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return where the scores are, and an endpoint's words."""
+        return (self.kept, self.out)
+
 
 class ImplicitSpec(Spec):
     """Score samples by log(policy/start), and measure KL(policy||start) along them."""
@@ -79,6 +89,11 @@ class ImplicitSpec(Spec):
     training: TrainingConfig
     beta: float
     out: Path
+
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return where the scores are."""
+        return (self.out,)
 
 
 class Asked(BaseModel):
@@ -126,6 +141,11 @@ class EvaluateSpec(Spec):
     asked: Asked
     tasks: list[TaskToDo]
 
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return the folders of the tasks' scores."""
+        return tuple(task.out for task in self.tasks)
+
 
 class CompletionsSpec(Spec):
     """Have a model answer prompts; ``base``: the folder of the tokenizer.
@@ -144,6 +164,11 @@ class CompletionsSpec(Spec):
     micro_batch_tokens: int
     win_rate: WinRateConfig
     out: Path
+
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return the folder of the answers."""
+        return (self.out,)
 
 
 class ToJudge(BaseModel):
@@ -166,3 +191,8 @@ class JudgeSpec(Spec):
     judge: LocatedJudge
     todo: list[ToJudge]
     kept: Path
+
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return the folders of the verdicts, and that of an endpoint's words."""
+        return (*(each.out for each in self.todo), self.kept)

@@ -29,6 +29,14 @@ class Spec(BaseModel):
         return self.run / "logs" / f"{self.name}.log"
 
     @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return the files and folders outside the run's folder that the stage writes results to.
+
+        What is in the cache of log-probs is found by its name, and is none of these.
+        """
+        return ()
+
+    @property
     def output(self) -> Path:
         """Return where the stage's results go: the place to name when a disk is full."""
         return self.run

@@ -205,6 +205,11 @@ class KlSpec(Spec):
     samplers: list[str]
     out: Path
 
+    @property
+    def elsewhere(self) -> tuple[Path, ...]:
+        """Return the folder of what was measured."""
+        return (self.out,)
+
 
 class ViewSpec(Spec):
     """Decode one pair, or one supervised example, for a person."""

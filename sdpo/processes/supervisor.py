@@ -245,13 +245,15 @@ def _is_of_the_host(name: str) -> bool:
 
 _OF_RANKS = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
+    *("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
 )
+_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "ROLE_")
 """A launcher of nodes sets these for whom it starts: here they would make a stage one of many."""
 
 
 def _is_for_stages(name: str) -> bool:
-    return not _is_of_the_host(name) and name not in _OF_RANKS
+    of_launcher = name in _OF_RANKS or name.startswith(_OF_LAUNCHERS)
+    return not _is_of_the_host(name) and not of_launcher
 
 
 def stage_environment(spec: Spec) -> dict[str, str]:

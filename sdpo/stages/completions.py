@@ -68,9 +68,9 @@ def run(spec: CompletionsSpec, events: EventWriter) -> CompletionsResult:
                 phase, done, len(mine), unit="prompts", note=note
             ),
         )
-    share.wait()
+    drawn = share.seen_by_all([own])
     if share.is_first:
-        written = samples_in(answers_so_far(spec.out), n=n)
+        written = samples_in(sorted({*answers_so_far(spec.out), *drawn}), n=n)
         with publish_file(spec.out / COMPLETIONS) as temporary:
             pq.write_table(_table(rows, written, tokenizer), temporary)
     share.wait()

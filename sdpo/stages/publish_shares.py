@@ -11,9 +11,9 @@ from sdpo.model.policy import save_policy
 from sdpo.model.published_tensors import forms_of, not_finite, whole_tensors
 from sdpo.model.shard_files import plan_files, write_files
 from sdpo.processes.stage_specs import StepSpec
-from sdpo.stages.shared_files import see, see_of_all
+from sdpo.stages.shared_files import see_of_all
 from sdpo.system.files import publish_folder
-from sdpo.system.seen import ExpectedFile
+from sdpo.system.seen import ExpectedFile, see
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,21 +11,14 @@ import pyarrow as pa
 
 from sdpo.errors import Fault
 from sdpo.events import EventWriter
-from sdpo.identity.scoring import scoring_identities, scoring_identity
 from sdpo.model.batching import global_batch
 from sdpo.processes.stage_specs import ReferenceSpec, StepSpec
+from sdpo.processes.step_caches import open_cache, reference_caches
 from sdpo.scoring.score_rows import Scored, score_rows
 from sdpo.stages.session import Session
-from sdpo.store.logp_cache import LogpCache
 from sdpo.system import machine
 from sdpo.tokens.token_file import Digests, TokenFile
 from sdpo.training import gate
-
-
-def open_cache(spec: StepSpec, digest: str) -> LogpCache:
-    """Return the cache of a model's log-probs under this stage's arithmetic."""
-    key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
-    return LogpCache(spec.cache, key)
 
 
 def plan_rows(spec: StepSpec, number: int) -> pa.Table:
@@ -80,7 +73,7 @@ def cached_values(
         Fault: a row is not cached.
     """
     digests = _digests(reference, tokens, rows)
-    found = [cache.lookup(digests) for cache in _caches(spec, reference)]
+    found = [cache.lookup(digests) for cache in reference_caches(spec, reference)]
     best = max(found, key=lambda logps: int(np.count_nonzero(logps.present)))
     missing = int(np.count_nonzero(~best.present))
     if missing:
@@ -100,7 +93,7 @@ def compared_with(spec: StepSpec, tokens: TokenFile, rows: pa.Table) -> gate.Com
     if spec.reference is None:
         return gate.POLICY
     digests = _digests(spec.reference, tokens, rows)
-    for cache in _caches(spec, spec.reference):
+    for cache in reference_caches(spec, spec.reference):
         if found := cache.check_of(digests, software=machine.versions()):
             return gate.Agreement(
                 max_abs_difference_nats=found.max_abs_difference_nats,
@@ -130,20 +123,6 @@ def note_checked(
     if cache.lookup(digests).present.all():
         numbers = passed.agreement.numbers()
         cache.note_check(digests, software=machine.versions(), numbers=numbers)
-
-
-def caches_of(spec: StepSpec) -> list[LogpCache]:
-    """Return the caches that the stage reads: of its input model, and of another reference."""
-    others = _caches(spec, spec.reference) if spec.reference else []
-    return [open_cache(spec, spec.input_digest), *others]
-
-
-def _caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:
-    """Return the caches in which the reference's log-probs may be, the likelier first."""
-    keys = scoring_identities(
-        reference.digest, training=spec.training, launch=spec.launch, model=spec.model
-    )
-    return [LogpCache(spec.cache, key) for key in keys]
 
 
 def _digests(reference: ReferenceSpec, tokens: TokenFile, rows: pa.Table) -> Digests:

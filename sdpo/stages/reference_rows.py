@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from sdpo.identity.canonical import digest_of
 from sdpo.objectives import objective_facts
 from sdpo.processes.stage_specs import StepSpec
+from sdpo.processes.step_caches import open_cache
 from sdpo.scoring.score_rows import Scored, score_rows
-from sdpo.stages.reference_cache import cached_values, open_cache, plan_rows
+from sdpo.stages.reference_cache import cached_values, plan_rows
 from sdpo.stages.step_context import StepFiles
 from sdpo.store.logp_cache import RowLogps
 from sdpo.store.resume_states import SavedState

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from sdpo.config import TrainingConfig
 from sdpo.errors import Fault, Interrupted
 from sdpo.events import EventWriter, StateEvent
-from sdpo.stages.shared_files import see
 from sdpo.stages.training_state import Held, load_training, save_training
 from sdpo.store import resume_states
 from sdpo.store.records import StepFacts
@@ -27,7 +26,7 @@ from sdpo.store.resume_states import SavedState
 from sdpo.system import interrupts, machine
 from sdpo.system.files import file_digest, publish_file, publish_folder
 from sdpo.system.json_values import JsonObject
-from sdpo.system.seen import ExpectedFile
+from sdpo.system.seen import ExpectedFile, see
 from sdpo.training.progress import Progress
 from sdpo.training.trainer import Trainer
 

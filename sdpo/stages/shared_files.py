@@ -1,12 +1,10 @@
 """Let the ranks of a stage read what others wrote once they see it: file systems of nodes lag."""
 
-import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdpo.errors import Fault
-from sdpo.system.seen import PATIENCE_S, ExpectedFile, as_here, unseen
+from sdpo.system.seen import ExpectedFile, as_here, see
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,16 +41,3 @@ def see_of_all(accelerator: "Accelerator", mine: Sequence[Path]) -> None:
 
     files: list[ExpectedFile] = gather_object([file for path in mine for file in as_here(path)])
     see(files)
-
-
-def see(files: Iterable[ExpectedFile]) -> None:
-    """Wait until ``files`` are seen here.
-
-    Raises:
-        Fault: one of them is not.
-    """
-    if left := unseen(files):
-        raise Fault(
-            f"node {socket.gethostname()} does not see {left[0].path} as it was written after "
-            f"{PATIENCE_S:.0f} s: the folder has to be in a file system that all nodes share"
-        )

@@ -20,6 +20,7 @@ from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import check_unchanged
 from sdpo.processes.stage_results import StepResult
 from sdpo.processes.stage_specs import StepSpec
+from sdpo.processes.step_caches import caches_of, open_cache
 from sdpo.scoring.probes import (
     CompletionPrompt,
     completion_prompts,
@@ -31,7 +32,7 @@ from sdpo.scoring.score_rows import score_rows
 from sdpo.stages.expected_work import expected_work
 from sdpo.stages.failed_kernels import kernels_named
 from sdpo.stages.layout_trial import settle_layout
-from sdpo.stages.reference_cache import caches_of, open_cache, score_as_reference
+from sdpo.stages.reference_cache import score_as_reference
 from sdpo.stages.reference_rows import Reference, score_reference
 from sdpo.stages.resume_states import find
 from sdpo.stages.session import Session, open_session

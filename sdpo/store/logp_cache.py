@@ -202,6 +202,16 @@ def _logps(part: pa.Table) -> np.ndarray:
     return np.stack([part["chosen_logps"].to_numpy(), part["rejected_logps"].to_numpy()], 1)
 
 
+def cache_folders(root: Path) -> list[Path]:
+    """Return the folders of all keys below ``root``."""
+    return [each for each in (root / "logps").glob("*") if each.is_dir()]
+
+
+def added_files(folder: Path) -> list[Path]:
+    """Return what was added to a key's folder, whole: its parts, and the notes of checks."""
+    return sorted((*folder.glob("[!.]*.parquet"), *folder.glob("checked-*.json")))
+
+
 def part_is_whole(part: Path) -> bool:
     """Return whether a part has the content that its name says."""
     return part.is_file() and _is_named(part, part.read_bytes())

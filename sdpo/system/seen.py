@@ -6,12 +6,15 @@ was written. What a machine remembers of a folder it looks up anew by opening it
 
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from sdpo.errors import Fault
 
 PATIENCE_S = 60.0
 """A file that is not seen for so long does not come."""
@@ -75,3 +78,16 @@ def unseen(
             with suppress(OSError):
                 os.scandir(folder).close()  # looks the folder up anew
         time.sleep(_LOOK_S)
+
+
+def see(files: Iterable[ExpectedFile]) -> None:
+    """Wait until ``files`` are seen here.
+
+    Raises:
+        Fault: one of them is not.
+    """
+    if left := unseen(files):
+        raise Fault(
+            f"node {socket.gethostname()} does not see {left[0].path} as it was written after "
+            f"{PATIENCE_S:.0f} s: the folder has to be in a file system that all nodes share"
+        )

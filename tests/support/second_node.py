@@ -4,15 +4,23 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+
+from sdpo.config import LaunchConfig
+from sdpo.config.running import LaunchStrategy
+from sdpo.events import Listener, ResultEvent
+from sdpo.processes.nodes.rendezvous import listening
+from sdpo.processes.spec import Spec
+from sdpo.processes.supervisor import run_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,15 +46,15 @@ class SecondNode:
         variables: Mapping[str, str] = {},
         root: Path = ROOT,
         hidden: Path | None = None,
-        by_variables: bool = False,
+        launcher: Sequence[str] | None = None,
     ) -> Iterator["subprocess.Popen[bytes]"]:
         """`sdpo node join` of the project in ``root`` there, which is ended with the block.
 
-        ``hidden`` is a folder that is not shared with that node; ``by_variables``: MASTER_ADDR and
-        MASTER_PORT say where the run is.
+        ``hidden`` is a folder that is not shared with that node. ``launcher`` starts it, an option
+        of Python's with its arguments: then nothing but variables says where the run is.
         """
-        join = [sys.executable, "-m", "flows.cli.app", "node", "join"]
-        join += [] if by_variables else ["--rendezvous", f"{self.here}:{port}"]
+        join = [sys.executable, *(launcher or ()), "-m", "flows.cli.app", "node", "join"]
+        join += ["--rendezvous", f"{self.here}:{port}"] if launcher is None else []
         environment = os.environ | {"PYTHONPATH": str(root), "SDPO_LOCK_DIR": str(self.folder)}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -64,6 +72,23 @@ class SecondNode:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait(30)
+
+    def launch(self, port: int, *, strategy: LaunchStrategy = "ddp") -> LaunchConfig:
+        """The settings of a launch of two processes, one on this node and one there."""
+        return LaunchConfig(
+            processes=2,
+            nodes=2,
+            launcher="torchrun",
+            rendezvous=f"{self.here}:{port}",
+            strategy=strategy,
+            device="cpu",
+            threads=1,
+        )
+
+    def run_stage(self, spec: Spec, port: int, listen: Listener) -> ResultEvent:
+        """Run a stage on both nodes."""
+        with self.joined(port), listening(spec.launch) as door:
+            return run_stage(spec, listen=listen, rendezvous=door)
 
     def command(self, command: list[str], *, hidden: Path | None = None) -> list[str]:
         """A command that runs on this node; its process is the command's own."""
@@ -101,6 +126,12 @@ class SecondNode:
     def mend(self) -> None:
         """Packets come through again."""
         run("ip", "-n", self.name, "link", "set", "inside", "up")
+
+
+def free_port() -> int:
+    """A port that is free."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -221,7 +221,7 @@ class _Visit:
             ranks = Ranks(spec, meeting.work, address=self._address, events=events)
             stack.enter_context(ranks.watched())
             self._line.send(Ready(port=_free_port(self._address)))
-            start, before = self._start(), look_of(spec.run)
+            start, before = self._start(), look_of(spec)
             try:
                 ranks.start(start)
                 ended = self._until_the_end(ranks, tail)
@@ -230,7 +230,7 @@ class _Visit:
             with suppress(LineError, _Lost):
                 self._pass_on(tail)
                 if meeting.work.node == 0:
-                    files = written_since(before, spec.run)
+                    files = written_since(before, spec)
                     ended = ended.model_copy(update={"files": files})
                 self._line.send(ended)
                 self._over()

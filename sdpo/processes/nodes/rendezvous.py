@@ -9,12 +9,12 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from sdpo.config import LaunchConfig
 from sdpo.config.nodes import Address, address_of
 from sdpo.errors import ConfigError
 from sdpo.processes.spec import Spec
-from sdpo.processes.stage_specs import StepSpec
 from sdpo.system import machine
 
 SOCKET = "SDPO_RENDEZVOUS_FD"
@@ -23,17 +23,32 @@ PORT = 29400
 _QUEUE = 128
 _LAUNCHERS = ("", "PET_")
 """Launchers set MASTER_ADDR and MASTER_PORT, Kubeflow's with a prefix."""
+_OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
+_WITHIN_A_NODE = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+"""Launchers that start several processes on a node number them there by one of these."""
 
 
 def address_by_variables(variables: Mapping[str, str] = os.environ) -> Address | None:
-    """Return the address that a launcher has set for all nodes; None where there is none."""
+    """Return the address that a launcher has set for all nodes; None where there is none.
+
+    torchrun itself listens at MASTER_PORT for as long as its processes live: for those it is the
+    next port.
+    """
     for prefix in _LAUNCHERS:
         host, port = (variables.get(f"{prefix}MASTER_{name}", "") for name in ("ADDR", "PORT"))
         if host:
-            return address_of(
+            address = address_of(
                 f"[{host}]:{port or PORT}" if ":" in host else f"{host}:{port or PORT}"
             )
+            taken = address is not None and not prefix and _OF_TORCHRUN in variables
+            return replace(address, port=address.port + 1) if address and taken else address
     return None
+
+
+def number_within_node(variables: Mapping[str, str] = os.environ) -> int:
+    """Return the number that a launcher gave this process on its node; 0 where it gave none."""
+    found = (variables.get(name, "") for name in _WITHIN_A_NODE)
+    return next((int(number) for number in found if number.isdigit()), 0)
 
 
 def rendezvous_of(launch: LaunchConfig) -> Address:
@@ -51,17 +66,18 @@ def takes_part(launch: LaunchConfig) -> bool:
 def goes_to_nodes(spec: Spec) -> bool:
     """Return whether a stage is started by a head on the nodes, and not on this machine alone.
 
-    Besides trainings those are stages that need a device which this machine does not have.
+    Those are stages of all processes of the launch, and others that need a device which this
+    machine does not have.
     """
     launch = spec.launch
     if launch.launcher == "local" or not spec.uses_device:
         return False
-    return isinstance(spec, StepSpec) or not takes_part(launch)
+    return spec.in_processes or not takes_part(launch)
 
 
 def launch_of(spec: Spec) -> LaunchConfig:
-    """Return the processes and nodes that a stage has: one of each where it does no step."""
-    return spec.launch if isinstance(spec, StepSpec) else spec.launch.alone
+    """Return the processes and nodes that a stage has: one of each unless it is of them all."""
+    return spec.launch if spec.in_processes else spec.launch.alone
 
 
 @contextmanager

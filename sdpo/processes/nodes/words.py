@@ -15,8 +15,8 @@ BEAT_S = 3.0
 """Each side says so often that it lives."""
 SILENCE_S = 20.0
 """A side that says nothing for so long is lost."""
-MOST_BYTES = 8 << 20
-"""A line has so many bytes at most."""
+MOST_BYTES = 64 << 20
+"""A line has so many bytes at most: a stage of 10^8 pairs names some 10^5 files of log-probs."""
 
 
 class AnyWord(BaseModel):

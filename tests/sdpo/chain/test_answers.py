@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from bench import Bench
 from forked_ranks import forked_ranks
+from second_node import free_port, second_node
 
 from sdpo.errors import DataError, Fault
 from sdpo.events import Event, ProgressEvent, WarningEvent
@@ -119,36 +120,54 @@ def test_answers_whose_process_was_killed_go_on_with_the_next_prompt_and_are_the
     assert not list(cache.glob("completions/*/answers*.jsonl"))
 
 
-def test_two_processes_answer_a_share_each_and_the_answers_are_those_of_one(
-    judged: RunFolder, tmp_path: Path
-) -> None:
+@pytest.fixture
+def told(judged: RunFolder, tmp_path: Path) -> CompletionsSpec:
+    """What the stage of M_1's answers was told, to be answered once more in another place."""
     alone = answers(judged, 1)
     table = alone.select(["prompt_key", "source", "prompt"]).append_column(
         "prompt_ids", pa.array(prompt_ids(judged, alone), pa.list_(pa.int32()))
     )
     pq.write_table(table, tmp_path / "prompts.parquet")
-    told = read_spec(judged.path / "logs/answers-M_1.json")
-    assert isinstance(told, CompletionsSpec)
-    spec = told.model_copy(
-        update={
-            "run": tmp_path,
-            "prompts": tmp_path / "prompts.parquet",
-            "out": tmp_path / "out",
-            "launch": told.launch.model_copy(update={"processes": 2, "strategy": "ddp"}),
-        }
-    )
+    spec = read_spec(judged.path / "logs/answers-M_1.json")
+    assert isinstance(spec, CompletionsSpec)
+    own = {"run": tmp_path, "prompts": tmp_path / "prompts.parquet", "out": tmp_path / "out"}
+    return spec.model_copy(update=own)
+
+
+def test_two_processes_answer_a_share_each_and_the_answers_are_those_of_one(
+    judged: RunFolder, told: CompletionsSpec
+) -> None:
+    launch = told.launch.model_copy(update={"processes": 2, "strategy": "ddp"})
     events: list[Event] = []
     with forked_ranks():
-        run_stage(spec, listen=events.append)
+        run_stage(told.model_copy(update={"launch": launch}), listen=events.append)
+    check_shares(told.out, answers(judged, 1))
+    notes = {event.note for event in events if isinstance(event, ProgressEvent)}
+    assert notes == {"process 1 of 2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_nodes_answer_a_share_each_and_the_answers_are_those_of_one_process(
+    judged: RunFolder, told: CompletionsSpec, tmp_path: Path
+) -> None:
+    with second_node(tmp_path) as node:
+        port = free_port()
+        spec = told.model_copy(update={"launch": node.launch(port)})
+        node.run_stage(spec, port, lambda event: None)
+        assert "node 1 of 2" in node.log.read_text("utf-8")
+    check_shares(told.out, answers(judged, 1))
+
+
+def check_shares(out: Path, alone: pa.Table) -> None:
+    """Two processes drew a share each, which together are what one draws."""
     shares = [
         {json.loads(line)["key"] for line in path.read_text("utf-8").splitlines()}
-        for path in sorted((tmp_path / "out").glob("answers*.jsonl"))
+        for path in sorted(out.glob("answers*.jsonl"))
     ]
     assert sorted(map(len, shares)) == [2, 3]
     assert set.union(*shares) == set(alone["prompt_key"].to_pylist())
-    assert pq.read_table(tmp_path / "out/completions.parquet").equals(alone)
-    notes = {event.note for event in events if isinstance(event, ProgressEvent)}
-    assert notes == {"process 1 of 2"}
+    assert pq.read_table(out / "completions.parquet").equals(alone)
 
 
 def prompt_ids(run: RunFolder, table: pa.Table) -> list[list[int]]:

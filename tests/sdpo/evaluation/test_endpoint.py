@@ -123,8 +123,6 @@ def test_a_judge_that_thinks_first_is_heard_to_the_end(ask: Ask) -> None:
     ("answer", "said"),
     [
         ("I like both answers, A and B.", "I like both"),
-        (Answer("", refusal="I cannot help with that"), r"\(refused: I cannot help"),
-        (Answer("", ended="content_filter"), r"\(refused: the server's filter"),
         (Answer("<think>Let me", ended="length"), "<think>Let me"),
     ],
 )
@@ -137,6 +135,70 @@ def test_nonsense_is_asked_for_once_more_and_then_told_with_nothing_lost(
             with pytest.raises(UserError, match=rf"no verdict on 1 of 1 .*{said}.*prompt_file"):
                 judge.verdicts(compared(("x", "y")))
             assert len(server.requests) == len(lines(judge)) == 4
+
+
+def error(message: str, code: str | int | None, kind: str | None = None) -> str:
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+REFUSALS = {
+    "by the model": Answer("", refusal="I cannot help with that"),
+    "by a filter of what it writes": Answer("", ended="content_filter"),
+    "by a filter of what it reads": Answer(
+        status=400, body=error("The response was filtered due to the prompt", "content_filter")
+    ),
+    "by a policy": Answer(
+        status=400,
+        body=error("Invalid prompt: it was flagged", "invalid_prompt", "invalid"),
+    ),
+    "by a guard that forbids": Answer(
+        status=403, body=error("Content blocked: keyword", "403", "guardrail")
+    ),
+    "by a gateway": Answer(status=446, body='{"error": {"message": "a guardrail failed"}}'),
+    "for want of room": Answer(
+        status=400,
+        body=error("This model's maximum context length is 2048 tokens", 400, "BadRequestError"),
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", REFUSALS.values(), ids=REFUSALS)
+def test_a_text_that_is_refused_has_no_verdict_and_ends_nothing(ask: Ask, answer: Answer) -> None:
+    def says(message: str) -> str | Answer:
+        return answer if "odd" in message else prefers_longer(message)
+
+    pairs = [("odd", "one"), *(("x" * n, "y") for n in range(2, 12))]
+    with judge_server(says) as server:
+        judge = ask(server)
+        for _ in range(2):  # the second time from what is kept
+            found = judge.verdicts(compared(*pairs))
+            assert found == [Verdict(None, None), *([Verdict(1, 1)] * 10)]
+            assert len(server.requests) == 2 * 10 + 4, "a refusal is asked for once more"
+    assert [line["verdict"] for line in lines(judge) if line["refused"]] == [None] * 4
+
+
+@pytest.mark.parametrize("answer", REFUSALS.values(), ids=REFUSALS)
+def test_a_judge_that_refuses_much_is_told_in_one_message_with_its_words(
+    ask: Ask, answer: Answer
+) -> None:
+    with judge_server(lambda message: answer) as server:
+        judge = ask(server)
+        with pytest.raises(UserError, match=r"no verdict on 2 of 2 .*refused 2 of them, .*judge"):
+            judge.verdicts(compared(("x", "y"), ("u", "v")))
+    kept = lines(judge)
+    assert len(kept) == 8, "nothing that it said is lost"
+    assert all(line["text"] and line["refused"] for line in kept)
+
+
+def test_an_error_that_is_of_every_request_ends_the_judging_at_once(ask: Ask) -> None:
+    unsupported = error("Unsupported parameter: 'max_tokens'", "unsupported_parameter")
+    told = r"answers 400, it does not take the request.*max_tokens"
+    with (
+        judge_server(lambda message: Answer(status=400, body=unsupported)) as server,
+        pytest.raises(UserError, match=told),
+    ):
+        ask(server, parallel=1).verdicts(compared(("x", "y"), ("u", "v")))
+    assert len(server.requests) == 1
 
 
 def test_few_comparisons_without_a_verdict_are_left_out(ask: Ask) -> None:

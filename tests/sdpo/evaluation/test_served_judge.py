@@ -1,15 +1,19 @@
-"""A judge behind a server that others wrote, `transformers serve`, with real models on loopback."""
+"""A judge behind servers that others wrote, with real models on loopback.
+
+`transformers serve` answers; LiteLLM's gateway before it has a filter of contents, which refuses.
+"""
 
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 START_S = 240
 """A machine with much else to do may take so long to import what serves."""
 NEEDED = ("fastapi", "uvicorn", "openai")
+GATEWAY = Path(__file__).parents[3] / "build" / "gateway" / "bin"
+GATEWAY_KEY = "sk-of-a-gateway-on-loopback-that-nobody-else-reaches"
+FILTERED = """
+model_list:
+  - model_name: judge
+    litellm_params: {{model: openai/{model}, api_base: {upstream}, api_key: none}}
+guardrails:
+  - guardrail_name: filter
+    litellm_params:
+      guardrail: litellm_content_filter
+      mode: pre_call
+      default_on: true
+      blocked_words: [{{keyword: forbidden, action: BLOCK}}]
+general_settings: {{master_key: {key}}}
+"""
 
 
 @dataclass(frozen=True)
@@ -81,35 +100,62 @@ def is_up(url: str) -> bool:
     return False
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], url: str, log: Path, **variables: str) -> Iterator[None]:
+    """A server that is up, until the block's end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + START_S
+        while not is_up(url):
+            assert process.poll() is None, log.read_text("utf-8")[-2000:]
+            assert time.monotonic() < until, "the server does not come up"
+            time.sleep(0.5)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, demo_files: DemoFiles) -> Iterator[Served]:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         needs = ", ".join(missing)
         pytest.skip(f"`transformers serve` needs {needs}: `make test-real` installs it")
-    folder = tmp_path_factory.mktemp("served")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + START_S
-        while not is_up(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None, (folder / "log").read_text("utf-8")[-2000:]
-            assert time.monotonic() < until, "the server does not come up"
-            time.sleep(0.5)
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with running(command, f"http://127.0.0.1:{port}/health", folder / "log"):
         first, vain = (
             write_model_that_says(word, folder / word, demo_files.model) for word in "AI"
         )
         yield Served(f"http://127.0.0.1:{port}/v1", first, vain)
-    finally:
-        process.terminate()
-        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def filtered(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway before the server that takes no text with the word `forbidden`."""
+    program = shutil.which("litellm", path=f"{GATEWAY}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("LiteLLM's gateway is not installed: `make test-real` installs it")
+    folder, port = tmp_path_factory.mktemp("gateway"), free_port()
+    settings = FILTERED.format(model=served.first, upstream=served.url, key=GATEWAY_KEY)
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    command = [program, "--config", str(folder / "config.yaml")]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # prices, which are not asked of the network
+    with running(command, f"{url}/health/liveliness", folder / "log", **local):
+        yield f"{url}/v1"
 
 
 Ask = Callable[..., Endpoint]
@@ -206,6 +252,38 @@ def test_a_server_that_does_not_answer_is_told_in_one_message(
     judge = ask(served.first, **settings)
     with pytest.raises(UserError, match=message):
         judge.verdicts(pairs(1))
+
+
+@pytest.fixture
+def ask_filtered(
+    ask: Ask, filtered: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Endpoint]:
+    """The judge behind the gateway."""
+    monkeypatch.setenv(JUDGE_ENDPOINTS, filtered)
+    monkeypatch.setenv("SDPO_JUDGE_KEY", GATEWAY_KEY)
+    return lambda: ask(Path("judge"), endpoint=filtered)
+
+
+def test_a_text_that_a_gateway_s_filter_refuses_has_no_verdict_and_ends_nothing(
+    ask_filtered: Callable[[], Endpoint],
+) -> None:
+    few = [Comparison("f" * 32, pairs(1)[0].prompt, "It is forbidden.", "No."), *pairs(10)]
+    judge = ask_filtered()
+    assert judge.verdicts(few) == [Verdict(None, None), *([Verdict(1, 0)] * 10)]
+    asked = len(kept(judge))
+    assert ask_filtered().verdicts(few)[0].value is None
+    assert len(kept(judge)) == asked, "what was refused is not sent again"
+
+
+def test_a_gateway_that_refuses_everything_is_told_in_one_message_with_nothing_lost(
+    ask_filtered: Callable[[], Endpoint],
+) -> None:
+    prompt = (Message("user", "Say what is forbidden."),)
+    judge = ask_filtered()
+    with pytest.raises(UserError, match=r"no verdict on 2 of 2 .*refused 2 .*Content blocked"):
+        judge.verdicts([Comparison(each.key, prompt, each.first, each.second) for each in pairs(2)])
+    assert {(line["verdict"], line["refused"]) for line in kept(judge)} == {(None, True)}
+    assert GATEWAY_KEY not in judge.file.path.read_text("utf-8")
 
 
 def test_a_run_is_judged_by_a_served_model_through_the_chain(

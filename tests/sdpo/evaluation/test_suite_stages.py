@@ -1,6 +1,7 @@
 """Stages that score a model on suites: several processes as one, and a model of real size.
 
-The stages are started as they always are, those of two processes by `accelerate launch`.
+The stages are started as they always are, those of two processes by `accelerate launch` or on two
+nodes.
 """
 
 import importlib.util
@@ -8,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bench import DemoFiles
+from second_node import free_port, second_node
 
 from sdpo.config import LaunchConfig, ModelConfig
-from sdpo.events import Event, ProgressEvent
+from sdpo.events import Event, Listener, ProgressEvent, ResultEvent
 from sdpo.identity.model_digest import model_digest
 from sdpo.model_names import NamedModel
 from sdpo.processes.judging_specs import Asked, EvaluateSpec, SuitesSpec, TaskToDo
+from sdpo.processes.spec import Spec
 from sdpo.processes.stage_results import SuitesResult
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.evaluations import Summary, evaluation_folder, read_summary
@@ -30,16 +34,24 @@ from .test_suites import LIMIT, by_hand
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Scores = dict[str, tuple[pa.Table, Summary]]
+Start = Callable[..., ResultEvent]
+ONE = LaunchConfig(device="cpu", strategy="single", threads=1)
+TWO = ONE.model_copy(update={"processes": 2, "strategy": "ddp"})
+TASKS = ["local_truthfulqa_mc2", "local_gsm8k", "local_mmlu_formal_logic@2"]
 SMOLLM2 = "SDPO_SMOLLM2"
 """This environment variable names a folder with SmolLM2-135M-Instruct, where there is one."""
 
 
 def scored(
-    model: Path, names: list[str], evals: Path, run: Path, *, processes: int = 1
+    model: Path,
+    names: list[str],
+    evals: Path,
+    run: Path,
+    *,
+    launch: LaunchConfig = ONE,
+    start: Start = run_stage,
 ) -> tuple[Scores, list[Event]]:
-    """What stages of so many processes score a model folder on tasks."""
-    strategy = "single" if processes == 1 else "ddp"
-    launch = LaunchConfig(processes=processes, strategy=strategy, device="cpu", threads=1)
+    """What stages of such a launch score a model folder on tasks."""
     asked = Asked(
         names=names,
         task_files=str(evals),
@@ -52,7 +64,7 @@ def scored(
     settings = ModelConfig(name_or_path=str(model))
     (run / "logs").mkdir(parents=True)
     suites = SuitesSpec(name="suites", model=settings, **common)
-    found = run_stage(suites, listen=lambda event: None)
+    found = start(suites, listen=lambda event: None)
     tasks = [
         TaskToDo(facts=facts, identity=identity, out=evaluation_folder(run, identity))
         for facts in found.read(SuitesResult).suites.tasks
@@ -60,7 +72,7 @@ def scored(
     ]
     policy = NamedModel(name="M_0", folder=model, digest=model_digest(model))
     events: list[Event] = []
-    run_stage(
+    start(
         EvaluateSpec(
             name="evaluate", model=settings, policy=policy, base=model, bf16=False, tasks=tasks,
             **common,
@@ -75,18 +87,45 @@ def scored(
     return scores, events
 
 
+@pytest.fixture(scope="module")
+def scores_of_one(
+    demo_files: DemoFiles, permitted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Scores:
+    """What one process scores."""
+    return scored(demo_files.model, TASKS, permitted, tmp_path_factory.mktemp("one"))[0]
+
+
+def check_same(found: Scores, expected: Scores) -> None:
+    assert found.keys() == expected.keys()
+    for name, (table, summary) in expected.items():
+        assert found[name][0].equals(table), name
+        assert found[name][1] == summary
+
+
 def test_two_processes_score_a_share_of_the_documents_each_and_all_is_as_of_one(
-    demo_files: DemoFiles, permitted: Path, tmp_path: Path
+    demo_files: DemoFiles, permitted: Path, scores_of_one: Scores, tmp_path: Path
 ) -> None:
-    names = ["local_truthfulqa_mc2", "local_gsm8k", "local_mmlu_formal_logic@2"]
-    one, _ = scored(demo_files.model, names, permitted, tmp_path / "one")
-    two, events = scored(demo_files.model, names, permitted, tmp_path / "two", processes=2)
-    assert one.keys() == two.keys()
-    for name, (table, summary) in one.items():
-        assert two[name][0].equals(table), name
-        assert two[name][1] == summary
+    two, events = scored(demo_files.model, TASKS, permitted, tmp_path, launch=TWO)
+    check_same(two, scores_of_one)
     notes = {event.note for event in events if isinstance(event, ProgressEvent)}
     assert notes == {"process 1 of 2"}
+
+
+def test_two_nodes_score_a_share_of_the_documents_each_and_all_is_as_of_one(
+    demo_files: DemoFiles, permitted: Path, scores_of_one: Scores, tmp_path: Path
+) -> None:
+    with second_node(tmp_path) as node:
+        port = free_port()
+
+        def start(spec: Spec, *, listen: Listener) -> ResultEvent:
+            if isinstance(spec, SuitesSpec):
+                return run_stage(spec, listen=listen)
+            return node.run_stage(spec, port, listen)
+
+        launch, run = node.launch(port), tmp_path / "run"
+        two, _ = scored(demo_files.model, TASKS, permitted, run, launch=launch, start=start)
+        assert "node 1 of 2" in node.log.read_text("utf-8")
+    check_same(two, scores_of_one)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from sdpo.errors import DivergedError, GateError, ModelError
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs.demo.text import dialogues
 from sdpo.model.sequence_scorer import TokenSequence
-from sdpo.stages.reference_cache import open_cache
+from sdpo.processes.step_caches import open_cache
 from sdpo.store.logp_cache import LogpCache
 from sdpo.tokens.tokenise import tokenise_supervised
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands.nodes import join_run
 from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.config.nodes import Address
 from sdpo.events import EventReader
@@ -192,9 +193,25 @@ def test_an_address_that_is_taken_or_elsewhere_is_refused_with_the_remedy() -> N
         ({"MASTER_ADDR": "node-a"}, Address("node-a", 29400)),
         ({"MASTER_ADDR": "node-a", "MASTER_PORT": "1234"}, Address("node-a", 1234)),
         ({"PET_MASTER_ADDR": "fd00::1", "PET_MASTER_PORT": "1234"}, Address("fd00::1", 1234)),
+        (
+            {"MASTER_ADDR": "node-a", "MASTER_PORT": "1234", "TORCHELASTIC_RUN_ID": "none"},
+            Address("node-a", 1235),  # at the former it listens itself
+        ),
     ],
 )
 def test_launchers_say_where_the_run_is_by_their_variables(
     variables: dict[str, str], address: Address | None
 ) -> None:
     assert address_by_variables(variables) == address
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"])
+def test_of_several_that_a_launcher_starts_on_a_node_the_first_one_joins(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setenv(name, "3")
+    assert join_run("127.0.0.1:1", patience_s=0, tell=told.append) == 0
+    assert told == ["process 3 that was started on this node: the first one joins for all of it"]
+    monkeypatch.setenv(name, "0")
+    assert join_run("127.0.0.1:1", patience_s=0, tell=told.append) == 1, "it looks for the run"
