@@ -86,11 +86,27 @@ def started(cluster: Cluster, bench: Bench, recipe: str) -> Iterator["subprocess
         process.wait()
 
 
+def said(bench: Bench) -> str:
+    """What the run has said, here or in a job."""
+    logs = (*bench.folder.glob("run.out"), *bench.folder.glob("*.log"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in logs)
+
+
+def batch_script(recipe: str, bench: Bench) -> str:
+    """What `sdpo slurm` prints for a recipe."""
+    command = [sys.executable, "-m", "flows.cli.app", "slurm", recipe]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, cwd=bench.folder
+    )
+    return done.stdout
+
+
 def wait_for(what: Callable[[], bool], bench: Bench, seconds: float = 120) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, (bench.folder / "run.out").read_text(encoding="utf-8")
+        assert time.monotonic() < end, said(bench)
         time.sleep(0.2)
 
 
@@ -192,20 +208,30 @@ def test_a_job_that_is_cancelled_ends_the_stage_and_the_run_can_be_resumed(
 def test_within_an_allocation_each_stage_is_an_srun_over_its_nodes(
     cluster: Cluster, bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    recipe = bench.write(ON_NODES)
-    command = [sys.executable, "-m", "flows.cli.app", "slurm", recipe]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    script = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment, cwd=bench.folder
-    ).stdout
+    script = batch_script(bench.write(ON_NODES), bench)
     assert "#SBATCH --nodes=2" in script
     job = cluster.submit(script, folder=bench.folder)
     state = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=400)
-    log = next(bench.folder.glob("*.log")).read_text(encoding="utf-8")
-    assert state == "COMPLETED", log
+    assert state == "COMPLETED", said(bench)
     run = RunFolder(bench.runs / "tiny")
     there = Bench(tmp_path_factory.mktemp("plain"), bench.recipe)
     assert models(run) == models(here({"launch": TWO}, there))
     nodes = (run.path / "logs" / "step-1.log").read_text(encoding="utf-8")
     assert "node node1: node 0 of 2" in nodes
     assert "node node2: node 1 of 2" in nodes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_of_a_whole_run_that_is_cancelled_leaves_nothing_on_any_of_its_nodes(
+    cluster: Cluster, bench: Bench
+) -> None:
+    script = batch_script(bench.write({**LONG, **ON_NODES}), bench)
+    job = cluster.submit(script, folder=bench.folder)
+    wait_for(lambda: has_state(bench), bench)
+    cluster.call("scancel", job)
+    start = time.monotonic()
+    wait_for(lambda: not left(bench), bench, 35)
+    print(f"nothing was left after {time.monotonic() - start:.1f} s")
+    assert cluster.wait_for(job, "CANCELLED", seconds=10) == "CANCELLED"
+    assert read_word(RunFolder(bench.runs / "tiny")).state == "interrupted"
