@@ -23,6 +23,9 @@ this project's own backward passes on a CPU."""
 _RECOMPUTED_BYTES = 4
 """A layer whose activations are recomputed keeps so many bytes per hidden width: the fp32 residual.
 """
+_SELECTIVE_BYTES = {"bf16": (12, 4), "fp32": (24, 8), "fused": (24, 8)}
+"""A Llama's layer keeps so many beside it, per hidden and per feed-forward width, where the results
+of matrix products and of attention are not recomputed."""
 
 _HELD_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "nf4": 0.5625}
 """A weight of a base under adapters takes so many bytes where its layer is held in this precision:
@@ -207,9 +210,13 @@ def _kept_bytes(
     kind = "bf16" if training.precision == "bf16" else "fused" if device == "cpu" else "fp32"
     per_hidden, per_inner = _KEPT_BYTES[kind]
     layer = per_hidden * hidden + per_inner * inner
-    if training.gradient_checkpointing:
-        return _RECOMPUTED_BYTES * hidden * layers + layer
-    return layer * layers
+    if not training.recomputed:
+        return layer * layers
+    kept = float(_RECOMPUTED_BYTES * hidden)
+    if training.recomputed == "selective":
+        per_hidden, per_inner = _SELECTIVE_BYTES[kind]
+        kept += per_hidden * hidden + per_inner * inner
+    return kept * layers + layer
 
 
 def _sums(lanes: int) -> int:

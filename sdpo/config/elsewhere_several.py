@@ -107,7 +107,11 @@ SEVERAL: list[tuple[str, str]] = [
     (
         "here it is `training.gradient_checkpointing`",
         "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs "
-        "use_reentrant_gc use_unsloth_gc selective_checkpointing",
+        "use_reentrant_gc use_unsloth_gc",
+    ),
+    (
+        "here it is `training.recomputation`",
+        "selective_checkpointing",
     ),
     (
         "here it is `training.compile`",

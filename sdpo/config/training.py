@@ -54,6 +54,12 @@ Schedule = Literal["linear", "cosine", "cosine_with_min_lr", "constant"]
 OF_COSINE_WITH_MIN_LR = ReadIf(
     settings=("lr_schedule",), equal_to="cosine_with_min_lr", otherwise=" on lr_schedule {value}"
 )
+Recomputation = Literal["blocks", "selective"]
+_IF_RECOMPUTED = ReadIf(
+    settings=("gradient_checkpointing",),
+    equal_to=True,
+    otherwise=": gradient_checkpointing is off",
+)
 IN_SHARES = ReadIf(
     settings=("warmup_steps",), equal_to=0, otherwise=": warmup_steps is {value}, and says it"
 )
@@ -256,6 +262,12 @@ class TrainingConfig(Group):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    recomputation: Annotated[Recomputation, _IF_RECOMPUTED] = Field(
+        "blocks",
+        description="What gradient checkpointing computes again: `blocks`, all of a decoder block, "
+        "of which its input is kept; `selective`, what is cheap: results of matrix products and "
+        "of attention are kept as well.",
+    )
     compile: bool = Field(
         False,
         description="Train the decoder blocks through torch.compile and report what it gained; "
@@ -294,6 +306,11 @@ class TrainingConfig(Group):
         description="What a step hands on: `merge`: one set of weights, adapters merged; "
         "`continue`: the adapter itself, over a base that stays as it is.",
     )
+
+    @property
+    def recomputed(self) -> Recomputation | None:
+        """Return what blocks compute again in the backward pass; None: they keep everything."""
+        return self.recomputation if self.gradient_checkpointing else None
 
     @property
     def hands_on(self) -> bool:

@@ -15,7 +15,6 @@ from sdpo.config import EvaluationConfig, Group, RunConfig, SourceConfig
 from sdpo.config.impossible import impossible_paging
 from sdpo.config.training import IN_8_BITS
 from sdpo.errors import ConfigError, DataError
-from sdpo.identity.adapter_folder import is_adapter
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.tokenizer_digest import given_template, has_chat_template, tokenizer_digest
@@ -109,7 +108,6 @@ def resolve(config: RunConfig, *, known: Mapping[str, str] = {}) -> Resolved:
         }
     )
     _check_attention(resolved)
-    _check_start(model, resolved)
     _check_optimizers(resolved)
     _check_packages(resolved)
     _check_evaluation(resolved)
@@ -270,17 +268,6 @@ def _judge_of(config: RunConfig, cache: Path) -> LocatedJudge | None:
     if not win_rate.is_on:
         return None
     return locate_judge(win_rate.judge, where="evaluation.win_rate.judge", cache=cache)
-
-
-def _check_start(model: Path, config: RunConfig) -> None:
-    """Refuse an adapter to start from that would have to be merged into weights in shares."""
-    if config.launch.strategy != "fsdp2" or not is_adapter(model) or config.training.hands_on:
-        return
-    raise ConfigError(
-        f"model.name_or_path: {model} is an adapter, and launch.strategy fsdp2 goes on with one, "
-        "but does not merge it: set training.lora_handoff: continue (with lora_r), or launch."
-        "strategy: ddp, or merge it into its base first (peft's merge_and_unload)"
-    )
 
 
 def _check_attention(config: RunConfig) -> None:

@@ -35,8 +35,7 @@ def adapters_over(
     All weights of ``policy`` are on the meta device, and those of the adapters afterwards. The
     values of ``fresh`` adapters are without those that come from the base: see :func:`from_base`.
     """
-    _replace_weights(policy, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
-    adapted = put(policy)
+    adapted = over_zeros(policy, put)
     values = {
         name: parameter.detach().clone()
         for name, parameter in adapted.named_parameters()
@@ -44,6 +43,14 @@ def adapters_over(
     }
     _replace_weights(adapted, lambda p: torch.empty_like(p, device="meta"))
     return adapted, values
+
+
+def over_zeros(
+    policy: "PreTrainedModel", put: Callable[["PreTrainedModel"], "PreTrainedModel"]
+) -> "PreTrainedModel":
+    """Return ``policy`` with adapters that have values, over zeros that take no memory."""
+    _replace_weights(policy, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
+    return put(policy)
 
 
 def _replace_weights(model: nn.Module, make: Callable[[nn.Parameter], torch.Tensor]) -> None:

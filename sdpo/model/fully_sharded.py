@@ -5,7 +5,7 @@ reads its own rows from the safetensors files, and a block's weights are whole o
 the block computes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,23 +17,25 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from sdpo.config import ModelConfig, TrainingConfig
+from sdpo.config.training import Recomputation
 from sdpo.errors import ModelError
 from sdpo.identity.adapter_folder import base_folder, is_adapter, recorded_base
 from sdpo.identity.model_digest import TensorEntry, tensor_entries
 from sdpo.identity.model_folder import refusals, view_of
 from sdpo.model.adapters_in_shares import adapters_over, from_base, keep_rows, name_in_base
 from sdpo.model.handed_on import put_over
+from sdpo.model.merged_start import merged_tensors
 from sdpo.model.policy import (
     add_adapters,
     check_complete,
     check_digest,
     known_kernels,
-    recompute,
     two_heads,
 )
 from sdpo.model.prepare import forwards_known
 from sdpo.model.published_tensors import other_tensors, reads_as_it_is, tied_names
 from sdpo.model.randomness import switch_off
+from sdpo.model.recomputation import recompute
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate, decoder_blocks
 from sdpo.model.shares import own_rows, whole
 
@@ -51,8 +53,9 @@ def load_in_shares(
     bf16: bool = False,
     offload: bool = False,
     digest: str = "",
-    gradient_checkpointing: bool = False,
+    recomputed: Recomputation | None = None,
     fresh: TrainingConfig | None = None,
+    merges: bool = False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> SequenceScorer:
     """Load this rank's share of the model in ``folder``, and return its scorer.
@@ -60,8 +63,9 @@ def load_in_shares(
     Every rank of the default process group calls it. With ``bf16`` the model computes with copies
     of its weights in that precision; the fp32 weights are what trains. With ``offload`` they stay
     in the machine's memory and travel to ``device`` for a block's time. ``digest`` is the model's,
-    where this rank is to check it. Where the folder holds an adapter, it is over its base;
-    ``fresh`` are the settings of new ones that a base gets. Then adapters alone train.
+    where this rank is to check it. Where the folder holds an adapter, it is over its base, or with
+    ``merges`` in it; ``fresh`` are the settings of new ones that weights get. Then adapters alone
+    train.
 
     Raises:
         ConfigError: as :func:`sdpo.model.policy.add_adapters`.
@@ -82,14 +86,18 @@ def load_in_shares(
         entries = {entry.name: entry for entry in tensor_entries(base)}
         _check_names(base, policy, entries, warn=warn)
         _check_forms(base, policy, entries)
-        adapted, values = _adapted(policy, folder, view, fresh=fresh)
-        if gradient_checkpointing:
-            recompute(policy)
+        merges = merges and is_adapter(folder)
+        adapted, values = _adapted(policy, base if merges else folder, view, fresh=fresh)
+        if recomputed:
+            recompute(policy, recomputed)
         scorer = SequenceScorer(adapted, low=bf16)
         _divide(scorer, device=device, bf16=bf16, offload=offload)
         _read(base, policy, entries)
+        if merges:
+            over = _empty(base_view, model=model)
+            _put_in(policy, merged_tensors(over, folder, view, read=_whole_from(entries)))
         keep_rows(adapted, values)
-        if fresh and not is_adapter(folder):
+        if fresh and (merges or not is_adapter(folder)):
             from_base(adapted)
     with forwards_known(policy), torch.no_grad():
         # The first forward tells FSDP2 which module is the outermost one.
@@ -232,3 +240,26 @@ def _read(folder: Path, policy: "PreTrainedModel", entries: dict[str, TensorEntr
             if len(stored) > 1 and not torch.equal(found, read(stored[1], rows)):
                 raise ModelError(two_heads(folder))
             own.copy_(found)
+
+
+def _whole_from(entries: dict[str, TensorEntry]) -> Callable[[str], torch.Tensor]:
+    """Return what reads a tensor whole from its file, by its name."""
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(entries[name].file, framework="pt") as file:
+            found: torch.Tensor = file.get_tensor(name)
+        return found
+
+    return read
+
+
+@torch.no_grad()
+def _put_in(policy: "PreTrainedModel", tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy this rank's rows of whole ``tensors``, which have the names of the base."""
+    places = [(name_in_base(n), t) for n, t in policy.state_dict(keep_vars=True).items()]
+    for name, found in tensors:
+        for place, tensor in places:
+            if place == name and isinstance(tensor, DTensor):
+                tensor.to_local().copy_(found[own_rows(tensor)])
+            elif place == name:
+                tensor.copy_(found)

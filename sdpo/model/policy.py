@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdpo.config import ModelConfig, TrainingConfig
+from sdpo.config.training import Recomputation
 from sdpo.errors import ConfigError, ModelError
 from sdpo.identity.adapter_folder import (
     FULL,
@@ -30,6 +31,7 @@ from sdpo.model.adapters import check_adapters, check_names, check_whole
 from sdpo.model.handed_on import has_adapters, put_over, shape_of
 from sdpo.model.held import hold_base, let_go
 from sdpo.model.randomness import own_settings, switch_off
+from sdpo.model.recomputation import recompute
 from sdpo.model.sequence_scorer import inner_model
 from sdpo.model.shard_files import GB
 from sdpo.model.shares import in_shares, written
@@ -46,7 +48,7 @@ def load_policy(
     *,
     model: ModelConfig,
     digest: str = "",
-    gradient_checkpointing: bool = False,
+    recomputed: Recomputation | None = None,
     warn: Callable[[str], None] = lambda _: None,
     before_held: "Callable[[PreTrainedModel], None]" = lambda _: None,
 ) -> "PreTrainedModel":
@@ -56,7 +58,8 @@ def load_policy(
     All is loaded from views of exactly the files that are digested. ``digest`` is the model's,
     where it is known which model this must be; the files are digested while the view watches them.
     ``warn`` gets a message on tensors that its architecture has no place for; ``before_held`` the
-    exact model, before its layers are held as ``model.base_precision`` says.
+    exact model, before its layers are held as ``model.base_precision`` says. ``recomputed`` says
+    what the blocks compute again in the backward pass, where they do.
 
     Raises:
         ModelError: it is not a causal language model, has another digest, its weights do not fit
@@ -68,8 +71,8 @@ def load_policy(
         policy, is_own = _load_weights(folder, model=model, digest=digest, warn=warn)
         before_held(policy)
         policy = hold_base(policy, model.base_precision, unchanged=is_own)
-    if gradient_checkpointing:
-        recompute(inner_model(policy))
+    if recomputed:
+        recompute(inner_model(policy), recomputed)
     return policy
 
 
@@ -157,13 +160,6 @@ def check_complete(
             f"{type(policy).__name__} has no place for them by {folder.name}/config.json, and no "
             f"M_t will have them: {', '.join(sorted(unused)[:_MOST_NAMED])}{more}"
         )
-
-
-def recompute(policy: "PreTrainedModel") -> None:
-    """Let the blocks of ``policy`` compute their activations again in the backward pass."""
-    # transformers renamed it on the way to version 6.
-    renamed = getattr(policy, "activation_checkpointing_enable", None)
-    (renamed or policy.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _check_tied(folder: Path, policy: "PreTrainedModel") -> None:

@@ -357,7 +357,7 @@ def _loaded(
     """Return the input model, its scorer where FSDP2 holds it, and what holding its base in another
     precision changed."""
     digest = spec.input_digest if accelerator.is_main_process else ""
-    recomputes = spec.training.gradient_checkpointing and spec.trains is not None
+    recomputed = spec.training.recomputed if spec.trains else None
     if spec.launch.strategy == "fsdp2":
         shares = load_in_shares(
             spec.input_model,
@@ -366,8 +366,9 @@ def _loaded(
             bf16=spec.training.precision == "bf16",
             offload=spec.launch.offload == "all",
             digest=digest,
-            gradient_checkpointing=recomputes,
+            recomputed=recomputed,
             fresh=spec.training if spec.trains and spec.training.lora_r else None,
+            merges=bool(spec.trains) and not spec.training.hands_on,
             warn=events.warning,
         )
         return shares.model, shares, None
@@ -378,7 +379,7 @@ def _loaded(
         spec.input_model,
         model=spec.model,
         digest=digest,
-        gradient_checkpointing=recomputes,
+        recomputed=recomputed,
         warn=events.warning,
         before_held=probe.see if probe else lambda _: None,
     )

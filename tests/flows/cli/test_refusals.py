@@ -111,7 +111,7 @@ LATER = {
     "planned": "a spec that no node gives",
     "needed_supervised_tokens": "a spec that no node gives",
     **dict.fromkeys(
-        ("_empty", "_check_names", "_check_forms", "fully_sharded._read"),
+        ("_empty", "_check_names", "_check_forms", "fully_sharded._read", "merged_tensors"),
         "of launch.strategy fsdp2, whose processes `check` has not",
     ),
     "publish_shares": "an update that spoiled the weights",

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -12,6 +15,7 @@ from sdpo.model.fused_ops import fuse
 from sdpo.model.held import hold_base
 from sdpo.model.last_block import prune
 from sdpo.model.layouts import LAYOUTS, PromptGroup
+from sdpo.model.recomputation import recompute
 from sdpo.model.sequence_scorer import SequenceScorer
 
 HIDDEN, LAYERS, VOCABULARY = 128, 8, 64
@@ -128,6 +132,67 @@ def test_recomputation_keeps_the_residual_and_one_block():
     assert whole.activations_bytes is not None
     block = whole.activations_bytes // LAYERS
     assert less.activations_bytes == 1000 * 4 * HIDDEN * LAYERS + block
+
+
+class Living(TorchDispatchMode):
+    """It counts the bytes of tensors that were made within it and are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function, types, given=(), options=None):
+        made = function(*given, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return made
+
+    def bytes(self) -> int:
+        return sum(size for storage, size in self._made.values() if not storage.expired())
+
+
+def living_bytes(recomputed: str | None, *, precision: str, device: str) -> int:
+    """Bytes of a token that are there between a forward and its backward pass."""
+    model = llama(448)
+    if device == "cpu":
+        fuse(model)
+    if recomputed:
+        recompute(model, recomputed)
+    scorer, rows = SequenceScorer(model).train(), batch()
+    low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    with Living() as living, low:
+        logps = scorer(rows)
+    assert logps.requires_grad
+    return living.bytes() // rows.input_ids.numel()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device"), [("bf16", "cuda"), ("fp32", "cuda"), ("fp32", "cpu")]
+)
+def test_selective_recomputation_keeps_more_than_blocks_and_less_than_all(precision, device):
+    kept = {
+        what: living_bytes(what, precision=precision, device=device)
+        for what in (None, "selective", "blocks")
+    }
+    assert kept["blocks"] < kept["selective"] < kept[None]
+    estimates = {
+        what: estimate_memory(
+            llama(448).config.to_dict(),
+            parameters=1_000_000,
+            training=TrainingConfig(
+                precision=precision,
+                micro_batch_tokens=1000,
+                gradient_checkpointing=True,
+                recomputation=what,
+            ),
+            launch=LaunchConfig(device=device, processes=1, strategy="single", threads=1),
+        )
+        for what in ("selective", "blocks")
+    }
+    estimated = estimates["selective"].activations_bytes - estimates["blocks"].activations_bytes
+    assert estimated / 1000 == pytest.approx(kept["selective"] - kept["blocks"], rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -168,18 +168,6 @@ def test_the_base_of_an_adapter_is_a_folder_or_a_model_of_the_hub(configure, off
     assert digests[0] != resolve(configure()).inputs["model"]
 
 
-def test_an_adapter_to_start_from_is_not_merged_into_weights_in_shares(configure, tmp_path):
-    folder = adapter_of(str(tmp_path / "model"), tmp_path / "adapter", tmp_path / "model")
-    settings = {
-        "model": {"name_or_path": str(folder)},
-        "launch": {"strategy": "fsdp2", "processes": 2, "device": "cpu"},
-    }
-    with pytest.raises(ConfigError, match=r"fsdp2 goes on with one.*lora_handoff: continue"):
-        resolve(configure(**settings))
-    goes_on = {"lora_r": 2, "lora_handoff": "continue"}
-    assert resolve(configure(**settings, training=goes_on)).model == folder
-
-
 def test_a_base_that_is_neither_here_nor_to_be_had_is_one_clear_message(
     configure, offline, tmp_path
 ):

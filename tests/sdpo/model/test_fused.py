@@ -64,15 +64,14 @@ def test_a_rotary_function_that_is_called_without_keys_rotates_as_it_did():
 def test_recomputation_changes_no_gradient_of_a_fused_model(kind, layout, tmp_path):
     small_model(kind, head_dim=8).save_pretrained(tmp_path)
     found = []
-    for recomputed in (False, True):
-        policy = load_policy(
-            tmp_path, model=ModelConfig(name_or_path="x"), gradient_checkpointing=recomputed
-        )
+    for recomputed in (None, "blocks", "selective"):
+        policy = load_policy(tmp_path, model=ModelConfig(name_or_path="x"), recomputed=recomputed)
         fuse(policy)
         prune(policy)
         SequenceScorer(policy).train()(batch(layout, pairs())).sum().backward()
         found.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gate_that_clamps_what_is_large_keeps_its_own_code():
@@ -140,9 +139,8 @@ def test_a_fused_model_has_the_log_probs_and_gradients_of_transformers_own_code(
     model.save_pretrained(tmp_path)
     found = []
     for fused in (False, True):
-        policy = load_policy(
-            tmp_path, model=ModelConfig(), gradient_checkpointing=setting == "recomputed"
-        )
+        recomputed = "blocks" if setting == "recomputed" else None
+        policy = load_policy(tmp_path, model=ModelConfig(), recomputed=recomputed)
         if fused:
             assert fuse(policy)
         if setting == "adapters":

@@ -109,9 +109,7 @@ def test_experts_that_are_drawn_are_seen_in_bf16_too(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
 def test_rounding_is_not_taken_for_a_fault(kind, size, precision, tmp_path):
     small_model(kind, **KINDS.get(kind, {}), **size).save_pretrained(tmp_path)
-    policy = load_policy(
-        tmp_path, model=ModelConfig(attention="eager"), gradient_checkpointing=True
-    )
+    policy = load_policy(tmp_path, model=ModelConfig(attention="eager"), recomputed="blocks")
     low = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
     with low:
         prepare(policy, device=CPU)

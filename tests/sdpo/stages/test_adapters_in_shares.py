@@ -58,7 +58,8 @@ def take(run: PreparedRun, step: int, form: str, launch: LaunchConfig, precision
     if step == 1:
         digest = model_digest(run.model, precision=precision)
         options |= {"measure_input": True, "input_digest": digest}
-    training = TRAINING.model_copy(update=FORMS[form])
+    recomputed = {"gradient_checkpointing": launch.shares_weights, "recomputation": "selective"}
+    training = TRAINING.model_copy(update=FORMS[form] | recomputed)
     stage.run(run.spec(step, training, **options), EventWriter(None))
 
 
@@ -93,7 +94,6 @@ def weights(run: PreparedRun, step: int) -> dict[str, torch.Tensor]:
 SLOW = pytest.mark.slow
 CELLS = [
     ("fsdp2", "LoRA beside whole modules, merged"),
-    ("fsdp2", "DoRA, handed on"),
     ("deepspeed_zero3", "LoRA, merged"),
 ]
 """These are tested each time, all others with the slow tests."""

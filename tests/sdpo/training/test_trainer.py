@@ -374,15 +374,15 @@ def test_the_supervised_loss_is_the_token_mean_of_the_global_batch(budget):
 def test_gradient_checkpointing_recomputes_and_gives_the_same_losses(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     histories, forwards = [], []
-    for checkpointing in (False, True):
-        policy = load_policy(tmp_path, model=ModelConfig(), gradient_checkpointing=checkpointing)
+    for recomputed in (None, "blocks", "selective"):
+        policy = load_policy(tmp_path, model=ModelConfig(), recomputed=recomputed)
         calls = []
         policy.model.layers[0].mlp.register_forward_pre_hook(lambda *_, c=calls: c.append(1))
         training = TrainingConfig(learning_rate=1e-3, batch_size=3)
         histories.append(run_steps(make_trainer(policy, training), preference_task(9)))
         forwards.append(len(calls))
-    assert histories[0] == histories[1]
-    assert forwards == [3, 6]
+    assert histories[0] == histories[1] == histories[2]
+    assert forwards == [3, 6, 6]
 
 
 @old_checkpointing_name
