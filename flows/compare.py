@@ -30,6 +30,7 @@ _DESCRIPTIONS = {
     "seeds": "Training seeds of each arm.",
     "partition_seeds": "Draw the partition anew with each seed too.",
     "keep": "`models`: runs stay whole; `none`: once measured, their numbers alone stay.",
+    "side_by_side": "So many runs at a time, each on devices of its own; on a CPU they share it.",
     "name": "Name of the study, which goes on if it is there. Empty: the recipe's with `-compare`.",
     "limit": "Pairs per source, for a smoke run; 0: all. Empty: as the recipe says.",
     "overrides": "Settings of all arms, one a line: `training.epochs=2`.",
@@ -46,6 +47,7 @@ def compare(
     seeds: Annotated[int, Unit(NO_UNIT)] = 1,
     partition_seeds: bool = False,
     keep: Literal["models", "none"] = "models",
+    side_by_side: Annotated[int, Unit("runs")] = 1,
     name: str = "",
     limit: Annotated[int | None, Unit("pairs"), Empty("integer", least=0)] = None,
     overrides: list[str] = [],  # noqa: B006 - never mutated
@@ -65,7 +67,9 @@ def compare(
         name=name,
     )
     with RunPage(plan.study.name) as page:
-        done = run_comparison(plan, keep=keep, host=page.host, host_of=page.host_of)
+        done = run_comparison(
+            plan, keep=keep, host=page.host, host_of=page.host_of, side_by_side=side_by_side
+        )
         verdict, tables = conclude(done.found), comparison_tables(done.found)
         figures = [*arm_figures(done.found), *difference_figures(done.found)]
         page.studied(study_card(plan.study, verdict, figures, tables), tables, verdict.headline)

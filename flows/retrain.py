@@ -24,6 +24,7 @@ from sdpo.config import Group
 from sdpo.config.annotations import Unit
 from sdpo.config.load import checked
 from sdpo.errors import InUseError
+from sdpo.history.new_prompts import new_round
 from sdpo.promotion.judge import GateSettings, Judgement
 from sdpo.promotion.retrain import Answer, Retrained, find_named
 from sdpo.promotion.retrain import retrain as retrain_named
@@ -53,11 +54,23 @@ class NewDataSettings(Group):
         title="Sources",
         description="Files, folders or hub names of preference pairs, read anew every time.",
     )
+    prompts: str = Field(
+        "",
+        title="Prompts",
+        description="In place of sources: a file of prompts, read anew every time. The model in "
+        "use answers those that no step has answered, and pairs are made of that.",
+    )
+    generate: list[str] = Field(
+        [],
+        title="Settings of the round",
+        description="How pairs are made of answers, where that differs from the recipe's last "
+        "rounds, one a line: `judge.rule=asks_back`, `n=8`.",
+    )
     min_new_pairs: Annotated[int, Unit("pairs")] = Field(
         100,
         ge=1,
         title="New pairs needed",
-        description="With fewer pairs that the model has not been trained on, no step is made.",
+        description="With fewer pairs (or prompts) that are new to the model, no step is made.",
     )
 
 
@@ -110,7 +123,7 @@ def _run_name() -> str:
 @flow(name="sdpo-retrain", flow_run_name=_run_name, validate_parameters=False)
 def retrain(
     lineage: Annotated[LineageSettings, Asks("name")] = LineageSettings(),
-    data: Annotated[NewDataSettings, Asks("sources")] = NewDataSettings(),
+    data: NewDataSettings = NewDataSettings(),
     step: NewStepSettings = NewStepSettings(),
     gate: GateSettings = GateSettings(),
     approval: ApprovalSettings = ApprovalSettings(),
@@ -143,6 +156,7 @@ def retrain(
                 runs_dir=Path(lineage.runs_dir),
                 overrides=step.overrides,
                 min_new_pairs=data.min_new_pairs,
+                made=new_round(data.prompts, data.generate),
                 gate=gate,
                 ask=ask if approval.required else None,
                 host=page.host,

@@ -28,6 +28,7 @@ _DESCRIPTIONS = {
     "seeds": "Training seeds of each combination.",
     "prune": "Of proposed trials, end those early that fall behind.",
     "keep": "`models`: runs stay whole; `none`: once measured, their numbers alone stay.",
+    "side_by_side": "So many runs at a time, each on devices of its own; on a CPU they share it.",
     "name": "Name of the study, which goes on if it is there. Empty: the recipe's with `-sweep`.",
     "limit": "Pairs per source, for a smoke run; 0: all. Empty: as the recipe says.",
     "overrides": "Settings of all trials, one a line: `training.epochs=2`.",
@@ -44,6 +45,7 @@ def sweep(
     seeds: Annotated[int, Unit(NO_UNIT)] = 1,
     prune: bool = False,
     keep: Literal["models", "none"] = "models",
+    side_by_side: Annotated[int, Unit("runs")] = 1,
     name: str = "",
     limit: Annotated[int | None, Unit("pairs"), Empty("integer", least=0)] = None,
     overrides: list[str] = [],  # noqa: B006 - never mutated
@@ -67,6 +69,7 @@ def sweep(
             prune=prune,
             name=name,
             keep=keep,
+            side_by_side=side_by_side,
             host_of=page.host_of,
         )
         done = run(page.host)

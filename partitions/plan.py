@@ -277,6 +277,7 @@ def extend_plan(
     carried_step: NDArray[np.int32],
     carried: Sequence[StepPlan],
     measured: Mapping[str, Mapping[str, float]],
+    to_be_made: str = "",
 ) -> Plan:
     """Extend a plan, carried over as it is, by one more step with the pairs that are new.
 
@@ -284,14 +285,15 @@ def extend_plan(
     is carried; a pair without an entry is new.
     carried: the steps of that plan; ``measured``: the summaries that it rests on.
     ``settings.rehearse`` adds earlier pairs to the new step.
+    to_be_made: says who makes the step's pairs later, where none is new yet.
 
-    Raises :class:`PartitionError` where no pair is new, and where a carried step would not have
-    the pairs that it had.
+    Raises :class:`PartitionError` where no pair is new, unless they are to be made, and where a
+    carried step would not have the pairs that it had.
     """
     number = len(carried) + 1
     is_new = np.ones(len(pairs), dtype=bool)
     is_new[carried_rows] = False
-    if not is_new.any():
+    if not is_new.any() and not to_be_made:
         raise PartitionError("no pair is new and trainable: there is nothing to extend the run by")
     new_rows = np.flatnonzero(is_new)
     rows, step_of = in_order(
@@ -299,7 +301,7 @@ def extend_plan(
         np.concatenate([carried_step, np.full(len(new_rows), number, dtype=np.int32)]),
     )
     contents = [*(step.contents for step in carried), ""]
-    if settings.rehearse:
+    if settings.rehearse and is_new.any():
         rows, step_of, contents = _rehearsed(
             pairs, settings, rows, step_of, contents, steps=[number]
         )
@@ -314,7 +316,7 @@ def extend_plan(
     news, sources = (_by_source(pairs, found) for found in (new_rows, members))
     new = StepPlan(
         step=number,
-        contents=f"new pairs of {' + '.join(news)}{contents[-1]}",
+        contents=f"new pairs of {' + '.join(news)}{contents[-1]}" if news else to_be_made,
         pairs=len(members),
         sources=sources,
         digest=digests[-1],

@@ -65,11 +65,25 @@ def current(
 def retrain(
     name: Annotated[str, typer.Argument(help="Name that a run was promoted under, or the run.")],
     source: Annotated[
-        list[str], typer.Option("--source", help="New data: file or hub name; may be repeated.")
-    ],
+        list[str] | None,
+        typer.Option("--source", help="New data: file or hub name; may be repeated."),
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option("--prompts", help="In place of data: prompts that the model in use answers."),
+    ] = "",
+    generate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generate",
+            help="With --prompts: how pairs are made of answers, key=value over the recipe's last "
+            "rounds (judge.rule=asks_back, n=8); may be repeated.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     min_new_pairs: Annotated[
-        int, typer.Option("--min-new-pairs", min=1, help="Fewer new pairs make no step.")
+        int,
+        typer.Option("--min-new-pairs", min=1, help="Fewer new pairs, or prompts, make no step."),
     ] = 1,
     gate: Annotated[
         list[str] | None,
@@ -83,13 +97,16 @@ def retrain(
 ) -> None:
     """Train a model's next step on pairs that it has not seen; promote it if the gate agrees.
 
-    Exit code 0: promoted, or nothing new; 1: a step was made and the model in use stays.
+    With --prompts it answers new prompts, and pairs are made of that. Exit code 0: promoted, or
+    nothing new; 1: a step was made and the model in use stays.
     """
     from flows.commands import models
+    from sdpo.history.new_prompts import new_round
 
     code = models.retrain_named(
         name,
-        source,
+        source or [],
+        made=new_round(prompts, generate or []),
         overrides=overrides or [],
         min_new_pairs=min_new_pairs,
         gate=gate or [],

@@ -26,6 +26,13 @@ Kept = Annotated[
     Keep,
     typer.Option("--keep", help="`models`: runs stay whole; `none`: their numbers alone stay."),
 ]
+SideBySide = Annotated[
+    int,
+    typer.Option(
+        "--side-by-side",
+        help="So many runs at a time, each on devices of its own; on a CPU they share it.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 
 
@@ -53,6 +60,7 @@ def compare(
     limit: Limit = 0,
     runs_dir: RunsDir = None,
     keep: Kept = Keep.MODELS,
+    side_by_side: SideBySide = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     wait: Wait = False,
@@ -71,6 +79,7 @@ def compare(
         partition_seeds=partition_seeds,
         name=name,
         keep=keep.value,
+        side_by_side=side_by_side,
         dry_run=dry_run,
         as_json=as_json,
         wait=wait,
@@ -103,6 +112,7 @@ def sweep(
     limit: Limit = 0,
     runs_dir: RunsDir = None,
     keep: Kept = Keep.MODELS,
+    side_by_side: SideBySide = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     wait: Wait = False,
@@ -122,6 +132,7 @@ def sweep(
         prune=prune,
         name=name,
         keep=keep.value,
+        side_by_side=side_by_side,
         dry_run=dry_run,
         as_json=as_json,
         wait=wait,

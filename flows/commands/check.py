@@ -67,7 +67,8 @@ def check_recipe(config: RunConfig, *, console: Console, hardware: Hardware | No
         _print_pair(context, tokens, console)
         _print_lengths(context, tokens, console)
         plan = foresee_plan(context)
-        rounds = [check_rounds(context)] if context.config.data.generated else []
+        made = context.config.data.generated
+        rounds = [check_rounds(context, made)] if made else []
         execute(context, [checked(context, lambda: plan), *rounds, *find_suites(context)])
         steps = [step.step for step in plan.steps]
         _print_supervised(context, console)

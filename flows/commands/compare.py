@@ -20,6 +20,7 @@ from sdpo.study.compare import Keep, check_plan, keeps_models, plan_comparison, 
 from sdpo.study.conclusions import conclude
 from sdpo.study.folder import StudyFolder
 from sdpo.study.run_trials import Failed, failures
+from sdpo.study.side_by_side import check_side_by_side
 from sdpo.study.sweep import plan_sweep
 from sdpo.study.sweep_page import conclude_sweep, sweep_tables
 from sdpo.study.sweeping import planned_sweep
@@ -35,6 +36,7 @@ def compare_arms(
     partition_seeds: bool,
     name: str,
     keep: Keep,
+    side_by_side: int,
     dry_run: bool,
     as_json: bool,
     wait: bool,
@@ -57,11 +59,19 @@ def compare_arms(
         name=name,
     )
     if dry_run:
-        check_plan(plan, keep=keep)
-        foresee_study(plan.study, plan.trials, keeps_models=keeps_models(keep), console=console)
+        check_plan(plan, keep=keep, side_by_side=side_by_side)
+        foresee_study(
+            plan.study,
+            plan.trials,
+            keeps_models=keeps_models(keep),
+            at_once=side_by_side,
+            console=console,
+        )
         return 0
     with going_on(plan.study, "sdpo compare"), RunConsole(progress) as listen:
-        compared = run_comparison(plan, keep=keep, host=Host(listen=listen), wait=wait)
+        compared = run_comparison(
+            plan, keep=keep, host=Host(listen=listen), wait=wait, side_by_side=side_by_side
+        )
     if as_json:
         print(json.dumps(compared.found.as_json(), indent=2))
     else:
@@ -80,6 +90,7 @@ def sweep_settings(
     prune: bool,
     name: str,
     keep: Keep,
+    side_by_side: int,
     dry_run: bool,
     as_json: bool,
     wait: bool,
@@ -100,10 +111,18 @@ def sweep_settings(
         name=name,
         keep=keep,
         wait=wait,
+        side_by_side=side_by_side,
     )
     if dry_run:
         _foresee_sweep(
-            study, config, over=over, trials=trials, seeds=seeds, keep=keep, console=console
+            study,
+            config,
+            over=over,
+            trials=trials,
+            seeds=seeds,
+            keep=keep,
+            at_once=side_by_side,
+            console=console,
         )
         return 0
     with going_on(study, "sdpo sweep"), RunConsole(progress) as listen:
@@ -125,6 +144,7 @@ def _foresee_sweep(
     trials: int,
     seeds: int,
     keep: Keep,
+    at_once: int,
     console: Console,
 ) -> None:
     """Print what a sweep would take; of a search what one trial takes, of which the rest are like
@@ -132,8 +152,9 @@ def _foresee_sweep(
     keeps = keeps_models(keep)
     if not trials:
         planned = plan_sweep(config, over=over, seeds=seeds, name=study.name).trials
-        check_trials(study, planned, keeps_models=keeps)
-        foresee_study(study, planned, keeps_models=keeps, console=console)
+        check_side_by_side(planned, at_once)
+        check_trials(study, planned, keeps_models=keeps, at_once=at_once)
+        foresee_study(study, planned, keeps_models=keeps, at_once=at_once, console=console)
         return
     one = [
         Trial(

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from flows.show.console import Row, RunConsole, table
 from flows.show.tables import judgement_rows
+from sdpo.history.new_prompts import NewRound
 from sdpo.history.target import locate
 from sdpo.hooks import Host
 from sdpo.promotion.judge import Judgement, judgement_settings
@@ -66,6 +67,7 @@ def retrain_named(
     name: str,
     sources: Sequence[str],
     *,
+    made: NewRound | None,
     overrides: Sequence[str],
     min_new_pairs: int,
     gate: Sequence[str],
@@ -75,6 +77,8 @@ def retrain_named(
     console: Console,
 ) -> int:
     """Train a model's next step on new pairs; return 1 where it was made and is not in use, else 0.
+
+    ``made``: on pairs that are made of new prompts instead.
 
     ``ask``: whether a person is asked before it is promoted; no answer leaves the decision open.
     """
@@ -95,6 +99,7 @@ def retrain_named(
             runs_dir=runs_dir,
             overrides=overrides,
             min_new_pairs=min_new_pairs,
+            made=made,
             gate=settings,
             ask=asked if ask else None,
             host=Host(listen=listen),

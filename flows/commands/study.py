@@ -26,9 +26,17 @@ from sdpo.tokens.token_file import TokenFile
 
 
 def foresee_study(
-    study: StudyFolder, trials: Sequence[Trial], *, keeps_models: bool, console: Console
+    study: StudyFolder,
+    trials: Sequence[Trial],
+    *,
+    keeps_models: bool,
+    console: Console,
+    at_once: int = 1,
 ) -> None:
-    """Print what the runs of a study would take, those that are done left out."""
+    """Print what the runs of a study would take, those that are done left out.
+
+    ``at_once``: so many run at a time.
+    """
     before: list[RunConfig] = []
     rows: list[Row] = []
     seconds = tokens = 0.0
@@ -47,7 +55,7 @@ def foresee_study(
         rows.append(_row(trial.name, what, found))
         seconds, tokens = seconds + found.seconds, tokens + found.tokens
     console.print(table(rows, title="What it would take", numeric=("steps", "tokens", "time")))
-    disk = needed_bytes(before, folder=study.path, keeps_models=keeps_models)
+    disk = needed_bytes(before, folder=study.path, keeps_models=keeps_models, at_once=at_once)
     console.print(
         f"in all: {len(before)} runs, roughly {duration(seconds)}, {count(round(tokens))} tokens "
         f"trained on, at most {in_units(disk)} of disk, of which "

@@ -21,9 +21,10 @@ from sdpo.chain.node import Expansion, Find, Identity, Made, Node
 from sdpo.chain.plan import Decision, planned, sampling
 from sdpo.chain.plan_check import check_steps, checked
 from sdpo.chain.plan_pairs import pairs_of, partition_settings
+from sdpo.chain.planned_rounds import contents_of, rules_of_rounds
 from sdpo.chain.reserve import reserve_by, reserved_by_settings
 from sdpo.chain.tokens import rejected_as_tokens, rule_of_tokens
-from sdpo.config import DataConfig, RunConfig
+from sdpo.config import DataConfig, RunConfig, SourceConfig
 from sdpo.data.pairs_file import BatchWriter, iter_row_groups
 from sdpo.data.parquet_columns import Columns
 from sdpo.data.schema import PAIRS_SCHEMA, Format
@@ -32,7 +33,7 @@ from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import data_identity
 from sdpo.plugins.recorded import inputs_of
 from sdpo.store.links import link
-from sdpo.store.plan_file import PlanFile
+from sdpo.store.plan_file import PlanFile, Round
 from sdpo.store.records import DataOutputs, PlanOutputs
 from sdpo.store.run_file import Carried
 from sdpo.store.run_folder import RunFolder
@@ -102,6 +103,8 @@ def prepare_data(context: Context) -> Expansion:
 
     def make(_find: Find) -> Made:
         check_sources(context, new_names)
+        if not new_names:
+            return _publish_carried(context, carried)
         with temporary_folder(context.run.path) as scratch:
             new = read_new(
                 config,
@@ -170,6 +173,22 @@ def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
     return data.model_copy(update={"sources": new})
 
 
+def new_round(context: Context) -> SourceConfig | None:
+    """Return the source of which the further step is a round; None where it has new pairs."""
+    carried = carried_by(context)
+    new = [each for each in context.config.data.generated if each.name not in carried.sources]
+    return new[0] if new else None
+
+
+def _publish_carried(context: Context, carried: Carried) -> Made:
+    """Publish the carried pairs as all that there are: those of the further step are to be made."""
+    run, folder = context.run, carried_folder(context.run)
+    link(folder / "pairs.parquet", run.pairs)
+    link(folder / "rejected_data_rows.jsonl", run.rejected_data)
+    outputs = read_json(folder / "data.json")["outputs"]
+    return Made({**outputs, "digest": carried.data}, [run.pairs, run.rejected_data])
+
+
 def _publish_data(context: Context, carried: Carried, new: NewPairs) -> Made:
     run, folder = context.run, carried_folder(context.run)
     with publish_file(run.pairs) as temporary, BatchWriter(temporary, PAIRS_SCHEMA) as writer:
@@ -212,7 +231,10 @@ def reserve(context: Context) -> Node:
         is_new = np.array([i not in step_of_pair for i in ids], dtype=bool)
         is_held = np.array([prompt in held for prompt in _keys(prompts)], dtype=bool)
         fresh = is_new & np.array([prompt not in known for prompt in _keys(prompts)], dtype=bool)
-        chosen = reserved_by_settings(context, prompts[fresh], source[fresh])
+        if not fresh.any():
+            chosen = np.zeros(0, dtype=bool)
+        else:
+            chosen = reserved_by_settings(context, prompts[fresh], source[fresh])
         # A prompt may be both reserved and trained in the origin only by mistake: its plan stands.
         mask = np.where(is_new, is_held, np.array([step_of_pair.get(i) == 0 for i in ids]))
         mask[fresh] = chosen
@@ -257,6 +279,8 @@ def partition(context: Context) -> Expansion:
         features, scorers = _carried_features(context.run, usable)
         steps = _carried_plan(context.run).steps
         rounds = {step.step: step.generated for step in steps if step.generated}
+        if made := new_round(context):
+            rounds[len(steps) + 1] = Round(source=made.name, round=1)
         return Decision(plan, trained, features, scorers, rounds)
 
     def identity(_decision: Decision) -> Identity:
@@ -265,6 +289,7 @@ def partition(context: Context) -> Expansion:
             "carried": carried.files["plan.parquet"],
             "probe": sampling(context),
             **({"rehearse": rehearse} if rehearse else {}),
+            **rules_of_rounds(context, [made] if (made := new_round(context)) else []),
         }
 
     return planned(context, decide, identity)
@@ -293,7 +318,8 @@ def _carried_plan(run: RunFolder) -> PlanFile:
 
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
     """Return the plan, and the rows of ``usable`` that it assigns: those that are trained on."""
-    there = _carried_plan(context.run)
+    there, made = _carried_plan(context.run), new_round(context)
+    last = len(there.steps) + 1
     pairs, trained = pairs_of(context, usable, {})
     carried_rows, carried_step = _carried_entries(context.run, pairs.ids)
     plan = extend_plan(
@@ -312,6 +338,7 @@ def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
             for step in there.steps
         ],
         measured=there.measured,
+        to_be_made=contents_of(Round(source=made.name, round=1), last) if made else "",
     )
     return plan, trained
 

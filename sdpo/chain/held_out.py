@@ -11,7 +11,13 @@ import pyarrow.parquet as pq
 
 from sdpo.chain.context import Context
 from sdpo.chain.node import Expansion, Find, Identity, Made, Node, Part
-from sdpo.chain.rounds import GENERATION_VERSION, JUDGING_VERSION, judge_of
+from sdpo.chain.rounds import (
+    GENERATION_VERSION,
+    JUDGING_VERSION,
+    judge_of,
+    launch_of_judge,
+    launch_of_round,
+)
 from sdpo.chain.start_stage import scoring_of
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import rule_of_tokens, tokens_path
@@ -122,7 +128,7 @@ def _answered(context: Context, number: int, source: SourceConfig, scratch: Path
             name=f"held-{name}",
             run=run.path,
             model=config.model,
-            launch=config.launch.alone,
+            launch=launch_of_round(context),
             policy=model_of(context, number),
             base=context.resolved.model,
             prompts=run.pairs,
@@ -144,7 +150,7 @@ def _answered(context: Context, number: int, source: SourceConfig, scratch: Path
             name=f"judge-held-{name}",
             run=run.path,
             model=config.model,
-            launch=config.launch.alone,
+            launch=launch_of_judge(context, source),
             judge=judge_of(context, source),
             prompts=run.pairs,
             samples=drawn,

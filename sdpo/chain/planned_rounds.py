@@ -1,6 +1,7 @@
 """Plan the steps that have pairs which the models of the run make."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from partitions import PartitionError, Plan, StepPlan
@@ -56,7 +57,7 @@ def with_rounds(context: Context, plan: Plan) -> Plan:
     """Return the plan with every round: a step still without pairs, or what joins one of its."""
     steps = list(plan.steps)
     for step, made in rounds_of(context, len(plan.steps)).items():
-        contents = f"{made.source}, round {made.round}: made by M_{step - 1}"
+        contents = contents_of(made, step)
         if step <= len(plan.steps):
             joined = plan.steps[step - 1]
             steps[step - 1] = replace(joined, contents=f"{joined.contents}; {contents}")
@@ -67,8 +68,18 @@ def with_rounds(context: Context, plan: Plan) -> Plan:
     return replace(plan, steps=tuple(steps))
 
 
-def rules_of_rounds(context: Context) -> dict[str, Json]:
-    """Return the rules by which pairs will be made, as a plan's identity has them; {}: none."""
+def contents_of(made: Round, step: int) -> str:
+    """Return in words what the pairs of a round are."""
+    return f"{made.source}, round {made.round}: made by M_{step - 1}"
+
+
+def rules_of_rounds(
+    context: Context, sources: Sequence[SourceConfig] | None = None
+) -> dict[str, Json]:
+    """Return the rules by which pairs will be made, as a plan's identity has them; {}: none.
+
+    They are those of these ``sources``, by default of all that the recipe's models make.
+    """
     rules: list[Json] = [
         {
             "source": source.name,
@@ -76,7 +87,7 @@ def rules_of_rounds(context: Context) -> dict[str, Json]:
             **prompts_input(context, source),
             **inputs_of("judges", source.generate.judge.rule, context.resolved.inputs),
         }
-        for source in context.config.data.generated
+        for source in (context.config.data.generated if sources is None else sources)
     ]
     return {"generated": rules} if rules else {}
 

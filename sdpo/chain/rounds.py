@@ -4,6 +4,7 @@ Three nodes: ``generate-t`` keeps the answers, ``judge-t`` their scores, ``data-
 their rows and tokens. So another judge reuses the answers, and another beta reuses all of it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from sdpo.chain.start_stage import scoring_of
 from sdpo.chain.step_data import make_step_data
 from sdpo.chain.step_models import model_of
 from sdpo.chain.tokens import rule_of_tokens, tokenise_spec
-from sdpo.config import SourceConfig
+from sdpo.config import LaunchConfig, SourceConfig
 from sdpo.config.generating import GenerateConfig
 from sdpo.config.judging import JudgeConfig
 from sdpo.data.keys import draw_key
@@ -34,6 +35,7 @@ from sdpo.inputs.judges import LocatedJudge, locate_judge
 from sdpo.inputs.servers import refuse_unpermitted
 from sdpo.model_names import ModelName
 from sdpo.processes.judging_specs import GenerateSpec, ImplicitSpec, ScoreSpec, ServeSpec
+from sdpo.processes.nodes.rendezvous import takes_part
 from sdpo.processes.stage_results import GenerateResult, ScoresResult
 from sdpo.store.plan_file import Round
 from sdpo.store.step_data import data_node, generate_node, judge_node
@@ -70,15 +72,15 @@ def round_data(context: Context, step: int, made: Round) -> Expansion:
     )
 
 
-def check_rounds(context: Context) -> Expansion:
-    """Return a look at the prompts of all rounds, before anything is trained.
+def check_rounds(context: Context, sources: Sequence[SourceConfig]) -> Expansion:
+    """Return a look at the prompts of all rounds of ``sources``, before anything is trained.
 
     Expanding it raises a DataError where a source has none that may be answered, and a ConfigError
     where the owner of this machine has not permitted the server that is to answer them.
     """
 
     def parts() -> list[Part]:
-        for source in context.config.data.generated:
+        for source in sources:
             _check_prompts(context, source)
             _check_server(context, source)
         return []
@@ -157,7 +159,7 @@ def _generate(context: Context, step: int, source: SourceConfig) -> Node:
             name=generate_node(step),
             run=context.run.path,
             model=context.config.model,
-            launch=context.config.launch.alone,
+            launch=launch_of_round(context, is_here=settings.engine == "transformers"),
             policy=model_of(context, step - 1),
             base=context.resolved.model,
             prompts=prompts,
@@ -245,12 +247,29 @@ def judged_by(context: Context, source: SourceConfig) -> str:
     return judge_of(context, source).title
 
 
+def launch_of_judge(context: Context, source: SourceConfig) -> LaunchConfig:
+    """Return the processes that score samples: several where each has the judge as a model."""
+    return launch_of_round(context, is_here=source.generate.judge.kind == "reward_model")
+
+
+def launch_of_round(context: Context, *, is_here: bool = True) -> LaunchConfig:
+    """Return the processes of a stage that computes with whole models, ``is_here`` or elsewhere.
+
+    Where nodes train it is one process, on this machine if that is one of them.
+    """
+    launch = context.config.launch
+    if launch.launcher == "local":
+        return launch.of_whole_models if is_here else launch.alone
+    here = {"launcher": "local"} if takes_part(launch) else {}
+    return launch.alone.model_copy(update=here)
+
+
 def _judge_spec(context: Context, step: int, source: SourceConfig) -> ScoreSpec:
     return ScoreSpec(
         name=judge_node(step),
         run=context.run.path,
         model=context.config.model,
-        launch=context.config.launch.alone,
+        launch=launch_of_judge(context, source),
         judge=judge_of(context, source),
         prompts=context.run.step(step) / "prompts.parquet",
         samples=samples_file(context.run, step),
@@ -264,13 +283,14 @@ def _implicit_spec(context: Context, step: int, source: SourceConfig) -> Implici
         name=judge_node(step),
         run=context.run.path,
         model=context.config.model,
-        launch=context.config.launch.alone,
+        launch=launch_of_round(context),
         policy=model_of(context, step - 1),
         start=model_of(context, 0),
         base=context.resolved.model,
         samples=samples_file(context.run, step),
         training=context.config.training,
         beta=source.generate.judge.implicit_beta,
+        kept=_working(context, step) / "scored",
         out=scores_file(context.run, step),
     )
 

@@ -84,13 +84,16 @@ def chain(context: Context) -> list[Part]:
     prepare = extended.prepare_data if extends else prepare_data
     check = extended.check if extends else plan_check.check
     partition = extended.partition if extends else planning.partition
+    made = context.config.data.generated
+    if extends:
+        made = [new] if (new := extended.new_round(context)) else []
     has_s, has_gamma = context.config.supervised.enabled, needs_gamma(context)
     return [
         prepare(context),
         tokenise(context),
         extended.reserve(context) if extends else reserve(context),
         check(context),
-        *([check_rounds(context)] if context.config.data.generated and not extends else []),
+        *([check_rounds(context, made)] if made else []),
         *find_suites(context),
         *([supervised_step(context)] if has_s else []),
         *([measure_gamma(context)] if has_gamma and not extends else []),

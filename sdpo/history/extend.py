@@ -1,7 +1,8 @@
 """Extend a run: in a new run the chain grows by a step over what is new in the data.
 
 A schedule calls this when data has come in: the origin's steps are shared, pairs that it has not
-seen become D_{T+1}, and training goes on from M_T.
+seen become D_{T+1}, and training goes on from M_T. Where prompts have come in instead, M_T answers
+those that no step has answered, and D_{T+1} is made of that (:mod:`sdpo.history.new_prompts`).
 """
 
 import json
@@ -16,6 +17,7 @@ from sdpo.config.load import make_config
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
 from sdpo.errors import ConfigError, RunExistsError, UserError
+from sdpo.history.new_prompts import NewRound, find_new_prompts, round_of, untaken
 from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
@@ -31,7 +33,7 @@ from sdpo.system.json_values import Json, JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
-    """An extension says how many pairs are new, and which new run was made, if one was."""
+    """An extension says how many pairs, or prompts, are new, and which run was made, if one was."""
 
     new_pairs: int
     chain: ChainResult | None = None
@@ -44,6 +46,7 @@ class _Plan:
     config: RunConfig
     origin: Origin
     carried: Carried
+    made: SourceConfig | None
 
 
 def extend_run(
@@ -53,10 +56,14 @@ def extend_run(
     overrides: Sequence[str] = (),
     name: str = "",
     min_new_pairs: int = 1,
+    made: NewRound | None = None,
     host: Host = Host(),
     wait: bool = False,
 ) -> Extension:
     """Extend ``run`` by one step over those pairs of ``sources`` that it has not seen.
+
+    With ``made``, in place of sources, the step's pairs are made of the answers to prompts that no
+    step has answered; then these are what is new.
 
     ``sources`` are paths or hub names; ``overrides`` of ``training`` apply to the new step. Fewer
     than ``min_new_pairs`` new pairs make no run. Pairs are new by their text: what the origin has,
@@ -68,7 +75,7 @@ def extend_run(
             what is carried over.
         Fault: a stage failed; what was published stands.
     """
-    plan = _plan(run, sources, overrides=overrides, name=name)
+    plan = _plan(run, sources, overrides=overrides, name=name, made=made)
     new_pairs = len(_find(plan))
     if new_pairs < max(1, min_new_pairs):
         return Extension(new_pairs=new_pairs)
@@ -83,14 +90,18 @@ def extend_run(
 
 
 def new_pairs_of(
-    run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str] = ()
+    run: RunFolder,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    made: NewRound | None = None,
 ) -> frozenset[str]:
-    """Return the ids of the pairs that :func:`extend_run` would make a step of.
+    """Return the ids of the pairs, or prompts, that :func:`extend_run` would make a step of.
 
     Raises:
         UserError: as :func:`extend_run`, before anything is made.
     """
-    return _find(_plan(run, sources, overrides=overrides, name=""))
+    return _find(_plan(run, sources, overrides=overrides, name="", made=made))
 
 
 def effective_overrides(run: RunFolder, overrides: Sequence[str]) -> list[str]:
@@ -130,10 +141,22 @@ def _flat(values: JsonObject, where: str = "") -> dict[str, Json]:
     return found
 
 
-def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], name: str) -> _Plan:
+def _plan(
+    run: RunFolder,
+    sources: Sequence[str],
+    *,
+    overrides: Sequence[str],
+    name: str,
+    made: NewRound | None,
+) -> _Plan:
     stored = read_stored(run)
     steps = _complete(run)
-    added = _named(stored.config, sources)
+    if made and sources:
+        raise ConfigError(
+            f"{', '.join(sources)} has pairs, and {made.prompts} has prompts of which pairs are "
+            "made: a step is of one of them. Leave the other one out"
+        )
+    added = [round_of(stored.config, made)] if made else _named(stored.config, sources)
     values = stored.config.model_dump() | {"name": name or free_name(run, f"extended-{steps + 1}")}
     values["data"]["sources"] += [source.model_dump() for source in added]
     config = make_config(values, overrides=[of_step(o, steps + 1) for o in overrides])
@@ -158,6 +181,9 @@ def _plan(run: RunFolder, sources: Sequence[str], *, overrides: Sequence[str], n
         config=config,
         origin=origin,
         carried=carried_from(run, stored.config),
+        made=next(
+            (each for each in config.data.generated if made and each.name == added[0].name), None
+        ),
     )
 
 
@@ -186,10 +212,7 @@ def _named(config: RunConfig, sources: Sequence[str]) -> list[SourceConfig]:
     taken = {source.name for source in config.data.sources}
     added: list[SourceConfig] = []
     for path in sources:
-        base = default_name(path.removeprefix("demo:"))
-        number = 1
-        while (name := base if number == 1 else f"{base}-{number}") in taken:
-            number += 1
+        name = untaken(default_name(path.removeprefix("demo:")), taken)
         taken.add(name)
         added.append(SourceConfig(name=name, path=path))
     return added
@@ -202,6 +225,9 @@ def _find(plan: _Plan) -> frozenset[str]:
     data = resolved.config.data
     new = [s for s in data.sources if s.name not in plan.carried.sources]
     default_format: Format = "chat" if resolved.has_template else "text"
+    if plan.made:
+        made = next(source for source in data.generated if source.name == plan.made.name)
+        return find_new_prompts(made, plan.run, default_format=default_format)
     return find_new_pairs(
         data.model_copy(update={"sources": new}),
         plan.run,

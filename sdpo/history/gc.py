@@ -289,7 +289,7 @@ class _Content:
         as waste.
         """
         content = cls()
-        for folder in proofs.children(cache / "logps"):
+        for folder in _entries(cache / "logps", found):
             if not proofs.is_rows_folder(folder):
                 found.foreign.append(folder)
                 continue
@@ -303,25 +303,30 @@ class _Content:
             ("completions", proofs.kl_files, content.answers),
             ("evaluations", proofs.evaluation_files, content.scores),
         ):
-            for folder in proofs.children(cache / name):
+            for folder in _entries(cache / name, found):
                 ours, others = files_of(folder)
-                if proofs.is_key_lock(folder):
-                    found.add(folder, "a lock that nobody holds")
-                elif ours:
+                if ours:
                     folders.append(folder)
                     found.foreign += _not_unfinished(others)
                 else:
                     found.foreign += _not_unfinished([folder])
-        for path in proofs.children(cache / "tokens"):
-            if proofs.is_key_lock(path):
-                found.add(path, "a lock that nobody holds")
-            elif proofs.is_token_file(path):
+        for path in _entries(cache / "tokens", found):
+            if proofs.is_token_file(path):
                 content.tokens.append(path)
             elif proofs.is_token_digest(path):
                 content.digests.append(path)
             else:
                 found.foreign += _not_unfinished([path])
         return content
+
+
+def _entries(folder: Path, found: Found) -> Iterator[Path]:
+    """Yield what is in a folder of a cache, but for locks, which are added to the waste."""
+    for path in proofs.children(folder):
+        if proofs.is_key_lock(path):
+            found.add(path, "a lock that nobody holds")
+        else:
+            yield path
 
 
 def _not_unfinished(paths: list[Path]) -> list[Path]:

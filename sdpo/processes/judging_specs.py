@@ -31,6 +31,7 @@ class GenerateSpec(Spec):
     """
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["generate"] = "generate"
     policy: NamedModel
     base: Path
@@ -60,10 +61,11 @@ class ScoreSpec(Spec):
     """Let a judge score samples.
 
     ``prompts`` has a pair for every prompt, ``samples`` their answers; ``kept``: the folder of an
-    endpoint's verdicts so far; ``out``: the table of scores.
+    endpoint's verdicts, or of what processes have scored, so far; ``out``: the table of scores.
     """
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["score"] = "score"
     judge: LocatedJudge
     prompts: Path
@@ -78,9 +80,13 @@ class ScoreSpec(Spec):
 
 
 class ImplicitSpec(Spec):
-    """Score samples by log(policy/start), and measure KL(policy||start) along them."""
+    """Score samples by log(policy/start), and measure KL(policy||start) along them.
+
+    ``kept``: the folder of what processes have scored so far.
+    """
 
     uses_device: ClassVar[bool] = True
+    in_processes: ClassVar[bool] = True
     kind: Literal["implicit"] = "implicit"
     policy: NamedModel
     start: NamedModel
@@ -88,6 +94,7 @@ class ImplicitSpec(Spec):
     samples: Path
     training: TrainingConfig
     beta: float
+    kept: Path
     out: Path
 
     @property

@@ -3,12 +3,13 @@
 from sdpo.identity.scoring import scoring_identities, scoring_identity
 from sdpo.processes.stage_specs import ReferenceSpec, StepSpec
 from sdpo.store.logp_cache import LogpCache
+from sdpo.store.run_folder import RunFolder
 
 
 def open_cache(spec: StepSpec, digest: str) -> LogpCache:
     """Return the cache of a model's log-probs under this stage's arithmetic."""
     key = scoring_identity(digest, training=spec.training, launch=spec.launch, model=spec.model)
-    return LogpCache(spec.cache, key)
+    return LogpCache(spec.cache, key, scored_for=RunFolder(spec.run).mark)
 
 
 def reference_caches(spec: StepSpec, reference: ReferenceSpec) -> list[LogpCache]:

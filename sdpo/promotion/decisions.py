@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sdpo.errors import ConfigError, IntegrityError
 from sdpo.history.extend import effective_overrides
+from sdpo.history.new_prompts import drawn_for
 from sdpo.promotion.judge import Judgement
 from sdpo.promotion.versions import RegisteredModel, Version
 from sdpo.store.records import first_fault
@@ -69,7 +70,8 @@ class Attempt:
 def tried_before(
     named: RegisteredModel, run: RunFolder, rules: JsonObject, runs_dir: Path
 ) -> Iterator[tuple[Decision, set[str]]]:
-    """Yield decisions about runs from the current model by the same rules, and their pairs."""
+    """Yield decisions about runs from the current model by the same rules, with the ids of their
+    pairs and the keys of the prompts that were drawn for the new step."""
     for path in sorted(runs_dir.glob(f"*/{DECISION}")):
         if not RunFolder(path.parent).is_own:
             continue
@@ -77,7 +79,9 @@ def tried_before(
         same = decision.name == named.name and _effective(decision.rules, run) == rules
         if same and decision.start == _start(named.in_use) and decision.status in _FINAL:
             pairs = path.parent / "pairs.parquet"
-            yield decision, set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
+            ids = set(pq.read_table(pairs, columns=["pair_id"])["pair_id"].to_pylist())
+            step = named.in_use.step + 1
+            yield decision, ids | drawn_for(RunFolder(path.parent), [step])
 
 
 def _read_decision(path: Path) -> Decision:

@@ -1,4 +1,6 @@
-"""Retrain: the model in use gets a step over new pairs, and is replaced if the gate agrees.
+"""Retrain: the model in use gets a step over what is new, and is replaced if the gate agrees.
+
+What is new are pairs, or prompts that the model answers itself: a round of its own.
 
 Read :func:`retrain` from top to bottom. It can be called again at any time, by a schedule or by
 hand: what was made stands, an interrupted run is continued, and pairs that a run was made from and
@@ -15,6 +17,7 @@ from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, Fault, UserError
 from sdpo.events import Listener
 from sdpo.history.extend import effective_overrides, extend_run, new_pairs_of
+from sdpo.history.new_prompts import NewRound
 from sdpo.history.target import Checkpoint
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
@@ -40,7 +43,7 @@ from sdpo.promotion.versions import (
 )
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import read_stored
-from sdpo.system.json_values import JsonObject
+from sdpo.system.json_values import Json, JsonObject
 from sdpo.system.locks import hold
 
 _COMPLETIONS = "probe.completions"
@@ -66,7 +69,10 @@ Ask = Callable[[Judgement, RunFolder], Answer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrained:
-    """A retraining had this outcome; ``run`` is the new run, None where nothing was new."""
+    """A retraining had this outcome; ``run`` is the new run, None where nothing was new.
+
+    ``new_pairs`` counts prompts where the step is a round.
+    """
 
     name: str
     status: Status
@@ -84,6 +90,7 @@ def retrain(
     runs_dir: Path,
     overrides: Sequence[str] = (),
     min_new_pairs: int = 1,
+    made: NewRound | None = None,
     gate: GateSettings = GateSettings(),
     ask: Ask | None = None,
     host: Host = Host(),
@@ -92,9 +99,10 @@ def retrain(
     """Make the pairs of ``sources`` that the model ``name`` has not seen its next step, and promote
     the result if the gate, and ``ask`` where it is given, agree.
 
-    ``name``: a name of the registry, or a run that was promoted. ``overrides`` of ``training`` are
-    those of the new step. Pairs count as new that neither the current model's run has, nor a run
-    that was made from it and judged by the same rules.
+    With ``made``, in place of sources, the step is a round: the model answers prompts that no step
+    has answered. ``name``: a name of the registry, or a run that was promoted. ``overrides`` of
+    ``training`` are those of the new step. Pairs, or prompts, count as new that neither the current
+    model's run has, nor a run that was made from it and judged by the same rules.
 
     One call at a time lets a model grow; ``wait`` is to wait for the other one.
 
@@ -105,31 +113,30 @@ def retrain(
         Fault: a stage failed, or a model is not what its record says; `current` stays.
     """
     with _alone(name, runs_dir=runs_dir, wait=wait, listen=host.listen) as named:
-        start = named.in_use
         run = _checked_start(named, runs_dir)
-        settings = effective_overrides(run, overrides)
         _check_suites(run, overrides, gate)
-        rules: JsonObject = {"overrides": settings, "gate": gate.rules(), "asked": ask is not None}
-        found = new_pairs_of(run, sources, overrides=overrides)
-        tried = list(tried_before(named, run, rules, runs_dir))
-        fresh = found.difference(*(ids for _, ids in tried))
-        if len(fresh) < max(1, min_new_pairs):
-            return Retrained(
-                name=named.name,
-                status="nothing new",
-                reason=_nothing_new(named, len(fresh), min_new_pairs, [past for past, _ in tried]),
-                new_pairs=len(fresh),
-            )
+        settings = effective_overrides(run, overrides)
+        rules: JsonObject = {
+            "overrides": settings,
+            "gate": gate.rules(),
+            "asked": ask is not None,
+            **({"round": list(made.settings)} if made else {}),
+        }
         more = _more_to_read(run, overrides, ask)
-        key = {"from": start.digest, "pairs": sorted(found), "overrides": [*settings, *more]}
-        new_name = f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
+        news = _news(named, run, new_pairs_of(run, sources, overrides=overrides, made=made), rules)
+        new_name = _name_of(named, news, settings=[*settings, *more], made=made)
+        is_tried = any(past.run == new_name for past in news.tried)
+        if is_tried or len(news.fresh) < max(1, min_new_pairs):
+            fresh = 0 if is_tried else len(news.fresh)
+            reason = _nothing_new(named, fresh, min_new_pairs, news.tried, is_round=bool(made))
+            return Retrained(name=named.name, status="nothing new", reason=reason, new_pairs=fresh)
         if out := taken_out(named, new_name):
             return Retrained(
                 name=named.name,
                 status="refused",
                 reason=f"run {new_name}, which these pairs make, {out}. `sdpo promote {new_name} "
                 f"--name {named.name}` puts it back",
-                new_pairs=len(fresh),
+                new_pairs=len(news.fresh),
                 run=runs_dir / new_name,
             )
         extension = extend_run(
@@ -137,15 +144,47 @@ def retrain(
             sources,
             overrides=[*overrides, *more],
             name=new_name,
+            made=made,
             host=host,
             wait=wait,
         )
         if extension.chain is None:
             raise UserError("the data changed while it was read: call it again")
         attempt = Attempt(
-            name=named.name, start=start, run=RunFolder(extension.chain.run), rules=rules
+            name=named.name, start=named.in_use, run=RunFolder(extension.chain.run), rules=rules
         )
-        return _decide(attempt, found, gate, runs_dir=runs_dir, ask=ask, host=host)
+        return _decide(attempt, news.found, gate, runs_dir=runs_dir, ask=ask, host=host)
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """These pairs, or prompts, were ``found`` new to a run; ``fresh`` are those not ``tried``."""
+
+    found: frozenset[str]
+    fresh: frozenset[str]
+    tried: tuple[Decision, ...]
+
+
+def _news(
+    named: RegisteredModel, run: RunFolder, found: frozenset[str], rules: JsonObject
+) -> _News:
+    tried = list(tried_before(named, run, rules, run.path.parent))
+    fresh = found.difference(*(ids for _, ids in tried))
+    return _News(found, fresh, tuple(decision for decision, _ in tried))
+
+
+def _name_of(
+    named: RegisteredModel, news: _News, *, settings: Sequence[str], made: NewRound | None
+) -> str:
+    """Return the name of the run that this makes: the same of the same."""
+    start = named.in_use
+    key: dict[str, Json] = {
+        "from": start.digest,
+        "pairs": sorted(news.found),
+        "overrides": [*settings],
+        **({"round": list(made.settings)} if made else {}),
+    }
+    return f"{named.name}-{start.step + 1}-{digest_of(key)[:8]}"
 
 
 def _more_to_read(run: RunFolder, overrides: Sequence[str], ask: Ask | None) -> list[str]:
@@ -229,8 +268,10 @@ def _checked_start(named: RegisteredModel, runs_dir: Path) -> RunFolder:
     return run
 
 
-def _nothing_new(named: RegisteredModel, fresh: int, wanted: int, tried: Sequence[Decision]) -> str:
-    what = f"{fresh} new pairs" if fresh else "nothing new"
+def _nothing_new(
+    named: RegisteredModel, fresh: int, wanted: int, tried: Sequence[Decision], *, is_round: bool
+) -> str:
+    what = f"{fresh} new {'prompts' if is_round else 'pairs'}" if fresh else "nothing new"
     few = f", and {wanted} are wanted" if fresh else ""
     past = "".join(
         f". Run {decision.run} was made from what came before and "

@@ -1,5 +1,6 @@
 """Show what the models of a run wrote for their own steps: scores, lengths, variety, pairs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from sdpo.report.load import RunData
 from sdpo.report.tables import Table, count, model_name, number, percent
 from sdpo.store.records import Part
 from sdpo.store.step_data import data_node
+from sdpo.store.stored_run import read_stored
 
 
 class RoundOutputs(Part):
@@ -49,6 +51,22 @@ def rounds_of(data: RunData) -> list[Round]:
     return found
 
 
+def _not_seen_from_outside(data: RunData) -> Iterator[str]:
+    """Yield why models of a source's rounds have not answered held-out prompts for its judge."""
+    for source in read_stored(data.folder).config.data.generated:
+        judge = source.generate.judge
+        if judge.implicit:
+            yield (
+                f"Models of {source.name} are not compared on held-out prompts: the implicit "
+                "reward is of another model every round, so that scores have no common measure."
+            )
+        elif judge.kind == "endpoint":
+            yield (
+                f"Models of {source.name} are not compared on held-out prompts: an endpoint "
+                "compares answers and scores none; evaluation.win_rate.judge has it compare them."
+            )
+
+
 def rounds_table(data: RunData) -> Table:
     """Show every round: who wrote, and what the judge made of it."""
     rows = [
@@ -70,6 +88,7 @@ def rounds_table(data: RunData) -> Table:
         for each in rounds_of(data)
     ]
     note = "Scores are the judge's. Every sample is in samples.parquet of its step."
+    note += "".join(f" {why}" for why in _not_seen_from_outside(data)) if rows else ""
     return Table(
         title="Rounds: what the models wrote for the next step",
         columns=(

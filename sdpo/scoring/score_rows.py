@@ -5,8 +5,8 @@ elsewhere rows of like length share a padded forward.
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from sdpo.model.lanes import in_lanes
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.sequence_scorer import SequenceScorer
 from sdpo.store.logp_cache import LogpCache, RowLogps
+from sdpo.store.row_claims import Claimed, claimed
 from sdpo.system.out_of_memory import Parts
 from sdpo.system.seen import PATIENCE_S
 from sdpo.tokens.token_file import Digests, TokenFile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _PART_ROWS = 512
 _LOOK_S = 0.2
+_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +108,55 @@ def score_rows(
         events.warning(f"cache part {part} is damaged: its rows are scored again")
     cache.damaged.clear()
     missing = _agreed(scorer.accelerator, _each_once(rows, np.flatnonzero(~found.present)))
+    is_new = np.zeros(len(rows), dtype=np.bool_)
     if len(missing):
-        _compute(scorer, tokens, rows[missing], cache=cache, events=events, phase=phase)
-        scorer.accelerator.wait_for_everyone()
+        own = _scored(scorer, tokens, rows, missing, cache=cache, events=events, phase=phase)
+        is_new[own] = True
         found = _of_all_ranks(cache, digests, ranks=scorer.accelerator.num_processes)
     holes = np.flatnonzero(~found.present)
     if len(holes):
         raise Fault(f"{phase}: {len(holes)} rows have no log-probs after scoring")
-    is_new = np.zeros(len(rows), dtype=np.bool_)
-    is_new[missing] = True
     return Scored(found, is_new)
+
+
+def _scored(
+    scorer: Scorer,
+    tokens: TokenFile,
+    rows: np.ndarray,
+    left: np.ndarray,
+    *,
+    cache: LogpCache,
+    events: EventWriter,
+    phase: str,
+) -> np.ndarray:
+    """Score the rows ``left``, and return those that this process has scored.
+
+    Where another run is at work on some of them, those are waited for.
+    """
+    own, is_told = [np.empty(0, dtype=np.int64)], False
+    while len(left):
+        with _claimed(scorer.accelerator, cache, tokens.digests(rows[left])) as claim:
+            mine, left = left[claim.mine], left[~claim.mine & ~claim.cached]
+            if len(mine):
+                _compute(scorer, tokens, rows[mine], cache=cache, events=events, phase=phase)
+                scorer.accelerator.wait_for_everyone()
+        own.append(mine)
+        if len(left) and not len(mine):
+            if not is_told:
+                events.note(f"{phase}: {len(left)} pairs are being scored by another run")
+            is_told = True
+            time.sleep(_WAIT_S)
+    return np.concatenate(own)
+
+
+@contextmanager
+def _claimed(accelerator: "Accelerator", cache: LogpCache, wanted: np.ndarray) -> Iterator[Claimed]:
+    """Claim rows for all ranks, which the main process does, and tell every rank which."""
+    nothing = np.zeros(len(wanted), dtype=np.bool_)
+    mains = claimed(cache, wanted) if accelerator.is_main_process else None
+    with mains or nullcontext(Claimed(nothing, nothing)) as claim:
+        both = _agreed(accelerator, np.stack([claim.mine, claim.cached]))
+        yield Claimed(both[0], both[1])
 
 
 def _of_all_ranks(cache: LogpCache, digests: Digests, *, ranks: int) -> RowLogps:
@@ -134,13 +175,13 @@ def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     return items[np.sort(first)]
 
 
-def _agreed(accelerator: "Accelerator", missing: np.ndarray) -> np.ndarray:
-    """Return what the main process sees missing: others may look later and find rows there."""
+def _agreed(accelerator: "Accelerator", found: np.ndarray) -> np.ndarray:
+    """Return what the main process sees: others may look later and find rows there."""
     if accelerator.num_processes == 1:
-        return missing
+        return found
     from accelerate.utils import broadcast_object_list
 
-    view = [missing]
+    view = [found]
     broadcast_object_list(view)
     return view[0]
 

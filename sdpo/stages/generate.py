@@ -1,10 +1,12 @@
 """Let M_{t-1} answer prompts, of which pairs for step t are made.
 
-The stage holds one model. It runs in one process on one device, whatever the steps run on. Where a
-server answers, the model is looked at before it starts, and is not in memory while it serves.
+Each process of the launch holds the model and answers its share of the prompts; on a CPU samples do
+not depend on how many there are. Where a server answers, one process asks it: the model is looked
+at before the server starts, and is not in memory while it serves.
 """
 
 import gc
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +21,13 @@ from sdpo.events import EventWriter
 from sdpo.generation.answers import Drawing, draw_answers
 from sdpo.generation.ceiling import Ceiling
 from sdpo.generation.completions_client import CompletionsClient
-from sdpo.generation.sample_log import Answer, SampleLog
+from sdpo.generation.sample_log import Answer, SampleLog, samples_in
 from sdpo.generation.served_answers import Asking, draw_served
 from sdpo.generation.served_model import Agreement, Expected, check_served, expected
 from sdpo.generation.server import Server, served
 from sdpo.model.by_length import changes_itself
 from sdpo.model.policy import load_policy
+from sdpo.model.share import Share, join
 from sdpo.processes.judging_specs import GenerateSpec, ServeSpec
 from sdpo.processes.stage_results import GenerateResult, Served
 from sdpo.scoring.probes import end_tokens
@@ -44,25 +47,42 @@ Prompts = list[tuple[str, np.ndarray]]
 
 def run(spec: GenerateSpec, events: EventWriter) -> GenerateResult:
     """Publish the table ``spec.out``: a row for each sample, by prompt."""
-    torch.set_num_threads(spec.launch.threads)
-    round_ = _Round(spec, events)
+    share, device = join(spec.launch)
+    round_ = _Round(spec, events, share, device)
     round_.draw()
-    with publish_file(spec.out) as temporary:
-        answers = [round_.log.done[key] for key, _ in round_.prompts]
-        pq.write_table(_table(round_.prompts, answers, round_.tokenizer), temporary)
-    return round_.result()
+    share.wait()
+    written = samples_in(_logs(spec), n=spec.n) if share.is_first else {}
+    if share.is_first:
+        answers = [written[key] for key, _ in round_.prompts]
+        with publish_file(spec.out) as temporary:
+            pq.write_table(_table(round_.prompts, answers, round_.tokenizer), temporary)
+    share.wait()
+    return round_.result(written)
+
+
+def _logs(spec: GenerateSpec) -> list[Path]:
+    """Return the files of samples so far, one of each process that has drawn any."""
+    return sorted(spec.so_far.parent.glob(f"{spec.so_far.stem}*.jsonl"))
 
 
 class _Round:
-    """A round has a model, which is loaded, and prompts that leave it room for an answer."""
+    """A round has a model, which is loaded, and prompts that leave it room for an answer.
 
-    def __init__(self, spec: GenerateSpec, events: EventWriter) -> None:
+    ``mine`` are those that this process answers.
+    """
+
+    def __init__(
+        self, spec: GenerateSpec, events: EventWriter, share: Share, device: torch.device
+    ) -> None:
         self.spec, self.events, self.timings = spec, events, Timings()
-        self.device = torch.device(spec.launch.device)
+        self.share, self.device = share, device
         self.tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-        self.log = SampleLog(spec.so_far, n=spec.n)
-        self.ceiling = Ceiling(tokens=spec.max_tokens_total, minutes=spec.max_minutes)
-        self.tokens, self.served = 0, _last_server(spec)
+        own = spec.so_far.with_name(share.named(spec.so_far.name))
+        self.log = SampleLog(own, n=spec.n, others=[path for path in _logs(spec) if path != own])
+        self.ceiling = Ceiling(
+            tokens=spec.max_tokens_total, minutes=spec.max_minutes, processes=share.count
+        )
+        self.served = _last_server(spec)
         with self.timings.of("load"):
             self.policy = self._load()
         self.vocabulary = int(self.policy.config.get_text_config().vocab_size)
@@ -75,6 +95,7 @@ class _Round:
         self.prompts: Prompts = [
             (key, ids) for key, ids in answerable if not self.positions or len(ids) < self.positions
         ]
+        self.mine: Prompts = [p for at, p in enumerate(self.prompts) if share.has(at)]
         self.no_tokens = 0 if spec.rows is not None else len(keys) - len(answerable)
         self.no_room = len(answerable) - len(self.prompts)
 
@@ -122,7 +143,7 @@ class _Round:
             micro_batch_tokens=1 if changes_itself(self.policy) else budget,
         )
         draw_answers(
-            self.policy, self.prompts, drawing=drawing, log=self.log, on_prompt=self._on_prompt
+            self.policy, self.mine, drawing=drawing, log=self.log, on_prompt=self._on_prompt
         )
 
     def _expected(self) -> list[Expected]:
@@ -179,20 +200,19 @@ class _Round:
         )
 
     def _on_prompt(self, done: int, generated: int) -> None:
-        self.tokens = generated
-        phase, total = f"samples of {self.spec.policy.name}", len(self.prompts)
-        note = f"{self.spec.n} samples of each"
+        phase, total = f"samples of {self.spec.policy.name}", len(self.mine)
+        note = ", ".join(filter(None, (f"{self.spec.n} samples of each", self.share.told)))
         self.events.progress(phase, done, total, unit="prompts", note=note)
         if done < total:
             self.ceiling.check(generated)
 
-    def result(self) -> GenerateResult:
-        """Return what the round is to be known by."""
+    def result(self, written: Mapping[str, Sequence[Answer]]) -> GenerateResult:
+        """Return what the round, whose samples are these, is to be known by."""
         return GenerateResult(
             prompts=len(self.prompts),
             no_tokens=self.no_tokens,
             no_room=self.no_room,
-            tokens=self.tokens,
+            tokens=sum(len(each.ids) for key, _ in self.prompts for each in written.get(key, ())),
             served=self.served,
             timings_s=self.timings.rounded(),
         )

@@ -1,7 +1,7 @@
 """Score samples by the implicit reward: beta log(M_{t-1}/S), DICE (arXiv 2406.09760), eq. 5.
 
-The stage holds both models. On a CPU a forward is one sequence, so that no score depends on other
-samples.
+Each process of the launch holds both models and scores its share of the samples. On a CPU a forward
+is one sequence, so that no score depends on other samples.
 """
 
 from typing import TYPE_CHECKING
@@ -15,10 +15,12 @@ from sdpo.config.automatic import micro_batch_tokens
 from sdpo.events import EventWriter
 from sdpo.model.policy import load_policy
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, inner_model
+from sdpo.model.share import join
 from sdpo.model_names import NamedModel
 from sdpo.processes.judging_specs import ImplicitSpec
 from sdpo.processes.stage_results import ScoresResult
 from sdpo.scoring.divergence import divergence
+from sdpo.stages.shared_rows import together
 from sdpo.stages.timings import Timings
 from sdpo.system.files import publish_file
 from sdpo.system.out_of_memory import short_memory_named
@@ -33,14 +35,15 @@ _PART = 64
 
 def run(spec: ImplicitSpec, events: EventWriter) -> ScoresResult:
     """Publish the table ``spec.out``: ``prompt_key``, ``sample``, ``score`` and ``kl`` of each."""
-    torch.set_num_threads(spec.launch.threads)
-    timings, device = Timings(), torch.device(spec.launch.device)
-    models = []
+    share, device = join(spec.launch)
+    timings, models = Timings(), []
     with timings.of("load"):
         for named in (spec.policy, spec.start):
             models.append(_load(spec, named, device, events))
         tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-    table = pq.read_table(spec.samples)
+    samples = pq.read_table(spec.samples)
+    at = range(share.rank, samples.num_rows, share.count)
+    table = samples.take(pa.array(at, pa.int64()))
     sequences = [
         TokenSequence(np.array([*prompt, *ids], dtype=np.int32), len(prompt))
         for prompt, ids in zip(
@@ -64,8 +67,8 @@ def run(spec: ImplicitSpec, events: EventWriter) -> ScoresResult:
             ratios.append(found.k1)
             kls.append(found.kl)
             done = min(start + _PART, len(sequences))
-            phase = f"implicit reward of {spec.policy.name}"
-            events.progress(phase, done, len(sequences), unit="samples")
+            phase, note = f"implicit reward of {spec.policy.name}", share.told
+            events.progress(phase, done, len(sequences), unit="samples", note=note)
     scores = spec.beta * np.concatenate([*ratios, np.empty(0)])
     columns = {
         "prompt_key": table["prompt_key"],
@@ -73,8 +76,11 @@ def run(spec: ImplicitSpec, events: EventWriter) -> ScoresResult:
         "score": pa.array(scores, pa.float64()),
         "kl": pa.array(np.concatenate([*kls, np.empty(0)]), pa.float64()),
     }
-    with publish_file(spec.out) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    scored = together(share, pa.table(columns), at, folder=spec.kept)
+    if scored is not None:
+        with publish_file(spec.out) as temporary:
+            pq.write_table(scored, temporary)
+    share.wait()
     return ScoresResult(timings_s=timings.rounded())
 
 

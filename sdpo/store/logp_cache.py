@@ -48,7 +48,7 @@ class CheckNote(BaseModel):
 
 RowDigests = Sequence[bytes] | NDArray[np.bytes_]
 """Digests are given as bytes, or as an array ``S16``."""
-_FOUND = "max_abs_difference_nats"
+_MARK = b"scored_for"
 _SCHEMA = pa.schema(
     [
         ("row_digest", pa.binary(16)),
@@ -73,12 +73,15 @@ class RowLogps:
 
 
 class LogpCache:
-    """A cache holds the rows of one key below ``root``."""
+    """A cache holds the rows of one key below ``root``.
 
-    def __init__(self, root: Path, key: Mapping[str, str | int]) -> None:
+    ``scored_for``: the mark of the run that adds to it, which its parts are to have.
+    """
+
+    def __init__(self, root: Path, key: Mapping[str, str | int], *, scored_for: str = "") -> None:
         self.folder = root / "logps" / digest_of(dict(key))[:32]
         self.damaged: list[Path] = []
-        self._key = dict(key)
+        self._key, self._scored_for = dict(key), scored_for
         self._digests = np.empty(0, dtype="S16")
         self._logps = np.empty((0, 2), dtype=np.float32)
         self._part_of: np.ndarray = np.empty(0, dtype=np.int32)
@@ -90,6 +93,7 @@ class LogpCache:
         """Publish rows as one part."""
         if not (self.folder / "key.json").is_file():  # for people: what the rows are of
             write_json(self.folder / "key.json", self._key)
+        mark = {_MARK: self._scored_for} if self._scored_for else {}
         digests = pa.py_buffer(np.array(row_digests, dtype="S16").tobytes())
         table = pa.table(
             [
@@ -99,7 +103,7 @@ class LogpCache:
                 pa.array(chosen, pa.float32()),
                 pa.array(rejected, pa.float32()),
             ],
-            schema=_SCHEMA,
+            schema=_SCHEMA.with_metadata(mark or None),
         )
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
@@ -210,6 +214,18 @@ def cache_folders(root: Path) -> list[Path]:
 def added_files(folder: Path) -> list[Path]:
     """Return what was added to a key's folder, whole: its parts, and the notes of checks."""
     return sorted((*folder.glob("[!.]*.parquet"), *folder.glob("checked-*.json")))
+
+
+def rows_by_run(part: Path) -> tuple[int, str]:
+    """Return how many rows a part has, and the mark of the run for which they were scored.
+
+    The mark is empty where none was noted.
+
+    Raises:
+        OSError, ArrowInvalid: it cannot be read.
+    """
+    found = pq.read_metadata(part)
+    return int(found.num_rows), (found.metadata or {}).get(_MARK, b"").decode()
 
 
 def part_is_whole(part: Path) -> bool:

@@ -115,6 +115,14 @@ class RunFolder(RunPaths):
         write_text(checksum_path(self.run_file), checksum_text(self.run_file, digest))
         write_text(self.run_file, text)
 
+    @property
+    def mark(self) -> str:
+        """Return by what is known what was made for this run, wherever it is; "" before it began.
+
+        It says when the run was made and of what, and is no other run's.
+        """
+        return file_digest(self.run_file)[:32] if self.run_file.is_file() else ""
+
     def read_run(self) -> RunFile:
         """Return what run.yaml says.
 

@@ -18,11 +18,16 @@ _STATES = "resume states"
 
 
 def check_trials(
-    study: StudyFolder, trials: Sequence[Trial], *, keeps_models: bool, more: int = 0
+    study: StudyFolder,
+    trials: Sequence[Trial],
+    *,
+    keeps_models: bool,
+    more: int = 0,
+    at_once: int = 1,
 ) -> None:
     """Refuse what would fail or be refused later; nothing is written.
 
-    ``more``: so many runs like the last one are to follow.
+    ``more``: so many runs like the last one are to follow. ``at_once``: so many run at a time.
 
     Raises:
         UserError: something that a recipe names is not there, or a run of the study was made from
@@ -44,7 +49,7 @@ def check_trials(
             raise UserError(f"in study {study.name}: {said} (the study's)")
     missing = [config for name, config in configs if not study.result(name).is_file()]
     runs = len(missing) + more
-    needed = needed_bytes(missing, folder=study.path, keeps_models=keeps_models)
+    needed = needed_bytes(missing, folder=study.path, keeps_models=keeps_models, at_once=at_once)
     if more and keeps_models:
         needed += more * needed_bytes([configs[-1][1]], folder=study.path, keeps_models=True)
     free = free_bytes(study.path)
@@ -64,21 +69,22 @@ def _names(config: RunConfig) -> JsonObject:
     return {**groups, "references": references, "precision": config.training.precision}
 
 
-def needed_bytes(configs: Sequence[RunConfig], *, folder: Path, keeps_models: bool) -> int:
-    """Return the bytes that runs of these recipes write into ``folder``, one after the other.
+def needed_bytes(
+    configs: Sequence[RunConfig], *, folder: Path, keeps_models: bool, at_once: int = 1
+) -> int:
+    """Return the bytes that runs of these recipes write into ``folder``, ``at_once`` at a time.
 
     A step that an earlier one of them makes alike is linked and takes none. Cached log-probs are
     not counted, nor is S where a run trains it: it is shared. Resume states are those of one step
-    at a time. Unless ``keeps_models``, a run goes as soon as its numbers are known.
+    of each run at a time. Unless ``keeps_models``, a run goes as soon as its numbers are known.
     """
-    most, kept = 0, 0
+    most, runs = 0, list[tuple[int, int]]()
     for number, config in enumerate(configs):
         sizes, states = _weights(config, folder)
         alike = max((shared_steps(other, config) for other in configs[:number]), default=0)
-        own = sum(sizes[alike:])
-        most = max(most, kept + own + states)
-        if keeps_models:
-            kept += own
+        runs.append((sum(sizes[alike:]), states))
+        kept = sum(own for own, _ in runs[:-at_once]) if keeps_models else 0
+        most = max(most, kept + sum(map(sum, runs[-at_once:])))
     return most
 
 

@@ -13,7 +13,9 @@ from sdpo.study.before import check_trials
 from sdpo.study.comparison import Comparison, compare
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.page import write_comparison
-from sdpo.study.run_trials import Failed, trials_run
+from sdpo.study.run_trials import Failed
+from sdpo.study.side_by_side import check_side_by_side
+from sdpo.study.trials import trials_run
 
 Keep = Literal["models", "none"]
 
@@ -84,15 +86,18 @@ def plan_comparison(
     return Plan(study=study, config=config, arms=tuple(arms), trials=tuple(trials))
 
 
-def check_plan(plan: Plan, *, keep: Keep) -> None:
+def check_plan(plan: Plan, *, keep: Keep, side_by_side: int = 1) -> None:
     """Refuse what would fail or be refused later, before anything is written.
+
+    ``side_by_side``: so many trials are to run at a time.
 
     Raises:
         UserError: something that the recipe names is not there, or a run of the study was made from
             something else.
         DiskFullError: the disk is too small for the runs that are still to be made.
     """
-    check_trials(plan.study, plan.trials, keeps_models=keeps_models(keep))
+    check_side_by_side(plan.trials, side_by_side)
+    check_trials(plan.study, plan.trials, keeps_models=keeps_models(keep), at_once=side_by_side)
 
 
 def run_comparison(
@@ -102,20 +107,29 @@ def run_comparison(
     host: Host = Host(),
     host_of: Callable[[str], Host] | None = None,
     wait: bool = False,
+    side_by_side: int = 1,
 ) -> Compared:
     """Run what is not done of a comparison, compare, and write the page.
 
     An arm that fails is left out and told of. ``host_of`` gives the host of each trial's chain.
+    ``side_by_side``: so many trials run at a time, as processes of their own.
 
     Raises:
         UserError: as :func:`check_plan`, or fewer than two arms came to a result.
         Interrupted: somebody asked to stop; the same call goes on.
     """
-    check_plan(plan, keep=keep)
+    check_plan(plan, keep=keep, side_by_side=side_by_side)
     said = StudyFile(kind="compare", recipe=plan.config.name)
     keeps = keeps_models(keep)
     with trials_run(
-        plan.study, plan.trials, said, host=host, host_of=host_of, keeps_models=keeps, wait=wait
+        plan.study,
+        plan.trials,
+        said,
+        side_by_side=side_by_side,
+        host=host,
+        host_of=host_of,
+        keeps_models=keeps,
+        wait=wait,
     ) as outcome:
         found = compare(
             plan.study.name,

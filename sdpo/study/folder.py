@@ -88,10 +88,6 @@ class StudyFolder:
         """Return the table of what a trial's model scored, by document and prompt."""
         return self.path / RESULTS / f"{trial}.scores.parquet"
 
-    def baseline(self, trial: str) -> Path:
-        """Return the file of the rows that were cached before a trial began."""
-        return self.path / RESULTS / f"{trial}.before.json"
-
     def check(self, kind: StudyKind) -> None:
         """Check that the folder is a study of this ``kind``, or free to become one.
 
@@ -132,8 +128,10 @@ class StudyFolder:
     @contextmanager
     def held(
         self, said: StudyFile, *, wait: bool = False, listen: Listener = unheard
-    ) -> Iterator[None]:
+    ) -> Iterator[int]:
         """Make the folder or take it up, and hold the study for this process.
+
+        Yields the lock's file descriptor: a child that has it holds the study too.
 
         Raises:
             ForeignFolderError, UserError, IntegrityError: as :meth:`check`.
@@ -142,10 +140,10 @@ class StudyFolder:
         self.check(said.kind)
         ownership.claim(self.path, "study", proof=lambda _: False)
         lock = self.path / ownership.LOCK
-        with hold(lock, what=f"study {self.name}", wait=wait, listen=listen):
+        with hold(lock, what=f"study {self.name}", wait=wait, listen=listen) as handle:
             if self.read() is None:
                 write_json(self.file, said.model_dump(mode="json"))
-            yield
+            yield handle
 
 
 def study_of(config: RunConfig, *, kind: StudyKind, name: str = "") -> StudyFolder:

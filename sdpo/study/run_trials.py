@@ -6,16 +6,16 @@ complete is read. One that fails is told of, and the others go on: an interrupti
 which goes on from there when it is called again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Protocol
 
 from partitions import PartitionError
 from sdpo.chain.open_run import objection
 from sdpo.chain.run_chain import run_chain
-from sdpo.config import StoreConfig
-from sdpo.errors import IntegrityError, Interrupted, SdpoError, UserError
+from sdpo.config import RunConfig, StoreConfig
+from sdpo.errors import Interrupted, SdpoError, UserError
 from sdpo.events import NoteEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
@@ -26,13 +26,18 @@ from sdpo.store.run_file import Origin
 from sdpo.store.run_folder import RunFolder, run_lock
 from sdpo.store.stored_run import read_stored
 from sdpo.study.arms import Trial, shared_steps
-from sdpo.study.before import withheld_from
-from sdpo.study.folder import StudyFile, StudyFolder
-from sdpo.study.kept import kept_study
+from sdpo.study.folder import StudyFolder
 from sdpo.study.results import PairValues, TrialResult, judged_by, keep, kept, read_trial
-from sdpo.study.scored import cached_rows, scored_since
-from sdpo.system.files import read_json, write_json
-from sdpo.system.privacy import withholding
+from sdpo.study.scored import rows_scored
+
+
+class Chain(Protocol):
+    """It brings the run of a recipe to its end."""
+
+    def __call__(
+        self, config: RunConfig, /, *, host: Host, origin: Origin | None, wait: bool
+    ) -> object:
+        """Return when it is there, or raise what :func:`run_chain` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Failed:
 class Outcome:
     """Trials came to this, in their order; ``ran`` names those that were run now.
 
-    ``saved`` is called when what came of one is kept.
+    ``saved`` is called when what came of one is kept. ``alone`` is for what one thread at a time
+    may do, where trials run side by side.
     """
 
     results: list[TrialResult] = field(default_factory=list)
@@ -55,6 +61,7 @@ class Outcome:
     failed: list[Failed] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     saved: Callable[[], None] = field(default=lambda: None, repr=False)
+    alone: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def add(self, result: TrialResult, values: PairValues) -> None:
         """Add what came of a trial."""
@@ -62,37 +69,11 @@ class Outcome:
         self.values[result.trial] = values
         self.saved()
 
-
-@contextmanager
-def trials_run(
-    study: StudyFolder,
-    trials: Sequence[Trial],
-    said: StudyFile,
-    *,
-    host: Host,
-    host_of: Callable[[str], Host] | None,
-    keeps_models: bool,
-    wait: bool,
-) -> Iterator[Outcome]:
-    """Hold a study, its new files as private as its data, and yield what came of its trials.
-
-    Raises:
-        Interrupted, KeyboardInterrupt: as :func:`run_trials`.
-    """
-    with (
-        withholding(withheld_from(study, trials)),
-        study.held(said, wait=wait, listen=host.listen),
-        kept_study(study, store_of(trials), listen=host.listen, wait=wait) as saved,
-    ):
-        yield run_trials(
-            study,
-            trials,
-            host=host,
-            host_of=host_of,
-            keeps_models=keeps_models,
-            wait=wait,
-            outcome=Outcome(saved=saved),
-        )
+    def sort(self, order: Sequence[str]) -> None:
+        """Put everything into this order of trials, in whatever order they have ended."""
+        self.results.sort(key=lambda each: order.index(each.trial))
+        self.failed.sort(key=lambda each: order.index(each.trial))
+        self.ran.sort(key=order.index)
 
 
 def store_of(trials: Sequence[Trial]) -> StoreConfig:
@@ -140,17 +121,18 @@ def run_trial(
     own: Host,
     wait: bool,
     outcome: Outcome,
+    chain: Chain = run_chain,
 ) -> bool:
     """Bring a trial to its end, add what came of it, and return whether it came to a result.
 
     ``before``: the trials that may have made something alike. ``host`` calls the trial, ``own`` is
-    the host of its chain.
+    the host of its ``chain``.
 
     Raises:
         Interrupted, KeyboardInterrupt: somebody asked to stop.
     """
     try:
-        host.call(f"arm {trial.name}", _do, study, before, trial, own, wait, outcome)
+        host.call(f"arm {trial.name}", _do, study, before, trial, own, wait, outcome, chain)
     except (Interrupted, KeyboardInterrupt):
         raise
     except (SdpoError, PartitionError, OSError) as error:
@@ -167,6 +149,7 @@ def _do(
     host: Host,
     wait: bool,
     outcome: Outcome,
+    chain: Chain,
 ) -> None:
     """Run a trial, unless its results are known, and add what came of it."""
     if trial.run is not None:
@@ -175,24 +158,25 @@ def _do(
         outcome.add(*read_trial(run, trial=trial.name, arm=trial.arm, seed=None, scored={}))
         return
     assert trial.config is not None  # only an existing run has none
-    if found := known(study, trial):
+    with outcome.alone:
+        found = known(study, trial)
+    if found:
         host.listen(NoteEvent(message=f"{trial.name} is complete: its results are read"))
         outcome.add(*found)
         return
-    cache = cache_dir(trial.config)
-    start = _rows_before(study, trial, cache)
-    origin = _origin(study, before, trial)
-    run_chain(trial.config, host=host, origin=origin, wait=wait)
-    outcome.ran.append(trial.name)
-    result, values = read_trial(
-        study.run(trial.name),
-        trial=trial.name,
-        arm=trial.arm,
-        seed=trial.seed,
-        scored=scored_since(start, cached_rows(cache)),
-    )
-    keep(study, result, values)
-    outcome.add(result, values)
+    chain(trial.config, host=host, origin=origin_of(study, before, trial), wait=wait)
+    run = study.run(trial.name)
+    with outcome.alone:
+        outcome.ran.append(trial.name)
+        result, values = read_trial(
+            run,
+            trial=trial.name,
+            arm=trial.arm,
+            seed=trial.seed,
+            scored=rows_scored(cache_dir(trial.config), run),
+        )
+        keep(study, result, values)
+        outcome.add(result, values)
 
 
 def known(study: StudyFolder, trial: Trial) -> tuple[TrialResult, PairValues] | None:
@@ -225,38 +209,30 @@ def known(study: StudyFolder, trial: Trial) -> tuple[TrialResult, PairValues] | 
     )
 
 
-def _rows_before(study: StudyFolder, trial: Trial, cache: Path) -> Mapping[str, int]:
-    """Return the rows that were cached before the trial began, which is noted when it does."""
-    path = study.baseline(trial.name)
-    if path.is_file():
-        found = read_json(path)
-        if not isinstance(found, dict) or not all(isinstance(n, int) for n in found.values()):
-            raise IntegrityError(f"{path} is damaged: delete it, and rows are counted from now on")
-        return found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = cached_rows(cache)
-    write_json(path, rows)
-    return rows
-
-
-def _origin(study: StudyFolder, before: Sequence[Trial], trial: Trial) -> Origin | None:
+def origin_of(study: StudyFolder, before: Sequence[Trial], trial: Trial) -> Origin | None:
     """Return the trial before it, with which a new run shares what both have.
 
-    None for a run that is there: it knows its own.
+    It is the one with most first steps alike, of several the last. None for a run that is there: it
+    knows its own.
     """
+    assert trial.config is not None  # only an existing run has none
     if study.run(trial.name).run_file.is_file():
         return None
-    for earlier in reversed(before):
-        run = study.run(earlier.name)
-        if earlier.run is None and run.run_file.is_file():
-            return Origin(
-                kind="arm",
-                run=run.name,
-                path=str(run.path),
-                identity=digest_of(read_stored(run).identity),
-                step=0,
-            )
-    return None
+    found = [
+        (shared_steps(earlier.config, trial.config), number, study.run(earlier.name))
+        for number, earlier in enumerate(before)
+        if earlier.config is not None and study.run(earlier.name).run_file.is_file()
+    ]
+    if not found:
+        return None
+    _, _, run = max(found, key=lambda each: each[:2])
+    return Origin(
+        kind="arm",
+        run=run.name,
+        path=str(run.path),
+        identity=digest_of(read_stored(run).identity),
+        step=0,
+    )
 
 
 def let_go(study: StudyFolder, done: Sequence[Trial], to_come: Sequence[Trial]) -> None:
@@ -268,8 +244,16 @@ def let_go(study: StudyFolder, done: Sequence[Trial], to_come: Sequence[Trial]) 
             continue
         if any(shared_steps(trial.config, config) for config in later):
             continue
+        if any(_comes_from(study.run(each.name), run) for each in to_come):
+            continue
         with run_lock(run):
             run.clear(keep=set())
+
+
+def _comes_from(run: RunFolder, other: RunFolder) -> bool:
+    """Return whether a run that has begun shares what it can with another."""
+    origin = read_stored(run).origin if run.run_file.is_file() else None
+    return origin is not None and origin.run == other.name
 
 
 def failures(failed: Sequence[Failed], study: StudyFolder) -> str:

@@ -11,9 +11,11 @@ from sdpo.study.before import check_trials
 from sdpo.study.compare import Keep, keeps_models
 from sdpo.study.folder import StudyFile, StudyFolder, study_of
 from sdpo.study.grid import Over, grid_trials, read_overs, recipe_text
-from sdpo.study.run_trials import Failed, trials_run
+from sdpo.study.run_trials import Failed
 from sdpo.study.selection import Swept, select
+from sdpo.study.side_by_side import check_side_by_side
 from sdpo.study.sweep_page import write_sweep
+from sdpo.study.trials import trials_run
 from sdpo.system.files import write_text
 
 
@@ -65,10 +67,12 @@ def run_sweep(
     host: Host = Host(),
     host_of: Callable[[str], Host] | None = None,
     wait: bool = False,
+    side_by_side: int = 1,
 ) -> SweepDone:
     """Run what is not done of a grid, choose on one part of the reserve, report on the other.
 
     A trial that fails is left out and told of. ``host_of`` gives the host of each trial's chain.
+    ``side_by_side``: so many trials run at a time, as processes of their own.
 
     Raises:
         UserError: something that a recipe names is not there, fewer than two trials came to a
@@ -76,10 +80,18 @@ def run_sweep(
         Interrupted: somebody asked to stop; the same call goes on.
     """
     keeps = keeps_models(keep)
-    check_trials(plan.study, plan.trials, keeps_models=keeps)
+    check_side_by_side(plan.trials, side_by_side)
+    check_trials(plan.study, plan.trials, keeps_models=keeps, at_once=side_by_side)
     said = StudyFile(kind="sweep", recipe=plan.config.name)
     with trials_run(
-        plan.study, plan.trials, said, host=host, host_of=host_of, keeps_models=keeps, wait=wait
+        plan.study,
+        plan.trials,
+        said,
+        side_by_side=side_by_side,
+        host=host,
+        host_of=host_of,
+        keeps_models=keeps,
+        wait=wait,
     ) as outcome:
         swept = select(
             plan.study.name,

@@ -21,12 +21,13 @@ def planned_sweep(
     name: str = "",
     keep: Keep = "models",
     wait: bool = False,
+    side_by_side: int = 1,
     host_of: Callable[[str], Host] | None = None,
 ) -> tuple[StudyFolder, Callable[[Host], SweepDone]]:
     """Return the folder of a sweep, and what makes it; nothing is written yet.
 
     With ``trials`` Optuna proposes so many, else it is the grid of all values, each trained with
-    so many ``seeds``.
+    so many ``seeds``, and ``side_by_side`` at a time.
 
     Raises:
         UserError: it cannot be, see :func:`plan_sweep` and :func:`plan_search`.
@@ -35,6 +36,11 @@ def planned_sweep(
         raise ConfigError(
             "--seeds is of a grid: a search trains each proposal once, and what it finds can be "
             "compared over seeds (sdpo compare STUDY/best.yaml --seeds 3)"
+        )
+    if trials and side_by_side != 1:
+        raise ConfigError(
+            "--side-by-side is of a grid: each trial of a search is proposed by what those before "
+            "it came to"
         )
     if trials:
         search = plan_search(config, over=over, trials=trials, prune=prune, name=name)
@@ -50,5 +56,5 @@ def planned_sweep(
             "another name (--name)"
         )
     return grid.study, lambda host: run_sweep(
-        grid, keep=keep, host=host, host_of=host_of, wait=wait
+        grid, keep=keep, host=host, host_of=host_of, wait=wait, side_by_side=side_by_side
     )

@@ -25,6 +25,10 @@ ELSEWHERE = {
     "sdpo run demo": "sdpo/inputs/test_demo.py",
     "sdpo check demo": "flows/commands/test_recipes.py",
     "sdpo run recipe.yaml --prefect": "flows/test_flow.py",
+    "sdpo retrain chat --prompts requests.jsonl --generate judge.rule=asks_back --generate n=8": (
+        "sdpo/promotion/test_retraining_rounds.py"
+    ),
+    "sdpo retrain chat --prompts requests.jsonl": "sdpo/promotion/test_retraining_rounds.py",
 }
 """Commands that take long, and the tests that execute what they do."""
 
@@ -170,7 +174,8 @@ def test_the_commands_of_replay_run(
 
 @pytest.mark.slow  # tests/flows/test_retrain.py has what it does, step by step
 def test_the_commands_of_retraining_run(sdpo: Sdpo, at_place: Bench) -> None:
-    commands = {command.text: command for command in documented("retraining")}
+    given = [each for each in documented("retraining") if each.text not in ELSEWHERE]
+    commands = {command.text: command for command in given}
     promote, retrain, current, rollback, estimate = commands.values()
     execute(sdpo, promote)
     assert "too few to tell" in execute(sdpo, retrain, code=1).told

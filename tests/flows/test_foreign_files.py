@@ -126,6 +126,7 @@ IN_TEMPORARIES = (
     "drawn",
     "rejected.jsonl",
     "rows.parquet",
+    "claim",
     "part-1.arrow",
     "object",
     "model.gguf",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bench import Bench, Values
 from flow_runs import artifacts_of, tasks_of
+from forked_arms import forked_arms
 from forked_stages import forked_stages
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
@@ -28,7 +29,7 @@ def last_run() -> FlowRun:
 
 def ended(flow: Any, **given: Any) -> State[Any]:
     """The state in which a call of a flow ends."""
-    with forked_stages():
+    with forked_arms():
         state: State[Any] = flow(**given, return_state=True)
     return state
 
@@ -98,6 +99,23 @@ def test_arms_are_task_runs_one_that_fails_is_named_and_a_retry_goes_on(place: B
     assert not [task for task in tasks_of(last_run()) if task.name.startswith("step")]
 
 
+def test_arms_that_run_side_by_side_are_task_runs_too(place: Bench) -> None:
+    failed = ended(
+        compare,
+        recipe=place.write(),
+        arms=["sdpo", "dpo"],
+        own=["lost:partition.groups=[[questions],[nobody]]"],
+        name="beside",
+        side_by_side=3,
+    )
+    assert failed.is_failed()
+    assert "lost failed: " in (failed.message or "")
+    run = last_run()
+    tasks = sorted(task.name for task in tasks_of(run) if task.name.startswith("arm "))
+    assert tasks == ["arm dpo", "arm lost", "arm sdpo"]
+    assert "# Study beside" in str(artifacts_of(run)["study-beside"].data)
+
+
 def test_a_sweep_says_in_its_state_what_is_best(place: Bench) -> None:
     done = ended(sweep, recipe=place.write(), over=["steps.1.beta=0.05,0.4"])
     assert done.is_completed()
@@ -119,6 +137,7 @@ def test_a_sweep_says_in_its_state_what_is_best(place: Bench) -> None:
         (sweep, {"recipe": "{recipe}"}, "which settings are to be swept"),
         (sweep, {"recipe": "{recipe}", "over": ["training.beta=1,2"], "keep": "all"}, "keep is"),
         (sweep, {"recipe": "{recipe}", "over": ["training.beta=1..2"]}, "a grid has no ranges"),
+        (compare, {"recipe": "{recipe}", "side_by_side": 0}, "--side-by-side 0"),
         (sweep, {"recipe": "{recipe}", "over": ["training.beta=1,2"], "prune": True}, "--prune"),
     ],
 )

@@ -13,7 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+
+from sdpo.store.logp_cache import rows_by_run
+from sdpo.store.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("orca_ultrafeedback.yaml")
@@ -33,12 +37,13 @@ SETTINGS = (
     *("launch.threads=1", "probe.completions=0", "data.reserve.pairs=12"),
 )
 KILLS = 10
+ARMS = ("sdpo", "dpo", "stratified")
 
 
 def started(folder: Path) -> "subprocess.Popen[bytes]":
     options = [word for setting in SETTINGS for word in ("--set", setting)]
     command = [sys.executable, "-m", "flows.cli.app", "compare", str(RECIPE), *options]
-    command += ["--arms", "sdpo,dpo,stratified", "--runs-dir", str(folder / "runs")]
+    command += ["--arms", ",".join(ARMS), "--runs-dir", str(folder / "runs")]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
@@ -54,6 +59,26 @@ def found(folder: Path) -> Any:
     return said
 
 
+def rows_by_arm(folder: Path) -> dict[str, set[tuple[str, bytes]]]:
+    """The rows that were scored for every arm: the key of the model, and the row's digest."""
+    study = folder / "runs" / "orca_ultrafeedback-compare"
+    marks = {RunFolder(path).mark: path.name for path in study.iterdir() if path.name in ARMS}
+    rows: dict[str, set[tuple[str, bytes]]] = {name: set() for name in ARMS}
+    (cache,) = folder.glob("**/logps")
+    for part in cache.glob("*/[!.]*.parquet"):
+        count, mark = rows_by_run(part)
+        digests = {(part.parent.name, each) for each in row_digests(part)}
+        assert len(digests) == count
+        assert not rows[marks[mark]] & digests, "no row is scored twice"
+        rows[marks[mark]] |= digests
+    return rows
+
+
+def row_digests(part: Path) -> list[bytes]:
+    digests: list[bytes] = pq.read_table(part)["row_digest"].to_pylist()
+    return digests
+
+
 def test_arms_share_what_is_scored_and_ten_kills_change_nothing(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -61,9 +86,12 @@ def test_arms_share_what_is_scored_and_ten_kills_change_nothing(tmp_path: Path) 
     start = time.monotonic()
     assert started(whole).wait() == 0, (whole / "log").read_text()
     took_s = time.monotonic() - start
-    arms = {line["arm"]: line for line in found(whole)["arms"]}
-    # D_1 and D_2 of `dpo` are those of `sdpo`: of S only what that did not score is left.
-    assert arms["dpo"]["rows_scored"] < arms["sdpo"]["rows_scored"]
+    scored = rows_by_arm(whole)
+    assert all(scored[name] for name in ARMS)
+    assert not scored["dpo"] & scored["sdpo"], "the second arm scores no row that the first had"
+    assert not scored["stratified"] & (scored["sdpo"] | scored["dpo"])
+    arms = {line["arm"]: line["rows_scored"] for line in found(whole)["arms"]}
+    assert arms == {name: len(scored[name]) for name in ARMS}
     moments = random.Random(0)
     for _ in range(KILLS):
         process = started(killed)

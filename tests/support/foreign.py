@@ -55,8 +55,9 @@ OF_A_RUN = (
     *(f"step-1/model/{name}" for name in OF_A_MODEL),
     *("step-2/prompts.parquet", "step-2/generated.parquet", "step-2/scores.parquet"),
     *("step-2/samples.parquet", "step-2/tokens/prompts.arrow", f"step-2/generating/{KEY}.jsonl"),
-    f"step-2/generating/{KEY}.json",
+    *(f"step-2/generating/{KEY}.json", f"step-2/generating/{KEY}-1.jsonl"),
     *("step-2/generating/verdicts/verdicts.jsonl", ".tmp-mine/prompts.jsonl"),
+    *("step-2/generating/verdicts/rows-1.parquet", "step-2/generating/scored/rows-1.parquet"),
     *(".tmp-mine/home", ".tmp-mine/drawn.parquet", ".tmp-mine/drawn.jsonl"),
     *("step-2/pairs.parquet", "step-2/usable.parquet", "step-2/tokens/pairs.arrow"),
     *("step-1/reference.parquet", "step-1/metrics.jsonl", "step-1/budget.json"),
@@ -70,6 +71,7 @@ OF_A_RUN = (
 OF_A_CACHE = (
     *("tokens/my-corpus.arrow", f"tokens/{KEY}.arrow", f"tokens/{KEY}.arrow.sha256"),
     *("tokens/.mine.lock", f"tokens/.{KEY}.lock", "tokens/.tmp-mine", "logps/my-notes/notes"),
+    *(f"logps/.{KEY}.lock", f"logps/{KEY}/.tmp-sdpo-claim-{KEY}"),
     *(f"logps/{KEY}/key.json", f"logps/{KEY}/{LONG}.parquet", f"logps/{KEY}/checked-{KEY}.json"),
     *("kl/my-notes", f"kl/{KEY}/key.json", f"kl/{KEY}/kl.parquet", f"kl/.{KEY}.lock"),
     *("evaluations/my-notes", f"evaluations/{KEY}/scores.parquet", f"evaluations/{KEY}/key.json"),
@@ -91,7 +93,7 @@ OF_A_SERVER = (
 OF_A_STUDY = (
     *("study.json", "comparison.html", "comparison.json", "best.yaml", "results/mine"),
     *("optuna.journal", "optuna.journal.lock"),
-    *(f"results/sdpo.{end}" for end in ("json", "parquet", "scores.parquet", "before.json")),
+    *(f"results/sdpo.{end}" for end in ("json", "parquet", "scores.parquet")),
 )
 OF_A_STORE = (
     *("lease/00000001.json", "lease/00000001.beat.json", f"files/{LONG}"),

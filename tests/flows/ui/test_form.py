@@ -79,7 +79,7 @@ REQUIRED = {
     "promote": ["run"],
     "replay": ["run"],
     "report": ["run"],
-    "retrain": ["lineage", "data", "lineage.name", "data.sources"],
+    "retrain": ["lineage", "lineage.name"],
     "rollback": ["name"],
     "sweep": ["recipe", "over"],
     "verify": ["run"],

@@ -8,12 +8,8 @@ import pytest
 import torch
 from bench import Bench, Outcome, Values
 from forked_stages import forked_stages
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from reward_models import write_reward_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sdpo.events import ProgressEvent
 from sdpo.history.evaluate import evaluate_run
@@ -21,21 +17,6 @@ from sdpo.history.verify import verify_run
 from sdpo.hooks import Host
 from sdpo.report import summarise
 from sdpo.store.win_rates import Verdicts, read_verdicts
-
-
-def write_reward_model(folder: Path, *, like: Path, seed: int) -> Path:
-    """A tiny classifier with one output, random weights, and the tokenizer of ``like``."""
-    tokenizer = AutoTokenizer.from_pretrained(like)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=512, initializer_range=0.3,
-            pad_token_id=tokenizer.pad_token_id, num_labels=1,
-        )  # fmt: skip
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def judging(reward_model: Path) -> Values:

@@ -10,6 +10,7 @@ from bench import Bench, DemoFiles, Outcome, Values
 from forked_stages import forked_stages
 from histories import flip, origin, replayed, write_new_pairs
 from judge_server import judge_server, prefers_longer
+from reward_models import write_reward_model
 from round_runs import TOKENS, N, recipe, rows
 
 from sdpo.data.keys import draw_key
@@ -229,24 +230,11 @@ def test_a_reward_model_judges_the_samples_of_a_round(
 ) -> None:
     """Its scores are those that transformers gives by hand."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
 
-    folder, tokenizer = tmp_path / "reward", AutoTokenizer.from_pretrained(demo_files.model)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-        model = LlamaForSequenceClassification(
-            LlamaConfig(
-                **size,
-                vocab_size=len(tokenizer),
-                num_attention_heads=2,
-                num_labels=1,
-                initializer_range=0.3,
-                pad_token_id=0,
-            )
-        ).eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = write_reward_model(tmp_path / "reward", like=demo_files.model, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     judge = f"data.sources.2.generate.judge={{reward_model: '{folder}'}}"
     _, again = replayed(made.run, judge, step=2, only=True, name="by-reward")
     assert "generate-2" in again.result.shared
@@ -297,53 +285,6 @@ def test_a_round_goes_on_from_the_prompts_that_are_done(
     assert after[0]["token_ids"] == [7, 8, 9], "a sample that was there is not drawn again"
     assert after[1:] == before[1:]
     assert not so_far.parent.exists()
-
-
-@pytest.fixture(scope="module")
-def implicit(
-    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values, demo_files: DemoFiles
-) -> Outcome:
-    """A round on a split of a data set of prompts, judged by the implicit reward."""
-    from datasets import Dataset, DatasetDict
-
-    folder = tmp_path_factory.mktemp("implicit")
-    prompts = folder / "prompts"
-    asked = [{"question": f"What do {name} like, and why?"} for name in ("cats", "owls", "bees")]
-    splits = {"train": Dataset.from_list(asked[:1]), "test": Dataset.from_list(asked)}
-    DatasetDict(splits).save_to_disk(prompts)
-    changes = recipe(
-        demo_files,
-        prompts=str(prompts),
-        prompt_column="question",
-        prompts_split="test",
-        judge={"implicit": True, "implicit_beta": 0.5},
-        temperature=0.9,
-        top_p=0.9,
-    )
-    return Bench(folder, tiny_recipe).run(changes)
-
-
-def test_the_implicit_reward_is_beta_times_the_log_ratio(implicit: Outcome) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    def logp(folder: Path, prompt: list[int], answer: list[int]) -> float:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double()
-        logps = logits.log_softmax(-1)
-        places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        return float(sum(logps[at, token] for at, token in zip(places, answer, strict=True)))
-
-    generated, samples = rows(implicit, 2, "generated"), rows(implicit, 2, "samples")
-    assert len({row["prompt_key"] for row in samples}) == 3
-    start = Path(json.loads((implicit.folder / "logs/judge-2.json").read_text())["start"]["folder"])
-    for drawn, kept in list(zip(generated, samples, strict=True))[:3]:
-        ratio = logp(implicit.run.model(1), drawn["prompt_ids"], drawn["token_ids"]) - logp(
-            start, drawn["prompt_ids"], drawn["token_ids"]
-        )
-        assert kept["score"] == pytest.approx(0.5 * ratio, abs=1e-4)
-        assert kept["kl"] >= 0
 
 
 def test_a_round_without_pairs_ends_in_words(

@@ -394,6 +394,6 @@ def test_a_folder_that_is_no_study_is_left_alone(copied: Bench, sdpo: Sdpo) -> N
 def test_the_runs_of_a_study_are_runs_as_all_others(study: Study, sdpo: Sdpo) -> None:
     shown = sdpo("status", "tiny-compare/target_base", "--runs-dir", study.bench.runs)
     assert shown.code == 0
-    assert "arm of a study, beside dpo" in shown.told
+    assert "arm of a study, beside sdpo" in shown.told
     whole = sdpo("verify", "tiny-compare/target_base", "--runs-dir", study.bench.runs)
     assert (whole.code, "is whole" in whole.told) == (0, True), whole.told
