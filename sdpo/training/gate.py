@@ -12,9 +12,9 @@ at random in training, or whose forward of one pair depends on its neighbours, i
 bf16 both differ by rounding, whose size depends on model, kernels and device. It is measured here,
 and what the cache may differ by follows from it.
 
-Where reference and policy are one model, in fp32 on a CPU, what is cached of the first batch was
-computed pair by pair: if the pairs as they are trained agree with it, one forward has shown both.
-If not, the policy is asked pair by pair as well, and which of the two is wrong is said.
+Where reference and policy are one model, in fp32 on a CPU, what is cached was computed pair by
+pair: if the pairs as they are trained agree with it, that one answer has shown both. If not, the
+policy is asked pair by pair as well, and which of the two is wrong is said.
 
 The loss before any update is recorded beside what it is where policy and reference agree (ln 2 for
 DPO). With S as target and M_{t-1} as reference it is above that (sDPO, arXiv 2403.19270, figure 3).
@@ -207,17 +207,18 @@ def check_as_trained(
 def _as_cached(
     trainer: Trainer, task: PreferenceTask, rows: np.ndarray, *, of_batch: int
 ) -> tuple[np.ndarray | None, float]:
-    """Return the log-probs of ``rows``, the first ``of_batch`` of them as they are trained and the
-    others alone, ``[rows, 2]``, and how far the former are from the cache at most, in nats.
+    """Return the log-probs of ``rows`` as they are trained, ``[rows, 2]``, and how far those of the
+    first ``of_batch`` are from the cache at most, in nats.
 
-    There are none where one of the batch is not what is cached of its pair alone.
+    There are none where one of them is not what is cached of its pair alone.
     """
-    batch, others = np.split(rows, [of_batch])
-    trained, cached = trainer.logps_as_trained(task, batch), task.reference[batch]
+    parts = [part for part in np.split(rows, [of_batch]) if len(part)]
+    trained = np.concatenate([trainer.logps_as_trained(task, part) for part in parts])
+    cached = task.reference[rows]
     difference = np.abs(trained - cached)
-    if not (difference <= tolerance(cached, _scored(task, batch), precision="fp32")).all():
+    if not (difference <= tolerance(cached, _scored(task, rows), precision="fp32")).all():
         return None, 0.0
-    return np.concatenate([trained, _alone(trainer, task, others)]), float(difference.max())
+    return trained, float(difference[:of_batch].max())
 
 
 def _alone(trainer: Trainer, task: PreferenceTask, rows: np.ndarray) -> np.ndarray:

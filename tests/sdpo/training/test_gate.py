@@ -73,6 +73,12 @@ def test_a_first_batch_that_agrees_with_its_cache_takes_one_forward(policy, task
     assert result.pairs == len(FIRST)
 
 
+def test_so_do_the_others_of_the_cache_that_are_looked_at(policy, task):
+    tokens = counted(policy)
+    assert check(policy, task).pairs == 10
+    assert len(tokens) == 2, "the first batch, and six others"
+
+
 def test_one_that_does_not_is_asked_pair_by_pair_as_well(policy, task):
     task.reference[2, 0] += 0.01
     tokens = counted(policy)
