@@ -106,7 +106,6 @@ LATER = {
     "run_stage": "a stop that was asked for",
     "listener": "of several nodes: an address that somebody else has taken by then",
     **dict.fromkeys(("submit", "tool"), "of jobs of SLURM, when a stage is submitted"),
-    "see": "of several nodes: a file that one of them wrote and another one does not see",
     "_scored": "a spec that no node gives",
     "planned": "a spec that no node gives",
     "needed_supervised_tokens": "a spec that no node gives",
