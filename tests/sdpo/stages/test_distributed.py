@@ -1,13 +1,19 @@
-"""A step under ``accelerate launch`` with two CPU processes (gloo) is the step of one process."""
+"""A step under ``accelerate launch`` with two CPU processes (gloo) is the step of one process.
+
+The launcher itself starts what `double` has, and what is killed; others start as forks, which
+import nothing.
+"""
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked_ranks import forked_ranks
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
@@ -43,10 +49,17 @@ def run_step(run: PreparedRun, **fields) -> list[dict]:
     return events
 
 
+@pytest.fixture
+def as_forks() -> Iterator[None]:
+    with forked_ranks():
+        yield
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory) -> PreparedRun:
     run = prepare_run(tmp_path_factory.mktemp("single"), pairs=PAIRS)
-    run_step(run)
+    with forked_ranks():
+        run_step(run)
     return run
 
 
@@ -124,6 +137,7 @@ def test_two_processes_go_on_where_they_stopped(double, tmp_path, killed):
     assert run.metrics(1) == double.metrics(1)
 
 
+@pytest.mark.usefixtures("as_forks")
 def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
     run = prepare_run(tmp_path, pairs={1: 8})
     wild = TRAINING.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0})
@@ -173,6 +187,7 @@ def mixture_beside(tokenizer: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("as_forks")
 @pytest.mark.parametrize("adapters", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_routers_loss_is_of_the_tokens_of_both_processes(tmp_path, adapters):
     llama = demo.materialise("demo:tiny-llama", tmp_path / "demo")
@@ -216,6 +231,7 @@ def test_an_adapter_is_handed_on_by_two_processes_as_by_one(tmp_path, kind, dora
     torch.testing.assert_close(models[0], models[1], rtol=1e-2, atol=5e-3)
 
 
+@pytest.mark.usefixtures("as_forks")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_parameters_that_no_loss_reaches_do_not_end_two_processes(tmp_path):
     """Those of an index of keys, say, of which a rank is taken: DeepSeek-V3.2's."""

@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from forked_stages import forked_stages
 
 from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig, TrainingConfig
 from sdpo.identity.model_digest import model_digest, tensor_entries
@@ -43,7 +44,8 @@ def run_step(run: PreparedRun, **fields) -> list[dict]:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory) -> PreparedRun:
     run = prepare_run(tmp_path_factory.mktemp("single"), pairs=PAIRS)
-    run_step(run, launch=LAUNCH)
+    with forked_stages():
+        run_step(run, launch=LAUNCH)
     return run
 
 
