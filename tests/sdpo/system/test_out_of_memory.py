@@ -134,7 +134,13 @@ def test_the_gate_goes_on_in_halves(small_device):
     whole = gate.check(trainer, task, **options)
     small_device(120)
     parts = gate.check(trainer, task, **options)
-    assert replace(parts, as_trained_nats=whole.as_trained_nats) == whole
+    # What is computed together is rounded together: the sums differ in their last bits.
+    rounded = {"loss": 1e-6, "excess_loss": 1e-6}
+    rounded |= dict.fromkeys(("max_abs_difference_nats", "as_trained_nats"), 1e-5)
+    for name, nats in rounded.items():
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=nats), name
+    same = {name: getattr(whole, name) for name in rounded}
+    assert replace(parts, **same) == whole
 
 
 def test_the_loss_on_the_reserve_is_the_same_in_halves(small_device):
