@@ -123,7 +123,7 @@ def _run_name() -> str:
 @flow(name="sdpo-retrain", flow_run_name=_run_name, validate_parameters=False)
 def retrain(
     lineage: Annotated[LineageSettings, Asks("name")] = LineageSettings(),
-    data: NewDataSettings = NewDataSettings(),
+    data: Annotated[NewDataSettings, Asks("sources", instead="prompts")] = NewDataSettings(),
     step: NewStepSettings = NewStepSettings(),
     gate: GateSettings = GateSettings(),
     approval: ApprovalSettings = ApprovalSettings(),

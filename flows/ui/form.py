@@ -43,10 +43,12 @@ class Asks:
 
     The group keeps their defaults, by which a call from elsewhere is refused in the flow's words.
     Empty ones are that flow's to refuse as well: parameters of before have them.
+
+    ``instead``: the setting that is asked for where this one is left out.
     """
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self, *names: str, instead: str = "") -> None:
+        self._names, self._instead = names, instead
 
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -54,9 +56,12 @@ class Asks:
         """Give the group's schema, in which these settings are required and have no default."""
         schema = dict(handler.resolve_ref_schema(handler(core_schema)))
         properties = {name: dict(field) for name, field in schema["properties"].items()}
+        wanted: dict[str, Json] = {"required": list(self._names)}
+        if self._instead:  # the UI would draw `anyOf` as a choice of forms; it draws no `if`
+            return schema | {"if": {"not": {"required": [self._instead]}}, "then": wanted}
         for name in self._names:
             del properties[name]["default"]
-        return schema | {"properties": properties, "required": list(self._names)}
+        return schema | {"properties": properties, **wanted}
 
 
 class Empty:

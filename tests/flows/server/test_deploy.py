@@ -63,6 +63,10 @@ def test_a_deployment_itself_can_have_a_person_asked() -> None:
     accept("retrain", NAMED | {"approval": {"required": True, "timeout_minutes": 60}})
 
 
+def test_a_retraining_may_have_prompts_in_place_of_sources() -> None:
+    accept("retrain", {"lineage": {"name": "chat"}, "data": {"prompts": "prompts.jsonl"}})
+
+
 @pytest.mark.parametrize("left_out", ["lineage", "data"])
 @pytest.mark.parametrize("given", [{}, None], ids=["an empty group", "no group"])
 def test_a_retraining_of_nothing_is_refused_before_anything_starts(

@@ -79,7 +79,7 @@ REQUIRED = {
     "promote": ["run"],
     "replay": ["run"],
     "report": ["run"],
-    "retrain": ["lineage", "lineage.name"],
+    "retrain": ["lineage", "data", "lineage.name"],
     "rollback": ["name"],
     "sweep": ["recipe", "over"],
     "verify": ["run"],
