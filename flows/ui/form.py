@@ -53,12 +53,15 @@ class Asks:
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Json]:
-        """Give the group's schema, in which these settings are required and have no default."""
+        """Give the group's schema, in which these settings are required and have no default.
+
+        Where another one may stand instead they keep it: they are not required always.
+        """
         schema = dict(handler.resolve_ref_schema(handler(core_schema)))
-        properties = {name: dict(field) for name, field in schema["properties"].items()}
         wanted: dict[str, Json] = {"required": list(self._names)}
         if self._instead:  # the UI would draw `anyOf` as a choice of forms; it draws no `if`
             return schema | {"if": {"not": {"required": [self._instead]}}, "then": wanted}
+        properties = {name: dict(field) for name, field in schema["properties"].items()}
         for name in self._names:
             del properties[name]["default"]
         return schema | {"properties": properties, **wanted}

@@ -173,11 +173,10 @@ def _new_data(data: DataConfig, carried: Carried) -> DataConfig:
     return data.model_copy(update={"sources": new})
 
 
-def new_round(context: Context) -> SourceConfig | None:
-    """Return the source of which the further step is a round; None where it has new pairs."""
+def made_next(context: Context) -> list[SourceConfig]:
+    """Return the source of which the further step is a round; none where it has new pairs."""
     carried = carried_by(context)
-    new = [each for each in context.config.data.generated if each.name not in carried.sources]
-    return new[0] if new else None
+    return [each for each in context.config.data.generated if each.name not in carried.sources][:1]
 
 
 def _publish_carried(context: Context, carried: Carried) -> Made:
@@ -279,7 +278,7 @@ def partition(context: Context) -> Expansion:
         features, scorers = _carried_features(context.run, usable)
         steps = _carried_plan(context.run).steps
         rounds = {step.step: step.generated for step in steps if step.generated}
-        if made := new_round(context):
+        for made in made_next(context):
             rounds[len(steps) + 1] = Round(source=made.name, round=1)
         return Decision(plan, trained, features, scorers, rounds)
 
@@ -289,7 +288,7 @@ def partition(context: Context) -> Expansion:
             "carried": carried.files["plan.parquet"],
             "probe": sampling(context),
             **({"rehearse": rehearse} if rehearse else {}),
-            **rules_of_rounds(context, [made] if (made := new_round(context)) else []),
+            **rules_of_rounds(context, made_next(context)),
         }
 
     return planned(context, decide, identity)
@@ -318,8 +317,11 @@ def _carried_plan(run: RunFolder) -> PlanFile:
 
 def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
     """Return the plan, and the rows of ``usable`` that it assigns: those that are trained on."""
-    there, made = _carried_plan(context.run), new_round(context)
+    there = _carried_plan(context.run)
     last = len(there.steps) + 1
+    to_be_made = [
+        contents_of(Round(source=made.name, round=1), last) for made in made_next(context)
+    ]
     pairs, trained = pairs_of(context, usable, {})
     carried_rows, carried_step = _carried_entries(context.run, pairs.ids)
     plan = extend_plan(
@@ -338,7 +340,7 @@ def _plan(context: Context, usable: Columns) -> tuple[Plan, np.ndarray]:
             for step in there.steps
         ],
         measured=there.measured,
-        to_be_made=contents_of(Round(source=made.name, round=1), last) if made else "",
+        to_be_made="".join(to_be_made),
     )
     return plan, trained
 

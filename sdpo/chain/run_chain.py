@@ -84,9 +84,7 @@ def chain(context: Context) -> list[Part]:
     prepare = extended.prepare_data if extends else prepare_data
     check = extended.check if extends else plan_check.check
     partition = extended.partition if extends else planning.partition
-    made = context.config.data.generated
-    if extends:
-        made = [new] if (new := extended.new_round(context)) else []
+    made = extended.made_next(context) if extends else context.config.data.generated
     has_s, has_gamma = context.config.supervised.enabled, needs_gamma(context)
     return [
         prepare(context),

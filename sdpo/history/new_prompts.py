@@ -18,7 +18,6 @@ from sdpo.data.prompt_file import prompts_as_pairs
 from sdpo.data.readers import default_name
 from sdpo.data.schema import Format
 from sdpo.errors import ConfigError
-from sdpo.identity.payloads import Payload, changed_settings
 from sdpo.store.plan_file import read_plan
 from sdpo.store.run_folder import RunFolder
 
@@ -90,11 +89,6 @@ def round_of(config: RunConfig, made: NewRound) -> SourceConfig:
             )
         )
         raise ConfigError(f"{error}{hint}") from error
-
-
-def rule_of(source: SourceConfig) -> Payload:
-    """Return how the pairs of a round are made, as far as it counts, but for its prompts."""
-    return changed_settings(source.generate)
 
 
 def untaken(base: str, taken: Set[str]) -> str:

@@ -20,9 +20,8 @@ from sdpo.model_names import NamedModel
 from sdpo.processes.judging_specs import ImplicitSpec
 from sdpo.processes.stage_results import ScoresResult
 from sdpo.scoring.divergence import divergence
-from sdpo.stages.shared_rows import together
+from sdpo.stages.shared_rows import publish_together
 from sdpo.stages.timings import Timings
-from sdpo.system.files import publish_file
 from sdpo.system.out_of_memory import short_memory_named
 from sdpo.tokens.load import load_tokenizer
 
@@ -76,11 +75,7 @@ def run(spec: ImplicitSpec, events: EventWriter) -> ScoresResult:
         "score": pa.array(scores, pa.float64()),
         "kl": pa.array(np.concatenate([*kls, np.empty(0)]), pa.float64()),
     }
-    scored = together(share, pa.table(columns), at, folder=spec.kept)
-    if scored is not None:
-        with publish_file(spec.out) as temporary:
-            pq.write_table(scored, temporary)
-    share.wait()
+    publish_together(share, pa.table(columns), at, folder=spec.kept, out=spec.out)
     return ScoresResult(timings_s=timings.rounded())
 
 

@@ -12,9 +12,8 @@ from sdpo.events import EventWriter
 from sdpo.model.share import join
 from sdpo.processes.judging_specs import ScoreSpec
 from sdpo.processes.stage_results import ScoresResult
-from sdpo.stages.shared_rows import together
+from sdpo.stages.shared_rows import publish_together
 from sdpo.stages.timings import Timings
-from sdpo.system.files import publish_file
 
 
 def run(spec: ScoreSpec, events: EventWriter) -> ScoresResult:
@@ -47,9 +46,5 @@ def run(spec: ScoreSpec, events: EventWriter) -> ScoresResult:
         scores = [score for of in judge.scores(asked, on_done=progress) for score in of]
     scored = table.take(pa.array(at, pa.int64())).select(["prompt_key", "sample"])
     scored = scored.append_column("score", pa.array(scores, pa.float64()))
-    found = together(share, scored, at, folder=spec.kept)
-    if found is not None:
-        with publish_file(spec.out) as temporary:
-            pq.write_table(found, temporary)
-    share.wait()
+    publish_together(share, scored, at, folder=spec.kept, out=spec.out)
     return ScoresResult(timings_s=timings.rounded())

@@ -168,12 +168,12 @@ def _leak(
     if whole.shape[1] == 1:
         return 0.0
     moved = 0.0
-    for kept in (0, -1):
+    for kept in (0, whole.shape[1] - 1):
         changed = [
             PromptGroup(
                 group.prompt,
                 tuple(
-                    side if place == kept % whole.shape[1] else np.ascontiguousarray(side[::-1])
+                    side if place == kept else np.ascontiguousarray(side[::-1])
                     for place, side in enumerate(group.completions)
                 ),
             )
