@@ -14,6 +14,7 @@ from command_line import Sdpo, caller
 from forked_stages import forked_stages
 from histories import contents
 from scored import write_scores
+from studies import small
 
 from sdpo.config.load import make_config
 from sdpo.errors import DiskFullError
@@ -44,10 +45,7 @@ class Study:
 @pytest.fixture(scope="module")
 def small_recipe(tiny_recipe: Values) -> Values:
     """The tiny recipe with three optimizer steps a step, and a reserve of some use."""
-    return tiny_recipe | {
-        "data": tiny_recipe["data"] | {"reserve": {"pairs": 12}},
-        "training": tiny_recipe["training"] | {"max_steps": 3},
-        "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
+    return small(tiny_recipe, updates=3) | {
         "evaluation": {
             "win_rate": {"judge": {"rule": "length"}, "prompts": 24, "max_new_tokens": 4}
         },

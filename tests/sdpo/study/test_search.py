@@ -12,6 +12,7 @@ import pytest
 from bench import Bench, Outcome, Values
 from command_line import Sdpo, caller
 from forked_stages import forked_stages
+from studies import small
 
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
@@ -33,12 +34,8 @@ def sdpo(capsys: pytest.CaptureFixture[str]) -> Sdpo:
 
 @pytest.fixture(scope="module")
 def searched_recipe(tiny_recipe: Values) -> Values:
-    """The tiny recipe with one optimizer step a step."""
-    return tiny_recipe | {
-        "data": tiny_recipe["data"] | {"reserve": {"pairs": 12}},
-        "training": tiny_recipe["training"] | {"max_steps": 2},
-        "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
-    }
+    """The tiny recipe with two optimizer steps a step."""
+    return small(tiny_recipe)
 
 
 Search = tuple[Bench, SearchPlan, SweepDone]

@@ -13,6 +13,7 @@ import pytest
 from bench import Bench, Values
 from command_line import Sdpo, caller
 from forked_arms import forked_arms
+from studies import small
 
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError, Interrupted
@@ -46,11 +47,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def small_recipe(tiny_recipe: Values) -> Values:
-    return tiny_recipe | {
-        "data": tiny_recipe["data"] | {"reserve": {"pairs": 12}},
-        "training": tiny_recipe["training"] | {"max_steps": 2},
-        "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
-    }
+    return small(tiny_recipe)
 
 
 @pytest.fixture(scope="module")

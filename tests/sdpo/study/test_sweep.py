@@ -15,6 +15,7 @@ from bench import Bench, Values
 from command_line import Sdpo, caller
 from forked_stages import forked_stages
 from histories import contents
+from studies import small
 
 from sdpo.config.load import load_recipe, make_config
 from sdpo.errors import UserError
@@ -48,12 +49,7 @@ class Sweep:
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Values) -> Sweep:
     """Three betas of the second step; tests only read it."""
-    recipe = tiny_recipe | {
-        "data": tiny_recipe["data"] | {"reserve": {"pairs": 12}},
-        "training": tiny_recipe["training"] | {"max_steps": 2},
-        "probe": tiny_recipe["probe"] | {"max_pairs": 8, "completions": 0},
-    }
-    return Sweep(Bench(tmp_path_factory.mktemp("sweep"), recipe))
+    return Sweep(Bench(tmp_path_factory.mktemp("sweep"), small(tiny_recipe)))
 
 
 @pytest.fixture
