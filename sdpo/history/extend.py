@@ -41,12 +41,14 @@ class Extension:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
+    """``made`` names the new source whose prompts the model answers; "": the pairs are there."""
+
     run: RunFolder
     stored: Stored
     config: RunConfig
     origin: Origin
     carried: Carried
-    made: SourceConfig | None
+    made: str
 
 
 def extend_run(
@@ -181,9 +183,7 @@ def _plan(
         config=config,
         origin=origin,
         carried=carried_from(run, stored.config),
-        made=next(
-            (each for each in config.data.generated if made and each.name == added[0].name), None
-        ),
+        made=added[0].name if made else "",
     )
 
 
@@ -226,7 +226,7 @@ def _find(plan: _Plan) -> frozenset[str]:
     new = [s for s in data.sources if s.name not in plan.carried.sources]
     default_format: Format = "chat" if resolved.has_template else "text"
     if plan.made:
-        made = next(source for source in data.generated if source.name == plan.made.name)
+        made = next(source for source in data.generated if source.name == plan.made)
         return find_new_prompts(made, plan.run, default_format=default_format)
     return find_new_pairs(
         data.model_copy(update={"sources": new}),
