@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from bench import Values
+from bench import Bench, Values
 from desk import Desk
 from foreign import OF_A_SERVER, OF_EVERY_FOLDER
 
@@ -68,7 +68,7 @@ def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
     assert not first["active"]
 
 
-def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
+def test_a_run_lands_where_the_server_was_started_and_tells_nobody_the_password(
     desk: Desk, tiny_recipe: Values
 ) -> None:
     assert {"flows", "partitions", "prefect.yaml"} <= {path.name for path in desk.folder.iterdir()}
@@ -79,6 +79,10 @@ def test_a_run_lands_where_the_server_was_started_whatever_folders_are_there(
     assert ask(f"{desk.url}/reports/landed", desk.password) == (200, report)
     assert ask(f"{desk.url}/reports/landed") == (401, b"")
     assert "(/reports/landed)" in run.artifacts()["run-landed"]["data"]
+    secret = desk.password.partition(":")[2]
+    told = [*(desk.folder / ".sdpo-server").glob("*.log"), *(desk.folder / "runs").rglob("logs/*")]
+    assert {"worker.log", "step-2.log"} <= {file.name for file in told}
+    assert not [file for file in told if secret in file.read_text(errors="replace")]
 
 
 def test_a_run_of_the_command_line_is_a_flow_run_of_the_server_that_is_up(
@@ -146,15 +150,13 @@ def test_what_another_process_now_has_the_id_of_is_left_alone(tmp_path: Path) ->
     assert "nothing was running" in done.stdout
 
 
-def test_a_step_is_replayed_from_the_ui(desk: Desk, recipe, runs: Path) -> None:
-    parameters: Values = recipe("played", {"partition": {"strategy": "single"}})
-    assert desk.submit("sdpo-align-full/align-full", parameters).wait() == "COMPLETED"
-    store = parameters["store"]
-    run = desk.submit("sdpo-replay/replay", {"run": "played", "step": 1, "store": store})
+def test_a_step_is_replayed_from_the_ui(desk: Desk, finished_copy: Bench) -> None:
+    store = finished_copy.values()["store"]
+    run = desk.submit("sdpo-replay/replay", {"run": "tiny", "step": 1, "store": store})
     assert run.wait() == "COMPLETED"
-    assert run.read()["name"] == "played/step-1"
-    assert (runs / "played-replay-1" / "step-1" / "record.json").is_file()
-    told = run.artifacts()["replay-played-replay-1"]["data"]
+    assert run.read()["name"] == "tiny/step-1"
+    assert (finished_copy.runs / "tiny-replay-1" / "step-1" / "record.json").is_file()
+    told = run.artifacts()["replay-tiny-replay-1"]["data"]
     assert "bitwise identical: weights, loss curve and gamma" in told
 
 

@@ -1,5 +1,6 @@
 """The report in a real browser: no table is cut, a printed page hides nothing, it looks as kept."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ KEPT = Path(__file__).resolve().parents[1] / "golden" / "looks"
 WIDTHS = [(1300, "screen"), (400, "screen"), (700, "print")]
 """Of a desk, a phone and a printed page."""
 
+FONTS = next(Path("/usr/share/fonts").rglob("DejaVuSerif.ttf"), None)
+"""In whose family the kept pictures are written: another one breaks lines elsewhere."""
+FAMILIES = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>
+<dir>{fonts}</dir><cachedir>{cache}</cachedir><include>/etc/fonts/conf.d</include></fontconfig>"""
+
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.skipif(not FONTS, reason="there is no DejaVu: apt-get install fonts-dejavu-core"),
     pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install chromium"),
 ]
 
@@ -36,10 +43,16 @@ OPEN = "() => document.querySelectorAll('details').forEach(each => { each.open =
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Any]]:
     """The report of a run of random numbers, open at every width."""
-    report = write_report(write_run(tmp_path_factory.mktemp("looked") / "run"))
+    folder = tmp_path_factory.mktemp("looked")
+    report = write_report(write_run(folder / "run"))
+    assert FONTS is not None
+    families = folder / "fonts.conf"
+    families.write_text(FAMILIES.format(fonts=FONTS.parent, cache=folder / "fonts"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            env={**os.environ, "FONTCONFIG_FILE": str(families)},
         )
         opened = {}
         for width, media in WIDTHS:
@@ -55,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Any]]:
 def test_it_looks_as_it_was_kept(
     pages: dict[int, Any], width: int, media: str, tmp_path: Path
 ) -> None:
-    """Within what another font changes: both are made small, and compared in grey."""
+    """Within what another version of the browser changes: both are made small, and compared in grey."""
     pages[width].screenshot(path=tmp_path / "now.png")
     size = (width // 10, 240)
     now, kept = (

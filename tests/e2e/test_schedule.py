@@ -72,7 +72,7 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
 ) -> None:
     given = parameters(promoted)
     with desk.without_worker():
-        firing(given, every_s=30)
+        firing(given, every_s=20)
         wait_until(lambda: len(slots(desk)) >= 2, 240, "missed slots", every_s=1)
     wait_until(lambda: messages(desk), 240, "a step", every_s=1)
     firing(given, every_s=30)
