@@ -68,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Any]]:
 def test_it_looks_as_it_was_kept(
     pages: dict[int, Any], width: int, media: str, tmp_path: Path
 ) -> None:
-    """Within what another version of the browser changes: both are made small, and compared in grey."""
+    """Within what another browser changes: both are made small, and compared in grey."""
     pages[width].screenshot(path=tmp_path / "now.png")
     size = (width // 10, 240)
     now, kept = (
