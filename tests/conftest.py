@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from bench import Bench, DemoFiles, Outcome, Values
-from forked_stages import forked_stages
+from forked_stages import SERVER, forked_stages, server
 from histories import origin
 from hypothesis import settings
 from no_waiting import wait_for_no_disk
@@ -36,6 +36,12 @@ settings.load_profile("untimed")
 
 
 FEW = 300
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the processes of one call share one server of stages: each would import for seconds."""
+    if SERVER in os.environ or getattr(config.option, "numprocesses", None):
+        os.environ.update(server())
 
 
 def pytest_collection_finish() -> None:

@@ -97,6 +97,12 @@ PATCHES = {
         guard="sdpo.model.patches.fp32_sums_of_ranks",
         seen="deepspeed 0.19",
     ),
+    "operator for inference on a CPU": Patch(
+        what="the entry of deepspeed_shm_comm in deepspeed.ops.__compatible_ops__",
+        why="the first start of ZeRO on a CPU would compile it, and nothing here asks it",
+        guard="sdpo.model.patches.no_operator_for_inference",
+        seen="deepspeed 0.19",
+    ),
     "settings of generation": Patch(
         what="generation_config of a model while it is sampled from",
         why="a repetition penalty of its own would make it another distribution",
@@ -170,6 +176,17 @@ def fp32_sums_of_ranks() -> None:
                 "version, or set launch.strategy to ddp or training.precision to fp32"
             )
         replace_function(code, name, function)
+
+
+def no_operator_for_inference() -> None:
+    """Let DeepSpeed start without the C++ with which its inference adds tensors of processes.
+
+    On a CPU this extension is compiled where it is missing: at the first start on each node, for a
+    minute or two, with a compiler that may not be there. A version that knows none compiles none.
+    """
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def forget_compiled(block: nn.Module) -> None:

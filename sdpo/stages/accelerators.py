@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdpo.errors import Fault
-from sdpo.model.patches import fp32_sums_of_ranks
+from sdpo.model.patches import fp32_sums_of_ranks, no_operator_for_inference
 from sdpo.processes.stage_specs import StepSpec
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _deepspeed(spec: StepSpec) -> "DeepSpeedPlugin":
     """Return ZeRO over fp32 weights: bf16 is autocast in the engine, what is published is exact."""
     from accelerate import DeepSpeedPlugin
 
+    no_operator_for_inference()
     bf16, stage = spec.training.precision == "bf16", spec.launch.zero_stage
     autocast: dict[str, bool | str | list[str]] = {"enabled": bf16, "dtype": "bfloat16"}
     # Gradients of several ranks are added in fp32, as DDP's are.

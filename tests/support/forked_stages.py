@@ -6,15 +6,18 @@ A server process imports what stages import, once; every stage is a fork of it. 
 
 import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pytest
 
@@ -27,6 +30,11 @@ STARTER.set_forkserver_preload(
         *("pyarrow.dataset", "deepspeed"),  # imported by pyarrow and accelerate when first needed
     ]
 )
+
+
+SERVER = "SDPO_TESTS_SERVER"
+"""Processes that tests start find the address of the server in it: they need none of their own."""
+_CLIENT: Any = forkserver._forkserver  # type: ignore[attr-defined]
 
 
 class Started(Protocol):
@@ -47,10 +55,7 @@ def forked_stages(
 
     ``first``: code that each of them runs before its own. ``start``: what a command starts instead.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        # What the server is to import it looks for on a path of its own (Python 3.11).
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        forkserver.ensure_running()
+    server()
     with pytest.MonkeyPatch.context() as patch:
         quick = SimpleNamespace(
             Popen=partial(start or ForkedStage, first=first),
@@ -59,6 +64,26 @@ def forked_stages(
         )
         patch.setattr("sdpo.processes.supervisor.subprocess", quick)
         yield
+
+
+def server() -> dict[str, str]:
+    """Let the server run; returns the variable by which processes that start from here find it."""
+    if SERVER in os.environ:
+        _borrow(os.environ[SERVER])
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            # What the server is to import it looks for on a path of its own (Python 3.11).
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            forkserver.ensure_running()
+    return {SERVER: str(_CLIENT._forkserver_address)}
+
+
+def _borrow(address: str) -> None:
+    """Let this process's stages be forks of another one's server, which outlives this process."""
+    if _CLIENT._forkserver_address != address:
+        _CLIENT._forkserver_address = address
+        _CLIENT._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+        _CLIENT.ensure_running = resource_tracker.ensure_running
 
 
 def stage(
@@ -71,12 +96,21 @@ def stage(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
-    os.environ.pop("SDPO_PARENT_PID")  # its parent is the server
+    # Its parent is the server, which ends later than the process that it is to end with.
+    starter = int(os.environ.pop("SDPO_PARENT_PID"))
+    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     sys.argv = arguments
     exec(first, {})
     from sdpo.stages.__main__ import main
 
     main()
+
+
+def _end_with(starter: int) -> None:
+    """Do to this process what the kernel does to a child that asked to die with its parent."""
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(starter)], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def umask() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from forked_stages import server
 
 ROOT = Path(__file__).resolve().parents[2]
 # A shell that starts the tests in the background lets them, and all below them, ignore SIGINT.
@@ -85,7 +86,9 @@ def start(
     ``limit``: one of the system's (``resource.RLIMIT_*``) for it and all that it starts.
     """
     folders = (str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    environment = (
+        os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | (server() if quick else {})
+    )
     main = _QUICK_MAIN if quick else _MAIN
     limited = f"import resource; resource.setrlimit({limit[0]}, ({limit[1]},) * 2)" if limit else ""
     with log.open("wb") as file:
