@@ -28,6 +28,9 @@ _OF_THE_TEXT = re.compile(
     re.IGNORECASE,
 )
 """An error that says this is of a request's text; others are of how it is asked, so of all."""
+_LENGTH, _TEMPERATURE = "max_tokens", "temperature"
+_INSTEAD = {_LENGTH: "max_completion_tokens", _TEMPERATURE: ""}
+"""OpenAI's models that think refuse both names; the second is always 1 there."""
 _LONGEST_WAIT_S = 60.0
 _LONGEST_REPLY = 4_000_000
 _SHOWN = 300
@@ -45,10 +48,17 @@ class Reply:
 
 
 class Chat:
-    """A connection to the endpoint of a judge, for several threads."""
+    """A connection to the endpoint of a judge, for several threads.
 
-    def __init__(self, config: JudgeConfig, *, stopped: Callable[[], bool]) -> None:
-        self._config, self._stopped = config, stopped
+    A server that refuses ``max_tokens`` is asked with ``max_completion_tokens`` from then on, and
+    one that refuses a temperature of 0 with its own: ``warn`` hears of that.
+    """
+
+    def __init__(
+        self, config: JudgeConfig, *, stopped: Callable[[], bool], warn: Callable[[str], None]
+    ) -> None:
+        self._config, self._stopped, self._warn = config, stopped, warn
+        self._refused: frozenset[str] = frozenset()
         self._key = os.environ.get(KEY, "")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(headers=headers, timeout=config.timeout_s)
@@ -69,19 +79,13 @@ class Chat:
             UserError: the server cannot be reached, is silent or busy after every retry, refuses
                 the request, or answers in another protocol.
         """
-        body = {
-            "model": self._config.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": tokens,
-        }
-        url, failed, wait = f"{self._config.endpoint}/chat/completions", "", 0.0
+        failed, wait = "", 0.0
         for attempt in range(self._config.retries + 1):
             self._sleep(wait)
             self._wait_turn()
             wait = min(2.0**attempt, _LONGEST_WAIT_S)
             try:
-                reply = self._client.post(url, json=body)
+                reply = self._post(content, tokens)
             except httpx.TimeoutException:
                 failed = f"it gave no answer within {self._config.timeout_s:g} s (timeout_s)"
                 continue
@@ -97,6 +101,34 @@ class Chat:
             f"the judge at {self._config.endpoint} was asked {times} times: {failed}. What it said "
             "before is kept: try again when it serves, or raise the judge's retries or timeout_s"
         )
+
+    def _post(self, content: str, tokens: int) -> httpx.Response:
+        """Send one request, and again where it is a parameter's name that is not taken."""
+        url = f"{self._config.endpoint}/chat/completions"
+        message = {"role": "user", "content": content}
+        while True:
+            refused = self._refused
+            how = {_TEMPERATURE: 0, _LENGTH: tokens}
+            for name in refused:
+                value = how.pop(name)
+                if _INSTEAD[name]:
+                    how[_INSTEAD[name]] = value
+            body = {"model": self._config.model, "messages": [message], **how}
+            reply = self._client.post(url, json=body)
+            name = _unsupported(reply)
+            if name in refused or name not in how:
+                return reply
+            self._learn(name)
+
+    def _learn(self, name: str) -> None:
+        with self._pace:
+            is_new = name not in self._refused
+            self._refused |= {name}
+        if is_new and name == _TEMPERATURE:
+            self._warn(
+                f"the judge's model {self._config.model} takes no temperature but its own: its "
+                "verdicts are drawn, and asked anew they may be others (those it gave are kept)"
+            )
 
     def _read(self, reply: httpx.Response) -> Reply:
         where = f"the judge at {self._config.endpoint}"
@@ -154,6 +186,18 @@ def _error_in(text: str) -> str:
         return " ".join(str(error[name]) for name in ("message", "code", "type") if name in error)
     except (ValueError, LookupError, TypeError, RecursionError):
         return text
+
+
+def _unsupported(reply: httpx.Response) -> str:
+    """Return the parameter that a server does not take, or takes only as it is; empty: none."""
+    if reply.status_code != httpx.codes.BAD_REQUEST:
+        return ""
+    try:
+        error = reply.json()["error"]
+        is_it = str(error["code"]) in ("unsupported_parameter", "unsupported_value")
+        return str(error["param"]) if is_it else ""
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
 
 
 def _asked_wait(given: str, otherwise: float) -> float:

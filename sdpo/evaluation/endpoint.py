@@ -6,7 +6,7 @@ not asked again: a judge that fails in the middle has lost nothing.
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,8 +87,10 @@ class _Ceiling:
 class Endpoint(Pairwise):
     """A judge behind an address."""
 
-    def __init__(self, located: LocatedJudge, *, kept: Path, label: str) -> None:
-        self._located, self._label = located, label
+    def __init__(
+        self, located: LocatedJudge, *, kept: Path, label: str, warn: Callable[[str], None]
+    ) -> None:
+        self._located, self._label, self._warn = located, label, warn
         self._config = located.config
         self.file = VerdictFile(kept)
         self._stop = threading.Event()
@@ -155,7 +157,7 @@ class Endpoint(Pairwise):
     def _ask_all(
         self, todo: Sequence[_Request], ceiling: _Ceiling, *, done: int, on_done: Progress
     ) -> None:
-        chat = Chat(self._config, stopped=self._stop.is_set)
+        chat = Chat(self._config, stopped=self._stop.is_set, warn=self._warn)
         self._stop.clear()
         pool = ThreadPoolExecutor(self._config.parallel)
         finished, lock = [done], threading.Lock()

@@ -7,7 +7,7 @@ score is the share of its comparisons with the prompt's other answers that it wi
 .. code-block:: python
 
     located = locate_judge(config, where="evaluation.win_rate.judge", cache=cache)  # any process
-    judge = make_judge(located, device="cpu", kept=folder, label="run tiny")        # a stage
+    judge = make_judge(located, device="cpu", kept=folder, label="run tiny", warn=print)  # a stage
     judge.scores([Answered("key", prompt, ("one", "another"))])    # [[0.5, 0.0]]
     judge.verdicts([Comparison("key", prompt, "one", "another")])  # [Verdict(1.0, 1.0)]
 """
@@ -160,8 +160,10 @@ class RuleJudge(Pointwise):
         return found
 
 
-def make_judge(located: LocatedJudge, *, device: str, kept: Path, label: str) -> Judge:
-    """Return a judge that can be asked, for a stage.
+def make_judge(
+    located: LocatedJudge, *, device: str, kept: Path, label: str, warn: Callable[[str], None]
+) -> Judge:
+    """Return a judge that can be asked, for a stage; ``warn`` hears what a person should know.
 
     ``kept`` is the folder in which an endpoint's verdicts are kept, and found again; ``label`` is
     for whom they are asked: its ceiling of tokens counts what was spent under it. One process at a
@@ -182,6 +184,6 @@ def make_judge(located: LocatedJudge, *, device: str, kept: Path, label: str) ->
         case "endpoint":
             from sdpo.evaluation.endpoint import Endpoint
 
-            return Endpoint(located, kept=kept, label=label)
+            return Endpoint(located, kept=kept, label=label, warn=warn)
         case _:
             raise ConfigError("no judge is named: give it a rule, a reward_model or an endpoint")

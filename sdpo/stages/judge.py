@@ -26,7 +26,13 @@ def run(spec: JudgeSpec, events: EventWriter) -> JudgeResult:
     """Publish ``verdicts.parquet`` and ``key.json`` of everything that is to be compared."""
     torch.set_num_threads(spec.launch.threads)
     events.phase("load", detail=f"the judge, {spec.judge.title}")
-    judge = make_judge(spec.judge, device=spec.launch.device, kept=spec.kept, label=spec.run.name)
+    judge = make_judge(
+        spec.judge,
+        device=spec.launch.device,
+        kept=spec.kept,
+        label=spec.run.name,
+        warn=events.warning,
+    )
     rewards: Rewards = {}
     done = 0
     for todo in spec.todo:

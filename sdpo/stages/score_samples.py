@@ -41,7 +41,9 @@ def run(spec: ScoreSpec, events: EventWriter) -> ScoresResult:
         events.progress(phase, done, len(at), unit="samples", note=share.told)
 
     with timings.of("load"):
-        judge = make_judge(spec.judge, device=str(device), kept=spec.kept, label=spec.run.name)
+        judge = make_judge(
+            spec.judge, device=str(device), kept=spec.kept, label=spec.run.name, warn=events.warning
+        )
     with timings.of("score"):
         scores = [score for of in judge.scores(asked, on_done=progress) for score in of]
     scored = table.take(pa.array(at, pa.int64())).select(["prompt_key", "sample"])

@@ -25,13 +25,15 @@ Ask = Callable[..., Endpoint]
 def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     """A judge at a server, with settings."""
 
-    def made(server: JudgeServer, label: str = "run", **settings: Any) -> Endpoint:
+    def made(
+        server: JudgeServer, label: str = "run", warn: Any = pytest.fail, **settings: Any
+    ) -> Endpoint:
         monkeypatch.setenv(JUDGE_ENDPOINTS, server.url)
         values = {"endpoint": server.url, "model": "m", "max_tokens_total": 10**6} | settings
         config = JudgeConfig.model_validate(values)
         located = locate_judge(config, where="here", cache=tmp_path)
         kept = tmp_path / "kept" / located.key
-        judge = make_judge(located, device="cpu", kept=kept, label=label)
+        judge = make_judge(located, device="cpu", kept=kept, label=label, warn=warn)
         assert isinstance(judge, Endpoint)
         return judge
 
@@ -137,8 +139,10 @@ def test_nonsense_is_asked_for_once_more_and_then_told_with_nothing_lost(
             assert len(server.requests) == len(lines(judge)) == 4
 
 
-def error(message: str, code: str | int | None, kind: str | None = None) -> str:
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+def error(
+    message: str, code: str | int | None, kind: str | None = None, param: str | None = None
+) -> str:
+    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 REFUSALS = {
@@ -191,14 +195,37 @@ def test_a_judge_that_refuses_much_is_told_in_one_message_with_its_words(
 
 
 def test_an_error_that_is_of_every_request_ends_the_judging_at_once(ask: Ask) -> None:
-    unsupported = error("Unsupported parameter: 'max_tokens'", "unsupported_parameter")
-    told = r"answers 400, it does not take the request.*max_tokens"
+    unsupported = error("Unsupported parameter: 'messages'", "unsupported_parameter")
+    told = r"answers 400, it does not take the request.*messages"
     with (
         judge_server(lambda message: Answer(status=400, body=unsupported)) as server,
         pytest.raises(UserError, match=told),
     ):
         ask(server, parallel=1).verdicts(compared(("x", "y"), ("u", "v")))
     assert len(server.requests) == 1
+
+
+def test_a_model_that_thinks_is_asked_by_the_names_that_it_takes(ask: Ask) -> None:
+    """As OpenAI's newer ones answer: neither ``max_tokens`` nor a temperature of 0."""
+
+    def says(message: str) -> str | Answer:
+        body = server.requests[-1]
+        for name, code in (("max_tokens", "parameter"), ("temperature", "value")):
+            if name in body:
+                told = error(f"'{name}' is not supported", f"unsupported_{code}", param=name)
+                return Answer(status=400, body=told)
+        return prefers_longer(message)
+
+    warned: list[str] = []
+    with judge_server(says) as server:
+        judge = ask(server, warn=warned.append, parallel=1, answer_tokens=99)
+        assert judge.verdicts(compared(("xx", "y"), ("u", "vv"))) == [Verdict(1, 1), Verdict(0, 0)]
+    assert len(server.requests) == 2 + 4, "each refusal is met once"
+    assert {body["max_completion_tokens"] for body in server.requests[2:]} == {99}
+    assert not any("temperature" in body for body in server.requests[2:])
+    (line,) = warned
+    assert "its verdicts are drawn" in line
+    assert len(lines(judge)) == 4, "no refusal of a name is a verdict"
 
 
 def test_few_comparisons_without_a_verdict_are_left_out(ask: Ask) -> None:

@@ -61,7 +61,7 @@ def save(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Save:
 
 def judge_in(folder: Path) -> Judge:
     located = locate_judge(JudgeConfig(reward_model=str(folder)), where="here", cache=folder)
-    return make_judge(located, device="cpu", kept=folder / "kept", label="run")
+    return make_judge(located, device="cpu", kept=folder / "kept", label="run", warn=pytest.fail)
 
 
 def by_hand(folder: Path) -> list[list[float]]:

@@ -170,7 +170,9 @@ def ask(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
         values = {"endpoint": served.url, "model": str(folder), "max_tokens_total": 10**6}
         config = JudgeConfig.model_validate(values | {"retries": 0} | settings)
         located = locate_judge(config, where="here", cache=tmp_path)
-        judge = make_judge(located, device="cpu", kept=tmp_path / located.key, label="run")
+        judge = make_judge(
+            located, device="cpu", kept=tmp_path / located.key, label="run", warn=pytest.fail
+        )
         assert isinstance(judge, Endpoint)
         return judge
 
