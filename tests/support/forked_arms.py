@@ -10,8 +10,9 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
@@ -42,12 +43,14 @@ class ForkedArm:
         *,
         stdout: BinaryIO,
         env: dict[str, str],
+        pass_fds: Sequence[int],
         **_: object,
     ) -> None:
         assert command[1:3] == ["-m", "sdpo.study.arm_process"]
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
+            _close_all_but({stdout.fileno(), *pass_fds})
             os._exit(_run(list(command[2:]), stdout.fileno(), env))
 
     def poll(self) -> int | None:
@@ -64,6 +67,16 @@ class ForkedArm:
             pid, status = os.waitpid(self.pid, options)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close what a new program would not have: another thread may wait for the end of a pipe."""
+    server = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    kept |= {0, 1, 2, server, resource_tracker.getfd()}
+    for each in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if each not in kept:
+            with suppress(OSError):  # that of the listing itself
+                os.close(each)
 
 
 def joined_server() -> None:

@@ -61,15 +61,15 @@ def sdpo(capsys: pytest.CaptureFixture[str]) -> Sdpo:
 
 
 def test_arms_that_share_no_step_run_at_the_same_time(study: Study) -> None:
-    def of(start: str) -> list[int]:
+    def times(node: str) -> list[float]:
         return [
-            at
-            for at, event in enumerate(study.events)
-            if isinstance(event, NodeEvent) and event.node.startswith(start)
+            event.time
+            for event in study.events
+            if isinstance(event, NodeEvent) and event.node.startswith(node)
         ]
 
-    assert of("dpo: ")[0] < of("sdpo: ")[-1], "it does not wait for the other's end"
-    assert of("sdpo: step-2")[0] < of("target_base: data")[0], "its first step is that of `sdpo`"
+    assert 0 < min(times("dpo: ")) < max(times("sdpo: ")), "it does not wait for the other's end"
+    assert times("sdpo: step-2")[0] < times("target_base: data")[0], "its first step is `sdpo`'s"
 
 
 def test_no_row_is_scored_twice_and_each_is_counted_with_the_arm_that_scored_it(
