@@ -24,6 +24,7 @@ def settings_without_effect(config: RunConfig) -> list[str]:
     return [
         *_of_weights(config.data),
         *_of_training(config),
+        *_of_processes(config),
         *_of_groups(config),
         *_of_generated(config.data),
         *references_without_effect(config.trainings),
@@ -59,6 +60,22 @@ def _of_training(config: RunConfig) -> list[str]:
         for name in sorted(own.keys() & step.keys()):
             lines.append(f"steps.{index}.{name} has no effect{step[name]}")
     return lines
+
+
+def _of_processes(config: RunConfig) -> list[str]:
+    """A process trains where an optimizer step has a pair for it."""
+    processes = config.launch.processes
+    lines: dict[int, str] = {}
+    for where, training in config.trainings.items():
+        pairs = training.batch_size
+        if pairs < processes:
+            lines.setdefault(
+                pairs,
+                f"launch.processes {processes} trains no faster than {pairs}: an optimizer step "
+                f"has {where}.batch_size ({pairs}) pairs, and processes without a pair wait for "
+                "those that have one",
+            )
+    return list(lines.values())
 
 
 def _of_groups(config: RunConfig) -> list[str]:

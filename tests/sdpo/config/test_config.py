@@ -152,6 +152,19 @@ def test_what_no_objective_can_use_is_refused_by_name(training, message):
             ],
         ),
         ({"training": {"optimizer": "adamw_8bit", "adam_beta2": 0.9}}, []),
+        (
+            {
+                "launch": {"processes": 4},
+                "training": {"batch_size": 2},
+                "steps": [{}, {"batch_size": 4}, {"batch_size": 1}],
+            },
+            [
+                f"launch.processes 4 trains no faster than {pairs}: an optimizer step has "
+                f"{where}.batch_size ({pairs}) pairs, and processes without a pair wait for those "
+                "that have one"
+                for where, pairs in (("training", 2), ("steps.2", 1))
+            ],
+        ),
     ],
 )
 def test_a_setting_that_nothing_reads_is_named(values, lines):
