@@ -147,10 +147,13 @@ def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp_path, strategy):
+    if strategy.startswith("deepspeed"):
+        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     run = prepare_run(tmp_path, pairs={0: 2, 1: 13})
     training = TRAINING.model_copy(update={"checkpoint_every": 1})
-    spec = run.spec(1, training, launch=TWO)
+    spec = run.spec(1, training, launch=TWO.model_copy(update={"strategy": strategy}))
     ended_s: list[float] = []
 
     def listen(event) -> None:
