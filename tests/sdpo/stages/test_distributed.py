@@ -7,7 +7,6 @@ import nothing.
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ import pytest
 import torch
 from forked_ranks import forked_ranks
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.small_models import small_model
 from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, TrainingConfig
@@ -24,6 +23,7 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
+from ..training_helpers.models import mixture_beside
 from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stage_processes, stop_step
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
@@ -169,25 +169,6 @@ def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp
     assert not stage_processes(spec)
     run_stage(spec, listen=lambda event: None)
     assert run.record(1)["resumed_at"]
-
-
-def mixture_beside(tokenizer: Path, folder: Path) -> Path:
-    """A tiny mixture of experts of random weights, with the tokenizer of another model."""
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    shutil.copy(tokenizer / "generation_config.json", folder)
-    config = MixtralConfig(
-        vocab_size=AutoConfig.from_pretrained(tokenizer).vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(4)
-    MixtralForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.usefixtures("as_forks")

@@ -4,13 +4,14 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from forked_ranks import forked_ranks
 from forked_stages import forked_stages
 
 from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig, TrainingConfig
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run
+from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stop_step
 
 SHARED = LaunchConfig(processes=2, strategy="fsdp2", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 25, 2: 4}
@@ -101,3 +102,37 @@ def test_shares_write_the_completions_of_one_process(single, shared):
     ]
     assert said[0] == said[1]
     assert len(said[0]) == 2
+
+
+def check_losses(run: PreparedRun, other: PreparedRun) -> None:
+    curve, expected = ([line for line in r.metrics(1) if "loss" in line] for r in (run, other))
+    assert len(curve) == len(expected) == 20
+    for line, wanted in zip(curve, expected, strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins"):
+            assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.parametrize("processes", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_step_that_two_have_begun_is_ended_by_more_who_say_so(shared, tmp_path, processes):
+    run = prepare_run(tmp_path, pairs=PAIRS)
+    with forked_ranks():
+        saved = stop_step(run, killed=False, launch=SHARED, training=TRAINING)
+        events = run_step(run, launch=SHARED.model_copy(update={"processes": processes}))
+    said = [event["message"] for event in events if event["event"] == "note"]
+    wanted = f"step-1 goes on with {processes} processes from a state of 2: the same training"
+    assert [message for message in said if message.startswith(wanted)], said
+    record = run.record(1)
+    assert record["resumed_at"] == [saved]
+    assert record["environment"]["processes"] == processes
+    check_losses(run, shared)
+
+
+@pytest.mark.slow
+def test_four_give_the_curve_of_one_process_over_20_steps(single, tmp_path):
+    run = prepare_run(tmp_path, pairs=PAIRS)
+    with forked_ranks():
+        run_step(run, launch=SHARED.model_copy(update={"processes": 4}))
+    check_losses(run, single)
+    tables = [pq.read_table(r.folder.step(1) / "reference.parquet") for r in (single, run)]
+    assert tables[0].equals(tables[1])
+    assert run.record(1)["outputs"]["model"] == model_digest(run.folder.model(1))

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import torch
+from forked_ranks import forked_ranks
+from safetensors.torch import load_file
 
 from sdpo.config import (
     EvaluationConfig,
@@ -14,9 +17,11 @@ from sdpo.config import (
     TrainingConfig,
 )
 from sdpo.identity.model_digest import model_digest, tensor_entries
+from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.resume_states import states_folder
 
+from ..training_helpers.models import mixture_beside
 from ..training_helpers.runs import PreparedRun, prepare_run, stop_step
 
 pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
@@ -99,3 +104,20 @@ def test_zero_goes_on_where_it_stopped(whole, tmp_path, strategy, killed):
     assert broken.record(1)["resumed_at"]
     assert broken.record(1)["outputs"] == whole(strategy).record(1)["outputs"]
     assert broken.metrics(1) == whole(strategy).metrics(1)
+
+
+@pytest.mark.slow
+def test_zero_3_publishes_a_mixture_by_the_tensors_of_its_files(tmp_path):
+    """Its modules hold all experts in one weight: FSDP2, which reads rows of files, refuses it."""
+    llama = demo.materialise("demo:tiny-llama", tmp_path / "demo")
+    model = mixture_beside(llama, tmp_path / "model")
+    models = []
+    with forked_ranks():
+        for strategy, processes in (("single", 1), ("deepspeed_zero3", 2)):
+            run = prepare_run(tmp_path / strategy, pairs={0: 4, 1: 13, 2: 4}, model=model)
+            run_step(tmp_path, strategy=strategy, processes=processes, run=run)
+            names = [entry.name for entry in tensor_entries(run.folder.model(1))]
+            assert names == [entry.name for entry in tensor_entries(model)]
+            assert any(".experts.3." in name for name in names)
+            models.append(load_file(run.folder.model(1) / "model.safetensors"))
+    torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=2e-3)

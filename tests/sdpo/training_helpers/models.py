@@ -1,6 +1,7 @@
 """Tiny models and random items for the tests of training, and what HF logits say of them."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from sdpo.config import TrainingConfig
 from sdpo.events import Event, EventWriter
@@ -40,6 +48,25 @@ def tiny_llama(*, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
         **settings,
     )
     return LlamaForCausalLM(config)
+
+
+def mixture_beside(tokenizer: Path, folder: Path) -> Path:
+    """A tiny mixture of experts of random weights, with the tokenizer of another model."""
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    shutil.copy(tokenizer / "generation_config.json", folder)
+    config = MixtralConfig(
+        vocab_size=AutoConfig.from_pretrained(tokenizer).vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(4)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def random_ids(rng: np.random.Generator, *, low: int = 3, high: int = 20) -> np.ndarray:
