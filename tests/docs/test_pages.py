@@ -39,6 +39,7 @@ EXECUTED = {
     "README": ("sdpo/inputs/test_demo.py", "flows/commands/test_recipes.py"),
     "browser": ("e2e/test_desk.py",),
     "compare": (HERE,),
+    "evaluation": (HERE,),
     "from-trl": (HERE,),
     "hardware": (HERE,),
     "migrate": (COMMANDS,),
@@ -152,6 +153,21 @@ def test_the_commands_of_migration_make_recipes_that_check_takes(
             assert make_config(yaml.safe_load(Path("recipe.yaml").read_text())).training.beta == 0.2
         else:
             assert "ready" in execute(sdpo, command, *here, "--limit", "30").told
+
+
+def test_the_commands_of_evaluation_run_and_print_the_page_s_table(
+    sdpo: Sdpo, at_place: Bench
+) -> None:
+    (command,) = only("evaluation")
+    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\{\"prompt\": .*$", page, re.MULTILINE)
+    assert len(rows) == 2
+    Path("prompts.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    told = execute(sdpo, command, "--set", "evaluation.win_rate.max_new_tokens=8").told
+    for said in ("on answers to prompts.jsonl (", "Length-controlled", "Orders agree"):
+        assert said in told
+        assert any(said in line for line in command.printed)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<:DeprecationWarning")  # huggingface_hub 2.4

@@ -83,7 +83,7 @@ def _of(page: Path) -> Iterator[Documented]:
         if "sdpo check NAME looks at one" in block:  # what `sdpo recipes` prints
             continue
         text, printed = "", list[str]()
-        for line in block.splitlines():
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
             if found := COMMAND.match(line):
                 yield from [Documented(page.name, text, tuple(printed))] * bool(text)
                 text, printed = found[1].partition("  #")[0].strip(), []

@@ -223,9 +223,10 @@ def test_prompts_of_a_file_are_answered_and_judged_under_its_name_and_digest(
     assert record.identity["file"] == file_digest(prompts)
     (name,) = (each for each in done.executed if each.startswith("answers-M_1"))
     assert judged.record(name).identity["prompts"] == digest_of(record.identity)
-    (table,) = win_rate_tables(load_win_rates(judged))
-    sets = {row[1].partition(":")[0] for row in table.rows}
+    tables = win_rate_tables(load_win_rates(judged))
+    sets = {table.title.partition(" on answers to ")[2].partition(":")[0] for table in tables}
     assert sets == {"reserved prompts", f"asked.jsonl ({file_digest(prompts)[:8]})"}
+    assert len(tables) == 2
     assert verify_run(judged).faults == []
 
 
