@@ -37,6 +37,8 @@ OF_SLOW_TESTS := "lm-eval>=0.4.13,<0.5" "openai>=2,<4" "optuna>=5.0,<6" "s3fs>=2
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+# Where it is set, each of a thousand processes of the tests compiles this project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install develop demo server test quick e2e test-real lint check-docker check-github docs release-check format lock bill clean
 
