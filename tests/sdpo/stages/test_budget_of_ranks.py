@@ -1,5 +1,6 @@
 """Ranks settle on one token budget, and where one of them runs out of memory all start again."""
 
+import gc
 import os
 from typing import Any
 
@@ -62,6 +63,7 @@ def settled(
     torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device: 0
     torch.cuda.max_memory_allocated = lambda device: tried[-1]
     torch.cuda.mem_get_info = lambda device: (rooms[rank] / settling._SHARE, 0)
+    gc.freeze()  # a trial looks for garbage before each micro-batch: what is imported is none
     trainer, task, folder = session.trainer(TRAINING), preference_task(PAIRS), run.folder.step(1)
     tried.clear()
     settling.settle_budget(
