@@ -19,21 +19,28 @@ def free_extension_locks(*, warn: Callable[[str], None], folder: Path | None = N
     done.
     """
     locks = sorted((folder or _build_root()).glob(f"*/*/{_NAME}"))
-    if not locks:
+    seen = {lock: _made(lock) for lock in locks}
+    if not seen:
         return
     held = set(_open_files())
-    for lock in locks:
-        try:
-            found = lock.stat()
-        except OSError:
-            continue  # freed meanwhile
-        if (found.st_dev, found.st_ino) in held:
+    for lock, made in seen.items():
+        # Another rank may have removed it meanwhile and have taken one of its own in its place.
+        if made is None or made[:2] in held or _made(lock) != made:
             continue
         lock.unlink(missing_ok=True)
         warn(
             f"{lock} was left by a process that was killed while torch loaded an extension, and "
             "would have been waited for: it is removed"
         )
+
+
+def _made(lock: Path) -> tuple[int, int, int] | None:
+    """Return the device and inode of a lock and when it was made; None: it is gone."""
+    try:
+        found = lock.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _build_root() -> Path:
