@@ -251,6 +251,7 @@ def test_torchrun_starts_a_run_and_its_node_which_ends_with_it(
     recipe = bench.write({"launch": {**two, "nodes": 2, "launcher": "torchrun"}})
     command = [*torchrun(node, port, rank=0, processes=1), "-m", "flows.cli.app", "run", recipe]
     started = [sys.executable, *command]
+    before = len(node.log.read_text(encoding="utf-8")) if node.log.exists() else 0
     # Who has it start a process for each device of a node has one node all the same.
     with node.joined(port, launcher=torchrun(node, port, rank=1, processes=2)) as join:
         ran = subprocess.run(
@@ -259,7 +260,7 @@ def test_torchrun_starts_a_run_and_its_node_which_ends_with_it(
         )  # fmt: skip
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert join.wait(60) == 0, node.log.read_text(encoding="utf-8")
-    log = node.log.read_text(encoding="utf-8")
+    log = node.log.read_text(encoding="utf-8")[before:]
     assert "process 1 that was started on this node: the first one joins for all of it" in log
     assert log.count("the run has ended") == 1
     on_one = run_chain(make_config(bench.values({"launch": two})))
