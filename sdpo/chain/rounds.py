@@ -253,15 +253,16 @@ def launch_of_judge(context: Context, source: SourceConfig) -> LaunchConfig:
 
 
 def launch_of_round(context: Context, *, is_here: bool = True) -> LaunchConfig:
-    """Return the processes of a stage that computes with whole models, ``is_here`` or elsewhere.
+    """Return the processes of a stage that computes with whole models, where these are ``is_here``.
 
-    Where nodes train it is one process, on this machine if that is one of them.
+    Where they are not (a server, an endpoint, a rule) it is one process, on this machine if it is
+    one of the nodes.
     """
     launch = context.config.launch
-    if launch.launcher == "local":
-        return launch.of_whole_models if is_here else launch.alone
-    here = {"launcher": "local"} if takes_part(launch) else {}
-    return launch.alone.model_copy(update=here)
+    if is_here:
+        return launch.of_whole_models
+    on_this = {"launcher": "local"} if takes_part(launch) else {}
+    return launch.alone.model_copy(update=on_this)
 
 
 def _judge_spec(context: Context, step: int, source: SourceConfig) -> ScoreSpec:

@@ -3,20 +3,28 @@
 Each process holds the whole model on its own device, does its share, and writes it down in a file
 of its own. Nothing is exchanged but the word that all are done, and what they have written, so that
 what comes out does not depend on how many there were. They may be on several nodes.
+
+Processes that train together tell each other by the same words what is no tensor.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from sdpo.config import LaunchConfig
 from sdpo.errors import Fault
-from sdpo.system.seen import ExpectedFile, as_here, see
+from sdpo.system.seen import as_here, see
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
 """The others wait this long for the last one: shares of documents differ in length."""
 
@@ -49,19 +57,38 @@ class Share:
 
     def wait(self) -> None:
         """Wait until every process has come here."""
-        if self.count > 1:
-            torch.distributed.barrier()
+        self.of_all(None)
 
-    def as_first_sees(self, is_so: bool) -> bool:
-        """Return whether it is so for the first process: others may see files later.
+    def of_first(self, value: T) -> T:
+        """Return the first process's value, which all go by: others may see files later.
 
         All processes call this.
         """
         if self.count == 1:
-            return is_so
-        view = [is_so]
-        torch.distributed.broadcast_object_list(view)
-        return view[0]
+            return value
+        told = [value]
+        torch.distributed.broadcast_object_list(told)
+        return told[0]
+
+    def of_all(self, value: T) -> list[T]:
+        """Return the value of each process, in their order. All processes call this."""
+        if self.count == 1:
+            return [value]
+        told = [value] * self.count
+        torch.distributed.all_gather_object(told, value)
+        return told
+
+    def see_as_first(self, paths: Iterable[Path]) -> None:
+        """Wait on every process until it sees those of ``paths`` that the first one sees.
+
+        One that saw less would take another way through the stage than the rest. All call this.
+
+        Raises:
+            Fault: one does not see a file.
+        """
+        if self.count > 1:
+            there = [path for path in paths if path.exists()] if self.is_first else []
+            see(self.of_first([file for path in there for file in as_here(path)]))
 
     def seen_by_all(self, mine: Sequence[Path]) -> list[Path]:
         """Return what all processes have written, ``mine`` here, once each sees all of it.
@@ -73,12 +100,15 @@ class Share:
         """
         if self.count == 1:
             return list(mine)
-        told: list[list[ExpectedFile]] = [[] for _ in range(self.count)]
-        torch.distributed.all_gather_object(told, [f for path in mine for f in as_here(path)])
-        files = [file for each in told for file in each]
+        files = list(chain.from_iterable(self.of_all([f for path in mine for f in as_here(path)])))
         see(files)
         self.wait()
         return [file.path for file in files]
+
+
+def share_of(accelerator: "Accelerator") -> Share:
+    """Return which of the processes that train together this one is."""
+    return Share(accelerator.process_index, accelerator.num_processes)
 
 
 def join(launch: LaunchConfig) -> tuple[Share, torch.device]:

@@ -21,6 +21,7 @@ from sdpo.model.batching import GRADIENT_FREE_FACTOR, micro_batches
 from sdpo.model.lanes import in_lanes
 from sdpo.model.layouts import LAYOUTS, PromptGroup
 from sdpo.model.sequence_scorer import SequenceScorer
+from sdpo.model.share import share_of
 from sdpo.store.logp_cache import LogpCache, RowLogps
 from sdpo.store.row_claims import Claimed, claimed
 from sdpo.system.out_of_memory import Parts
@@ -107,7 +108,9 @@ def score_rows(
     for part in cache.damaged:
         events.warning(f"cache part {part} is damaged: its rows are scored again")
     cache.damaged.clear()
-    missing = _agreed(scorer.accelerator, _each_once(rows, np.flatnonzero(~found.present)))
+    missing = share_of(scorer.accelerator).of_first(
+        _each_once(rows, np.flatnonzero(~found.present))
+    )
     is_new = np.zeros(len(rows), dtype=np.bool_)
     if len(missing):
         own = _scored(scorer, tokens, rows, missing, cache=cache, events=events, phase=phase)
@@ -155,7 +158,7 @@ def _claimed(accelerator: "Accelerator", cache: LogpCache, wanted: np.ndarray) -
     nothing = np.zeros(len(wanted), dtype=np.bool_)
     mains = claimed(cache, wanted) if accelerator.is_main_process else None
     with mains or nullcontext(Claimed(nothing, nothing)) as claim:
-        both = _agreed(accelerator, np.stack([claim.mine, claim.cached]))
+        both = share_of(accelerator).of_first(np.stack([claim.mine, claim.cached]))
         yield Claimed(both[0], both[1])
 
 
@@ -173,17 +176,6 @@ def _each_once(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Return the first of ``items`` of each row: a pair may belong to several steps."""
     _, first = np.unique(rows[items], return_index=True)
     return items[np.sort(first)]
-
-
-def _agreed(accelerator: "Accelerator", found: np.ndarray) -> np.ndarray:
-    """Return what the main process sees: others may look later and find rows there."""
-    if accelerator.num_processes == 1:
-        return found
-    from accelerate.utils import broadcast_object_list
-
-    view = [found]
-    broadcast_object_list(view)
-    return view[0]
 
 
 @torch.no_grad()

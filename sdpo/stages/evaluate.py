@@ -50,7 +50,7 @@ def run(spec: EvaluateSpec, events: EventWriter) -> EvaluateResult:
     }
     events.emit(WorkEvent(phases=work))
     for todo in spec.tasks:
-        if share.as_first_sees(bool(evaluation_fault(todo.out))):
+        if share.of_first(bool(evaluation_fault(todo.out))):
             with timings.of(todo.facts.name):
                 _score(spec, lm, loaded.tasks[todo.facts.name], todo, events)
         share.wait()

@@ -50,9 +50,9 @@ def run(spec: GenerateSpec, events: EventWriter) -> GenerateResult:
     share, device = join(spec.launch)
     round_ = _Round(spec, events, share, device)
     round_.draw()
-    share.wait()
-    written = samples_in(_logs(spec), n=spec.n) if share.is_first else {}
+    drawn, written = share.seen_by_all([round_.own]), {}
     if share.is_first:
+        written = samples_in(sorted({*_logs(spec), *drawn}), n=spec.n)
         answers = [written[key] for key, _ in round_.prompts]
         with publish_file(spec.out) as temporary:
             pq.write_table(_table(round_.prompts, answers, round_.tokenizer), temporary)
@@ -68,7 +68,7 @@ def _logs(spec: GenerateSpec) -> list[Path]:
 class _Round:
     """A round has a model, which is loaded, and prompts that leave it room for an answer.
 
-    ``mine`` are those that this process answers.
+    ``mine`` are those that this process answers, into its log ``own``.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class _Round:
         self.spec, self.events, self.timings = spec, events, Timings()
         self.share, self.device = share, device
         self.tokenizer = load_tokenizer(spec.base, code=spec.model.trust_remote_code)
-        own = spec.so_far.with_name(share.named(spec.so_far.name))
-        self.log = SampleLog(own, n=spec.n, others=[path for path in _logs(spec) if path != own])
+        self.own = spec.so_far.with_name(share.named(spec.so_far.name))
+        others = [path for path in _logs(spec) if path != self.own]
+        self.log = SampleLog(self.own, n=spec.n, others=others)
         self.ceiling = Ceiling(
             tokens=spec.max_tokens_total, minutes=spec.max_minutes, processes=share.count
         )

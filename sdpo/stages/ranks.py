@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from sdpo.model.share import share_of
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -12,9 +14,4 @@ def fault_of_any(accelerator: "Accelerator", fault: str) -> str:
     Every rank has to call this: a trial that failed on one of them must not make it go on in
     another way than the rest.
     """
-    if accelerator.num_processes == 1:
-        return fault
-    from accelerate.utils import gather_object
-
-    faults: list[str] = gather_object([fault])
-    return next((told for told in faults if told), "")
+    return next((told for told in share_of(accelerator).of_all(fault) if told), "")

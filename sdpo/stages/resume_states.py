@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from sdpo.config import TrainingConfig
 from sdpo.errors import Fault, Interrupted
 from sdpo.events import EventWriter, StateEvent
+from sdpo.model.share import Share, share_of
 from sdpo.stages.training_state import Held, load_training, save_training
 from sdpo.store import resume_states
 from sdpo.store.records import StepFacts
@@ -33,8 +34,6 @@ from sdpo.training.trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-T = TypeVar("T")
-
 METRICS = "metrics.jsonl"
 _SHARE_OF_TIME = 0.05
 """Saving may take this share of the time of a training, where it goes by minutes."""
@@ -46,18 +45,13 @@ def find(
     step: Path, *, key: Mapping[str, str], accelerator: "Accelerator", events: EventWriter
 ) -> SavedState | None:
     """Return the state that the step can go on from, the same on all ranks; warn of faults."""
-    found: list[SavedState | None] = [None]
+    found: SavedState | None = None
     if accelerator.is_main_process:
-        state, faults = resume_states.find_state(step, key=key)
+        found, faults = resume_states.find_state(step, key=key)
         for fault in faults:
-            instead = f"optimizer step {state.optimizer_step}" if state else "its beginning"
+            instead = f"optimizer step {found.optimizer_step}" if found else "its beginning"
             events.warning(f"{fault}: {step.name} goes on from {instead}")
-        found = [state]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(found)
-    saved: SavedState | None = found[0]
+    saved = share_of(accelerator).of_first(found)
     if saved:
         for change in _other_versions(saved):
             events.warning(f"{step.name} goes on with other software: {change}")
@@ -104,6 +98,10 @@ class Checkpoints:
     @property
     def _accelerator(self) -> "Accelerator":
         return self.trainer.accelerator
+
+    @property
+    def _share(self) -> Share:
+        return share_of(self._accelerator)
 
     def restore(self, saved: SavedState) -> None:
         """Put the training and ``metrics.jsonl`` back to where ``saved`` was written."""
@@ -190,7 +188,7 @@ class Checkpoints:
         fault = ""
         try:
             with ExitStack() as stack:
-                folder = self._broadcast(self._begin(stack, number))
+                folder = self._share.of_first(self._begin(stack, number))
                 shares = self._shares(folder)
                 if faults := [share for share in shares if isinstance(share, str)]:
                     raise _NotSaved(faults[0])
@@ -207,7 +205,7 @@ class Checkpoints:
         except (_NotSaved, OSError) as error:
             fault = str(error)
         self.wait()
-        return str(self._broadcast(fault))
+        return self._share.of_first(fault)
 
     def _begin(self, stack: ExitStack, number: int) -> Path | str:
         """Return the main rank's folder that is the state once ``stack`` ends well, or why not."""
@@ -232,22 +230,7 @@ class Checkpoints:
             except (OSError, SafetensorError, Fault) as error:
                 share = str(error)
         self.wait()
-        if self._accelerator.num_processes == 1:
-            return [share]
-        from accelerate.utils import gather_object
-
-        gathered: list[dict[str, str] | str] = gather_object([share])
-        return gathered
-
-    def _broadcast(self, value: T) -> T:
-        """Return the main rank's value."""
-        if self._accelerator.num_processes == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        values = [value]
-        broadcast_object_list(values)
-        return values[0]
+        return self._share.of_all(share)
 
     def _content(self, number: int, total: int) -> JsonObject:
         return {

@@ -25,6 +25,7 @@ from sdpo.model.published_tensors import reads_as_it_is
 from sdpo.model.randomness import draws_at_random
 from sdpo.model.routers import check_routers
 from sdpo.model.sequence_scorer import SequenceScorer, inner_model
+from sdpo.model.share import share_of
 from sdpo.model.shares import whole
 from sdpo.processes.stage_specs import StepSpec
 from sdpo.scoring.score_rows import Scorer
@@ -188,21 +189,17 @@ class Session:
 
         Adapters are merged, or published themselves where the step hands them on.
         """
-        from accelerate.utils import broadcast_object_list
-
         with short_memory_named(f"saving the model of {self.spec.name}", remedy=_TO_SAVE):
-            digest = [self._saved()]
+            digest = self._saved()
         self.wait()
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(digest)
-        self.published_digest = digest[0]
+        self.published_digest = share_of(self.accelerator).of_first(digest)
         if self.spec.model.base_precision != FULL and not has_adapters(self.policy):
             hold_base(self.policy, self.spec.model.base_precision, unchanged=True)
         if self.shares is not None:
             self.engine()[1].state.clear()  # M_t is measured next
         elif not self.is_sharded:
             self.accelerator.free_memory()
-        return digest[0]
+        return self.published_digest
 
     def _saved(self) -> str:
         """Write the model, and return its digest, empty on all ranks but one."""
@@ -217,7 +214,6 @@ class Session:
                 self.spec.folder / "model",
                 spec=self.spec,
                 accelerator=self.accelerator,
-                wait=self.wait,
             )
         weights = self._gathered() if self.is_sharded else None
         return save_whole(

@@ -22,16 +22,13 @@ def publish_together(
     first one leave theirs.
     """
     mine = rows.append_column(_AT, pa.array(at, pa.int64()))
-    if not share.is_first:
-        with publish_file(folder / share.named(_ROWS)) as temporary:
+    own = [] if share.is_first else [folder / share.named(_ROWS)]
+    for path in own:
+        with publish_file(path) as temporary:
             pq.write_table(mine, temporary)
-    share.wait()
+    others = share.seen_by_all(own)
     if share.is_first:
-        others = [
-            pq.read_table(folder / Share(rank, share.count).named(_ROWS))
-            for rank in range(1, share.count)
-        ]
-        whole = pa.concat_tables([mine, *others]).sort_by(_AT).drop_columns([_AT])
+        whole = pa.concat_tables([mine, *map(pq.read_table, others)]).sort_by(_AT)
         with publish_file(out) as temporary:
-            pq.write_table(whole, temporary)
+            pq.write_table(whole.drop_columns([_AT]), temporary)
     share.wait()

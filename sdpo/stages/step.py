@@ -15,6 +15,7 @@ from sdpo.data.parquet_columns import Columns, append_columns
 from sdpo.errors import Fault
 from sdpo.events import EventWriter, WorkEvent
 from sdpo.model.sequence_scorer import plain_attention
+from sdpo.model.share import share_of
 from sdpo.model.shares import whole
 from sdpo.model_names import ModelName
 from sdpo.plugins.recorded import check_unchanged
@@ -36,7 +37,6 @@ from sdpo.stages.reference_cache import score_as_reference
 from sdpo.stages.reference_rows import Reference, score_reference
 from sdpo.stages.resume_states import find
 from sdpo.stages.session import Session, open_session
-from sdpo.stages.shared_files import see_as_main
 from sdpo.stages.step_context import StepFiles
 from sdpo.stages.timings import Timings
 from sdpo.stages.train import key_of, train_preference, train_supervised
@@ -60,7 +60,7 @@ def run(spec: StepSpec, events: EventWriter) -> StepResult:
     events.emit(WorkEvent(phases=expected_work(spec)))
     with timings.of("load"):
         session = open_session(spec, events)
-        see_as_main(session.accelerator, _left_behind(spec))
+        share_of(session.accelerator).see_as_first(_left_behind(spec))
         tokens = TokenFile.open(*spec.token_files)
     with timings.of("check"):
         settle_layout(session, tokens, _rows_to_come(spec), events)
