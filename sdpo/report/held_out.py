@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from sdpo.report.findings import FEWEST_PAIRS
+from sdpo.report.findings import FEWEST_PAIRS, Direction, direction
 from sdpo.report.tables import Table, count, interval, model_name, number, percent
 from sdpo.stats.bootstrap import Bounds, intervals
 from sdpo.stats.text import distinct
@@ -15,6 +15,8 @@ from sdpo.store.held_out import Held, read_held
 from sdpo.store.run_folder import RunFolder
 
 RESAMPLES, SEED = 2000, 0
+EVEN = 0.5
+"""This share of prompts is won by a model that is as good as the other one."""
 SHOWN = 5
 """So many prompts of a round are shown with the answers."""
 _LONGEST = 300
@@ -123,9 +125,28 @@ def _summary(seen: Sequence[RoundSeen]) -> Table:
         note="Reserved prompts, which no step has pairs of, answered once by each model and scored "
         "by the judge of the rounds. Won: share of prompts on which the answer of the model after "
         "has the higher score, a tie as half. 95% intervals resample prompts; fewer than "
-        f"{FEWEST_PAIRS} give none. The judge is the one that the models are trained to please: "
-        "see the ranking accuracy on the reserve beside it.",
+        f"{FEWEST_PAIRS} give none. {' '.join(map(_told, seen))} The judge is the one that the "
+        "models are trained to please: see the ranking accuracy on the reserve beside it.",
     )
+
+
+_SCORES: dict[Direction, str] = {"rose": "the score rose", "fell": "the score fell"}
+_WINS: dict[Direction, str] = {
+    "rose": "it won more than half of the prompts",
+    "fell": "it won less than half of the prompts",
+}
+
+
+def _told(each: RoundSeen) -> str:
+    """Say what a round is shown to have done, and what it is not shown to have done."""
+    prompts, even = len(each.before), (None if b is None else b - EVEN for b in each.won_bounds)
+    score = _SCORES.get(
+        direction(*each.gain_bounds, pairs=prompts), "no change of the score is shown"
+    )
+    wins = _WINS.get(
+        direction(*even, pairs=prompts), "that it won more or less than half is not shown"
+    )
+    return f"{model_name(each.step)} over {model_name(each.step - 1)}: {score}; {wins}."
 
 
 def _row(each: RoundSeen) -> tuple[str, ...]:
