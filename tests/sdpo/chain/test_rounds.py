@@ -298,3 +298,37 @@ def test_a_round_without_pairs_ends_in_words(
     wide["data"]["sources"][2]["generate"]["judge"] = {"rule": "length"}
     with pytest.raises(DataError, match=r"6 min_margin.* lower generate.min_margin"):
         place.run({**wide, "name": "wide"})
+
+
+def test_a_pair_that_an_earlier_step_has_is_left_out_and_counted(
+    place: Bench, demo_files: DemoFiles
+) -> None:
+    """The models nearly agree, and answer the same prompts by one of a few likely tokens."""
+    few = {"n": 32, "max_new_tokens": 1, "temperature": 0.25, "top_p": 0.1}
+    judge = {"rule": "length"}
+    changes = recipe(demo_files, prompts_of="requests", judge=judge, rounds=2, again=True, **few)
+    changes["training"] |= {"learning_rate": 1e-6}
+    made = place.run({**changes, "name": "again"})
+    first, second = (
+        {row["prompt_key"]: (row["chosen"], row["rejected"]) for row in rows(made, step, "pairs")}
+        for step in ROUNDS
+    )
+    wanted: dict[str, list[Values]] = {}
+    for row in rows(made, 3, "samples"):
+        wanted.setdefault(row["prompt_key"], []).append(row)
+    ranked = {
+        key: sorted((row for row in of if row["rank"]), key=lambda row: row["rank"])
+        for key, of in wanted.items()
+    }
+    best_and_worst = {
+        key: tuple(
+            [{"role": "assistant", "content": of[end]["text"], "rest": None}] for end in (0, -1)
+        )
+        for key, of in ranked.items()
+        if len(of) > 1 and of[0]["score"] > of[-1]["score"]
+    }
+    repeated = {key for key, pair in best_and_worst.items() if first.get(key) == pair}
+    assert repeated
+    assert second == {key: p for key, p in best_and_worst.items() if key not in repeated}
+    not_made = made.record("data-3")["outputs"]["pairs_not_made"]
+    assert not_made["an earlier step has the pair"] == len(repeated)
