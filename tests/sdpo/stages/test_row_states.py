@@ -7,10 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
+from sdpo.config import LaunchConfig, TrainingConfig
 from sdpo.errors import IntegrityError
-from sdpo.identity.model_digest import model_digest
-from sdpo.model.policy import load_policy, save_policy
 
 from ..training_helpers.models import RecordedEvents, preference_task
 from ..training_helpers.ranks import on_ranks
@@ -23,15 +21,14 @@ ITEMS, SAVED = 8, 3
 
 
 def trained(rank: int, tell, run: PreparedRun, ranks: int, state: Path, resumes: bool) -> None:
-    """Tells losses and norms by optimizer step, and the digest of M_0 published as it is."""
+    """Tells losses and norms by optimizer step, and how many ranks wrote the state."""
     from sdpo.stages.session import open_session
     from sdpo.stages.training_state import load_training, save_training
 
     launch = LaunchConfig(processes=ranks, strategy="fsdp2", device="cpu", threads=1)
     session = open_session(run.spec(1, TRAINING, launch=launch), RecordedEvents())
-    digest = "" if resumes else session.publish()
     trainer, task = session.trainer(TRAINING), preference_task(ITEMS)
-    told = {"digest": digest, "curve": {}, "ranks": ranks}
+    told = {"curve": {}, "ranks": ranks}
     if resumes:
         told["ranks"] = load_training(trainer, state, held="rows")
         trainer.progress.step = SAVED
@@ -60,14 +57,6 @@ def state(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def first(run, state) -> list[dict]:
     return on_ranks(trained, run, 2, state, False)
-
-
-def test_what_was_not_trained_is_published_with_the_digest_that_one_process_gives_it(
-    run, first, tmp_path
-):
-    policy = load_policy(run.model, model=ModelConfig())
-    save_policy(policy, tmp_path, tokenizer=run.model)
-    assert [told["digest"] for told in first] == [model_digest(tmp_path)] * 2
 
 
 def test_each_rank_saves_its_rows_alone(run, state, first):
