@@ -21,6 +21,7 @@ SHARED = PROJECT / ".." / "shared"
 RECIPE = Path(__file__).with_name("stories_round.yaml")
 
 pytestmark = [
+    pytest.mark.timeout(3600),
     pytest.mark.slow,
     pytest.mark.skipif(
         not (SHARED / "models" / "base-2m").is_dir(),

@@ -32,7 +32,7 @@ pytestmark = [
 URL = f"s3://{BUCKET}/kept"
 SUPPORT = Path(__file__).parents[2] / "support"
 KILLS = 10
-EVERY = 3
+EVERY = 2
 SILENCE_S = 2.0
 
 
@@ -144,7 +144,7 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_models(
             while killed < KILLS and process.poll() is None and _kept_now(s3) == began:
                 time.sleep(0.02)
             try:
-                process.wait(drawn.uniform(0, 0.5) if killed < KILLS else None)
+                process.wait(drawn.uniform(0, 0.2) if killed < KILLS else None)
             except subprocess.TimeoutExpired:
                 process.kill()
         killed += 1
