@@ -9,6 +9,7 @@ import numpy as np
 
 from sdpo.chain.context import Context
 from sdpo.chain.examples_left import examples_left
+from sdpo.chain.held_out import answers_of
 from sdpo.chain.open_run import run_folder_of
 from sdpo.chain.round_prompts import prompts_left
 from sdpo.config import SupervisedConfig, TrainingConfig
@@ -36,8 +37,8 @@ class Foresight:
 
     ``flops``: operations of scoring, training and measuring, and of samples where the chain makes
     pairs of its own. ``tokens``: those that are trained on, with every pass over them.
-    ``generated``: tokens of samples, at most. ``on_gpu``: the seconds are those of a GPU that this
-    machine was not asked about.
+    ``generated``: tokens of samples, held-out ones too, at most. ``on_gpu``: the seconds are those
+    of a GPU that this machine was not asked about.
     """
 
     steps: int
@@ -107,8 +108,12 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
         flops += forward * _tokens(tokens, rows) * (1 + _TRAINING * passes)
     sampled, of_rounds = _rounds(context, tokens)
     trained += of_rounds
-    # Each is drawn, scored under two models, and trained on at most.
-    flops += forward * (3 * sampled + (1 + _TRAINING) * of_rounds)
+    answered = sum(
+        answers_of(context, source) * source.generate.max_new_tokens
+        for source in context.config.data.generated
+    )
+    # A sample is drawn, scored under two models, and trained on at most; a held-out one is drawn.
+    flops += forward * (3 * sampled + (1 + _TRAINING) * of_rounds + answered)
     if left := examples_left(context):
         supervised = context.config.supervised
         examples = _steps_of(supervised, len(left.rows)) * supervised.batch_size
@@ -120,7 +125,7 @@ def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:
         steps=len(steps),
         flops=flops,
         tokens=trained,
-        generated=sampled,
+        generated=sampled + answered,
         seconds=flops / (speed * (1 if on_gpu else _USEFUL_SHARE)) + _STAGE_S * (len(steps) + 1),
         on_gpu=on_gpu,
         disk_bytes=_disk(context, run, steps),

@@ -62,6 +62,13 @@ def held_out(context: Context) -> list[Part]:
     return [Expansion(title="held-out prompts", expand=expand, rule="every model of a round")]
 
 
+def answers_of(context: Context, source: SourceConfig) -> int:
+    """Return how many answers to held-out prompts all models of a source's rounds give."""
+    if not _is_asked(source):
+        return 0
+    return len(_rows(context, source)) * (source.generate.rounds + 1)
+
+
 def _is_asked(source: SourceConfig) -> bool:
     """Return whether answers can be scored: the implicit reward is of another model every round,
     and an endpoint scores none, but compares (``evaluation.win_rate``)."""

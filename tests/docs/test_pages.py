@@ -159,7 +159,7 @@ def test_the_commands_of_evaluation_run_and_print_the_page_s_table(
     sdpo: Sdpo, at_place: Bench
 ) -> None:
     (command,) = only("evaluation")
-    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run")
+    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run", dirs_exist_ok=True)
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\{\"prompt\": .*$", page, re.MULTILINE)
     assert len(rows) == 2
@@ -175,7 +175,7 @@ def test_the_commands_of_push_run(
     sdpo: Sdpo, at_place: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push, dry_run, export = only("push")
-    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run")
+    shutil.copytree(at_place.runs / "tiny", at_place.runs / "my-run", dirs_exist_ok=True)
     with hub_stand_in() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         for name, value in (("OFFLINE", False), ("DISABLE_XET", True)):

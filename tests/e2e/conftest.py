@@ -11,10 +11,10 @@ from strangers import fill
 
 LONG = {
     "partition": {"strategy": "single"},
-    "training": {"epochs": 25, "checkpoint_every": 10},
+    "training": {"epochs": 18, "checkpoint_every": 10},
     "probe": {"kl_prompts": 0, "completions": 0},
 }
-"""One step of 300 optimizer steps, whose state is saved on the way, and nothing after it."""
+"""One step of 216 optimizer steps, whose state is saved on the way, and nothing after it."""
 
 
 LONGEST = (

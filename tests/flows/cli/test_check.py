@@ -248,10 +248,11 @@ def test_rounds_without_prompts_are_refused(bench: Bench, tmp_path: Path, sdpo: 
     code, told = check(prompts=str(asked))
     assert code == 2
     assert "it has no column `prompt`, but asked: set generate.prompt_column" in told
-    code, told = check(prompts_of="mine", rounds=2, per_round=8)
+    code, told = check(prompts_of="mine", rounds=2, per_round=8, held_out=2)
     assert code == 0, told
     assert "ready: 3 steps" in told
-    assert "up to 256 tokens of samples" in told
+    drawn, held_out = 2 * 8 * 2 * 8, 3 * 2 * 8
+    assert f"up to {drawn + held_out} tokens of samples" in told, "three models answer two prompts"
 
 
 def test_a_recipe_without_a_name_is_refused(recipe, sdpo: Sdpo) -> None:

@@ -308,7 +308,7 @@ def test_a_pair_that_an_earlier_step_has_is_left_out_and_counted(
     judge = {"rule": "length"}
     changes = recipe(demo_files, prompts_of="requests", judge=judge, rounds=2, again=True, **few)
     changes["training"] |= {"learning_rate": 1e-6}
-    made = place.run({**changes, "name": "again"})
+    made = place.run({**changes, "name": "repeats"})
     first, second = (
         {row["prompt_key"]: (row["chosen"], row["rejected"]) for row in rows(made, step, "pairs")}
         for step in ROUNDS
