@@ -18,9 +18,9 @@ LONG = {
 
 
 LONGEST = (
-    *("test_a_slot_makes_one_step", "test_a_paused_approval", "test_a_run_that_is_suspended"),
-    *("test_a_killed_worker", "test_cancel_and_retry", "test_training_outlives"),
-    *("test_a_flipped_byte", "test_a_form_becomes", "test_a_step_is_replayed"),
+    *("test_training_and_a_paused", "test_a_slot_makes_one_step", "test_cancel_and_retry"),
+    *("test_a_killed_worker", "test_a_form_becomes", "test_a_run_that_is_suspended"),
+    *("test_a_flipped_byte", "test_children_that_ignore", "test_a_worker_that_is_asked"),
 )
 """Tests that take a minute or more, the longest first."""
 

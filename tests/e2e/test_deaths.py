@@ -136,17 +136,6 @@ def test_a_run_that_is_suspended_saves_its_state_and_goes_on_when_it_is_resumed(
     assert any("goes on after optimizer step" in line for line in run.lines())
 
 
-def test_training_outlives_a_restart_of_the_server(desk: Desk, long: Values) -> None:
-    run = start(desk, long)
-    secret = desk.password.partition(":")[2]
-    assert not [stage for stage in stages_of(folder_of(long)) if secret in str(stage.environ())]
-    desk.kill(desk.processes.server, whole_group=True)
-    assert stages_of(folder_of(long))
-    desk.restart("server")
-    assert run.wait() == "COMPLETED"
-    assert RunFolder(folder_of(long)).complete_steps() == [1]
-
-
 def test_a_flipped_byte_never_ends_in_completed_with_a_wrong_path(
     desk: Desk, finished_copy: Bench
 ) -> None:

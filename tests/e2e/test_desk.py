@@ -19,18 +19,9 @@ from sdpo.system.ownership import claim
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def test_a_second_call_changes_nothing(desk: Desk) -> None:
-    before = desk.processes
-    deployments = {d["id"] for d in desk.api("/deployments/filter", {})}
-    done = desk.up()
-    assert done.returncode == 0, done.stderr
-    assert desk.processes == before
-    assert {d["id"] for d in desk.api("/deployments/filter", {})} == deployments
-    assert desk.sdpo("status").returncode == 0
-
-
-def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
+def test_what_a_person_set_and_what_runs_stay_when_it_is_started_again(desk: Desk) -> None:
     """Also of a deployment as versions before 0.2 made it, with Prefect's own command."""
+    running, deployments = desk.processes, {d["id"] for d in desk.api("/deployments/filter", {})}
     found = desk.api("/deployments/name/sdpo-retrain/retrain")
     path = f"/deployments/{found['id']}"
     (schedule,) = found["schedules"]
@@ -43,7 +34,11 @@ def test_what_a_person_set_stays_when_it_is_started_again(desk: Desk) -> None:
     cron = {"cron": "30 4 * * *", "timezone": "Asia/Seoul"}
     changed = {"schedule": cron, "active": True, "parameters": given}
     desk.api(f"{path}/schedules/{schedule['id']}", changed, method="PATCH")
-    assert desk.up().returncode == 0
+    done = desk.up()
+    assert done.returncode == 0, done.stderr
+    assert desk.processes == running
+    assert {d["id"] for d in desk.api("/deployments/filter", {})} == deployments
+    assert desk.sdpo("status").returncode == 0
 
     kept = desk.api(path)
     assert {name: kept[name] for name in person} == person

@@ -166,8 +166,8 @@ IMPATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "2"}
 """A run that gives up on its server within seconds, where Prefect's client would wait a minute."""
 
 
-def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_meanwhile(
-    browser: Browser, desk: Desk, promoted: Bench
+def test_training_and_a_paused_approval_outlive_the_server_and_its_form_is_answered(
+    browser: Browser, desk: Desk, promoted: Bench, long: Values, runs: Path
 ) -> None:
     asked = parameters(promoted, approval={"required": True})
     run = desk.submit("sdpo-retrain/retrain", asked, environment=IMPATIENT)
@@ -176,10 +176,17 @@ def test_a_paused_approval_is_given_in_its_form_whatever_became_of_the_server_me
     other = desk.submit("sdpo-retrain/retrain", asked)
     assert other.wait() == "CANCELLED"
     assert "the lineage tiny is in use by process" in other.read()["state"]["message"]
+    training = desk.submit("sdpo-align-full/align-full", long)
+    training.until_training(runs / "long")
+    secret = desk.password.partition(":")[2]
+    assert not [stage for stage in stages_of(runs / "long") if secret in str(stage.environ())]
     desk.kill(desk.processes.server, whole_group=True)
+    assert stages_of(runs / "long")
     log = desk.folder / ".sdpo-server" / "worker.log"
     wait_until(lambda: "still waiting" in log.read_text(errors="replace"), 60)
     desk.restart("server")
+    assert training.wait() == "COMPLETED"
+    assert RunFolder(runs / "long").complete_steps() == [1]
     page = browser.page
     browser.run_page(run)
     page.get_by_role("button", name="Resume").first.click()

@@ -52,8 +52,8 @@ def free_port() -> int:
 def wait_until(
     happened: Callable[[], Any], timeout_s: float, what: str = "that", *, every_s: float = 0.2
 ) -> Any:
-    """Wait until something is true; returns it. A server is asked once a second, not oftener: it
-    needs the processors for other things."""
+    """Wait until something is true; returns it. A server is asked seldom: it needs the
+    processors for other things."""
     end = time.monotonic() + timeout_s
     while not (found := happened()):
         assert time.monotonic() < end, f"{what} did not happen in {timeout_s} s"
@@ -236,7 +236,7 @@ class FlowRun:
                 return found if (found := self.state) in states else ""
             return ""
 
-        return str(wait_until(state, timeout_s, f"one of {states}", every_s=1))
+        return str(wait_until(state, timeout_s, f"one of {states}", every_s=0.5))
 
     def set_state(self, **state: Any) -> None:
         """What the UI's buttons do."""
