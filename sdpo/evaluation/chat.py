@@ -28,9 +28,8 @@ _OF_THE_TEXT = re.compile(
     re.IGNORECASE,
 )
 """An error that says this is of a request's text; others are of how it is asked, so of all."""
-_LENGTH, _TEMPERATURE = "max_tokens", "temperature"
-_INSTEAD = {_LENGTH: "max_completion_tokens", _TEMPERATURE: ""}
-"""OpenAI's models that think refuse both names; the second is always 1 there."""
+_TEMPERATURE, _LENGTH, _LENGTH_INSTEAD = "temperature", "max_tokens", "max_completion_tokens"
+"""OpenAI's models that think refuse the first, which is always 1 there, and want the third."""
 _LONGEST_WAIT_S = 60.0
 _LONGEST_REPLY = 4_000_000
 _SHOWN = 300
@@ -108,15 +107,12 @@ class Chat:
         message = {"role": "user", "content": content}
         while True:
             refused = self._refused
-            how = {_TEMPERATURE: 0, _LENGTH: tokens}
-            for name in refused:
-                value = how.pop(name)
-                if _INSTEAD[name]:
-                    how[_INSTEAD[name]] = value
+            how: dict[str, int] = {} if _TEMPERATURE in refused else {_TEMPERATURE: 0}
+            how[_LENGTH_INSTEAD if _LENGTH in refused else _LENGTH] = tokens
             body = {"model": self._config.model, "messages": [message], **how}
             reply = self._client.post(url, json=body)
             name = _unsupported(reply)
-            if name in refused or name not in how:
+            if name not in how or name == _LENGTH_INSTEAD:
                 return reply
             self._learn(name)
 

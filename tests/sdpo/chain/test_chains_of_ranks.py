@@ -13,6 +13,8 @@ from sdpo.config.load import make_config
 from sdpo.events import Event
 from sdpo.hooks import Host
 
+from ..training_helpers.runs import skip_without
+
 SHORT: Values = {
     "data": {"limit": 16},
     "training": {"batch_size": 4, "learning_rate": 1e-3},
@@ -67,8 +69,7 @@ def check_alike(found: Any, expected: Any) -> None:
 def test_a_chain_of_two_processes_measures_what_one_does(
     bench: Bench, alone: Outcome, strategy: str
 ) -> None:
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     done = chained(bench, {"processes": 2, "strategy": strategy})
     assert done.result.executed == alone.result.executed
     for step in (1, 2):

@@ -195,8 +195,8 @@ def test_a_judge_that_refuses_much_is_told_in_one_message_with_its_words(
 
 
 def test_an_error_that_is_of_every_request_ends_the_judging_at_once(ask: Ask) -> None:
-    unsupported = error("Unsupported parameter: 'messages'", "unsupported_parameter")
-    told = r"answers 400, it does not take the request.*messages"
+    unsupported = error("Unsupported parameter: 'max_tokens'", "unsupported_parameter")
+    told = r"answers 400, it does not take the request.*max_tokens"
     with (
         judge_server(lambda message: Answer(status=400, body=unsupported)) as server,
         pytest.raises(UserError, match=told),
@@ -226,6 +226,20 @@ def test_a_model_that_thinks_is_asked_by_the_names_that_it_takes(ask: Ask) -> No
     (line,) = warned
     assert "its verdicts are drawn" in line
     assert len(lines(judge)) == 4, "no refusal of a name is a verdict"
+
+
+def test_a_server_that_takes_neither_name_is_told_in_its_words(ask: Ask) -> None:
+    def says(message: str) -> Answer:
+        (name,) = server.requests[-1].keys() & {"max_tokens", "max_completion_tokens"}
+        told = error(f"Unsupported parameter: '{name}'", "unsupported_parameter", param=name)
+        return Answer(status=400, body=told)
+
+    with (
+        judge_server(says) as server,
+        pytest.raises(UserError, match=r"answers 400, .*'max_completion_tokens'"),
+    ):
+        ask(server, parallel=1).verdicts(compared(("x", "y")))
+    assert len(server.requests) == 2
 
 
 def test_few_comparisons_without_a_verdict_are_left_out(ask: Ask) -> None:

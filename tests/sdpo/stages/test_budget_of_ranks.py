@@ -19,7 +19,7 @@ from sdpo.store.budget import read_budget
 
 from ..training_helpers.models import RecordedEvents, make_trainer, preference_task, run_steps
 from ..training_helpers.ranks import RANKS, on_ranks
-from ..training_helpers.runs import PreparedRun, prepare_run
+from ..training_helpers.runs import PreparedRun, prepare_run, skip_without
 
 TRAINING = TrainingConfig(precision="fp32", batch_size=12, learning_rate=1e-3, layout="padded")
 START = 64
@@ -203,8 +203,7 @@ def check_began_again(done: Outcome, plain: list[float], *, step: int) -> None:
     ],
 )
 def test_where_one_rank_runs_out_of_memory_all_start_again_with_less(bench, plain, strategy):
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     with forked_ranks(first=SHORT):
         done = launched(bench, strategy, micro_batch_tokens=140)
     check_began_again(done, plain, step=1)

@@ -24,7 +24,14 @@ from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
 from ..training_helpers.models import mixture_beside
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stage_processes, stop_step
+from ..training_helpers.runs import (
+    LAUNCH,
+    PreparedRun,
+    prepare_run,
+    skip_without,
+    stage_processes,
+    stop_step,
+)
 
 TWO = LaunchConfig(processes=2, strategy="ddp", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 19, 2: 6}
@@ -149,8 +156,7 @@ def test_a_fault_of_one_process_ends_them_all_and_is_told(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
 def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp_path, strategy):
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     run = prepare_run(tmp_path, pairs={0: 2, 1: 13})
     training = TRAINING.model_copy(update={"checkpoint_every": 1})
     spec = run.spec(1, training, launch=TWO.model_copy(update={"strategy": strategy}))

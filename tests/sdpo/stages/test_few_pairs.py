@@ -10,7 +10,7 @@ from sdpo.config import EvaluationConfig, LaunchConfig, ProbeConfig, TrainingCon
 from sdpo.identity.model_digest import model_digest
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run
+from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, skip_without
 
 TRAINING = TrainingConfig(
     beta=0.2, learning_rate=1e-2, batch_size=1, epochs=3, seed=3, precision="fp32"
@@ -68,8 +68,7 @@ def alone(tmp_path_factory) -> dict[str, PreparedRun]:
     ],
 )
 def test_processes_without_a_pair_change_nothing(alone, tmp_path, few, strategy, processes):
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     launch = LaunchConfig(processes=processes, strategy=strategy, device="cpu", threads=1)
     run, one = taken(tmp_path, few, launch), alone[few]
     curve, expected = run.metrics(1), one.metrics(1)

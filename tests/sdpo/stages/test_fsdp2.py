@@ -7,25 +7,14 @@ import pytest
 from forked_ranks import forked_ranks
 from forked_stages import forked_stages
 
-from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig, TrainingConfig
+from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, prepare_run, stop_step
 
 SHARED = LaunchConfig(processes=2, strategy="fsdp2", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 25, 2: 4}
-TRAINING = TrainingConfig(
-    beta=0.2,
-    learning_rate=1e-3,
-    batch_size=6,
-    epochs=4,
-    seed=3,
-    precision="fp32",
-    micro_batch_tokens=300,
-    max_grad_norm=1.0,
-)
-"""Twenty optimizer steps, each fifth of one pair: then a process has none of its own."""
 
 
 def run_step(run: PreparedRun, **fields) -> list[dict]:
@@ -37,7 +26,7 @@ def run_step(run: PreparedRun, **fields) -> list[dict]:
         "probe": ProbeConfig(completions=2, completion_tokens=8),
     } | fields
     events: list[dict] = []
-    spec = run.spec(1, fields.pop("training", TRAINING), **fields)
+    spec = run.spec(1, fields.pop("training", TWENTY_STEPS), **fields)
     run_stage(spec, listen=lambda event: events.append(dict(event)))
     return events
 
@@ -66,7 +55,7 @@ def test_shares_give_the_curve_of_one_process_over_20_steps(single, shared):
         for name in set(line) - {"rewards/accuracies", "eval_rewards/accuracies"}:
             assert found[name] == pytest.approx(line[name], rel=1e-4, abs=1e-4), name
     norms = [line["grad_norm"] for line in curve if "grad_norm" in line]
-    assert max(norms) > TRAINING.max_grad_norm, "gradients are clipped"
+    assert max(norms) > TWENTY_STEPS.max_grad_norm, "gradients are clipped"
 
 
 def test_shares_score_every_row_once_and_the_same(single, shared):
@@ -116,7 +105,7 @@ def check_losses(run: PreparedRun, other: PreparedRun) -> None:
 def test_a_step_that_two_have_begun_is_ended_by_more_who_say_so(shared, tmp_path, processes):
     run = prepare_run(tmp_path, pairs=PAIRS)
     with forked_ranks():
-        saved = stop_step(run, killed=False, launch=SHARED, training=TRAINING)
+        saved = stop_step(run, killed=False, launch=SHARED, training=TWENTY_STEPS)
         events = run_step(run, launch=SHARED.model_copy(update={"processes": processes}))
     said = [event["message"] for event in events if event["event"] == "note"]
     wanted = f"step-1 goes on with {processes} processes from a state of 2: the same training"

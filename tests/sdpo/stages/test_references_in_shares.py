@@ -22,7 +22,7 @@ from sdpo.processes.supervisor import run_stage
 
 from ..training_helpers.models import RecordedEvents, double, hf_logps
 from ..training_helpers.ranks import RANKS, on_ranks
-from ..training_helpers.runs import PreparedRun, prepare_run
+from ..training_helpers.runs import PreparedRun, prepare_run, skip_without
 
 TRAINING = TrainingConfig(
     beta=0.2, learning_rate=1e-2, batch_size=4, epochs=2, seed=3, precision="fp32"
@@ -31,8 +31,7 @@ STRATEGIES = ["fsdp2", "deepspeed_zero3"]
 
 
 def launch_of(strategy: str) -> LaunchConfig:
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     return LaunchConfig(processes=RANKS, strategy=strategy, device="cpu", threads=1)
 
 

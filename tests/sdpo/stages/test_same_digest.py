@@ -10,7 +10,7 @@ from sdpo.model.policy import load_policy, save_policy
 
 from ..training_helpers.models import RecordedEvents
 from ..training_helpers.ranks import RANKS, on_ranks
-from ..training_helpers.runs import PreparedRun, prepare_run
+from ..training_helpers.runs import PreparedRun, prepare_run, skip_without
 
 SLOW = pytest.mark.slow
 
@@ -41,8 +41,7 @@ def published(rank: int, tell, run: PreparedRun, strategy: str) -> None:
     ],
 )
 def test_what_was_not_trained_has_the_digest_that_one_process_gives_it(tmp_path, strategy):
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
     whole = tmp_path / "whole"
     policy = load_policy(run.model, model=ModelConfig(name_or_path=str(run.model)))

@@ -9,22 +9,11 @@ from forked_ranks import forked_ranks
 from sdpo.config import EvaluationConfig, LaunchConfig, TrainingConfig
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run
+from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, prepare_run, skip_without
 
-TRAINING = TrainingConfig(
-    beta=0.2,
-    learning_rate=1e-3,
-    batch_size=6,
-    epochs=4,
-    seed=3,
-    precision="fp32",
-    micro_batch_tokens=300,
-    max_grad_norm=1.0,
-)
-"""Each fifth step is of one pair: then a process has none of its own."""
 SETTINGS = {
-    "all weights": TRAINING,
-    "adapters": TRAINING.model_copy(update={"lora_r": 4, "learning_rate": 2e-3}),
+    "all weights": TWENTY_STEPS,
+    "adapters": TWENTY_STEPS.model_copy(update={"lora_r": 4, "learning_rate": 2e-3}),
 }
 
 
@@ -50,8 +39,7 @@ def alone(tmp_path_factory) -> dict[str, PreparedRun]:
     "strategy", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 )
 def test_twenty_steps_of_two_processes_are_those_of_one(alone, tmp_path, strategy, trains):
-    if strategy.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    skip_without(strategy)
     launch = LaunchConfig(processes=2, strategy=strategy, device="cpu", threads=1)
     run = taken(tmp_path, SETTINGS[trains], launch)
     curve, expected = run.metrics(1), alone[trains].metrics(1)
@@ -61,4 +49,4 @@ def test_twenty_steps_of_two_processes_are_those_of_one(alone, tmp_path, strateg
         for name in {"loss", "eval_loss", "grad_norm", "rewards/margins"} & set(wanted):
             assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
     norms = [line["grad_norm"] for line in expected if "grad_norm" in line]
-    assert max(norms) > TRAINING.max_grad_norm, "gradients are clipped"
+    assert max(norms) > TWENTY_STEPS.max_grad_norm, "gradients are clipped"

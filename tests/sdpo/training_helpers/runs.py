@@ -40,6 +40,23 @@ from sdpo.tokens.token_file import TokenFile
 from sdpo.tokens.tokenise import tokenise_pairs
 
 LAUNCH = LaunchConfig(processes=1, strategy="single", device="cpu", threads=1)
+TWENTY_STEPS = TrainingConfig(
+    beta=0.2,
+    learning_rate=1e-3,
+    batch_size=6,
+    epochs=4,
+    seed=3,
+    precision="fp32",
+    micro_batch_tokens=300,
+    max_grad_norm=1.0,
+)
+"""Of 25 pairs: each fifth optimizer step is of one pair, when a process has none of its own."""
+
+
+def skip_without(strategy: str) -> None:
+    """Skip a test of a strategy whose library is not installed."""
+    if strategy.startswith("deepspeed"):
+        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
 
 
 @dataclass(frozen=True, kw_only=True)
