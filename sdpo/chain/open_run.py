@@ -17,6 +17,7 @@ from sdpo.events import InterruptedEvent, NoteEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
+from sdpo.identity.ranks import without_ranks
 from sdpo.inputs.cache_folder import check_beside, check_cache, claim_cache
 from sdpo.inputs.devices import idle_hint, precision_hint
 from sdpo.inputs.plugins import named_plugins
@@ -203,7 +204,7 @@ def objection(run: RunFolder, resolved: Resolved) -> str:
 def _check_same(run: RunFolder, stored: Stored, resolved: Resolved, origin: Origin | None) -> None:
     """Refuse a recipe, or an origin, that the run was not made from."""
     identity = run_identity(resolved.config, dict(resolved.inputs))
-    changed = differences(stored.identity, identity)
+    changed = differences(without_ranks(stored.identity), without_ranks(identity))
     settings = differences(stored.config.model_dump(), resolved.config.model_dump())
     lines = _named(changed, settings)
     if origin:

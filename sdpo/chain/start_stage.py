@@ -12,6 +12,7 @@ from sdpo.chain.tokens import tokens_path
 from sdpo.config import TrainingConfig
 from sdpo.config.reference_choice import effective_reference
 from sdpo.identity.payloads import Payload
+from sdpo.identity.ranks import without_ranks
 from sdpo.identity.scoring import scoring_identity
 from sdpo.model_names import NamedModel
 from sdpo.processes.disk_space import check_space, step_needs
@@ -117,7 +118,7 @@ def _replayed_budget(context: Context, node: str, identity: Payload) -> Budget |
     def asked(of: Identity) -> tuple[Json, Json]:
         training = of["training"]
         tokens = training.get("micro_batch_tokens") if isinstance(training, Mapping) else None
-        return tokens, of["arithmetic"]
+        return tokens, without_ranks(of)["arithmetic"]
 
     for origin in context.origins:
         record = None if origin.is_damaged(node) else origin.find_step(node)

@@ -22,7 +22,8 @@ from sdpo.history.replay import check_models_of, free_name, of_step
 from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
-from sdpo.identity.payloads import Payload, changed_settings, launch_settings
+from sdpo.identity.payloads import Payload, changed_settings
+from sdpo.identity.ranks import but_ranks
 from sdpo.inputs.resolve import resolve
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_file import Carried, Origin
@@ -258,6 +259,6 @@ def _bearing(config: RunConfig, steps: int) -> Payload:
         "data": changed_settings(config.data, "tokens"),
         "supervised": config.supervised.model_dump(),
         "partition": config.partition.model_dump(),
-        "launch": launch_settings(config.launch, "step"),
+        "launch": but_ranks(changed_settings(config.launch, "step")),
         "steps": [config.training_of(number + 1).model_dump() for number in range(steps)],
     }

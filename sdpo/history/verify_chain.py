@@ -17,9 +17,9 @@ from sdpo.errors import SdpoError
 from sdpo.history.faults import Findings
 from sdpo.hooks import Host
 from sdpo.identity.adapter_folder import ADAPTER
-from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
 from sdpo.identity.payloads import changes
+from sdpo.identity.ranks import same_result
 from sdpo.identity.tokenizer_digest import has_chat_template
 from sdpo.inputs.named_models import stored_references
 from sdpo.inputs.resolve import Resolved
@@ -74,7 +74,7 @@ class Walk:
         if EVERYTHING in node.inputs:
             return
         identity = node.identity()
-        if digest_of(record.identity) != digest_of(dict(identity)):
+        if not same_result(record.identity, identity):
             name = str(run.record_path(node.name).relative_to(run.path))
             found = changes(record.identity, identity)
             if all(_is_of_rules(change) for change in found):

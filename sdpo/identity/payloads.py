@@ -29,6 +29,7 @@ from sdpo.config.annotations import (
 )
 from sdpo.config.automatic import micro_batch_tokens
 from sdpo.identity.differences import differences
+from sdpo.identity.ranks import in_common_terms
 from sdpo.system.json_values import Json, JsonObject
 
 TRAINER_VERSION = 3
@@ -68,9 +69,10 @@ def changed_settings(group: BaseModel, node: Node | None = None) -> Payload:
 
 
 def changes(old: JsonObject, new: JsonObject) -> list[str]:
-    """Return where two identities differ, one line each.
+    """Return where two identities differ, one line each; the number of ranks is no difference.
 
     A training setting that one of them leaves out is shown as the default that it stands for."""
+    old, new = in_common_terms(old, new)
     return differences(_spelled_out(old, new), _spelled_out(new, old))
 
 
@@ -87,23 +89,7 @@ def run_identity(config: RunConfig, inputs: dict[str, str]) -> Payload:
     """Return the identity by which a run of the same name is known to be the same."""
     sources = [source.name for source in config.data.sources]
     settings = changed_settings(config)
-    if launch := launch_settings(config.launch):
-        settings["launch"] = launch
-    else:
-        settings.pop("launch", None)
     return {"settings": settings, "sources": sources, "inputs": inputs}
-
-
-def launch_settings(launch: LaunchConfig, node: Node | None = None) -> Payload:
-    """Return what :func:`changed_settings` does of ``launch``, but the number of ranks of FSDP2.
-
-    A training that it holds in shares goes on with another number of them. Those of other
-    strategies have counted from the first: their results keep their identities.
-    """
-    payload = changed_settings(launch, node)
-    if launch.strategy == "fsdp2":
-        payload.pop("processes", None)
-    return payload
 
 
 def data_identity(config: RunConfig, inputs: dict[str, str], *, default_format: str) -> Payload:
@@ -163,7 +149,7 @@ def step_identity(
 ) -> Payload:
     """Return the identity of a step's model; ``inputs``: digests of reference, target,
     partition."""
-    arithmetic = changed_settings(model, "step") | launch_settings(launch, "step")
+    arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,

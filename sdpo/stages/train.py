@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from sdpo.identity.canonical import digest_of
+from sdpo.identity.ranks import result_digest
 from sdpo.model.batching import global_batch
 from sdpo.model.handed_on import drop_in_adapters, idle_adapters
 from sdpo.model.routers import asked_weight
@@ -91,7 +92,7 @@ def train_supervised(step: StepFiles) -> None:
 
 def key_of(spec: StepSpec) -> dict[str, str]:
     """Return what a resume state of this step is known by, but for the reference's digest."""
-    return {"identity": digest_of(spec.identity), "input model": spec.input_digest}
+    return {"identity": result_digest(spec.identity), "input model": spec.input_digest}
 
 
 def _reference_facts(

@@ -1,16 +1,15 @@
 """Move the tensors and generators of a training from memory to files and back, bit for bit.
 
 Tensors go to safetensors, generators to JSON. Every rank writes its own files: one process and DDP
-hold everything on the main rank, FSDP2 and DeepSpeed's ZeRO hold a share on each. ZeRO's flat fp32
-partitions and their optimizer state are written here, since DeepSpeed's own checkpoints are pickles
-that it loads with ``weights_only=False``.
+hold everything on the main rank, FSDP2 and DeepSpeed's ZeRO hold a share on each. Any number of
+ranks can take them up.
 """
 
 import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,10 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from sdpo.errors import IntegrityError
 from sdpo.stages.row_states import load_rows, row_file, row_tensors
+from sdpo.stages.zero_states import load_zero, zero_file, zero_tensors
 from sdpo.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 Tensors = dict[str, torch.Tensor]
 Held = Literal["whole", "rows", "zero"]
@@ -34,7 +31,7 @@ def save_training(trainer: Trainer, folder: Path, *, held: Held) -> list[str]:
     rank = trainer.accelerator.process_index
     files: dict[str, Tensors] = {}
     if held == "zero":
-        files[f"zero-{rank}.safetensors"] = _zero_tensors(trainer)
+        files[zero_file(rank)] = zero_tensors(trainer)
     if held == "rows":
         files[row_file(rank)] = row_tensors(trainer)
     if trainer.accelerator.is_main_process:
@@ -67,7 +64,7 @@ def load_training(trainer: Trainer, folder: Path, *, held: Held) -> int:
     if held == "rows":
         load_rows(trainer, folder, ranks=ranks)
     elif held == "zero":
-        _load_zero(trainer, load_file(folder / f"zero-{rank}.safetensors"))
+        load_zero(trainer, folder, ranks=ranks)
     else:
         _copy_into(_trained(module, copy=False), stored, prefix=_PARAMETER)
         _load_optimizer(trainer, module, load_file(folder / "optimizer.safetensors"))
@@ -150,58 +147,6 @@ def _load_optimizer(trainer: Trainer, module: torch.nn.Module, stored: Tensors) 
         raise IntegrityError(f"the resume state has optimizer tensors of nothing here: {odd}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
-
-
-def _zero_partitions(zero: "ZeROOptimizer") -> list[torch.Tensor]:
-    """Return this rank's flat fp32 weights, one tensor per group; keys of the optimizer's state."""
-    stage3 = getattr(zero, "fp32_partitioned_groups_flat", None)
-    return list(zero.single_partition_of_fp32_groups if stage3 is None else stage3)
-
-
-def _zero_tensors(trainer: Trainer) -> Tensors:
-    zero = trainer.optimizer.optimizer
-    tensors: Tensors = {}
-    for index, partition in enumerate(_zero_partitions(zero)):
-        tensors[f"weights.{index}"] = _plain(partition)
-        for key, value in zero.optimizer.state.get(partition, {}).items():
-            tensors[f"{key}.{index}"] = _plain(value)
-    return tensors
-
-
-def _load_zero(trainer: Trainer, stored: Tensors) -> None:
-    zero = trainer.optimizer.optimizer
-    partitions = _zero_partitions(zero)
-    weights = [stored.pop(f"weights.{index}") for index in range(len(partitions))]
-    for index, partition in enumerate(partitions):
-        if partition.shape != weights[index].shape:
-            raise IntegrityError("the resume state's partitions have other shapes than ZeRO's")
-        state = zero.optimizer.state[partition]
-        for name in [name for name in stored if name.endswith(f".{index}")]:
-            key, value = name.removesuffix(f".{index}"), stored.pop(name)
-            place = state[key].device if key in state else partition.device
-            state[key] = value.to(place, copy=True)
-    with torch.no_grad():
-        for partition, value in zip(partitions, weights, strict=True):
-            partition.data.copy_(value)
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
-        _spread_stage3(zero)
-    else:
-        zero.update_lp_params()
-
-
-def _spread_stage3(zero: "ZeROOptimizer") -> None:
-    """Give the weights that ZeRO-3 computes with the values of its flat fp32 partitions."""
-    from deepspeed.checkpoint.constants import FP32_FLAT_GROUPS, LOSS_SCALER
-
-    own = {
-        LOSS_SCALER: zero.loss_scaler,
-        "dynamic_loss_scale": zero.dynamic_loss_scale,
-        "overflow": zero.overflow,
-        FP32_FLAT_GROUPS: zero.fp32_partitioned_groups_flat,
-    }
-    rank = torch.distributed.get_rank(group=zero.dp_process_group)
-    zero.load_state_dict({rank: own}, load_optimizer_states=False)
-    zero.checkpoint_event_epilogue()  # gathers the small weights that every rank keeps whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdpo.errors import IntegrityError
-from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
+from sdpo.identity.ranks import same_result
 from sdpo.store.records import NodeRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.system.json_values import JsonObject
@@ -45,7 +45,7 @@ def matching(
         return Reuse(None, str(error))
     if record is None:
         return Reuse(None, NOT_DONE)
-    if digest_of(record.identity) != digest_of(dict(identity)):
+    if not same_result(record.identity, identity):
         explain = explain or differences
         return Reuse(None, "; ".join(explain(record.identity, identity)))
     return Reuse(record, "")

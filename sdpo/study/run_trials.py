@@ -21,6 +21,7 @@ from sdpo.hooks import Host
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
+from sdpo.identity.ranks import same_result
 from sdpo.inputs.resolve import cache_dir, resolve
 from sdpo.store.run_file import Origin
 from sdpo.store.run_folder import RunFolder, run_lock
@@ -194,7 +195,7 @@ def known(study: StudyFolder, trial: Trial) -> tuple[TrialResult, PairValues] | 
     if study.run(trial.name).run_file.is_file():
         return found if is_judged and not objection(study.run(trial.name), resolved) else None
     identity = run_identity(resolved.config, dict(resolved.inputs))
-    if digest_of(identity) == digest_of(found[0].identity):
+    if same_result(identity, found[0].identity):
         if is_judged:
             return found
         raise UserError(

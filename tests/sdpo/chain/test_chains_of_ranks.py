@@ -86,3 +86,5 @@ def test_a_chain_of_two_processes_measures_what_one_does(
     for model in (0, 1, 2):
         name = f"probes/M_{model}.completions.json"
         assert done.json(name) == alone.json(name)
+    again = chained(bench, {"processes": 3, "strategy": strategy})
+    assert not again.result.executed, "three find done what two did"

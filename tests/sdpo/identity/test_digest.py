@@ -1,4 +1,6 @@
+import hashlib
 import json
+import threading
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from sdpo.errors import ModelError
 from sdpo.identity.model_digest import model_digest, tensor_entries
+from sdpo.system import machine
 
 
 @pytest.fixture
@@ -39,6 +42,42 @@ def test_resharding_keeps_the_digest(folder, tmp_path):
     model.save_pretrained(tmp_path / "b", max_shard_size="5KB")
     assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
     assert model_digest(tmp_path / "b") == model_digest(folder)
+
+
+def test_tensors_are_hashed_side_by_side_in_one_file_and_in_several(folder, tmp_path, monkeypatch):
+    """Two threads meet within the hashing of two tensors, which one after the other never do."""
+    expected, sha256 = model_digest(folder), hashlib.sha256
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "b", max_shard_size="5KB")
+    for each in (folder, tmp_path / "b"):
+        met = threading.Barrier(2)
+        first_two = iter(range(2))
+
+        def hashed(data=b"", met=met, first_two=first_two):
+            if isinstance(data, memoryview) and next(first_two, None) is not None:
+                met.wait(timeout=30)
+            return sha256(data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(machine, "cores", lambda: 2)
+            patched.setattr(hashlib, "sha256", hashed)
+            assert model_digest(each) == expected
+
+
+def test_the_digest_is_that_of_a_plain_loop_over_tensors(folder):
+    """Written anew from what the digest is said to be: configuration, then each tensor by name."""
+    ignored = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in ignored}
+    total = hashlib.sha256(plain_json(kept))
+    for name, tensor in sorted(load_file(weights(folder)).items()):
+        content = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        total.update(plain_json([name, "F32", list(tensor.shape), content]))
+    assert model_digest(folder) == total.hexdigest()
+
+
+def plain_json(value) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize("tied", [True, False])

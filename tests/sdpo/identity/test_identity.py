@@ -9,7 +9,9 @@ from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, 
 from sdpo.config.load import make_config
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import (
+    Payload,
     changed_settings,
+    changes,
     data_identity,
     rows_digest,
     run_identity,
@@ -17,6 +19,8 @@ from sdpo.identity.payloads import (
     supervised_identity,
     tokens_identity,
 )
+from sdpo.identity.ranks import same_result
+from sdpo.identity.scoring import scoring_identity
 from sdpo.inputs.resolve import resolve
 
 INPUTS = {"reference": "r" * 64, "target": "r" * 64, "partition": "p" * 64, "tokenizer": "t" * 64}
@@ -338,3 +342,43 @@ def test_lora_settings_count_with_adapters_alone():
     assert step(configure(training={"lora_alpha": 32})) == step(BASE)
     adapters = configure(training={"lora_r": 4})
     assert step(configure(training={"lora_r": 4, "lora_alpha": 32})) != step(adapters)
+
+
+RANKS = [2, 3, 8]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero3"])
+def test_how_many_share_a_step_is_stated_and_makes_no_other_result(strategy):
+    def shared(processes: int) -> RunConfig:
+        return configure(launch={"strategy": strategy, "processes": processes, "device": "cpu"})
+
+    def payloads(config: RunConfig) -> list[Payload]:
+        group = {"launch": config.launch, "model": config.model}
+        step = step_identity(config.training, inputs=INPUTS, **group)
+        probe = {"scoring": scoring_identity("d", training=config.training, **group)}
+        return [step, probe, run_identity(config, dict(INPUTS))]
+
+    all_of = [payloads(shared(number)) for number in RANKS]
+    for two, three, eight in zip(*all_of, strict=True):
+        assert two != three != eight, "the number is recorded"
+        assert same_result(two, three)
+        assert same_result(two, eight)
+        assert changes(two, eight) == []
+
+
+def test_what_one_process_computes_is_another_result_than_what_several_share():
+    def payload(**launch) -> Payload:
+        config = configure(launch=LAUNCH.model_dump() | launch)
+        return step_identity(
+            config.training, launch=config.launch, model=config.model, inputs=INPUTS
+        )
+
+    one, two = payload(strategy="single"), payload(strategy="ddp", processes=2)
+    assert not same_result(one, two)
+    assert changes(one, two) == [
+        "arithmetic.processes: 1 -> 2",
+        "arithmetic.strategy: single -> ddp",
+    ]
+    assert not same_result(two, payload(strategy="fsdp2", processes=2))
+    probe = {"scoring": {"device": "cpu", "processes": 1}}
+    assert not same_result(probe, {"scoring": {"device": "cpu", "processes": 2}})

@@ -91,7 +91,9 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, stra
         ("deepspeed_zero3", False),
         pytest.param("deepspeed_zero3", True, marks=pytest.mark.slow),
         pytest.param("deepspeed_zero2", False, marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero2", True, marks=pytest.mark.slow),
         pytest.param("deepspeed_zero1", False, marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero1", True, marks=pytest.mark.slow),
     ],
 )
 def test_zero_goes_on_where_it_stopped(whole, tmp_path, strategy, killed):
