@@ -34,10 +34,14 @@ def make_accelerator(spec: StepSpec) -> "Accelerator":
     """Return the accelerator of this rank.
 
     Raises:
-        Fault: the ranks did not find each other.
+        Fault: the ranks did not find each other, or something else than DeepSpeed was set up.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        DistributedType,
+        InitProcessGroupKwargs,
+    )
 
     on_cpu = spec.launch.device == "cpu"
     tracking = spec.tracking.tools if spec.trains else []
@@ -67,6 +71,12 @@ def make_accelerator(spec: StepSpec) -> "Accelerator":
         raise Fault(
             f"this stage wants {spec.launch.processes} processes and is one of "
             f"{accelerator.num_processes}: accelerate did not set up {spec.launch.strategy}"
+        )
+    if by_deepspeed != (accelerator.distributed_type == DistributedType.DEEPSPEED):
+        raise Fault(
+            f"launch.strategy is {spec.launch.strategy}, and accelerate set up "
+            f"{accelerator.distributed_type.value}: look for variables ACCELERATE_* in the "
+            "environment of the stages"
         )
     return accelerator
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from sdpo.config.automatic import GPU_MICRO_BATCH_TOKENS
 from sdpo.events import EventWriter
 from sdpo.model.layouts import LAYOUTS
+from sdpo.model.patches import global_batch_ends
 from sdpo.model.randomness import Generators
 from sdpo.model.shares import is_divided
 from sdpo.stages.ranks import fault_of_any
@@ -72,17 +73,9 @@ def settle_budget(
 
 
 def _is_open(trainer: Trainer) -> bool:
-    """Return whether nobody has said the budget, and it can be tried.
-
-    DeepSpeed's engine takes every backward pass for a part of a global batch, and keeps what it
-    gave: under it the default is taken.
-    """
-    accelerator = trainer.accelerator
-    return (
-        accelerator.device.type == "cuda"
-        and accelerator.distributed_type != DistributedType.DEEPSPEED
-        and not trainer.training.micro_batch_tokens
-    )
+    """Return whether nobody has said the budget, and it can be tried."""
+    is_on_gpu = trainer.accelerator.device.type == "cuda"
+    return is_on_gpu and not trainer.training.micro_batch_tokens
 
 
 def _probed(trainer: Trainer, task: Task) -> int:
@@ -90,9 +83,12 @@ def _probed(trainer: Trainer, task: Task) -> int:
     most = int(trial.costs[trial.order[: trainer.training.batch_size]].sum())
     generators = Generators(trainer.accelerator.device)
     trainer.scorer.train()
+    # DeepSpeed's engine takes a trial for the beginning of the first global batch: one of zeros.
+    global_batch_ends(trainer.accelerator, ends=False)
     try:
         return probe(trial.fits, start=GPU_MICRO_BATCH_TOKENS, most=most)
     finally:
+        global_batch_ends(trainer.accelerator, ends=True)
         trainer.optimizer.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
         generators.restore()
@@ -103,9 +99,9 @@ class _Trial:
     """A trial asks what fits on every rank, with the same answer on all of them.
 
     Where each rank has whole weights it tries for itself, past the wrapper that would make it wait
-    for the others: one that is out of memory tells them afterwards. Ranks that share weights wait
-    for each other within a forward, so that one which is out of memory there ends the stage: beyond
-    the default they try only what the last trial lets expect to fit.
+    for the others: one that is out of memory tells them afterwards. Ranks that share weights or
+    gradients wait for each other within a micro-batch, so that one which is out of memory there
+    ends the stage: beyond the default they try only what the last trial lets expect to fit.
     """
 
     trainer: Trainer
@@ -121,7 +117,7 @@ class _Trial:
     def fits(self, tokens: int) -> bool:
         """Return whether the micro-batch of ``tokens`` that takes most fits on every rank."""
         items = heaviest(self.order, self.costs, tokens, self.trainer.layout)
-        if is_divided(self.trainer.scorer):
+        if is_divided(self.trainer.scorer) or _by_engine(self.trainer):
             return self._fits_in_step(tokens, items)
         whole = self.trainer.accelerator.unwrap_model(self.trainer.scorer)
         alone = replace(self.trainer, scorer=whole)
@@ -193,12 +189,17 @@ def _taken(trainer: Trainer, task: Task, items: np.ndarray) -> _Taken:
     torch.cuda.reset_peak_memory_stats(device)
     free, _ = torch.cuda.mem_get_info(device)
     room = _SHARE * (free + torch.cuda.memory_reserved(device))
-    _hold_gradients(trainer)
+    if not _by_engine(trainer):  # which keeps gradients elsewhere: they count as if they grew
+        _hold_gradients(trainer)
     held = torch.cuda.memory_allocated(device)
     losses = task.losses(trainer.logps(task, items), items)
     trainer.accelerator.backward(losses.loss.sum() * 0.0)
     peak, to_come = torch.cuda.max_memory_allocated(device), _states_to_come(trainer)
     return _Taken(held=held + to_come, peak=peak + to_come, room=room)
+
+
+def _by_engine(trainer: Trainer) -> bool:
+    return bool(trainer.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def _trained(trainer: Trainer) -> list[torch.nn.Parameter]:
@@ -217,7 +218,7 @@ def _hold_gradients(trainer: Trainer) -> None:
 
 def _states_to_come(trainer: Trainer) -> int:
     """Return the bytes that the optimizer allocates on this rank's device at its first step."""
-    if trainer.optimizer.state:
+    if _by_engine(trainer) or trainer.optimizer.state:  # DeepSpeed makes them as it starts
         return 0
     moments = 2 if trainer.training.optimizer == "adamw" else 1
     kind = trainer.accelerator.device.type  # weights that are offloaded have their states beside
