@@ -4,8 +4,9 @@ New and current model are both compared with S on the same reserved pairs, which
 trained on: `accuracy_vs_S`, the share of pairs whose gamma rose above S's (ties 1/2), and the
 margin, the mean of gamma_M - gamma_S in nats. Over all pairs the new model must be shown not to be
 worse than the current one by more than a tolerance: the 95% interval of the paired difference,
-which resamples prompts, lies wholly above -tolerance (non-inferiority). Of a single source, which seldom
-has pairs enough for that, it must not be shown to be worse: an interval below -tolerance refuses.
+which resamples prompts, lies wholly above -tolerance (non-inferiority). Of a single source, which
+seldom has pairs enough for that, it must not be shown to be worse: an interval below -tolerance
+refuses.
 
 The numbers come from the probes of the run that holds both models, and where suites count
 (:mod:`sdpo.promotion.judge_suites`) from its evaluations; nothing is measured here.

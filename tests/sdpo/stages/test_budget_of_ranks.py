@@ -136,7 +136,7 @@ def test_ranks_settle_on_what_fits_on_the_one_with_the_least_memory(run, strateg
 
 @pytest.mark.parametrize(
     "strategy",
-    ["ddp", "fsdp2", slow("deepspeed_zero1"), "deepspeed_zero2", slow("deepspeed_zero3")],
+    ["ddp", "fsdp2", *map(slow, ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"))],
 )
 def test_ranks_with_memory_enough_take_all_of_a_batch_and_train_as_one_process(run, strategy):
     skip_without(strategy)

@@ -4,6 +4,9 @@ number of processes they are ended (most are slow).
 FSDP2's are in `test_fsdp2.py`, which each test run has.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 from forked_ranks import forked_ranks
 
@@ -50,11 +53,14 @@ def end_step(run: PreparedRun, training: TrainingConfig, launch: LaunchConfig) -
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict[str, PreparedRun]:
-    return {
-        name: taken(tmp_path_factory.mktemp("alone"), training, LAUNCH)
-        for name, training in SETTINGS.items()
-    }
+def alone(tmp_path_factory) -> Callable[[str], PreparedRun]:
+    """``alone(trains)``: the twenty steps of one process, made once."""
+
+    @cache
+    def make(trains: str) -> PreparedRun:
+        return taken(tmp_path_factory.mktemp("alone"), SETTINGS[trains], LAUNCH)
+
+    return make
 
 
 @pytest.mark.slow
@@ -66,7 +72,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(alone, tmp_path, strateg
     skip_without(strategy)
     launch = LaunchConfig(processes=2, strategy=strategy, device="cpu", threads=1)
     run = taken(tmp_path, SETTINGS[trains], launch)
-    check_curve(run, alone[trains])
+    check_curve(run, alone(trains))
     norms = [line["grad_norm"] for line in run.metrics(1) if "grad_norm" in line]
     assert max(norms) > TWENTY_STEPS.max_grad_norm, "gradients are clipped"
 
@@ -85,7 +91,7 @@ def slow(*values):
         slow("deepspeed_zero1", 3, 2, "adapters"),
         slow("deepspeed_zero2", 3, 2, "all weights"),
         slow("deepspeed_zero2", 2, 4, "adapters"),
-        ("deepspeed_zero3", 2, 3, "all weights"),
+        slow("deepspeed_zero3", 2, 3, "all weights"),
         slow("deepspeed_zero3", 4, 2, "all weights"),
         slow("deepspeed_zero3", 3, 2, "adapters"),
     ],
@@ -104,7 +110,7 @@ def test_a_step_is_ended_by_another_number_of_processes(
     assert [message for message in said if message.startswith(wanted)], said
     assert run.record(1)["resumed_at"] == [saved]
     assert run.record(1)["environment"]["processes"] == ended_by
-    check_curve(run, alone[trains])
+    check_curve(run, alone(trains))
 
 
 def check_curve(run: PreparedRun, alone: PreparedRun) -> None:
