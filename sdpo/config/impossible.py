@@ -115,6 +115,13 @@ def impossible_launch(launch: LaunchConfig, trainings: Mapping[str, TrainingConf
             "launch.processes is 1: use `single`"
         )
     problems += _impossible_adapters(launch, trainings)
+    problems += [
+        f"{where}.recomputation selective with launch.strategy deepspeed_zero3 is not supported: "
+        "DeepSpeed gathers weights within a block, and not alike when it computes again. Set "
+        "recomputation: blocks, or launch.strategy: fsdp2"
+        for where, training in trainings.items()
+        if launch.zero_stage == 3 and training.recomputed == "selective"
+    ]
     if launch.by_engine and any(training.compile for training in trainings.values()):
         problems.append(
             f"training.compile with launch.strategy {_kind(launch)} is not supported: its hooks "

@@ -197,11 +197,13 @@ def empty_policy(folder: Path, *, model: ModelConfig) -> "PreTrainedModel":
     if is_adapter(folder):
         return shape_of(empty_policy(base_folder(folder), model=model), folder)
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_utils import set_zero3_state
 
     code = model.trust_remote_code
     with refusals(f"the model in {folder}"), view_of(folder, code=code) as view:
         config = AutoConfig.from_pretrained(view, trust_remote_code=code, local_files_only=True)
-        with torch.device("meta"):
+        # Else transformers would divide them among the ranks of ZeRO-3, and give them values.
+        with torch.device("meta"), set_zero3_state():
             return AutoModelForCausalLM.from_config(
                 config, attn_implementation=model.attention, trust_remote_code=code
             )

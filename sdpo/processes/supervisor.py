@@ -247,8 +247,12 @@ _OF_RANKS = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"),
     *("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
 )
-_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "ROLE_")
-"""A launcher of nodes sets these for whom it starts: here they would make a stage one of many."""
+_OF_LAUNCHERS = (
+    *("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_", "ROLE_"),
+    "ACCELERATE_",
+)
+"""A launcher of nodes sets these for whom it starts: here they would make a stage one of many, or,
+those of accelerate, let it train in another way than the recipe says."""
 
 
 def _is_for_stages(name: str) -> bool:

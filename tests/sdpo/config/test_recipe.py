@@ -243,6 +243,13 @@ def test_a_recipe_that_names_its_run_by_a_path_is_refused(load):
         ),
         (
             {
+                "launch": {"strategy": "deepspeed_zero3", "processes": 2},
+                "training": {"gradient_checkpointing": True, "recomputation": "selective"},
+            },
+            r"training\.recomputation selective with launch\.strategy deepspeed_zero3 .* fsdp2",
+        ),
+        (
+            {
                 "launch": {"strategy": "fsdp2", "processes": 2},
                 "steps": [{}, {"optimizer": "adamw_8bit"}],
             },

@@ -459,14 +459,15 @@ def test_memory_of_a_gpu_comes_in_segments_that_grow_unless_the_user_says_otherw
     assert {name for name in names if name in on_cpu} == ({own} if own else set())
 
 
-def test_no_stage_has_the_settings_of_the_server_or_modules_of_the_current_folder(
+def test_no_stage_has_settings_of_the_server_or_of_accelerate_or_modules_of_the_current_folder(
     broken, monkeypatch
 ):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # ZeRO would be DDP
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "sdpo:secret")
     monkeypatch.setenv("PREFECT__CONTROL_TOKEN", "secret too")
     monkeypatch.setenv("HF_TOKEN", "needed")
     environment = supervisor.stage_environment(broken)
-    assert not any(name.startswith("PREFECT_") for name in environment)
+    assert not any(name.startswith(("PREFECT_", "ACCELERATE_")) for name in environment)
     assert environment["HF_TOKEN"] == "needed"
     assert environment["PYTHONSAFEPATH"] == "1"
 

@@ -58,7 +58,8 @@ def take(run: PreparedRun, step: int, form: str, launch: LaunchConfig, precision
     if step == 1:
         digest = model_digest(run.model, precision=precision)
         options |= {"measure_input": True, "input_digest": digest}
-    recomputed = {"gradient_checkpointing": launch.shares_weights, "recomputation": "selective"}
+    what = "selective" if launch.strategy == "fsdp2" else "blocks"
+    recomputed = {"gradient_checkpointing": launch.shares_weights, "recomputation": what}
     training = TRAINING.model_copy(update=FORMS[form] | recomputed)
     stage.run(run.spec(step, training, **options), EventWriter(None))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sdpo.config import LaunchConfig, TrainingConfig
+from sdpo.errors import Fault
 
 from ..training_helpers.models import (
     RecordedEvents,
@@ -55,6 +56,24 @@ def test_a_trial_that_passes_on_all_of_them_leaves_the_layout(tmp_path):
     assert on_ranks(settled, run, None) == [("shared", [])] * RANKS
 
 
+def opened_with(rank: int, tell, run: PreparedRun) -> None:
+    """Tells why a stage does not begin in an environment that keeps accelerate from DeepSpeed."""
+    from sdpo.stages.session import open_session
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    launch = TWO.model_copy(update={"strategy": "deepspeed_zero2"})
+    with pytest.raises(Fault) as caught:
+        open_session(run.spec(1, TrainingConfig(precision="fp32"), launch=launch), RecordedEvents())
+    tell(str(caught.value))
+
+
+def test_a_variable_that_would_make_zero_another_strategy_is_refused(tmp_path):
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    for said in on_ranks(opened_with, run):
+        assert "deepspeed_zero2, and accelerate set up MULTI_CPU: look for variables ACC" in said
+
+
 def compiled(rank: int, tell, failing: int) -> None:
     """Tells what a rank's record says of compiling that fails on one of them."""
     import torch
@@ -99,7 +118,6 @@ def reduced(rank: int, tell, run: PreparedRun, strategy: str) -> None:
     from sdpo.stages import session as stage
 
     os.environ["TORCH_EXTENSIONS_DIR"] = str(run.folder.path / "extensions")
-    os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
     # DeepSpeed's engine asks the model's own code: so does DDP here, for the same rounding.
     stage.fuse = stage.prune = lambda policy: None
     training = TrainingConfig(precision="bf16", batch_size=8, micro_batch_tokens=60)
@@ -140,7 +158,6 @@ def added(rank: int, tell, run: PreparedRun) -> None:
     from sdpo.model.patches import global_batch_ends
     from sdpo.stages.session import open_session
 
-    os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
     training = TrainingConfig(precision="bf16", batch_size=2, layout="padded")
     launch = TWO.model_copy(update={"strategy": "deepspeed_zero3"})
     session = open_session(run.spec(1, training, launch=launch), RecordedEvents())

@@ -87,12 +87,8 @@ def test_the_model_of_step_1_has_other_log_probs_than_s(run):
 
 def sizes(rank: int, tell, run: PreparedRun, strategy: str) -> None:
     """Tells how many numbers of its weights a rank has while nothing computes."""
-    import os
-
     from sdpo.stages.session import open_session
 
-    if strategy.startswith("deepspeed"):
-        os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
     launch = LaunchConfig(processes=RANKS, strategy=strategy, device="cpu", threads=1)
     session = open_session(run.spec(1, TRAINING, launch=launch), RecordedEvents())
     session.engine()

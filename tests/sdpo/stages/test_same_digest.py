@@ -1,7 +1,5 @@
 """The same tensors are published with the same digest, whatever strategy held them."""
 
-import os
-
 import pytest
 
 from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
@@ -19,8 +17,6 @@ def published(rank: int, tell, run: PreparedRun, strategy: str) -> None:
     """Tells the digest of M_0 published in small files as it was loaded."""
     from sdpo.stages.session import open_session
 
-    if strategy.startswith("deepspeed"):
-        os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
     launch = LaunchConfig(processes=RANKS, strategy=strategy, device="cpu", threads=1)
     model = ModelConfig(name_or_path=str(run.model), max_shard_size=0.0005)
     spec = run.spec(1, TrainingConfig(precision="fp32"), launch=launch, model=model)

@@ -47,7 +47,7 @@ def test_groups_of_a_training_have_the_shorter_patience_and_gradients_are_views_
 
     def accelerator(**options):
         made.update(options)
-        return SimpleNamespace(num_processes=2)
+        return SimpleNamespace(num_processes=2, distributed_type="MULTI_CPU")
 
     monkeypatch.setattr("accelerate.Accelerator", accelerator)
     spec = SimpleNamespace(

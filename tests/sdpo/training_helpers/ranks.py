@@ -39,7 +39,6 @@ def _rank(rank: int, ranks: int, port: int, answer: Connection, function, argume
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
     }
 
     def tell(found) -> None:
