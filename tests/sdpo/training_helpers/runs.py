@@ -140,13 +140,15 @@ def _phases(fields: Mapping[str, Any]) -> tuple[Phase, ...]:
     )
 
 
-def stop_step(run: PreparedRun, *, killed: bool, training: TrainingConfig, **fields: Any) -> int:
-    """Run step 1 in processes of its own and end them after the first resume state.
+def stop_step(
+    run: PreparedRun, *, killed: bool, training: TrainingConfig, step: int = 1, **fields: Any
+) -> int:
+    """Run a step in processes of its own and end them after the first resume state.
 
     Returns the optimizer steps of the last state that they left.
     """
     spec = run.spec(
-        1,
+        step,
         training.model_copy(update={"checkpoint_every": 1}),
         measure_input=True,
         measure_output=True,
@@ -167,7 +169,7 @@ def stop_step(run: PreparedRun, *, killed: bool, training: TrainingConfig, **fie
     with pytest.raises(Fault if killed else Interrupted):
         run_stage(spec, listen=listen)
     assert not stage_processes(spec)
-    states = sorted(states_folder(run.folder.step(1)).glob("[0-9]*"))
+    states = sorted(states_folder(run.folder.step(step)).glob("[0-9]*"))
     assert len(states) == 1
     return int(states[0].name)
 
