@@ -85,6 +85,28 @@ def test_an_offload_without_what_it_needs_is_refused_with_what_to_set(
     refused(sdpo(command, written), bench, f"launch.offload is `{offload}`", said)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("strategy", ["fsdp2", *(f"deepspeed_zero{stage}" for stage in (1, 2, 3))])
+@pytest.mark.parametrize("trains", [{}, {"lora_r": 2}, {"lora_r": 2, "lora_handoff": "continue"}])
+def test_blocks_of_shared_weights_are_not_compiled_with_adapters_or_without(
+    bench: Bench, sdpo: Sdpo, command: str, strategy: str, trains: Values
+) -> None:
+    called = sdpo(
+        command, bench.write(launch(strategy) | {"training": {"compile": True, **trains}})
+    )
+    kind = strategy.partition("_")[0]
+    said = f"training.compile with launch.strategy {kind} is not supported"
+    refused(called, bench, said, "use `ddp`")
+
+
+@pytest.mark.parametrize("trains", [{}, {"lora_r": 2}])
+def test_what_that_refusal_advises_may_be_compiled(
+    bench: Bench, sdpo: Sdpo, trains: Values
+) -> None:
+    called = sdpo("check", bench.write(launch("ddp") | {"training": {"compile": True, **trains}}))
+    assert called.code == 0, called.told
+
+
 def test_a_batch_smaller_than_the_processes_is_said_to_leave_some_of_them_waiting(
     bench: Bench, sdpo: Sdpo
 ) -> None:
