@@ -257,8 +257,7 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
             ),
         )
     except (ValueError, NotImplementedError) as error:
-        setting = "lora_dora, lora_target_modules" if training.lora_dora else "lora_target_modules"
-        raise ConfigError(f"training.{setting}: {error}") from error
+        raise ConfigError(_not_put(training, str(error))) from error
     # The head's log-probs are computed in chunks, past an adapter's forward.
     scored = [policy.get_output_embeddings(), *([policy.get_input_embeddings()] if tied else [])]
     if any(hasattr(module, "lora_A") for module in scored):
@@ -269,6 +268,18 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
     check_names(adapted, names)
     check_adapters(adapted)
     return adapted
+
+
+def _not_put(training: TrainingConfig, said: str) -> str:
+    """Return the refusal of adapters that PEFT does not make, with what it ``said``."""
+    if "ParamWrapper" in said:
+        name = "lora_dora" if training.lora_dora else "lora_dropout"
+        return (
+            f"training.{name}: experts that are one tensor have plain adapters, without it ({said})"
+            ". Leave it out, or name modules beside the experts in training.lora_target_modules"
+        )
+    setting = "lora_dora, lora_target_modules" if training.lora_dora else "lora_target_modules"
+    return f"training.{setting}: {said}"
 
 
 def _is_of_pair(policy: "PreTrainedModel", names: Sequence[str]) -> bool:

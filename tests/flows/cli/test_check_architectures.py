@@ -18,6 +18,17 @@ PASSES = ["dots3_note_text", "gemma4_text", "deepseek_v3", "zamba2", "qwen4_exp_
 REFUSED = {
     "adapters on blocks that share weights": ("zamba", {"lora_r": 2}, "share one weight"),
     "adapters on a product in groups": ("deepseek_v4", {"lora_r": 2}, "DeepseekV4GroupedLinear"),
+    "adapters on a router with several answers": ("llama4_text", {"lora_r": 2}, "Llama4Router"),
+    "DoRA on experts that are one tensor": (
+        "mixtral",
+        {"lora_r": 2, "lora_dora": True},
+        "training.lora_dora: experts that are one tensor have plain adapters",
+    ),
+    "dropout before adapters on experts": (
+        "mixtral",
+        {"lora_r": 2, "lora_dropout": 0.1},
+        "training.lora_dropout: experts that are one tensor have plain adapters",
+    ),
     "adapters on a state space": ("falcon_h1", {"lora_r": 2}, "incompatible with Mamba-based"),
     "a loss that its code does not make": (
         "deepseek_v3",

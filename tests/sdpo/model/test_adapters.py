@@ -142,10 +142,16 @@ def test_beside_such_blocks_adapters_stand_and_are_merged():
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_projection_in_groups_gets_no_adapter(device):
-    model = small_model("deepseek_v4").to(device)
-    with pytest.raises(ConfigError, match=r"o_a_proj is a DeepseekV4GroupedLinear, which does"):
-        add_adapters(model, LORA)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("deepseek_v4", r"o_a_proj is a DeepseekV4GroupedLinear"),
+        ("llama4_text", r"feed_forward\.router is a Llama4Router"),
+    ],
+)
+def test_a_projection_in_groups_or_with_several_answers_gets_no_adapter(name, said, device):
+    with pytest.raises(ConfigError, match=f"{said}, which does more with its weight"):
+        add_adapters(small_model(name).to(device), LORA)
 
 
 class Rounding(torch.nn.Linear):
