@@ -42,8 +42,6 @@ def settled(
     from sdpo.stages import session as stage
     from sdpo.stages import settle_budget as settling
 
-    if strategy.startswith("deepspeed"):
-        os.environ.pop("ACCELERATE_USE_CPU")  # DeepSpeed finds the CPU itself
     tried: list[int] = []
     holds = [sizes[rank]]
 
