@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -257,7 +257,7 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
             ),
         )
     except (ValueError, NotImplementedError) as error:
-        raise ConfigError(_not_put(training, str(error))) from error
+        _refuse(training, error)
     # The head's log-probs are computed in chunks, past an adapter's forward.
     scored = [policy.get_output_embeddings(), *([policy.get_input_embeddings()] if tied else [])]
     if any(hasattr(module, "lora_A") for module in scored):
@@ -270,16 +270,17 @@ def add_adapters(policy: "PreTrainedModel", training: TrainingConfig) -> "PreTra
     return adapted
 
 
-def _not_put(training: TrainingConfig, said: str) -> str:
-    """Return the refusal of adapters that PEFT does not make, with what it ``said``."""
-    if "ParamWrapper" in said:
+def _refuse(training: TrainingConfig, error: Exception) -> NoReturn:
+    """Refuse adapters that PEFT does not make; ``error`` says why."""
+    if "ParamWrapper" in str(error):
         name = "lora_dora" if training.lora_dora else "lora_dropout"
-        return (
-            f"training.{name}: experts that are one tensor have plain adapters, without it ({said})"
-            ". Leave it out, or name modules beside the experts in training.lora_target_modules"
-        )
+        raise ConfigError(
+            f"training.{name}: experts that are one tensor have plain adapters, without it "
+            f"({error}). Leave it out, or name modules beside the experts in "
+            "training.lora_target_modules"
+        ) from error
     setting = "lora_dora, lora_target_modules" if training.lora_dora else "lora_target_modules"
-    return f"training.{setting}: {said}"
+    raise ConfigError(f"training.{setting}: {error}") from error
 
 
 def _is_of_pair(policy: "PreTrainedModel", names: Sequence[str]) -> bool:

@@ -39,6 +39,10 @@ REACHED = {
     # A part of `add_adapters`, which a look calls as it stands.
     "check_names": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
     "check_adapters": (CHECK, "test_adapters_on_a_tied_embedding_are_refused"),
+    "_refuse": (
+        "test_check_architectures",
+        "test_what_a_run_could_not_train_or_publish_is_refused",
+    ),
     "put_over": (ADAPTERS, BROKEN_ADAPTER),
     "hold_base": (
         "test_check_architectures",
@@ -90,7 +94,7 @@ LATER = {
     "save_model._check_finite": "an update that spoiled the weights",
     "_copy_into": "a damaged state of a step that was cut short",
     "_load_optimizer": "a damaged state of a step that was cut short",
-    "_load_zero": "a damaged state of a step that was cut short",
+    **dict.fromkeys(("load_zero", "own_parts"), "a damaged state of a step that was cut short"),
     "cached_values": "rows that were scored before, and the cache no longer has",
     "compared_with": "rows that were scored before, and the cache no longer has",
     "score_rows": "a cache that lost what was written a moment ago",
