@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from sdpo.data.lines import names_once
+from sdpo.data.lines import in_words, names_once
 from sdpo.errors import DataError
 from sdpo.system.json_values import Cell
 
@@ -151,12 +151,26 @@ class _Window:
             except ValueError as error:  # an integer of thousands of digits is no decoding error
                 if self._cut_off(error) and self._grow():
                     continue
-                if isinstance(error, json.JSONDecodeError):
-                    self._at = error.pos
-                raise self.malformed(getattr(error, "msg", str(error))) from error
+                raise self._explained(error) from error
             self._at = end
             found: Cell = value
             return found
+
+    def _explained(self, error: ValueError) -> DataError:
+        if not isinstance(error, json.JSONDecodeError):
+            return self.malformed(str(error))
+        self._at = error.pos
+        if error.msg.startswith("Unterminated"):
+            return self.malformed(
+                "the text that begins here has no end: the file was cut off, or a quotation mark "
+                "is missing"
+            )
+        if self._text[error.pos : error.pos + 1] in ("\r", "\n"):
+            return self.malformed(
+                "it ends in the middle of a text: the record was cut off, or a line break within "
+                "the text is not written as \\n"
+            )
+        return self.malformed(in_words(error))
 
     def _cut_off(self, error: Exception) -> bool:
         if not isinstance(error, json.JSONDecodeError):

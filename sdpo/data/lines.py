@@ -1,5 +1,6 @@
 """Read the lines of a file within bounds: no longer, and not more of them blank, than data has."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,3 +39,8 @@ def names_once(pairs: list[tuple[str, Cell]]) -> dict[str, Cell]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {twice!r} stands twice in one object")
     return read
+
+
+def in_words(error: json.JSONDecodeError) -> str:
+    """Return what is wrong without where, which the reader counts in lines of the file."""
+    return error.msg.rstrip(": ").removesuffix(" at")

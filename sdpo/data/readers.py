@@ -13,14 +13,14 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo.data.first_bytes import check_first_bytes, check_written
 from sdpo.data.json_array import json_rows
-from sdpo.data.lines import LONGEST_LINE, bounded_lines, names_once
+from sdpo.data.lines import LONGEST_LINE, bounded_lines, in_words, names_once
 from sdpo.data.separated import csv_rows
 from sdpo.errors import DataError, IntegrityError
 from sdpo.system.files import read_json
@@ -199,14 +199,16 @@ def text_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
+    is_first = True
     for number, line in text_lines(file, path):
         if line.isspace():
             continue
+        record = line.rstrip("\r\n")  # so that a text that has no end is told as one
         try:
-            value = json.loads(line, object_pairs_hook=names_once)
+            value = json.loads(record, object_pairs_hook=names_once)
         except (ValueError, RecursionError) as error:  # an integer of thousands of digits, too
-            hint = _over_lines(line, error)
-            raise DataError(f"{path}, line {number}: malformed JSON: {error}{hint}") from error
+            _refuse_line(record, error, f"{path}, line {number}", is_first=is_first)
+        is_first = False
         if not isinstance(value, dict):
             hint = ". A JSON array belongs in a .json file" if isinstance(value, list) else ""
             raise DataError(
@@ -216,16 +218,28 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Rows:
         yield number, value
 
 
-def _over_lines(line: str, error: Exception) -> str:
-    """Return what to do where a line is the beginning of JSON that goes on over others; else ""."""
-    if isinstance(error, json.JSONDecodeError) and line.lstrip()[:1] in ("{", "["):
-        at_end = error.pos >= len(line.rstrip()) and not error.msg.startswith("Unterminated")
-        if at_end:
-            return (
-                ". This looks like JSON over several lines, where a .jsonl file has an object on "
-                "each: give the file the ending .json, or write each object on one line"
-            )
-    return ""
+def _refuse_line(record: str, error: Exception, where: str, *, is_first: bool) -> NoReturn:
+    """Say what is wrong with a line, and what to do where it ends before its record does."""
+    if not isinstance(error, json.JSONDecodeError):
+        raise DataError(f"{where}: malformed JSON: {error}") from error
+    kind = {"{": "an object", "[": "a list"}.get(record.lstrip()[:1], "")
+    ends_early = bool(kind) and error.pos >= len(record.rstrip())
+    if is_first and ends_early:
+        raise DataError(
+            f"{where} ends in the middle of {kind}. This looks like JSON over several lines, "
+            "where a .jsonl file has an object on each: give the file the ending .json, or write "
+            "each object on one line"
+        ) from error
+    if error.msg.startswith("Unterminated"):
+        kind, ends_early = "a text", True
+    if ends_early:
+        raise DataError(
+            f"{where} ends in the middle of {kind}: the record was cut off; complete it or "
+            "delete the line"
+        ) from error
+    raise DataError(
+        f"{where}: malformed JSON: {in_words(error)} at column {error.colno}"
+    ) from error
 
 
 def _arrow_rows(path: Path, suffix: str) -> Rows:

@@ -210,8 +210,35 @@ def test_what_stands_in_place_of_data_is_named(name, tmp_path):
 def test_json_over_several_lines_in_a_jsonl_file_says_what_to_do(indent, value, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(value, indent=indent))
-    with pytest.raises(DataError, match=r"line 1: malformed JSON.*over several lines.*\.json"):
+    with pytest.raises(DataError, match=r"line 1 ends in .*over several lines.*\.json"):
         list(read_rows(str(path)))
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b'\n{"a": "2"}\n'])
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [
+        (b'{"a": "x', "a text"),
+        (b'{"a": "x \\', "a text"),
+        (b'{"a": "1", ', "an object"),
+        (b'{"a": [{"b": 1}', "an object"),
+        (b"[1", "a list"),
+    ],
+)
+def test_a_record_that_was_cut_off_is_not_told_as_json_over_several_lines(
+    beginning, kind, ending, tmp_path
+):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" + GOOD + beginning + ending)
+    cut = rf"line 3 ends in the middle of {kind}: .* cut off; complete it or delete the line$"
+    with pytest.raises(DataError, match=cut):
+        list(read_rows(str(path)))
+
+
+def test_a_first_line_that_ends_in_a_text_was_cut_off_as_json_breaks_no_line_there(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "x\n' + GOOD)
+    with pytest.raises(DataError, match=r"line 1 ends in the middle of a text: .* cut off"):
+        list(read_rows(str(tmp_path / "a.jsonl")))
 
 
 def test_a_byte_order_mark_and_empty_lines_are_no_rows(tmp_path):
@@ -248,8 +275,9 @@ GOOD = b'{"a": "1"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", GOOD + b'{"a": "1"\n', r"a\.jsonl, line 2: malformed JSON: Expecting"),
-        ("a.jsonl", GOOD + GOOD + b'{"a": "x\n', r"line 3: malformed JSON: (Unterm|Invalid)"),
+        ("a.jsonl", GOOD + b'{"a": "1"\n', r"a\.jsonl, line 2 ends in the middle of an object"),
+        ("a.jsonl", GOOD + b'{"a": tru}\n', "line 2: malformed JSON: Expecting value at column 7$"),
+        ("a.jsonl", GOOD + b'{"a": "\t"}', "JSON: Invalid control character at column 8$"),
         ("a.jsonl", GOOD + b"[1]\n", "line 2: not an object with columns but a list.*array"),
         ("a.jsonl", GOOD + b"null\n", "line 2: not an object"),
         ("a.jsonl", GOOD + b'{"a": "\xff"}', r"line 2: not UTF-8 .* Save the file as UTF-8"),
@@ -265,7 +293,9 @@ GOOD = b'{"a": "1"}\n'
         ("a.json", b'[\n{"a": 1},\n]', "line 3: malformed JSON"),
         ("a.json", b'[{"a": 1}]\n]', "line 2: malformed JSON: text after the end"),
         ("a.json", b'[{"a": 1},\n{"a": tru}]', "line 2: malformed JSON"),
-        ("a.json", b'[{"a": "x}]', "line 1: malformed JSON: Unterminated"),
+        ("a.json", b'[{"a": "x}]', "line 1: malformed JSON: the text .* has no end: the file"),
+        ("a.json", GOOD + b'{"a": "x\n' + GOOD, "line 2: .* ends in the middle of a text: .* cut"),
+        ("a.json", b'[{"a": "\t"}]', "line 1: malformed JSON: Invalid control character$"),
         ("a.json", b'[{"a": 1},\n7]', "row 1: not an object but a int"),
         ("a.json", b'[\n{"a": "\xe4"}]', "line 2: not UTF-8"),
         ("a.json", b'"text"', "neither an array of objects nor an object of columns"),
