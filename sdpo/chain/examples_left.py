@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from sdpo.chain.context import Context
 from sdpo.chain.tokens import tokens_path
 from sdpo.data.parquet_columns import Columns
+from sdpo.data.readers import numbered
 from sdpo.errors import DataError, IntegrityError
 from sdpo.store.records import DataOutputs
 from sdpo.tokens.token_file import SupervisedTokenFile
@@ -65,7 +66,8 @@ def _first(context: Context, file: SupervisedTokenFile, rejected: dict[str, int]
     """Return what is wrong with the first example that cannot be used as tokens, and what to do."""
     for row, _, detail in file.rejected():
         rows = Columns(context.run.path / "supervised.parquet").numbers("row")
-        return f"Row {rows[row]}: {detail}"
+        place = numbered(context.config.supervised.path, int(rows[row]))
+        return f"{place.capitalize()}: {detail}"
     assert "reserved_prompt" in rejected, "an example is usable or has a reason"
     return (
         "All the others have reserved prompts, which are never trained on: give other examples, or "

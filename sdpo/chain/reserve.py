@@ -16,6 +16,7 @@ from sdpo.chain.node import Find, Identity, Made, Node
 from sdpo.chain.tokens import tokens_path
 from sdpo.config.data import ReserveConfig
 from sdpo.data.parquet_columns import Columns, hex_column, write_parts
+from sdpo.data.readers import numbered
 from sdpo.errors import DataError
 from sdpo.events import WarningEvent
 from sdpo.identity.payloads import changed_settings
@@ -113,7 +114,7 @@ def reserve_by(
         unusable = _unusable(tokens, source, names)
         _tell_draws(context, unusable)
         kept = np.flatnonzero(tokens.usable)
-        _check_sources_left(tokens, source, pairs.numbers("row"), names=names)
+        _check_sources_left(context, tokens, source, pairs.numbers("row"))
         prompts = pairs.ids("prompt_key")[kept]
         mask = choose(pairs.ids("pair_id")[kept], prompts, source[kept])
         if not mask.any():
@@ -246,16 +247,18 @@ def _nothing_reserved(settings: ReserveConfig, pairs: int) -> DataError:
 
 
 def _check_sources_left(
-    tokens: TokenFile, source: np.ndarray, rows: np.ndarray, *, names: list[str]
+    context: Context, tokens: TokenFile, source: np.ndarray, rows: np.ndarray
 ) -> None:
-    for code in sorted({*range(len(names))} - {*source[tokens.usable].tolist()}):
+    given = context.config.data.given
+    for code in sorted({*range(len(given))} - {*source[tokens.usable].tolist()}):
         counts: Counter[str] = Counter()
         first = ""
         for row, reason, detail in tokens.rejected():
             if source[row] == code:
                 counts[reason] += 1
-                first = first or f"Row {rows[row]}: {detail}"
+                place = numbered(given[code].path, int(rows[row]))
+                first = first or f"{place.capitalize()}: {detail}"
         told = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
         raise DataError(
-            f"source {names[code]} has no pairs left after tokenisation ({told}). {first}"
+            f"source {given[code].name} has no pairs left after tokenisation ({told}). {first}"
         )

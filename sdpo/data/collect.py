@@ -3,7 +3,7 @@
 import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from sdpo.data.keys import content_digest, pair_keys
 from sdpo.data.notes import NOTES, Note
 from sdpo.data.pairs_file import BatchWriter
 from sdpo.data.prompts import Rejection
-from sdpo.data.readers import place, read_rows
+from sdpo.data.readers import numbered, place, read_rows
 from sdpo.data.schema import PAIRS_SCHEMA, Format, Message
 from sdpo.data.template_inputs import COLUMNS
 from sdpo.errors import DataError
@@ -39,6 +39,8 @@ Progress = Callable[[str, int, int | None], None]
 """It is called with a source's name, the rows read, and how many there are (None: unknown)."""
 
 _PROGRESS_ROWS = 1000
+_SHOWN = 3
+"""So many rows of a source of which nothing is left are named."""
 _REASONS = {
     DUPLICATE: "duplicate",
     CONTRADICTORY: "contradictory",
@@ -246,14 +248,7 @@ class Collected:
                 self._first[source].setdefault(found.reason, f"{place_}: {found.detail}")
         rejected = dict(sorted((self._rejected[source] + later).items()))
         if not kept:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
-            most = max(rejected, key=lambda reason: rejected[reason], default="")
-            first = self._first[source].get(most, "")
-            raise DataError(
-                f"source `{self.names[source]}` ({self._data.sources[source].path}) is empty after "
-                f"filtering: of {self._read[source]} rows none is left ({reasons})"
-                + (f". The first that is {most}: {first}" if first else "")
-            )
+            raise self._nothing_left(source, rejected, decisions)
         normaliser = self._normalisers[source]
         return SourceCounts(
             name=self.names[source],
@@ -269,13 +264,48 @@ class Collected:
     def _notes_of(self, source: int, kept: int, unfit: int) -> Iterator[str]:
         name, limit = self.names[source], self._data.limit
         for note, (count, first) in self._notes[source].items():
-            yield f"{count} rows of source `{name}`, the first being number {first}: {NOTES[note]}"
+            row = numbered(self._data.sources[source].path, first)
+            yield f"{count} rows of source `{name}`, the first being {row}: {NOTES[note]}"
         if unfit:
             left = "" if kept >= limit else f", and has {kept} others"
             yield (
                 f"source `{name}`: data.limit {limit} passes over {unfit} pairs that cannot be "
                 f"used{left}"
             )
+
+    def _nothing_left(
+        self, source: int, rejected: Mapping[str, int], decisions: Decisions
+    ) -> DataError:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+        most = max(rejected, key=lambda reason: rejected[reason], default="")
+        path = self._data.sources[source].path
+        if first := self._first[source].get(most, ""):
+            first = (
+                f". The first that is {most}: {first}. Mend the file or the source's settings, or "
+                "take the source out of the recipe"
+            )
+        elif later := self._first_later(source, most, decisions):
+            more = f"; and {rejected[most] - len(later)} more" * (rejected[most] > len(later))
+            first = (
+                f". The first that are {most}: {'; '.join(later)}{more}. Take them out of one of "
+                "the files, or take the source out of the recipe"
+            )
+        return DataError(
+            f"source `{self.names[source]}` ({path}) is empty after filtering: of "
+            f"{self._read[source]} rows none is left ({reasons}){first}"
+        )
+
+    def _first_later(self, source: int, reason: str, decisions: Decisions) -> list[str]:
+        """Return the first rows of a source that are left out since another pair is as it is."""
+        of_others = [d for d in (DUPLICATE, CONTRADICTORY) if _REASONS[d] == reason]
+        span = self.keys.span(source)
+        at = span.start + np.flatnonzero(np.isin(decisions.decision[span], of_others))[:_SHOWN]
+        return [
+            f"{numbered(self._data.sources[source].path, self.keys.row(index))}, "
+            f"{self._detail(int(decisions.decision[index]), source, other, decisions)}"
+            for index in at.tolist()
+            for other in [int(decisions.other[index])]
+        ]
 
     def _nothing_drawn(self, source: int, pairs: int) -> DataError:
         weights = ", ".join(
@@ -308,7 +338,9 @@ class Collected:
 
     def _detail(self, decision: int, source: int, other: int, decisions: Decisions) -> str:
         if decision in (DUPLICATE, CONTRADICTORY):
-            where = f"row {self.keys.row(other)} of `{self.names[self.keys.source(other)]}`"
+            theirs = self.keys.source(other)
+            row = numbered(self._data.sources[theirs].path, self.keys.row(other))
+            where = f"{row} of `{self.names[theirs]}`"
             if decision == DUPLICATE:
                 return f"the same pair as {where}"
             return f"the same pair with its sides swapped is {where}"

@@ -102,8 +102,12 @@ def read_rows(path: str, *, split: str = "train", subset: str = "", revision: st
 
 def place(path: str, row: int) -> str:
     """Return where a row is, for a message: ``file.jsonl, line 3``."""
-    word = "line" if _suffix(Path(path)) in (*_LINES, *_TABLES) else "row"
-    return f"{path}, {word} {row}"
+    return f"{path}, {numbered(path, row)}"
+
+
+def numbered(path: str, row: int) -> str:
+    """Return what a row's number counts in its file, with the number: ``line 3`` or ``row 3``."""
+    return f"{'line' if _suffix(Path(path)) in (*_LINES, *_TABLES) else 'row'} {row}"
 
 
 def default_name(path: str) -> str:

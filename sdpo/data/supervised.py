@@ -45,7 +45,7 @@ from sdpo.data.prompts import (
     unfinished,
     with_system,
 )
-from sdpo.data.readers import place, read_rows
+from sdpo.data.readers import numbered, place, read_rows
 from sdpo.data.schema import MESSAGES, Format, Message
 from sdpo.data.template_inputs import template_inputs
 from sdpo.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ class _Reading:
         self._columns = config.columns
         self._variables = config.chat_template_kwargs
         self._writer = writer
-        self._name = Path(config.path).name
+        self._name, self._path = Path(config.path).name, config.path
         self._layout: tuple[PromptFields, str] | None = None
         self._rows: dict[bytes, int] = {}
 
@@ -187,7 +187,7 @@ class _Reading:
             self.kept += 1
             return ""
         self.rejected[problem.reason] += 1
-        self._first.setdefault(problem.reason, f"row {number}: {problem.detail}")
+        self._first.setdefault(problem.reason, f"{numbered(self._path, number)}: {problem.detail}")
         return rejection_line(self._name, number, problem)
 
     def _write(self, number: int, example: _Example) -> Rejection | None:
@@ -204,7 +204,7 @@ class _Reading:
         key = example_key(prompt, example.completion, inputs)
         first = self._rows.setdefault(key, number)
         if first != number:
-            return Rejection("duplicate", f"the same example as row {first}")
+            return Rejection("duplicate", f"the same example as {numbered(self._path, first)}")
         strings = [self._format, str(len(example.prompt))]
         for message in (*example.prompt, *example.completion):
             strings += message.strings()

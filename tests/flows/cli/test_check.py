@@ -65,7 +65,7 @@ def test_supervised_data_of_which_nothing_is_left_is_refused_with_the_reason(
     assert called.code == 2
     message = " ".join(called.err.split())
     assert "no example is left to train on (24 prompt_fills_length)" in message
-    assert "Row 1: the prompt alone fills data.max_length" in message
+    assert "Line 1: the prompt alone fills data.max_length" in message
 
 
 def test_examples_whose_prompts_are_all_reserved_are_told_so(
@@ -110,7 +110,7 @@ def test_rows_that_the_template_refuses_are_listed_with_its_words(
         called = sdpo(command, recipe(refused, model=model), "--set", "data.limit=0")
         assert called.code == 2
         message = " ".join(called.err.split())
-        assert "no pairs left after tokenisation (24 template_refuses). Row 1: the chat" in message
+        assert "no pairs left after tokenisation (24 template_refuses). Line 1: the chat" in message
         assert "no ␛[31msystem" in message
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -95,9 +96,9 @@ def test_every_reason_is_listed_with_its_row(write, prepare):
         ("data", 12, "not_text"),
     ]
     details = {line["row"]: line["detail"] for line in made.rejected}
-    assert details[7] == "the same pair as row 1 of `data`"
-    assert "sides swapped is row 9 of `data`" in details[8]
-    assert "sides swapped is row 8 of `data`" in details[9]
+    assert details[7] == "the same pair as line 1 of `data`"
+    assert "sides swapped is line 9 of `data`" in details[8]
+    assert "sides swapped is line 8 of `data`" in details[9]
     counts = made.result.sources[0]
     assert (counts.read, counts.kept) == (12, 1)
     assert counts.rejected["contradictory"] == 2
@@ -114,11 +115,11 @@ def test_the_first_source_keeps_a_duplicate_whatever_its_white_space_or_unicode_
     )
     made = prepare(first, second)
     assert made.reasons() == [("second", 2, "duplicate")]
-    assert made.rejected[0]["detail"] == "the same pair as row 1 of `first`"
+    assert made.rejected[0]["detail"] == "the same pair as line 1 of `first`"
     assert made.pairs[0].prompt[0].content == "Ünicode  text"
     made = prepare(second, first)
     assert made.reasons() == [("first", 1, "duplicate")]
-    assert made.rejected[0]["detail"] == "the same pair as row 2 of `second`"
+    assert made.rejected[0]["detail"] == "the same pair as line 2 of `second`"
 
 
 def test_the_same_pair_as_text_and_as_messages_is_a_duplicate(write, prepare):
@@ -360,9 +361,26 @@ def test_a_source_without_a_pair_left_is_named_with_its_counts(write, prepare):
         DataError, match=r"`one`.*empty after filtering: of 3 .*empty_prompt 2, equal_sides 1"
     ):
         prepare(one)
-    again = write(many(2), "again.jsonl")
-    with pytest.raises(DataError, match=r"`same`.*duplicate 2"):
-        prepare(again, {"path": again, "name": "same"})
+
+
+def test_a_source_that_another_has_already_is_told_where_and_what_to_do(write, prepare, tmp_path):
+    write(many(5), "again.jsonl")
+    table = tmp_path / "same.parquet"
+    pq.write_table(pa.Table.from_pylist(many(5)[1:]), table)
+    with pytest.raises(DataError) as refused:
+        prepare(str(tmp_path / "again.jsonl"), {"path": str(table), "name": "same"})
+    assert str(refused.value).endswith(
+        "of 4 rows none is left (duplicate 4). The first that are duplicate: row 0, the same pair "
+        "as line 2 of `again`; row 1, the same pair as line 3 of `again`; row 2, the same pair as "
+        "line 4 of `again`; and 1 more. Take them out of one of the files, or take the source out "
+        "of the recipe"
+    )
+
+
+def test_a_source_that_contradicts_another_is_told_where(write, prepare):
+    one, other = write([row("a", "x", "y")], "one.jsonl"), write([row("a", "y", "x")], "b.jsonl")
+    with pytest.raises(DataError, match=r"`one`.*contradictory: line 1, .*is line 1 of `b`\. Take"):
+        prepare(one, other)
 
 
 def test_errors_in_a_row_name_source_file_and_line(write, prepare):

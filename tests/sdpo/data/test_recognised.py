@@ -315,7 +315,7 @@ def test_notes_are_counted_by_source_with_the_first_row(write, prepare):
     rows = [{"prompt": "Q?", **SIDES}, *({"prompt": talk.format(i), **SIDES} for i in range(3))]
     [source] = prepare(write(rows)).result.sources
     [note] = source.notes
-    assert note.startswith("3 rows of source `data`, the first being number 2: the prompt looks")
+    assert note.startswith("3 rows of source `data`, the first being line 2: the prompt looks")
 
 
 def test_supervised_prompts_as_transcripts_or_json_are_read_as_pairs_are(write, tmp_path):

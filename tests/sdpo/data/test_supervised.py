@@ -119,7 +119,7 @@ def test_rows_that_are_no_example_are_counted_and_listed(supervised):
     assert table["row"].to_pylist() == [1, 6]
     listed = result.rejected_path.read_text().splitlines()
     assert len(listed) == 4
-    assert '"row": 4, "reason": "duplicate", "detail": "the same example as row 1"' in listed[2]
+    assert '"row": 4, "reason": "duplicate", "detail": "the same example as line 1"' in listed[2]
 
 
 def test_a_dialogue_that_ends_with_the_user_teaches_nothing(supervised):
