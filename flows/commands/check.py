@@ -93,7 +93,8 @@ def _print_data(context: Context, data: NodeRecord, record: NodeRecord, console:
             title="Data",
         )
     )
-    if rejected := rejected_rows(context.run.rejected):
+    paths = {source.name: source.path for source in context.config.data.given}
+    if rejected := rejected_rows(context.run.rejected, paths):
         console.print(table(rejected, title="Rows that are not used"))
 
 

@@ -16,6 +16,7 @@ from sdpo.chain.evaluate import evaluations, find_suites
 from sdpo.chain.execute import execute
 from sdpo.chain.features import measure_gamma
 from sdpo.chain.held_out import held_out
+from sdpo.chain.left_out import telling_left_out
 from sdpo.chain.node import Expansion, Part
 from sdpo.chain.open_run import open_run
 from sdpo.chain.plan_pairs import needs_gamma
@@ -89,7 +90,7 @@ def chain(context: Context) -> list[Part]:
     return [
         prepare(context),
         tokenise(context),
-        extended.reserve(context) if extends else reserve(context),
+        telling_left_out(context, extended.reserve(context) if extends else reserve(context)),
         check(context),
         *([check_rounds(context, made)] if made else []),
         *find_suites(context),

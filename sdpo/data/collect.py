@@ -48,6 +48,8 @@ _REASONS = {
     LIMIT: "limit",
     WEIGHT: "weight",
 }
+NOT_DRAWN = tuple(_REASONS[decision] for decision in (LIMIT, MAX_PAIRS, WEIGHT))
+"""Rows with these reasons were not drawn: there is nothing to mend."""
 _SCRATCH_SCHEMA = PAIRS_SCHEMA.append(pa.field("content", pa.binary(16)))
 
 

@@ -103,7 +103,7 @@ def test_rows_that_the_template_refuses_are_listed_with_its_words(
     model = {"chat_template": str(template)}
     called = sdpo("check", recipe([*PAIRS, {**PAIRS[0], "system": "Be kind."}], model=model))
     assert called.code == 0, called.told
-    assert "mine template_refuses 1 25 the chat template" in told_by(called)
+    assert "mine template_refuses 1 line 25 the chat template" in told_by(called)
     assert "system, user: no ␛[31msystem" in told_by(called)
     refused = [{**pair, "system": "Be kind."} for pair in PAIRS]
     for command in ("check", "run"):
@@ -127,7 +127,7 @@ def test_calls_of_tools_are_shown_as_the_template_prints_them(
     called = sdpo("check", recipe(rows, model={"chat_template": str(template)}))
     assert called.code == 0, called.told
     assert '{"name": "rain_in", "arguments": {"city": "Rome"}}<|end|>' in told_by(called)
-    assert "mine tool_turn_in_completion 1 25" in told_by(called)
+    assert "mine tool_turn_in_completion 1 line 25" in told_by(called)
 
 
 def test_adapters_on_a_tied_embedding_are_refused(recipe, sdpo: Sdpo) -> None:
@@ -163,9 +163,9 @@ def test_rows_that_are_not_used_are_shown_with_the_first_and_what_of_it(recipe, 
     assert called.code == 0, called.told
     told = " ".join(called.told.replace("│", " ").split())
     assert "Rows that are not used" in told
-    assert "mine scores_contradict 8 3 the chosen side scores 1 and the rejected" in told
-    assert "mine tie 8 2 both sides score 1" in told
-    assert "mine already_templated 1 25 a message of the prompt has the marks" in told
+    assert "mine scores_contradict 8 line 3 the chosen side scores 1 and the rejected" in told
+    assert "mine tie 8 line 2 both sides score 1" in told
+    assert "mine already_templated 1 line 25 a message of the prompt has the marks" in told
 
 
 def test_a_partition_counts_the_pairs_that_a_run_would_have(
