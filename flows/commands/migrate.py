@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sdpo.migration import Migrated, recipe_text
+from sdpo.system.words import counted
 
 
 def print_recipe(made: Migrated, *, origin: str, console: Console) -> None:
@@ -12,8 +13,10 @@ def print_recipe(made: Migrated, *, origin: str, console: Console) -> None:
     notes = made.notes
     console.print(
         escape(
-            f"{len(notes.absent)} settings of {made.tool} have no counterpart, "
-            f"{len(notes.differs)} mean something else here: read the recipe's first lines"
+            f"{counted(len(notes.absent), 'setting')} of {made.tool} "
+            f"{'has' if len(notes.absent) == 1 else 'have'} no counterpart, {len(notes.differs)} "
+            f"{'means' if len(notes.differs) == 1 else 'mean'} something else here: read the "
+            "recipe's first lines"
         )
     )
     for each in notes.to_fill_in:

@@ -21,6 +21,7 @@ from sdpo.config.elsewhere_several import (
     SAVE,
     SEVERAL,
     SPLITS,
+    SYNCHRONISED,
 )
 
 ELSEWHERE: dict[str, str] = {
@@ -87,12 +88,9 @@ ELSEWHERE: dict[str, str] = {
     "precompute_ref_log_probs": REFERENCE,
     "precompute_ref_batch_size": REFERENCE,
     "reference_free": "objectives without a reference are among those of `training.objective`",
-    "sync_ref_model": "a reference that moves while a step trains cannot be cached: it moves "
-    "between steps, see `partition.fractions`",
-    "ref_model_mixup_alpha": "a reference that moves while a step trains cannot be cached: it "
-    "moves between steps, see `partition.fractions`",
-    "ref_model_sync_steps": "a reference that moves while a step trains cannot be cached: it moves "
-    "between steps, see `partition.fractions`",
+    "sync_ref_model": SYNCHRONISED,
+    "ref_model_mixup_alpha": SYNCHRONISED,
+    "ref_model_sync_steps": SYNCHRONISED,
     "disable_dropout": DROPOUT,
     # optimizer
     "lr": "here it is `training.learning_rate`",

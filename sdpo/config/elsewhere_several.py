@@ -285,3 +285,8 @@ SEVERAL: list[tuple[str, str]] = [
     ),
 ]
 """Each entry has what is said, and the settings that it is said of, separated by spaces."""
+SYNCHRONISED = (
+    "within a step the reference stays as it was, so that it is scored once; it moves between "
+    "steps, by `partition.strategy: stratified` with a step in `partition.fractions` for each sync"
+)
+"""Of settings that move the reference towards the target while they train."""

@@ -4,7 +4,6 @@ The resolved configuration is what a run stores. No torch is needed for it: mode
 as files (:mod:`sdpo.inputs.locate`, :mod:`sdpo.inputs.named_models`), devices through the driver.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -13,7 +12,7 @@ from typing import TypeVar
 
 from sdpo.config import EvaluationConfig, Group, RunConfig, SourceConfig
 from sdpo.config.impossible import impossible_paging
-from sdpo.config.training import IN_8_BITS
+from sdpo.config.packages import missing_packages, optimizers
 from sdpo.errors import ConfigError, DataError
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.model_digest import model_digest
@@ -216,30 +215,12 @@ def _with_revision(group: G, stored: G | None) -> G:
 
 
 def _check_packages(config: RunConfig) -> None:
-    wanted: dict[str, str] = {tool: tool for tool in config.tracking.tools}
-    if config.model.attention == "flash_attention_2":
-        wanted["flash_attn"] = "flash-attn"
-    if config.launch.strategy.startswith("deepspeed"):
-        wanted["deepspeed"] = "deepspeed"
-    if config.evaluation.suites:
-        wanted["lm_eval"] = "lm-eval"
-    if config.model.base_precision in ("int8", "nf4") or _optimizers(config) & {*IN_8_BITS}:
-        wanted["bitsandbytes"] = "bitsandbytes"
-    for module, package in wanted.items():
-        if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"the recipe wants {package}, which is not installed: pip install {package}, or "
-                "the project's extra that brings it"
-            )
-
-
-def _optimizers(config: RunConfig) -> set[str]:
-    of_steps = {config.training_of(step + 1).optimizer for step in range(len(config.steps))}
-    return {config.training.optimizer, *of_steps}
+    for missing in missing_packages(config):
+        raise ConfigError(f"the recipe wants {missing}")
 
 
 def _check_optimizers(config: RunConfig) -> None:
-    for optimizer in sorted(_optimizers(config)):
+    for optimizer in sorted(optimizers(config)):
         if problem := impossible_paging(optimizer, config.launch):
             raise ConfigError(problem)
 

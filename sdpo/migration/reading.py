@@ -184,7 +184,11 @@ class Reading:
     def lack(self, name: str, reason: str) -> None:
         """Note that the setting ``name`` has no counterpart, for ``reason``."""
         self._read.add(name)
-        self.notes.absent.append(f"{name}: {shown(self._settings.get(name))}: {reason}")
+        self.notes.absent.append(f"{self.told(name)}: {reason}")
+
+    def told(self, name: str) -> str:
+        """Return the setting ``name`` with what was said of it, for a note."""
+        return f"{name}: {shown(self._settings.get(name))}"
 
     def name_run(self, *names: str) -> None:
         """Name the run as the first of the settings ``names`` that is a text does."""

@@ -8,6 +8,7 @@ from sdpo.errors import ConfigError
 from sdpo.migration.files import text_of
 from sdpo.migration.reading import Value
 from sdpo.migration.script_values import Names
+from sdpo.migration.written import OUTPUT, SAVED
 
 _FROM_PEFT: dict[str, Value] = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 """Defaults of peft's LoraConfig, which are not those of TRL's command line."""
@@ -19,7 +20,7 @@ _OF_LORA = {
 _OF_MODELS = {"revision": "model_revision"}
 ROWS_CHANGED = "methods of the data that the script calls"
 """A script's settings have this beside those of TRL."""
-_FIRST = ("output_dir",)
+_FIRST = (OUTPUT,)
 _OF_TRAINERS = ("model", "ref_model", "args")
 
 
@@ -72,6 +73,7 @@ class _Script:
         found |= self._reference(given.get("ref_model"), str(found.get("model_name_or_path")))
         found |= self._data(given.get("train_dataset"))
         found |= self._adapters()
+        found |= self._saved()
         return found
 
     def _one(self, name: str) -> ast.Call | None:
@@ -170,6 +172,13 @@ class _Script:
         if made := sorted({_called(each) for each in nodes} & {"map", "filter", "rename_column"}):
             found[ROWS_CHANGED] = ", ".join(made)
         return found
+
+    def _saved(self) -> dict[str, Value]:
+        """Return where the script saves the trained model, by the last call that says a place."""
+        calls = [call for call in self._calls if _called(call) == SAVED]
+        places = [self._keywords(call, first=_FIRST).get(OUTPUT) for call in calls]
+        said = [place for place in places if place is not None]
+        return {SAVED: said[-1]} if said else {}
 
     def _adapters(self) -> dict[str, Value]:
         lora, bits = self._one("LoraConfig"), self._one("BitsAndBytesConfig")

@@ -6,6 +6,7 @@ Defaults are those of TRL 1.16: DPOConfig, ModelConfig, ScriptArguments.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sdpo.config.elsewhere_several import SYNCHRONISED
 from sdpo.errors import ConfigError
 from sdpo.migration.files import check_some_known, settings_of
 from sdpo.migration.parts import (
@@ -234,11 +235,7 @@ def _reference(reading: Reading) -> None:
         reading.put("training.reference", "model")
         reading.put("training.reference_model", model, "ref_model")
     if reading.flag("sync_ref_model"):
-        reading.lack(
-            "sync_ref_model",
-            "a reference that moves while a step trains cannot be cached; between steps it moves "
-            "with partition.strategy: stratified",
-        )
+        reading.lack("sync_ref_model", SYNCHRONISED)
     if reading.said("disable_dropout") and not reading.flag("disable_dropout"):
         reading.differ("disable_dropout: false: dropout is always off here")
     for name in ("ref_model_mixup_alpha", "ref_model_sync_steps", "f_alpha_divergence_coef"):

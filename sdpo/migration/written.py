@@ -8,9 +8,12 @@ import yaml
 
 from sdpo.config import RunConfig
 from sdpo.config.load import make_config
+from sdpo.config.packages import missing_packages
 from sdpo.migration.reading import Notes, Reading
 
 _WIDTH = 96
+OUTPUT, SAVED = "output_dir", "save_model"
+"""A tool's settings say under these names where it writes, and a script where it saves a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ def migrated(reading: Reading, *, overrides: Sequence[str] = ()) -> Migrated:
     Raises:
         ConfigError: a setting is not possible here, or the script computes it.
     """
+    reading.get(SAVED)
     reading.finish()
     config = make_config(reading.tree, overrides=overrides)
     notes = reading.notes
@@ -40,6 +44,7 @@ def migrated(reading: Reading, *, overrides: Sequence[str] = ()) -> Migrated:
         notes.to_fill_in.append("model.name_or_path: no model is named in plain text")
     if not config.data.sources:
         notes.to_fill_in.append("data.sources: no data is named in plain text")
+    notes.to_fill_in += [f"the recipe wants {missing}" for missing in missing_packages(config)]
     if config.partition.strategy == "single":
         notes.differs.append(
             f"{reading.tool} trains in one step, and so does partition.strategy: single; for "
@@ -49,6 +54,14 @@ def migrated(reading: Reading, *, overrides: Sequence[str] = ()) -> Migrated:
         "some pairs of each source (data.reserve) are set aside to measure every model on, and are "
         "not trained on"
     )
+    if places := [reading.told(name) for name in (OUTPUT, SAVED) if reading.said(name)]:
+        # A stepwise recipe ends with another step; which, its data decides.
+        last = "step-1" if config.partition.strategy == "single" else "step-T"
+        where = f"{config.store.runs_dir}/{config.name}/{last}/model"
+        notes.differs.append(
+            f"{'; '.join(places)}: a run has a folder of its own; the model will be in {where}, "
+            f"and `sdpo export {config.name} FOLDER` writes it to another place"
+        )
     return Migrated(config=config, notes=notes, tool=reading.tool)
 
 

@@ -60,12 +60,12 @@ def test_deepspeed_that_is_not_installed_is_named_with_how_to_get_it(
 ) -> None:
     own = importlib.util.find_spec
     monkeypatch.setattr(
-        "sdpo.inputs.resolve.importlib.util.find_spec",
+        "importlib.util.find_spec",
         lambda name: None if name == "deepspeed" else own(name),
     )
     for strategy in ("deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"):
         called = sdpo(command, bench.write(launch(strategy)))
-        refused(called, bench, "wants deepspeed, which is not installed: pip install deepspeed")
+        refused(called, bench, "wants deepspeed, which is not installed: pip install deepspeed (")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

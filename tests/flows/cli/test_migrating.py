@@ -17,7 +17,7 @@ def test_a_script_becomes_a_recipe_on_standard_output(sdpo: Sdpo, tmp_path: Path
     script.write_text("DPOConfig(beta=0.2, ld_alpha=0.5)\n")
     made = sdpo("from-trl", script, "--devices", "2", "--set", "training.seed=5")
     assert made.code == 0
-    assert "1 settings of TRL have no counterpart" in made.told
+    assert "1 setting of TRL has no counterpart" in made.told
     assert "fill in: model.name_or_path" in made.told
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(made.out)

@@ -36,7 +36,9 @@ def main():
     args = DPOConfig("out/my run", per_device_train_batch_size=BATCH, loss_type="ipo", **options)
     args.max_length = 256
     lora = LoraConfig(r=32, target_modules=["q_proj", "v_proj"], use_rslora=True)
-    DPOTrainer(model, args=args, train_dataset=data, peft_config=lora).train()
+    trainer = DPOTrainer(model, args=args, train_dataset=data, peft_config=lora)
+    trainer.train()
+    trainer.save_model("out/final")
 """
 
 
@@ -58,6 +60,8 @@ def test_a_whole_script_becomes_a_recipe(tmp_path):
     assert training.lora_rslora
     told = " ".join([*found.notes.absent, *found.notes.differs])
     assert "map" in told
+    assert "output_dir: out/my run; save_model: out/final: " in told
+    assert "runs/my-run/step-1/model" in told
     assert "torch.bfloat16" in told
 
 

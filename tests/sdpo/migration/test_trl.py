@@ -1,7 +1,9 @@
 """A recipe made of TRL's settings: each of them is in it, or is said to have no counterpart."""
 
 import dataclasses
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 import yaml
 
 from sdpo.config import RunConfig
+from sdpo.config.elsewhere import ELSEWHERE
 from sdpo.config.load import make_config
 from sdpo.errors import ConfigError
-from sdpo.migration import Migrated, from_trl, recipe_text
+from sdpo.migration import Migrated, from_llama_factory, from_trl, recipe_text
 from sdpo.migration.trl import DPO_DEFAULTS, MODEL_DEFAULTS, WITHOUT_EFFECT
 
 trl = pytest.importorskip("trl")
@@ -188,6 +191,53 @@ def test_a_setting_becomes_what_it_means_here(tmp_path, settings, group, expecte
     for name, value in expected.items():
         number = isinstance(value, float)
         assert getattr(found, name) == (pytest.approx(value) if number else value), name
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in packages else find(name)
+    )
+
+
+@pytest.mark.parametrize("making", ["from_trl", "from_llama_factory"])
+def test_a_tracker_that_is_not_installed_is_told_with_its_extra_and_the_way_without(
+    tmp_path, monkeypatch, making
+):
+    without(monkeypatch, "wandb", "trackio")
+    path = tmp_path / "dpo.yaml"
+    settings = {"report_to": ["tensorboard", "wandb"], "stage": "dpo", "beta": 0.1}
+    path.write_text(yaml.safe_dump({"model_name_or_path": "some/model", **settings}))
+    making = {"from_trl": from_trl, "from_llama_factory": from_llama_factory}[making]
+    told = " ".join(making(path).notes.to_fill_in)
+    assert (
+        "the recipe wants wandb, which is not installed: pip install wandb (this project's extra "
+        "`tracking`), or go without: --set tracking.tools=[tensorboard]"
+    ) in told
+    assert "wants tensorboard" not in told
+    assert "wandb" not in " ".join(making(path, overrides=["tracking.tools=[]"]).notes.to_fill_in)
+
+
+def test_what_is_said_of_a_reference_that_moves_is_what_the_pages_say(tmp_path):
+    (said,) = [s for s in made(tmp_path, {"sync_ref_model": True}).notes.absent if "sync" in s]
+    assert said == f"sync_ref_model: True: {ELSEWHERE['sync_ref_model']}"
+    remedy = re.findall("`([^`]+)`", said)
+    assert remedy == ["partition.strategy: stratified", "partition.fractions"]
+    for page in ("migrate", "from-trl"):
+        (line,) = re.findall(r"`sync_ref_model`.*?(?:\.\n| \|\n)", page_of(page), re.DOTALL)
+        assert all(f"`{each}`" in line for each in remedy), line
+
+
+def page_of(name: str) -> str:
+    return (Path(__file__).parents[3] / "docs" / f"{name}.md").read_text()
+
+
+def test_where_the_model_will_be_is_told_in_place_of_the_output(tmp_path):
+    found = made(tmp_path, {"output_dir": "out/one", "dataset_name": "some/data"})
+    (said,) = [each for each in found.notes.differs if each.startswith("output_dir")]
+    assert "output_dir: out/one: " in said
+    assert "runs/one/step-1/model" in said
+    assert "`sdpo export one FOLDER`" in said
 
 
 def test_sources_are_those_of_the_file(tmp_path):
