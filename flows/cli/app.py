@@ -81,6 +81,10 @@ def resume(
         str, typer.Argument(help="Run, by name; or URL/NAME, as a remote store keeps it.")
     ],
     runs_dir: RunsDir = None,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", min=0, help="Processes from here on; 0: as many as it had."),
+    ] = 0,
     wait: Wait = False,
 ) -> None:
     """Go on with a run that stopped, here or on another machine, with the recipe it was made
@@ -88,9 +92,10 @@ def resume(
     from flows.commands.resume import resume_kept, resume_run
 
     if "://" in run:
-        resume_kept(run, runs_dir=runs_folder(runs_dir), console=out, wait=wait)
+        folder = runs_folder(runs_dir)
+        resume_kept(run, runs_dir=folder, console=out, processes=processes, wait=wait)
     else:
-        resume_run(run_folder(run, runs_dir), console=out, wait=wait)
+        resume_run(run_folder(run, runs_dir), console=out, processes=processes, wait=wait)
 
 
 @app.command()

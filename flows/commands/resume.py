@@ -15,14 +15,16 @@ from sdpo.config import RunConfig
 from sdpo.errors import Interrupted, UserError
 from sdpo.history.pull import pull_run
 from sdpo.store.run_folder import RunFolder
-from sdpo.store.stored_run import read_stored
+from sdpo.store.stored_run import stored_recipe
 
 
-def resume_kept(target: str, *, runs_dir: Path, console: Console, wait: bool = False) -> None:
+def resume_kept(
+    target: str, *, runs_dir: Path, console: Console, processes: int = 0, wait: bool = False
+) -> None:
     """Bring a run that a remote store keeps to its last step, in ``runs_dir``."""
     with RunConsole(console) as listen:
         run = pull_run(target, runs_dir=runs_dir, start_only=True, listen=listen)
-    resume_run(run.path, console=console, wait=wait)
+    resume_run(run.path, console=console, processes=processes, wait=wait)
 
 
 def pull(target: str, *, runs_dir: Path, console: Console) -> None:
@@ -36,11 +38,11 @@ def pull(target: str, *, runs_dir: Path, console: Console) -> None:
     )
 
 
-def resume_run(run: Path, *, console: Console, wait: bool = False) -> None:
-    """Bring a run to its last step, from wherever it stopped."""
+def resume_run(run: Path, *, console: Console, processes: int = 0, wait: bool = False) -> None:
+    """Bring a run to its last step, from wherever it stopped, by ``processes``; 0: by its own."""
     folder = RunFolder(run.absolute())
     folder.check_own()
-    with hint(config := read_stored(folder).config):
+    with hint(config := stored_recipe(folder, processes=processes)):
         run_recipe(config, console=console, prefect=False, wait=wait)
 
 

@@ -15,7 +15,7 @@ from sdpo.events import Listener
 from sdpo.history.replay import plan_replay, replay_step
 from sdpo.hooks import Host
 from sdpo.store.run_folder import RunFolder
-from sdpo.store.stored_run import read_stored
+from sdpo.store.stored_run import stored_recipe
 from sdpo.system.json_values import JsonObject
 
 
@@ -51,21 +51,22 @@ def resume(
     name: str | Path | Run,
     *,
     runs_dir: str | Path = "runs",
+    processes: int = 0,
     listen: Listener | None = None,
     wait: bool = False,
 ) -> Run:
     """Go on with a run that stopped, with the recipe and the data that it was made from.
 
-    ``name``: its name in ``runs_dir``, its folder, or the run itself; the rest as in
-    :func:`sdpo.run`.
+    ``name``: its name in ``runs_dir``, its folder, or the run itself; ``processes``: as many from
+    here on, 0 as many as it had; the rest as in :func:`sdpo.run`.
 
     Raises:
-        UserError: there is no such run, or it is in use.
+        UserError: there is no such run, it is in use, or so many cannot go on with it.
         Fault: a stage failed; what was published before stands.
     """
     folder = RunFolder(Run(name, runs_dir=runs_dir).path)
     folder.check_own()
-    config = read_stored(folder).config
+    config = stored_recipe(folder, processes=processes)
     with shown(listen, name=config.name) as listener, _how_to_go_on(config):
         return Run(run_chain(config, host=Host(listen=listener), wait=wait).run)
 

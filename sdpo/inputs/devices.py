@@ -28,7 +28,9 @@ def resolve_launch(launch: LaunchConfig) -> LaunchConfig:
         raise ConfigError("launch.device is cuda, but this machine has no CUDA device")
     if device == "cuda" and launch.processes > gpus and here:
         raise ConfigError(
-            f"launch.processes is {launch.processes}, but this machine has {gpus} CUDA devices"
+            f"launch.processes is {launch.processes}, but this machine has {gpus} CUDA devices: "
+            f"set launch.processes to {gpus}; a run that more have begun goes on with so many too "
+            f"(sdpo resume NAME --processes {gpus})"
         )
     strategy = launch.strategy
     if strategy == "auto":

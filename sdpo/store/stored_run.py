@@ -67,6 +67,25 @@ def read_stored(run: RunFolder) -> Stored:
     )
 
 
+def stored_recipe(run: RunFolder, *, processes: int = 0) -> RunConfig:
+    """Return the recipe of a run to go on with; by so many ``processes`` where they are given.
+
+    Raises:
+        ConfigError: what the run's strategy does cannot be done by so many.
+        UserError: as :func:`read_stored`.
+    """
+    config = read_stored(run).config
+    if not processes or processes == config.launch.processes:
+        return config
+    if config.launch.strategy == "single":
+        raise ConfigError(
+            f"run {config.name} was begun by one process alone (launch.strategy single), and what "
+            "several share has other last bits: it goes on with one. For several, give a run of "
+            f"another name launch.processes {processes}"
+        )
+    return make_config(config.model_dump(), overrides=[f"launch.processes={processes}"])
+
+
 def _store_now(store: StoreConfig, run: RunFolder) -> StoreConfig:
     """Return where runs and caches are now.
 

@@ -272,3 +272,11 @@ def test_two_runs_of_one_name_at_once_are_one_result(bench: Bench) -> None:
         assert re.search(r"run tiny is in use by process \d+ on host", one.said)
     else:
         assert "is complete: nothing to do" in one.said + other.said
+
+
+def test_a_run_of_one_process_goes_on_with_one(finished_copy: Bench, sdpo: Sdpo) -> None:
+    resume = ("resume", "tiny", "--runs-dir", finished_copy.runs, "--processes")
+    assert sdpo(*resume, "1").code == 0
+    refused = sdpo(*resume, "2")
+    assert refused.code == 2
+    assert "run tiny was begun by one process alone (launch.strategy single)" in refused.told

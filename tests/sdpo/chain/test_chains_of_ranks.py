@@ -8,9 +8,10 @@ import pytest
 from bench import Bench, Outcome, Values
 from forked_ranks import forked_ranks
 
+import sdpo
 from sdpo.chain.run_chain import run_chain
 from sdpo.config.load import make_config
-from sdpo.events import Event
+from sdpo.events import Event, NodeEvent
 from sdpo.hooks import Host
 
 from ..training_helpers.runs import skip_without
@@ -88,3 +89,7 @@ def test_a_chain_of_two_processes_measures_what_one_does(
         assert done.json(name) == alone.json(name)
     again = chained(bench, {"processes": 3, "strategy": strategy})
     assert not again.result.executed, "three find done what two did"
+    events: list[Event] = []
+    with forked_ranks():
+        sdpo.resume(bench.runs / "tiny", processes=4, listen=events.append)
+    assert {e.status for e in events if isinstance(e, NodeEvent)} == {"reuse"}
