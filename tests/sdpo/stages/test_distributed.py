@@ -7,6 +7,7 @@ import nothing.
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -137,8 +138,10 @@ def test_two_processes_measure_the_same(single, double, model):
 )
 def test_two_processes_go_on_where_they_stopped(double, tmp_path, killed):
     run = prepare_run(tmp_path, pairs=PAIRS)
-    saved = stop_step(run, killed=killed, launch=TWO, training=TRAINING)
-    events = run_step(run, launch=TWO)
+    with nullcontext() if killed else forked_ranks():
+        saved = stop_step(run, killed=killed, launch=TWO, training=TRAINING)
+    with forked_ranks():
+        events = run_step(run, launch=TWO)
     assert [event["optimizer_step"] for event in events if event["event"] == "resume"] == [saved]
     assert run.record(1)["outputs"] == double.record(1)["outputs"], "the sum of two has no order"
     assert run.metrics(1) == double.metrics(1)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -99,10 +100,12 @@ def test_zero_gives_the_curve_and_the_weights_of_one_process(single, whole, stra
 def test_zero_goes_on_where_it_stopped(whole, tmp_path, strategy, killed):
     broken = prepare_run(tmp_path / "broken", pairs={0: 4, 1: 13, 2: 4})
     launch = LaunchConfig(processes=2, strategy=strategy, device="cpu", threads=1)
-    stop_step(broken, killed=killed, training=TRAINING, launch=launch)
+    with nullcontext() if killed else forked_ranks():
+        stop_step(broken, killed=killed, training=TRAINING, launch=launch)
     names = {path.name for path in states_folder(broken.folder.step(1)).glob("*/zero-*")}
     assert names == {"zero-0.safetensors", "zero-1.safetensors"}
-    run_step(tmp_path / "broken", strategy=strategy, processes=2, run=broken)
+    with forked_ranks():
+        run_step(tmp_path / "broken", strategy=strategy, processes=2, run=broken)
     assert broken.record(1)["resumed_at"]
     assert broken.record(1)["outputs"] == whole(strategy).record(1)["outputs"]
     assert broken.metrics(1) == whole(strategy).metrics(1)
