@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sdpo.config import StoreConfig
 from sdpo.processes.pace import in_words
+from sdpo.store.kl_cache import NOT_CACHED
 from sdpo.store.run_status import RunStatus, Word
 
 _BRIEF = 60
@@ -84,9 +85,13 @@ def _evaluated(status: RunStatus) -> list[str]:
 
 
 def _again(status: RunStatus) -> list[str]:
-    """Say of each step that was made once more why; views follow from what they show."""
+    """Say of each step that was made once more why; views follow from what they show.
+
+    What only has to be there again for another stands last, as it is the cause of none.
+    """
     found = status.word.again if status.word else {}
-    return [f"{n} was made again: {why}" for n, why in found.items() if n.startswith(_MADE)]
+    causes_first = sorted(found.items(), key=lambda item: NOT_CACHED in item[1])
+    return [f"{n} was made again: {why}" for n, why in causes_first if n.startswith(_MADE)]
 
 
 def _lines(status: RunStatus) -> list[str]:

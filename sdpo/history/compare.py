@@ -1,9 +1,11 @@
 """Compare two runs, or two steps: configuration, data, environment, metrics, gamma."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sdpo.data.readers import numbered
 from sdpo.errors import UserError
+from sdpo.history.changed_pairs import ChangedField, ChangedPairs, changed_pairs
 from sdpo.history.results import metrics_of
 from sdpo.history.target import Checkpoint
 from sdpo.stats.gamma_rows import GammaRow
@@ -13,10 +15,13 @@ from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.json_values import Json
+from sdpo.system.words import counted
 
 Flat = dict[str, Json]
 
 _GAMMA = ("pairs", "mean", "se", "ranking_accuracy", "accuracy_vs_S", "accuracy_vs_previous")
+_MOST_PAIRS = 5
+"""So many pairs of a source are shown with what differs in them."""
 _FACTS = ("pairs", "examples", "optimizer_steps")
 _TRAINED = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm")
 
@@ -58,8 +63,9 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
     sections = [
         Section("Configuration", _rows(_configuration(left), _configuration(right))),
         Section("Data", _rows(_data(a.run, left), _data(b.run, right))),
+        *_changed(a.run, b.run, left, right),
     ]
-    pairs = _steps(a, b)
+    pairs, work = _steps(a, b), []
     for one, other in pairs:
         sides = (a.run.find_step(f"step-{one}"), b.run.find_step(f"step-{other}"))
         where = f"step {one}" if one == other else f"step {one} and step {other}"
@@ -71,10 +77,45 @@ def compare(a: Checkpoint, b: Checkpoint) -> list[Section]:
             sections.append(Section(f"{title} {where}", _rows(*map(view, sides))))
         metrics = (_metrics(a.run, one, sides[0]), _metrics(b.run, other, sides[1]))
         sections.append(Section(f"Metrics of {where}", _rows(*metrics)))
+        work.append(Section(f"Work of {where}", _rows(*map(_work, sides))))
         gammas = (_gamma(a.run, one), _gamma(b.run, other))
         names = f"M_{one}" if one == other else f"M_{one} and M_{other}"
         sections.append(Section(f"Gamma of {names}, in nats", _rows(*gammas)))
-    return sections
+    # Last: it differs between any two runs, and says nothing of what came of them.
+    return [*sections, *work]
+
+
+def _changed(a: RunFolder, b: RunFolder, left: Stored, right: Stored) -> Iterator[Section]:
+    """Yield a section on the pairs of each source whose data is other data in the other run."""
+    for source in right.config.data.given:
+        digests = [stored.inputs.get(f"data.{source.name}") for stored in (left, right)]
+        if None in digests or digests[0] == digests[1] or not all(map(_has_pairs, (a, b))):
+            continue
+        found = changed_pairs(a, b, source.name, most=_MOST_PAIRS)
+        title = f"Pairs of {source.name}"
+        if found.count:
+            title += f": {found.count} of {counted(found.of, 'pair')} {_differ(found)}"
+        yield Section(
+            title, tuple(Row(_told(field, source.path), field.a, field.b) for field in found.shown)
+        )
+
+
+def _has_pairs(run: RunFolder) -> bool:
+    return check_recorded(run, "data", run.pairs) and check_recorded(run, "plan", run.plan)
+
+
+def _differ(found: ChangedPairs) -> str:
+    counts = {"added": found.added, "removed": found.removed, "changed": found.changed}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    first = f", the first {_MOST_PAIRS}" if found.count > _MOST_PAIRS else ""
+    return f"{'differs' if found.count == 1 else 'differ'} ({kinds}){first}"
+
+
+def _told(field: ChangedField, path: str) -> str:
+    where = f"{numbered(path, field.row)}, {field.name}"
+    if field.steps:
+        return f"{where}; step {' and '.join(map(str, field.steps))}"
+    return f"{where}; {'reserved: ' if field.is_reserved else ''}no step trained on it"
 
 
 def _steps(a: Checkpoint, b: Checkpoint) -> list[tuple[int, int]]:
@@ -156,9 +197,16 @@ def _metrics(run: RunFolder, number: int, record: StepRecord | None) -> Flat:
         found |= {f"last {k}": _rounded(trained[-1][k]) for k in _TRAINED if k in trained[-1]}
     for line in lines:
         found |= {name: _rounded(value) for name, value in line.items() if "eval_" in name}
-    found["rows scored"] = record.scored_rows.computed if record.scored_rows else None
-    found["seconds"] = round(sum(record.timings_s.values()), 1)
     return found
+
+
+def _work(record: StepRecord | None) -> Flat:
+    if record is None:
+        return {}
+    return {
+        "rows scored": record.scored_rows.computed if record.scored_rows else None,
+        "seconds": round(sum(record.timings_s.values()), 1),
+    }
 
 
 def _gamma(run: RunFolder, number: int) -> Flat:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -125,12 +126,15 @@ def test_a_run_that_failed_says_why_until_it_is_gone_on_with(bench: Bench, sdpo:
 @pytest.mark.timeout(300)
 def test_why_a_step_was_made_again_is_told_long_after(finished_copy: Bench, sdpo: Sdpo) -> None:
     flip(finished_copy.runs / "tiny" / "step-2" / "model" / "model.safetensors", at=5000)
+    shutil.rmtree(finished_copy.folder / "cache" / "tokens")
     finished_copy.run()
     why = "step-2/model/model.safetensors was changed"
     finished_copy.run()  # does nothing, and says nothing
     assert told(sdpo, finished_copy, "tiny")["word"]["again"]["step-2"] == why
     shown = sdpo("status", "tiny", "--runs-dir", finished_copy.runs).told
-    assert f"step-2 was made again: {why}" in shown
+    cause, follows = f"step-2 was made again: {why}", "tokens was made again: not cached"
+    assert cause in shown
+    assert shown.index(cause) < shown.index(follows), "what only has to be there again is last"
     assert "step-1 was made again" not in shown
 
 
