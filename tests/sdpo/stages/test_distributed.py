@@ -24,7 +24,6 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.models import mixture_beside
 from ..training_helpers.runs import (
     LAUNCH,
     PreparedRun,
@@ -178,28 +177,6 @@ def test_a_rank_that_is_killed_is_named_within_a_minute_and_the_step_goes_on(tmp
     assert not stage_processes(spec)
     run_stage(spec, listen=lambda event: None)
     assert run.record(1)["resumed_at"]
-
-
-@pytest.mark.usefixtures("as_forks")
-@pytest.mark.parametrize("adapters", [0, pytest.param(4, marks=pytest.mark.slow)])
-def test_routers_loss_is_of_the_tokens_of_both_processes(tmp_path, adapters):
-    llama = demo.materialise("demo:tiny-llama", tmp_path / "demo")
-    model = mixture_beside(llama, tmp_path / "model")
-    settings = {"router_aux_loss": 0.5, "lora_r": adapters, "learning_rate": 1e-2}
-    training = TRAINING.model_copy(update=settings)
-    curves, models = [], []
-    for launch in (LAUNCH, TWO):
-        run = prepare_run(tmp_path / f"{launch.processes}", pairs={1: 13}, model=model)
-        run_step(run, launch=launch, training=training)
-        curves.append([line for line in run.metrics(1) if "aux_loss" in line])
-        models.append(load_file(run.folder.model(1) / "model.safetensors"))
-    assert len(curves[0]) == len(curves[1]) == 3, "batches of 6, 6 and 1"
-    for line, other in zip(*curves, strict=True):
-        for name in ("loss", "aux_loss", "grad_norm", "logps/chosen"):
-            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-4), name
-    moved = [line["aux_loss"] for line in curves[0]]
-    assert max(moved) - min(moved) > 1e-2, "what a rank alone would have is another number"
-    torch.testing.assert_close(models[0], models[1], rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.slow
