@@ -14,6 +14,7 @@ from sdpo.config.annotations import Unit
 from sdpo.errors import UserError
 from sdpo.history.extend import Extension, extend_run
 from sdpo.history.target import locate_run
+from sdpo.system.words import counted
 
 _DESCRIPTIONS = {
     "run": "Finished run whose chain grows, by name.",
@@ -53,9 +54,11 @@ def extend(
             host=page.host,
         )
         if extension.chain is None:
-            what = f"{extension.new_pairs} new pairs" if extension.new_pairs else "nothing new"
+            what = (
+                counted(extension.new_pairs, "new pair") if extension.new_pairs else "nothing new"
+            )
             said = f"{what} for run {found.name}: no run is made"
             return Completed(message=said, data=extension)
         page.finish(extension.chain.run)
-    said = f"{extension.new_pairs} new pairs made run {extension.chain.run.name}"
+    said = f"{counted(extension.new_pairs, 'new pair')} made run {extension.chain.run.name}"
     return Completed(message=said, data=extension)

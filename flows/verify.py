@@ -15,6 +15,7 @@ from sdpo.errors import UserError
 from sdpo.history.target import locate_run
 from sdpo.history.verify import verify_run
 from sdpo.store.recorded import of_known_form
+from sdpo.system.words import counted
 
 _DESCRIPTIONS = {"run": "Run to check, by name.", "runs_dir": RUNS_DIR}
 
@@ -33,7 +34,7 @@ def verify(
     found.read_run()
     with RunPage(found.name) as page, of_known_form(found.path):
         findings = verify_run(found, listen=page.listen)
-    checked = f"{findings.records} records, {findings.files} files"
+    checked = f"{counted(findings.records, 'record')}, {counted(findings.files, 'file')}"
     rows = [
         {"file": fault.file, "fault": fault.what, "what to do": fault.remedy}
         for fault in findings.faults

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from flows.commands.foresight import foresee, without_update
+from flows.commands.foresight import foresee, updates_at_rate_0, without_update
 from flows.commands.hardware import Hardware, advice, choices
 from flows.commands.memory import estimate_memory
 from flows.commands.run import print_plan_notes, scratch_run
@@ -201,6 +201,8 @@ def _print_verdict(context: Context, tokens: TokenFile, steps: list[int], consol
         said = "ready; time and disk depend on the partition, which `sdpo run` makes"
     else:
         said = foresee(context, tokens, steps).sentence()
+        if idle := updates_at_rate_0(context, steps):
+            console.print(f"[yellow]warning:[/] {escape(idle)}", highlight=False, soft_wrap=True)
     console.print(f"[bold]{verdict}:[/] {escape(said)}", highlight=False, soft_wrap=True)
 
 

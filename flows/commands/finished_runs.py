@@ -25,6 +25,7 @@ from sdpo.history.verify_model import verify_model
 from sdpo.history.verify_remote import PROOFS, verify_remote
 from sdpo.hooks import Host
 from sdpo.store.recorded import of_known_form
+from sdpo.system.words import counted
 
 _COLOURS = {"REUSE": "green", "RUN": "cyan", "RUN IF": "yellow"}
 
@@ -118,7 +119,7 @@ def extend(
         )
     if found.chain is None:
         wanted = f", and {min_new_pairs} are wanted" if min_new_pairs > 1 else ""
-        what = f"{found.new_pairs} new pairs" if found.new_pairs else "nothing new"
+        what = counted(found.new_pairs, "new pair") if found.new_pairs else "nothing new"
         console.print(
             f"{what} for run {run.name}{wanted}: no run is made", highlight=False, soft_wrap=True
         )
@@ -130,13 +131,13 @@ def verify(target: str, *, runs_dir: Path, console: Console) -> int:
     """Print every fault of a run, or of a model folder with a lineage; return 1 if any, else 0."""
     if (Path(target) / "lineage.json").is_file():
         findings = verify_model(Path(target), runs_dir=runs_dir)
-        checked = f"{findings.files} files"
+        checked = counted(findings.files, "file")
         return _tell_findings(findings, f"model {Path(target).name}", checked, console)
     run = locate_run(target, runs_dir=runs_dir)
     run.check_there()
     with RunConsole(console) as listen, of_known_form(run.path):
         findings = verify_run(run, listen=listen)
-    checked = f"{findings.records} records, {findings.files} files"
+    checked = f"{counted(findings.records, 'record')}, {counted(findings.files, 'file')}"
     return _tell_findings(findings, f"run {run.name}", checked, console)
 
 

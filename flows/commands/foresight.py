@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from sdpo.identity.model_digest import tensor_entries
 from sdpo.processes.disk_space import free_bytes, in_units, step_needs
 from sdpo.report.tables import duration
 from sdpo.store.step_data import planned
+from sdpo.system.words import counted, noun
 from sdpo.tokens.token_file import TokenFile
 
 _TRAINING = 3
@@ -26,9 +28,13 @@ _USEFUL_SHARE = 0.5
 """Of a CPU's matrix products training gets so much: 49% to 57% in docs/benchmarks.md."""
 _STAGE_S = 8.0
 """A stage takes so long to start, load and publish a small model."""
+_FEW_UPDATES = 10
+"""Of so many updates or fewer, one that changes nothing is a large share."""
 _SIDE = 768
 _GPU_FLOPS = 4e14
 """A GPU is taken to do so many useful operations a second, where a time on one is told."""
+
+_Stage: TypeAlias = tuple[str, str, TrainingConfig | SupervisedConfig, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +77,49 @@ class Foresight:
 
 def without_update(context: Context, steps: list[int]) -> str:
     """Return which stage would make one optimizer step, at rate 0, and what to change; else ""."""
-    training, supervised = context.config.training_of, context.config.supervised
-    counts = [
-        (f"step {step}", "training", training(step), len(planned(context.run).rows_of(step)))
-        for step in steps
-    ]
-    found: list[tuple[str, str, TrainingConfig | SupervisedConfig, int]] = [*counts]
-    if left := examples_left(context):
-        found.insert(0, ("the supervised stage", "supervised", supervised, len(left.rows)))
-    for stage, group, settings, items in found:
+    for stage, group, settings, items in _stages(context, steps):
         if _steps_of(settings, items) == 1 and _warmup(settings, 1) >= 1:
             more = "a larger max_steps" if settings.max_steps == 1 else "a smaller batch_size"
             return (
-                f"{stage} would change nothing: its {items} items make one optimizer step "
+                f"{stage} would change nothing: its {counted(items, 'item')} "
+                f"{noun(items, 'makes', 'make')} one optimizer step "
                 f"({group}.batch_size {settings.batch_size}, max_steps {settings.max_steps}), and "
                 "warmup begins at rate 0. Set "
                 f"{group}.warmup_ratio=0 and {group}.warmup_steps=0, or {more}"
             )
     return ""
+
+
+def updates_at_rate_0(context: Context, steps: list[int]) -> str:
+    """Return of which stages a large share of the updates has a rate of 0; else "".
+
+    Where there is warmup it begins at 0, so that the first update of a stage changes nothing.
+    """
+    found = [
+        (f"1 of {total} updates of {stage}", group)
+        for stage, group, settings, items in _stages(context, steps)
+        for total in [_steps_of(settings, items)]
+        if 1 < total <= _FEW_UPDATES and _warmup(settings, total) >= 1
+    ]
+    if not found:
+        return ""
+    told = ", ".join(what for what, _ in found)
+    groups = dict.fromkeys(group for _, group in found)
+    without = " and ".join(f"{group}.warmup_ratio=0 and {group}.warmup_steps=0" for group in groups)
+    has = noun(len(found), "has", "have")
+    return f"{told} {has} a rate of 0, at which warmup begins: with {without} every update counts"
+
+
+def _stages(context: Context, steps: list[int]) -> list[_Stage]:
+    """Return name, group, settings and items of the stages that train, in order."""
+    training, plan = context.config.training_of, planned(context.run)
+    found: list[_Stage] = [
+        (f"step {step}", "training", training(step), len(plan.rows_of(step))) for step in steps
+    ]
+    if left := examples_left(context):
+        supervised = context.config.supervised
+        found.insert(0, ("the supervised stage", "supervised", supervised, len(left.rows)))
+    return found
 
 
 def foresee(context: Context, tokens: TokenFile, steps: list[int]) -> Foresight:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sdpo.migration import Migrated, recipe_text
-from sdpo.system.words import counted
+from sdpo.system.words import counted, noun
 
 
 def print_recipe(made: Migrated, *, origin: str, console: Console) -> None:
@@ -14,8 +14,8 @@ def print_recipe(made: Migrated, *, origin: str, console: Console) -> None:
     console.print(
         escape(
             f"{counted(len(notes.absent), 'setting')} of {made.tool} "
-            f"{'has' if len(notes.absent) == 1 else 'have'} no counterpart, {len(notes.differs)} "
-            f"{'means' if len(notes.differs) == 1 else 'mean'} something else here: read the "
+            f"{noun(len(notes.absent), 'has', 'have')} no counterpart, {len(notes.differs)} "
+            f"{noun(len(notes.differs), 'means', 'mean')} something else here: read the "
             "recipe's first lines"
         )
     )

@@ -33,6 +33,7 @@ from sdpo.store.run_folder import RunFolder
 from sdpo.store.run_start import is_plan
 from sdpo.system.files import write_text
 from sdpo.system.privacy import withheld_by_folder, withholding
+from sdpo.system.words import counted, noun
 
 
 def run_recipe(config: RunConfig, *, console: Console, prefect: bool, wait: bool = False) -> None:
@@ -170,9 +171,10 @@ def print_plan_notes(plan: PlanFile, *, console: Console) -> None:
     console.print(f"reserved: {escape(held)}", highlight=False)
     for overlap in plan.overlap:
         steps = " and ".join(f"D_{step}" for step in overlap.steps)
+        prompts = counted(overlap.prompts, "prompt")
+        occur = noun(overlap.prompts, "occurs", "occur")
         console.print(
-            f"[yellow]warning:[/] {overlap.prompts} prompts ({overlap.pairs} pairs) occur in "
-            f"{steps}",
+            f"[yellow]warning:[/] {prompts} ({counted(overlap.pairs, 'pair')}) {occur} in {steps}",
             highlight=False,
         )
 

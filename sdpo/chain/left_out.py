@@ -9,6 +9,7 @@ from sdpo.chain.node import Find, Made, Node
 from sdpo.data.collect import NOT_DRAWN
 from sdpo.events import NoteEvent, WarningEvent
 from sdpo.store.records import DataOutputs, ReserveOutputs
+from sdpo.system.words import be
 
 _LARGE = 0.1
 """A larger share of the rows than this warns; a smaller one is a note."""
@@ -58,7 +59,8 @@ def _tell_reasons(
     if not total:
         return
     told = ", ".join(f"{reason} {count}" for reason, count in sorted(left.items()))
-    are = "is" if total == 1 else "are"
-    message = f"{total} of {of} {are} left out ({told}): {context.run.path / listed} lists them"
+    message = (
+        f"{total} of {of} {be(total)} left out ({told}): {context.run.path / listed} lists them"
+    )
     is_large = total > _LARGE * (total + usable)
     context.listen((WarningEvent if is_large else NoteEvent)(message=message))

@@ -31,6 +31,7 @@ from sdpo.store.step_data import planned, step_data
 from sdpo.store.token_cache import cached_tokens, token_fault
 from sdpo.system import machine
 from sdpo.system.files import file_digest
+from sdpo.system.words import be, counted
 from sdpo.tokens.token_file import TokenFile
 
 
@@ -181,9 +182,9 @@ def check_readable(
     if len(unusable):
         reason, detail = next((r, d) for row, r, d in tokens.rejected() if row == unusable[0])
         raise DataError(
-            f"{len(unusable)} pairs of D_{step} or the reserve cannot be read by the tokenizer of "
-            f"{reference.name}, the reference (for example {tokens.pair_id(int(unusable[0]))}, "
-            f"{reason}: {detail}). Or choose another reference"
+            f"{counted(len(unusable), 'pair')} of D_{step} or the reserve cannot be read by the "
+            f"tokenizer of {reference.name}, the reference (for example "
+            f"{tokens.pair_id(int(unusable[0]))}, {reason}: {detail}). Or choose another reference"
         )
     files = (TokenFile.open(*token_files_up_to(context, step)), tokens)
     sides = [
@@ -194,7 +195,11 @@ def check_readable(
         WarningEvent(
             message=f"step {step}: {reference.name}, the reference, has a tokenizer of its own, "
             "so statistics per token are not given for it"
-            + (f"; {cut} pairs are truncated, at other places than the policy's" if cut else "")
+            + (
+                f"; {counted(cut, 'pair')} {be(cut)} truncated, at other places than the policy's"
+                if cut
+                else ""
+            )
         )
     )
 

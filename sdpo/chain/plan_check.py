@@ -19,6 +19,7 @@ from sdpo.errors import ConfigError
 from sdpo.identity.model_digest import base_entries
 from sdpo.objectives import OBJECTIVES
 from sdpo.processes.stage_specs import ModulesSpec, ObjectivesSpec
+from sdpo.system.words import counted
 from sdpo.tokens.lengths import ends_of_lengths
 from sdpo.tokens.token_file import SupervisedTokenFile, TokenFile
 
@@ -73,7 +74,7 @@ def check_steps(context: Context, plan: Plan) -> None:
     steps, given = len(plan.steps), len(context.config.steps)
     if given > steps:
         raise ConfigError(
-            f"`steps` has settings for {given} steps, but the partition makes {steps}"
+            f"`steps` has settings for {counted(given, 'step')}, but the partition makes {steps}"
         )
     for step, training in _named_modules(context, plan).items():
         _check_modules(context, step, training.lora_target_modules)

@@ -41,6 +41,7 @@ from sdpo.store.plan_file import Round
 from sdpo.store.step_data import data_node, generate_node, judge_node
 from sdpo.system.files import file_digest, publish_file, remove
 from sdpo.system.json_values import Json
+from sdpo.system.words import counted
 
 GENERATION_VERSION = 1
 """This is raised when a change of the project's code changes what is sampled."""
@@ -110,14 +111,14 @@ def _check_prompts(context: Context, source: SourceConfig) -> None:
     last = (settings.rounds - 1) * settings.per_round
     if not settings.again and settings.rounds > 1 and left <= last:
         raise DataError(
-            f"source {source.name} has {left} prompts that may be answered, and "
+            f"source {source.name} has {counted(left, 'prompt')} that may be answered, and "
             f"{settings.rounds} rounds of {settings.per_round} leave none for the last: lower "
             "generate.per_round or rounds, give more prompts, or set generate.again: true"
         )
     if left < needed:
         message = (
-            f"source {source.name} has {left} prompts that may be answered, fewer than the "
-            f"{needed} that its rounds ask for: the last round has fewer"
+            f"source {source.name} has {counted(left, 'prompt')} that may be answered, fewer than "
+            f"the {needed} that its rounds ask for: the last round has fewer"
         )
         context.listen(WarningEvent(message=message))
     if settings.max_new_tokens > 0.75 * context.config.data.max_length:

@@ -29,6 +29,7 @@ from sdpo.identity.canonical import digest_of
 from sdpo.inputs.locate import data_digest
 from sdpo.system.files import publish_file, temporary_folder
 from sdpo.system.nearby import did_you_mean
+from sdpo.system.words import be, counted
 from sdpo.tokens.token_file import TokenFile
 
 PROMPTS_VERSION = 1
@@ -204,7 +205,9 @@ def _warn(
     said = []
     if reasons:
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        said.append(f"{read.read - usable} of {read.read} rows are no prompt that is used ({why})")
+        left = read.read - usable
+        rows = counted(read.read, "row")
+        said.append(f"{left} of {rows} {be(left)} no prompt that is used ({why})")
     if usable > len(keys):
         said.append(
             f"the first {len(keys)} of {usable} prompts are answered (evaluation.win_rate.prompts)"

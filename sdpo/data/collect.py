@@ -34,6 +34,7 @@ from sdpo.data.template_inputs import COLUMNS
 from sdpo.errors import DataError
 from sdpo.layouts import Reader, reader_of
 from sdpo.system.json_values import Cell
+from sdpo.system.words import counted
 
 Progress = Callable[[str, int, int | None], None]
 """It is called with a source's name, the rows read, and how many there are (None: unknown)."""
@@ -267,12 +268,13 @@ class Collected:
         name, limit = self.names[source], self._data.limit
         for note, (count, first) in self._notes[source].items():
             row = numbered(self._data.sources[source].path, first)
-            yield f"{count} rows of source `{name}`, the first being {row}: {NOTES[note]}"
+            rows = counted(count, "row")
+            yield f"{rows} of source `{name}`, the first being {row}: {NOTES[note]}"
         if unfit:
             left = "" if kept >= limit else f", and has {kept} others"
             yield (
-                f"source `{name}`: data.limit {limit} passes over {unfit} pairs that cannot be "
-                f"used{left}"
+                f"source `{name}`: data.limit {limit} passes over {counted(unfit, 'pair')} that "
+                f"cannot be used{left}"
             )
 
     def _nothing_left(
@@ -316,9 +318,9 @@ class Collected:
             if each.weight
         )
         return DataError(
-            f"source `{self.names[source]}`: its weight draws none of its {pairs} pairs, as "
-            f"another source is short of pairs for these weights ({weights}): raise its weight, or "
-            "leave the short one without"
+            f"source `{self.names[source]}`: its weight draws none of its "
+            f"{counted(pairs, 'pair')}, as another source is short of pairs for these weights "
+            f"({weights}): raise its weight, or leave the short one without"
         )
 
     def rejections(self, decisions: Decisions) -> Iterator[str]:
@@ -347,11 +349,12 @@ class Collected:
                 return f"the same pair as {where}"
             return f"the same pair with its sides swapped is {where}"
         if decision == WEIGHT:
-            weight = self._data.sources[source].weight
-            return f"not among the {decisions.mixed[source]} pairs drawn for weight {weight:g}"
+            drawn = counted(decisions.mixed[source], "pair")
+            return f"not among the {drawn} drawn for weight {self._data.sources[source].weight:g}"
         if decision == LIMIT:
-            return f"not among the {self._data.limit} pairs drawn for data.limit"
-        return f"not among the {self._data.sources[source].max_pairs} pairs drawn for max_pairs"
+            return f"not among the {counted(self._data.limit, 'pair')} drawn for data.limit"
+        most = self._data.sources[source].max_pairs
+        return f"not among the {counted(most, 'pair')} drawn for max_pairs"
 
 
 def rejection_line(source: str, row: int, rejection: Rejection) -> str:

@@ -15,7 +15,7 @@ from sdpo.store.records import DataOutputs, StepRecord
 from sdpo.store.run_folder import RunFolder
 from sdpo.store.stored_run import Stored, read_stored
 from sdpo.system.json_values import Json
-from sdpo.system.words import counted
+from sdpo.system.words import counted, noun
 
 Flat = dict[str, Json]
 
@@ -108,7 +108,7 @@ def _differ(found: ChangedPairs) -> str:
     counts = {"added": found.added, "removed": found.removed, "changed": found.changed}
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     first = f", the first {_MOST_PAIRS}" if found.count > _MOST_PAIRS else ""
-    return f"{'differs' if found.count == 1 else 'differ'} ({kinds}){first}"
+    return f"{noun(found.count, 'differs', 'differ')} ({kinds}){first}"
 
 
 def _told(field: ChangedField, path: str) -> str:

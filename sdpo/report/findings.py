@@ -14,6 +14,7 @@ from sdpo.report.rounds import rounds_of
 from sdpo.report.tables import count, interval, model_name, number, percent, probe_name
 from sdpo.stats.gamma import RESERVE
 from sdpo.stats.gamma_rows import Difference
+from sdpo.system.words import be, noun
 
 SMALL_PROBE = 200
 """Below this many pairs a probe is called small."""
@@ -240,21 +241,23 @@ def _overlaps(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
         names = " and ".join(f"D_{step}" for step in overlap.steps)
         yield Caveat(
             f"Prompts in common: {names}",
-            f"{count(overlap.prompts)} prompts with {count(overlap.pairs)} pairs occur in "
-            f"each of them, so a later partition is not wholly new to the model that meets it.",
+            f"{count(overlap.prompts)} {noun(overlap.prompts, 'prompt')} with "
+            f"{count(overlap.pairs)} {noun(overlap.pairs, 'pair')} "
+            f"{noun(overlap.prompts, 'occurs', 'occur')} in each of them, so a later "
+            "partition is not wholly new to the model that meets it.",
         )
     for step, prompts in numbers.reserve_overlap.items():
         yield Caveat(
             f"D_{step} has reserved prompts",
-            f"{count(prompts)} prompts of D_{step} are in the reserve as well: accuracy on the "
-            "reserve is too high.",
+            f"{count(prompts)} {noun(prompts, 'prompt')} of D_{step} {be(prompts)} in the reserve "
+            "as well: accuracy on the reserve is too high.",
         )
 
 
 def _truncation(data: RunData, numbers: Numbers) -> Iterator[Caveat]:
     if data.plan and (cut := data.plan.cut_prompts):
         yield Caveat(
-            f"Prompts of {count(cut)} pairs are cut",
+            f"Prompts of {count(cut)} {noun(cut, 'pair')} are cut",
             f"They keep their last {count(data.config['data']['max_prompt_length'])} tokens "
             "(data.max_prompt_length), with a BOS in front where there is one: the models were "
             "trained and measured on those.",

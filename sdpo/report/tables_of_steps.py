@@ -73,8 +73,10 @@ def training_table(data: RunData) -> Table:
             "Reserve reward accuracy",
         ),
         rows=tuple(rows),
-        note="Loss and margin: last batch of the step. First loss: before any update, above its "
-        "value where policy and reference agree; 0 where they are one model. "
+        note="Loss and margin: last batch of the step, before the update by it; of a step with two "
+        "or three updates, the first at rate 0 by warmup, they show little or nothing of its "
+        "training. First loss: before any update, above its value where policy and reference "
+        "agree; 0 where they are one model. "
         "Reserve: evaluation at the end of the step, rewards against the step's reference.",
     )
 

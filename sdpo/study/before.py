@@ -13,6 +13,7 @@ from sdpo.study.arms import Trial, planned_steps, shared_steps
 from sdpo.study.folder import StudyFolder
 from sdpo.system.json_values import JsonObject
 from sdpo.system.privacy import withheld_by_folder
+from sdpo.system.words import counted, noun
 
 _STATES = "resume states"
 
@@ -56,7 +57,8 @@ def check_trials(
     if needed > free:
         less = ", let runs go once they are measured (--keep none)" if keeps_models else ""
         raise DiskFullError(
-            f"the study is not started, since the disk is too small for it: {runs} runs need "
+            f"the study is not started, since the disk is too small for it: {counted(runs, 'run')} "
+            f"{noun(runs, 'needs', 'need')} "
             f"{in_units(needed)} in {study.path}, and {in_units(free)} are free. Make room, "
             f"name another disk (--runs-dir){less}, or compare less"
         )

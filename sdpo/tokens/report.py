@@ -1,7 +1,9 @@
 """Define what tokenising found, in numbers and in words for a person."""
 
+import re
 from dataclasses import dataclass
 
+from sdpo.system.words import be, counted
 from sdpo.tokens.reasons import NOT_AS_GIVEN, NOTES
 
 
@@ -34,21 +36,26 @@ class TokenReport:
         told = []
         if self.end_appended:
             told.append(
-                f"{self.end_appended} completions of {what} got an end token: the template closes "
-                "with none"
+                f"{counted(self.end_appended, 'completion')} of {what} got an end token: the "
+                "template closes with none"
             )
         for note, meaning in NOTES.items():
             if count := self.notes.get(note):
-                told.append(f"{count} {what}: {meaning} (first: {self.examples[note]})")
+                told.append(f"{_of(count, what)}: {meaning} (first: {self.examples[note]})")
         if count := self.reasons.get("template_refuses"):
             told.append(
-                f"{count} {what} are not used, as the chat template refuses them: "
+                f"{_of(count, what)} {be(count)} not used, as the chat template refuses them: "
                 f"{self.examples['template_refuses']}"
             )
         for reason in NOT_AS_GIVEN:
             if count := self.reasons.get(reason):
                 told.append(
-                    f"{count} {what} are not used ({reason}), as their tokens would not hold what "
-                    f"was given: {self.examples[reason]}"
+                    f"{_of(count, what)} {be(count)} not used ({reason}), as the tokens would not "
+                    f"hold what was given: {self.examples[reason]}"
                 )
         return told
+
+
+def _of(count: int, what: str) -> str:
+    """Return the number of ``what``, whose first noun has an s: ``1 pair that step 2 has``."""
+    return f"{count} {re.sub(r's(?= |$)', '', what, count=1) if count == 1 else what}"

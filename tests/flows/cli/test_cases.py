@@ -63,7 +63,7 @@ RIGHT = {
         )
     ),
     "one_percent_moved_boundary": Right(
-        ("1 pairs are not used (template_drops_text)", "row 200", "system message: 'S.'")
+        ("1 pair is not used (template_drops_text)", "row 200", "system message: 'S.'")
     ),
     "partition_counts_before_tokens": Right(
         ("5 mine 5 ", "4 mine 4 ", "reserved: mine 1"), command="partition"

@@ -449,3 +449,19 @@ def test_a_step_whose_only_update_has_rate_0_is_foreseen(
     assert remedy in told
     again = sdpo("check", recipe(PAIRS), "--set", setting, "--set", "training.warmup_ratio=0")
     assert again.out.strip().splitlines()[-1].startswith("verdict: ready: ")
+    assert "a rate of 0" not in again.told
+
+
+def test_the_one_of_a_few_updates_that_has_rate_0_is_counted(recipe, sdpo: Sdpo) -> None:
+    def told_of(*settings: str) -> str:
+        called = sdpo("check", recipe(PAIRS), *(x for each in settings for x in ("--set", each)))
+        assert called.code == 0, called.told
+        return " ".join(called.told.split())
+
+    assert (
+        "warning: 1 of 2 updates of step 1 has a rate of 0, at which warmup begins: with "
+        "training.warmup_ratio=0 and training.warmup_steps=0 every update counts"
+    ) in told_of("training.max_steps=2", "training.warmup_ratio=0.1")
+    assert "a rate of 0" not in told_of("training.max_steps=2", "training.warmup_ratio=0")
+    many = told_of("training.batch_size=1", "training.epochs=2", "training.warmup_ratio=0.1")
+    assert "a rate of 0" not in many

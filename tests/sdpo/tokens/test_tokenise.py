@@ -277,7 +277,7 @@ def test_a_prompt_that_would_fill_the_length_is_used_once_its_end_is_kept(tokens
     assert file.prompt_lengths.tolist()[0] == 30
     assert file.report.notes == {"prompt_cut": 1}
     (told,) = file.report.warnings("pairs")
-    assert "1 pairs: the prompt is longer than data.max_prompt_length" in told
+    assert "1 pair: the prompt is longer than data.max_prompt_length" in told
     assert file.metadata["max_prompt_length"] == "30"
 
 
