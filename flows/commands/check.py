@@ -27,6 +27,7 @@ from sdpo.chain.plan_check import checked, foresee_plan
 from sdpo.chain.plan_pairs import needs_gamma
 from sdpo.chain.reserve import reserve
 from sdpo.chain.rounds import check_rounds
+from sdpo.chain.run_chain import tell_precision
 from sdpo.chain.start_stage import check_room
 from sdpo.chain.tokens import tokenise, tokens_path
 from sdpo.config import RunConfig, describe
@@ -59,6 +60,7 @@ def check_recipe(config: RunConfig, *, console: Console, hardware: Hardware | No
     """
     run_folder_of(config).check_own()
     with scratch_run(config, console=console) as context:
+        tell_precision(config, context)
         execute(context, [prepare_data(context), tokenise(context), reserve(context)])
         data, record = context.run.record("data"), context.run.record("reserve")
         tokens = TokenFile.open(tokens_path(context))

@@ -13,13 +13,13 @@ from sdpo.chain.telling import telling
 from sdpo.config import RunConfig, settings_without_effect
 from sdpo.config.load import check_run_name
 from sdpo.errors import ConfigError, RunExistsError, UserError
-from sdpo.events import InterruptedEvent, NoteEvent, WarningEvent
+from sdpo.events import InterruptedEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.identity.differences import differences
 from sdpo.identity.payloads import run_identity
 from sdpo.identity.ranks import without_ranks
 from sdpo.inputs.cache_folder import check_beside, check_cache, claim_cache
-from sdpo.inputs.devices import idle_hint, precision_hint
+from sdpo.inputs.devices import idle_hint
 from sdpo.inputs.plugins import named_plugins
 from sdpo.inputs.resolve import Resolved, cache_dir, resolve, restore_machine
 from sdpo.plugins.recorded import check_unchanged
@@ -84,8 +84,6 @@ def open_run(
             remove(path)
         new = not run.run_file.is_file()
         if new:
-            if hint := precision_hint(config.training.precision, resolved.config.launch):
-                listen(NoteEvent(message=hint))
             if hint := idle_hint(resolved.config.launch):
                 listen(WarningEvent(message=hint))
             run.write_run(_run_file(run, resolved, origin, carried).as_json())

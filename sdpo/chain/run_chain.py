@@ -29,7 +29,9 @@ from sdpo.chain.track import tell_trackers
 from sdpo.chain.views import write_report
 from sdpo.chain.win_rates import win_rates
 from sdpo.config import RunConfig
+from sdpo.events import NoteEvent
 from sdpo.hooks import Host
+from sdpo.inputs.devices import precision_hint
 from sdpo.store.plan_file import read_plan
 from sdpo.store.records import PlanOutputs
 from sdpo.store.run_file import Carried, Origin
@@ -69,6 +71,8 @@ def run_chain(
     """
     opened = open_run(config, host=host, origin=origin, carried=carried, wait=wait)
     with opened as context:
+        if context.origin is None and not context.run.record_path("data").is_file():
+            tell_precision(config, context)
         done = execute(context, chain(context))
         return ChainResult(
             run=context.run.path,
@@ -77,6 +81,12 @@ def run_chain(
             executed=tuple(done.executed),
             shared=tuple(done.shared),
         )
+
+
+def tell_precision(config: RunConfig, context: Context) -> None:
+    """Tell what the precision that ``config`` asks for means on this machine's CPU, if anything."""
+    if hint := precision_hint(config.training.precision, context.config.launch):
+        context.listen(NoteEvent(message=hint))
 
 
 def chain(context: Context) -> list[Part]:

@@ -84,7 +84,10 @@ def precision_hint(precision: str, launch: LaunchConfig) -> str:
     if launch.device != "cpu":
         return ""
     if precision == "auto" and machine.multiplies_bf16():
-        return "this CPU multiplies bf16 matrices in hardware (AMX): training.precision=bf16 gains"
+        return (
+            "this CPU multiplies bf16 matrices in hardware (AMX): training.precision=bf16 would "
+            "train faster"
+        )
     if precision == "bf16" and not machine.multiplies_bf16():
-        return "this CPU has no AMX, so training.precision bf16 gains nothing over fp32"
+        return "this CPU has no AMX, so training.precision bf16 trains no faster than fp32"
     return ""

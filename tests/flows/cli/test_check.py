@@ -435,6 +435,15 @@ def test_the_last_line_is_a_verdict_with_time_and_disk(recipe, sdpo: Sdpo) -> No
     assert re.search(r"[\d.]+ [KMG]B of disk, of which [\d.]+ [KMGT]B are free", last)
 
 
+def test_what_bf16_would_do_here_is_said_where_a_run_is_checked_and_not_where_it_is_planned(
+    recipe, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdpo.system.machine.multiplies_bf16", lambda: True)
+    said = "training.precision=bf16 would train faster"
+    assert said in " ".join(sdpo("check", recipe(PAIRS)).told.split())
+    assert said not in " ".join(sdpo("partition", recipe(PAIRS)).told.split())
+
+
 @pytest.mark.parametrize(
     ("setting", "remedy"),
     [("training.max_steps=1", "a larger max_steps"), ("training.batch_size=64", "a smaller batch")],

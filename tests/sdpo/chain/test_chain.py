@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo.config.load import make_config
 from sdpo.errors import RunExistsError
+from sdpo.events import NoteEvent
 from sdpo.identity.model_digest import model_digest
 from sdpo.inputs import demo
 from sdpo.inputs.resolve import resolve
+from sdpo.system import machine
 from sdpo.tokens.token_file import TokenFile
 
 LN_2 = math.log(2)
@@ -55,6 +57,18 @@ def test_a_finished_run_has_the_files_of_the_run_store(finished: Outcome) -> Non
             assert (finished.folder / step / name).stat().st_size > 0, f"{step}/{name}"
     assert not list(finished.folder.rglob(".tmp-*"))
     assert finished.result.steps == 2
+
+
+def test_what_bf16_would_do_on_a_cpu_is_told_at_the_first_start_alone(
+    finished: Outcome, finished_copy: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(outcome: Outcome) -> int:
+        notes = [event for event in outcome.events if isinstance(event, NoteEvent)]
+        return sum("bf16 would train faster" in note.message for note in notes)
+
+    assert told(finished) == machine.multiplies_bf16()
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda: True)
+    assert told(finished_copy.run()) == 0
 
 
 def test_the_model_of_a_step_is_reference_and_target_of_the_next(
