@@ -77,7 +77,7 @@ RIGHT = {
         code=2,
     ),
     "scores_contradict_sides": Right(
-        ("6 scores_contradict", "mine scores_contradict 6 1", "`contradictions` to `swap`")
+        ("6 scores_contradict", "mine scores_contradict 6 line 1", "`contradictions` to `swap`")
     ),
     "supervised_not_checked": Right(
         ("no example is left to train on (24 prompt_fills_length)",), code=2
