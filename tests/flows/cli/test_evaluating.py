@@ -28,10 +28,11 @@ def test_a_recipe_with_task_files_that_nobody_permitted_is_refused_before_anythi
 def test_a_recipe_with_suites_says_what_to_install_where_the_harness_is_not(
     bench: Bench, sdpo: Sdpo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdpo.inputs.resolve.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused = sdpo("run", bench.write({"evaluation": {"suites": ["h4"]}}))
     assert refused.code == 2
-    assert "pip install lm-eval" in refused.told
+    assert "pip install lm-eval (this project's extra `eval`)" in refused.told
+    assert "go without: --set evaluation.suites=[]" in refused.told
 
 
 def test_a_finished_run_is_judged_by_something_and_of_models_that_it_has(
