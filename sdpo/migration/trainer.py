@@ -9,6 +9,7 @@ from sdpo.config.running import Tracker
 from sdpo.errors import ConfigError
 from sdpo.migration.reading import Reading
 from sdpo.system.json_values import Json
+from sdpo.system.words import counted
 
 TRAINER_DEFAULTS: dict[str, Json] = {
     **{"learning_rate": 5e-5, "weight_decay": 0.0, "max_grad_norm": 1.0},
@@ -161,8 +162,9 @@ def carry_batch(reading: Reading, name: str, *, devices: int) -> None:
         reading.put("launch.processes", devices)
     if not reading.gives(path):
         reading.differ(
-            f"the batch is of all devices together: {each} pairs x {accumulated} accumulated x "
-            f"{devices} devices = {each * accumulated * devices}; --devices says how many there are"
+            f"the batch is of all devices together: {counted(each, 'pair')} x {accumulated} "
+            f"accumulated x {counted(devices, 'device')} = {each * accumulated * devices}; "
+            "--devices says how many there are"
         )
 
 
