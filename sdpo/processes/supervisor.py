@@ -35,6 +35,7 @@ from sdpo.hooks import Call, plain_call
 from sdpo.processes.disk_space import is_full, no_space_message
 from sdpo.processes.nodes.rendezvous import SOCKET, goes_to_nodes
 from sdpo.processes.spec import Spec
+from sdpo.processes.stage_specs import StepSpec
 from sdpo.store.links import detach
 from sdpo.system.files import write_text
 from sdpo.system.interrupts import GRACE_S
@@ -279,9 +280,12 @@ def stage_environment(spec: Spec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":
-        if spec.launch.by_engine:
+        adapts = isinstance(spec, StepSpec) and spec.trains and spec.training.lora_r
+        if spec.launch.by_engine or adapts:
             # Weights that are gathered for a block's time leave holes in the heap otherwise, half
-            # a model in all: from this size on each has pages of its own, which it gives back.
+            # a model in all, and so does what an adapter adds to its module's answer, twice what
+            # the backward pass needs: from this size on each has pages of its own, which it gives
+            # back.
             own_pages = os.environ.get("MALLOC_MMAP_THRESHOLD_", "1048576")
             environment["MALLOC_MMAP_THRESHOLD_"] = own_pages
         return environment | {"CUDA_VISIBLE_DEVICES": ""}

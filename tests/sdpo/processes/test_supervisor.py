@@ -14,13 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdpo.config import LaunchConfig, ModelConfig
+from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
 from sdpo.errors import DiskFullError, Fault, Interrupted, UserError
 from sdpo.events import WarningEvent
 from sdpo.processes import supervisor
 from sdpo.processes.stage_specs import ExportSpec, TokeniseSpec, ViewSpec, read_spec
 from sdpo.processes.supervisor import run_stage
 from sdpo.system.locks import hold
+
+from ..training_helpers.runs import prepare_run
 
 COMMON = {
     "model": ModelConfig(),
@@ -439,6 +441,18 @@ def test_weights_that_are_gathered_for_a_blocks_time_have_pages_of_their_own(
     environment = supervisor.stage_environment(broken.model_copy(update={"launch": launch}))
     gathers = strategy in ("fsdp2", "deepspeed_zero3")
     assert environment.get("MALLOC_MMAP_THRESHOLD_") == ("1048576" if gathers else None)
+
+
+@pytest.mark.parametrize(("rank", "device"), [(0, "cpu"), (4, "cpu"), (4, "cuda")])
+def test_what_adapters_add_to_an_answer_on_a_cpu_has_pages_of_its_own(
+    tmp_path, rank, device, monkeypatch
+):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    run = prepare_run(tmp_path, pairs={0: 2, 1: 4})
+    launch = LaunchConfig(device=device, threads=1, strategy="single")
+    spec = run.spec(1, TrainingConfig(lora_r=rank), launch=launch)
+    found = supervisor.stage_environment(spec).get("MALLOC_MMAP_THRESHOLD_")
+    assert found == ("1048576" if rank and device == "cpu" else None)
 
 
 @pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
