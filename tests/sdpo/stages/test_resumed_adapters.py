@@ -41,7 +41,7 @@ FORMS = {
     },
 }
 
-EACH_TIME = ("deepspeed_zero3", "handed on")
+EACH_TIME = ("fsdp2", "handed on")
 """This one is tested each time, all others with the slow tests."""
 
 
