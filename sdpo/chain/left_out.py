@@ -12,7 +12,7 @@ from sdpo.store.records import DataOutputs, ReserveOutputs
 from sdpo.system.words import be
 
 _LARGE = 0.1
-"""A larger share of the rows than this warns; a smaller one is a note."""
+"""A larger share than this, of what was read or of what was drawn, warns; else it is a note."""
 
 
 def telling_left_out(context: Context, reserve: Node) -> Node:
@@ -33,34 +33,38 @@ def telling_left_out(context: Context, reserve: Node) -> Node:
 
 def _tell(context: Context, outputs: ReserveOutputs) -> None:
     data = context.run.record("data").read_outputs(DataOutputs)
-    reasons: Counter[str] = Counter()
-    for counts in (*(source.rejected for source in data.sources), *outputs.unusable.values()):
-        reasons.update(counts)
+    rejected, unusable = Counter[str](), Counter[str]()
+    for source in data.sources:
+        rejected.update(_wrong(source.rejected))
+    for counts in outputs.unusable.values():
+        unusable.update(_wrong(counts))
     read = sum(source.read for source in data.sources)
     made = sum(source.kept + sum(source.rejected.values()) for source in data.sources)
     # A row with a list of answers makes several pairs.
     of = f"{made} {'rows' if made == read else 'pairs'}"
-    _tell_reasons(context, reasons, of, usable=outputs.usable, listed=context.run.rejected.name)
+    # All rows are looked at before any is drawn; whether one can be used is known of those drawn.
+    tokenised = unusable.total()
+    is_large = rejected.total() > _LARGE * made or tokenised > _LARGE * (tokenised + outputs.usable)
+    reasons, listed = rejected + unusable, context.run.rejected.name
+    _tell_reasons(context, reasons, of, is_large=is_large, listed=listed)
     if examples := data.supervised:
-        _tell_reasons(
-            context,
-            examples.rejected,
-            f"{examples.read} supervised rows",
-            usable=examples.kept,
-            listed="rejected_supervised_rows.jsonl",
-        )
+        reasons, listed = _wrong(examples.rejected), "rejected_supervised_rows.jsonl"
+        of, is_large = f"{examples.read} supervised rows", reasons.total() > _LARGE * examples.read
+        _tell_reasons(context, reasons, of, is_large=is_large, listed=listed)
+
+
+def _wrong(reasons: Mapping[str, int]) -> Counter[str]:
+    """Return the reasons with which something is wrong, and how many rows have each."""
+    return Counter({reason: n for reason, n in reasons.items() if reason not in NOT_DRAWN})
 
 
 def _tell_reasons(
-    context: Context, reasons: Mapping[str, int], of: str, *, usable: int, listed: str
+    context: Context, reasons: Counter[str], of: str, *, is_large: bool, listed: str
 ) -> None:
-    left = {reason: count for reason, count in reasons.items() if reason not in NOT_DRAWN}
-    total = sum(left.values())
-    if not total:
+    if not (total := reasons.total()):
         return
-    told = ", ".join(f"{reason} {count}" for reason, count in sorted(left.items()))
+    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     message = (
         f"{total} of {of} {be(total)} left out ({told}): {context.run.path / listed} lists them"
     )
-    is_large = total > _LARGE * (total + usable)
     context.listen((WarningEvent if is_large else NoteEvent)(message=message))
