@@ -19,6 +19,8 @@ _TAG = re.compile(r"v?(?P<release>\d+(?:\.\d+)*(?:(?:a|b|rc)\d+)?)")
 _DESCRIBED = re.compile(
     rf"{_TAG.pattern}-(?P<commits>\d+)-g(?P<commit>[0-9a-f]+)(?P<dirty>-dirty)?"
 )
+_DEVELOPED = re.compile(r"\d+(?:\.\d+)*\.dev\d+(?:\+g[0-9a-f]+(?:\.dirty)?)?")
+"""What is between two releases has such a version, which sources without history may be given."""
 
 
 def version_of(folder: Path) -> str:
@@ -31,6 +33,8 @@ def version_of(folder: Path) -> str:
         SystemExit: the variable SDPO_VERSION gives no version.
     """
     if given := os.environ.get(GIVEN, ""):
+        if _DEVELOPED.fullmatch(given):
+            return given
         if not _TAG.fullmatch(given) and not _DESCRIBED.fullmatch(given):
             raise SystemExit(f"{GIVEN}={given} is no version: give one like 0.2.0 or v0.2.0")
         return _version(given)

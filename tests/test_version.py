@@ -93,7 +93,12 @@ def test_an_sdist_says_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [("v0.2.0", "0.2.0"), ("0.2.0rc1", "0.2.0rc1"), ("v0.2.0-4-gabcdef1", "0.2.1.dev4+gabcdef1")],
+    [
+        ("v0.2.0", "0.2.0"),
+        ("0.2.0rc1", "0.2.0rc1"),
+        ("v0.2.0-4-gabcdef1", "0.2.1.dev4+gabcdef1"),
+        *((str(said), str(said)) for said in (FALLBACK, "0.2.1.dev4+gabcdef1.dirty")),
+    ],
 )
 def test_a_version_can_be_given(
     given: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
