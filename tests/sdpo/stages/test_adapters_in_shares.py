@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
+from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.identity.model_digest import model_digest
 
 from ..training_helpers.ranks import on_ranks
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run
+from ..training_helpers.runs import FEW_STEPS, LAUNCH, PreparedRun, prepare_run
 
 pytestmark = [
     # Of peft and transformers 5.23, about each other's names.
@@ -21,16 +21,7 @@ pytestmark = [
 ]
 
 PAIRS = {0: 3, 1: 13, 2: 5}
-TRAINING = TrainingConfig(
-    beta=0.2,
-    learning_rate=1e-2,
-    batch_size=6,
-    seed=3,
-    precision="fp32",
-    max_grad_norm=1.0,
-    lora_r=4,
-    lora_alpha=8,
-)
+TRAINING = FEW_STEPS.model_copy(update={"micro_batch_tokens": 0, "lora_r": 4, "lora_alpha": 8})
 """Batches of 6, 6 and 1, then of 5: with the third one, a process has no pair of its own."""
 FORMS = {
     "LoRA, merged": {},

@@ -19,7 +19,7 @@ from sdpo.store.budget import read_budget
 
 from ..training_helpers.models import RecordedEvents, make_trainer, preference_task, run_steps
 from ..training_helpers.ranks import RANKS, on_ranks
-from ..training_helpers.runs import PreparedRun, prepare_run, skip_without
+from ..training_helpers.runs import PreparedRun, prepare_run, skip_without, slow
 
 TRAINING = TrainingConfig(precision="fp32", batch_size=12, learning_rate=1e-3, layout="padded")
 START = 64
@@ -96,10 +96,6 @@ def run(tmp_path) -> PreparedRun:
 def padded(costs: np.ndarray, tokens: int) -> int:
     """The padded tokens of the micro-batch of so many tokens that takes most."""
     return int(costs.max()) * max(1, tokens // int(costs.max()))
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, prepare_run, stop_step
+from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, prepare_run
 
 SHARED = LaunchConfig(processes=2, strategy="fsdp2", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 25, 2: 4}
@@ -99,21 +99,6 @@ def check_losses(run: PreparedRun, other: PreparedRun) -> None:
     for line, wanted in zip(curve, expected, strict=True):
         for name in ("loss", "grad_norm", "rewards/margins"):
             assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
-
-
-@pytest.mark.parametrize("processes", [3, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_step_that_two_have_begun_is_ended_by_more_who_say_so(shared, tmp_path, processes):
-    run = prepare_run(tmp_path, pairs=PAIRS)
-    with forked_ranks():
-        saved = stop_step(run, killed=False, launch=SHARED, training=TWENTY_STEPS)
-        events = run_step(run, launch=SHARED.model_copy(update={"processes": processes}))
-    said = [event["message"] for event in events if event["event"] == "note"]
-    wanted = f"step-1 goes on with {processes} processes from a state of 2: the same training"
-    assert [message for message in said if message.startswith(wanted)], said
-    record = run.record(1)
-    assert record["resumed_at"] == [saved]
-    assert record["environment"]["processes"] == processes
-    check_losses(run, shared)
 
 
 @pytest.mark.slow

@@ -17,24 +17,15 @@ from small_shares import SHARE_ALL
 from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.small_models import small_model
-from sdpo.config import LaunchConfig, ModelConfig, TrainingConfig
+from sdpo.config import LaunchConfig, ModelConfig
 from sdpo.inputs import demo
 from sdpo.processes.supervisor import run_stage
 
 from ..training_helpers.models import mixture_beside
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, skip_without
+from ..training_helpers.runs import FEW_STEPS, LAUNCH, PreparedRun, prepare_run, skip_without
 
 SLOW = pytest.mark.slow
-TRAINING = TrainingConfig(
-    beta=0.2,
-    learning_rate=1e-2,
-    batch_size=6,
-    seed=3,
-    precision="fp32",
-    micro_batch_tokens=300,
-    warmup_ratio=0.0,
-    router_aux_loss=0.5,
-)
+TRAINING = FEW_STEPS.model_copy(update={"warmup_ratio": 0.0, "router_aux_loss": 0.5})
 """Batches of 6, 6 and 1, then of 5: with the third one, a process has no pair of its own."""
 FORMS = {
     "all weights": {},

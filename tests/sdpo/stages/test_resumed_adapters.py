@@ -15,21 +15,18 @@ from sdpo.identity.model_digest import model_digest
 from sdpo.processes.supervisor import run_stage
 from sdpo.store.resume_states import states_folder
 
-from ..training_helpers.runs import LAUNCH, PreparedRun, prepare_run, skip_without, stop_step
+from ..training_helpers.runs import (
+    FEW_STEPS,
+    LAUNCH,
+    PreparedRun,
+    prepare_run,
+    skip_without,
+    stop_step,
+)
 
 SLOW = pytest.mark.slow
 PAIRS = {0: 3, 1: 5, 2: 19}
-TRAINING = TrainingConfig(
-    beta=0.2,
-    learning_rate=1e-2,
-    batch_size=6,
-    seed=3,
-    precision="fp32",
-    micro_batch_tokens=300,
-    max_grad_norm=1.0,
-    lora_r=4,
-    lora_dropout=0.3,
-)
+TRAINING = FEW_STEPS.model_copy(update={"lora_r": 4, "lora_dropout": 0.3})
 """Step 2 has batches of 6, 6, 6 and 1: with the last one, a process has no pair of its own."""
 FORMS = {
     "merged": {"lora_handoff": "merge"},

@@ -20,6 +20,7 @@ from ..training_helpers.runs import (
     PreparedRun,
     prepare_run,
     skip_without,
+    slow,
     stop_step,
 )
 
@@ -77,15 +78,13 @@ def test_twenty_steps_of_two_processes_are_those_of_one(alone, tmp_path, strateg
     assert max(norms) > TWENTY_STEPS.max_grad_norm, "gradients are clipped"
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("strategy", "begun_by", "ended_by", "trains"),
     [
         ("ddp", 2, 3, "all weights"),
         slow("ddp", 2, 1, "all weights"),
+        ("fsdp2", 2, 3, "all weights"),
+        slow("fsdp2", 2, 4, "all weights"),
         slow("ddp", 2, 3, "adapters"),
         slow("deepspeed_zero1", 2, 3, "all weights"),
         slow("deepspeed_zero1", 3, 2, "adapters"),

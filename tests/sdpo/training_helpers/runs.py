@@ -51,6 +51,12 @@ TWENTY_STEPS = TrainingConfig(
     max_grad_norm=1.0,
 )
 """Of 25 pairs: each fifth optimizer step is of one pair, when a process has none of its own."""
+FEW_STEPS = TWENTY_STEPS.model_copy(update={"epochs": 1, "learning_rate": 1e-2})
+
+
+def slow(*values: Any) -> Any:
+    """A case that only the slow tests have."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def skip_without(strategy: str) -> None:
