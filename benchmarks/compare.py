@@ -8,11 +8,11 @@ from statistics import median
 from typing import Any
 
 from benchmarks.matmul import Rate, measure_rate
-from benchmarks.measured import Usage
+from benchmarks.measured import OutOfMemoryKill, Usage
 from benchmarks.options import Options
 from benchmarks.ours import Measurement, run_step, run_tokenise
 from benchmarks.report import Side, loss_difference, ratios, side_by_side
-from benchmarks.rivals import NOT_PRECOMPUTED, run_trl, trl_name
+from benchmarks.rivals import CHECKPOINTING, NOT_PRECOMPUTED, run_trl, trl_name
 from benchmarks.workload import Settings, Workload
 
 USUAL = 8
@@ -56,20 +56,50 @@ def _one_turn(options: Options, workload: Workload, runs: _Runs, *, turn: int) -
     done = run_step(workload, folder / f"sdpo-{turn}", training, options.launch)
     runs.add(replace(done, seconds=prepared.seconds | done.seconds))
     for size in options.sizes:
-        place = folder / f"trl-{size}-{turn}"
-        try:
-            runs.add(run_trl(workload, place, training, per_device=size, threads=threads))
-        except RuntimeError as error:
-            if options.device == "cpu":
-                raise
-            # A device's memory has an end: the comparison goes on with what fits.
-            print(f"  {trl_name(size)} failed: {error}", file=sys.stderr)
+        _add_trl(options, workload, runs, size=size, turn=turn)
     if theirs := _precomputed(runs.sides):
-        best = next(s for s in options.sizes if trl_name(s) == fastest(theirs).name)
-        place = folder / f"trl-plain-{turn}"
+        name = fastest(theirs).name
+        size = next(s for s in options.sizes if name.split(",")[0] == trl_name(s))
         runs.add(
-            run_trl(workload, place, training, per_device=best, threads=threads, precompute=False)
+            run_trl(
+                workload,
+                folder / f"trl-plain-{turn}",
+                training,
+                per_device=size,
+                threads=threads,
+                precompute=False,
+                checkpointing=name.endswith(CHECKPOINTING),
+            )
         )
+
+
+def _add_trl(options: Options, workload: Workload, runs: _Runs, *, size: int, turn: int) -> None:
+    """Run TRL with ``size`` pairs per device, and by its own checkpointing where memory is short.
+
+    What fits in neither way is said and left out: the comparison goes on with what fits.
+    """
+    training, threads = options.training(workload), options.threads
+    for checkpointing in (False, True):
+        place = workload.folder.parent / f"trl-{size}-{turn}{'-again' * checkpointing}"
+        try:
+            runs.add(
+                run_trl(
+                    workload,
+                    place,
+                    training,
+                    per_device=size,
+                    threads=threads,
+                    checkpointing=checkpointing,
+                )
+            )
+        except RuntimeError as error:
+            if options.device == "cpu" and not isinstance(error, OutOfMemoryKill):
+                raise
+            said = "does not fit" if isinstance(error, OutOfMemoryKill) else f"failed: {error}"
+            how = " with checkpointing" if checkpointing else ""
+            print(f"  {trl_name(size)}{how} {said}", file=sys.stderr, flush=True)
+        else:
+            return
 
 
 def _precomputed(sides: Sequence[Side]) -> list[Side]:

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,10 @@ def measured_command(out: Path, imports: Sequence[str], module: str, *arguments:
     return [*own, module, *arguments]
 
 
+class OutOfMemoryKill(RuntimeError):
+    """A program was killed by SIGKILL: on a machine whose memory is full, by its kernel."""
+
+
 def run_measured(
     out: Path,
     imports: Sequence[str],
@@ -122,6 +127,7 @@ def run_measured(
     """Run ``module`` in a process of its own; its output goes to a log beside ``out``.
 
     Raises:
+        OutOfMemoryKill: the kernel killed it.
         RuntimeError: it failed; the message ends with the end of its log.
     """
     command = measured_command(out, imports, module, *arguments)
@@ -157,7 +163,8 @@ def _check(code: int, command: Sequence[str], log: Path) -> None:
     if code:
         tail = log.read_text(errors="replace")[-2000:]
         said = " ".join(command)
-        raise RuntimeError(f"`{said}` ended with exit code {code} (log: {log}):\n{tail}")
+        kind = OutOfMemoryKill if code == -signal.SIGKILL else RuntimeError
+        raise kind(f"`{said}` ended with exit code {code} (log: {log}):\n{tail}")
 
 
 @dataclass(frozen=True, slots=True)

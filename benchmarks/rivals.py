@@ -12,6 +12,8 @@ from benchmarks.workload import Workload
 from sdpo.config import TrainingConfig
 
 NOT_PRECOMPUTED = "ref model"
+CHECKPOINTING = "checkpointing"
+"""TRL trains so, by its own ``gradient_checkpointing``, where the machine's memory asks for it."""
 
 
 def trl_name(per_device: int) -> str:
@@ -46,15 +48,19 @@ def run_trl(
     per_device: int,
     threads: int,
     precompute: bool = True,
+    checkpointing: bool = False,
 ) -> Measurement:
-    """Prepare, score and train D_1 with TRL in ``folder``.
+    """Prepare, score and train D_1 with TRL in ``folder``; ``checkpointing``: by its own setting.
 
     Raises:
+        OutOfMemoryKill: the machine has too little memory for it.
         RuntimeError: TRL failed, or trained on other tokens.
     """
     spec = trl_spec(
         workload, folder, training, rows=[workload.ordered(1)], per_device=per_device
     ) | {"precompute": precompute}
+    if checkpointing:
+        spec["gradient_checkpointing"] = True
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     usage = run_measured(
@@ -67,7 +73,8 @@ def run_trl(
     [result] = json.loads(Path(spec["results"]).read_text(encoding="utf-8"))
     if result["tokens"] != workload.facts["tokens"]:
         raise RuntimeError("TRL trained on other tokens: the comparison would mean nothing")
-    name = trl_name(per_device) + ("" if precompute else f", {NOT_PRECOMPUTED}")
+    name = trl_name(per_device) + (f", {CHECKPOINTING}" if checkpointing else "")
+    name += "" if precompute else f", {NOT_PRECOMPUTED}"
     return Measurement(name, result["seconds"], result["losses"], usage)
 
 

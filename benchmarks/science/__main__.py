@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the files of the sources are, or the folder above `preferences`",
     )
+    parser.add_argument(
+        "--task-files", type=Path, metavar="FOLDER", help="tasks of --suites, in SDPO_TASK_FOLDERS"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--work", type=Path, default=Path("runs/science"), metavar="FOLDER")
     parser.add_argument("--parts", type=int, default=0, help="run so many now; 0: all")
@@ -105,6 +108,7 @@ def _run(args: argparse.Namespace) -> int:
         data=args.data,
         results=args.results.absolute(),
         work=args.work.absolute(),
+        task_files=args.task_files.absolute() if args.task_files else None,
     )
     _tell(prepared)
     if not args.plan:

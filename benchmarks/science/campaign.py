@@ -48,11 +48,18 @@ class Prepared:
 
 
 def prepare(
-    given: dict[str, object], *, model: Path, data: Sequence[Path], results: Path, work: Path
+    given: dict[str, object],
+    *,
+    model: Path,
+    data: Sequence[Path],
+    results: Path,
+    work: Path,
+    task_files: Path | None = None,
 ) -> Prepared:
     """Make the sources and trials of a campaign, and write ``campaign.json`` before anything runs.
 
     ``given``: settings of the design that were asked for. A campaign that has begun keeps its own.
+    ``task_files``: where the suites' tasks are that are not the harness's own.
 
     Raises:
         UserError: the design is another than that of the results, or model or data are.
@@ -66,7 +73,7 @@ def prepare(
         write_json(file, _campaign(design, sources, model).model_dump(mode="json"))
     campaign = Campaign.model_validate_json(file.read_bytes())
     _check_same(campaign, design, sources, model, file)
-    config = campaign_config(design, model=model, sources=sources, work=work)
+    config = campaign_config(design, model=model, sources=sources, work=work, task_files=task_files)
     study = study_of(config, kind="compare", name=STUDY)
     return Prepared(
         campaign=campaign,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdpo.errors import IntegrityError
+from sdpo.report.evaluations import load_evaluations
 from sdpo.report.load import RunData, load_run
 from sdpo.report.win_rates import load_win_rates
 from sdpo.stats.contamination import contamination
@@ -41,6 +42,21 @@ class Win(BaseModel):
     prompts: int
 
 
+class Suite(BaseModel):
+    """M_``model`` has this value on a task, and this paired difference from S, by document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    metric: str
+    model: int
+    documents: int
+    value: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+
+
 class Part(BaseModel):
     """A part says what came of a trial.
 
@@ -54,6 +70,7 @@ class Part(BaseModel):
     losses: dict[int, list[float]]
     gaps: list[Contamination]
     wins: list[Win] = []
+    suites: list[Suite] = []
     versions: dict[str, str]
 
 
@@ -121,6 +138,7 @@ def part_of(run: RunFolder, result: TrialResult) -> tuple[Part, pa.Table]:
             },
             gaps=[gap for gap in gaps if gap is not None],
             wins=_wins(run),
+            suites=_suites(run),
             versions=data.run.versions,
         ),
         pair_table(data),
@@ -140,6 +158,26 @@ def _wins(run: RunFolder) -> list[Win]:
         )
         for won in load_win_rates(run)
     ]
+
+
+def _suites(run: RunFolder) -> list[Suite]:
+    found = []
+    for line in load_evaluations(run):
+        for score in line.scores:
+            change = score.from_start.change if score.from_start else None
+            found.append(
+                Suite(
+                    name=line.name,
+                    metric=line.metric,
+                    model=score.model,
+                    documents=sum(m.evaluation.summary.documents for m in score.members),
+                    value=score.value,
+                    change=change.mean if change else None,
+                    low=change.low if change else None,
+                    high=change.high if change else None,
+                )
+            )
+    return found
 
 
 def pair_table(data: RunData) -> pa.Table:

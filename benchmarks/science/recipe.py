@@ -15,7 +15,12 @@ STUDY = "campaign"
 
 
 def campaign_config(
-    design: Design, *, model: Path, sources: Sequence[Source], work: Path
+    design: Design,
+    *,
+    model: Path,
+    sources: Sequence[Source],
+    work: Path,
+    task_files: Path | None = None,
 ) -> RunConfig:
     """Return the recipe that all arms change: a natural chain over the three sources.
 
@@ -24,6 +29,7 @@ def campaign_config(
     """
     win_rate = {"judge": {"rule": design.rule}, "prompts": design.win_prompts}
     evaluation = {
+        **({"task_files": str(task_files)} if task_files else {}),
         **({"suites": list(design.suites), "limit": design.limit} if design.suites else {}),
         **({"win_rate": {**win_rate, "max_new_tokens": 64}} if design.win_prompts else {}),
     }

@@ -294,21 +294,41 @@ def seen_by_start(table: pa.Table) -> list[str]:
 
 
 def _secondary(kept: Kept) -> list[str]:
-    rows = [
-        (name, f"{score.name}, {score.metric}, {score.asked}", number(score.value, digits=4))
-        for name, (part, _) in kept.items()
-        for score in part.result.suites
-    ]
-    rows += [
+    suites = _suites(kept)
+    wins = [
         (
             name,
-            f"won by M_{win.model} over {'S' if not win.other else f'M_{win.other}'}, {win.judge}, "
-            f"{win.prompts} prompts",
+            f"M_{win.model} over {'S' if not win.other else f'M_{win.other}'}",
+            win.judge,
+            str(win.prompts),
             f"{percent(win.rate)} {interval(win.low, win.high, digits=1, scale=100)}",
         )
         for name, (part, _) in kept.items()
         for win in part.wins
     ]
-    if not rows:
+    if not suites and not wins:
         return ["No suite was asked, and no answers were judged."]
-    return ["**Suites and win rates**", "", *markdown(("trial", "what", "value"), rows)]
+    blocks: list[str] = []
+    if suites:
+        columns = ("trial", "task, metric", "documents", "model", "score", "paired change from S")
+        blocks += ["**Suites**, without examples", "", *markdown(columns, suites)]
+    if wins:
+        columns = ("trial", "answers of", "rule", "prompts", "won, ties as half")
+        blocks += [*([""] if blocks else []), "**Win rates**", "", *markdown(columns, wins)]
+    return blocks
+
+
+def _suites(kept: Kept) -> list[tuple[str, ...]]:
+    """Return a row for every model on every task; that of S once, which all trials have."""
+    rows: dict[tuple[str, str, int], tuple[str, ...]] = {}
+    for name, (part, _) in kept.items():
+        for suite in part.suites:
+            said = f"{suite.name}, {suite.metric}"
+            change = UNKNOWN
+            if suite.change is not None:
+                bounds = interval(suite.low, suite.high, digits=3)
+                change = f"{number(suite.change, digits=3, signed=True)} {bounds}"
+            trial, model = (name, f"M_{suite.model}") if suite.model else ("", "S")
+            row = (trial, said, str(suite.documents), model, number(suite.value, digits=3), change)
+            rows.setdefault((trial, said, suite.model), row)
+    return list(rows.values())
