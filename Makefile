@@ -47,6 +47,7 @@ install: $(STAMP)
 develop: $(TESTED_WITH)
 
 $(STAMP): pyproject.toml docker/requirements-cpu.lock docker/torch-cpu.lock docker/torch.lock
+	@echo "installing into $(VENV): a minute or more, without a word"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps --require-hashes --requirement docker/requirements-cpu.lock
 	$(PIP) --no-deps --require-hashes --requirement docker/torch-cpu.lock \

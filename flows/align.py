@@ -20,6 +20,7 @@ from sdpo.config import RunConfig
 from sdpo.config.annotations import NO_UNIT, Unit
 from sdpo.config.strategies import strategy_names
 from sdpo.errors import ConfigError
+from sdpo.events import NoteEvent
 from sdpo.objectives import objective_names
 from sdpo.system.json_values import Json
 
@@ -146,5 +147,8 @@ def align_config(config: RunConfig) -> ChainResult:
     """Run the chain with its nodes as tasks; this is the flow's body, called inside a flow run."""
     with RunPage(config.name) as page:
         result = run_chain(config, host=page.host)
+        if not result.executed:
+            already = f"run {result.run.name} was complete already: nothing was trained"
+            page.host.listen(NoteEvent(message=f"{already}. Another name makes another run"))
         page.finish(result.run)
     return result

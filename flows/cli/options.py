@@ -14,7 +14,7 @@ from flows.recipes import presets
 from sdpo.config import RunConfig, StoreConfig
 from sdpo.system.streams import visible
 
-_PLAIN_COLUMNS = 120
+_PLAIN_COLUMNS = 140
 
 
 class SafeConsole(Console):
@@ -33,7 +33,7 @@ class SafeConsole(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a console: at least 120 columns wide where the output goes to a file or a pipe."""
+    """Return a console: at least 140 columns wide where the output goes to a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream is not None and stream.isatty()
     width = None if terminal else max(_PLAIN_COLUMNS, shutil.get_terminal_size().columns)

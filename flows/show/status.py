@@ -91,7 +91,11 @@ def _again(status: RunStatus) -> list[str]:
     """
     found = status.word.again if status.word else {}
     causes_first = sorted(found.items(), key=lambda item: NOT_CACHED in item[1])
-    return [f"{n} was made again: {why}" for n, why in causes_first if n.startswith(_MADE)]
+    return [
+        f"{n} was made{'' if NOT_CACHED in why else ' again'}: {why}"
+        for n, why in causes_first
+        if n.startswith(_MADE)
+    ]
 
 
 def _lines(status: RunStatus) -> list[str]:

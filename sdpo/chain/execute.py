@@ -7,6 +7,7 @@ from typing import Literal
 from sdpo.chain.context import Context, Found
 from sdpo.chain.node import Cached, Errand, Expansion, Identity, Look, Node, Part
 from sdpo.events import NodeEvent
+from sdpo.store.kl_cache import NOT_CACHED
 from sdpo.store.reuse import NOT_DONE
 from sdpo.system.json_values import Json
 from sdpo.system.locks import hold
@@ -35,6 +36,8 @@ class Execution:
     context: Context
     executed: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    _first: set[str] = field(default_factory=set)
+    """These were done for the first time: what is cached of them is not made again either."""
 
     def run(self, parts: Sequence[Part]) -> None:
         """Do these parts; those with a title are called by the host."""
@@ -80,6 +83,8 @@ class Execution:
             if node.is_told:
                 self._tell(node.name, "reuse", found.reason)
             return
+        if found.reason == NOT_DONE:
+            self._first.add(node.name)
         never = found.reason == NOT_DONE and not node.is_told
         self._tell(node.name, "run", "not measured yet" if never else found.reason)
         self.run(node.first())
@@ -95,16 +100,21 @@ class Execution:
         if not fault:
             self._tell(node.name, "reuse", "")
         elif node.lock is None:
-            self._tell(node.name, "run", fault)
+            self._tell(node.name, "run", self._why(node, fault))
             node.make(())
         else:
             # Another run may be making the same: then this one waits and finds it.
             with hold(node.lock, what=node.what, wait=True, listen=self.context.listen) as handle:
                 fault = node.fault()
-                self._tell(node.name, "run" if fault else "reuse", fault)
+                self._tell(node.name, "run" if fault else "reuse", self._why(node, fault))
                 if fault:
                     node.make((handle,))
                 node.lock.unlink(missing_ok=True)
+
+    def _why(self, node: Cached, fault: str) -> str:
+        """Return why the cache does not serve; what is cached of a new input never did."""
+        is_new = fault == NOT_CACHED and not self._first.isdisjoint(node.inputs)
+        return NOT_DONE if is_new else fault
 
     def _tell(self, node: str, status: Literal["run", "reuse"], reason: str) -> None:
         self.context.listen(NodeEvent(node=node, status=status, reason=reason))

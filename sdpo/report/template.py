@@ -12,7 +12,10 @@ from markupsafe import Markup, escape
 
 from sdpo.report import tables
 
-_INTERVAL = re.compile(r"\[[^\[\]<>]{1,40}\]")
+_WHOLE = re.compile(
+    r"\[[^\[\]<>]{1,40}\]"  # an interval
+    rf"|\b[0-9a-f]{{12}}\b(?:{tables.EQUALS}M<sub>\d+</sub>)?"  # a digest, and whose it is
+)
 
 
 def rendered(name: str, /, **values: object) -> str:
@@ -37,12 +40,12 @@ def _asset(name: str) -> str:
 
 
 def _math(text: str) -> Markup:
-    """Set M_1, D_t and γ_ref with subscripts, and keep intervals whole; escape everything else."""
+    """Set M_1, D_t and γ_ref with subscripts, keep intervals and digests whole; escape the rest."""
     pattern = r"\b([MD])_(\d+|t)\b|(γ)_(ref)\b"
     set_low = re.sub(
         pattern, lambda m: f"{m[1] or m[3]}<sub>{m[2] or m[4]}</sub>", str(escape(text))
     )
-    return Markup(_INTERVAL.sub(r'<span class="whole">\g<0></span>', set_low))
+    return Markup(_WHOLE.sub(r'<span class="whole">\g<0></span>', set_low))
 
 
 def _unset(text: str) -> str:

@@ -232,12 +232,15 @@ def test_a_mistake_has_the_same_message_as_on_the_command_line(
     assert not (bench.runs / "tiny").exists()
 
 
-def test_sdpo_run_with_prefect_is_the_same_run(finished_copy: Bench, sdpo: Sdpo) -> None:
+def test_sdpo_run_with_prefect_is_the_same_run(
+    finished_copy: Bench, sdpo: Sdpo, caplog: pytest.LogCaptureFixture
+) -> None:
     before = len(flow_runs())
     called = sdpo("run", finished_copy.write(), "--prefect")
     assert called.code == 0, called.told
     assert "run tiny is complete: nothing to do" in called.out
     assert "Change from S" in called.told
+    assert "run tiny was complete already: nothing was trained" in caplog.text, "the run's page"
     assert len(flow_runs()) == before + 1
 
 

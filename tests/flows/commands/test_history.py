@@ -176,7 +176,8 @@ def test_gc_asks_before_it_deletes(
     orphan = temporary_path(origin(finished_copy).model(1))
     orphan.write_bytes(b"0" * 5000)
     runs = ("--runs-dir", finished_copy.runs)
-    assert orphan.name in sdpo("gc", "--dry-run", *runs).told
+    told = sdpo("gc", "--dry-run", *runs).told
+    assert all(part in told for part in orphan.name.split("-"))  # a table may wrap it there
     monkeypatch.setattr("rich.console.input", lambda *_: "n", raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: "n")
     assert "nothing was deleted" in sdpo("gc", *runs).out

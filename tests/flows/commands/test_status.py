@@ -132,7 +132,7 @@ def test_why_a_step_was_made_again_is_told_long_after(finished_copy: Bench, sdpo
     finished_copy.run()  # does nothing, and says nothing
     assert told(sdpo, finished_copy, "tiny")["word"]["again"]["step-2"] == why
     shown = sdpo("status", "tiny", "--runs-dir", finished_copy.runs).told
-    cause, follows = f"step-2 was made again: {why}", "tokens was made again: not cached"
+    cause, follows = f"step-2 was made again: {why}", "tokens was made: not cached"
     assert cause in shown
     assert shown.index(cause) < shown.index(follows), "what only has to be there again is last"
     assert "step-1 was made again" not in shown

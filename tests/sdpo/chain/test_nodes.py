@@ -12,10 +12,11 @@ from sdpo.chain.context import Context
 from sdpo.chain.execute import Execution, execute
 from sdpo.chain.node import Cached, Errand, Expansion, Find, Identity, Look, Made, Node, Part
 from sdpo.config import RunConfig
-from sdpo.events import Event
+from sdpo.events import Event, NodeEvent
 from sdpo.history.dryrun import DryRun, NodeLine
 from sdpo.hooks import Host
 from sdpo.inputs.resolve import Resolved
+from sdpo.store.reuse import NOT_DONE
 from sdpo.store.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -66,14 +67,19 @@ class Place:
             name=name, title=title, inputs=inputs, identity=identity, make=make, first=first
         )
 
-    def cached(self, name: str) -> Cached:
+    def cached(self, name: str, *inputs: str) -> Cached:
         """A file in the place of a cache."""
         path = self.file(name)
         return Cached(
             name=name,
+            inputs=inputs,
             fault=lambda: "" if path.is_file() else "not cached",
             make=lambda _locks: path.write_text(name) and None,
         )
+
+
+def nodes(events: Sequence[Event]) -> list[NodeEvent]:
+    return [event for event in events if isinstance(event, NodeEvent)]
 
 
 @pytest.fixture
@@ -87,6 +93,15 @@ def test_a_node_is_done_once_and_again_where_what_it_reads_has_changed(place: Pl
     assert execute(place.context, parts).executed == []
     changed = [place.node("new"), place.node("a", "new"), place.node("b", "a")]
     assert execute(place.context, changed).executed == ["new", "a", "b"]
+
+
+def test_what_is_cached_of_a_new_input_is_not_said_to_be_made_again(place: Place) -> None:
+    parts = [place.node("data"), place.cached("tokens", "data")]
+    assert execute(place.context, parts).executed == ["data", "tokens"]
+    assert [event.reason for event in nodes(place.events)] == [NOT_DONE, NOT_DONE]
+    place.file("tokens").unlink()
+    assert execute(place.context, parts).executed == ["tokens"]
+    assert nodes(place.events)[-1].reason == "not cached"
 
 
 def test_an_expansion_is_asked_when_what_stands_before_it_is_done(place: Place) -> None:

@@ -11,7 +11,7 @@ from sdpo.config import EvaluationConfig, LaunchConfig, ModelConfig, ProbeConfig
 from sdpo.identity.model_digest import model_digest, tensor_entries
 from sdpo.processes.supervisor import run_stage
 
-from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, prepare_run
+from ..training_helpers.runs import LAUNCH, TWENTY_STEPS, PreparedRun, check_curve, prepare_run
 
 SHARED = LaunchConfig(processes=2, strategy="fsdp2", device="cpu", threads=1)
 PAIRS = {0: 5, 1: 25, 2: 4}
@@ -93,20 +93,12 @@ def test_shares_write_the_completions_of_one_process(single, shared):
     assert len(said[0]) == 2
 
 
-def check_losses(run: PreparedRun, other: PreparedRun) -> None:
-    curve, expected = ([line for line in r.metrics(1) if "loss" in line] for r in (run, other))
-    assert len(curve) == len(expected) == 20
-    for line, wanted in zip(curve, expected, strict=True):
-        for name in ("loss", "grad_norm", "rewards/margins"):
-            assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
-
-
 @pytest.mark.slow
 def test_four_give_the_curve_of_one_process_over_20_steps(single, tmp_path):
     run = prepare_run(tmp_path, pairs=PAIRS)
     with forked_ranks():
         run_step(run, launch=SHARED.model_copy(update={"processes": 4}))
-    check_losses(run, single)
+    check_curve(run, single)
     tables = [pq.read_table(r.folder.step(1) / "reference.parquet") for r in (single, run)]
     assert tables[0].equals(tables[1])
     assert run.record(1)["outputs"]["model"] == model_digest(run.folder.model(1))

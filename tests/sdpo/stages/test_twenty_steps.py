@@ -1,7 +1,7 @@
 """Twenty optimizer steps, clipped, are those of one process, under each strategy and by whatever
 number of processes they are ended (most are slow).
 
-FSDP2's are in `test_fsdp2.py`, which each test run has.
+What else FSDP2's shares have to be is in `test_fsdp2.py`.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from ..training_helpers.runs import (
     LAUNCH,
     TWENTY_STEPS,
     PreparedRun,
+    check_curve,
     prepare_run,
     skip_without,
     slow,
@@ -110,12 +111,3 @@ def test_a_step_is_ended_by_another_number_of_processes(
     assert run.record(1)["resumed_at"] == [saved]
     assert run.record(1)["environment"]["processes"] == ended_by
     check_curve(run, alone(trains))
-
-
-def check_curve(run: PreparedRun, alone: PreparedRun) -> None:
-    curve, expected = run.metrics(1), alone.metrics(1)
-    assert len([line for line in expected if "loss" in line]) == 20
-    for line, wanted in zip(curve, expected, strict=True):
-        assert set(line) == set(wanted)
-        for name in {"loss", "eval_loss", "grad_norm", "rewards/margins"} & set(wanted):
-            assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name

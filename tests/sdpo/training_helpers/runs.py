@@ -238,3 +238,13 @@ def _write_plan(folder: RunFolder, pairs: Mapping[int, int]) -> None:
     plan = table.append_column("step", pa.array(steps.astype(np.int32)))
     plan = plan.append_column("sampled", pa.array(np.ones(len(steps), dtype=np.bool_)))
     pq.write_table(plan.sort_by("pair_id"), folder.plan)
+
+
+def check_curve(run: PreparedRun, alone: PreparedRun) -> None:
+    """The metrics of twenty optimizer steps are those of ``alone``, which one process made."""
+    curve, expected = run.metrics(1), alone.metrics(1)
+    assert len([line for line in expected if "loss" in line]) == 20
+    for line, wanted in zip(curve, expected, strict=True):
+        assert set(line) == set(wanted)
+        for name in {"loss", "eval_loss", "grad_norm", "rewards/margins"} & set(wanted):
+            assert line[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
