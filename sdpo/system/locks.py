@@ -283,7 +283,7 @@ def _in_use_by(holder: Holder | None) -> str:
 
 def _taken_over(what: str, left: Holder) -> str:
     if left.is_here:
-        return f"{what} was left behind by {left}, which has died: taken over, and nothing is left to do"
+        return f"{what} was left behind by {left}, which has died: taken over, nothing to do"
     return (
         f"{what} was left behind by {left}: taken over, since nobody here holds it. On some shared "
         "file systems locks do not reach other hosts: make sure that process has ended"
