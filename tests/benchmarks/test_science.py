@@ -15,7 +15,7 @@ from forked_stages import forked_stages
 from benchmarks.science import __main__ as program
 from benchmarks.science.campaign import Prepared, prepare, run_parts
 from benchmarks.science.design import Campaign, Design, part_seconds, smallest_effects
-from benchmarks.science.parts import Part, reserve_values, rows_of
+from benchmarks.science.parts import Part, PartFiles, Suite, Win, reserve_values, rows_of
 from benchmarks.science.recipe import campaign_config, campaign_trials
 from benchmarks.science.sources import FILES, make_sources
 from benchmarks.science.tables import comparison_of, page, read_parts, trial_names
@@ -323,3 +323,24 @@ def test_more_pairs_than_there_are_and_unknown_arms_end_without_a_traceback(
     (tmp_path / "page.md").write_text("No mark.\n", encoding="utf-8")
     assert program.main(["--page", str(tmp_path / "page.md")]) == 2
     assert "has no line" in capsys.readouterr().err
+
+
+def test_what_suites_and_a_judge_said_stands_beside_the_rest_and_of_s_once(tmp_path):
+    kept_here = ROOT / "benchmarks" / "results" / "science"
+    campaign = Campaign.model_validate_json((kept_here / "campaign.json").read_bytes())
+    text = page(campaign, kept_here)
+    assert "No suite was asked, and no answers were judged." in text
+    files = PartFiles(tmp_path)
+    asked = {"name": "arc", "metric": "acc_norm", "documents": 50}
+    suites = [
+        Suite(**asked, model=0, value=0.3, change=None, low=None, high=None),
+        Suite(**asked, model=3, value=0.34, change=0.04, low=-0.02, high=0.1),
+    ]
+    wins = [Win(model=3, other=0, judge="on_topic", rate=0.55, low=0.4, high=0.7, prompts=40)]
+    for trial in ("sdpo", "dpo"):
+        part, table = PartFiles(kept_here).read(trial)
+        files.write(trial, part.model_copy(update={"suites": suites, "wins": wins}), table)
+    said = page(campaign, tmp_path)
+    assert said.count("| arc, acc_norm | 50 | S | 0.300 | – |") == 1
+    assert said.count("| arc, acc_norm | 50 | M_3 | 0.340 | +0.040 [−0.020, +0.100] |") == 2
+    assert "| dpo | M_3 over S | on_topic | 40 | 55.0% [40.0, 70.0] |" in said
