@@ -280,8 +280,14 @@ def stage_environment(spec: Spec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true" if spec.launch.threads > 1 else "false",
     }
     if spec.launch.device == "cpu":
-        for name, size in _heap(spec).items():
-            environment[name] = os.environ.get(name, str(size))
+        adapts = isinstance(spec, StepSpec) and spec.trains and spec.training.lora_r
+        if spec.launch.by_engine or adapts:
+            # Weights that are gathered for a block's time leave holes in the heap otherwise, half
+            # a model in all, and so does what an adapter adds to its module's answer, twice what
+            # the backward pass needs: from this size on each has pages of its own, which it gives
+            # back.
+            own_pages = os.environ.get("MALLOC_MMAP_THRESHOLD_", "1048576")
+            environment["MALLOC_MMAP_THRESHOLD_"] = own_pages
         return environment | {"CUDA_VISIBLE_DEVICES": ""}
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         # Micro-batches differ in size: blocks that cannot grow leave holes that nothing fits.
@@ -289,22 +295,6 @@ def stage_environment(spec: Spec) -> dict[str, str]:
     # Sums in a fixed order: torch wants the former for it, the latter is flash-attn's.
     order = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
     return order | environment
-
-
-def _heap(spec: Spec) -> dict[str, int]:
-    """Return what glibc's heap is told of a stage on a CPU, in bytes.
-
-    Weights that are gathered for a block's time leave holes in the heap, half a model in all, and
-    so does what an adapter adds to its module's answer, twice what the backward pass needs: from a
-    megabyte on each has pages of its own there, which it gives back. Where all weights train there
-    are no such holes, and every micro-batch frees what the next one needs: pages that went back to
-    the kernel came again full of zeros, a seventh of the time of a model of 135M weights.
-    """
-    training = spec.training if isinstance(spec, StepSpec) and spec.trains else None
-    if spec.launch.by_engine or (training and training.lora_r):
-        return {"MALLOC_MMAP_THRESHOLD_": 2**20}
-    # Older versions of glibc take no larger threshold than this, and then none at all.
-    return {"MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_TRIM_THRESHOLD_": 2**33} if training else {}
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
