@@ -13,6 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.measured import OutOfMemoryKill, run_module
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -133,3 +135,14 @@ def test_a_real_model_is_compared_on_its_own_tokens(demo_files, tmp_path, rank):
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
     if rank == "0":
         assert numbers["loss_difference"] < 1e-4
+
+
+def test_a_program_that_the_kernel_killed_is_told_from_one_that_failed(tmp_path):
+    code = {"killed": "import os; os.kill(os.getpid(), 9)", "failed": "raise SystemExit(3)"}
+    told = {}
+    for name, line in code.items():
+        (tmp_path / f"{name}.py").write_text(line)
+        with pytest.raises(RuntimeError) as caught:
+            run_module(name, log=tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
+        told[name] = type(caught.value)
+    assert told == {"killed": OutOfMemoryKill, "failed": RuntimeError}
