@@ -17,6 +17,7 @@ from sdpo.stats.differences import RESAMPLES
 from sdpo.stats.gamma import RESERVE
 from sdpo.study.comparison import Comparison, compare
 from sdpo.study.measures import ACCURACY, GAMMA
+from sdpo.system.words import counted
 
 SEED = 42
 """All intervals of the tables are drawn by this seed."""
@@ -81,12 +82,14 @@ def _head(campaign: Campaign, kept: Kept) -> list[str]:
     design = campaign.design
     missing = [name for name in trial_names(campaign) if name not in kept]
     how = f"LoRA of rank {design.lora_r}" if design.lora_r else "all weights"
-    seeds = f"{design.seeds} seeds for {', '.join(design.several)}"
+    seeds = f"{counted(design.seeds, 'seed')} for {', '.join(design.several)}"
+    if design.single:
+        seeds += f", one for {', '.join(design.single)}"
     return [
         f"Three steps of {design.pairs} pairs ({', '.join(campaign.sources)}), {how}, β "
         f"{design.beta:g}, learning rate {design.learning_rate:g}, batches of {design.batch_size}; "
         f"{design.reserve} reserved pairs of each source; pairs of at most {design.characters} "
-        f"characters. {seeds}, one for {', '.join(design.single) or 'no other'}.",
+        f"characters. {seeds}.",
         *design.notes,
         f"{len(kept)} of {len(kept) + len(missing)} parts are there"
         + (f"; missing: {', '.join(missing)}." if missing else "."),

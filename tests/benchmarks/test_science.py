@@ -344,3 +344,15 @@ def test_what_suites_and_a_judge_said_stands_beside_the_rest_and_of_s_once(tmp_p
     assert said.count("| arc, acc_norm | 50 | S | 0.300 | – |") == 1
     assert said.count("| arc, acc_norm | 50 | M_3 | 0.340 | +0.040 [−0.020, +0.100] |") == 2
     assert "| dpo | M_3 over S | on_topic | 40 | 55.0% [40.0, 70.0] |" in said
+
+
+def test_the_page_shows_what_suites_said_of_the_arm_that_was_asked_and_trained_once_more():
+    folder = ROOT / "benchmarks" / "results" / "science-suites"
+    campaign = Campaign.model_validate_json((folder / "campaign.json").read_bytes())
+    tables = page(campaign, folder)
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert tables.partition("**Suites**, without examples\n\n")[2].strip() in text
+    of_trial = [line for line in tables.splitlines() if line.startswith("| sdpo | ")]
+    by_step = [line for line in of_trial if "M_" in line or ", then " in line]
+    assert len(by_step) > 4
+    assert all(line in text for line in by_step), "trained again, every row of the arm is the same"
