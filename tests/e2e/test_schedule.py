@@ -12,7 +12,7 @@ from retraining import parameters
 
 from sdpo.promotion.versions import current
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 _FIRST_S = 3
 """The first slot comes after so long; an interval goes on from it."""
@@ -74,7 +74,7 @@ def test_a_slot_makes_one_step_the_next_none_and_missed_ones_at_most_one(
     with desk.without_worker():
         firing(given, every_s=20)
         wait_until(lambda: len(slots(desk)) >= 2, 240, "missed slots", every_s=1)
-    wait_until(lambda: messages(desk), 240, "a step", every_s=1)
+    wait_until(lambda: messages(desk), 400, "a step", every_s=1)
     firing(given, every_s=30)
     wait_until(
         lambda: any(message.startswith("nothing new") for message in messages(desk)),
