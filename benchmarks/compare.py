@@ -12,7 +12,7 @@ from benchmarks.measured import OutOfMemoryKill, Usage
 from benchmarks.options import Options
 from benchmarks.ours import Measurement, run_step, run_tokenise
 from benchmarks.report import Side, loss_difference, ratios, side_by_side
-from benchmarks.rivals import CHECKPOINTING, NOT_PRECOMPUTED, run_trl, trl_name
+from benchmarks.rivals import CHECKPOINTING, NOT_PRECOMPUTED, run_trl, trl_name, trl_size
 from benchmarks.workload import Settings, Workload
 
 USUAL = 8
@@ -59,13 +59,12 @@ def _one_turn(options: Options, workload: Workload, runs: _Runs, *, turn: int) -
         _add_trl(options, workload, runs, size=size, turn=turn)
     if theirs := _precomputed(runs.sides):
         name = fastest(theirs).name
-        size = next(s for s in options.sizes if name.split(",")[0] == trl_name(s))
         runs.add(
             run_trl(
                 workload,
                 folder / f"trl-plain-{turn}",
                 training,
-                per_device=size,
+                per_device=trl_size(name),
                 threads=threads,
                 precompute=False,
                 checkpointing=name.endswith(CHECKPOINTING),
@@ -183,7 +182,7 @@ def _against(ours: Side, theirs: Sequence[Side], *, device: str) -> dict[str, An
     found: dict[str, Any] = {
         "trl_usual": usual.name,
         "trl_best": best.name,
-        "trl_best_size": int(best.name.removeprefix("TRL ").partition("/")[0]),
+        "trl_best_size": trl_size(best.name),
     }
     for suffix, side in (("", usual), ("_best", best)):
         values = ratios(ours, side, device=device)

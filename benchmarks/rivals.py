@@ -21,6 +21,11 @@ def trl_name(per_device: int) -> str:
     return f"TRL {per_device}/device"
 
 
+def trl_size(name: str) -> int:
+    """Return the pairs per device of the TRL that is called ``name``, whatever follows them."""
+    return int(name.removeprefix("TRL ").partition("/")[0])
+
+
 def has_trl() -> bool:
     """Return whether TRL and the library datasets are installed here."""
     return all(importlib.util.find_spec(name) for name in ("trl", "datasets"))

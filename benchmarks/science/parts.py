@@ -170,7 +170,7 @@ def _suites(run: RunFolder) -> list[Suite]:
                     name=line.name,
                     metric=line.metric,
                     model=score.model,
-                    documents=sum(m.evaluation.summary.documents for m in score.members),
+                    documents=score.documents,
                     value=score.value,
                     change=change.mean if change else None,
                     low=change.low if change else None,

@@ -46,6 +46,11 @@ class Score:
     change: Difference | None = None
     from_start: Difference | None = None
 
+    @property
+    def documents(self) -> int:
+        """Return how many documents the model was asked, those of all tasks together."""
+        return sum(member.evaluation.summary.documents for member in self.members)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
@@ -284,7 +289,7 @@ def _row(line: Line, score: Score) -> tuple[str, ...]:
         line.settings or "all documents",
         model_name(score.model),
         line.shots,
-        count(sum(summary.documents for summary in summaries)),
+        count(score.documents),
         number(score.value, digits=4),
         _shown(score.change),
         _shown(score.from_start),

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measured import OutOfMemoryKill, run_module
+from benchmarks.rivals import CHECKPOINTING, trl_name, trl_size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,3 +147,7 @@ def test_a_program_that_the_kernel_killed_is_told_from_one_that_failed(tmp_path)
             run_module(name, log=tmp_path / "log", environment={"PYTHONPATH": str(tmp_path)})
         told[name] = type(caught.value)
     assert told == {"killed": OutOfMemoryKill, "failed": RuntimeError}
+
+
+def test_the_size_of_a_trl_is_read_from_its_name_however_it_trains():
+    assert [trl_size(trl_name(8)), trl_size(f"{trl_name(4)}, {CHECKPOINTING}")] == [8, 4]
