@@ -25,7 +25,7 @@ from sdpo.system.files import file_digest, publish_file, write_json
 from sdpo.system.json_values import Json
 from sdpo.system.locks import hold
 
-COMPLETIONS_VERSION = 1
+COMPLETIONS_VERSION = 2
 """This version is raised when a change of the project's code changes answers."""
 
 

@@ -1,8 +1,8 @@
 """Draw a model's samples of many prompts: one prompt's samples are the unit of all that is kept.
 
-On a CPU a batch holds the samples of one prompt and nothing else. So the bits of a sample do not
-depend on other prompts, nor on where the drawing was interrupted. With few samples of a prompt a
-GPU would wait: there the prompts of a block share batches, and the last bits depend on them.
+The last bits of a sample depend on what shares its batch. That is the block of prompts that it is
+in, and nothing else: what was kept when a drawing was interrupted in the middle of a block is drawn
+again with it, and is the same. A block of one prompt makes its samples independent of all others.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ class Drawing:
     """Samples are drawn with these settings: ``n`` of each prompt, of ``max_new_tokens`` at most.
 
     ``positions``: sequences end there; 0: no bound. ``ends``: tokens after which a sample stops.
-    ``micro_batch_tokens``: samples are cut into batches of no more. ``together``: the samples of so
-    many prompts may share a batch.
+    ``micro_batch_tokens``: samples are cut into batches of no more. ``together``: so many prompts
+    are a block, whose samples may share a batch.
     """
 
     sampler: Sampler
@@ -51,15 +51,17 @@ def draw_answers(
 ) -> None:
     """Bring the samples of every prompt, a key and its token ids, into ``log``.
 
-    What it has is not drawn again. ``on_prompt`` hears how many prompts are done and the tokens
-    that were generated for them.
+    A block of which it has everything is not drawn again. ``on_prompt`` hears how many prompts are
+    done and the tokens that were generated for them.
     """
     tokens = 0
     for start in range(0, len(prompts), drawing.together):
         block = prompts[start : start + drawing.together]
-        missing = [prompt for prompt in block if prompt[0] not in log.done]
-        for (key, _), samples in zip(missing, _samples_of(policy, missing, drawing), strict=True):
-            log.add(key, samples)
+        missing = [key for key, _ in block if key not in log.done]
+        drawn = _samples_of(policy, block, drawing) if missing else []
+        for (key, _), samples in zip(block, drawn, strict=bool(drawn)):
+            if key in missing:
+                log.add(key, samples)
         for done, (key, _) in enumerate(block, start + 1):
             tokens += sum(len(each.ids) for each in log.done[key])
             on_prompt(done, tokens)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _TO_LOAD = "answering takes 4 bytes for each weight and the keys and values of a batch"
 _ON_A_GPU = 64
 """The answers to so many prompts may share batches on a GPU."""
+_ON_A_CPU = 8
+"""There it is so many at most: a token of eight answers takes little more time than one of one
+answer, which is that of reading the weights. Few prompts make four blocks of fewer, so that
+processes have a share each."""
 
 
 class _Row(TypedDict):
@@ -52,17 +56,20 @@ def run(spec: CompletionsSpec, events: EventWriter) -> CompletionsResult:
     rows = _fitting(spec, positions, events)
     n, own = spec.win_rate.samples, spec.out / share.named(ANSWERS_SO_FAR)
     log = SampleLog(own, n=n, others=[p for p in answers_so_far(spec.out) if p != own])
+    # On a CPU blocks are the same, and with them all bits, whatever the number of processes.
+    is_cpu = device.type == "cpu"
+    together = max(1, min(_ON_A_CPU, len(rows) // 4)) if is_cpu else _ON_A_GPU
     mine = [
         (row["prompt_key"], np.array(row["prompt_ids"], dtype=np.int32))
         for number, row in enumerate(rows)
-        if share.has(number)
+        if share.has(number // together if is_cpu else number)
     ]
     phase, note = f"answers of {spec.policy.name}", share.told
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.bf16):
         draw_answers(
             policy,
             mine,
-            drawing=_drawing(spec, policy, tokenizer, positions, device),
+            drawing=_drawing(spec, policy, tokenizer, positions, device, together),
             log=log,
             on_prompt=lambda done, _: events.progress(
                 phase, done, len(mine), unit="prompts", note=note
@@ -111,6 +118,7 @@ def _drawing(
     tokenizer: "PreTrainedTokenizerBase",
     positions: int,
     device: torch.device,
+    together: int,
 ) -> Drawing:
     budget = micro_batch_tokens(spec.micro_batch_tokens, device=device.type)
     return Drawing(
@@ -123,8 +131,7 @@ def _drawing(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         device=device,
         micro_batch_tokens=1 if changes_itself(policy) else budget,
-        # On a CPU bits depend on what is computed together: there it is one prompt's answers.
-        together=1 if device.type == "cpu" else _ON_A_GPU,
+        together=together,
     )
 
 

@@ -1,6 +1,7 @@
 """Answers for win rates: they go on by prompt, on every process of the launch, from any file."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,18 @@ def test_answers_whose_process_was_killed_go_on_with_the_next_prompt_and_are_the
 @pytest.fixture
 def told(judged: RunFolder, tmp_path: Path) -> CompletionsSpec:
     """What the stage of M_1's answers was told, to be answered once more in another place."""
-    alone = answers(judged, 1)
+    return told_again(judged, tmp_path)
+
+
+def told_again(run: RunFolder, folder: Path) -> CompletionsSpec:
+    alone = answers(run, 1)
     table = alone.select(["prompt_key", "source", "prompt"]).append_column(
-        "prompt_ids", pa.array(prompt_ids(judged, alone), pa.list_(pa.int32()))
+        "prompt_ids", pa.array(prompt_ids(run, alone), pa.list_(pa.int32()))
     )
-    pq.write_table(table, tmp_path / "prompts.parquet")
-    spec = read_spec(judged.path / "logs/answers-M_1.json")
+    pq.write_table(table, folder / "prompts.parquet")
+    spec = read_spec(run.path / "logs/answers-M_1.json")
     assert isinstance(spec, CompletionsSpec)
-    own = {"run": tmp_path, "prompts": tmp_path / "prompts.parquet", "out": tmp_path / "out"}
+    own = {"run": folder, "prompts": folder / "prompts.parquet", "out": folder / "out"}
     return spec.model_copy(update=own)
 
 
@@ -146,6 +151,18 @@ def test_two_processes_answer_a_share_each_and_the_answers_are_those_of_one(
     assert notes == {"process 1 of 2"}
 
 
+def test_blocks_of_two_prompts_are_shared_whole_and_have_the_bits_of_one_process(
+    finished_copy: Bench, tmp_path: Path
+) -> None:
+    run, eight = RunFolder(finished_copy.runs / "tiny"), "evaluation.win_rate.prompts=8"
+    judge(run, eight)
+    spec = told_again(run, tmp_path)
+    launch = spec.launch.model_copy(update={"processes": 2, "strategy": "ddp"})
+    with forked_ranks():
+        run_stage(spec.model_copy(update={"launch": launch}), listen=lambda event: None)
+    check_shares(tmp_path / "out", answers(run, 1), sizes=[4, 4])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_nodes_answer_a_share_each_and_the_answers_are_those_of_one_process(
@@ -159,13 +176,13 @@ def test_two_nodes_answer_a_share_each_and_the_answers_are_those_of_one_process(
     check_shares(told.out, answers(judged, 1))
 
 
-def check_shares(out: Path, alone: pa.Table) -> None:
+def check_shares(out: Path, alone: pa.Table, sizes: Sequence[int] = (2, 3)) -> None:
     """Two processes drew a share each, which together are what one draws."""
     shares = [
         {json.loads(line)["key"] for line in path.read_text("utf-8").splitlines()}
         for path in sorted(out.glob("answers*.jsonl"))
     ]
-    assert sorted(map(len, shares)) == [2, 3]
+    assert sorted(map(len, shares)) == list(sizes)
     assert set.union(*shares) == set(alone["prompt_key"].to_pylist())
     assert pq.read_table(out / "completions.parquet").equals(alone)
 

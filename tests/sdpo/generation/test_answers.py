@@ -1,5 +1,6 @@
-"""Samples of many prompts: their bits depend on no other prompt, nor on where a round stopped."""
+"""Samples of many prompts: their bits depend on their block alone, not on where a round stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from sdpo.config.sampler import Sampler
+from sdpo.generation import answers
 from sdpo.generation.answers import Drawing, draw_answers
 from sdpo.generation.sample_log import SampleLog
 from sdpo.scoring.sampling import pick
@@ -28,15 +30,19 @@ PROMPTS = [(f"{n:032x}", np.arange(3, 6 + n, dtype=np.int32)) for n in range(4)]
 
 
 def drawn(
-    path: Path, prompts: list[tuple[str, np.ndarray]], *, stop_after: int = 99
+    path: Path,
+    prompts: list[tuple[str, np.ndarray]],
+    *,
+    stop_after: int = 99,
+    drawing: Drawing = DRAWING,
 ) -> list[list[int]]:
     def on_prompt(done: int, tokens: int) -> None:
         del tokens
         if done == stop_after:
             raise InterruptedError
 
-    log = SampleLog(path, n=DRAWING.n)
-    draw_answers(tiny_llama(), prompts, drawing=DRAWING, log=log, on_prompt=on_prompt)
+    log = SampleLog(path, n=drawing.n)
+    draw_answers(tiny_llama(), prompts, drawing=drawing, log=log, on_prompt=on_prompt)
     return [each.ids.tolist() for key, _ in prompts for each in log.done[key]]
 
 
@@ -52,6 +58,29 @@ def test_an_interrupted_round_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert len(SampleLog(path, n=DRAWING.n).done) == 2
     assert drawn(path, PROMPTS) == whole
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_block_that_was_interrupted_is_drawn_again_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    """Three prompts a block: what is missing of one has the bits that it has beside the others."""
+    drawing = replace(DRAWING, together=3)
+    drawn_together: list[list[str]] = []
+    own = answers.sample
+
+    def noted(policy, prompts, **settings):
+        drawn_together.append(sorted({prompt.key[-1] for prompt in prompts}))
+        return own(policy, prompts, **settings)
+
+    monkeypatch.setattr(answers, "sample", noted)
+    prompts = [(f"{n:032x}", np.arange(3, 5 + n % 4, dtype=np.int32)) for n in range(8)]
+    whole = drawn(tmp_path / "whole.jsonl", prompts, drawing=drawing)
+    blocks = [["0", "1", "2"], ["3", "4", "5"], ["6", "7"]]
+    assert drawn_together == blocks
+    path = tmp_path / "parts.jsonl"
+    lines = (tmp_path / "whole.jsonl").read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:4]), "utf-8")  # killed in the middle of the second block
+    assert drawn(path, prompts, drawing=drawing) == whole
+    assert path.read_text("utf-8") == "".join(lines)
+    assert drawn_together[3:] == blocks[1:]
 
 
 def test_a_prompt_alone_has_the_same_samples(tmp_path: Path) -> None:
