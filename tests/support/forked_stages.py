@@ -25,7 +25,9 @@ STARTER = multiprocessing.get_context("forkserver")
 STARTER.set_forkserver_preload(
     [
         "warm_stages",
-        *("sdpo.stages.step", "sdpo.stages.tokenise", "sdpo.stages.kl"),
+        "forked_stages",  # what a fork is asked to run is in here, which imports pytest
+        *("sdpo.stages.__main__", "sdpo.stages.step", "sdpo.stages.tokenise", "sdpo.stages.kl"),
+        *("sdpo.stages.generate", "sdpo.stages.export"),
         *("transformers.models.llama.modeling_llama", "accelerate", "peft"),
         *("pyarrow.dataset", "deepspeed"),  # imported by pyarrow and accelerate when first needed
     ]
