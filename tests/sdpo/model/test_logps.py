@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sdpo.errors import ModelError
-from sdpo.model.chunked_head import target_logps
+from sdpo.model.chunked_head import _logsumexp, target_logps
 from sdpo.model.sequence_scorer import SequenceScorer, TokenSequence, collate
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 64
@@ -111,6 +111,40 @@ def test_logits_are_not_kept_for_the_backward_pass(monkeypatch):
         head.ours()
     assert kept
     assert max(kept) <= max(ROWS * WIDTH, VOCABULARY * WIDTH) < ROWS * VOCABULARY
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 2), (3, 1000), (170, 49_152), (5, 100_003)])
+def test_logits_that_are_overwritten_have_torchs_own_logsumexp_to_the_bit(rows, vocabulary, size):
+    torch.manual_seed(rows)
+    logits = torch.randn(rows, vocabulary) * size
+    expected = torch.logsumexp(logits, -1)
+    assert torch.equal(_logsumexp(logits), expected)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_no_number_among_logits_is_none_in_their_sum_as_torchs(value):
+    logits = torch.tensor([[0.0, value, 1.0], [value, value, value], [0.0, 1.0, 2.0]])
+    expected = torch.logsumexp(logits, -1)
+    torch.testing.assert_close(_logsumexp(logits), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), TRANSFORMS)
+@pytest.mark.parametrize("under", ["fp32", "bf16"])
+def test_chunks_that_share_a_place_have_the_bits_of_chunks_of_their_own(
+    scale, softcap, under, monkeypatch
+):
+    monkeypatch.setattr("sdpo.model.chunked_head._rows", lambda vocabulary, device: 3)
+    found = []
+    for own in (False, True):
+        if own:
+            monkeypatch.setattr("sdpo.model.chunked_head._room", lambda rows, kernel: None)
+        head = Head(with_bias=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=under == "bf16"):
+            logps = head.ours(scale=scale, softcap=softcap)
+        (logps * head.slopes).sum().backward()
+        found.append([logps.detach(), *(leaf.grad for leaf in head.leaves())])
+    assert all(torch.equal(shared, alone) for shared, alone in zip(*found, strict=True))
 
 
 def test_bf16_hidden_states_over_fp32_weights_stay_within_bf16_rounding():
