@@ -16,7 +16,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+# pip compiles what it installs on one core. What cannot be compiled (templates, say) nobody imports.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 STAMP := $(VENV)/.installed
 TESTED_WITH := $(VENV)/.tested-with
@@ -53,10 +55,12 @@ $(STAMP): pyproject.toml docker/requirements-cpu.lock docker/torch-cpu.lock dock
 	$(PIP) --no-deps --require-hashes --requirement docker/torch-cpu.lock \
 		|| $(PIP) --no-deps --require-hashes --requirement docker/torch.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(COMPILE)
 	touch $(STAMP)
 
 $(TESTED_WITH): $(STAMP) requirements.lock
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(COMPILE)
 	touch $(TESTED_WITH)
 
 demo: install
