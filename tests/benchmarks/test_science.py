@@ -346,12 +346,19 @@ def test_what_suites_and_a_judge_said_stands_beside_the_rest_and_of_s_once(tmp_p
     assert "| dpo | M_3 over S | on_topic | 40 | 55.0% [40.0, 70.0] |" in said
 
 
-def test_the_page_shows_what_suites_said_of_the_arm_that_was_asked_and_trained_once_more():
-    folder = ROOT / "benchmarks" / "results" / "science-suites"
+@pytest.mark.parametrize(
+    ("again", "asked"),
+    [
+        ("science-suites", "**Suites**, without examples\n\n"),
+        ("science-wins", "**Win rates**\n\n"),
+    ],
+)
+def test_the_page_shows_what_came_of_the_arm_that_was_asked_and_trained_once_more(again, asked):
+    folder = ROOT / "benchmarks" / "results" / again
     campaign = Campaign.model_validate_json((folder / "campaign.json").read_bytes())
     tables = page(campaign, folder)
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert tables.partition("**Suites**, without examples\n\n")[2].strip() in text
+    assert tables.partition(asked)[2].strip() in text
     of_trial = [line for line in tables.splitlines() if line.startswith("| sdpo | ")]
     by_step = [line for line in of_trial if "M_" in line or ", then " in line]
     assert len(by_step) > 4
