@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.measured import FamilyUsage, run_family
@@ -16,10 +17,14 @@ from benchmarks.ours import read_losses
 from benchmarks.report import MB, table
 from benchmarks.rivals import environment, trl_spec
 from benchmarks.workload import Workload
+from sdpo.model.batching import epoch_order
 from sdpo.store.run_folder import RunFolder
 
 WORK = {"score", "train", "measure"}
 """These phases of a stage are its work, and no orchestration."""
+
+_ONE_PAIR = 1e-6
+"""A share of the pairs that is rounded up to one of each source."""
 
 QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -31,7 +36,8 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
     does by default, and on one pair of each, which leaves what TRL does.
     """
     options = options.below("chain")
-    workload = options.workload(steps=2)
+    # One more of each step's pairs is set aside by ``sdpo run``, which wants one to measure on.
+    workload = options.workload(steps=2, pairs=options.pairs + 1)
     found: dict[str, list[FamilyUsage]] = {}
     ours: list[float] = []
     theirs: list[float] = []
@@ -40,12 +46,13 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
             folder = options.folder / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
             recipe = _recipe(options, workload, folder, probes=probes)
             found.setdefault(name, []).append(run_recipe(recipe, folder))
+        run = RunFolder(folder / "runs" / "bench")
         if not ours:
-            run = RunFolder(folder / "runs" / "bench")
             ours = [loss for k in (1, 2) for loss in read_losses(run.step(k) / "metrics.jsonl")]
         if options.sizes:
             name = f"TRL, {per_device} per device"
-            usage, theirs = _trl(options, workload, per_device=per_device, turn=turn)
+            rows = [_trained(run, k, workload, options.folder) for k in (1, 2)]
+            usage, theirs = _trl(options, workload, rows=rows, per_device=per_device, turn=turn)
             found.setdefault(name, []).append(usage)
     return _chain_numbers(options, found, ours, theirs)
 
@@ -89,7 +96,8 @@ def _recipe(
 ) -> Path:
     """Write the recipe of a natural run over the workload's files, and return its path.
 
-    It has no reserve, which TRL has not either. ``groups``: groups of settings in place of its own.
+    Its reserve is the least that there is, one pair of each source. ``groups``: groups of settings
+    in place of its own.
     """
     folder.mkdir(parents=True)
     steps = range(1, workload.settings.steps + 1)
@@ -99,7 +107,7 @@ def _recipe(
         "model": {"name_or_path": str(workload.model)},
         "data": {
             "sources": [{"name": f"D_{k}", "path": str(workload.source(k))} for k in steps],
-            "reserve": {"fraction": 0, "min_pairs": 0},
+            "reserve": {"fraction": _ONE_PAIR, "min_pairs": 0},
             "max_length": workload.settings.max_length,
         },
         "training": training,
@@ -118,12 +126,23 @@ def run_recipe(recipe: Path, folder: Path) -> FamilyUsage:
     return run_family(command, log=folder / "sdpo.log", environment=QUIET)
 
 
+def _trained(run: RunFolder, step: int, workload: Workload, folder: Path) -> Path:
+    """Write the pairs that a step of the run trained on, in its order, and return the file."""
+    plan = pq.read_table(run.plan, columns=["token_row", "step"]).to_pylist()
+    members = [row["token_row"] for row in plan if row["step"] == step]
+    order = epoch_order(len(members), seed=workload.settings.seed, epoch=0)
+    pairs = pq.read_table(run.pairs, columns=["prompt", "chosen", "rejected"]).to_pylist()
+    path = folder / f"trained-{step}.jsonl"
+    lines = [json.dumps(pairs[members[index]]) + "\n" for index in order]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
 def _trl(
-    options: Options, workload: Workload, *, per_device: int, turn: int
+    options: Options, workload: Workload, *, rows: list[Path], per_device: int, turn: int
 ) -> tuple[FamilyUsage, list[float]]:
     folder = options.folder / f"trl-{turn}"
     training = options.training(workload)
-    rows = [workload.ordered(1), workload.ordered(2)]
     spec = trl_spec(workload, folder, training, rows=rows, per_device=per_device)
     spec |= {"save": True}
     path = folder / "spec.json"

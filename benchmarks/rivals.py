@@ -34,12 +34,12 @@ def has_trl() -> bool:
 def environment(*, threads: int, cache: Path) -> dict[str, str]:
     """Return variables that give TRL's process the threads of our stages, and a cache of its own.
 
-    Passive waiting is what the supervisor sets for our stages: on shared cores it is kind to both.
+    How its threads wait for each other is as OpenMP has it by default, where nobody set it: a user
+    of TRL has that too.
     """
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_DATASETS_CACHE": str(cache),
         "TRL_EXPERIMENTAL_SILENCE": "1",
     }

@@ -9,14 +9,15 @@ on whichever machine. Without --model the tables of what is there are printed.
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.science.campaign import Prepared, prepare, run_parts
+from benchmarks.science.campaign import Prepared, check_names, prepare, run_parts
 from benchmarks.science.design import Campaign, Design
 from benchmarks.science.tables import page, power_table
 from sdpo.errors import ConfigError, SdpoError, UserError
-from sdpo.events import NoteEvent, WarningEvent
+from sdpo.events import Event, NodeEvent, NoteEvent, ProgressEvent, WarningEvent
 from sdpo.hooks import Host
 from sdpo.study.arms import ARMS
 
@@ -28,6 +29,7 @@ _SETTINGS = {
     "rule": str,
 }
 MARK = "<!-- python -m benchmarks.science -->"
+_EVERY_S = 60
 _LISTS = ("suites", "single", "several")
 
 
@@ -61,11 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     parser.add_argument("--work", type=Path, default=Path("runs/science"), metavar="FOLDER")
-    parser.add_argument("--parts", type=int, default=0, help="run so many now; 0: all")
+    parser.add_argument("--parts", type=int, default=0, help="run so many now; 0, the default: all")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="run these parts, so that machines can share"
     )
-    parser.add_argument("--plan", action="store_true", help="say what it would be; run nothing")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what it would be and keep the design in --results; train nothing",
+    )
     parser.add_argument(
         "--page",
         type=Path,
@@ -110,10 +116,11 @@ def _run(args: argparse.Namespace) -> int:
         work=args.work.absolute(),
         task_files=args.task_files.absolute() if args.task_files else None,
     )
+    only = [name.strip() for name in args.only.split(",") if name.strip()]
+    check_names(prepared, only)
     _tell(prepared)
     if not args.plan:
-        host = Host(listen=_listen)
-        only = [name.strip() for name in args.only.split(",") if name.strip()]
+        host = Host(listen=_Teller())
         run_parts(prepared, most=args.parts, host=host, say=_say, only=only)
         _show(prepared.campaign, args.results, args.page)
     return 0
@@ -121,10 +128,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _tell(prepared: Prepared) -> None:
     campaign, missing = prepared.campaign, prepared.missing
+    asks = campaign.design.suites or campaign.design.win_prompts
+    besides = ", and more for its suites and answers" if asks else ""
     print("\n".join(power_table(campaign)))
     print(
         f"{len(prepared.trials)} parts, {len(prepared.trials) - len(missing)} are there; each "
-        f"takes about {campaign.minutes:.0f} minutes of one core. Missing: "
+        f"takes about {campaign.minutes:.0f} minutes of one core{besides}. Missing: "
         f"{', '.join(missing) or 'none'}"
     )
 
@@ -144,9 +153,23 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _listen(event: object) -> None:
-    if isinstance(event, NoteEvent | WarningEvent):
-        print(f"  {event.message}", file=sys.stderr, flush=True)
+class _Teller:
+    """A listener that prints notes and warnings, and once a minute where a part is."""
+
+    def __init__(self) -> None:
+        self._node, self._said = "", time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Print one event, or not."""
+        now = time.monotonic()
+        if isinstance(event, NoteEvent | WarningEvent):
+            print(f"  {event.message}", file=sys.stderr, flush=True)
+        elif isinstance(event, NodeEvent):
+            self._node = event.node
+        elif isinstance(event, ProgressEvent) and now - self._said >= _EVERY_S:
+            self._said = now
+            where = f"{event.phase}: {event.done} of {event.total} {event.unit}"
+            print(f"  {self._node}, {where}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,17 @@ def _check_same(
         )
 
 
+def check_names(prepared: Prepared, only: Sequence[str]) -> None:
+    """Refuse names of parts that the campaign has not.
+
+    Raises:
+        UserError: one has no part.
+    """
+    names = [trial.name for trial in prepared.trials]
+    if unknown := set(only) - set(names):
+        raise UserError(f"no part is named {min(unknown)}: they are {', '.join(names)}")
+
+
 def run_parts(
     prepared: Prepared, *, most: int, host: Host, say: Say, only: Sequence[str] = ()
 ) -> list[str]:
@@ -157,10 +168,7 @@ def run_parts(
         Interrupted, KeyboardInterrupt: somebody asked to stop; the same call goes on.
     """
     study, trials, ran = prepared.study, prepared.trials, []
-    if unknown := set(only) - {trial.name for trial in trials}:
-        raise UserError(
-            f"no part is named {min(unknown)}: they are {', '.join(t.name for t in trials)}"
-        )
+    check_names(prepared, only)
     said = StudyFile(kind="compare", recipe=prepared.config.name)
     with study.held(said, listen=host.listen):
         for trial in trials:

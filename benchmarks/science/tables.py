@@ -70,9 +70,10 @@ def power_table(campaign: Campaign) -> list[str]:
         else:
             row = ("mean γ", f"differences of pairs spread by {supposed:g} nats")
             rows.append((*row, GAMMA.size(effect)))
+    level = f"5% shared among {design.tests} tests" if design.tests else "5%, with a second arm"
     return [
         f"Smallest difference of two arms that {design.reserved} reserved pairs show in 80% of all "
-        f"tries, at 5% shared among {design.tests} tests (written before anything ran):",
+        f"tries, at {level} (written before anything ran):",
         "",
         *markdown(("in", "if", "is"), rows),
     ]

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from benchmarks.science.sources import FILES, make_sources
 from benchmarks.science.tables import comparison_of, page, read_parts, trial_names
 from sdpo.config import settings_without_effect
 from sdpo.errors import IntegrityError, UserError
+from sdpo.events import NodeEvent, ProgressEvent
 from sdpo.hooks import Host
 from sdpo.study.folder import StudyFolder
 from sdpo.study.results import kept
@@ -318,11 +320,25 @@ def test_more_pairs_than_there_are_and_unknown_arms_end_without_a_traceback(
     assert "4064 are wanted" in capsys.readouterr().err
     assert program.main([*asked, "--single", "stratifed"]) == 2
     assert "`stratifed` is no arm" in capsys.readouterr().err
+    small = ["--pairs", "4", "--reserve", "4", "--several", "sdpo", "--single", ""]
+    assert program.main([*asked, *small, "--only", "sdpo.seed-42"]) == 2
+    assert "no part is named sdpo.seed-42: they are sdpo," in capsys.readouterr().err
     assert program.main(["--results", str(tmp_path / "none")]) == 2
     assert "no campaign has begun" in capsys.readouterr().err
     (tmp_path / "page.md").write_text("No mark.\n", encoding="utf-8")
     assert program.main(["--page", str(tmp_path / "page.md")]) == 2
     assert "has no line" in capsys.readouterr().err
+
+
+def test_a_part_says_once_a_minute_where_it_is(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(program, "time", SimpleNamespace(monotonic=lambda: now))
+    teller = program._Teller()
+    teller(NodeEvent(node="step-2", status="run", reason="new"))
+    for now in (30.0, 61.0, 62.0, 130.0):
+        teller(ProgressEvent(phase="train", done=int(now), total=200, unit="steps"))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["  step-2, train: 61 of 200 steps", "  step-2, train: 130 of 200 steps"]
 
 
 def test_what_suites_and_a_judge_said_stands_beside_the_rest_and_of_s_once(tmp_path):
