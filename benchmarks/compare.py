@@ -167,11 +167,11 @@ def _numbers(
     )
     if theirs := _precomputed(sides):
         found |= _against(ours, theirs, device=device)
+        within = f" (among TRL's own settings {found['loss_difference_within_trl']:.1e})"
         print(
             f"largest difference of the loss over {steps} optimizer steps: "
-            f"{found['loss_difference']:.1e} (among TRL's own settings "
-            f"{found['loss_difference_within_trl']:.1e}); the loss went from "
-            f"{ours.runs[0].losses[0]:.4f} to {ours.runs[0].losses[-1]:.4f}"
+            f"{found['loss_difference']:.1e}{within if len(theirs) > 1 else ''}; the loss went "
+            f"from {ours.runs[0].losses[0]:.4f} to {ours.runs[0].losses[-1]:.4f}"
         )
     return found
 
@@ -188,7 +188,8 @@ def _against(ours: Side, theirs: Sequence[Side], *, device: str) -> dict[str, An
         values = ratios(ours, side, device=device)
         found |= {f"{name}{suffix}": value for name, value in values.items()}
         said = ", ".join(f"{n.replace('_ratio', '')} {v:.2f}x" for n, v in values.items())
-        print(f"{side.name} over sdpo: {said}")
+        if not suffix or side is not usual:
+            print(f"{side.name} over sdpo: {said}")
     curve = theirs[0].runs[0].losses
     found["loss_difference"] = loss_difference([ours], curve)
     found["loss_difference_within_trl"] = loss_difference(theirs, curve)
