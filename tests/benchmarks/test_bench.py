@@ -87,6 +87,22 @@ def test_the_comparison_with_trl_runs_and_names_its_numbers(tmp_path):
     assert numbers["time_ratio_best"] == pytest.approx(best / sides["sdpo"]["total_s"])
 
 
+@pytest.mark.slow  # two minutes
+@pytest.mark.timeout(900)
+def test_the_other_sections_of_the_comparison_run_and_both_sides_train_on_the_same(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.trl", "--json", str(tmp_path / "numbers.json")]
+    command += ["--model", "tiny", "--lengths", "short", "--pairs", "16", "--repeat", "1"]
+    command += ["--trl", "8", "--tokenise-pairs", "50", "--only", "curve,tokenise,chain"]
+    command[-1] += ",orchestration"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert numbers["chain_optimizer_steps"] == 4, "two steps of 16 pairs, 8 at a time"
+    assert numbers["chain_loss_difference"] < 1e-5, "TRL has the pairs of the run, in its order"
+    assert numbers["curve_loss_difference"] < 1e-4
+    assert {"chain_time_ratio", "chain_memory_ratio", "orchestration_s"} <= numbers.keys()
+
+
 def test_the_shape_of_a_folder_has_the_weights_of_its_model(shapes, demo_files):
     sizes = json.loads((demo_files.model / "config.json").read_text(encoding="utf-8"))
     shape = shapes.shape_of(demo_files.model)
