@@ -16,8 +16,7 @@ from benchmarks.options import Options
 from benchmarks.ours import read_losses
 from benchmarks.report import MB, table
 from benchmarks.rivals import environment, trl_spec
-from benchmarks.workload import Workload
-from sdpo.model.batching import epoch_order
+from benchmarks.workload import Workload, first_epoch, write_lines
 from sdpo.store.run_folder import RunFolder
 
 WORK = {"score", "train", "measure"}
@@ -51,7 +50,7 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
             ours = [loss for k in (1, 2) for loss in read_losses(run.step(k) / "metrics.jsonl")]
         if options.sizes:
             name = f"TRL, {per_device} per device"
-            rows = [_trained(run, k, workload, options.folder) for k in (1, 2)]
+            rows = _trained(run, workload, options.folder)
             usage, theirs = _trl(options, workload, rows=rows, per_device=per_device, turn=turn)
             found.setdefault(name, []).append(usage)
     return _chain_numbers(options, found, ours, theirs)
@@ -126,16 +125,17 @@ def run_recipe(recipe: Path, folder: Path) -> FamilyUsage:
     return run_family(command, log=folder / "sdpo.log", environment=QUIET)
 
 
-def _trained(run: RunFolder, step: int, workload: Workload, folder: Path) -> Path:
-    """Write the pairs that a step of the run trained on, in its order, and return the file."""
-    plan = pq.read_table(run.plan, columns=["token_row", "step"]).to_pylist()
-    members = [row["token_row"] for row in plan if row["step"] == step]
-    order = epoch_order(len(members), seed=workload.settings.seed, epoch=0)
+def _trained(run: RunFolder, workload: Workload, folder: Path) -> list[Path]:
+    """Write the pairs that each step of the run trained on, in its order; return the files."""
+    plan = pq.read_table(run.plan, columns=["token_row", "step"])
+    step_of = list(zip(*(plan[name].to_pylist() for name in ("token_row", "step")), strict=True))
     pairs = pq.read_table(run.pairs, columns=["prompt", "chosen", "rejected"]).to_pylist()
-    path = folder / f"trained-{step}.jsonl"
-    lines = [json.dumps(pairs[members[index]]) + "\n" for index in order]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    paths = []
+    for step in (1, 2):
+        order = first_epoch(step_of, step, seed=workload.settings.seed)
+        paths.append(folder / f"trained-{step}.jsonl")
+        write_lines(paths[-1], [pairs[row] for row in order])
+    return paths
 
 
 def _trl(

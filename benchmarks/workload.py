@@ -134,7 +134,7 @@ def make(settings: Settings) -> Workload:
     workload = Workload(settings, {})
     for step in range(1, settings.steps + 1):
         part = rows[(step - 1) * settings.pairs : step * settings.pairs]
-        _write_lines(workload.source(step), part)
+        write_lines(workload.source(step), part)
     facts = _prepare(workload, end_token=end_token) if settings.prepared else {}
     content = {"settings": asdict(settings), **facts}
     (folder / "workload.json").write_text(json.dumps(content), encoding="utf-8")
@@ -187,7 +187,19 @@ def _real(settings: Settings, model: Path) -> tuple[list[dict[str, Any]], int]:
     )
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def first_epoch(step_of: Iterable[tuple[int, int]], step: int, *, seed: int) -> list[int]:
+    """Return the rows of a step in the order in which its first epoch sees them.
+
+    ``step_of``: rows and steps in the plan's order, over which an epoch's order is drawn.
+    """
+    from sdpo.model.batching import epoch_order
+
+    members = [row for row, number in step_of if number == step]
+    return [members[index] for index in epoch_order(len(members), seed=seed, epoch=0)]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -227,7 +239,6 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
     from sdpo.config import DataConfig, SourceConfig
     from sdpo.data.prepare import prepare_pairs
     from sdpo.identity.model_digest import model_digest
-    from sdpo.model.batching import epoch_order
     from sdpo.store.run_folder import RunFolder
     from sdpo.tokens.token_file import TokenFile
     from sdpo.tokens.tokenise import tokenise_pairs
@@ -252,11 +263,8 @@ def _prepare(workload: Workload, *, end_token: int) -> dict[str, Any]:
     messages = pq.read_table(run.pairs, columns=["prompt", "chosen", "rejected"]).to_pylist()
     lengths: list[list[int]] = []
     for step in steps:
-        # The plan's order is that of the pairs' ids; an epoch's order is drawn over it.
-        members = [row for row, number in step_of if number == step]
-        order = epoch_order(len(members), seed=settings.seed, epoch=0)
-        ordered = [members[index] for index in order]
-        _write_lines(workload.ordered(step), [messages[row] for row in ordered])
+        ordered = first_epoch(step_of, step, seed=settings.seed)
+        write_lines(workload.ordered(step), [messages[row] for row in ordered])
         if step == 1:
             pairs = [tokens.row(row) for row in ordered]
             sides = [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in pairs]
