@@ -34,6 +34,9 @@ from sdpo.system.json_values import Json, JsonObject
 
 TRAINER_VERSION = 3
 """This is raised when a change of this project's code changes what a step publishes."""
+BF16_ON_CPU_VERSION = 2
+"""This is raised when a change of code changes what a step in bf16 on a CPU publishes, and no
+other: 2 computes the gradients of attention in fp32."""
 DATA_VERSION = 2
 """This is raised when a change of code changes which pairs come out of the same files."""
 TOKENS_VERSION = 2
@@ -150,6 +153,8 @@ def step_identity(
     """Return the identity of a step's model; ``inputs``: digests of reference, target,
     partition."""
     arithmetic = changed_settings(model, "step") | changed_settings(launch, "step")
+    if training.precision == "bf16" and launch.device == "cpu":
+        arithmetic["bf16_on_cpu_version"] = BF16_ON_CPU_VERSION
     return {
         "trainer_version": TRAINER_VERSION,
         "inputs": inputs,

@@ -129,34 +129,37 @@ class _SegmentedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, *gradients: torch.Tensor) -> Gradients:
-        query, key, value, out, *sums = ctx.saved_tensors
+        query, key, value, out, *sums = ctx.saved_tensors  # recomputation lets them be read once
+        dtype = query.dtype
+        # Torch's backward kernel for bf16 is slower than the one for fp32, which is exact besides:
+        # it allocates in every thread, which waits for the others where they share one arena.
+        exact = torch.promote_types(dtype, torch.float32)
+        query, key, value, out = (t.to(exact) for t in (query, key, value, out))
         parts, masks, scale = ctx.plan
-        gradient = gradients[0]
+        gradient = gradients[0].to(exact)
         grouped = query.shape[1] != key.shape[1]
         # Laid out [1, tokens, heads, width], as the projections want their gradients.
         dq = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
         # A prompt's keys get a sum over the blocks of all that see them: not one in bf16.
-        exact = torch.promote_types(key.dtype, torch.float32)
-        dk, dv = (
-            torch.zeros_like(t.transpose(1, 2), dtype=exact).transpose(1, 2) for t in (key, value)
-        )
+        dk, dv = (torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (key, value))
         for segment, mask, lse in zip(parts, masks, sums, strict=True):
             q, k, v = _slices(query, key, value, segment)
+            seen = None if mask is None else mask.to(exact)
             groups = k.shape[0]
             gq, gk, gv = _KERNEL_BACKWARD(
                 _heads(gradient, segment.first, segment.last, groups),
                 *(q, k, v),
                 _heads(out, segment.first, segment.last, groups),
                 *(lse, 0.0, mask is None),
-                attn_mask=mask,
+                attn_mask=seen,
                 scale=scale,
             )
             shape = (1, -1, *q.shape[2:])
             dq[:, :, segment.first : segment.last] = gq.reshape(shape)
             keys = slice(segment.first_key, segment.last_key)
             for total, part in ((dk, gk), (dv, gv)):
-                total[:, :, keys] += part.sum(1, dtype=exact)[None] if grouped else part
-        return dq, dk.to(key.dtype), dv.to(value.dtype), None, None, None
+                total[:, :, keys] += part.sum(1)[None] if grouped else part
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype), None, None, None
 
 
 def _slices(

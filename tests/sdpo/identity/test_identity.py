@@ -9,6 +9,7 @@ from sdpo.config import LaunchConfig, ModelConfig, RunConfig, SupervisedConfig, 
 from sdpo.config.load import make_config
 from sdpo.identity.canonical import digest_of
 from sdpo.identity.payloads import (
+    BF16_ON_CPU_VERSION,
     Payload,
     changed_settings,
     changes,
@@ -364,6 +365,19 @@ def test_how_many_share_a_step_is_stated_and_makes_no_other_result(strategy):
         assert same_result(two, three)
         assert same_result(two, eight)
         assert changes(two, eight) == []
+
+
+def test_a_step_in_bf16_on_a_cpu_alone_has_the_version_of_what_computes_it():
+    def arithmetic(precision: str, device: str) -> Payload:
+        config = configure(training={"precision": precision}, launch={"device": device})
+        payload = step_identity(
+            config.training, launch=config.launch, model=config.model, inputs=INPUTS
+        )
+        return payload["arithmetic"]
+
+    assert arithmetic("bf16", "cpu")["bf16_on_cpu_version"] == BF16_ON_CPU_VERSION
+    for precision, device in (("fp32", "cpu"), ("bf16", "cuda"), ("fp32", "cuda")):
+        assert "bf16_on_cpu_version" not in arithmetic(precision, device)
 
 
 def test_what_one_process_computes_is_another_result_than_what_several_share():

@@ -130,17 +130,20 @@ def test_what_is_no_number_among_logits_is_none_in_their_sum_as_torchs(value):
 
 
 @pytest.mark.parametrize(("scale", "softcap"), TRANSFORMS)
-@pytest.mark.parametrize("under", ["fp32", "bf16"])
+@pytest.mark.parametrize("under", ["fp32", "autocast", "bf16"])
 def test_chunks_that_share_a_place_have_the_bits_of_chunks_of_their_own(
     scale, softcap, under, monkeypatch
 ):
     monkeypatch.setattr("sdpo.model.chunked_head._rows", lambda vocabulary, device: 3)
+    monkeypatch.setattr("sdpo.model.chunked_head._ADDED", 5)
     found = []
     for own in (False, True):
         if own:
             monkeypatch.setattr("sdpo.model.chunked_head._room", lambda rows, kernel: None)
         head = Head(with_bias=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=under == "bf16"):
+        if under == "bf16":
+            head.hidden = head.hidden.detach().bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=under != "fp32"):
             logps = head.ours(scale=scale, softcap=softcap)
         (logps * head.slopes).sum().backward()
         found.append([logps.detach(), *(leaf.grad for leaf in head.leaves())])

@@ -9,7 +9,7 @@ from sdpo.model.layouts.attention import _on_cpu, _through_autograd
 
 
 @pytest.mark.parametrize("groups", [2, 4])
-def test_gradients_of_keys_and_values_in_bf16_are_summed_over_the_blocks_in_fp32(groups):
+def test_gradients_in_bf16_are_computed_and_summed_over_the_blocks_in_fp32(groups):
     rng, heads, width = np.random.default_rng(0), 4, 16
     torch.manual_seed(0)
     prompt, *sides = (rng.integers(0, 60, n).astype(np.int32) for n in (64, 1500, 1500))
@@ -25,7 +25,7 @@ def test_gradients_of_keys_and_values_in_bf16_are_summed_over_the_blocks_in_fp32
     exact = [tensor.double().requires_grad_() for tensor in (query, key, value)]
     masks = row.segments.masks(None, torch.float64)
     _through_autograd(*exact, row.segments, masks, 0.25, 0.0).backward(gradient.double())
-    for ours, theirs in zip(low[1:], exact[1:], strict=True):
+    for ours, theirs in zip(low, exact, strict=True):
         assert ours.grad.dtype == torch.bfloat16
         apart = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
-        assert apart < 0.0045, "0.0066 where the sum is rounded to bf16 after each block"
+        assert apart < 0.002, "0.0017 by rounding the result; 0.003 by the kernel for bf16"
