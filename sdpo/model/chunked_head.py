@@ -188,7 +188,7 @@ def _add_product(
         # Block by block: torch makes an fp32 copy of what it adds, which so stays in the cache.
         for first in range(0, len(total), _ADDED):
             block = slice(first, first + _ADDED)
-            total[block] += product[block]
+            total[block].add_(product[block])
     elif left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.is_cuda and _adds_low_products(left.dtype, left.device.index):

@@ -86,20 +86,20 @@ def _on_cpu(
     dropout: float,
     window: int | None,
 ) -> torch.Tensor:
-    masks = segments.masks(window, query.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout == 0.0 and query.shape[-1] == value.shape[-1]:
         out: torch.Tensor = _SegmentedAttention.apply(  # type: ignore[no-untyped-call]
-            query, key, value, segments, masks, scale
+            query, key, value, segments, window, scale
         )
         return out
+    masks = segments.masks(window, query.dtype)
     return _through_autograd(query, key, value, segments, masks, scale, dropout)
 
 
 class _Context(Context, Protocol):
     """A context has what the backward pass needs beside tensors."""
 
-    plan: tuple[tuple[Segment, ...], Sequence[torch.Tensor | None], float]
+    plan: tuple[Segments, int | None, float]
 
 
 class _SegmentedAttention(torch.autograd.Function):
@@ -112,19 +112,20 @@ class _SegmentedAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         segments: Segments,
-        masks: Sequence[torch.Tensor | None],
+        window: int | None,
         scale: float,
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
         out = query.new_empty(1, tokens, heads, width)
         sums: list[torch.Tensor] = []
+        masks = segments.masks(window, query.dtype)
         for segment, mask in zip(segments.parts, masks, strict=True):
             q, k, v = _slices(query, key, value, segment)
             part, lse = _KERNEL(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
             _heads(out, segment.first, segment.last, k.shape[0]).copy_(part)
             sums.append(lse)
         ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.plan = (segments.parts, masks, scale)
+        ctx.plan = (segments, window, scale)
         return out
 
     @staticmethod
@@ -135,23 +136,23 @@ class _SegmentedAttention(torch.autograd.Function):
         # it allocates in every thread, which waits for the others where they share one arena.
         exact = torch.promote_types(dtype, torch.float32)
         query, key, value, out = (t.to(exact) for t in (query, key, value, out))
-        parts, masks, scale = ctx.plan
+        segments, window, scale = ctx.plan
+        masks = segments.masks(window, exact)
         gradient = gradients[0].to(exact)
         grouped = query.shape[1] != key.shape[1]
         # Laid out [1, tokens, heads, width], as the projections want their gradients.
         dq = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
         # A prompt's keys get a sum over the blocks of all that see them: not one in bf16.
         dk, dv = (torch.zeros_like(t.transpose(1, 2)).transpose(1, 2) for t in (key, value))
-        for segment, mask, lse in zip(parts, masks, sums, strict=True):
+        for segment, mask, lse in zip(segments.parts, masks, sums, strict=True):
             q, k, v = _slices(query, key, value, segment)
-            seen = None if mask is None else mask.to(exact)
             groups = k.shape[0]
             gq, gk, gv = _KERNEL_BACKWARD(
                 _heads(gradient, segment.first, segment.last, groups),
                 *(q, k, v),
                 _heads(out, segment.first, segment.last, groups),
                 *(lse, 0.0, mask is None),
-                attn_mask=seen,
+                attn_mask=mask,
                 scale=scale,
             )
             shape = (1, -1, *q.shape[2:])
