@@ -8,6 +8,7 @@ over all files of its package.
 
 - :mod:`.facts`: facts from the text of a source file, of this project's own parts too
 - :mod:`.package`: where an installed package's files are, without importing it, and their digest
+- :mod:`.source`: importing what the digest is over, whatever Python has cached of it
 - :mod:`.installed`: the plug-ins that are installed, and importing one
 - :mod:`.recorded`: those that a run was made with, beside those installed now
 """

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sdpo.errors import PluginError
 from sdpo.plugins.facts import NOTHING_STATED, Stated, stated
 from sdpo.plugins.package import digest_of_files, is_of_one, module_file, package_roots
+from sdpo.plugins.source import import_from_source
 
 Kind = Literal["objectives", "strategies", "layouts", "judges"]
 KINDS: dict[Kind, str] = {
@@ -70,7 +71,7 @@ class Plugin:
             raise PluginError(f"the {self.called} cannot be read: {error}") from error
 
     def load(self) -> Any:
-        """Import its module, and return what the entry point names.
+        """Import its module from its source, and return what the entry point names.
 
         Raises:
             PluginError: its facts cannot be used, importing it fails, or its files have changed
@@ -83,6 +84,7 @@ class Plugin:
             raise PluginError(
                 f"the {self.called} has changed since this process imported it: start a new one"
             )
+        import_from_source((self.module, *self.packages))
         try:
             return getattr(import_module(self.module), self.attribute)
         except (Exception, SystemExit) as error:

@@ -1,10 +1,13 @@
 """Plug-ins are found, told and digested without executing anything of theirs."""
 
 import json
+import os
+import py_compile
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import caller
@@ -238,6 +241,43 @@ def test_a_package_that_changed_after_it_was_imported_is_refused(site: Path) -> 
     write_files(site, {"half_package/new.py": ""})
     with pytest.raises(PluginError, match="has changed since this process imported it"):
         loss_of("half")
+
+
+@pytest.mark.parametrize("mode", ["TIMESTAMP", "UNCHECKED_HASH"])
+def test_what_is_executed_is_the_source_whatever_is_cached_of_it(site: Path, mode: str) -> None:
+    loss = """
+        from sdpo.objectives import objective
+
+        @objective(title="Half DPO", paper="2305.18290", form="pairwise")
+        def half(logps, *, beta):
+            from half_package.factor import FACTOR
+            from half_helpers import SUMMAND
+
+            return beta * FACTOR + SUMMAND
+    """
+    helpers = {"half_helpers.py": "SUMMAND = 5", "half_package/factor.py": "FACTOR = 3"}
+    write_distribution(
+        site,
+        "sdpo-half",
+        {"half_package/__init__.py": "", "half_package/loss.py": loss, **helpers},
+        {"sdpo.objectives": {"half": "half_package.loss:half"}},
+    )
+    forget()
+    stale = {
+        "half_package/loss.py": "* FACTOR",
+        "half_package/factor.py": "3",
+        "half_helpers.py": "5",
+    }
+    for name, part in stale.items():
+        path = site / name
+        text, time = path.read_text(encoding="utf-8"), path.stat().st_mtime_ns
+        path.write_text(text.replace(part, "7".rjust(len(part), "-")), encoding="utf-8")
+        os.utime(path, ns=(time, time))
+        py_compile.compile(str(path), invalidation_mode=py_compile.PycInvalidationMode[mode])
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, ns=(time, time))
+    formula: Any = loss_of("half")
+    assert formula(None, beta=2) == 2 * 3 + 5
 
 
 def test_plugins_are_listed_without_torch(site: Path) -> None:
