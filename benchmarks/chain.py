@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from benchmarks.matmul import measure_rate
 from benchmarks.measured import FamilyUsage, run_family
 from benchmarks.options import Options
 from benchmarks.ours import read_losses
@@ -40,11 +41,13 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
     found: dict[str, list[FamilyUsage]] = {}
     ours: list[float] = []
     theirs: list[float] = []
+    rates = [_rate(options)]
     for turn in range(options.repeat):
         for name, probes in (("sdpo run", 512), ("sdpo run, not measuring", 1)):
             folder = options.folder / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
             recipe = _recipe(options, workload, folder, probes=probes)
             found.setdefault(name, []).append(run_recipe(recipe, folder))
+            rates.append(_rate(options))
         run = RunFolder(folder / "runs" / "bench")
         if not ours:
             ours = [loss for k in (1, 2) for loss in read_losses(run.step(k) / "metrics.jsonl")]
@@ -53,7 +56,16 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
             rows = _trained(run, workload, options.folder)
             usage, theirs = _trl(options, workload, rows=rows, per_device=per_device, turn=turn)
             found.setdefault(name, []).append(usage)
-    return _chain_numbers(options, found, ours, theirs)
+            rates.append(_rate(options))
+    numbers = _chain_numbers(options, found, ours, theirs)
+    told = ", ".join(f"{rate / 1e9:.0f}" for rate in rates)
+    print(f"matrix products before the first program and after each: {told} GFLOP/s")
+    return numbers | {"chain_matmul_flops_per_s": rates}
+
+
+def _rate(options: Options) -> float:
+    """Return the rate of matrix products now: programs of many minutes may find another machine."""
+    return measure_rate(device=options.device, threads=options.threads).wall
 
 
 def _chain_numbers(

@@ -101,6 +101,7 @@ def test_the_other_sections_of_the_comparison_run_and_both_sides_train_on_the_sa
     assert numbers["chain_loss_difference"] < 1e-5, "TRL has the pairs of the run, in its order"
     assert numbers["curve_loss_difference"] < 1e-4
     assert {"chain_time_ratio", "chain_memory_ratio", "orchestration_s"} <= numbers.keys()
+    assert len(numbers["chain_matmul_flops_per_s"]) == 4, "before the first of three, after each"
 
 
 def test_the_shape_of_a_folder_has_the_weights_of_its_model(shapes, demo_files):
