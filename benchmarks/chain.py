@@ -16,7 +16,7 @@ from benchmarks.measured import FamilyUsage, run_family
 from benchmarks.options import Options
 from benchmarks.ours import read_losses
 from benchmarks.report import MB, table
-from benchmarks.rivals import environment, trl_spec
+from benchmarks.rivals import Way, environment, trl_spec
 from benchmarks.workload import Workload, first_epoch, write_lines
 from sdpo.store.run_folder import RunFolder
 
@@ -29,11 +29,17 @@ _ONE_PAIR = 1e-6
 QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def chain(options: Options, *, per_device: int) -> dict[str, Any]:
+ALL = "sdpo run, all pairs measured"
+LITTLE = "sdpo run, 4 pairs measured"
+"""Every model is measured on up to 512 pairs of each of the two steps, as by default, or on one of
+each; on the two reserved pairs besides."""
+
+
+def chain(options: Options, *, way: Way) -> dict[str, Any]:
     """Make two steps in a row: by ``sdpo run``, and by a plain script of two DPOTrainers.
 
-    ``sdpo run`` is there twice: measuring every model on up to 512 pairs of each partition, as it
-    does by default, and on one pair of each, which leaves what TRL does.
+    ``sdpo run`` is there twice: measuring every model on all pairs, and on four, which is next to
+    what TRL does and so runs beside it.
     """
     options = options.below("chain")
     # One more of each step's pairs is set aside by ``sdpo run``, which wants one to measure on.
@@ -42,22 +48,26 @@ def chain(options: Options, *, per_device: int) -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     rates = [_rate(options)]
+
+    def add(name: str, usage: FamilyUsage) -> None:
+        found.setdefault(name, []).append(usage)
+        rates.append(_rate(options))
+        said = f"{name}: {usage.wall_s:.1f} s, CPU {usage.cpu_s:.1f} s"
+        print(f"  {said}, then {rates[-1] / 1e9:.0f} GFLOP/s", file=sys.stderr, flush=True)
+
     for turn in range(options.repeat):
-        for name, probes in (("sdpo run", 512), ("sdpo run, not measuring", 1)):
-            folder = options.folder / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
-            recipe = _recipe(options, workload, folder, probes=probes)
-            found.setdefault(name, []).append(run_recipe(recipe, folder))
-            rates.append(_rate(options))
+        folder = options.folder / f"little-{turn}"
+        add(LITTLE, run_recipe(_recipe(options, workload, folder, probes=1), folder))
         run = RunFolder(folder / "runs" / "bench")
         if not ours:
             ours = [loss for k in (1, 2) for loss in read_losses(run.step(k) / "metrics.jsonl")]
         if options.sizes:
-            name = f"TRL, {per_device} per device"
             rows = _trained(run, workload, options.folder)
-            usage, theirs = _trl(options, workload, rows=rows, per_device=per_device, turn=turn)
-            found.setdefault(name, []).append(usage)
-            rates.append(_rate(options))
-    numbers = _chain_numbers(options, found, ours, theirs)
+            usage, theirs = _trl(options, workload, rows=rows, way=way, turn=turn)
+            add(way.name, usage)
+        folder = options.folder / f"all-{turn}"
+        add(ALL, run_recipe(_recipe(options, workload, folder, probes=512), folder))
+    numbers = _chain_numbers(options, found, ours, theirs, way=way)
     told = ", ".join(f"{rate / 1e9:.0f}" for rate in rates)
     print(f"matrix products before the first program and after each: {told} GFLOP/s")
     return numbers | {"chain_matmul_flops_per_s": rates}
@@ -69,7 +79,12 @@ def _rate(options: Options) -> float:
 
 
 def _chain_numbers(
-    options: Options, found: Mapping[str, list[FamilyUsage]], ours: list[float], theirs: list[float]
+    options: Options,
+    found: Mapping[str, list[FamilyUsage]],
+    ours: list[float],
+    theirs: list[float],
+    *,
+    way: Way,
 ) -> dict[str, Any]:
     walls = {name: median(usage.wall_s for usage in runs) for name, runs in found.items()}
     peaks = {name: median(usage.peak_bytes for usage in runs) for name, runs in found.items()}
@@ -85,8 +100,8 @@ def _chain_numbers(
     }
     if not theirs:
         return numbers
-    name = list(found)[-1]
-    for key, mine in (("chain", "sdpo run"), ("chain_not_measuring", "sdpo run, not measuring")):
+    name = way.name
+    for key, mine in (("chain", ALL), ("chain_not_measuring", LITTLE)):
         numbers[f"{key}_time_ratio"] = walls[name] / walls[mine]
         numbers[f"{key}_memory_ratio"] = peaks[name] / peaks[mine]
         print(
@@ -107,7 +122,8 @@ def _recipe(
 ) -> Path:
     """Write the recipe of a natural run over the workload's files, and return its path.
 
-    Its reserve is the least that there is, one pair of each source. ``groups``: groups of settings
+    Its reserve is the least that there is, one pair of each source, and no answers are sampled,
+    which TRL does not do either. ``groups``: groups of settings
     in place of its own.
     """
     folder.mkdir(parents=True)
@@ -151,11 +167,11 @@ def _trained(run: RunFolder, workload: Workload, folder: Path) -> list[Path]:
 
 
 def _trl(
-    options: Options, workload: Workload, *, rows: list[Path], per_device: int, turn: int
+    options: Options, workload: Workload, *, rows: list[Path], way: Way, turn: int
 ) -> tuple[FamilyUsage, list[float]]:
     folder = options.folder / f"trl-{turn}"
     training = options.training(workload)
-    spec = trl_spec(workload, folder, training, rows=rows, per_device=per_device)
+    spec = trl_spec(workload, folder, training, rows=rows, way=way)
     spec |= {"save": True}
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")

@@ -12,11 +12,8 @@ from benchmarks.measured import OutOfMemoryKill, Usage
 from benchmarks.options import Options
 from benchmarks.ours import Measurement, run_step, run_tokenise
 from benchmarks.report import Side, loss_difference, ratios, side_by_side
-from benchmarks.rivals import CHECKPOINTING, NOT_PRECOMPUTED, run_trl, trl_name, trl_size
+from benchmarks.rivals import AS_CONFIGURED, Way, run_trl
 from benchmarks.workload import Settings, Workload
-
-USUAL = 8
-"""People configure TRL with so many pairs per device: its own default."""
 
 
 def compare(options: Options, lengths: str) -> tuple[Workload, dict[str, Any]]:
@@ -29,17 +26,23 @@ def compare(options: Options, lengths: str) -> tuple[Workload, dict[str, Any]]:
         rates.append(measure_rate(device=options.device, threads=options.threads))
         _one_turn(options, workload, runs, turn=turn)
     rate = Rate(max(rate.wall for rate in rates), max(rate.cpu for rate in rates))
-    return workload, _numbers(options, workload, runs.sides, rate)
+    return workload, _numbers(options, workload, runs, rate)
 
 
 class _Runs:
-    """Runs hold the measurements by program; what each took is printed to stderr as it comes."""
+    """Runs hold the measurements by program; what each took is printed to stderr as it comes.
+
+    ``ways``: those of TRL's programs, by name.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, list[Measurement]] = {}
+        self.ways: dict[str, Way] = {}
 
-    def add(self, measurement: Measurement) -> None:
+    def add(self, measurement: Measurement, way: Way | None = None) -> None:
         self._found.setdefault(measurement.name, []).append(measurement)
+        if way is not None:
+            self.ways[measurement.name] = way
         parts = [f"{phase} {seconds:.1f} s" for phase, seconds in measurement.seconds.items()]
         peak = f"peak {measurement.usage.peak_bytes / 1e6:,.0f} MB"
         print(f"  {measurement.name}: {', '.join([*parts, peak])}", file=sys.stderr, flush=True)
@@ -48,65 +51,51 @@ class _Runs:
     def sides(self) -> list[Side]:
         return [Side(name, runs) for name, runs in self._found.items()]
 
+    @property
+    def theirs(self) -> list[Side]:
+        return [side for side in self.sides if side.name in self.ways]
+
 
 def _one_turn(options: Options, workload: Workload, runs: _Runs, *, turn: int) -> None:
+    """Run every program once; TRL by its checkpointing too where memory asks for it.
+
+    Its fastest way is run without scoring first as well, and the way that it is configured.
+    """
     training, threads = options.training(workload), options.threads
     folder = workload.folder.parent
     prepared = run_tokenise(workload, folder / f"sdpo-tokens-{turn}", threads=threads)
     done = run_step(workload, folder / f"sdpo-{turn}", training, options.launch)
     runs.add(replace(done, seconds=prepared.seconds | done.seconds))
     for size in options.sizes:
-        _add_trl(options, workload, runs, size=size, turn=turn)
-    if theirs := _precomputed(runs.sides):
-        name = fastest(theirs).name
-        runs.add(
-            run_trl(
-                workload,
-                folder / f"trl-plain-{turn}",
-                training,
-                per_device=trl_size(name),
-                threads=threads,
-                precompute=False,
-                checkpointing=name.endswith(CHECKPOINTING),
-            )
-        )
+        way = Way(per_device=size)
+        if not _add_trl(options, workload, runs, way, turn=turn):
+            _add_trl(options, workload, runs, replace(way, checkpointing=True), turn=turn)
+    if not runs.ways:
+        return
+    further = [replace(runs.ways[fastest(runs.theirs).name], precompute=False)]
+    if AS_CONFIGURED.per_device in options.sizes:
+        further.append(AS_CONFIGURED)
+    for way in dict.fromkeys(further):
+        _add_trl(options, workload, runs, way, turn=turn)
 
 
-def _add_trl(options: Options, workload: Workload, runs: _Runs, *, size: int, turn: int) -> None:
-    """Run TRL with ``size`` pairs per device, and by its own checkpointing where memory is short.
-
-    What fits in neither way is said and left out: the comparison goes on with what fits.
-    """
+def _add_trl(options: Options, workload: Workload, runs: _Runs, way: Way, *, turn: int) -> bool:
+    """Run TRL in this way; return whether it fits. What does not is said and left out."""
+    place = workload.folder.parent / f"{way.folder}-{turn}"
     training, threads = options.training(workload), options.threads
-    for checkpointing in (False, True):
-        place = workload.folder.parent / f"trl-{size}-{turn}{'-again' * checkpointing}"
-        try:
-            runs.add(
-                run_trl(
-                    workload,
-                    place,
-                    training,
-                    per_device=size,
-                    threads=threads,
-                    checkpointing=checkpointing,
-                )
-            )
-        except RuntimeError as error:
-            if options.device == "cpu" and not isinstance(error, OutOfMemoryKill):
-                raise
-            said = "does not fit" if isinstance(error, OutOfMemoryKill) else f"failed: {error}"
-            how = " with checkpointing" if checkpointing else ""
-            print(f"  {trl_name(size)}{how} {said}", file=sys.stderr, flush=True)
-        else:
-            return
-
-
-def _precomputed(sides: Sequence[Side]) -> list[Side]:
-    return [s for s in sides if s.name != "sdpo" and not s.name.endswith(NOT_PRECOMPUTED)]
+    try:
+        runs.add(run_trl(workload, place, training, way=way, threads=threads), way)
+    except RuntimeError as error:
+        if options.device == "cpu" and not isinstance(error, OutOfMemoryKill):
+            raise
+        said = "does not fit" if isinstance(error, OutOfMemoryKill) else f"failed: {error}"
+        print(f"  {way.name} {said}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def fastest(sides: Sequence[Side]) -> Side:
-    """Return the side with the least time for scoring and training."""
+    """Return the side with the least time for scoring, if it does that first, and training."""
     return min(sides, key=lambda side: side.seconds("total_s"))
 
 
@@ -134,10 +123,9 @@ def _model(settings: Settings) -> str:
     )
 
 
-def _numbers(
-    options: Options, workload: Workload, sides: Sequence[Side], rate: Rate
-) -> dict[str, Any]:
+def _numbers(options: Options, workload: Workload, runs: _Runs, rate: Rate) -> dict[str, Any]:
     """Return what the JSON file holds of a comparison, and print it as a table."""
+    sides, theirs = runs.sides, runs.theirs
     ours, flops, pairs = sides[0], workload.flops, workload.settings.pairs
     total = ours.seconds("total_s")
     steps = len(ours.runs[0].losses)
@@ -165,8 +153,9 @@ def _numbers(
         side_by_side(sides, pairs=pairs, tokens=tokens, flops=flops, rate=rate, device=device),
         flush=True,
     )
-    if theirs := _precomputed(sides):
+    if theirs:
         found |= _against(ours, theirs, device=device)
+        found["trl_best_way"] = asdict(runs.ways[found["trl_best"]])
         within = f" (among TRL's own settings {found['loss_difference_within_trl']:.1e})"
         print(
             f"largest difference of the loss over {steps} optimizer steps: "
@@ -177,19 +166,16 @@ def _numbers(
 
 
 def _against(ours: Side, theirs: Sequence[Side], *, device: str) -> dict[str, Any]:
-    usual = next((side for side in theirs if side.name == trl_name(USUAL)), theirs[0])
     best = fastest(theirs)
-    found: dict[str, Any] = {
-        "trl_usual": usual.name,
-        "trl_best": best.name,
-        "trl_best_size": trl_size(best.name),
-    }
+    usual = next((side for side in theirs if side.name == AS_CONFIGURED.name), best)
+    found: dict[str, Any] = {"trl_usual": usual.name, "trl_best": best.name}
     for suffix, side in (("", usual), ("_best", best)):
         values = ratios(ours, side, device=device)
         found |= {f"{name}{suffix}": value for name, value in values.items()}
         said = ", ".join(f"{n.replace('_ratio', '')} {v:.2f}x" for n, v in values.items())
+        which = "at its best" if side is best else "as configured"
         if not suffix or side is not usual:
-            print(f"{side.name} over sdpo: {said}")
+            print(f"{side.name} ({which}) over sdpo: {said}")
     curve = theirs[0].runs[0].losses
     found["loss_difference"] = loss_difference([ours], curve)
     found["loss_difference_within_trl"] = loss_difference(theirs, curve)
@@ -216,15 +202,13 @@ def _usage(usage: Usage) -> dict[str, Any]:
     return {name: value for name, value in asdict(usage).items() if value}
 
 
-def curve(options: Options, *, per_device: int, steps: int = 20) -> dict[str, Any]:
+def curve(options: Options, *, way: Way, steps: int = 20) -> dict[str, Any]:
     """Compare the loss curves of both sides over ``steps`` optimizer steps."""
     options = options.below("curve")
     workload = options.workload(pairs=steps * options.batch_size)
     training = options.training(workload)
     ours = run_step(workload, options.folder / "sdpo", training, options.launch)
-    theirs = run_trl(
-        workload, options.folder / "trl", training, per_device=per_device, threads=options.threads
-    )
+    theirs = run_trl(workload, options.folder / "trl", training, way=way, threads=options.threads)
     difference = loss_difference([Side("sdpo", [ours])], theirs.losses)
     print(
         f"\n== loss over {steps} optimizer steps: {ours.losses[0]:.4f} to {ours.losses[-1]:.4f}, "

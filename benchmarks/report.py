@@ -93,16 +93,24 @@ def side_by_side(
 
 
 def ratios(ours: Side, theirs: Side, *, device: str) -> Mapping[str, float]:
-    """Return the ratios of TRL's seconds and memory to this project's."""
+    """Return the ratios of TRL's seconds and memory to this project's.
+
+    Those of scoring and of training alone mean something where TRL scores first as well.
+    """
     memory = {
         name: theirs.memory(device=device, net=net) / ours.memory(device=device, net=net)
         for name, net in (("memory_ratio", False), ("memory_ratio_net", True))
     }
+    apart = {}
+    if theirs.seconds("score_s"):
+        apart = {
+            f"{phase}_ratio": theirs.seconds(f"{phase}_s") / ours.seconds(f"{phase}_s")
+            for phase in ("score", "train")
+        }
     return {
         "time_ratio": theirs.seconds("total_s") / ours.seconds("total_s"),
         "alone_ratio": theirs.seconds("alone_s") / ours.seconds("alone_s"),
-        "score_ratio": theirs.seconds("score_s") / ours.seconds("score_s"),
-        "train_ratio": theirs.seconds("train_s") / ours.seconds("train_s"),
+        **apart,
         "cpu_ratio": theirs.cpu_s / ours.cpu_s,
         "process_ratio": theirs.usage("wall_s") / ours.usage("wall_s"),
         **memory,

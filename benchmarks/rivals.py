@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,34 @@ from benchmarks.ours import Measurement
 from benchmarks.workload import Workload
 from sdpo.config import TrainingConfig
 
-NOT_PRECOMPUTED = "ref model"
-CHECKPOINTING = "checkpointing"
-"""TRL trains so, by its own ``gradient_checkpointing``, where the machine's memory asks for it."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """A way to run TRL: it takes time and memory, and changes nothing of what is learnt.
+
+    ``checkpointing``: its own ``gradient_checkpointing``. ``precompute``: the reference scores all
+    pairs first; else it stays beside the policy.
+    """
+
+    per_device: int
+    checkpointing: bool = False
+    precompute: bool = True
+
+    @property
+    def name(self) -> str:
+        """Return what a table calls it."""
+        parts = [f"TRL {self.per_device}/device"]
+        parts += ["checkpointing"] * self.checkpointing + ["ref model"] * (not self.precompute)
+        return ", ".join(parts)
+
+    @property
+    def folder(self) -> str:
+        """Return the name without what a path would not take."""
+        return re.sub(r"[^\w]+", "-", self.name)
 
 
-def trl_name(per_device: int) -> str:
-    """Return what a table calls TRL with so many pairs per device."""
-    return f"TRL {per_device}/device"
-
-
-def trl_size(name: str) -> int:
-    """Return the pairs per device of the TRL that is called ``name``, whatever follows them."""
-    return int(name.removeprefix("TRL ").partition("/")[0])
+AS_CONFIGURED = Way(per_device=8, checkpointing=True, precompute=False)
+"""TRL 1.16 trains so where nobody says otherwise."""
 
 
 def has_trl() -> bool:
@@ -46,26 +63,15 @@ def environment(*, threads: int, cache: Path) -> dict[str, str]:
 
 
 def run_trl(
-    workload: Workload,
-    folder: Path,
-    training: TrainingConfig,
-    *,
-    per_device: int,
-    threads: int,
-    precompute: bool = True,
-    checkpointing: bool = False,
+    workload: Workload, folder: Path, training: TrainingConfig, *, way: Way, threads: int
 ) -> Measurement:
-    """Prepare, score and train D_1 with TRL in ``folder``; ``checkpointing``: by its own setting.
+    """Prepare, score and train D_1 with TRL in ``folder``.
 
     Raises:
         OutOfMemoryKill: the machine has too little memory for it.
         RuntimeError: TRL failed, or trained on other tokens.
     """
-    spec = trl_spec(
-        workload, folder, training, rows=[workload.ordered(1)], per_device=per_device
-    ) | {"precompute": precompute}
-    if checkpointing:
-        spec["gradient_checkpointing"] = True
+    spec = trl_spec(workload, folder, training, rows=[workload.ordered(1)], way=way)
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     usage = run_measured(
@@ -78,9 +84,7 @@ def run_trl(
     [result] = json.loads(Path(spec["results"]).read_text(encoding="utf-8"))
     if result["tokens"] != workload.facts["tokens"]:
         raise RuntimeError("TRL trained on other tokens: the comparison would mean nothing")
-    name = trl_name(per_device) + (f", {CHECKPOINTING}" if checkpointing else "")
-    name += "" if precompute else f", {NOT_PRECOMPUTED}"
-    return Measurement(name, result["seconds"], result["losses"], usage)
+    return Measurement(way.name, result["seconds"], result["losses"], usage)
 
 
 def _lora(training: TrainingConfig) -> dict[str, Any] | None:
@@ -103,7 +107,7 @@ def trl_spec(
     training: TrainingConfig,
     *,
     rows: Sequence[Path],
-    per_device: int,
+    way: Way,
 ) -> dict[str, Any]:
     """Make ``folder``, and return what :mod:`benchmarks.theirs` reads."""
     folder.mkdir(parents=True)
@@ -114,13 +118,13 @@ def trl_spec(
         "rows": [str(path) for path in rows],
         "out": str(folder / "out"),
         "results": str(folder / "results.json"),
-        "per_device": per_device,
+        "per_device": way.per_device,
         "batch_size": training.batch_size,
-        "precompute": True,
+        "precompute": way.precompute,
         "beta": training.beta,
         "learning_rate": training.learning_rate,
         "max_grad_norm": training.max_grad_norm,
-        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing": way.checkpointing or training.gradient_checkpointing,
         "max_length": settings.max_length,
         "seed": training.seed,
         "device": settings.device,

@@ -1,8 +1,9 @@
 """Run TRL's side: a plain script around DPOTrainer (``python -m benchmarks.theirs SPEC``).
 
-It sets nothing that a user of TRL would not set, except that rows are taken in the order of their
-file, and that completions end with their end token: TRL trains on what a template writes after it
-(a newline), and this project does not. It times the trainer's own methods.
+Both sides have the same precision, batch, optimizer and learning rate; what else takes time or
+memory the specification says (:class:`benchmarks.rivals.Way`). Rows are taken in the order of their
+file, and completions end with their end token: TRL trains on what a template writes after it (a
+newline), and this project does not. It times the trainer's own methods.
 """
 
 import json

@@ -9,7 +9,7 @@ from benchmarks.measured import TRL_IMPORTS, run_measured
 from benchmarks.options import Options
 from benchmarks.ours import run_tokenise
 from benchmarks.report import table
-from benchmarks.rivals import environment, trl_spec
+from benchmarks.rivals import Way, environment, trl_spec
 from benchmarks.workload import Workload
 
 
@@ -53,7 +53,7 @@ def _trl(options: Options, workload: Workload, folder: Path, *, processes: int) 
         RuntimeError: TRL failed, or made other tokens.
     """
     training = options.training(workload)
-    spec = trl_spec(workload, folder, training, rows=[workload.ordered(1)], per_device=1)
+    spec = trl_spec(workload, folder, training, rows=[workload.ordered(1)], way=Way(per_device=1))
     spec |= {"precompute": False, "train": False, "num_proc": processes if processes > 1 else None}
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")

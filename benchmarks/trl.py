@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.chain import chain, orchestration
 from benchmarks.compare import compare, curve, warm
 from benchmarks.options import Options
-from benchmarks.rivals import has_trl
+from benchmarks.rivals import Way, has_trl
 from benchmarks.shapes import LENGTHS, SHAPES
 from benchmarks.tokenising import tokenise
 from sdpo.system import machine
@@ -153,18 +153,21 @@ def run(options: Options, args: argparse.Namespace) -> dict[str, Any]:
     if "compare" in sections:
         workload, numbers = compare(options, first)
         numbers["lengths"] = {name: compare(options, name)[1] for name in others}
-    # Where nothing was compared, the size that comes last is taken for TRL's best.
-    best = numbers.get("trl_best_size") or (options.sizes or (1,))[-1]
+    # Where nothing was compared, the size that comes last is taken for TRL's best: nothing is
+    # scored first, since TRL then computes the same in less time.
+    best = Way(per_device=(options.sizes or (1,))[-1], precompute=False)
+    if "trl_best_way" in numbers:
+        best = Way(**numbers["trl_best_way"])
     if "warm" in sections:
         numbers |= warm(options, workload or options.workload())
     if "curve" in sections and options.sizes:
-        numbers |= curve(options, per_device=best)
+        numbers |= curve(options, way=best)
         found = (numbers.get("loss_difference", 0.0), numbers["curve_loss_difference"])
         numbers["loss_difference"] = max(found)
     if "tokenise" in sections:
         numbers |= tokenise(options, pairs=args.tokenise_pairs)
     if "chain" in sections:
-        numbers |= chain(options, per_device=best)
+        numbers |= chain(options, way=best)
     if "orchestration" in sections:
         numbers |= orchestration(options)
     return numbers

@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.gpu import workloads
 from benchmarks.gpu.findings import Finding, Settings
 from benchmarks.ours import Measurement, launch_config, run_step, training_config
-from benchmarks.rivals import has_trl, run_trl
+from benchmarks.rivals import Way, has_trl, run_trl
 from benchmarks.workload import Workload
 
 _PER_DEVICE = 4
@@ -30,9 +30,8 @@ def run(settings: Settings) -> Iterator[Finding]:
     if not has_trl():
         yield Finding(what="TRL", seen="not measured: it is not installed here")
         return
-    theirs = run_trl(
-        workload, folder / "trl", training, per_device=_PER_DEVICE, threads=settings.threads
-    )
+    way = Way(per_device=_PER_DEVICE)
+    theirs = run_trl(workload, folder / "trl", training, way=way, threads=settings.threads)
     [result] = json.loads((folder / "trl" / "results.json").read_text(encoding="utf-8"))
     ends: list[float] = result["step_ends"]
     their_s = [after - before for before, after in pairwise(ends)] or [theirs.train_s]

@@ -1,5 +1,6 @@
 """The benches count what they say they count, and still run."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measured import OutOfMemoryKill, run_module
-from benchmarks.rivals import CHECKPOINTING, trl_name, trl_size
+from benchmarks.rivals import AS_CONFIGURED, Way
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +84,9 @@ def test_the_comparison_with_trl_runs_and_names_its_numbers(tmp_path):
     assert ratios | {"memory_ratio_net", "peak_share", "loss_difference"} <= numbers.keys()
     assert numbers["loss_difference"] < 1e-4
     sides = numbers["sides"]
-    best = min(sides[f"TRL {size}/device"]["total_s"] for size in (8, 1))
+    assert {"TRL 8/device", "TRL 1/device", AS_CONFIGURED.name} < sides.keys()
+    assert numbers["trl_usual"] == AS_CONFIGURED.name
+    best = min(side["total_s"] for name, side in sides.items() if name != "sdpo")
     assert numbers["time_ratio_best"] == pytest.approx(best / sides["sdpo"]["total_s"])
 
 
@@ -166,5 +169,13 @@ def test_a_program_that_the_kernel_killed_is_told_from_one_that_failed(tmp_path)
     assert told == {"killed": OutOfMemoryKill, "failed": RuntimeError}
 
 
-def test_the_size_of_a_trl_is_read_from_its_name_however_it_trains():
-    assert [trl_size(trl_name(8)), trl_size(f"{trl_name(4)}, {CHECKPOINTING}")] == [8, 4]
+def test_trl_as_configured_is_what_trl_does_where_nothing_is_set():
+    from trl import DPOConfig
+
+    unset = {field.name: field.default for field in dataclasses.fields(DPOConfig)}
+    as_unset = Way(
+        per_device=unset["per_device_train_batch_size"],
+        checkpointing=unset["gradient_checkpointing"],
+        precompute=unset["precompute_ref_log_probs"],
+    )
+    assert as_unset == AS_CONFIGURED
