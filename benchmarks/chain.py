@@ -123,8 +123,7 @@ def _recipe(
     """Write the recipe of a natural run over the workload's files, and return its path.
 
     Its reserve is the least that there is, one pair of each source, and no answers are sampled,
-    which TRL does not do either. ``groups``: groups of settings
-    in place of its own.
+    which TRL does not do either. ``groups``: groups of settings in place of its own.
     """
     folder.mkdir(parents=True)
     steps = range(1, workload.settings.steps + 1)

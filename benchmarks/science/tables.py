@@ -13,6 +13,7 @@ from benchmarks.science.design import Campaign
 from benchmarks.science.parts import Part, PartFiles, reserve_values, rows_of
 from sdpo.report.tables import UNKNOWN, interval, number, percent
 from sdpo.stats.bootstrap import Floats, intervals
+from sdpo.stats.contamination import CONTAMINATION_NATS
 from sdpo.stats.differences import RESAMPLES
 from sdpo.stats.gamma import RESERVE
 from sdpo.study.comparison import Comparison, compare
@@ -73,7 +74,7 @@ def power_table(campaign: Campaign) -> list[str]:
     level = f"5% shared among {design.tests} tests" if design.tests else "5%, with a second arm"
     return [
         f"Smallest difference of two arms that {design.reserved} reserved pairs show in 80% of all "
-        f"tries, at {level} (written before anything ran):",
+        f"tries, varying over pairs alone, at {level} (written before anything ran):",
         "",
         *markdown(("in", "if", "is"), rows),
     ]
@@ -182,10 +183,25 @@ def _differences(found: Comparison, title: str) -> list[str]:
         "",
         *markdown(columns, rows),
         "",
-        "[a, b]: 95% interval over pairs, prompts resampled, and of several seeds one over these. "
-        f"p is corrected by Holm for {found.tests} tests. Could be shown: the smallest difference "
-        "that these pairs show in 80% of all tries; a smaller one may still be there.",
+        "[a, b]: 95% interval of Student's t over prompts, and of several seeds one over these; a "
+        "difference is shown where both leave out 0 and p is below 5%. "
+        f"p is corrected by Holm for {found.tests} tests{_untested(found)}. Could be shown: the "
+        "smallest difference "
+        f"that would be shown in 80% of all tries, varying {_varying(found)}; a smaller one may "
+        "still be there.",
     ]
+
+
+def _untested(found: Comparison) -> str:
+    return (
+        ", those that something varies in"
+        if any(contrast.found.p is None for contrast in found.contrasts)
+        else ""
+    )
+
+
+def _varying(found: Comparison) -> str:
+    return "over pairs and over seeds as here" if found.seeds > 1 else "over pairs as here"
 
 
 def _ahead(kept: Kept) -> list[str]:
@@ -264,6 +280,9 @@ def _contamination(kept: Kept) -> list[str]:
         "",
         *(markdown(("trial", "model, pairs", "gap, nats", "warning"), rows) if rows else []),
         "",
+        f"A warning needs an interval above 0 and a gap above {CONTAMINATION_NATS:g} nats, and "
+        "above what the reserve itself moved.",
+        "",
         *seen_by_start(next(iter(kept.values()))[1]),
     ]
 
@@ -311,7 +330,7 @@ def _secondary(kept: Kept) -> list[str]:
         for win in part.wins
     ]
     if not suites and not wins:
-        return ["No suite was asked, and no answers were judged."]
+        return ["In these parts no suite was asked, and no answers were judged."]
     blocks: list[str] = []
     if suites:
         columns = ("trial", "task, metric", "documents", "model", "score", "paired change from S")

@@ -25,6 +25,8 @@ POWER = 0.8
 RESAMPLES = 4000
 """The bootstrap of an arm's own numbers draws so often."""
 _ANGLES = 4001
+_RATIOS = 600
+_HALVINGS = 30
 
 _T_975 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
@@ -45,6 +47,13 @@ class SeedInterval(BaseModel):
     seeds: int
     low: float | None
     high: float | None
+
+    @property
+    def se(self) -> float | None:
+        """Return the standard error of the mean over seeds; None for one seed."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.high - self.low) / 2 / t_quantile(self.seeds - 1)
 
 
 class PairedDifference(BaseModel):
@@ -153,13 +162,49 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def smallest_shown(se: float | None, *, tests: int) -> float | None:
+def smallest_shown(
+    se: float | None, *, tests: int, over_seeds: SeedInterval | None = None
+) -> float | None:
     """Return the smallest difference that would be shown in ``POWER`` of all tries.
 
-    ``se``: the standard error of the difference; ``tests``: how many are tested together, of which
-    Holm's first step has to take the smallest. Normal theory.
+    ``se``: the standard error of the difference over pairs; ``tests``: how many are tested
+    together, of which Holm's first step has to take the smallest. Normal theory. A try has other
+    pairs, and other seeds where their interval has to leave out 0 as well: they vary as those of
+    ``over_seeds`` did, and so does what is estimated of that.
     """
     if se is None:
         return None
     normal = NormalDist()
-    return se * (normal.inv_cdf(1 - ALPHA / (2 * max(1, tests))) + normal.inv_cdf(POWER))
+    bound = se * normal.inv_cdf(1 - ALPHA / (2 * max(1, tests)))
+    of_seeds = over_seeds.se if over_seeds is not None else None
+    if over_seeds is None or not of_seeds:
+        return bound + se * normal.inv_cdf(POWER)
+    degrees = over_seeds.seeds - 1
+    ratios, weights = _estimates_of_spread(degrees)
+    bounds = np.maximum(bound, t_quantile(degrees) * of_seeds * ratios)
+    spread = math.hypot(se, of_seeds)
+
+    def power(effect: float) -> float:
+        above = [normal.cdf(z) for z in (effect - bounds) / spread]
+        below = [normal.cdf(z) for z in (-effect - bounds) / spread]
+        return float(weights @ (np.array(above) + np.array(below)))
+
+    low, high = 0.0, bound
+    while power(high) < POWER:
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return high
+
+
+def _estimates_of_spread(degrees: int) -> tuple[Floats, Floats]:
+    """Return standard deviations as they are estimated, as shares of the true one, and how often.
+
+    The estimate is sqrt(chi squared / degrees), of which the density at r is r ** (degrees - 1)
+    exp(-degrees r ** 2 / 2) up to a factor. Weights add up to 1.
+    """
+    ratios = np.linspace(0.0, 6.0, _RATIOS + 1)[1:]
+    log_density = (degrees - 1) * np.log(ratios) - degrees * ratios**2 / 2
+    density = np.exp(log_density - log_density.max())
+    return ratios, density / density.sum()

@@ -67,7 +67,8 @@ class Contrast(Measure):
     """An arm differs from the first in a measure so, pair by pair or item by item.
 
     ``corrected`` is the p-value after Holm's correction. ``smallest``: the smallest difference that
-    these pairs would have shown in 80% of all tries. ``is_shown``: see the module's docstring.
+    these pairs, and seeds where there are several, would have shown in 80% of all tries.
+    ``is_shown``: see the module's docstring.
     """
 
     arm: str
@@ -200,7 +201,7 @@ def _contrasts(
             arm=arm,
             found=paired,
             corrected=p,
-            smallest=smallest_shown(paired.se, tests=tests),
+            smallest=smallest_shown(paired.se, tests=tests, over_seeds=paired.over_seeds),
             is_shown=p is not None and p < ALPHA and _leave_out_zero(paired),
         )
         for (arm, measure, paired), p in zip(found, corrected, strict=True)

@@ -82,9 +82,16 @@ def _not_shown(contrasts: Sequence[Contrast], first: str) -> Iterator[str]:
         reserved = "reserved " if items == "pairs" else ""
         yield (
             f"{what}, which does not say that there is none: with {count(fewest)} {reserved}"
-            f"{items}, one of {least} or more would have been shown in {POWER:.0%} of all tries, "
-            "and a smaller one less often."
+            f"{items}{_and_seeds(open_)}, one of {least} or more would have been shown in "
+            f"{POWER:.0%} of all tries, and a smaller one less often."
         )
+
+
+def _and_seeds(contrasts: Sequence[Contrast]) -> str:
+    """Write how many seeds have to agree besides; nothing where one was trained."""
+    over = [c.found.over_seeds for c in contrasts]
+    several = [each.seeds for each in over if each is not None and each.seeds > 1]
+    return f" and {min(several)} seeds" if several else ""
 
 
 def _of_tests(found: Comparison) -> Iterator[str]:

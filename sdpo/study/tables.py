@@ -99,7 +99,8 @@ def differences_table(found: Comparison) -> Table:
         + "; [a, b]: 95% interval of Student's t, over prompts, on suites over documents. "
         + ("Over seeds: Student's t of the differences of single seeds. " if several else "")
         + f"p: two-sided, corrected by Holm for {found.tests} differences. Could be shown: the "
-        "smallest difference that these would have shown in 80% of all tries.",
+        "smallest difference that these would have shown in 80% of all tries, "
+        + ("varying over pairs and over seeds as they do." if several else "varying over pairs."),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdpo.stats.differences import (
+    SeedInterval,
     difference,
     holm,
     p_value,
@@ -157,6 +158,36 @@ def test_the_smallest_difference_is_that_of_a_z_test() -> None:
     assert smallest_shown(1.0, tests=1) == pytest.approx(2.801585, abs=1e-5)
     assert smallest_shown(2.0, tests=2) == pytest.approx(2 * (2.241403 + 0.841621), abs=1e-5)
     assert smallest_shown(None, tests=3) is None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+@pytest.mark.parametrize("of_seeds", [0.3, 1.0, 4.0])
+def test_the_smallest_difference_is_shown_in_four_of_five_draws_of_pairs_and_seeds(
+    seeds: int, of_seeds: float
+) -> None:
+    # A difference is shown where a z test over pairs says so, corrected for two tests, and where
+    # the t interval over seeds leaves out 0.
+    half = t_quantile(seeds - 1) * of_seeds
+    over_seeds = SeedInterval(seeds=seeds, low=-half, high=half)
+    effect = smallest_shown(1.0, tests=2, over_seeds=over_seeds)
+    assert effect is not None
+    generator = np.random.default_rng(seeds)
+    tries = 40_000
+    of_pairs = generator.normal(effect, 1.0, tries)
+    single = generator.normal(0.0, of_seeds * seeds**0.5, (tries, seeds))
+    found = of_pairs + single.mean(axis=1)
+    bound = t_quantile(seeds - 1) * single.std(axis=1, ddof=1) / seeds**0.5
+    shown = (np.abs(found) > 2.241403) & (np.abs(found) > bound)
+    assert shown.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_seeds_that_do_not_vary_make_no_difference_harder_to_show() -> None:
+    alike = SeedInterval(seeds=3, low=0.5, high=0.5)
+    single = SeedInterval(seeds=1, low=None, high=None)
+    alone = smallest_shown(1.0, tests=1)
+    assert smallest_shown(1.0, tests=1, over_seeds=alike) == alone
+    assert smallest_shown(1.0, tests=1, over_seeds=single) == alone
+    assert smallest_shown(None, tests=1, over_seeds=alike) is None
 
 
 def test_the_quantiles_of_t_are_those_of_draws() -> None:
