@@ -71,7 +71,10 @@ def _pruned(
     recomputed = self.training and getattr(self, "gradient_checkpointing", False)
     if predictors is None or recomputed:  # recomputing is a wrapper around the block's own code
         states = type(self).forward(self, hidden_states, *rest, **options)
-        return states if predictors is None else predicting(states.flatten(0, -2), predictors)[None]
+        if predictors is None:
+            return states
+        # Not a view of rows: what writes into a view would skip FSDP2's gathering, which warns.
+        return states.flatten(0, -2)[None].index_select(1, predictors)
     attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)
     rows = predicting((hidden_states + attended).flatten(0, -2), predictors)[None]
     added: torch.Tensor = self.mlp(self.post_attention_layernorm(rows))

@@ -101,7 +101,10 @@ def test_with_gradient_checkpointing_the_block_is_recomputed_and_the_numbers_sta
             policy.train()
         last = decoder_blocks(policy)[-1]
         last.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        views: list[bool] = []
+        last.register_forward_hook(lambda *got, views=views: views.append(got[-1]._is_view()))
         found.append(measured(policy, "shared"))
+        assert not any(views), "FSDP2 warns of a block that returns a view"
         assert len(calls) == (2 if recomputed else 1)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
